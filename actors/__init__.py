@@ -1,0 +1,1 @@
+"""Actors: environments, policy, and the loop that turns steps into transitions."""

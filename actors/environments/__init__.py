@@ -1,0 +1,1 @@
+"""Environments that ship with pdqn, and the factory for all others."""

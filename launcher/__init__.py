@@ -1,0 +1,1 @@
+"""Launcher: command line, machine sizing, coordinator, supervisor, consoles and plots."""

@@ -1,0 +1,1 @@
+"""Learner: losses, the learner state and its step, and the process around them."""

@@ -1,0 +1,3 @@
+"""Distributed deep Q-learning: the core that every role shares."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,367 @@
+"""The configuration: one dataclass per part, read in layers, checked before anything starts.
+
+A value comes from the highest layer that names it: command-line option, ``PDQN_SECTION__KEY``
+environment variable, TOML file, the plan for this machine and environment, the default here.
+A setting whose default is ``None`` is written ``auto`` by people; the plan fills it in, and the
+resolved value is what stands in a run's ``config.toml``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from pdqn.errors import UsageError
+
+Layer = Mapping[str, Mapping[str, Any]]
+Value = TypeVar("Value")
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field with its documentation and bounds."""
+    metadata = {"doc": doc, "at_least": at_least, "above": above, "at_most": at_most}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to train on, and when to stop."""
+
+    env: str = setting("pdqn/CirclePlacement-v0", "gymnasium environment id, or module:id")
+    env_args: dict[str, Any] = setting({}, "keyword arguments of the environment")
+    seed: int = setting(0, "every random state of the run is derived from it", at_least=0)
+    mode: Literal["auto", "single", "parallel", "ultra"] = setting("auto", "preset of sizes")
+    episodes: int | None = setting(None, "stop after this many episodes", at_least=1)
+    steps: int | None = setting(None, "stop after this many environment steps", at_least=1)
+    time_seconds: float | None = setting(None, "stop after this long", above=0)
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """Actor processes: exploration, n-step returns, and what is shipped when."""
+
+    count: int | None = setting(None, "local actor processes", at_least=0, at_most=10_000)
+    envs_per_actor: int | None = setting(
+        None, "environments that an actor steps as one batch", at_least=1, at_most=4096
+    )
+    n_step: int = setting(3, "rewards summed before bootstrapping", at_least=1, at_most=64)
+    discount: float | None = setting(None, "gamma", at_least=0, at_most=1)
+    epsilon_base: float = setting(
+        0.4, "epsilon ladder: base^(1 + alpha i/(n-1))", at_least=0, at_most=1
+    )
+    epsilon_alpha: float = setting(7.0, "epsilon ladder: alpha", at_least=0)
+    segment_length: int | None = setting(
+        None, "most consecutive steps of one environment in a segment", at_least=1, at_most=4096
+    )
+    batch_transitions: int | None = setting(
+        None, "transitions gathered before a TransitionBatch is sent", at_least=1, at_most=65_536
+    )
+    send_seconds: float = setting(1.0, "a finished segment waits at most this long", above=0)
+    window: int = setting(
+        2, "TransitionBatches that may be on their way unacknowledged", at_least=1, at_most=1000
+    )
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """The prioritized buffer and its rate limiter."""
+
+    capacity: int | None = setting(None, "transitions held", at_least=1)
+    min_size: int | None = setting(None, "transitions held before the first batch", at_least=1)
+    priority_exponent: float = setting(0.6, "0 samples uniformly", at_least=0, at_most=1)
+    importance_sampling_exponent: float = setting(
+        0.4, "0 leaves the prioritized bias, 1 corrects it in full", at_least=0, at_most=1
+    )
+    samples_per_insert: float | None = setting(
+        None, "transitions sampled for each transition inserted", above=0
+    )
+    samples_per_insert_tolerance: float | None = setting(
+        None, "samples by which the ratio may be off before a side waits", above=0
+    )
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Q-learning on sampled batches."""
+
+    batch_size: int = setting(64, "transitions in a SampleBatch", at_least=1, at_most=65_536)
+    learning_rate: float | None = setting(None, "Adam's step size", above=0)
+    adam_epsilon: float = setting(1e-8, "Adam's epsilon", above=0)
+    gradient_clip_norm: float = setting(10.0, "largest global gradient norm", above=0)
+    huber_delta: float = setting(1.0, "error from which the loss is linear", above=0)
+    double: bool = setting(True, "the online network chooses, the target network values")
+    target_update_period: int = setting(250, "learner steps between target updates", at_least=1)
+    prefetch: int = setting(3, "SampleBatches requested ahead", at_least=1, at_most=64)
+    publish_period: int = setting(8, "learner steps between parameter publications", at_least=1)
+    publish_seconds: float = setting(0.25, "least time between publications", at_least=0)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the learner computes")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "of the forward passes")
+    threads: int | None = setting(None, "CPU threads of the learner", at_least=1)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The Q-network."""
+
+    kind: Literal["auto", "mlp", "qmap"] = setting("auto", "by default chosen by the observation")
+    dueling: bool = setting(True, "separate value and advantage streams")
+    hidden: int = setting(256, "units of a hidden layer (mlp)", at_least=1)
+    layers: int = setting(2, "hidden layers (mlp)", at_least=1, at_most=16)
+    channels: int = setting(32, "channels of the residual layers (qmap)", at_least=4)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Greedy episodes on held-out seeds while training goes on."""
+
+    enabled: bool = setting(True, "run an evaluator")
+    episodes: int | None = setting(None, "episodes an evaluation", at_least=1)
+    period_seconds: float = setting(20.0, "time between starts of evaluations", above=0)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Periodic saves."""
+
+    period_seconds: float = setting(60.0, "time between checkpoints", above=0)
+    keep: int = setting(3, "newest checkpoints kept", at_least=1)
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """Heartbeats, restarts and reports."""
+
+    telemetry_seconds: float = setting(1.0, "time between a role's reports", above=0)
+    metrics_seconds: float = setting(5.0, "time between lines of metrics.jsonl", above=0)
+    heartbeat_timeout_seconds: float = setting(
+        30.0, "a silent role is restarted, an orphaned one ends, after this long", above=0
+    )
+    restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run can be told."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+
+    def to_map(self) -> dict[str, dict[str, Any]]:
+        """Plain maps without the settings that are ``None``, for TOML and for the wire."""
+        return {
+            section: {key: value for key, value in values.items() if value is not None}
+            for section, values in dataclasses.asdict(self).items()
+        }
+
+    def to_toml(self) -> str:
+        """The text of ``config.toml``."""
+        return tomli_w.dumps(self.to_map())
+
+
+_SECTIONS: dict[str, type] = {
+    f.name: typing.get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)
+}
+
+
+def build(*layers: tuple[str, Layer]) -> Config:
+    """Merge named layers, lowest first, check every value, and return the configuration.
+
+    Args:
+        layers: pairs of the layer's name as a person knows it ("option", "file run.toml") and
+            its values, ``{section: {key: value}}``. Strings are converted to the key's type.
+
+    Raises:
+        UsageError: an unknown section or key, or a value that is not accepted; the message names
+            the key, the value, the layer, and what is accepted.
+    """
+    merged: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for source, layer in layers:
+        for section, values in layer.items():
+            known = _known_keys(section, source)
+            for key, value in values.items():
+                if key not in known:
+                    raise UsageError(
+                        f"{source}: unknown key {section}.{key}; "
+                        f"{section} has {', '.join(sorted(known))}"
+                    )
+                merged[section][key] = _convert(f"{section}.{key}", value, known[key], source)
+    return Config(**{section: _SECTIONS[section](**values) for section, values in merged.items()})
+
+
+def resolved(value: Value | None) -> Value:
+    """A setting that may be ``auto`` while planning, and is a value in a running system."""
+    if value is None:
+        raise RuntimeError("a setting is still auto after planning")
+    return value
+
+
+def from_map(values: Layer) -> Config:
+    """The configuration that ``Config.to_map`` wrote; checked like any other input."""
+    return build(("received configuration", values))
+
+
+def read_toml(path: Path) -> Layer:
+    """A layer from a TOML file.
+
+    Raises:
+        UsageError: the file cannot be read, is no TOML, or has values outside a section.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"configuration file {path}: {error}") from error
+    for section, content in values.items():
+        if not isinstance(content, dict):
+            raise UsageError(f"configuration file {path}: {section} stands outside a [section]")
+    return values
+
+
+def from_environment(variables: Mapping[str, str]) -> Layer:
+    """A layer from ``PDQN_SECTION__KEY`` variables."""
+    layer: dict[str, dict[str, Any]] = {}
+    for name, value in variables.items():
+        section, separator, key = name.removeprefix("PDQN_").lower().partition("__")
+        if name.startswith("PDQN_") and separator:
+            layer.setdefault(section, {})[key] = value
+    return layer
+
+
+def from_assignments(assignments: Iterable[str]) -> Layer:
+    """A layer from ``section.key=value`` strings."""
+    layer: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot or not key:
+            raise UsageError(f"--set {assignment}: expected section.key=value")
+        layer.setdefault(section, {})[key] = value.strip()
+    return layer
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value if the text is one, else the text itself: ``64``, ``true``, ``fixed``."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def settings() -> Iterable[tuple[str, Any, str]]:
+    """Every setting as (name, default, documentation), in order."""
+    for section, kind in _SECTIONS.items():
+        for item in dataclasses.fields(kind):
+            default = {} if item.default is dataclasses.MISSING else item.default
+            yield f"{section}.{item.name}", default, item.metadata["doc"]
+
+
+def _known_keys(section: str, source: str) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    if section not in _SECTIONS:
+        raise UsageError(f"{source}: unknown section {section}; there are {', '.join(_SECTIONS)}")
+    hints = typing.get_type_hints(_SECTIONS[section])
+    return {f.name: (hints[f.name], f.metadata) for f in dataclasses.fields(_SECTIONS[section])}
+
+
+def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source: str) -> Any:
+    kind, bounds = known
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if value is None or value == "auto":
+            return None
+        kind = next(option for option in typing.get_args(kind) if option is not types.NoneType)
+        accepted = " or auto"
+    else:
+        accepted = ""
+    try:
+        converted = _as_type(value, kind)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{source}: {name} = {value!r}; expected {_describe(kind, bounds)}{accepted}"
+        ) from None
+    if isinstance(converted, (int, float)) and not _within(converted, bounds):
+        raise UsageError(
+            f"{source}: {name} = {value}; expected {_describe(kind, bounds)}{accepted}"
+        )
+    return converted
+
+
+def _as_type(value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError
+        return value
+    if kind is bool:
+        return _as_bool(value)
+    if kind is int:
+        return _as_int(value)
+    if kind is float:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
+    if kind is str:
+        return str(value)
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return dict(value)
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    named = {"true": True, "false": False}
+    if str(value).lower() not in named:
+        raise ValueError
+    return named[str(value).lower()]
+
+
+def _as_int(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    number = int(str(value).replace("_", "")) if isinstance(value, str) else int(value)
+    if not isinstance(value, str) and number != value:
+        raise ValueError
+    return number
+
+
+def _within(value: float, bounds: Mapping[str, Any]) -> bool:
+    return (
+        math.isfinite(value)
+        and (bounds["at_least"] is None or value >= bounds["at_least"])
+        and (bounds["above"] is None or value > bounds["above"])
+        and (bounds["at_most"] is None or value <= bounds["at_most"])
+    )
+
+
+def _describe(kind: Any, bounds: Mapping[str, Any]) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    if kind is bool:
+        return "true or false"
+    if kind not in (int, float):
+        return "a text" if kind is str else "a table"
+    words = ["a whole number" if kind is int else "a number"]
+    names = {"at_least": "of at least", "above": "above", "at_most": "and at most"}
+    words += [f"{text} {bounds[key]}" for key, text in names.items() if bounds[key] is not None]
+    return " ".join(words)

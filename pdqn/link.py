@@ -1,0 +1,241 @@
+"""A role's line to the coordinator: join, report, follow.
+
+The coordinator answers every report with a *pulse*, and sends one at once when something
+changes. A pulse says what the role is to do (``command``) and where its peers are
+(``endpoints``); it is a state, not an order, so a lost or repeated one does no harm.
+
+Commands: ``run``; ``drain`` (replay: take what still comes); ``finish`` (evaluator: one last
+evaluation of the final parameters); ``stop`` (flush or save, and leave).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import zmq
+
+import pdqn
+from pdqn import process, wire
+from pdqn.config import Config, from_map
+from pdqn.errors import RunError
+from pdqn.process import ParentWatch
+from pdqn.specs import EnvironmentSpec
+from pdqn.telemetry import Telemetry
+
+COMMANDS = ("run", "drain", "finish", "stop")
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a role learns when it joins.
+
+    Attributes:
+        index: number of the role among its like, from 0.
+        incarnation: how often this index was started before.
+        bind: address pattern where the role binds; ``{name}`` stands for the socket's name.
+        run_dir: directory of the run on the launcher's host.
+    """
+
+    run: str
+    index: int
+    incarnation: int
+    config: Config
+    spec: EnvironmentSpec
+    bind: str
+    run_dir: str
+
+    def address(self, name: str) -> str:
+        """Where this role binds its socket of that name."""
+        return self.bind.replace("{name}", name)
+
+
+@dataclass
+class Pulse:
+    """The newest state that the coordinator sent.
+
+    Attributes:
+        command: one of ``COMMANDS``.
+        endpoints: where ``transitions``, ``samples`` and ``parameters`` are served, as known.
+        actor_slots: actors that share the epsilon ladder.
+        final_version: with ``finish``, the parameter_version to evaluate last.
+    """
+
+    command: str = "run"
+    endpoints: dict[str, str] = field(default_factory=dict)
+    actor_slots: int = 1
+    final_version: int = 0
+
+
+class CoordinatorLink:
+    """A DEALER to the coordinator. Use from one thread."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        role: str,
+        *,
+        index: int | None = None,
+        parent: ParentWatch | None = None,
+    ) -> None:
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 2000)
+        self._socket.setsockopt(zmq.SNDHWM, 1000)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
+        self._socket.connect(address)
+        self._address = address
+        self._role = role
+        self._index = index
+        self._parent = parent
+        self._process = psutil.Process()
+        self._heard = time.monotonic()
+        self._next_report = 0.0
+        self._period_seconds = 1.0
+        self._timeout_seconds = 30.0
+        self._serves: dict[str, str] = {}
+        self.pulse = Pulse()
+        self.telemetry = Telemetry()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this role is to end: told so, or its launcher is gone."""
+        return self.pulse.command == "stop" or self.orphaned
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the launcher is gone."""
+        silent = time.monotonic() - self._heard > self._timeout_seconds
+        return silent or (self._parent is not None and self._parent.gone)
+
+    def join(self, timeout_seconds: float = 60.0) -> Welcome:
+        """Ask to take part until answered.
+
+        Raises:
+            RunError: refused (the coordinator's sentence), or no answer in time.
+        """
+        request = {
+            "role": self._role,
+            "index": self._index,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "package": pdqn.__version__,
+        }
+        self._socket.send(wire.encode_control("join", request))
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            if self._parent is not None and self._parent.gone:
+                raise RunError("the launcher ended before this role joined")
+            if not self._socket.poll(200):
+                continue
+            message = wire.decode_control(self._socket.recv())
+            if message["type"] == "refuse":
+                raise RunError(f"{self._address} refused this {self._role}: {message['reason']}")
+            if message["type"] == "welcome":
+                return self._welcomed(message)
+        raise RunError(f"no coordinator answered at {self._address} in {timeout_seconds:.0f} s")
+
+    def serve_at(self, endpoints: dict[str, str]) -> None:
+        """Tell the coordinator where this role's sockets are, with the next report."""
+        self._serves = endpoints
+        self._next_report = 0.0
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        """Take in what the coordinator sent, and report if it is time."""
+        if self._socket.poll(int(timeout_seconds * 1000)):
+            while self._socket.poll(0):
+                self._receive(self._socket.recv())
+        if time.monotonic() >= self._next_report:
+            self.report()
+
+    def report(self) -> None:
+        """Send telemetry now."""
+        self._next_report = time.monotonic() + self._period_seconds
+        self._send("telemetry")
+
+    def leave(self, reason: str = "") -> None:
+        """Say goodbye with the final figures, and close."""
+        self._send("leave", reason=reason)
+        self._socket.close()
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Wake a poller when the coordinator speaks."""
+        poller.register(self._socket, zmq.POLLIN)
+
+    def _send(self, kind: str, **extra: Any) -> None:
+        self.telemetry.gauge("cpu_percent", self._process.cpu_percent())
+        self.telemetry.gauge("memory_bytes", self._process.memory_info().rss)
+        content = {**self.telemetry.report(), "endpoints": self._serves, **extra}
+        try:
+            self._socket.send(wire.encode_control(kind, content), zmq.NOBLOCK)
+        except zmq.Again:
+            self.telemetry.count("reports_dropped")
+
+    def _welcomed(self, message: dict[str, Any]) -> Welcome:
+        config = from_map(message["config"])
+        self._period_seconds = config.system.telemetry_seconds
+        self._timeout_seconds = config.system.heartbeat_timeout_seconds
+        self._heard = time.monotonic()
+        self._read_pulse(message["pulse"])
+        return Welcome(
+            run=message["run"],
+            index=message["index"],
+            incarnation=message["incarnation"],
+            config=config,
+            spec=EnvironmentSpec.from_map(message["spec"]),
+            bind=message["bind"],
+            run_dir=message["run_dir"],
+        )
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            message = wire.decode_control(data)
+        except wire.WireError:
+            self.telemetry.count("control_rejected")
+            return
+        self._heard = time.monotonic()
+        if message["type"] == "pulse":
+            self._read_pulse(message)
+
+    def _read_pulse(self, message: dict[str, Any]) -> None:
+        command = message.get("command")
+        if command in COMMANDS:
+            self.pulse = Pulse(
+                command=command,
+                endpoints=dict(message.get("endpoints") or {}),
+                actor_slots=int(message.get("actor_slots") or 1),
+                final_version=int(message.get("final_version") or 0),
+            )
+
+
+@contextmanager
+def role(
+    name: str, address: str, index: int | None, log_path: Path | None
+) -> Iterator[tuple[zmq.Context[zmq.Socket[bytes]], CoordinatorLink, Welcome]]:
+    """The frame of every role's process: prepare, join, do (the body), say goodbye.
+
+    An error in the body is logged with its traceback, told to the coordinator in one line, and
+    raised again: the process ends with a failure, and its supervisor decides what follows.
+    """
+    parent = process.prepare(name, index, log_path)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = CoordinatorLink(context, address, name, index=index, parent=parent)
+    try:
+        welcome = link.join()
+        process.set_title(name, welcome.index)
+        yield context, link, welcome
+        link.leave()
+    except Exception as error:
+        logging.getLogger(name).exception("this role failed")
+        link.leave(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        context.destroy(linger=3000)

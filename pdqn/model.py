@@ -1,0 +1,71 @@
+"""The model file: a network with what is needed to build and use it, and no pickled code."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdqn.config import Config, NetworkConfig
+from pdqn.errors import UsageError
+from pdqn.networks import MLP, QMap, build_network
+from pdqn.specs import EnvironmentSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network and the environment it is for."""
+
+    network: MLP | QMap
+    spec: EnvironmentSpec
+    env_args: dict[str, Any]
+    parameter_version: int
+
+
+def save_model(
+    path: Path, config: Config, spec: EnvironmentSpec, network: torch.nn.Module, version: int
+) -> None:
+    """Write a model file, atomically; ``torch.load(path, weights_only=True)`` reads it."""
+    content = {
+        "format": FORMAT,
+        "spec": spec.to_map(),
+        "env_args": config.run.env_args,
+        "network": dataclasses.asdict(config.network),
+        "parameter_version": version,
+        "parameters": {name: t.cpu() for name, t in network.state_dict().items()},
+    }
+    write_atomically(path, content)
+
+
+def load_model(path: Path) -> Model:
+    """The model in a file.
+
+    Raises:
+        UsageError: no model file, or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.get("format") != FORMAT:
+            raise UsageError(f"{path}: model format {content.get('format')}, not {FORMAT}")
+        spec = EnvironmentSpec.from_map(content["spec"])
+        network = build_network(spec, NetworkConfig(**content["network"]))
+        network.load_state_dict(content["parameters"])
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: not a model that this version reads ({error})") from error
+    return Model(network.eval(), spec, dict(content["env_args"]), int(content["parameter_version"]))
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """``torch.save`` to a file that is either whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,78 @@
+"""What every role's process does first: its name, its log, and an eye on who started it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import FrameType
+
+import setproctitle
+
+_ORPHAN_GRACE_SECONDS = 5.0
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class ParentWatch:
+    """Knows when the process that started this one is gone, and then ends this one.
+
+    The pipe to the parent comes to its end when the parent ends, however it ends. The role sees
+    ``gone`` and leaves in order; if it hangs, it is ended after a few seconds.
+
+    Attributes:
+        gone: the parent has ended, or has asked this process to leave with SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.gone = False
+        signal.signal(signal.SIGTERM, self._told)
+        self._parent = multiprocessing.parent_process()
+        if self._parent is not None:
+            threading.Thread(target=self._watch, name="parent watch", daemon=True).start()
+
+    def _told(self, _number: int, _frame: FrameType | None) -> None:
+        self.gone = True
+
+    def _watch(self) -> None:
+        assert self._parent is not None
+        wait([self._parent.sentinel])
+        self.gone = True
+        time.sleep(_ORPHAN_GRACE_SECONDS)
+        os._exit(1)
+
+
+def set_title(role: str, index: int | None) -> None:
+    """Name this process, for top and ps: ``pdqn actor 17``."""
+    setproctitle.setproctitle(f"pdqn {role}" if index is None else f"pdqn {role} {index}")
+
+
+def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
+    """Make this process a role: named, logging, deaf to the terminal's Ctrl-C.
+
+    Args:
+        role: actor, replay, learner or evaluator.
+        index: its number, if known before joining.
+        log_path: file that takes the log, standard output and standard error; None leaves them.
+    """
+    set_title(role, index)
+    # Ctrl-C reaches the whole process group; it is the launcher that decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    if log_path is not None:
+        _redirect_output(log_path)
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr, force=True)
+    return ParentWatch()
+
+
+def _redirect_output(log_path: Path) -> None:
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)

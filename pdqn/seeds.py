@@ -1,0 +1,36 @@
+"""Every random state of a run is a function of (run seed, role, index, incarnation)."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+HELD_OUT_SEED = 1_000_000
+# Coprime to HELD_OUT_SEED, so that consecutive environments get distinct seeds below it.
+_STRIDE = 387_433
+
+
+def generator(seed: int, role: str, index: int = 0, incarnation: int = 0) -> np.random.Generator:
+    """A random generator of one incarnation of one role."""
+    return np.random.default_rng([seed, zlib.crc32(role.encode()), index, incarnation])
+
+
+def torch_seed(seed: int, role: str, index: int = 0, incarnation: int = 0) -> int:
+    """A seed for torch of one incarnation of one role."""
+    return int(generator(seed, role, index, incarnation).integers(1 << 62))
+
+
+def environment_seeds(seed: int, first: int, num_envs: int, incarnation: int) -> list[int]:
+    """Seeds of environments ``first`` .. ``first + num_envs - 1`` of a run, for training.
+
+    All lie below ``HELD_OUT_SEED``; those at and above it are for evaluation. Environments of one
+    incarnation never share a seed (up to a million of them).
+    """
+    start = int(generator(seed, "environments", 0, incarnation).integers(HELD_OUT_SEED))
+    return [(start + _STRIDE * (first + i)) % HELD_OUT_SEED for i in range(num_envs)]
+
+
+def held_out_seeds(count: int) -> list[int]:
+    """The first seeds of the held-out set."""
+    return [HELD_OUT_SEED + k for k in range(count)]

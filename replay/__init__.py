@@ -1,0 +1,1 @@
+"""Replay: the prioritized buffer, its rate limiter, and the server around them."""
