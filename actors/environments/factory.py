@@ -1,0 +1,170 @@
+"""Any gymnasium environment as one batch, described by an EnvironmentSpec.
+
+One autoreset mode is used throughout, ``SAME_STEP``: the observation after a finished episode is
+the first of the next one, and the final observation is kept beside it. Environments with a
+batch-native form that works this way use it; all others are stepped one after another by
+gymnasium's SyncVectorEnv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from actors.environments import registration
+from pdqn.errors import UsageError
+from pdqn.specs import ACTION_MASK, ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
+
+PLAIN_FIELD = "observation"
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of all environments.
+
+    Attributes:
+        observation: fields [num_envs, ...]; where an episode ended, the next one's first.
+        rewards: float64[num_envs].
+        terminated: bool[num_envs].
+        truncated: bool[num_envs].
+        final_observation: fields [k, ...] of the k environments that were truncated and not
+            terminated, in order: the observation to bootstrap from.
+        headline: float64[num_envs], the headline metric at the end, NaN elsewhere.
+    """
+
+    observation: Observation
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    final_observation: Observation
+    headline: NDArray[np.float64]
+
+
+def describe_environment(env_id: str, env_args: Mapping[str, Any]) -> EnvironmentSpec:
+    """The spec of an environment, from making it once.
+
+    Raises:
+        UsageError: it cannot be made, or its spaces are not supported; the message says which.
+    """
+    registration.register()
+    try:
+        env = gymnasium.make(env_id, **env_args)
+    except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
+        raise UsageError(f"environment {env_id}: {_first_line(error)}") from error
+    try:
+        headline = getattr(env.unwrapped, "headline_metric", None)
+        fields = _fields(env_id, env.observation_space)
+        return EnvironmentSpec(env_id, fields, _num_actions(env_id, env.action_space), headline)
+    finally:
+        env.close()
+
+
+class VectorEnvironment:
+    """A batch of environments that speaks in maps of named arrays."""
+
+    def __init__(self, spec: EnvironmentSpec, env_args: Mapping[str, Any], num_envs: int) -> None:
+        self.spec = spec
+        self.num_envs = num_envs
+        self._env = _make_vector(spec.id, env_args, num_envs)
+        self._plain = not isinstance(self._env.single_observation_space, spaces.Dict)
+        assert isinstance(self._env.single_action_space, spaces.Discrete)
+        self._first_action = int(self._env.single_action_space.start)
+
+    def reset(self, seeds: Sequence[int]) -> Observation:
+        """Begin an episode everywhere; environment i with ``seeds[i]``."""
+        every: Any = [int(seed) for seed in seeds]  # the base class declares only one int
+        observation, _ = self._env.reset(seed=every)
+        return self._named(observation)
+
+    def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
+        """Take actions [num_envs], each 0 .. num_actions - 1."""
+        observation, rewards, terminated, truncated, infos = self._env.step(
+            actions + self._first_action
+        )
+        bootstrapped = np.flatnonzero(truncated & ~terminated)
+        return Transition(
+            observation=self._named(observation),
+            rewards=np.asarray(rewards, np.float64),
+            terminated=terminated,
+            truncated=truncated,
+            final_observation=self._final(infos, bootstrapped),
+            headline=self._headline(infos, terminated | truncated),
+        )
+
+    def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Scores of the environment's own baselines on these seeds, by name; empty without any."""
+        compute = getattr(self._env.unwrapped, "baselines", None)
+        return dict(compute(list(seeds))) if compute is not None else {}
+
+    def close(self) -> None:
+        """Close all environments."""
+        self._env.close()
+
+    def _named(self, observation: Any) -> Observation:
+        return {PLAIN_FIELD: observation} if self._plain else dict(observation)
+
+    def _final(self, infos: Mapping[str, Any], which: NDArray[np.intp]) -> Observation:
+        if len(which) == 0:
+            return {}
+        finals = [self._named(infos["final_obs"][i]) for i in which]
+        return {name: np.stack([final[name] for final in finals]) for name in finals[0]}
+
+    def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
+        values = np.full(self.num_envs, np.nan)
+        if self.spec.headline_metric is not None and ended.any():
+            values[ended] = infos["final_info"][self.spec.headline_metric][ended]
+        return values
+
+
+def _make_vector(env_id: str, env_args: Mapping[str, Any], num_envs: int) -> VectorEnv:
+    """Batch-native where that resets in the same step, else one after another."""
+    registration.register()
+    entry = gymnasium.spec(env_id)
+    if entry.vector_entry_point is not None:
+        native = gymnasium.make_vec(
+            env_id, num_envs, vectorization_mode="vector_entry_point", **env_args
+        )
+        if native.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+            return native
+        native.close()
+    return gymnasium.make_vec(
+        env_id,
+        num_envs,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        **env_args,
+    )
+
+
+def _num_actions(env_id: str, space: gymnasium.Space[Any]) -> int:
+    if not isinstance(space, spaces.Discrete):
+        raise UsageError(f"environment {env_id} has actions {space}; Discrete is supported")
+    return int(space.n)
+
+
+def _fields(env_id: str, space: gymnasium.Space[Any]) -> tuple[FieldSpec, ...]:
+    named = dict(space.spaces) if isinstance(space, spaces.Dict) else {PLAIN_FIELD: space}
+    return tuple(_field(env_id, name, named[name]) for name in sorted(named))
+
+
+def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
+    supported = isinstance(space, spaces.Box | spaces.MultiBinary)
+    if not supported or space.shape is None or str(space.dtype) not in ALLOWED_DTYPES:
+        raise UsageError(
+            f"environment {env_id} has the observation {name}: {space}; "
+            "Box and MultiBinary, alone or in a Dict, are supported"
+        )
+    binary = isinstance(space, spaces.MultiBinary) or name == ACTION_MASK
+    return FieldSpec(name, tuple(space.shape), str(space.dtype), binary)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

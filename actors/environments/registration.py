@@ -1,0 +1,27 @@
+"""Make the environments of this package known to gymnasium.
+
+gymnasium finds an environment by its id only after somebody has imported a module that registers
+it; this is that module. ``import actors.environments.registration`` does it, and so does the id
+``actors.environments.registration:pdqn/CirclePlacement-v0``. The environments are named by
+strings, so that nothing of them is imported until one is made.
+"""
+
+from __future__ import annotations
+
+from gymnasium.envs import registration
+
+CIRCLE_PLACEMENT_ID = "pdqn/CirclePlacement-v0"
+
+
+def register() -> None:
+    """Register the environments; harmless when they are registered already."""
+    if CIRCLE_PLACEMENT_ID in registration.registry:
+        return
+    registration.register(
+        id=CIRCLE_PLACEMENT_ID,
+        entry_point="actors.environments.circle_placement:CirclePlacementEnv",
+        vector_entry_point="actors.environments.circle_placement:CirclePlacementVectorEnv",
+    )
+
+
+register()
