@@ -1,0 +1,194 @@
+"""How far sampling and inserting may run ahead of each other: counters, no clocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pdqn.errors import UsageError
+
+
+class RateLimiter:
+    """Holds the ratio of sampled to inserted transitions near a target.
+
+    With I transitions inserted, S sampled, and the target sigma = ``samples_per_insert``::
+
+        balance = sigma * (I - min_size) - S
+
+    is the number of samples that are still due. Inserting adds to it, sampling takes from it::
+
+        can_insert()   =  I < min_size   or   balance <= tolerance
+        can_sample(n)  =  I >= min_size  and  balance - n >= -tolerance
+
+    While both sides ask first, nothing is sampled before I reaches min_size, and from then on::
+
+        -tolerance  <=  balance  <=  tolerance + sigma * m
+
+    where m is the size of the largest insert: an insert is let in whole, however large it is,
+    and therefore overshoots by at most sigma * m.
+
+    **Deadlock.** Both sides are blocked when inserting is, which needs I >= min_size and
+    balance > tolerance, and sampling a batch of B = batch_size is, which then needs
+    balance < B - tolerance; together tolerance < balance < B - tolerance. There is no such
+    balance exactly if B - tolerance <= tolerance. So tolerance >= B / 2 is required, and is
+    enough, for any sigma and any size of inserts; samples of fewer than B wait no longer than
+    samples of B. Nor can a side wait forever while the other one works: each batch sampled
+    brings a balance above tolerance down by B, each insert brings a low one up by sigma or more.
+
+    Inserts are counted, not what the buffer still holds. A replay whose buffer came back empty
+    makes a new limiter, and so gathers min_size transitions again before it serves a batch.
+
+    Args:
+        samples_per_insert: sigma, transitions sampled for each one inserted.
+        tolerance: how far the balance may be from zero, in samples.
+        min_size: transitions inserted before the first sample.
+        batch_size: most transitions of one sample.
+        capacity: of the buffer, if known: min_size must not exceed it.
+
+    Attributes:
+        num_inserted: I, transitions.
+        num_sampled: S, transitions.
+
+    Raises:
+        UsageError: settings with which the run would stand still, or that make no sense.
+    """
+
+    def __init__(
+        self,
+        samples_per_insert: float,
+        tolerance: float,
+        min_size: int,
+        batch_size: int,
+        *,
+        capacity: int | None = None,
+    ) -> None:
+        _check_target(samples_per_insert)
+        _check_sizes(min_size, batch_size, capacity)
+        _check_tolerance(tolerance, batch_size)
+        self._target = float(samples_per_insert)
+        self._tolerance = float(tolerance)
+        self._min_size = min_size
+        self._batch_size = batch_size
+        self.num_inserted = 0
+        self.num_sampled = 0
+        self._rebase(balance=0.0)
+
+    @property
+    def target(self) -> float:
+        """The ``samples_per_insert`` aimed at."""
+        return self._target
+
+    @property
+    def samples_per_insert(self) -> float:
+        """The ratio so far, S / (I - min_size); 0 until it is defined."""
+        counted = self.num_inserted - self._min_size
+        return self.num_sampled / counted if counted > 0 else 0.0
+
+    @property
+    def balance(self) -> float:
+        """Samples still due; negative when sampling is ahead."""
+        inserted = self.num_inserted - self._base_inserted
+        return (
+            self._base_balance + self._target * inserted - (self.num_sampled - self._base_sampled)
+        )
+
+    @property
+    def blocked(self) -> Literal["insert", "sample"] | None:
+        """The side that must wait for the other one now, if any; it is never both."""
+        if not self.can_insert():
+            return "insert"
+        return None if self.can_sample(self._batch_size) else "sample"
+
+    def can_insert(self) -> bool:
+        """Whether the next insert, of any size, may be done now."""
+        return self.num_inserted < self._min_size or self.balance <= self._tolerance
+
+    def can_sample(self, count: int) -> bool:
+        """Whether ``count`` transitions, at most batch_size, may be sampled now."""
+        return self.num_inserted >= self._min_size and self.balance - count >= -self._tolerance
+
+    def inserted(self, count: int) -> None:
+        """Count so many transitions as inserted."""
+        self.num_inserted += _natural(count)
+
+    def sampled(self, count: int) -> None:
+        """Count so many transitions as sampled."""
+        self.num_sampled += _natural(count)
+
+    def set_samples_per_insert(self, samples_per_insert: float) -> None:
+        """Aim at another ratio from now on.
+
+        The balance stays what it is. Applied to all of the past, a new ratio would make samples
+        or inserts by the million due at once, and the other side would wait for them.
+
+        Raises:
+            UsageError: not a positive finite number.
+        """
+        _check_target(samples_per_insert)
+        balance = self.balance
+        self._target = float(samples_per_insert)
+        self._rebase(balance)
+
+    def get_state(self) -> dict[str, Any]:
+        """The counters; the settings are the constructor's."""
+        return {
+            "num_inserted": self.num_inserted,
+            "num_sampled": self.num_sampled,
+            "balance": self.balance,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from ``get_state``, with this limiter's own settings from now on."""
+        self.num_inserted = _natural(state["num_inserted"])
+        self.num_sampled = _natural(state["num_sampled"])
+        self._rebase(float(state["balance"]))
+
+    def _rebase(self, balance: float) -> None:
+        """Count from here on, where the balance is known.
+
+        Below min_size "here" is the moment when min_size is reached: nothing is due until then.
+        """
+        self._base_inserted = max(self.num_inserted, self._min_size)
+        self._base_sampled = self.num_sampled
+        if self.num_inserted < self._min_size:
+            balance = 0.0
+        # Only a state saved with another min_size or tolerance can be lower than this.
+        self._base_balance = max(balance, -self._tolerance)
+
+
+def _check_target(samples_per_insert: float) -> None:
+    if not (math.isfinite(samples_per_insert) and samples_per_insert > 0):
+        raise UsageError(
+            f"samples_per_insert is {samples_per_insert}: it must be a positive number, "
+            "or one side would wait for the other forever"
+        )
+
+
+def _check_sizes(min_size: int, batch_size: int, capacity: int | None) -> None:
+    if batch_size < 1:
+        raise UsageError(f"the batch size is {batch_size}: a batch has at least 1 transition")
+    if min_size < 1:
+        raise UsageError(f"min_size is {min_size}: nothing can be sampled from an empty buffer")
+    if capacity is not None and min_size > capacity:
+        raise UsageError(
+            f"min_size is {min_size}, but the buffer holds only {capacity} transitions: "
+            "it would never be as full as the first batch requires"
+        )
+
+
+def _check_tolerance(tolerance: float, batch_size: int) -> None:
+    if not math.isfinite(tolerance):
+        raise UsageError(f"the samples_per_insert tolerance is {tolerance}: it must be finite")
+    if tolerance < batch_size / 2:
+        raise UsageError(
+            f"the samples_per_insert tolerance is {tolerance}, less than half of the batch size "
+            f"{batch_size}: with more than {tolerance} and fewer than {batch_size - tolerance} "
+            "samples due, actors and learner would wait for each other; "
+            f"it must be at least {batch_size / 2}"
+        )
+
+
+def _natural(count: int) -> int:
+    if count < 0:
+        raise ValueError(f"{count} transitions cannot be counted")
+    return count
