@@ -1,0 +1,229 @@
+"""The actor: selects, steps, records, maybe sends, maybe refreshes its parameters."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import zmq
+
+from actors.environments.factory import Transition, VectorEnvironment
+from actors.follower import ParameterFollower
+from actors.policy import Choice, action_values, epsilon_greedy, epsilon_ladder, masked_values
+from actors.segments import Columns, SegmentRecorder, join_segments
+from pdqn import seeds, wire
+from pdqn.config import Config, resolved
+from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.networks import QNetwork, build_network
+from pdqn.specs import EnvironmentSpec, Observation
+from pdqn.telemetry import Episode, Telemetry
+from replay.sender import TransitionSender
+
+_REFRESH_SECONDS = 0.1
+_FLUSH_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which actor this is; all of its randomness follows from it."""
+
+    index: int
+    incarnation: int
+
+
+class Rollout:
+    """Environments, policy and recorder of one actor: everything but sockets and clocks."""
+
+    def __init__(
+        self, config: Config, spec: EnvironmentSpec, network: QNetwork, identity: Identity
+    ) -> None:
+        actor = config.actor
+        self._num_envs = resolved(actor.envs_per_actor)
+        self._config = actor
+        self._spec = spec
+        self._network = network
+        self._index = identity.index
+        key = (config.run.seed, "actor", identity.index, identity.incarnation)
+        self._rng = seeds.generator(*key)
+        self._env = VectorEnvironment(spec, config.run.env_args, self._num_envs)
+        self._recorder = SegmentRecorder(
+            spec,
+            self._num_envs,
+            n_step=actor.n_step,
+            discount=resolved(actor.discount),
+            segment_length=resolved(actor.segment_length),
+        )
+        first = identity.index * self._num_envs
+        self._observation = self._env.reset(
+            seeds.environment_seeds(config.run.seed, first, self._num_envs, identity.incarnation)
+        )
+        self._scores = np.zeros(self._num_envs)
+        self._lengths = np.zeros(self._num_envs, np.int64)
+        self.epsilons = np.zeros(self._num_envs)
+        self.set_actor_slots(identity.index + 1)
+
+    def set_actor_slots(self, slots: int) -> None:
+        """Take this actor's share of a ladder over the environments of ``slots`` actors."""
+        slots = max(slots, self._index + 1)
+        ladder = epsilon_ladder(
+            slots * self._num_envs, self._config.epsilon_base, self._config.epsilon_alpha
+        )
+        # Strided, so that every actor has both greedy and exploring environments.
+        self.epsilons = ladder[self._index :: slots]
+
+    def step(self, telemetry: Telemetry) -> list[Columns]:
+        """Step all environments once; the segments that this completed."""
+        values = action_values(self._network, self._observation)
+        choice = epsilon_greedy(values, self.epsilons, self._rng)
+        self._record(choice)
+        transition = self._env.step(choice.actions)
+        self._observation = transition.observation
+        self._account(transition, telemetry)
+        final_values = np.empty(0, np.float32)
+        if transition.final_observation:
+            final_values = masked_values(self._network, transition.final_observation)
+        return self._recorder.finish(
+            transition.rewards,
+            transition.terminated,
+            transition.truncated,
+            self._packed(transition.final_observation),
+            final_values,
+        )
+
+    def flush(self) -> list[Columns]:
+        """What is recorded of unfinished episodes."""
+        return self._recorder.flush()
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._env.close()
+
+    def _record(self, choice: Choice) -> None:
+        packed = self._spec.pack(self._observation)
+        self._recorder.record(packed, choice.actions, choice.chosen, choice.values)
+
+    def _packed(self, observation: Observation) -> Observation:
+        return self._spec.pack(observation) if observation else {}
+
+    def _account(self, transition: Transition, telemetry: Telemetry) -> None:
+        telemetry.count("environment_steps", self._num_envs)
+        self._scores += transition.rewards
+        self._lengths += 1
+        ended = transition.terminated | transition.truncated
+        for env in np.flatnonzero(ended).tolist():
+            headline = float(transition.headline[env])
+            known = headline if np.isfinite(headline) else None
+            telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
+        self._scores[ended] = 0.0
+        self._lengths[ended] = 0
+
+
+class Shipper:
+    """Gathers segments and sends them as TransitionBatches."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        link: CoordinatorLink,
+        welcome: Welcome,
+    ) -> None:
+        self._enough = resolved(welcome.config.actor.batch_transitions)
+        self._most_seconds = welcome.config.actor.send_seconds
+        self._link = link
+        self._sender = TransitionSender(
+            context, welcome.index, welcome.incarnation, welcome.config.actor.window
+        )
+        self._welcome = welcome
+        self._segments: list[Columns] = []
+        self._gathered = 0
+        self._oldest = 0.0
+        self._patience_ends: float | None = None
+
+    def add(self, segments: list[Columns], parameter_version: int) -> None:
+        """Take segments; send when there are enough, or when they have waited long enough."""
+        now = time.monotonic()
+        if segments and not self._segments:
+            self._oldest = now
+        self._segments += segments
+        self._gathered += sum(len(segment["action"]) for segment in segments)
+        waited = bool(self._segments) and now - self._oldest > self._most_seconds
+        if self._gathered >= self._enough or waited:
+            self.send(parameter_version)
+
+    def send(self, parameter_version: int) -> None:
+        """Send what was gathered; waits for replay, and reports meanwhile."""
+        if not self._segments:
+            return
+        batch = wire.TransitionBatch(
+            self._welcome.run,
+            self._welcome.index,
+            self._welcome.incarnation,
+            self._sender.next_sequence,
+            parameter_version,
+            join_segments(self._segments),
+        )
+        self._segments, self._gathered = [], 0
+        data = wire.encode_transitions(batch)
+        telemetry = self._link.telemetry
+        started = time.monotonic()
+        sent = self._sender.send(data, self._while_waiting)
+        telemetry.count("wait_seconds", time.monotonic() - started)
+        telemetry.count("transitions_sent" if sent else "transitions_unsent", batch.count)
+        telemetry.count("bytes_sent", len(data) if sent else 0)
+        telemetry.activity = ""
+
+    def finish(self, parameter_version: int) -> None:
+        """Send the rest, and wait a little for the last acknowledgements."""
+        self.send(parameter_version)
+        self._sender.flush(self._while_waiting)
+        self._sender.close()
+
+    def _while_waiting(self) -> bool:
+        """Keep the line alive and follow replay; False when there is nobody to wait for."""
+        self._link.telemetry.activity = "waits for replay"
+        self._link.poll()
+        endpoints = self._link.pulse.endpoints
+        if "transitions" in endpoints and "acknowledgements" in endpoints:
+            self._sender.connect(endpoints["transitions"], endpoints["acknowledgements"])
+        return not self._link.orphaned and not self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        """Whether the run has been stopping for long enough without room at replay."""
+        if not self._link.stopping:
+            return False
+        now = time.monotonic()
+        if self._patience_ends is None:
+            self._patience_ends = now + _FLUSH_SECONDS
+        return now >= self._patience_ends
+
+
+def run_actor(address: str, index: int | None = None, log_path: Path | None = None) -> None:
+    """One actor process, from joining to leaving."""
+    torch.set_num_threads(1)
+    with role("actor", address, index, log_path) as (context, link, welcome):
+        act(context, link, welcome)
+
+
+def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome) -> None:
+    """Act until told to stop; then ship what is recorded."""
+    network = build_network(welcome.spec, welcome.config.network)
+    follower = ParameterFollower(context, link, welcome.run, network)
+    identity = Identity(welcome.index, welcome.incarnation)
+    rollout = Rollout(welcome.config, welcome.spec, network, identity)
+    shipper = Shipper(context, link, welcome)
+    while not link.stopping:
+        if follower.refresh():
+            rollout.set_actor_slots(link.pulse.actor_slots)
+            link.telemetry.gauge("epsilon", float(rollout.epsilons.mean()))
+        if follower.parameter_version is None:
+            link.telemetry.activity = "waits for parameters"
+            link.poll(_REFRESH_SECONDS)
+            continue
+        shipper.add(rollout.step(link.telemetry), follower.parameter_version)
+    shipper.add(rollout.flush(), follower.parameter_version or 0)
+    shipper.finish(follower.parameter_version or 0)
+    follower.close()
+    rollout.close()

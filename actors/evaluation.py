@@ -1,0 +1,145 @@
+"""Greedy episodes on given seeds, and how they compare with the environment's baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.environments.factory import VectorEnvironment
+from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
+
+Act = Callable[[Observation], NDArray[np.int64]]
+_MOST_ENVIRONMENTS = 16
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Episodes on held-out seeds.
+
+    Attributes:
+        returns: float64[episodes], undiscounted.
+        lengths: int64[episodes].
+        headline: float64[episodes], the environment's headline metric; NaN without one.
+    """
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    headline: NDArray[np.float64]
+
+
+def play(
+    act: Act,
+    spec: EnvironmentSpec,
+    env_args: Mapping[str, Any],
+    seeds: Sequence[int],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
+    """Play one episode for every seed; None when told to stop before the end.
+
+    Args:
+        act: from a batch of observations to actions int64[batch].
+        spec: the environment.
+        env_args: its keyword arguments.
+        seeds: of the episodes.
+        should_stop: asked at every step.
+    """
+    parts: list[Scores] = []
+    width = min(_MOST_ENVIRONMENTS, len(seeds))
+    env = VectorEnvironment(spec, env_args, width)
+    try:
+        for start in range(0, len(seeds), width):
+            # The last batch is filled up with seeds whose episodes are not counted.
+            batch = [*seeds[start : start + width], *seeds[:width]][:width]
+            part = _play_batch(act, env, batch, should_stop)
+            if part is None:
+                return None
+            parts.append(part)
+    finally:
+        env.close()
+    n = len(seeds)
+    return Scores(
+        returns=np.concatenate([part.returns for part in parts])[:n],
+        lengths=np.concatenate([part.lengths for part in parts])[:n],
+        headline=np.concatenate([part.headline for part in parts])[:n],
+    )
+
+
+def _play_batch(
+    act: Act, env: VectorEnvironment, seeds: Sequence[int], should_stop: Callable[[], bool]
+) -> Scores | None:
+    returns = np.zeros(env.num_envs)
+    lengths = np.zeros(env.num_envs, np.int64)
+    headline = np.full(env.num_envs, np.nan)
+    playing = np.ones(env.num_envs, bool)
+    observation = env.reset(seeds)
+    while playing.any():
+        if should_stop():
+            return None
+        transition = env.step(act(observation))
+        observation = transition.observation
+        returns[playing] += transition.rewards[playing]
+        lengths[playing] += 1
+        ended = playing & (transition.terminated | transition.truncated)
+        headline[ended] = transition.headline[ended]
+        playing &= ~ended
+    return Scores(returns, lengths, headline)
+
+
+def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
+    """A policy that chooses uniformly among the valid actions."""
+
+    def act(observation: Observation) -> NDArray[np.int64]:
+        mask = observation.get(ACTION_MASK)
+        if mask is None:
+            batch = len(next(iter(observation.values())))
+            return rng.integers(spec.num_actions, size=batch)
+        return np.array([rng.choice(np.flatnonzero(row)) for row in mask])
+
+    return act
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean; 0 for a single value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def describe(
+    scores: Scores, spec: EnvironmentSpec, baselines: Mapping[str, NDArray[np.float64]]
+) -> dict[str, Any]:
+    """Plain data of an evaluation: means with standard errors, beside the baselines.
+
+    Args:
+        scores: of the policy.
+        spec: the environment.
+        baselines: headline metric (or return, without one) of each baseline on the same seeds,
+            float64[episodes].
+
+    Returns:
+        episodes, return_mean, return_error, length_mean, metrics {name: mean},
+        errors {name: standard error}, baselines {name: mean}, baseline_errors, and differences
+        {name: [mean, standard error]} of the policy minus each baseline, paired by seed.
+    """
+    compared = scores.returns if spec.headline_metric is None else scores.headline
+    result: dict[str, Any] = {
+        "episodes": len(scores.returns),
+        "return_mean": float(scores.returns.mean()),
+        "return_error": standard_error(scores.returns),
+        "length_mean": float(scores.lengths.mean()),
+        "metrics": {},
+        "errors": {},
+        "baselines": {name: float(values.mean()) for name, values in baselines.items()},
+        "baseline_errors": {name: standard_error(values) for name, values in baselines.items()},
+        "differences": {
+            name: [float((compared - values).mean()), standard_error(compared - values)]
+            for name, values in baselines.items()
+        },
+    }
+    if spec.headline_metric is not None:
+        result["metrics"] = {spec.headline_metric: float(scores.headline.mean())}
+        result["errors"] = {spec.headline_metric: standard_error(scores.headline)}
+    return result

@@ -1,0 +1,101 @@
+"""The evaluator process: greedy episodes on held-out seeds while training goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import zmq
+from numpy.typing import NDArray
+
+from actors.environments.factory import VectorEnvironment
+from actors.evaluation import describe, play
+from actors.follower import ParameterFollower
+from actors.policy import greedy
+from pdqn import seeds
+from pdqn.config import resolved
+from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.networks import build_network
+
+_WAIT_SECONDS = 0.1
+
+
+class Evaluator:
+    """Evaluates the newest parameters from time to time, and the final ones when asked."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome
+    ) -> None:
+        self._link = link
+        self._welcome = welcome
+        self._period_seconds = welcome.config.evaluation.period_seconds
+        self._network = build_network(welcome.spec, welcome.config.network)
+        self._follower = ParameterFollower(context, link, welcome.run, self._network)
+        self._seeds = seeds.held_out_seeds(resolved(welcome.config.evaluation.episodes))
+        self._baselines: dict[str, NDArray[np.float64]] | None = None
+        self._evaluated: int | None = None
+
+    def run(self) -> None:
+        """Evaluate until told to stop."""
+        next_time = 0.0
+        while not self._link.stopping:
+            self._follower.refresh()
+            finishing = self._link.pulse.command == "finish"
+            version = self._follower.parameter_version
+            due = finishing or time.monotonic() >= next_time
+            if version is not None and version != self._evaluated and due:
+                next_time = time.monotonic() + self._period_seconds
+                self._evaluate(version)
+            elif finishing and version == self._link.pulse.final_version:
+                return
+            else:
+                self._link.telemetry.activity = ""
+                self._link.poll(_WAIT_SECONDS)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._follower.close()
+
+    def _evaluate(self, version: int) -> None:
+        self._link.telemetry.activity = f"evaluates the policy of step {version}"
+        if self._baselines is None:
+            self._baselines = self._compute_baselines()
+        env_args = self._welcome.config.run.env_args
+        scores = play(
+            lambda observation: greedy(self._network, observation),
+            self._welcome.spec,
+            env_args,
+            self._seeds,
+            self._interrupted,
+        )
+        if scores is None:
+            return
+        self._evaluated = version
+        result = describe(scores, self._welcome.spec, self._baselines)
+        self._link.telemetry.count("evaluations")
+        self._link.telemetry.evaluation({"parameter_version": version, **result})
+        self._link.report()
+
+    def _compute_baselines(self) -> dict[str, NDArray[np.float64]]:
+        env = VectorEnvironment(self._welcome.spec, self._welcome.config.run.env_args, 1)
+        try:
+            return env.baselines(self._seeds)
+        finally:
+            env.close()
+
+    def _interrupted(self) -> bool:
+        """Keep the line alive between steps; a newer evaluation is wanted when finishing."""
+        before = self._link.pulse.command
+        self._link.poll()
+        return self._link.stopping or self._link.pulse.command != before
+
+
+def run_evaluator(address: str, index: int | None = None, log_path: Path | None = None) -> None:
+    """One evaluator process, from joining to leaving."""
+    torch.set_num_threads(1)
+    with role("evaluator", address, index, log_path) as (context, link, welcome):
+        evaluator = Evaluator(context, link, welcome)
+        evaluator.run()
+        evaluator.close()

@@ -1,0 +1,65 @@
+"""Keeps a network at the learner's newest parameters."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import zmq
+
+from pdqn.errors import RunError
+from pdqn.link import CoordinatorLink
+from pdqn.parameters import ParameterSubscriber, matches
+
+_REFRESH_SECONDS = 0.1
+
+
+class ParameterFollower:
+    """Polls the coordinator and the learner a few times a second; follows both when they move.
+
+    Attributes:
+        parameter_version: learner steps of the network's parameters; None before the first.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        link: CoordinatorLink,
+        run: str,
+        network: torch.nn.Module,
+    ) -> None:
+        self._context = context
+        self._link = link
+        self._run = run
+        self._network = network
+        self._subscriber: ParameterSubscriber | None = None
+        self._address = ""
+        self._next_refresh = 0.0
+        self.parameter_version: int | None = None
+
+    def refresh(self) -> bool:
+        """Take in what is new, if it is time to look; True when it looked."""
+        now = time.monotonic()
+        if now < self._next_refresh:
+            return False
+        self._next_refresh = now + _REFRESH_SECONDS
+        self._link.poll()
+        self._follow(self._link.pulse.endpoints.get("parameters", ""))
+        newest = self._subscriber.latest() if self._subscriber else None
+        if newest is not None:
+            if not matches(newest.tensors, self._network):
+                raise RunError("the learner publishes parameters of another network")
+            self._network.load_state_dict(newest.tensors)
+            self.parameter_version = newest.parameter_version
+        return True
+
+    def close(self) -> None:
+        """Close the subscription."""
+        if self._subscriber is not None:
+            self._subscriber.close()
+
+    def _follow(self, address: str) -> None:
+        if address and address != self._address:
+            self.close()
+            self._subscriber = ParameterSubscriber(self._context, address, self._run)
+            self._address = address

@@ -1,0 +1,76 @@
+"""Choosing actions: a Q-network, a ladder of epsilons, and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pdqn.networks import QNetwork
+from pdqn.specs import ACTION_MASK, Observation
+
+
+def epsilon_ladder(num: int, base: float = 0.4, alpha: float = 7.0) -> NDArray[np.float64]:
+    """Exploration of each of ``num`` environments: base^(1 + alpha i / (num - 1)).
+
+    Horgan et al. 2018 (Ape-X), section 4.1. A single environment explores with ``base``.
+    """
+    position = np.arange(num) / max(1, num - 1)
+    return base ** (1.0 + alpha * position)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a policy chose for a batch.
+
+    Attributes:
+        actions: int64[batch].
+        chosen: float32[batch], Q of these actions.
+        values: float32[batch], largest Q over valid actions.
+    """
+
+    actions: NDArray[np.int64]
+    chosen: NDArray[np.float32]
+    values: NDArray[np.float32]
+
+
+def action_values(network: QNetwork, observation: Observation) -> NDArray[np.float32]:
+    """Q of a batch of unpacked observations, float32[batch, actions]; -inf where masked."""
+    with torch.inference_mode():
+        tensors = {name: torch.from_numpy(array) for name, array in observation.items()}
+        values = network(*network.prepare(tensors)).numpy()
+    mask = observation.get(ACTION_MASK)
+    return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
+
+
+def greedy(network: QNetwork, observation: Observation) -> NDArray[np.int64]:
+    """The best valid actions, int64[batch]."""
+    return action_values(network, observation).argmax(axis=1)
+
+
+def epsilon_greedy(
+    values: NDArray[np.float32], epsilons: NDArray[np.float64], rng: np.random.Generator
+) -> Choice:
+    """Choose greedily, or with probability epsilon uniformly among the valid actions.
+
+    Args:
+        values: float32[batch, actions], -inf where an action is not valid.
+        epsilons: [batch].
+        rng: source of the exploration.
+    """
+    every = np.arange(len(values))
+    best = values.argmax(axis=1)
+    actions = best.copy()
+    for i in np.flatnonzero(rng.random(len(values)) < epsilons):
+        actions[i] = rng.choice(np.flatnonzero(np.isfinite(values[i])))
+    # A final observation without a valid action is worth nothing and is never bootstrapped from.
+    largest = np.nan_to_num(values[every, best], neginf=0.0)
+    return Choice(actions, values[every, actions], largest)
+
+
+def masked_values(network: QNetwork, observation: Observation) -> NDArray[Any]:
+    """Largest Q over valid actions, float32[batch]; 0 where there is none."""
+    return np.nan_to_num(action_values(network, observation).max(axis=1), neginf=0.0)

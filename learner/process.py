@@ -1,0 +1,151 @@
+"""The learner process: samples, steps, updates priorities, maybe publishes, maybe saves."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import zmq
+
+from learner.checkpoint import load_newest, save_checkpoint
+from learner.learner import Learner, StepResult
+from pdqn.config import resolved
+from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.model import save_model
+from pdqn.parameters import ParameterPublisher, Parameters
+from replay.buffer import Sample
+from replay.client import SampleClient
+
+_WAIT_SECONDS = 0.1
+_LINK_SECONDS = 0.1
+_NO_KEYS = np.empty(0, np.int64)
+_NO_PRIORITIES = np.empty(0, np.float32)
+_log = logging.getLogger("learner")
+
+
+class LearnerProcess:
+    """Sockets, files and clocks around a Learner."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome
+    ) -> None:
+        self._config = welcome.config
+        self._welcome = welcome
+        self._link = link
+        self._run_dir = Path(welcome.run_dir)
+        self._learner = Learner(welcome.config, welcome.spec)
+        self._restore()
+        self._client = SampleClient(context)
+        self._publisher = ParameterPublisher(context, welcome.address("parameters"))
+        link.serve_at({"parameters": self._publisher.endpoint})
+        self._published_steps = 0
+        self._published = self._saved = time.monotonic()
+        self._next_link = 0.0
+        self._publish()
+
+    def learn(self) -> None:
+        """Learn until told to stop; then save."""
+        while not self._link.stopping:
+            self._communicate()
+            sample = self._sample()
+            if sample is None:
+                continue
+            result = self._learner.step(self._learner.tensors(sample))
+            self._request(sample.keys, result.priorities)
+            self._account(result)
+            self._maybe_publish()
+            self._maybe_save()
+        self._publish()
+        self._save()
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._client.close()
+        self._publisher.close()
+
+    def _sample(self) -> Sample | None:
+        """The next batch, or None when it is time to look at other things."""
+        while self._client.outstanding < self._config.learner.prefetch:
+            if not self._request(_NO_KEYS, _NO_PRIORITIES):
+                break
+        started = time.monotonic()
+        sample = self._client.receive(_WAIT_SECONDS)
+        waited = time.monotonic() - started
+        if not self._link.pulse.endpoints.get("samples"):
+            self._link.poll(_WAIT_SECONDS)
+        self._link.telemetry.count("wait_seconds", waited)
+        self._link.telemetry.activity = "" if sample is not None else "waits for batches"
+        return sample
+
+    def _request(self, keys: np.ndarray, priorities: np.ndarray) -> bool:
+        self._client.connect(self._link.pulse.endpoints.get("samples", ""))
+        batch_size = self._config.learner.batch_size
+        return self._client.request(batch_size, self._learner.learner_steps, keys, priorities)
+
+    def _communicate(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_link:
+            self._next_link = now + _LINK_SECONDS
+            self._link.poll()
+            self._publisher.serve()
+
+    def _account(self, result: StepResult) -> None:
+        telemetry = self._link.telemetry
+        telemetry.count("learner_steps")
+        telemetry.count("steps_skipped", result.skipped)
+        telemetry.count("loss_sum", 0.0 if result.skipped else result.loss)
+        telemetry.gauge("q_mean", result.q_mean)
+        telemetry.gauge("gradient_norm", result.gradient_norm)
+        telemetry.gauge("learner_steps", self._learner.learner_steps)
+        telemetry.gauge("learning_rate", resolved(self._config.learner.learning_rate))
+
+    def _maybe_publish(self) -> None:
+        steps = self._learner.learner_steps - self._published_steps
+        seconds = time.monotonic() - self._published
+        settings = self._config.learner
+        if steps >= settings.publish_period and seconds >= settings.publish_seconds:
+            self._publish()
+
+    def _publish(self) -> None:
+        steps = self._learner.learner_steps
+        parameters = Parameters(
+            self._welcome.run, self._welcome.incarnation, steps, self._learner.online.state_dict()
+        )
+        self._publisher.publish(parameters)
+        self._published, self._published_steps = time.monotonic(), steps
+        self._link.telemetry.gauge("parameter_version", steps)
+
+    def _maybe_save(self) -> None:
+        if time.monotonic() - self._saved >= self._config.checkpoint.period_seconds:
+            self._save()
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        directory = self._run_dir / "checkpoints"
+        save_checkpoint(directory, self._learner.get_state(), self._config.checkpoint.keep)
+        learner = self._learner
+        # With every checkpoint: however the run ends, there is a model to use.
+        path = self._run_dir / "final_model.pth"
+        save_model(path, self._config, self._welcome.spec, learner.online, learner.learner_steps)
+        self._link.telemetry.count("checkpoints")
+
+    def _restore(self) -> None:
+        """A learner that was restarted goes on from its newest checkpoint."""
+        if self._welcome.incarnation == 0:
+            return
+        state = load_newest(self._run_dir / "checkpoints")
+        if state is not None:
+            self._learner.set_state(state)
+            _log.info("goes on from learner step %d", self._learner.learner_steps)
+
+
+def run_learner(address: str, index: int | None = None, log_path: Path | None = None) -> None:
+    """One learner process, from joining to leaving."""
+    with role("learner", address, index, log_path) as (context, link, welcome):
+        torch.set_num_threads(resolved(welcome.config.learner.threads))
+        process = LearnerProcess(context, link, welcome)
+        process.learn()
+        process.close()
