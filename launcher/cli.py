@@ -1,0 +1,294 @@
+"""The command line. Imports what is heavy only when a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import pdqn
+from launcher.interrupts import Interrupts
+from pdqn import config as configuration
+from pdqn.errors import RunError, UsageError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DEFAULT_SECONDS = 600.0
+
+
+class Duration(click.ParamType[float]):
+    """A number of seconds, or a number with a unit: 90s, 10m, 2h, 1d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip().lower()
+        scale = _UNITS.get(text[-1:], 1.0)
+        number = text[:-1] if text[-1:] in _UNITS else text
+        try:
+            seconds = float(number) * scale
+        except ValueError:
+            self.fail(f"{value!r} is no duration; write 90s, 10m, 2h or 1d", param, ctx)
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{value!r} is not above zero", param, ctx)
+        return seconds
+
+
+class KeyValue(click.ParamType[tuple[str, Any]]):
+    """KEY=VALUE; the value is read like a TOML value if it is one, else as text."""
+
+    name = "key=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """The pair."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.strip():
+            self.fail(f"{value!r}; expected KEY=VALUE", param, ctx)
+        return key.strip(), configuration.parse_value(text.strip())
+
+
+def main() -> None:
+    """Run a command; bad input and failed runs end in one line, not in a traceback."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except UsageError as error:
+        _fail(error, 2)
+    except RunError as error:
+        _fail(error, 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+def _fail(error: Exception, code: int) -> None:
+    click.echo(f"pdqn: {error}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(pdqn.__version__, prog_name="pdqn")
+def cli() -> None:
+    """Distributed deep Q-learning: actors, a prioritized replay, and one learner.
+
+    \b
+    pdqn launch                          train on the built-in environment
+    pdqn launch --env CartPole-v1        train on any gymnasium environment
+    pdqn eval RUN                        how good the policy is
+    """
+
+
+def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what to run; check and launch share them."""
+    options = [
+        click.option("--env", metavar="ID", help="gymnasium environment  [default: the built-in]"),
+        click.option(
+            "--env-arg",
+            "env_args",
+            multiple=True,
+            type=KeyValue(),
+            help="argument of the environment; may be repeated",
+        ),
+        click.option("--actors", type=int, help="actor processes; 0: only those that join later"),
+        click.option("--envs-per-actor", type=int, help="environments that an actor steps at once"),
+        click.option(
+            "--mode",
+            type=click.Choice(["auto", "single", "parallel", "ultra"]),
+            help="preset of sizes  [default: auto, by the machine]",
+        ),
+        click.option("--episodes", type=int, help="end after this many episodes"),
+        click.option("--steps", type=int, help="end after this many environment steps"),
+        click.option("--time", "seconds", type=Duration(), help="end after this long: 90s, 10m"),
+        click.option("--seed", type=int, help="seed of the whole run  [default: 0]"),
+        click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file"),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="any setting; may be repeated (see: pdqn settings)",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_run_options
+@click.option("--force", is_flag=True, help="run a mode that the check advises against")
+@click.option("--yes", is_flag=True, help="answer every question with yes")
+@click.option("--check-only", is_flag=True, help="print what would run, and end")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: runs/<env>__...]")
+@click.option(
+    "--console",
+    type=click.Choice(["auto", "rich", "plain", "json", "off"]),
+    default="auto",
+    help="live view; auto: rich on a terminal, else plain lines",
+)
+@click.option("--bind", metavar="HOST[:PORT]", help="let other processes join over TCP (loopback)")
+def launch(
+    force: bool,
+    yes: bool,
+    check_only: bool,
+    run_dir: Path | None,
+    console: Any,
+    bind: str | None,
+    **options: Any,
+) -> int:
+    """Train: start replay, learner, actors and evaluator, and show how it goes.
+
+    Without --episodes, --steps or --time it ends after ten minutes. Ctrl-C ends it at any moment
+    with everything saved; a second Ctrl-C ends it at once.
+
+    \b
+    pdqn launch --time 5m
+    pdqn launch --env-arg map_size=64 --env-arg radii=random
+    pdqn launch --env CartPole-v1 --time 90s --seed 1
+    pdqn launch --actors 120 --set learner.batch_size=256
+    """
+    interrupts = Interrupts().install()
+    config = _layers(options)
+    from launcher import start
+
+    return start.launch(
+        config,
+        interrupts,
+        run_dir=run_dir,
+        console=console,
+        bind=bind,
+        agreed=force or yes,
+        check_only=check_only,
+    )
+
+
+@cli.command()
+@_run_options
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def check(as_json: bool, **options: Any) -> int:
+    """Show what this machine has, what would run on it, and what is in the way.
+
+    Exits with 1 if a run could not work.
+
+    \b
+    pdqn check
+    pdqn check --env CartPole-v1 --actors 64
+    """
+    from launcher import start
+
+    return start.check(_layers(options), as_json=as_json)
+
+
+def _role_command(role: str, summary: str) -> None:
+    """Add the command that starts one role on this host."""
+
+    def command(join: str, count: int = 1) -> int:
+        interrupts = Interrupts().install()
+        from launcher import start
+
+        return start.join(role, join, count, interrupts)
+
+    command.__doc__ = summary
+    wrapped = click.option(
+        "--join", required=True, metavar="ADDRESS", help="of a run: tcp://127.0.0.1:PORT"
+    )(command)
+    if role == "actor":
+        wrapped = click.option(
+            "--count", default=1, type=click.IntRange(1), help="actors to start here"
+        )(wrapped)
+    cli.command(name=role)(wrapped)
+
+
+_role_command("actor", "Join a run with one or more actors.")
+_role_command("replay", "Join a run as its replay.")
+_role_command("learner", "Join a run as its learner.")
+_role_command("evaluator", "Join a run as its evaluator.")
+
+
+@cli.command("eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--episodes", default=100, type=click.IntRange(1), help="held-out episodes")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def evaluate(run: Path, episodes: int, as_json: bool) -> int:
+    """Play greedy episodes on held-out seeds, beside the environment's baselines.
+
+    RUN is a run directory or a model file.
+
+    \b
+    pdqn eval runs/CartPole-v1__seed0__20260101-120000
+    pdqn eval runs/.../final_model.pth --episodes 256
+    """
+    from launcher import evaluate as evaluation
+
+    return evaluation.evaluate(run, episodes, as_json=as_json)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def plot(run: Path) -> int:
+    """Draw training_results.png again from a run's metrics."""
+    from launcher.plots import plot_training
+
+    if not (run / "metrics.jsonl").is_file():
+        raise UsageError(f"{run} holds no metrics.jsonl")
+    click.echo(str(plot_training(run)))
+    return 0
+
+
+@cli.command()
+def settings() -> int:
+    """List every setting with its default; use with --set, --config or PDQN_SECTION__KEY."""
+    for name, default, documentation in configuration.settings():
+        shown = "auto" if default is None else default
+        click.echo(f"{name} = {shown}\n    {documentation}")
+    return 0
+
+
+def _layers(options: Mapping[str, Any]) -> configuration.Config:
+    """The configuration from all layers that a person writes."""
+    file = options["config_file"]
+    layers: list[tuple[str, configuration.Layer]] = []
+    if file is not None:
+        layers.append((f"file {file}", configuration.read_toml(file)))
+    layers.append(("environment variable", configuration.from_environment(os.environ)))
+    layers.append(("--set", configuration.from_assignments(options["assignments"])))
+    layers.append(("option", _option_layer(options)))
+    config = configuration.build(*layers)
+    if config.run.episodes is None and config.run.steps is None and config.run.time_seconds is None:
+        config = configuration.build(
+            ("default", {"run": {"time_seconds": _DEFAULT_SECONDS}}), *layers
+        )
+    return config
+
+
+def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
+    names = {
+        ("run", "env"): "env",
+        ("run", "mode"): "mode",
+        ("run", "episodes"): "episodes",
+        ("run", "steps"): "steps",
+        ("run", "time_seconds"): "seconds",
+        ("run", "seed"): "seed",
+        ("actor", "count"): "actors",
+        ("actor", "envs_per_actor"): "envs_per_actor",
+    }
+    layer: dict[str, dict[str, Any]] = {}
+    for (section, key), option in names.items():
+        if options[option] is not None:
+            layer.setdefault(section, {})[key] = options[option]
+    if options["env_args"]:
+        layer.setdefault("run", {})["env_args"] = dict(options["env_args"])
+    return layer

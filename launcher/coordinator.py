@@ -1,0 +1,272 @@
+"""The hub of a run: who is in it, what they report, and what they are to do.
+
+Roles connect with one address. Each is answered with a pulse for every report, and at once when
+something changes; see ``pdqn.link`` for the other side.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+import pdqn
+from launcher.metrics import MemberKey, RunMetrics
+from pdqn import wire
+from pdqn.config import Config
+from pdqn.errors import UsageError
+from pdqn.specs import EnvironmentSpec
+
+ROLES = ("actor", "replay", "learner", "evaluator")
+_SINGLE = ("replay", "learner", "evaluator")
+_MOST_MESSAGES_PER_TURN = 1000
+_MOST_EVENTS = 1000
+_log = logging.getLogger("coordinator")
+
+
+@dataclass
+class Member:
+    """One role that has joined.
+
+    Attributes:
+        heard: monotonic time of its last message.
+        reported: whether it has reported since joining.
+    """
+
+    key: MemberKey
+    host: str
+    pid: int
+    heard: float
+    activity: str = ""
+    endpoints: dict[str, str] = field(default_factory=dict)
+    reported: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth writing down; ``error`` if it is one."""
+
+    kind: str
+    role: str
+    index: int
+    text: str
+    error: bool = False
+
+
+class Coordinator:
+    """A ROUTER that all roles join. Use from one thread.
+
+    Raises:
+        UsageError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        *,
+        run: str,
+        run_dir: str,
+        role_bind: str,
+        config: Config,
+        spec: EnvironmentSpec,
+        metrics: RunMetrics,
+    ) -> None:
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise UsageError(f"cannot bind {address}: {error.strerror}") from error
+        self._welcome = {
+            "run": run,
+            "run_dir": run_dir,
+            "config": config.to_map(),
+            "spec": spec.to_map(),
+        }
+        self._run = run
+        self._role_bind = role_bind
+        self._actors = config.actor.count or 0
+        self._metrics = metrics
+        self._members: dict[bytes, Member] = {}
+        self._incarnations: Counter[tuple[str, int]] = Counter()
+        self._commands: dict[str, str] = dict.fromkeys(ROLES, "run")
+        self._final_version = 0
+        self._joined_actors = 0
+        self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self.rejected = 0
+
+    @property
+    def endpoint(self) -> str:
+        """Where roles join."""
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def poll(self, timeout_seconds: float) -> None:
+        """Handle what roles sent; wait up to the timeout for the first message."""
+        if not self._socket.poll(int(timeout_seconds * 1000)):
+            return
+        for _ in range(_MOST_MESSAGES_PER_TURN):
+            if not self._socket.poll(0):
+                return
+            frames = self._socket.recv_multipart()
+            try:
+                if len(frames) != 2:
+                    raise wire.WireError("malformed", f"{len(frames)} frames")
+                self._handle(frames[0], wire.decode_control(frames[1]))
+            except (wire.WireError, KeyError, TypeError, ValueError) as error:
+                self.rejected += 1
+                if self.rejected < 100:
+                    _log.warning("rejected a control message: %s", error)
+
+    def command(self, roles: Iterable[str], command: str) -> None:
+        """Tell roles what to do from now on."""
+        for role in roles:
+            self._commands[role] = command
+        self._pulse_all()
+
+    def finish(self, final_version: int) -> None:
+        """Tell the evaluator to evaluate these parameters last."""
+        self._final_version = final_version
+        self.command(["evaluator"], "finish")
+
+    def members(self, role: str | None = None) -> Iterator[Member]:
+        """Those who have joined and not left."""
+        return (m for m in self._members.values() if role in (None, m.key.role))
+
+    def count(self, role: str) -> int:
+        """How many of a role are in the run."""
+        return sum(1 for _ in self.members(role))
+
+    def missing(self) -> str:
+        """What the run waits for, in words; empty when it is complete."""
+        wanted = {"replay": 1, "learner": 1, "actor": max(1, self._actors)}
+        present = {role: min(self.count(role), number) for role, number in wanted.items()}
+        parts = [
+            f"{role} ({present[role]} of {number})"
+            for role, number in wanted.items()
+            if present[role] < number
+        ]
+        return ", ".join(parts)
+
+    def silent(self, seconds: float) -> list[Member]:
+        """Members not heard for so long."""
+        limit = time.monotonic() - seconds
+        return [member for member in self._members.values() if member.heard < limit]
+
+    def lost(self, role: str, index: int) -> None:
+        """The process of a role has ended without saying goodbye."""
+        for identity, member in list(self._members.items()):
+            if (member.key.role, member.key.index) == (role, index):
+                self._remove(identity)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _handle(self, identity: bytes, message: dict[str, Any]) -> None:
+        if message["type"] == "join":
+            self._join(identity, message)
+        elif identity in self._members:
+            self._hear(identity, self._members[identity], message)
+
+    def _join(self, identity: bytes, message: dict[str, Any]) -> None:
+        role = message["role"]
+        refusal = self._refusal(role, message)
+        if refusal:
+            self._send(identity, "refuse", {"reason": refusal})
+            self.events.append(Event("refused", str(role), -1, refusal))
+            return
+        index = self._free_index(role, message.get("index"))
+        incarnation = self._incarnations[role, index]
+        self._incarnations[role, index] += 1
+        key = MemberKey(role, index, incarnation)
+        member = Member(key, str(message["host"]), int(message["pid"]), time.monotonic())
+        self._members[identity] = member
+        if role == "actor":
+            self._joined_actors = max(self._joined_actors, index + 1)
+        bind = self._role_bind.replace("{role}", f"{role}-{index}-{incarnation}")
+        welcome = {
+            **self._welcome,
+            "index": index,
+            "incarnation": incarnation,
+            "bind": bind,
+            "pulse": self._pulse(role),
+        }
+        self._send(identity, "welcome", welcome)
+        where = f"{role} {index} on {member.host}, pid {member.pid}, incarnation {incarnation}"
+        self.events.append(Event("joined", role, index, where))
+
+    def _refusal(self, role: Any, message: dict[str, Any]) -> str:
+        if role not in ROLES:
+            return f"there is no role {role!r:.40}; there are {', '.join(ROLES)}"
+        if message.get("package") != pdqn.__version__:
+            return f"it runs pdqn {message.get('package')!r:.20}, the run {pdqn.__version__}"
+        if self._commands[role] == "stop":
+            return "the run is stopping"
+        if role in _SINGLE and self.count(role):
+            return f"the run has a {role} already"
+        return ""
+
+    def _free_index(self, role: str, wanted: Any) -> int:
+        taken = {member.key.index for member in self.members(role)}
+        if isinstance(wanted, int) and 0 <= wanted < 1 << 20 and wanted not in taken:
+            return wanted
+        # Those who join from elsewhere come after the indices of this host's own actors.
+        first = self._actors if role == "actor" else 0
+        return next(i for i in range(first, first + len(taken) + 1) if i not in taken)
+
+    def _hear(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
+        member.heard = time.monotonic()
+        member.reported = True
+        member.activity = str(message.get("activity") or "")[:80]
+        self._metrics.ingest(member.key, message, member.heard)
+        endpoints = {str(k): str(v) for k, v in (message.get("endpoints") or {}).items()}
+        moved = endpoints != member.endpoints
+        member.endpoints = endpoints
+        if message["type"] == "leave":
+            reason = str(message.get("reason") or "")[:400]
+            kind = "failed" if reason else "left"
+            self.events.append(
+                Event(kind, member.key.role, member.key.index, reason, error=bool(reason))
+            )
+            self._remove(identity)
+        elif moved:
+            self._pulse_all()
+        else:
+            self._send(identity, "pulse", self._pulse(member.key.role))
+
+    def _remove(self, identity: bytes) -> None:
+        member = self._members.pop(identity)
+        if self._commands[member.key.role] == "run":
+            self._metrics.forget(member.key.role, member.key.index)
+        if member.endpoints:
+            self._pulse_all()
+
+    def _endpoints(self) -> dict[str, str]:
+        merged: dict[str, str] = {}
+        for member in self._members.values():
+            merged |= member.endpoints
+        return merged
+
+    def _pulse(self, role: str) -> dict[str, Any]:
+        return {
+            "command": self._commands[role],
+            "endpoints": self._endpoints(),
+            "actor_slots": max(self._actors, self._joined_actors),
+            "final_version": self._final_version,
+        }
+
+    def _pulse_all(self) -> None:
+        for identity, member in self._members.items():
+            self._send(identity, "pulse", self._pulse(member.key.role))
+
+    def _send(self, identity: bytes, kind: str, content: dict[str, Any]) -> None:
+        # A ROUTER drops what is for a peer that is gone or does not read: pulses are repeated.
+        self._socket.send_multipart([identity, wire.encode_control(kind, content)])

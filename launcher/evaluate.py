@@ -1,0 +1,91 @@
+"""``pdqn eval``: a trained policy beside the environment's baselines, on held-out seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import rich.console
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from actors.environments.factory import VectorEnvironment
+from actors.evaluation import describe, play, random_act
+from actors.policy import greedy
+from pdqn import seeds
+from pdqn.errors import RunError, UsageError
+from pdqn.model import Model, load_model
+
+
+def evaluate(path: Path, episodes: int, *, as_json: bool) -> int:
+    """Evaluate a run directory or a model file, and print the result."""
+    torch.set_num_threads(1)
+    model = load_model(_model_path(path))
+    held_out = seeds.held_out_seeds(episodes)
+    scores = play(
+        lambda observation: greedy(model.network, observation), model.spec, model.env_args, held_out
+    )
+    if scores is None:
+        raise RunError("the evaluation was stopped")
+    result = describe(scores, model.spec, _baselines(model, held_out))
+    result["parameter_version"] = model.parameter_version
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        rich.console.Console().print(table(model, result))
+    return 0
+
+
+def table(model: Model, result: dict[str, Any]) -> Table:
+    """Policy and baselines, with standard errors and paired differences."""
+    name = model.spec.headline_metric or "return"
+    drawn = Table(
+        title=f"{model.spec.id}: {result['episodes']} held-out episodes, "
+        f"parameters of learner step {result['parameter_version']}",
+        caption="± standard errors; differences are paired by seed",
+    )
+    for column in ("policy", name, "policy - this"):
+        drawn.add_column(column, justify="left" if column == "policy" else "right")
+    score = result["metrics"].get(name, result["return_mean"])
+    error = result["errors"].get(name, result["return_error"])
+    drawn.add_row("[bold]greedy on Q[/bold]", f"[bold]{score:.4f} ± {error:.4f}[/bold]", "")
+    for baseline, mean in result["baselines"].items():
+        error = result["baseline_errors"][baseline]
+        difference, difference_error = result["differences"][baseline]
+        drawn.add_row(
+            baseline.replace("_", " "),
+            f"{mean:.4f} ± {error:.4f}",
+            f"{difference:+.4f} ± {difference_error:.4f}",
+        )
+    reference = result["baselines"].get("exact_greedy")
+    if reference:
+        drawn.add_section()
+        drawn.add_row("greedy on Q / exact greedy", f"{score / reference:.1%}", "")
+    return drawn
+
+
+def _baselines(model: Model, held_out: list[int]) -> dict[str, NDArray[np.float64]]:
+    """The environment's own baselines, or at least the random policy."""
+    env = VectorEnvironment(model.spec, model.env_args, 1)
+    try:
+        own = env.baselines(held_out)
+    finally:
+        env.close()
+    if own:
+        return own
+    act = random_act(model.spec, seeds.generator(0, "random baseline"))
+    scores = play(act, model.spec, model.env_args, held_out)
+    assert scores is not None
+    return {"random": scores.returns if model.spec.headline_metric is None else scores.headline}
+
+
+def _model_path(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if (path / "final_model.pth").is_file():
+        return path / "final_model.pth"
+    raise UsageError(f"{path} is neither a model file nor a run directory with final_model.pth")

@@ -1,0 +1,473 @@
+"""The plan: which mode and sizes fit this machine, this configuration and this environment.
+
+``plan`` is pure. What the configuration sets is kept and planned around; everything left to
+``auto`` is filled in. The numbers at the top are the only place where sizes are chosen.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from launcher.hardware import (
+    UNLIMITED,
+    Gpu,
+    Machine,
+    detect,
+    open_files_error,
+    raise_open_file_limit,
+)
+from launcher.human import number, plural, size
+from pdqn.config import Config
+from pdqn.errors import UsageError
+from pdqn.specs import EnvironmentSpec
+from replay.buffer import bytes_needed
+from replay.limiter import RateLimiter
+
+__all__ = ["Machine", "Plan", "as_json", "detect", "plan", "raise_open_file_limit", "report"]
+
+Mode = Literal["single", "parallel", "ultra"]
+
+MB, GB = 10**6, 10**9
+
+# From this size on, observations are maps or images: bandwidth and memory decide, not overhead.
+LARGE_OBSERVATION_BYTES = 4096
+
+# Below this, replay, learner and evaluator would not keep up with more actors.
+ULTRA_CORES, ULTRA_GPU_BYTES = 64, 8 * GB
+
+ENVS_PER_ACTOR = {"small": 8, "large": 8}
+ULTRA_ENVS_PER_ACTOR = {"small": 32, "large": 16}
+SEGMENT_LENGTH = {"small": 64, "large": 16}
+# A message of about this many raw bytes costs the wire nothing that a larger one would save.
+BATCH_BYTES = 256_000
+BATCH_TRANSITIONS_MIN, BATCH_TRANSITIONS_MAX = 16, 256
+
+# Learning from a map takes milliseconds a batch, from a vector far less than collecting it.
+SAMPLES_PER_INSERT = {"small": 16.0, "large": 0.5}
+CAPACITY_MAX = {"small": 1_000_000, "large": 200_000}
+CAPACITY_MEMORY_SHARE = 0.25
+CAPACITY_LIMIT = 10**10  # no machine has memory for more
+MIN_SIZE = 2000
+LEARNING_RATE = {"small": 1e-3, "large": 3e-4}
+DISCOUNT, PLACEMENT_DISCOUNT = 0.99, 1.0
+EVALUATION_EPISODES, HEADLINE_EVALUATION_EPISODES = 10, 32
+
+# Estimates of resident memory beside the buffer. An actor shares torch's pages with its
+# forkserver; the activations of a convolutional policy are about this many times its input.
+ACTOR_BYTES, ACTIVATIONS_PER_OBSERVATION = 80 * MB, 200
+LEARNER_BYTES = {"cpu": 1 * GB, "cuda": 3 * GB}
+REPLAY_BYTES, EVALUATOR_BYTES, LAUNCHER_BYTES = 300 * MB, 400 * MB, 300 * MB
+ACTORS_MEMORY_SHARE = 0.5
+
+GPU_FREE_BYTES_MIN = 2 * GB
+SHM_BYTES_MIN = 16 * MB
+FILES_PER_ACTOR, FILES_OF_THE_REST = 4, 200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run on this machine will look like.
+
+    Attributes:
+        mode: single (one process), parallel, or ultra (parallel with larger batches of
+            environments for many cores and a GPU).
+        why: the reason for the mode, in a few words.
+        layer: a value for every setting that was left to auto, as a configuration layer.
+        config: the configuration with that layer filled in.
+        memory: what is expected to take how many bytes.
+        open_files: how many the launcher and its children need.
+        warnings: what will work, but not well; each with its fix.
+        errors: why the run cannot work; each with its fix.
+        advises_against: why the mode asked for does not fit, if it does not.
+    """
+
+    mode: Mode
+    why: str
+    layer: dict[str, dict[str, Any]]
+    config: Config
+    memory: list[tuple[str, int]]
+    open_files: int
+    warnings: list[str]
+    errors: list[str]
+    advises_against: str | None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The sum of ``memory``."""
+        return sum(amount for _, amount in self.memory)
+
+
+def plan(machine: Machine, config: Config, spec: EnvironmentSpec) -> Plan:
+    """Size a run of this configuration in this environment for this machine."""
+    draft = _Draft(machine, config, spec)
+    mode, why = _choose_mode(draft)
+    # In this order: the learner takes the cores that actors leave, the buffer the memory.
+    actors = _plan_actors(draft, mode)
+    _plan_learner(draft, actors)
+    _plan_replay(draft)
+    _plan_evaluation(draft)
+    open_files = FILES_PER_ACTOR * actors + FILES_OF_THE_REST
+    _check_machine(draft, open_files)
+    return Plan(
+        mode=mode,
+        why=why,
+        layer={section: dict(values) for section, values in draft.layer.items()},
+        config=draft.config,
+        memory=draft.memory,
+        open_files=open_files,
+        warnings=draft.warnings,
+        errors=draft.errors,
+        advises_against=_advice(machine, mode),
+    )
+
+
+def largest_capacity(spec: EnvironmentSpec, room_bytes: int) -> int:
+    """How many transitions a buffer of at most so many bytes holds."""
+
+    def size_of(capacity: int) -> int:
+        return bytes_needed(spec, capacity)
+
+    return bisect.bisect_right(range(1, CAPACITY_LIMIT + 1), room_bytes, key=size_of)
+
+
+def actors_for(cores: int) -> int:
+    """Actor processes for so many cores, leaving one in sixteen to the other roles."""
+    return max(1, cores - max(1, cores // 16))
+
+
+class _Draft:
+    """A plan in the making: the configuration so far, and what there is to say about it."""
+
+    def __init__(self, machine: Machine, config: Config, spec: EnvironmentSpec) -> None:
+        self.machine = machine
+        self.config = config
+        self.spec = spec
+        self.scale = "large" if spec.observation_bytes > LARGE_OBSERVATION_BYTES else "small"
+        self.layer: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+        self.memory: list[tuple[str, int]] = []
+        self.warnings: list[str] = []
+        self.errors: list[str] = []
+
+    def is_open(self, section: str, key: str) -> bool:
+        """Whether a setting was left to auto."""
+        return getattr(getattr(self.config, section), key) in (None, "auto")
+
+    def settle(self, section: str, key: str, value: Any) -> Any:
+        """The value of a setting: the configured one, else this one, which goes into the plan."""
+        part = getattr(self.config, section)
+        if not self.is_open(section, key):
+            return getattr(part, key)
+        self.layer[section][key] = value
+        changed = dataclasses.replace(part, **{key: value})
+        self.config = dataclasses.replace(self.config, **{section: changed})
+        return value
+
+
+# ---- mode ----
+
+
+def _choose_mode(draft: _Draft) -> tuple[Mode, str]:
+    machine = draft.machine
+    if not draft.is_open("run", "mode"):
+        return draft.settle("run", "mode", None), "asked for"
+    has = _described(machine.cores, machine.learner_gpu)
+    if machine.cores == 1:
+        return draft.settle("run", "mode", "single"), "one core: all roles in one process"
+    if _fits_ultra(machine):
+        return draft.settle("run", "mode", "ultra"), has
+    return draft.settle("run", "mode", "parallel"), has
+
+
+def _fits_ultra(machine: Machine) -> bool:
+    gpu = machine.learner_gpu
+    return (
+        machine.cores >= ULTRA_CORES
+        and gpu is not None
+        and gpu.memory_total_bytes >= ULTRA_GPU_BYTES
+    )
+
+
+def _advice(machine: Machine, mode: Mode) -> str | None:
+    if mode != "ultra" or _fits_ultra(machine):
+        return None
+    return (
+        f"ultra is for {ULTRA_CORES} cores and a GPU with {size(ULTRA_GPU_BYTES)}; this machine "
+        f"has {_described(machine.cores, machine.learner_gpu)}: use --mode parallel"
+    )
+
+
+def _described(cores: int, gpu: Gpu | None) -> str:
+    has_gpu = "no usable GPU" if gpu is None else f"a GPU with {size(gpu.memory_total_bytes)}"
+    return f"{plural(cores, 'core')} and {has_gpu}"
+
+
+# ---- settings ----
+
+
+def _plan_actors(draft: _Draft, mode: Mode) -> int:
+    spec, scale = draft.spec, draft.scale
+    envs = (ULTRA_ENVS_PER_ACTOR if mode == "ultra" else ENVS_PER_ACTOR)[scale]
+    envs = draft.settle("actor", "envs_per_actor", envs)
+    # The buffer makes room for a quarter more frames than transitions: n_step for each segment.
+    length = max(SEGMENT_LENGTH[scale], 4 * draft.config.actor.n_step)
+    draft.settle("actor", "segment_length", length)
+    fitting = BATCH_BYTES // max(1, spec.observation_bytes)
+    batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))
+    draft.settle("actor", "batch_transitions", batch)
+    draft.settle("actor", "discount", PLACEMENT_DISCOUNT if _is_placement(spec) else DISCOUNT)
+    each = ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * spec.observation_bytes * envs
+    count = _plan_actor_count(draft, mode, each)
+    draft.memory.append((plural(count, "actor"), count * each))
+    return count
+
+
+def _plan_actor_count(draft: _Draft, mode: Mode, each_bytes: int) -> int:
+    cores = draft.machine.cores
+    if mode == "single":
+        count = draft.settle("actor", "count", 1)
+        if count != 1:
+            draft.errors.append(
+                f"actor.count = {count}, but mode single has one actor: use --mode parallel"
+            )
+        return count
+    wanted = actors_for(cores)
+    room = int(ACTORS_MEMORY_SHARE * draft.machine.ram_available_bytes / each_bytes)
+    if draft.is_open("actor", "count") and room < wanted:
+        draft.warnings.append(
+            f"memory has room for {plural(max(1, room), 'actor')}, the cores for {wanted}: "
+            "free some, or set actor.envs_per_actor lower"
+        )
+        wanted = max(1, room)
+    count = draft.settle("actor", "count", wanted)
+    if count > cores:
+        draft.warnings.append(
+            f"actor.count = {count} on {plural(cores, 'core')}: actors will take turns; "
+            f"--actors {actors_for(cores)} leaves room for the other roles"
+        )
+    return count
+
+
+def _plan_learner(draft: _Draft, actors: int) -> None:
+    gpu = draft.machine.learner_gpu
+    device = draft.settle("learner", "device", "cpu" if gpu is None else "cuda")
+    # Older GPUs emulate bfloat16, more slowly than they compute float32.
+    fast_bfloat16 = device == "cuda" and gpu is not None and gpu.compute_capability >= (8, 0)
+    draft.settle("learner", "precision", "bfloat16" if fast_bfloat16 else "float32")
+    left = max(1, draft.machine.cores - actors)
+    draft.settle("learner", "threads", min(4 if device == "cuda" else 8, left))
+    draft.settle("learner", "learning_rate", LEARNING_RATE[draft.scale])
+    draft.memory.append(("learner", LEARNER_BYTES[device]))
+    _check_gpu(draft, device)
+
+
+def _plan_replay(draft: _Draft) -> None:
+    others = [("replay", REPLAY_BYTES), ("launcher", LAUNCHER_BYTES)]
+    if draft.config.evaluation.enabled:
+        others.append(("evaluator", EVALUATOR_BYTES))
+    draft.memory += others
+    batch_size = draft.config.learner.batch_size
+    capacity = _plan_capacity(draft)
+    ratio = draft.settle("replay", "samples_per_insert", SAMPLES_PER_INSERT[draft.scale])
+    enough = max(batch_size, min(MIN_SIZE, capacity // 20))
+    min_size = draft.settle("replay", "min_size", min(capacity, enough))
+    requested = 2 * batch_size * draft.config.learner.prefetch
+    slack = max(float(requested), 0.1 * ratio * min_size)
+    tolerance = draft.settle("replay", "samples_per_insert_tolerance", slack)
+    try:
+        RateLimiter(ratio, tolerance, min_size, batch_size, capacity=capacity)
+    except UsageError as error:
+        draft.errors.append(str(error))
+
+
+def _plan_capacity(draft: _Draft) -> int:
+    """Settle the capacity; what the other roles take is known by now."""
+    available = draft.machine.ram_available_bytes
+    room = available - sum(amount for _, amount in draft.memory)
+    largest = largest_capacity(draft.spec, room)
+    share = largest_capacity(draft.spec, int(CAPACITY_MEMORY_SHARE * available))
+    wanted = min(CAPACITY_MAX[draft.scale], share, largest)
+    configured = not draft.is_open("replay", "capacity")
+    capacity = draft.settle("replay", "capacity", max(1, _round_down(wanted)))
+    needed = bytes_needed(draft.spec, capacity)
+    draft.memory.append(("buffer", needed))
+    if largest < draft.config.learner.batch_size:
+        draft.errors.append(
+            f"too little memory: the roles take {size(available - room)}, {size(available)} is "
+            "available, and the buffer needs some too: free some, or use fewer --actors"
+        )
+    elif configured and capacity > largest:
+        draft.errors.append(
+            f"replay.capacity = {capacity} needs {size(needed)}, but {size(room)} is "
+            f"available beside the other roles: at most {_round_down(largest)} fit"
+        )
+    return capacity
+
+
+def _plan_evaluation(draft: _Draft) -> None:
+    episodes = HEADLINE_EVALUATION_EPISODES if draft.spec.headline_metric else EVALUATION_EPISODES
+    draft.settle("evaluation", "episodes", episodes)
+
+
+def _is_placement(spec: EnvironmentSpec) -> bool:
+    """Circle placement: episodes end by themselves, and their plain sum is what counts."""
+    return {"map", "radii"} <= {field.name for field in spec.fields}
+
+
+def _round_down(value: int) -> int:
+    """A number that is easy to say: whole thousands, once there are many."""
+    return value // 1000 * 1000 if value >= 10_000 else value
+
+
+# ---- checks ----
+
+
+def _check_machine(draft: _Draft, open_files: int) -> None:
+    machine = draft.machine
+    if open_files > machine.open_files_hard:
+        draft.errors.append(open_files_error(open_files, machine.open_files_hard))
+    if machine.shm_free_bytes < SHM_BYTES_MIN:
+        draft.warnings.append(
+            f"/dev/shm has {size(machine.shm_free_bytes)} free, which processes need to start: "
+            "free some, or start the container with --shm-size"
+        )
+    missing = [name for name, version in machine.versions.items() if not version]
+    if missing:
+        names = " ".join(missing)
+        draft.errors.append(f"missing Python packages: python -m pip install {names}")
+
+
+def _check_gpu(draft: _Draft, device: str) -> None:
+    machine, gpu = draft.machine, draft.machine.learner_gpu
+    if machine.gpus and not machine.torch_has_cuda:
+        draft.warnings.append(
+            f"torch {machine.versions['torch']} cannot use the GPU "
+            f"({machine.gpus[0].name}): install a build of torch with CUDA"
+        )
+    if device != "cuda":
+        return
+    if gpu is None:
+        draft.errors.append(
+            "learner.device = cuda, but there is no GPU that torch can use: "
+            "set learner.device to cpu or auto"
+        )
+    elif gpu.memory_free_bytes < GPU_FREE_BYTES_MIN:
+        draft.warnings.append(
+            f"the GPU has {size(gpu.memory_free_bytes)} of {size(gpu.memory_total_bytes)} free: "
+            "end what uses it, choose another with CUDA_VISIBLE_DEVICES, or set learner.device "
+            "to cpu"
+        )
+
+
+# ---- report ----
+
+
+def report(machine: Machine, plan: Plan) -> RenderableType:
+    """What ``pdqn check`` shows: the machine, the plan, the memory sum, and what is wrong."""
+    parts: list[RenderableType] = [_machine_table(machine), "", _plan_table(plan), ""]
+    parts += [_memory_table(machine, plan), ""]
+    parts += [Text.assemble(("warning  ", "bold yellow"), text) for text in plan.warnings]
+    if plan.advises_against:
+        parts.append(Text.assemble(("advice   ", "bold yellow"), plan.advises_against))
+    parts += [Text.assemble(("error    ", "bold red"), text) for text in plan.errors]
+    if not plan.errors:
+        parts.append(Text.assemble(("ready    ", "bold green"), "pdqn launch can start"))
+    return Group(*parts)
+
+
+def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
+    """The same as plain data."""
+    return {
+        "ok": not plan.errors,
+        "machine": dataclasses.asdict(machine) | {"versions": dict(machine.versions)},
+        "plan": {
+            "mode": plan.mode,
+            "why": plan.why,
+            "chosen": plan.layer,
+            "config": plan.config.to_map(),
+            "memory": dict(plan.memory),
+            "memory_bytes": plan.memory_bytes,
+            "open_files": plan.open_files,
+            "warnings": plan.warnings,
+            "errors": plan.errors,
+            "advises_against": plan.advises_against,
+        },
+    }
+
+
+def _table(title: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_header=False, box=None,
+        pad_edge=False, padding=(0, 2, 0, 0),
+    )  # fmt: skip
+    table.add_column(style="dim", no_wrap=True, min_width=28)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _machine_table(machine: Machine) -> Table:
+    table = _table("machine")
+    cores = f"{machine.cores} usable of {machine.logical_cores} ({machine.physical_cores} physical)"
+    table.add_row("host", f"{machine.hostname}, {machine.system}")
+    table.add_row("cores", cores)
+    table.add_row("memory", _of(machine.ram_available_bytes, machine.ram_total_bytes))
+    for gpu in machine.gpus:
+        table.add_row("GPU", f"{gpu.name}, {_of(gpu.memory_free_bytes, gpu.memory_total_bytes)}")
+    if not machine.gpus:
+        table.add_row("GPU", "none")
+    hard = machine.open_files_hard
+    most = "unlimited" if hard == UNLIMITED else str(hard)
+    table.add_row("open files", f"{machine.open_files_soft}, can be raised to {most}")
+    table.add_row("/dev/shm", f"{size(machine.shm_free_bytes)} free")
+    versions = (f"{name} {version or 'missing'}" for name, version in machine.versions.items())
+    table.add_row("software", ", ".join(versions))
+    return table
+
+
+def _plan_table(plan: Plan) -> Table:
+    table = _table("plan")
+    table.add_row("mode", f"{plan.mode} ({plan.why})")
+    config = dataclasses.asdict(plan.config)
+    for section, key in _REPORTED:
+        chosen = key in plan.layer.get(section, {})
+        value = config[section][key]
+        table.add_row(f"{section}.{key}", f"{value}" + ("" if chosen else "  (configured)"))
+    return table
+
+
+def _memory_table(machine: Machine, plan: Plan) -> Table:
+    table = _table("memory")
+    for what, amount in sorted(plan.memory, key=lambda item: -item[1]):
+        table.add_row(what, size(amount))
+    share = plan.memory_bytes / max(1, machine.ram_available_bytes)
+    table.add_row("sum", f"{size(plan.memory_bytes)}, {number(100 * share)}% of what is available")
+    return table
+
+
+def _of(free: int, total: int) -> str:
+    return f"{size(free)} available of {size(total)}"
+
+
+_REPORTED = (
+    ("actor", "count"),
+    ("actor", "envs_per_actor"),
+    ("actor", "segment_length"),
+    ("actor", "batch_transitions"),
+    ("actor", "discount"),
+    ("replay", "capacity"),
+    ("replay", "min_size"),
+    ("replay", "samples_per_insert"),
+    ("replay", "samples_per_insert_tolerance"),
+    ("learner", "device"),
+    ("learner", "precision"),
+    ("learner", "threads"),
+    ("learner", "learning_rate"),
+    ("evaluation", "episodes"),
+)

@@ -1,0 +1,247 @@
+"""One training run: start the roles, watch them, stop them in order, and leave everything saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from launcher.coordinator import Coordinator, Event, Member
+from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.session import Session
+from launcher.snapshot import MemberState, MemberView
+from launcher.supervisor import Ended, Supervisor
+from pdqn.config import resolved
+
+_TURN_SECONDS = 0.1
+_JOIN_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class StopBudget:
+    """How long each part of stopping may take, in seconds."""
+
+    actors: float
+    drain: float
+    learner: float
+    evaluator: float
+    last: float
+
+
+PATIENT = StopBudget(actors=10.0, drain=5.0, learner=15.0, evaluator=60.0, last=2.0)
+# A person pressed Ctrl-C: all of it, and the plot after it, within ten seconds.
+HURRIED = StopBudget(actors=2.5, drain=1.0, learner=2.5, evaluator=0.0, last=0.5)
+
+
+class Run:
+    """A run whose roles are processes: on this host, or joined from elsewhere.
+
+    Args:
+        session: what the run is and where it shows.
+        bind: HOST:PORT that other processes may join at; None for this host's own roles only.
+    """
+
+    def __init__(self, session: Session, bind: str | None = None) -> None:
+        self._session = session
+        self._config = session.config
+        self._metrics = session.metrics
+        self._sockets = Path(tempfile.mkdtemp(prefix="pdqn-"))
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._coordinator = self._make_coordinator(bind)
+        except BaseException:
+            self._remove_sockets()
+            raise
+        endpoint, logs = self._coordinator.endpoint, session.run_dir.logs
+        self._supervisor = Supervisor(endpoint, logs, self._config.system.restarts)
+        session.restarts = self._supervisor.restarted
+        self._dead: set[tuple[str, int]] = set()
+
+    def execute(self) -> int:
+        """Run to the end; the exit code."""
+        session = self._session
+        session.run_dir.event("started", mode=self._config.run.mode, pid=os.getpid())
+        session.console.start()
+        session.interrupts.on_second = self._end_now
+        try:
+            self._start_roles()
+            reason = self._train()
+            session.stage, session.waiting_for = "stopping", ""
+            session.run_dir.event("stopping", reason=reason)
+            self._stop(HURRIED if session.interrupts.count else PATIENT)
+        finally:
+            self._supervisor.kill_all()
+            self._coordinator.close()
+            self._remove_sockets()
+        return session.conclude(reason, self._member_views())
+
+    def _make_coordinator(self, bind: str | None) -> Coordinator:
+        address = f"ipc://{self._sockets}/coordinator" if bind is None else f"tcp://{bind}"
+        role_bind = f"ipc://{self._sockets}/{{role}}-{{name}}"
+        if bind is not None:
+            role_bind = f"tcp://{bind.rpartition(':')[0]}:*"
+        return Coordinator(
+            self._context,
+            address,
+            run=uuid.uuid4().hex,
+            run_dir=str(self._session.run_dir.path.resolve()),
+            role_bind=role_bind,
+            config=self._config,
+            spec=self._session.spec,
+            metrics=self._metrics,
+        )
+
+    def _start_roles(self) -> None:
+        if self._coordinator.endpoint.startswith("tcp://"):
+            self._session.say(f"other processes join with --join {self._coordinator.endpoint}")
+        self._supervisor.start("replay", 0)
+        self._supervisor.start("learner", 0)
+        if self._config.evaluation.enabled:
+            self._supervisor.start("evaluator", 0)
+        for index in range(resolved(self._config.actor.count)):
+            if self._session.interrupts.count:
+                return
+            self._supervisor.start("actor", index)
+            self._turn(0.0)
+
+    def _train(self) -> str:
+        """Watch the run until it is to end; the reason."""
+        while not (reason := self._session.end_reason()):
+            self._turn(_TURN_SECONDS)
+        return reason
+
+    def _turn(self, timeout_seconds: float) -> None:
+        """Everything that happens again and again, while training and while stopping."""
+        self._coordinator.poll(timeout_seconds)
+        self._supervise()
+        while self._coordinator.events:
+            self._handle_event(self._coordinator.events.popleft())
+        if self._session.tick():
+            self._end_silent()
+        self._session.record()
+        if self._session.console_due():
+            self._session.console.update(self._session.snapshot(self._member_views()))
+
+    def _supervise(self) -> None:
+        session = self._session
+        for ended in self._supervisor.check():
+            self._coordinator.lost(ended.role, ended.index)
+            if session.stage != "stopping":
+                self._handle_end(ended)
+        if session.stage == "starting":
+            session.waiting_for = self._coordinator.missing()
+            if not session.waiting_for:
+                session.stage = "running"
+                session.run_dir.event("running", seconds=round(session.elapsed_seconds, 3))
+            elif session.elapsed_seconds > _JOIN_SECONDS and self._config.actor.count:
+                session.failure = f"still waiting for {session.waiting_for}"
+
+    def _handle_end(self, ended: Ended) -> None:
+        name = f"{ended.role} {ended.index}"
+        session = self._session
+        log = session.run_dir.log_path(ended.role, ended.index)
+        session.note_error(f"{name}: {ended.cause} (see {log})")
+        session.run_dir.event(
+            "ended", role=ended.role, index=ended.index, pid=ended.pid, cause=ended.cause
+        )
+        if ended.restart_seconds is not None:
+            wait = f"{ended.restart_seconds:g} s"
+            session.say(f"{name} ended ({ended.cause}); starts again in {wait}")
+            return
+        self._dead.add((ended.role, ended.index))
+        session.say(f"{name} ended ({ended.cause}) too often and is given up")
+        dead_actors = sum(role == "actor" for role, _ in self._dead)
+        if ended.role in ("replay", "learner"):
+            session.failure = f"{name} cannot be kept alive"
+        elif ended.role == "actor" and dead_actors == self._config.actor.count:
+            session.failure = "no actor can be kept alive"
+
+    def _handle_event(self, event: Event) -> None:
+        run_dir = self._session.run_dir
+        run_dir.event(event.kind, role=event.role, index=event.index, text=event.text)
+        if event.error:
+            log = run_dir.log_path(event.role, event.index)
+            self._session.note_error(f"{event.role} {event.index}: {event.text} (see {log})")
+
+    def _end_silent(self) -> None:
+        limit = self._config.system.heartbeat_timeout_seconds
+        for member in self._coordinator.silent(limit):
+            key = member.key
+            self._session.run_dir.event("silent", role=key.role, index=key.index, pid=member.pid)
+            self._session.say(f"{key.role} {key.index}: not heard for {limit:g} s, is ended")
+            self._coordinator.lost(key.role, key.index)
+            self._supervisor.kill(key.role, key.index)
+
+    def _stop(self, budget: StopBudget) -> None:
+        """Actors flush, replay takes what is under way, the learner saves, and all leave."""
+        coordinator = self._coordinator
+        self._supervisor.stop_restarting()
+        coordinator.command(["actor"], "stop")
+        coordinator.command(["replay"], "drain")
+        self._wait(lambda: not coordinator.count("actor"), budget.actors)
+        self._wait(lambda: not self._metrics.in_flight(), budget.drain)
+        coordinator.command(["learner"], "stop")
+        self._wait(lambda: not coordinator.count("learner"), budget.learner)
+        coordinator.command(["replay"], "stop")
+        coordinator.finish(self._metrics.learner_steps())
+        self._wait(lambda: not coordinator.count("evaluator"), budget.evaluator)
+        coordinator.command(["evaluator"], "stop")
+        self._wait(lambda: not self._supervisor.alive(), budget.last)
+
+    def _wait(self, done: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        hurried = self._session.interrupts.count > 0
+        while not done() and time.monotonic() < deadline:
+            self._turn(0.02)
+            if self._session.interrupts.count and not hurried:
+                # The person does not want to wait for what is left.
+                hurried, deadline = True, min(deadline, time.monotonic() + 1.0)
+
+    def _end_now(self) -> None:
+        """The second Ctrl-C."""
+        self._supervisor.kill_all()
+        self._session.console.stop()
+        self._remove_sockets()
+        os._exit(EXIT_INTERRUPTED_TWICE)
+
+    def _remove_sockets(self) -> None:
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def _member_views(self) -> list[MemberView]:
+        joined = {(m.key.role, m.key.index): m for m in self._coordinator.members()}
+        local = self._supervisor.slots()
+        return [
+            self._view(role, index, joined.get((role, index)), local.get((role, index)))
+            for role, index in sorted(joined.keys() | local.keys())
+        ]
+
+    def _view(
+        self, role: str, index: int, member: Member | None, process: MemberState | None
+    ) -> MemberView:
+        if member is None:
+            return MemberView(role, index, "", 0, process or "starting")
+        gauges = self._metrics.member_gauges(role, index)
+        return MemberView(
+            role,
+            index,
+            member.host,
+            member.pid,
+            self._joined_state(member),
+            member.activity,
+            gauges.get("cpu_percent", 0.0),
+            int(gauges.get("memory_bytes", 0)),
+            member.key.incarnation,
+        )
+
+    def _joined_state(self, member: Member) -> MemberState:
+        late = 3 * self._config.system.telemetry_seconds + 1
+        if time.monotonic() - member.heard > late:
+            return "late"
+        return "alive" if member.reported else "starting"

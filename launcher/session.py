@@ -1,0 +1,220 @@
+"""What every run has, however its roles run: figures, records, console, limits, and an end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from launcher.console import Console
+from launcher.interrupts import Interrupts
+from launcher.metrics import RunMetrics
+from launcher.plots import plot_training
+from launcher.recorder import Recorder
+from launcher.rundir import RunDirectory
+from launcher.snapshot import MemberView, Snapshot
+from pdqn.config import Config, resolved
+from pdqn.specs import EnvironmentSpec
+
+_TICK_SECONDS = 1.0
+_CONSOLE_SECONDS = 0.25
+
+
+class Session:
+    """One run as a person sees it.
+
+    Attributes:
+        stage: starting, running, stopping or done.
+        waiting_for: what the run cannot start without, in words.
+        failure: why the run cannot go on; None while it can.
+        restarts: restarts by role.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        run_dir: RunDirectory,
+        console: Console,
+        interrupts: Interrupts,
+    ) -> None:
+        self.config = config
+        self.spec = spec
+        self.run_dir = run_dir
+        self.interrupts = interrupts
+        self.metrics = RunMetrics(spec.headline_metric)
+        self.console = console
+        self.stage = "starting"
+        self.waiting_for = ""
+        self.failure: str | None = None
+        self.restarts: dict[str, int] = {}
+        self._first_error: str | None = None
+        self._recorder = Recorder(run_dir)
+        self._started = time.monotonic()
+        self._next_tick = self._next_line = self._next_console = 0.0
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the run was started."""
+        return time.monotonic() - self._started
+
+    def say(self, text: str) -> None:
+        """Show a line to the person."""
+        self.console.message(text)
+
+    def note_error(self, text: str) -> None:
+        """Remember and show the first error; later ones are in events and logs."""
+        if self._first_error is None:
+            self._first_error = text
+            self.say(text)
+
+    def end_reason(self) -> str:
+        """Why the run is to end now; empty while it is not."""
+        if self.interrupts.count:
+            return "interrupted"
+        if self.failure:
+            return "failed"
+        run, counts = self.config.run, self.metrics.counts()
+        if run.episodes is not None and counts["episodes"] >= run.episodes:
+            return "episodes"
+        if run.steps is not None and counts["environment_steps"] >= run.steps:
+            return "steps"
+        if run.time_seconds is not None and self._trained_seconds() >= run.time_seconds:
+            return "time"
+        return ""
+
+    def tick(self) -> bool:
+        """Mark the present in the figures, once a second; whether it was time to."""
+        now = time.monotonic()
+        if now < self._next_tick:
+            return False
+        self._next_tick = now + _TICK_SECONDS
+        self.metrics.tick(now)
+        return True
+
+    def record(self) -> None:
+        """Write what is due to be written."""
+        for evaluation in self.metrics.take_evaluations():
+            self._recorder.write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
+        now = time.monotonic()
+        if now >= self._next_line and self.metrics.counts()["environment_steps"]:
+            self._next_line = now + self.config.system.metrics_seconds
+            self._write_line()
+
+    def console_due(self) -> bool:
+        """Whether the console wants a new snapshot."""
+        now = time.monotonic()
+        if now < self._next_console:
+            return False
+        self._next_console = now + _CONSOLE_SECONDS
+        return True
+
+    def conclude(self, reason: str, members: Iterable[MemberView]) -> int:
+        """Write the last figures, the summary and the picture; the exit code."""
+        self.record()
+        self._write_line()
+        self._recorder.close()
+        self.stage = "done"
+        self.console.update(self.snapshot(members))
+        summary = self._summary(reason)
+        self.run_dir.write_summary(summary)
+        plot_training(self.run_dir.path)
+        self.run_dir.event("ended", reason=reason)
+        self.run_dir.close()
+        self.console.stop()
+        self.console.finish(summary, self._error())
+        return 1 if self.failure else 0
+
+    def snapshot(self, members: Iterable[MemberView]) -> Snapshot:
+        """The run at this moment."""
+        metrics, run = self.metrics, self.config.run
+        now = metrics.current()
+        counts = metrics.counts()
+        progress, remaining = self._progress(counts)
+        waiting = f"{self.waiting_for}, {self.elapsed_seconds:.0f} s" if self.waiting_for else ""
+        return Snapshot(
+            run_dir=str(self.run_dir.path),
+            env=self.spec.id,
+            mode=run.mode,
+            seed=run.seed,
+            stage=self.stage,
+            waiting_for=waiting,
+            elapsed_seconds=self.elapsed_seconds,
+            progress=progress,
+            remaining_seconds=remaining,
+            episodes=counts["episodes"],
+            environment_steps=counts["environment_steps"],
+            learner_steps=counts["learner_steps"],
+            episodes_per_second=now["actor/episodes_per_second"] or 0.0,
+            environment_steps_per_second=now["time/fps"] or 0.0,
+            learner_steps_per_second=now["learner/steps_per_second"] or 0.0,
+            samples_per_second=now["replay/samples_per_second"] or 0.0,
+            inserts_per_second=now["replay/inserts_per_second"] or 0.0,
+            bytes_per_second=now["replay/bytes_per_second"] or 0.0,
+            samples_per_insert=metrics.samples_per_insert(),
+            samples_per_insert_target=resolved(self.config.replay.samples_per_insert),
+            policy_lag=metrics.policy_lag(),
+            return_mean=now["rollout/ep_rew_mean"],
+            headline=metrics.headline(),
+            episode_length=now["rollout/ep_len_mean"],
+            loss=now["train/loss"],
+            q_mean=now["train/q_mean"],
+            epsilon=now["rollout/exploration_rate"],
+            buffer_size=int(now["replay/size"] or 0),
+            buffer_capacity=resolved(self.config.replay.capacity),
+            buffer_bytes=int(now["replay/stored_bytes"] or 0),
+            actors_wait=metrics.actors_wait(),
+            learner_waits=metrics.learner_waits(),
+            bottleneck=metrics.bottleneck(),
+            evaluation=metrics.evaluation_view(),
+            members=tuple(members),
+            restarts=sum(self.restarts.values()),
+            lost=metrics.lost_so_far(),
+            rejected=metrics.rejected(),
+            first_error=self._first_error,
+            history=metrics.history(),
+        )
+
+    def _trained_seconds(self) -> float:
+        return self.metrics.seconds_since_first_step(time.monotonic())
+
+    def _progress(self, counts: dict[str, int]) -> tuple[float | None, float | None]:
+        """Share of the nearest limit, and the time that is left at the present pace."""
+        run, seconds = self.config.run, self._trained_seconds()
+        limits = [
+            (counts["episodes"], run.episodes),
+            (counts["environment_steps"], run.steps),
+            (seconds, run.time_seconds),
+        ]
+        shares = [done / limit for done, limit in limits if limit is not None]
+        share = min(1.0, max(shares, default=0.0))
+        if not shares or not seconds or share == 0.0:
+            return (share if shares else None), None
+        return share, seconds * (1.0 - share) / share
+
+    def _write_line(self) -> None:
+        capacity = resolved(self.config.replay.capacity)
+        self._recorder.write(self.metrics.line(self.elapsed_seconds, capacity))
+
+    def _summary(self, reason: str) -> dict[str, Any]:
+        measured = self.metrics.summary()
+        measured["environment"] = {"id": self.spec.id, **measured["environment"]}
+        roles = ("actor", "replay", "learner", "evaluator")
+        return {
+            "exit_reason": reason,
+            "wall_seconds": self.elapsed_seconds,
+            **measured,
+            "actors": resolved(self.config.actor.count),
+            "mode": self.config.run.mode,
+            "seed": self.config.run.seed,
+            "restarts": {role: self.restarts.get(role, 0) for role in roles},
+            "first_error": self._first_error,
+            "run_dir": str(self.run_dir.path),
+        }
+
+    def _error(self) -> str | None:
+        if self.failure is None:
+            return None
+        if self._first_error is None or self._first_error in self.failure:
+            return self.failure
+        return f"{self.failure}; first error: {self._first_error}"

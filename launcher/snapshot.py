@@ -1,0 +1,112 @@
+"""What the run looks like at one moment: the only thing that consoles are given to draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dead"]
+
+
+@dataclass(frozen=True)
+class MemberView:
+    """One role of the run.
+
+    Attributes:
+        role: actor, replay, learner or evaluator.
+        state: starting (no report yet), alive, late (reports overdue), restarting, stopped
+            (ended as asked), dead (given up).
+        activity: what it does or waits for, in a few words ("waits for the learner").
+        cpu_percent: of one core, since its last report.
+        memory_bytes: resident set.
+    """
+
+    role: str
+    index: int
+    host: str
+    pid: int
+    state: MemberState
+    activity: str = ""
+    cpu_percent: float = 0.0
+    memory_bytes: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """The latest greedy evaluation on held-out seeds.
+
+    Attributes:
+        parameter_version: learner steps of the evaluated parameters.
+        return_error: standard error of ``return_mean``.
+        metrics: mean of the environment's headline metric, if it has one.
+        baselines: mean score of the environment's baselines on the same seeds, by name.
+    """
+
+    parameter_version: int
+    episodes: int
+    return_mean: float
+    return_error: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The whole run at one moment. Rates are over the last ten seconds or so.
+
+    Attributes:
+        stage: starting, running, stopping or done.
+        waiting_for: what the run cannot start without, in words; empty once all is there.
+        progress: share of the nearest limit (episodes, steps or time); None without a limit.
+        remaining_seconds: estimate until that limit.
+        headline: name and recent mean of the environment's headline metric.
+        actors_wait: share of the actors' time spent waiting for replay to take their data.
+        learner_waits: share of the learner's time spent waiting for batches.
+        bottleneck: who limits whom, in words ("learner-bound: actors wait 43%").
+        rejected: transitions that replay refused, by reason.
+        first_error: first line of the first error of the run, and the log it stands in.
+        history: series of recent values by metric name, oldest first, for sparklines; keys are
+            the metric names of metrics.jsonl such as ``rollout/ep_rew_mean`` and ``train/loss``.
+    """
+
+    run_dir: str
+    env: str
+    mode: str
+    seed: int
+    stage: str
+    waiting_for: str
+    elapsed_seconds: float
+    progress: float | None
+    remaining_seconds: float | None
+    episodes: int
+    environment_steps: int
+    learner_steps: int
+    episodes_per_second: float
+    environment_steps_per_second: float
+    learner_steps_per_second: float
+    samples_per_second: float
+    inserts_per_second: float
+    bytes_per_second: float
+    samples_per_insert: float
+    samples_per_insert_target: float
+    policy_lag: float
+    return_mean: float | None
+    headline: tuple[str, float] | None
+    episode_length: float | None
+    loss: float | None
+    q_mean: float | None
+    epsilon: float | None
+    buffer_size: int
+    buffer_capacity: int
+    buffer_bytes: int
+    actors_wait: float
+    learner_waits: float
+    bottleneck: str
+    evaluation: EvaluationView | None
+    members: tuple[MemberView, ...]
+    restarts: int
+    lost: int
+    rejected: dict[str, int]
+    first_error: str | None
+    history: dict[str, tuple[float, ...]]

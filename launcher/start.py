@@ -1,0 +1,154 @@
+"""What the commands launch, check and join do, between the command line and a run."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+
+import click
+import rich.console
+
+from actors.environments.factory import describe_environment
+from launcher import hardware, machine, rundir
+from launcher.console import Kind, make_console
+from launcher.hardware import Machine
+from launcher.interrupts import Interrupts
+from launcher.machine import Plan
+from launcher.run import Run
+from launcher.session import Session
+from launcher.single import SingleRun
+from launcher.supervisor import Supervisor
+from pdqn.config import Config
+from pdqn.errors import UsageError
+from pdqn.networks import build_network
+from pdqn.specs import EnvironmentSpec
+
+_LEAVE_SECONDS = 8.0
+
+
+def prepare(config: Config) -> tuple[EnvironmentSpec, Machine, Plan]:
+    """Fill in every automatic setting for this machine and environment, and check the whole.
+
+    Raises:
+        UsageError: settings that cannot work, whatever the machine.
+    """
+    spec = describe_environment(config.run.env, config.run.env_args)
+    build_network(spec, config.network)
+    here = hardware.detect()
+    plan = machine.plan(here, config, spec)
+    return spec, here, plan
+
+
+def launch(
+    config: Config,
+    interrupts: Interrupts,
+    *,
+    run_dir: Path | None,
+    console: Kind,
+    bind: str | None,
+    agreed: bool,
+    check_only: bool,
+) -> int:
+    """Check, then train; the exit code."""
+    address = None if bind is None else parse_bind(bind)
+    spec, here, plan = prepare(config)
+    resolved = plan.config
+    if check_only:
+        return _print_check(here, plan, as_json=False)
+    _agree(plan, agreed)
+    if interrupts.count:
+        click.echo("interrupted before anything was started", err=True)
+        return 0
+    single = resolved.run.mode == "single"
+    if single and address is not None:
+        raise UsageError("--bind: mode single is one process, nobody can join it")
+    path = run_dir or rundir.default_path(spec.id, resolved.run.seed)
+    directory = rundir.RunDirectory(path)
+    directory.write_config(resolved)
+    view = make_console(console, sys.stdout)
+    hardware.raise_open_file_limit(plan.open_files)
+    session = Session(resolved, spec, directory, view, interrupts)
+    return SingleRun(session).execute() if single else Run(session, address).execute()
+
+
+def check(config: Config, *, as_json: bool) -> int:
+    """Print the machine and the plan; the exit code."""
+    _, here, plan = prepare(config)
+    return _print_check(here, plan, as_json=as_json)
+
+
+def join(role: str, address: str, count: int, interrupts: Interrupts) -> int:
+    """Be part of a run from another process until it ends; the exit code."""
+    if not address.startswith(("tcp://", "ipc://")):
+        raise UsageError(f"--join {address}: expected tcp://HOST:PORT or ipc://PATH")
+    supervisor = Supervisor(address, None, restarts=5)
+    code = 0
+    try:
+        for index in range(count):
+            supervisor.start(role, index)
+        while supervisor.busy() and not interrupts.count:
+            for ended in supervisor.check():
+                click.echo(f"pdqn: {ended.role}: {ended.cause}", err=True)
+                code = 1 if ended.restart_seconds is None else code
+            time.sleep(0.1)
+        supervisor.ask_to_leave()
+        supervisor.join(_LEAVE_SECONDS, [role])
+    finally:
+        supervisor.kill_all()
+    return code
+
+
+def parse_bind(bind: str) -> str:
+    """``HOST:PORT`` that can be bound, with ``*`` for any free port.
+
+    Raises:
+        UsageError: no such address, not on loopback, or in use.
+    """
+    host, _, port = bind.rpartition(":") if ":" in bind else (bind, "", "*")
+    host = {"localhost": "127.0.0.1"}.get(host, host)
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise UsageError(f"--bind {bind}: expected HOST or HOST:PORT, HOST an address") from None
+    if not loopback:
+        raise UsageError(
+            f"--bind {bind}: {host} is not on loopback, and what leaves this host would be neither "
+            "encrypted nor authenticated; bind 127.0.0.1"
+        )
+    if port != "*":
+        _check_port(bind, host, port)
+    return f"{host}:{port}"
+
+
+def _check_port(bind: str, host: str, port: str) -> None:
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"--bind {bind}: {port!r} is no port; expected 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            raise UsageError(f"--bind {bind}: {error.strerror}") from error
+
+
+def _agree(plan: Plan, agreed: bool) -> None:
+    """Stop at what cannot work; ask about what is advised against."""
+    if plan.errors:
+        raise UsageError("; ".join(plan.errors))
+    if plan.advises_against is None or agreed:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{plan.advises_against}; --force or --yes runs it all the same")
+    click.confirm(f"{plan.advises_against}. Run it all the same?", abort=True)
+
+
+def _print_check(here: Machine, plan: Plan, *, as_json: bool) -> int:
+    if as_json:
+        click.echo(json.dumps(machine.as_json(here, plan), indent=2))
+    else:
+        rich.console.Console().print(machine.report(here, plan))
+    return 1 if plan.errors else 0

@@ -1,0 +1,203 @@
+"""Starts roles as processes of this host, notices how they end, and starts them again.
+
+Processes are forked from a server that has imported everything already: a hundred actors come up
+in seconds and share most of their memory. Where there is no forkserver, they are spawned.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from launcher import preload
+from launcher.snapshot import MemberState
+
+_FIRST_BACKOFF_SECONDS = 0.5
+_LARGEST_BACKOFF_SECONDS = 30.0
+_STABLE_SECONDS = 60.0
+_SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass
+class RestartPolicy:
+    """When to start a role again. Pure.
+
+    Attributes:
+        allowed: restarts in a row before the role is given up; one that lived for a minute
+            starts with a clean record.
+    """
+
+    allowed: int
+    failures: int = 0
+
+    def after_end(self, lived_seconds: float) -> float | None:
+        """Seconds to wait before the next start; None to give up."""
+        if lived_seconds >= _STABLE_SECONDS:
+            self.failures = 0
+        self.failures += 1
+        if self.failures > self.allowed:
+            return None
+        return min(_LARGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (self.failures - 1))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A role's process ended without being asked to.
+
+    Attributes:
+        cause: in words ("exit code 1", "killed by SIGKILL").
+        restart_seconds: until it is started again; None if it is given up.
+    """
+
+    role: str
+    index: int
+    pid: int
+    cause: str
+    restart_seconds: float | None
+
+
+@dataclass
+class _Slot:
+    policy: RestartPolicy
+    process: BaseProcess | None = None
+    started: float = 0.0
+    start_at: float | None = None
+
+
+class Supervisor:
+    """The roles' processes of this host."""
+
+    def __init__(self, address: str, logs: Path | None, restarts: int) -> None:
+        self._address = address
+        self._logs = logs
+        self._restarts = restarts
+        self._slots: dict[tuple[str, int], _Slot] = {}
+        self._stopping = False
+        self._context = _context()
+        self.restarted: dict[str, int] = {}
+
+    def start(self, role: str, index: int) -> None:
+        """Start a role."""
+        slot = self._slots.setdefault((role, index), _Slot(RestartPolicy(self._restarts)))
+        log = None if self._logs is None else self._logs / f"{role}-{index}.log"
+        hint = None if self._logs is None else index
+        process = self._context.Process(  # pyright: ignore[reportAttributeAccessIssue]
+            target=preload.run_role, args=(role, self._address, hint, log), name=f"{role} {index}"
+        )
+        process.start()
+        slot.process = process
+        slot.started, slot.start_at = time.monotonic(), None
+
+    def check(self) -> list[Ended]:
+        """Notice what ended, and start again what is due."""
+        ended = []
+        for (role, index), slot in self._slots.items():
+            process = slot.process
+            if process is not None and not process.is_alive():
+                slot.process = None
+                if process.exitcode == 0 and (self._stopping or self._logs is None):
+                    continue
+                ended.append(self._ended(role, index, slot, process))
+            if slot.start_at is not None and time.monotonic() >= slot.start_at:
+                self.restarted[role] = self.restarted.get(role, 0) + 1
+                self.start(role, index)
+        return ended
+
+    def kill(self, role: str, index: int) -> None:
+        """End one process at once; ``check`` will notice."""
+        slot = self._slots.get((role, index))
+        if slot is not None and slot.process is not None:
+            slot.process.kill()
+
+    def stop_restarting(self) -> None:
+        """From now on processes are expected to end."""
+        self._stopping = True
+        for slot in self._slots.values():
+            slot.start_at = None
+
+    def alive(self, role: str | None = None) -> int:
+        """Processes of a role (or of all) that run."""
+        return sum(
+            slot.process is not None and slot.process.is_alive()
+            for (name, _), slot in self._slots.items()
+            if role in (None, name)
+        )
+
+    def slots(self) -> dict[tuple[str, int], MemberState]:
+        """Every role that was started here, and how its process is."""
+        return {name: self._state(slot) for name, slot in self._slots.items()}
+
+    def busy(self) -> bool:
+        """Whether something runs or waits to be started again."""
+        return any(
+            slot.process is not None or slot.start_at is not None for slot in self._slots.values()
+        )
+
+    def join(self, timeout_seconds: float, roles: Iterable[str]) -> bool:
+        """Wait for the processes of some roles to end; whether they all did in time."""
+        deadline = time.monotonic() + timeout_seconds
+        wanted = set(roles)
+        for (role, _), slot in self._slots.items():
+            if role in wanted and slot.process is not None:
+                slot.process.join(max(0.0, deadline - time.monotonic()))
+        return all(self.alive(role) == 0 for role in wanted)
+
+    def ask_to_leave(self) -> None:
+        """Ask everything that still runs to leave in order."""
+        self.stop_restarting()
+        for slot in self._slots.values():
+            if slot.process is not None and slot.process.is_alive():
+                slot.process.terminate()
+
+    def kill_all(self) -> None:
+        """End everything that still runs, at once."""
+        self.stop_restarting()
+        for slot in self._slots.values():
+            if slot.process is not None and slot.process.is_alive():
+                slot.process.kill()
+        for slot in self._slots.values():
+            if slot.process is not None:
+                slot.process.join(2.0)
+
+    def _state(self, slot: _Slot) -> MemberState:
+        if slot.process is not None:
+            return "starting"
+        if slot.start_at is not None:
+            return "restarting"
+        return "stopped" if self._stopping else "dead"
+
+    def _ended(self, role: str, index: int, slot: _Slot, process: BaseProcess) -> Ended:
+        lived = time.monotonic() - slot.started
+        wait = None if self._stopping else slot.policy.after_end(lived)
+        slot.start_at = None if wait is None else time.monotonic() + wait
+        return Ended(role, index, process.pid or 0, _cause(process.exitcode), wait)
+
+
+def _cause(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"
+
+
+def _context() -> BaseContext:
+    """The forkserver, started so that Ctrl-C reaches neither it nor its children."""
+    for name in _SINGLE_THREADED:
+        os.environ.setdefault(name, "1")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "launcher.preload"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context

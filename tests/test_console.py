@@ -1,0 +1,475 @@
+"""What people and programs see of a run: the live picture, plain lines, JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console as Terminal
+
+from launcher import human
+from launcher.console import RichConsole, make_console, summary_rows
+from launcher.dashboard import chart, health, limiting_stage, render, sparkline
+from launcher.snapshot import EvaluationView, MemberView, Snapshot
+
+SUMMARY = {
+    "exit_reason": "episode limit",
+    "wall_seconds": 754.0,
+    "episodes": 12_345,
+    "environment_steps": 160_485,
+    "learner_steps": 5210,
+    "episodes_per_second": 12.3,
+    "environment_steps_per_second": 1234.0,
+    "learner_steps_per_second": 78.1,
+    "samples_per_insert": 0.503,
+    "policy_lag_mean": 12.4,
+    "environment": {"id": "x", "return_mean": 0.372, "metrics": {"coverage": 0.372}},
+    "eval": {
+        "return_mean": 0.391,
+        "episodes": 32,
+        "metrics": {"coverage": 0.391},
+        "baselines": {"greedy": 0.414},
+    },
+    "transitions": {"sent": 160_000, "received": 159_990, "lost": 10},
+    "restarts": {"actor": 1, "replay": 0},
+    "run_dir": "runs/x",
+}
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeTerminal(io.StringIO):
+    """A text stream that says that it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def member(role: str, index: int = 0, **changes: Any) -> MemberView:
+    values: dict[str, Any] = {
+        "role": role,
+        "index": index,
+        "host": "head",
+        "pid": 1000 + index,
+        "state": "alive",
+        "activity": "trains",
+        "cpu_percent": 97.0,
+        "memory_bytes": 20_000_000,
+    }
+    return MemberView(**values | changes)
+
+
+def snapshot(actors: int = 3, **changes: Any) -> Snapshot:
+    others = tuple(member(role) for role in ("replay", "learner", "evaluator"))
+    series = tuple(0.25 + 0.0005 * index for index in range(300))
+    values: dict[str, Any] = {
+        "run_dir": "runs/CirclePlacement-v0__seed7__1",
+        "env": "pdqn/CirclePlacement-v0",
+        "mode": "parallel",
+        "seed": 7,
+        "stage": "running",
+        "waiting_for": "",
+        "elapsed_seconds": 754.0,
+        "progress": 0.53,
+        "remaining_seconds": 661.0,
+        "episodes": 12_345,
+        "environment_steps": 160_485,
+        "learner_steps": 5210,
+        "episodes_per_second": 943.1,
+        "environment_steps_per_second": 12_260.0,
+        "learner_steps_per_second": 96.2,
+        "samples_per_second": 6150.0,
+        "inserts_per_second": 12_230.0,
+        "bytes_per_second": 29.4e6,
+        "samples_per_insert": 0.503,
+        "samples_per_insert_target": 0.5,
+        "policy_lag": 12.4,
+        "return_mean": 0.3721,
+        "headline": ("coverage", 0.3722),
+        "episode_length": 13.0,
+        "loss": 0.00123,
+        "q_mean": 0.214,
+        "epsilon": 0.0853,
+        "buffer_size": 123_456,
+        "buffer_capacity": 200_000,
+        "buffer_bytes": 5_430_000_000,
+        "actors_wait": 0.43,
+        "learner_waits": 0.02,
+        "bottleneck": "learner-bound: actors wait 43%",
+        "evaluation": EvaluationView(
+            5000, 32, 0.391, 0.0061, {"coverage": 0.391}, {"random": 0.266, "greedy": 0.4142}
+        ),
+        "members": tuple(member("actor", index) for index in range(actors)) + others,
+        "restarts": 1,
+        "lost": 0,
+        "rejected": {"bad shape": 10, "not finite": 2},
+        "first_error": None,
+        "history": {"rollout/coverage": series, "train/loss": series, "time/fps": series},
+    }
+    return Snapshot(**values | changes)
+
+
+def starting() -> Snapshot:
+    """The first moment of a run: nothing is known yet."""
+    empty = dict.fromkeys(
+        ("return_mean", "headline", "episode_length", "loss", "q_mean", "epsilon",
+         "progress", "remaining_seconds", "evaluation")
+    )  # fmt: skip
+    zero = {
+        field.name: 0
+        for field in dataclasses.fields(Snapshot)
+        if field.type in ("int", "float") and field.name != "seed"
+    }
+    texts = {"stage": "starting", "waiting_for": "the learner, 3 s", "bottleneck": ""}
+    nothing = {"members": (), "rejected": {}, "history": {}}
+    return snapshot(0, **(zero | empty | texts | nothing))
+
+
+def lines_of(view: Snapshot, width: int, height: int, *messages: tuple[float, str]) -> list[str]:
+    terminal = Terminal(
+        file=io.StringIO(), width=width, height=height, color_system=None, legacy_windows=False
+    )
+    with terminal.capture() as capture:
+        terminal.print(render(view, width, height, messages))
+    return capture.get().splitlines()
+
+
+# ---- the picture ----
+
+
+@pytest.mark.parametrize("actors", [0, 1, 120])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50), (120, 30), (100, 60), (40, 10)])
+@pytest.mark.parametrize("error", [None, "ValueError: " + "a long story " * 30])
+def test_the_picture_fits_the_terminal(
+    width: int, height: int, actors: int, error: str | None
+) -> None:
+    view = snapshot(actors, first_error=error)
+    lines = lines_of(view, width, height, *[(float(i), f"event {i} " * 40) for i in range(60)])
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+
+
+def test_a_small_terminal_shows_everything_that_matters() -> None:
+    lines = lines_of(snapshot(120), 80, 24, (700.0, "actor 40 restarted"))
+    text = "\n".join(lines)
+    for figure in (
+        "pdqn/CirclePlacement-v0", "parallel · seed 7", "12:34", "53%", "11:01 left",
+        "12.3k episodes", "160k steps", "120 actors", "12.3k/s", "wait 43%", "29.4 MB/s",
+        "2.40 kB each", "in 12.2k/s", "out 6.15k/s", "waits 2%", "step 5.21k", "lag 12.4",
+        "learner-bound: actors wait 43%", "0.00123", "0.0853", "target 0.500", "62%", "5.43 GB",
+        "0.391 ±0.0061", "greedy      0.414", "120 alive", "2.40 GB", "evaluator",
+        "rejected 12", "bad shape 10", "actor 40 restarted",
+    ):  # fmt: skip
+        assert figure in text
+    assert "…" not in text
+
+
+def test_a_large_terminal_adds_charts_and_events() -> None:
+    events = [(float(index), f"event {index}") for index in range(8)]
+    lines = lines_of(snapshot(120), 200, 50, *events)
+    text = "\n".join(lines)
+    assert len(lines) == 50
+    assert "┈ greedy" in text
+    assert text.count("▪") == 120
+    assert all(f"event {index}" in text for index in range(8))
+
+
+def test_what_the_run_waits_for_is_shown_while_it_starts() -> None:
+    for width, height in ((80, 24), (200, 50)):
+        text = "\n".join(lines_of(starting(), width, height))
+        assert "waits for the learner, 3 s" in text
+        assert "starting" in text
+        assert "no evaluation yet" in text
+
+
+def test_values_that_are_not_finite_are_drawn_as_missing() -> None:
+    history = {"rollout/coverage": (0.1, math.nan, 0.3), "train/loss": (math.nan, math.inf)}
+    view = snapshot(loss=math.nan, q_mean=math.inf, policy_lag=math.nan, history=history)
+    assert len(lines_of(view, 200, 50)) == 50
+
+
+def test_the_first_error_is_pinned() -> None:
+    text = "\n".join(lines_of(snapshot(first_error="KeyError: 'map' (actor-3.log)"), 80, 24))
+    assert "✖ first error: KeyError: 'map' (actor-3.log)" in text
+    assert "● errors" in text
+
+
+def test_a_low_terminal_keeps_what_is_most_important() -> None:
+    text = "\n".join(lines_of(snapshot(first_error="KeyError"), 80, 6))
+    assert "first error" in text
+    assert "learner-bound" in text
+    assert "learning" not in text
+
+
+def test_markup_in_names_is_not_interpreted() -> None:
+    view = snapshot(env="[red]x[/red]", first_error="[bold]list index[/bold]")
+    text = "\n".join(lines_of(view, 80, 24))
+    assert "[red]x[/red]" in text
+    assert "[bold]list index[/bold]" in text
+
+
+def test_many_replays_do_not_push_the_rest_off_the_screen() -> None:
+    members = (*[member("actor", i) for i in range(9)], *[member("replay", i) for i in range(20)])
+    text = "\n".join(lines_of(snapshot(members=members), 80, 24))
+    assert "replay 1" in text
+    assert "and 18 more" in text
+
+
+def test_health_names_the_worst_first() -> None:
+    late = member("actor", 1, state="late")
+    dead = member("learner", state="dead")
+    healthy = snapshot(rejected={})
+    assert health(healthy) == ("healthy", "healthy")
+    assert health(snapshot(members=(late,), rejected={})) == ("degraded", "1 late")
+    assert health(snapshot()) == ("degraded", "12 rejected")
+    assert health(snapshot(members=(late, dead))) == ("failing", "1 dead")
+
+
+def test_the_limiting_stage_is_the_one_that_others_wait_for() -> None:
+    assert limiting_stage(snapshot(actors_wait=0.4, learner_waits=0.0)) == "learner"
+    assert limiting_stage(snapshot(actors_wait=0.0, learner_waits=0.4)) == "actors"
+    assert limiting_stage(snapshot(actors_wait=0.05, learner_waits=0.05)) is None
+
+
+def test_evaluation_without_a_headline_metric_shows_the_return() -> None:
+    view = snapshot(headline=None, evaluation=EvaluationView(10, 5, 480.0, 12.0))
+    text = "\n".join(lines_of(view, 80, 24))
+    assert "return        480 ±12" in text
+
+
+def test_sparklines_rise_with_the_values() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 7, 7], 2) == "▁█"
+    assert sparkline([3, 3, 3], 8) == "▁▁▁"
+    assert sparkline([13.0, 13.0 + 2e-15], 8) == "▁▁"
+    assert sparkline([80, 100], 8, low=0.0) == "▇█"
+    assert sparkline([1, None, 2], 8) == "▁ █"
+    assert sparkline([], 8) == ""
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.none() | st.floats(allow_nan=True), max_size=50),
+    st.integers(1, 60),
+    st.integers(1, 12),
+)
+def test_charts_fit_their_frame_whatever_the_values_are(
+    values: list[float | None], width: int, height: int
+) -> None:
+    assert len(sparkline(values, width)) <= width
+    assert len(chart(values, width, height, {"level": 0.5})) in (1, height)
+
+
+def test_a_chart_goes_from_the_lower_left_to_the_upper_right() -> None:
+    rows = [row.plain for row in chart([0.0, 1.0], 12, 4, {})]
+    assert rows[0].startswith("1.00 ")
+    assert rows[-1].startswith("   0 ")
+    dots = [len(row) - len(row.rstrip()) for row in rows]
+    assert dots == sorted(dots)
+
+
+# ---- consoles ----
+
+
+def test_auto_draws_only_on_a_terminal_that_can_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert type(make_console("auto", FakeTerminal())).__name__ == "RichConsole"
+    assert type(make_console("auto", io.StringIO())).__name__ == "PlainConsole"
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(make_console("auto", FakeTerminal())).__name__ == "PlainConsole"
+
+
+@pytest.mark.parametrize("kind", ["rich", "plain", "json", "off"])
+def test_every_console_can_be_used_in_any_order(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console = make_console(kind, FakeTerminal())
+    console.stop()
+    console.start()
+    console.start()
+    console.message("before the first snapshot")
+    console.update(snapshot())
+    console.stop()
+    console.stop()
+    console.finish(SUMMARY, None)
+    console.message("after the end")
+    console.finish({}, "nothing was done")
+
+
+def test_plain_writes_a_line_every_five_seconds_and_at_every_stage() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = make_console("plain", stream, clock=clock)
+    for stage, second in (("starting", 0), ("running", 1), ("running", 2), ("running", 6.5)):
+        clock.now = 100.0 + second
+        console.update(snapshot(stage=stage))
+    assert len(stream.getvalue().splitlines()) == 3
+
+
+def test_plain_says_the_same_as_the_picture() -> None:
+    stream = io.StringIO()
+    make_console("plain", stream).update(snapshot(120))
+    line = stream.getvalue()
+    for figure in (
+        "[12:34]", "53%, 11:01 left", "episodes 12.3k (943/s)", "env steps 160k (12.3k/s)",
+        "learner steps 5.21k (96.2/s)", "samples/insert 0.503 of 0.500", "lag 12.4",
+        "coverage 0.372", "loss 0.00123", "epsilon 0.0853", "buffer 123k of 200k, 5.43 GB",
+        "eval coverage 0.391 +-0.0061 (random 0.266, greedy 0.414)", "actors 120 alive",
+        "learner alive", "learner-bound: actors wait 43%", "restarts 1, lost 0, rejected 12",
+    ):  # fmt: skip
+        assert figure in line
+
+
+def test_plain_writes_messages_at_once_and_the_last_state_in_the_end() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = make_console("plain", stream, clock=clock)
+    console.update(snapshot(episodes=1))
+    console.message("actor 3 restarted")
+    console.update(snapshot(episodes=999))
+    console.finish(SUMMARY, None)
+    lines = stream.getvalue().splitlines()
+    assert lines[1] == "actor 3 restarted"
+    assert "episodes 999" in lines[2]
+    assert lines[3].startswith("done")
+
+
+def test_plain_survives_a_stream_that_cannot_encode_or_has_gone() -> None:
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    make_console("plain", ascii_only).message("näher")
+    ascii_only.seek(0)
+    assert ascii_only.read() == "n\\xe4her\n"
+    closed = io.StringIO()
+    closed.close()
+    make_console("plain", closed).message("nobody reads this")
+
+
+def test_json_writes_one_strict_object_a_line() -> None:
+    stream = io.StringIO()
+    console = make_console("json", stream)
+    console.update(snapshot(120, loss=math.nan))
+    console.message("actor 3 restarted")
+    console.finish(SUMMARY, "the learner died")
+    progress, message, summary = map(json.loads, stream.getvalue().splitlines())
+    assert progress["event"] == "progress"
+    assert progress["loss"] is None
+    assert progress["members"]["actor"] == {"alive": 120}
+    assert progress["evaluation"]["baselines"] == {"random": 0.266, "greedy": 0.4142}
+    assert progress["environment_steps"] == 160_485
+    assert "history" not in progress
+    assert message == {"event": "message", "text": "actor 3 restarted"}
+    assert summary == {"event": "summary", "error": "the learner died", "summary": SUMMARY}
+
+
+def test_off_says_only_why_a_run_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    console = make_console("off", stream)
+    console.update(snapshot())
+    console.message("something")
+    console.finish(SUMMARY, None)
+    console.finish(SUMMARY, "no memory left")
+    assert stream.getvalue() == ""
+    assert capsys.readouterr() == ("", "error: no memory left\n")
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> FakeTerminal:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    return FakeTerminal()
+
+
+def test_rich_draws_at_most_four_times_a_second(terminal: FakeTerminal) -> None:
+    clock = Clock()
+    console = RichConsole(terminal, clock)
+    console.start()
+    sizes = []
+    for now in (100.0, 100.1, 100.2, 100.3):
+        clock.now = now
+        console.update(snapshot())
+        sizes.append(len(terminal.getvalue()))
+    console.stop()
+    assert sizes[0] == sizes[1] == sizes[2] < sizes[3]
+
+
+def test_rich_leaves_the_last_picture_and_every_message_behind(terminal: FakeTerminal) -> None:
+    console = RichConsole(terminal, Clock())
+    console.start()
+    console.update(snapshot(episodes=1))
+    for index in range(50):
+        console.message(f"event number {index}.")
+    console.update(snapshot(episodes=777))
+    console.finish(SUMMARY, "the learner died")
+    _, _, left_behind = terminal.getvalue().rpartition("\x1b[?1049l")
+    assert "777 episodes" in left_behind
+    assert all(f"event number {index}." in left_behind for index in range(50))
+    assert "the learner died" in left_behind
+
+
+def test_rich_turns_stray_output_into_messages(terminal: FakeTerminal) -> None:
+    before = sys.stdout, sys.stderr
+    console = RichConsole(terminal, Clock())
+    console.start()
+    sys.stdout.write("a stray ")
+    sys.stdout.write("line\n")
+    sys.stderr.write("an unfinished one")
+    console.stop()
+    assert (sys.stdout, sys.stderr) == before
+    assert "a stray line" in terminal.getvalue()
+    assert "an unfinished one" in terminal.getvalue()
+
+
+def test_the_summary_takes_a_few_lines() -> None:
+    rows = summary_rows(SUMMARY, None)
+    text = "\n".join(text for _, text in rows)
+    assert len(rows) == 7
+    assert "12.3k episodes" in text
+    assert "in 12:34 (episode limit)" in text
+    assert "coverage 0.391, return 0.391 over 32 episodes; baselines: greedy 0.414" in text
+    assert "10 lost" in text
+    assert "runs/x" in text
+    assert summary_rows({}, "no environment") == [("error", "no environment")]
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"), (math.nan, "-"), (0, "0"), (0.0, "0"), (7, "7"), (0.5, "0.500"),
+        (0.0853, "0.0853"), (1.2e-5, "1.20e-5"), (12.34, "12.3"), (99.99, "100"), (999, "999"),
+        (999.6, "1.00k"), (12_345, "12.3k"), (-1234.5, "-1.23k"), (999_999, "1.00M"),
+        (2.5e9, "2.50G"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert human.number(value) == text
+
+
+def test_sizes_durations_and_plurals() -> None:
+    assert [human.size(b) for b in (None, 12, 1234, 5.43e9)] == ["-", "12 B", "1.23 kB", "5.43 GB"]
+    durations = [human.duration(seconds) for seconds in (7, 754, 3723, 90_061)]
+    assert durations == ["0:07", "12:34", "1:02:03", "1d 01:01"]
+    assert (human.plural(1, "actor"), human.plural(0, "actor")) == ("1 actor", "0 actors")
+
+
+@settings(deadline=None)
+@given(st.just(0.0) | st.floats(1e-30, 1e15))
+def test_numbers_stay_short(value: float) -> None:
+    assert len(human.number(value)) <= 8

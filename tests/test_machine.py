@@ -1,0 +1,402 @@
+"""What the machine has, and the plan that fits it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launcher.hardware import CgroupLimits, Gpu, cgroup_limits, usable_cores, visible_gpus
+from launcher.machine import (
+    GB,
+    Machine,
+    Plan,
+    actors_for,
+    as_json,
+    detect,
+    largest_capacity,
+    plan,
+    raise_open_file_limit,
+    report,
+)
+from pdqn.config import Config, build
+from pdqn.errors import RunError
+from pdqn.specs import EnvironmentSpec, FieldSpec
+from replay.buffer import bytes_needed
+
+H200 = Gpu("NVIDIA H200", 150 * GB, 149 * GB, (9, 0))
+PLACEMENT = EnvironmentSpec(
+    "pdqn/CirclePlacement-v0",
+    (
+        FieldSpec("action_mask", (16_384,), "bool", binary=True),
+        FieldSpec("map", (128, 128), "float16"),
+        FieldSpec("radii", (20,), "float32"),
+    ),
+    16_384,
+    "coverage",
+)
+CART_POLE = EnvironmentSpec("CartPole-v1", (FieldSpec("observation", (4,), "float32"),), 2)
+
+
+def machine(cores: int = 16, *, gpus: tuple[Gpu, ...] = (), **changes: Any) -> Machine:
+    values: dict[str, Any] = {
+        "hostname": "workstation",
+        "system": "Linux",
+        "cores": cores,
+        "physical_cores": cores,
+        "logical_cores": cores,
+        "ram_total_bytes": 4 * GB * cores + 16 * GB,
+        "ram_available_bytes": 4 * GB * cores + 12 * GB,
+        "gpus": gpus,
+        "open_files_soft": 1024,
+        "open_files_hard": 1_048_576,
+        "shm_free_bytes": 8 * GB,
+        "versions": {"python": "3.12.0", "torch": "2.9.0"},
+    }
+    return Machine(**values | changes)
+
+
+def configured(**sections: Mapping[str, Any]) -> Config:
+    return build(("test", sections))
+
+
+# ---- the plan ----
+
+
+@pytest.mark.parametrize(
+    ("cores", "mode", "mode_with_gpu", "actors"),
+    [
+        (1, "single", "single", 1),
+        (2, "parallel", "parallel", 1),
+        (4, "parallel", "parallel", 3),
+        (16, "parallel", "parallel", 15),
+        (64, "parallel", "ultra", 60),
+        (128, "parallel", "ultra", 120),
+        (256, "parallel", "ultra", 240),
+    ],
+)
+@pytest.mark.parametrize("spec", [PLACEMENT, CART_POLE])
+def test_the_plan_fits_the_cores(
+    spec: EnvironmentSpec, cores: int, mode: str, mode_with_gpu: str, actors: int
+) -> None:
+    for gpus, expected, device in (((), mode, "cpu"), ((H200,), mode_with_gpu, "cuda")):
+        sized = plan(machine(cores, gpus=gpus), Config(), spec)
+        assert sized.mode == expected
+        assert sized.config.actor.count == actors
+        assert sized.config.learner.device == device
+        assert sized.errors == []
+        assert sized.warnings == []
+        assert sized.advises_against is None
+
+
+def test_every_auto_setting_is_filled_in() -> None:
+    limits = {"episodes", "steps", "time_seconds"}
+    for spec in (PLACEMENT, CART_POLE):
+        sized = plan(machine(), Config(), spec)
+        for section, values in dataclasses.asdict(sized.config).items():
+            left = {key for key, value in values.items() if value in (None, "auto")}
+            assert left <= limits | {"kind"}, section
+
+
+def test_the_layer_gives_the_planned_configuration() -> None:
+    given = configured(actor={"n_step": 5}, run={"episodes": 10})
+    sized = plan(machine(64, gpus=(H200,)), given, PLACEMENT)
+    file = {section: values for section, values in given.to_map().items() if section != "run"}
+    file["learner"] = {}
+    layers = (("plan", sized.layer), ("file", {"actor": {"n_step": 5}, "run": {"episodes": 10}}))
+    assert build(*layers) == sized.config
+
+
+def test_large_observations_and_vectors_are_sized_differently() -> None:
+    large = plan(machine(), Config(), PLACEMENT).config
+    small = plan(machine(), Config(), CART_POLE).config
+    assert (large.actor.segment_length, small.actor.segment_length) == (16, 64)
+    assert (large.actor.batch_transitions, small.actor.batch_transitions) == (16, 256)
+    assert (large.actor.discount, small.actor.discount) == (1.0, 0.99)
+    assert (large.replay.capacity, small.replay.capacity) == (200_000, 1_000_000)
+    assert (large.learner.learning_rate, small.learner.learning_rate) == (3e-4, 1e-3)
+    assert (large.evaluation.episodes, small.evaluation.episodes) == (32, 10)
+    assert (large.replay.min_size, small.replay.min_size) == (2000, 2000)
+
+
+def test_ultra_gives_an_actor_more_environments() -> None:
+    ultra = machine(128, gpus=(H200,))
+    assert plan(ultra, Config(), PLACEMENT).config.actor.envs_per_actor == 16
+    assert plan(ultra, Config(), CART_POLE).config.actor.envs_per_actor == 32
+
+
+def test_the_tolerance_lets_the_learner_prefetch() -> None:
+    sized = plan(machine(), Config(), PLACEMENT).config
+    assert sized.replay.samples_per_insert_tolerance == 2 * 64 * 3
+
+
+def test_segments_are_long_enough_for_the_n_steps_they_end_with() -> None:
+    sized = plan(machine(), configured(actor={"n_step": 10}), PLACEMENT)
+    assert sized.config.actor.segment_length == 40
+
+
+def test_configured_values_are_kept_and_planned_around() -> None:
+    given = configured(
+        actor={"count": 8, "discount": 0.5},
+        replay={"capacity": 1000},
+        learner={"threads": 3, "device": "cpu"},
+        run={"mode": "parallel"},
+    )
+    sized = plan(machine(gpus=(H200,)), given, CART_POLE)
+    assert sized.why == "asked for"
+    assert sized.config.actor.count == 8
+    assert sized.config.actor.discount == 0.5
+    assert sized.config.learner.device == "cpu"
+    assert sized.config.learner.precision == "float32"
+    assert sized.config.replay.min_size == 64
+    assert "count" not in sized.layer["actor"]
+    assert "capacity" not in sized.layer["replay"]
+    assert "run" not in sized.layer
+
+
+def test_the_learner_takes_the_cores_that_actors_leave() -> None:
+    def threads(count: int | None, gpus: tuple[Gpu, ...] = ()) -> int | None:
+        given = configured(actor={"count": count})
+        return plan(machine(gpus=gpus), given, CART_POLE).config.learner.threads
+
+    assert threads(None) == 1
+    assert threads(12) == 4
+    assert threads(0) == 8
+    assert threads(0, (H200,)) == 4
+
+
+def test_old_gpus_compute_in_float32() -> None:
+    old = dataclasses.replace(H200, compute_capability=(7, 0))
+    assert plan(machine(gpus=(old,)), Config(), CART_POLE).config.learner.precision == "float32"
+    assert plan(machine(gpus=(H200,)), Config(), CART_POLE).config.learner.precision == "bfloat16"
+
+
+def test_ultra_is_advised_against_without_cores_or_gpu() -> None:
+    given = configured(run={"mode": "ultra"})
+    for unfit in (machine(16, gpus=(H200,)), machine(64)):
+        advice = plan(unfit, given, PLACEMENT).advises_against
+        assert advice is not None
+        assert "--mode parallel" in advice
+    assert plan(machine(64, gpus=(H200,)), given, PLACEMENT).advises_against is None
+
+
+def test_single_has_one_actor() -> None:
+    given = configured(run={"mode": "single"})
+    assert plan(machine(), given, CART_POLE).config.actor.count == 1
+    given = configured(run={"mode": "single"}, actor={"count": 4})
+    assert "actor.count = 4" in plan(machine(), given, CART_POLE).errors[0]
+
+
+def test_more_actors_than_cores_are_warned_about() -> None:
+    sized = plan(machine(4), configured(actor={"count": 50}), CART_POLE)
+    assert "--actors 3" in sized.warnings[0]
+    assert sized.errors == []
+
+
+def test_too_few_open_files_are_an_error_with_both_numbers() -> None:
+    sized = plan(machine(128, open_files_hard=512), Config(), CART_POLE)
+    assert sized.open_files == 680
+    assert "680" in sized.errors[0]
+    assert "512" in sized.errors[0]
+
+
+def test_a_capacity_that_does_not_fit_is_an_error_with_the_largest_that_does() -> None:
+    given = configured(replay={"capacity": 5_000_000})
+    sized = plan(machine(2), given, PLACEMENT)
+    (error,) = sized.errors
+    assert "replay.capacity = 5000000 needs" in error
+    largest = int(error.split("at most ")[1].split()[0])
+    assert plan(machine(2), configured(replay={"capacity": largest}), PLACEMENT).errors == []
+    beyond = configured(replay={"capacity": largest + 1000})
+    assert plan(machine(2), beyond, PLACEMENT).errors != []
+
+
+def test_little_memory_shrinks_the_buffer_and_the_actors() -> None:
+    sized = plan(machine(64, ram_available_bytes=8 * GB), Config(), PLACEMENT)
+    assert sized.errors == []
+    assert "memory has room for" in sized.warnings[0]
+    assert sized.memory_bytes <= 8 * GB
+    count, capacity = sized.config.actor.count, sized.config.replay.capacity
+    assert count is not None
+    assert capacity is not None
+    assert 1 < count < 60
+    assert 1000 < capacity < 60_000
+
+
+def test_too_little_memory_for_the_roles_is_an_error() -> None:
+    sized = plan(machine(2, ram_available_bytes=GB), Config(), PLACEMENT)
+    assert "too little memory" in sized.errors[0]
+    json.dumps(as_json(machine(2), sized))
+
+
+def test_settings_that_would_stand_still_are_errors() -> None:
+    too_small = configured(replay={"capacity": 100, "min_size": 200})
+    assert "min_size" in plan(machine(), too_small, CART_POLE).errors[0]
+    too_strict = configured(replay={"samples_per_insert_tolerance": 1.0})
+    assert "tolerance" in plan(machine(), too_strict, CART_POLE).errors[0]
+
+
+def test_a_gpu_that_torch_cannot_use_is_warned_about_and_left_alone() -> None:
+    cpu_only = machine(gpus=(H200,), versions={"torch": "2.9.0+cpu"})
+    sized = plan(cpu_only, Config(), CART_POLE)
+    assert sized.config.learner.device == "cpu"
+    assert "install a build of torch with CUDA" in sized.warnings[0]
+    wanted = configured(learner={"device": "cuda"})
+    assert "learner.device = cuda" in plan(cpu_only, wanted, CART_POLE).errors[0]
+
+
+def test_what_else_is_wrong_is_said_with_its_fix() -> None:
+    full = dataclasses.replace(H200, memory_free_bytes=GB)
+    sized = plan(
+        machine(gpus=(full,), shm_free_bytes=0, versions={"torch": "2.9.0", "rich": ""}),
+        Config(),
+        CART_POLE,
+    )
+    assert "CUDA_VISIBLE_DEVICES" in sized.warnings[0]
+    assert "--shm-size" in sized.warnings[1]
+    assert sized.errors == ["missing Python packages: python -m pip install rich"]
+
+
+def test_actors_leave_cores_to_the_other_roles() -> None:
+    assert [actors_for(cores) for cores in (1, 2, 3, 32, 33, 96)] == [1, 1, 2, 30, 31, 90]
+
+
+@pytest.mark.parametrize("room", [0, 10_000, 1_000_000, 12_345_678_901])
+def test_the_largest_capacity_fits_and_one_more_does_not(room: int) -> None:
+    largest = largest_capacity(PLACEMENT, room)
+    assert largest == 0 or bytes_needed(PLACEMENT, largest) <= room
+    assert bytes_needed(PLACEMENT, largest + 1) > room
+
+
+def reported(sized: Plan) -> str:
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    with console.capture() as capture:
+        console.print(report(machine(gpus=(H200,)), sized))
+    return capture.get()
+
+
+def test_the_report_shows_machine_plan_memory_and_verdict() -> None:
+    text = reported(plan(machine(gpus=(H200,)), configured(actor={"count": 9}), PLACEMENT))
+    for words in ("NVIDIA H200", "16 usable", "parallel (16 cores", "9  (configured)", "buffer",
+                  "sum", "ready"):  # fmt: skip
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 100
+    text = reported(plan(machine(open_files_hard=10), Config(), PLACEMENT))
+    assert "error" in text
+    assert "ready" not in text
+
+
+def test_the_report_as_data_is_json() -> None:
+    sized = plan(machine(gpus=(H200,)), Config(), PLACEMENT)
+    values = json.loads(json.dumps(as_json(machine(gpus=(H200,)), sized)))
+    assert values["ok"] is True
+    assert values["plan"]["mode"] == "parallel"
+    assert values["plan"]["memory_bytes"] == sum(values["plan"]["memory"].values())
+    assert values["machine"]["gpus"][0]["name"] == "NVIDIA H200"
+
+
+# ---- detection ----
+
+
+def test_cgroup_v2_takes_the_tightest_limit_of_all_levels() -> None:
+    root = "/sys/fs/cgroup"
+    files = {
+        "/proc/self/cgroup": "0::/user.slice/run.scope\n",
+        f"{root}/user.slice/run.scope/cpu.max": "max 100000\n",
+        f"{root}/user.slice/cpu.max": "350000 100000\n",
+        f"{root}/user.slice/run.scope/memory.max": "8000\n",
+        f"{root}/user.slice/run.scope/memory.current": "5000\n",
+        f"{root}/user.slice/run.scope/memory.stat": "anon 4000\ninactive_file 1000\n",
+        f"{root}/user.slice/memory.max": "max\n",
+    }
+    assert cgroup_limits(files.get) == CgroupLimits(3.5, 8000, 4000)
+
+
+def test_cgroup_v1_with_controllers_of_their_own() -> None:
+    root = "/sys/fs/cgroup"
+    files = {
+        "/proc/self/cgroup": "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n0::/\n",
+        # In a container, the group's path on the host is not there: the root is its own.
+        f"{root}/cpu/cpu.cfs_quota_us": "200000",
+        f"{root}/cpu/cpu.cfs_period_us": "100000",
+        f"{root}/memory/memory.limit_in_bytes": "9000",
+        f"{root}/memory/memory.usage_in_bytes": "2000",
+        f"{root}/memory/memory.stat": "cache 7\ntotal_inactive_file 500\n",
+        f"{root}/memory/docker/abc/memory.limit_in_bytes": "9223372036854771712",
+    }
+    assert cgroup_limits(files.get) == CgroupLimits(2.0, 9000, 7500)
+
+
+def test_no_cgroup_and_no_limit_are_the_same() -> None:
+    files = {
+        "/proc/self/cgroup": "4:cpu:/\n0::/\n",
+        "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+        "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+        "/sys/fs/cgroup/cpu.max": "max 100000",
+        "/sys/fs/cgroup/memory.max": "max",
+    }
+    assert cgroup_limits(files.get) == cgroup_limits({}.get) == CgroupLimits()
+
+
+def test_usable_cores_are_whole_and_at_least_one() -> None:
+    assert usable_cores(16, None) == 16
+    assert usable_cores(16, 3.5) == 3
+    assert usable_cores(2, 8.0) == 2
+    assert usable_cores(16, 0.5) == 1
+
+
+def test_visible_devices_are_chosen_as_cuda_does() -> None:
+    first, second = Gpu("a", 1, 1), Gpu("b", 1, 1)
+    both = [("GPU-aa11", first), ("GPU-bb22", second)]
+    assert visible_gpus(both, None) == (first, second)
+    assert visible_gpus(both, "") == ()
+    assert visible_gpus(both, "-1") == ()
+    assert visible_gpus(both, "1, 0") == (second, first)
+    assert visible_gpus(both, "GPU-bb") == (second,)
+    assert visible_gpus(both, "0,7,1") == (first,)
+
+
+def test_this_machine_can_be_looked_at() -> None:
+    here = detect()
+    assert 1 <= here.cores <= here.logical_cores
+    assert 0 < here.ram_available_bytes <= here.ram_total_bytes
+    assert here.versions["torch"]
+    assert plan(here, Config(), CART_POLE).config.actor.count
+
+
+def test_looking_does_not_import_torch() -> None:
+    check = "import sys, launcher.machine as m; m.detect(); print('torch' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", check], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert answer.stdout.strip() == "False"
+
+
+@pytest.fixture
+def file_limits() -> Iterator[tuple[int, int]]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield before
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_open_file_limit_is_raised_only_as_far_as_needed(file_limits: tuple[int, int]) -> None:
+    _, hard = file_limits
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    raise_open_file_limit(300)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, hard)
+    raise_open_file_limit(100)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, hard)
+
+
+def test_a_hard_limit_that_is_too_low_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
+    with pytest.raises(RunError, match=r"600 open files, the hard limit is 512"):
+        raise_open_file_limit(600)

@@ -1,0 +1,148 @@
+"""Pictures from a run's metrics, at any time of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from launcher.plots import plot_training, read_metrics, smoothed, training_figure
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def training_line(step: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "time_seconds": step / 1000,
+        "environment_steps": step,
+        "rollout/ep_rew_mean": 0.3,
+        "rollout/ep_len_mean": 13.0,
+        "rollout/exploration_rate": 0.1,
+        "rollout/coverage": 0.3 + step * 1e-6,
+        "train/loss": 0.01,
+        "time/fps": 12_000.0,
+        "actor/episodes_per_second": 900.0,
+        "replay/size": step,
+        "replay/capacity": 200_000,
+        "learner/policy_lag": 12.0,
+    } | changes
+
+
+def evaluation_line(step: int) -> dict[str, Any]:
+    return {
+        "environment_steps": step,
+        "eval/return_mean": 0.35,
+        "eval/return_error": 0.01,
+        "eval/coverage": 0.36,
+        "eval/coverage_error": 0.006,
+        "eval/baseline/random": 0.266,
+        "eval/baseline/greedy": 0.414,
+    }
+
+
+def write(run_dir: Path, *lines: dict[str, Any], rest: str = "") -> Path:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run_dir / "metrics.jsonl").write_text(text + rest, encoding="utf-8")
+    return run_dir
+
+
+def texts(run_dir: Path) -> list[str]:
+    """Everything that is written in the picture's panels, panel by panel."""
+    figure = training_figure(read_metrics(run_dir), run_dir.name)
+    return [
+        " ".join([axes.get_title(), *(text.get_text() for text in axes.texts)])
+        for axes in figure.axes
+    ]
+
+
+def test_a_whole_run_becomes_one_picture(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    lines = [training_line(1000 * index) for index in range(100)]
+    lines[50:50] = [evaluation_line(50_000)]
+    lines[-1]["episodes_recent"] = [rng.gauss(0.38, 0.03) for _ in range(200)]
+    write(tmp_path, *lines)
+    path = plot_training(tmp_path)
+    assert path == tmp_path / "training_results.png"
+    assert path.read_bytes().startswith(PNG)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "training_results.png"]
+    panels = texts(tmp_path)
+    assert "no data yet" not in " ".join(panels)
+    assert "greedy 0.414" in panels[0]
+    assert any("0.36 ± 0.006" in panel for panel in panels)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [{}],
+        [{"environment_steps": 0}],
+        [{"environment_steps": None, "train/loss": 1.0}],
+        [{"environment_steps": 5, "train/loss": None, "time/fps": float("nan")}],
+        [training_line(5)],
+        [evaluation_line(5)],
+        [{"environment_steps": 5, "train/loss": 0.0, "episodes_recent": [None, math.nan]}],
+        [{"environment_steps": 5, "time/fps": 9.0, "learner/policy_lag": 3.0}],
+        [training_line(5, episodes_recent=[0.5], **{"replay/capacity": 0})],
+    ],
+)
+def test_anything_may_be_missing(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+    assert plot_training(write(tmp_path, *lines)).read_bytes().startswith(PNG)
+
+
+def test_a_run_without_metrics_has_a_picture_that_says_so(tmp_path: Path) -> None:
+    assert plot_training(tmp_path).exists()
+    assert sum("no data yet" in panel for panel in texts(tmp_path)) == 6
+
+
+def test_a_line_that_a_kill_cut_off_is_skipped(tmp_path: Path) -> None:
+    write(tmp_path, training_line(1), training_line(2), rest='{"environment_steps": 3, "tra')
+    assert len(read_metrics(tmp_path).lines) == 2
+
+
+def test_lines_that_are_no_objects_are_skipped(tmp_path: Path) -> None:
+    write(tmp_path, training_line(1), rest='[1, 2]\n\n"text"\n')
+    assert len(read_metrics(tmp_path).lines) == 1
+
+
+def test_series_are_finite_pairs(tmp_path: Path) -> None:
+    lines = [training_line(step, **{"train/loss": loss}) for step, loss in ((1, None), (2, 0.5))]
+    steps, losses = read_metrics(write(tmp_path, *lines)).series("train/loss")
+    assert steps.tolist() == [2.0]
+    assert losses.tolist() == [0.5]
+
+
+def test_the_score_is_the_headline_metric_where_there_is_one(tmp_path: Path) -> None:
+    metrics = read_metrics(write(tmp_path, training_line(1)))
+    assert metrics.score == ("coverage", "rollout/coverage", "eval/coverage")
+    line = training_line(1)
+    del line["rollout/coverage"]
+    metrics = read_metrics(write(tmp_path, line))
+    assert metrics.score == ("return", "rollout/ep_rew_mean", "eval/return_mean")
+
+
+def test_the_title_names_environment_and_seed(tmp_path: Path) -> None:
+    summary = {"environment": {"id": "pdqn/CirclePlacement-v0"}, "seed": 7}
+    (tmp_path / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    figure = training_figure(read_metrics(tmp_path), tmp_path.name)
+    assert figure.get_suptitle() == "pdqn/CirclePlacement-v0, seed 7"
+
+
+def test_smoothing_keeps_a_constant_and_the_length() -> None:
+    assert smoothed(np.full(90, 2.0)) == pytest.approx(np.full(90, 2.0))
+    assert smoothed(np.array([0.0, 3.0, 0.0])) == pytest.approx([1.5, 1.0, 1.5])
+
+
+def test_plotting_needs_neither_torch_nor_a_display() -> None:
+    check = "import sys, launcher.plots; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
+    answer = subprocess.run(
+        [sys.executable, "-c", check], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert answer.stdout.strip() == "set()"
