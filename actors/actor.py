@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from replay.sender import TransitionSender
 
 _REFRESH_SECONDS = 0.1
 _FLUSH_SECONDS = 2.0
+_NICENESS = 5
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,15 @@ class Shipper:
 
     def add(self, segments: list[Columns], parameter_version: int) -> None:
         """Take segments; send when there are enough, or when they have waited long enough."""
-        now = time.monotonic()
-        if segments and not self._segments:
-            self._oldest = now
-        self._segments += segments
-        self._gathered += sum(len(segment["action"]) for segment in segments)
-        waited = bool(self._segments) and now - self._oldest > self._most_seconds
-        if self._gathered >= self._enough or waited:
+        for segment in segments:
+            if not self._segments:
+                self._oldest = time.monotonic()
+            self._segments.append(segment)
+            self._gathered += len(segment["action"])
+            # One by one: environments in step with each other finish all at once.
+            if self._gathered >= self._enough:
+                self.send(parameter_version)
+        if self._segments and time.monotonic() - self._oldest > self._most_seconds:
             self.send(parameter_version)
 
     def send(self, parameter_version: int) -> None:
@@ -203,6 +207,8 @@ class Shipper:
 def run_actor(address: str, index: int | None = None, log_path: Path | None = None) -> None:
     """One actor process, from joining to leaving."""
     torch.set_num_threads(1)
+    # Where processes outnumber cores, those that everybody waits for go first.
+    os.nice(_NICENESS)
     with role("actor", address, index, log_path) as (context, link, welcome):
         act(context, link, welcome)
 
@@ -218,8 +224,8 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
         if follower.refresh():
             rollout.set_actor_slots(link.pulse.actor_slots)
             link.telemetry.gauge("epsilon", float(rollout.epsilons.mean()))
-        if follower.parameter_version is None:
-            link.telemetry.activity = "waits for parameters"
+        if follower.parameter_version is None or link.pulse.command == "hold":
+            link.telemetry.activity = "waits for the start"
             link.poll(_REFRESH_SECONDS)
             continue
         shipper.add(rollout.step(link.telemetry), follower.parameter_version)

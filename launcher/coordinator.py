@@ -7,6 +7,7 @@ something changes; see ``pdqn.link`` for the other side.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,10 @@ ROLES = ("actor", "replay", "learner", "evaluator")
 _SINGLE = ("replay", "learner", "evaluator")
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
+_EVALUATED = {
+    "parameter_version", "episodes", "return_mean", "return_error", "metrics", "errors",
+    "baselines",
+}  # fmt: skip
 _log = logging.getLogger("coordinator")
 
 
@@ -98,6 +103,7 @@ class Coordinator:
         self._members: dict[bytes, Member] = {}
         self._incarnations: Counter[tuple[str, int]] = Counter()
         self._commands: dict[str, str] = dict.fromkeys(ROLES, "run")
+        self._commands["actor"] = "hold"
         self._final_version = 0
         self._joined_actors = 0
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
@@ -223,6 +229,7 @@ class Coordinator:
         return next(i for i in range(first, first + len(taken) + 1) if i not in taken)
 
     def _hear(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
+        _check_report(message)
         member.heard = time.monotonic()
         member.reported = True
         member.activity = str(message.get("activity") or "")[:80]
@@ -244,7 +251,7 @@ class Coordinator:
 
     def _remove(self, identity: bytes) -> None:
         member = self._members.pop(identity)
-        if self._commands[member.key.role] == "run":
+        if self._commands[member.key.role] in ("hold", "run"):
             self._metrics.forget(member.key.role, member.key.index)
         if member.endpoints:
             self._pulse_all()
@@ -270,3 +277,19 @@ class Coordinator:
     def _send(self, identity: bytes, kind: str, content: dict[str, Any]) -> None:
         # A ROUTER drops what is for a peer that is gone or does not read: pulses are repeated.
         self._socket.send_multipart([identity, wire.encode_control(kind, content)])
+
+
+def _check_report(message: dict[str, Any]) -> None:
+    """Refuse a report that the run's figures could not digest; a gauge may be NaN, a count not."""
+    counters, gauges, endpoints = (
+        message.get(name) or {} for name in ("counters", "gauges", "endpoints")
+    )
+    if not all(isinstance(part, dict) for part in (counters, gauges, endpoints)):
+        raise wire.WireError("malformed", "a report whose parts are no maps")
+    if not all(isinstance(value, int | float) for value in gauges.values()):
+        raise wire.WireError("malformed", "a gauge that is no number")
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in counters.values()):
+        raise wire.WireError("malformed", "a counter that is no finite number")
+    evaluation = message.get("evaluation")
+    if evaluation and not (isinstance(evaluation, dict) and evaluation.keys() >= _EVALUATED):
+        raise wire.WireError("malformed", "an evaluation without its figures")

@@ -45,10 +45,11 @@ ULTRA_CORES, ULTRA_GPU_BYTES = 64, 8 * GB
 
 ENVS_PER_ACTOR = {"small": 8, "large": 8}
 ULTRA_ENVS_PER_ACTOR = {"small": 32, "large": 16}
-SEGMENT_LENGTH = {"small": 64, "large": 16}
+# What waits in a segment or a batch grows old; what is repeated between segments costs bytes.
+SEGMENT_LENGTH = 16
 # A message of about this many raw bytes costs the wire nothing that a larger one would save.
 BATCH_BYTES = 256_000
-BATCH_TRANSITIONS_MIN, BATCH_TRANSITIONS_MAX = 16, 256
+BATCH_TRANSITIONS_MIN, BATCH_TRANSITIONS_MAX = 16, 64
 
 # Learning from a map takes milliseconds a batch, from a vector far less than collecting it.
 SAMPLES_PER_INSERT = {"small": 16.0, "large": 0.5}
@@ -217,7 +218,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     envs = (ULTRA_ENVS_PER_ACTOR if mode == "ultra" else ENVS_PER_ACTOR)[scale]
     envs = draft.settle("actor", "envs_per_actor", envs)
     # The buffer makes room for a quarter more frames than transitions: n_step for each segment.
-    length = max(SEGMENT_LENGTH[scale], 4 * draft.config.actor.n_step)
+    length = max(SEGMENT_LENGTH, 4 * draft.config.actor.n_step)
     draft.settle("actor", "segment_length", length)
     fitting = BATCH_BYTES // max(1, spec.observation_bytes)
     batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))

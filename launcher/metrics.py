@@ -52,6 +52,7 @@ class RunMetrics:
         self._history: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_HISTORY_POINTS))
         self._first_step: float | None = None
         self._last_step: float | None = None
+        self._expected_since: float | None = None
         self.evaluation: dict[str, Any] | None = None
         self._new_evaluations: list[dict[str, Any]] = []
 
@@ -247,6 +248,16 @@ class RunMetrics:
             for name in ("received", "duplicate", "rejected")
         )
         return max(0, int(self._totals["actor", "transitions_sent"] - seen))
+
+    def expect_steps(self, now: float) -> None:
+        """From now on environments are expected to step."""
+        self._expected_since = now
+
+    def seconds_without_steps(self, now: float) -> float:
+        """Time since the last step, or since steps are expected; 0 while they are not."""
+        if self._expected_since is None:
+            return 0.0
+        return now - max(self._expected_since, self._last_step or 0.0)
 
     def seconds_since_first_step(self, now: float) -> float:
         """Time since the first environment step; 0 before it."""

@@ -22,6 +22,8 @@ from pdqn.config import resolved
 
 _TURN_SECONDS = 0.1
 _JOIN_SECONDS = 120.0
+_HOLD_SECONDS = 30.0
+_STANDSTILL_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Run:
             self._handle_event(self._coordinator.events.popleft())
         if self._session.tick():
             self._end_silent()
+            self._notice_standstill()
         self._session.record()
         if self._session.console_due():
             self._session.console.update(self._session.snapshot(self._member_views()))
@@ -136,12 +139,21 @@ class Run:
             if session.stage != "stopping":
                 self._handle_end(ended)
         if session.stage == "starting":
-            session.waiting_for = self._coordinator.missing()
-            if not session.waiting_for:
-                session.stage = "running"
-                session.run_dir.event("running", seconds=round(session.elapsed_seconds, 3))
-            elif session.elapsed_seconds > _JOIN_SECONDS and self._config.actor.count:
-                session.failure = f"still waiting for {session.waiting_for}"
+            self._maybe_begin()
+
+    def _maybe_begin(self) -> None:
+        """Let the actors step once all roles are there, or enough of them for long enough."""
+        session = self._session
+        session.waiting_for = self._coordinator.missing()
+        waited = session.elapsed_seconds
+        some = all(self._coordinator.count(role) for role in ("replay", "learner", "actor"))
+        if not session.waiting_for or (some and waited > _HOLD_SECONDS):
+            session.stage, session.waiting_for = "running", ""
+            self._metrics.expect_steps(time.monotonic())
+            self._coordinator.command(["actor"], "run")
+            session.run_dir.event("running", seconds=round(waited, 3))
+        elif waited > _JOIN_SECONDS and self._config.actor.count:
+            session.failure = f"still waiting for {session.waiting_for}"
 
     def _handle_end(self, ended: Ended) -> None:
         name = f"{ended.role} {ended.index}"
@@ -178,6 +190,19 @@ class Run:
             self._session.say(f"{key.role} {key.index}: not heard for {limit:g} s, is ended")
             self._coordinator.lost(key.role, key.index)
             self._supervisor.kill(key.role, key.index)
+
+    def _notice_standstill(self) -> None:
+        """A run that has not stepped for minutes is not going to: say who waits for what."""
+        session = self._session
+        still = self._metrics.seconds_without_steps(time.monotonic())
+        if session.stage == "running" and still > _STANDSTILL_SECONDS:
+            doing = [
+                f"{m.key.role} {m.key.index}: {m.activity or 'working'}"
+                for m in self._coordinator.members()
+            ]
+            session.failure = (
+                f"no environment step for {still:.0f} s ({'; '.join(sorted(doing)[:8])})"
+            )
 
     def _stop(self, budget: StopBudget) -> None:
         """Actors flush, replay takes what is under way, the learner saves, and all leave."""

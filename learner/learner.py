@@ -46,7 +46,7 @@ class StepResult:
 
     Attributes:
         priorities: float32[batch], absolute TD errors.
-        skipped: the gradient was not finite, so the parameters were left alone.
+        skipped: loss or gradient was not finite, so the parameters were left alone.
     """
 
     priorities: NDArray[np.float32]
@@ -101,7 +101,8 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(
             self.online.parameters(), self._config.gradient_clip_norm
         )
-        finite = bool(torch.isfinite(norm))
+        # An infinite error has a finite gradient: the loss is linear there.
+        finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
         if finite:
             self._optimizer.step()
         self.learner_steps += 1

@@ -47,7 +47,9 @@ class RunConfig:
 
     env: str = setting("pdqn/CirclePlacement-v0", "gymnasium environment id, or module:id")
     env_args: dict[str, Any] = setting({}, "keyword arguments of the environment")
-    seed: int = setting(0, "every random state of the run is derived from it", at_least=0)
+    seed: int = setting(
+        0, "every random state of the run is derived from it", at_least=0, at_most=2**63 - 1
+    )
     mode: Literal["auto", "single", "parallel", "ultra"] = setting("auto", "preset of sizes")
     episodes: int | None = setting(None, "stop after this many episodes", at_least=1)
     steps: int | None = setting(None, "stop after this many environment steps", at_least=1)
@@ -296,7 +298,7 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
         accepted = ""
     try:
         converted = _as_type(value, kind)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(
             f"{source}: {name} = {value!r}; expected {_describe(kind, bounds)}{accepted}"
         ) from None
@@ -341,6 +343,8 @@ def _as_int(value: Any) -> int:
         raise TypeError
     number = int(str(value).replace("_", "")) if isinstance(value, str) else int(value)
     if not isinstance(value, str) and number != value:
+        raise ValueError
+    if abs(number) >= 1 << 63:  # more than msgpack and TOML hold
         raise ValueError
     return number
 

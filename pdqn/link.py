@@ -4,8 +4,9 @@ The coordinator answers every report with a *pulse*, and sends one at once when 
 changes. A pulse says what the role is to do (``command``) and where its peers are
 (``endpoints``); it is a state, not an order, so a lost or repeated one does no harm.
 
-Commands: ``run``; ``drain`` (replay: take what still comes); ``finish`` (evaluator: one last
-evaluation of the final parameters); ``stop`` (flush or save, and leave).
+Commands: ``hold`` (actors: be ready, the run is not complete yet); ``run``; ``drain`` (replay:
+take what still comes); ``finish`` (evaluator: one last evaluation of the final parameters);
+``stop`` (flush or save, and leave).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pdqn.process import ParentWatch
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 
-COMMANDS = ("run", "drain", "finish", "stop")
+COMMANDS = ("hold", "run", "drain", "finish", "stop")
 
 
 @dataclass(frozen=True)

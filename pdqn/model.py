@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from pdqn.networks import MLP, QMap, build_network
 from pdqn.specs import EnvironmentSpec
 
 FORMAT = 1
+# What torch.load raises for damaged and foreign files, and what follows from strange contents.
+_UNREADABLE = (
+    OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError,
+    AttributeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,10 @@ def load_model(path: Path) -> Model:
         spec = EnvironmentSpec.from_map(content["spec"])
         network = build_network(spec, NetworkConfig(**content["network"]))
         network.load_state_dict(content["parameters"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        env_args, version = dict(content["env_args"]), int(content["parameter_version"])
+    except _UNREADABLE as error:
         raise UsageError(f"{path}: not a model that this version reads ({error})") from error
-    return Model(network.eval(), spec, dict(content["env_args"]), int(content["parameter_version"]))
+    return Model(network.eval(), spec, env_args, version)
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

@@ -69,9 +69,13 @@ def decode(data: bytes | memoryview) -> Parameters:
     view = memoryview(data)
     start = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "big")
     header = wire.decode_control(bytes(view[_LENGTH_BYTES:start]))
+    if header["type"] != "parameters":
+        raise wire.WireError("type", repr(header["type"])[:40])
     columns = wire.column_list(header.get("columns"))
     frames: list[bytes | memoryview] = [view[_LENGTH_BYTES:start]]
-    for _, dtype, shape in columns:
+    for name, dtype, shape in columns:
+        if dtype != np.float32:
+            raise wire.WireError("dtype", f"{name:.40} is {dtype}")
         size = wire.array_bytes(dtype, shape)
         frames.append(view[start : start + size])
         start += size

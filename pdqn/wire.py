@@ -45,6 +45,9 @@ MAX_CONTROL_BYTES = 1 << 20
 MAX_TRANSITION_BYTES = 64 << 20
 MAX_ARRAYS_BYTES = 1 << 30
 MAX_TRANSITIONS = 1 << 16
+# Of the msgpack structures; a byte of an empty map costs 70 bytes of memory.
+_MAX_LENGTH = 1 << 12
+_MAX_ELEMENTS = 1 << 16
 _ZSTD_LEVEL = 1
 _PROBE_BYTES = 1 << 14
 # A batch has about one frame per transition; n-step borders and truncations add some.
@@ -157,6 +160,8 @@ def decode_transitions(
         _natural(header, key)
         for key in ("actor", "incarnation", "sequence", "parameter_version", "count", "raw_bytes")
     )
+    if max(actor, incarnation) >= 1 << 32:
+        raise WireError("malformed", "actor or incarnation that no acknowledgement can name")
     try:
         columns = _transition_columns(header, spec, count, raw_bytes)
     except WireError as error:
@@ -169,7 +174,8 @@ def encode_arrays(
     kind: str, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> list[Any]:
     """The frames of an arrays message; the buffers are the arrays' own memory."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not ascontiguousarray, which would give scalars a dimension.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     columns = [_describe(name, array) for name, array in contiguous.items()]
     header = encode_control(kind, {**content, "columns": columns})
     return [header, *(_buffer(array) for array in contiguous.values())]
@@ -204,8 +210,24 @@ def _pack_map(message: Mapping[str, Any]) -> bytes:
 
 
 def _unpack_map(data: bytes | memoryview) -> dict[str, Any]:
+    elements = 0
+
+    def counted(container: Any) -> Any:
+        nonlocal elements
+        elements += 1 + len(container)
+        if elements > _MAX_ELEMENTS:
+            raise ValueError(f"more than {_MAX_ELEMENTS} elements")
+        return container
+
     try:
-        message = msgpack.unpackb(data, strict_map_key=True)
+        message = msgpack.unpackb(
+            data,
+            strict_map_key=True,
+            object_hook=counted,
+            list_hook=counted,
+            max_array_len=_MAX_LENGTH,
+            max_map_len=_MAX_LENGTH,
+        )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise WireError("malformed", str(error)[:80]) from None
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):

@@ -174,7 +174,7 @@ def test_a_small_terminal_shows_everything_that_matters() -> None:
         "12.3k episodes", "160k steps", "120 actors", "12.3k/s", "wait 43%", "29.4 MB/s",
         "2.40 kB each", "in 12.2k/s", "out 6.15k/s", "waits 2%", "step 5.21k", "lag 12.4",
         "learner-bound: actors wait 43%", "0.00123", "0.0853", "target 0.500", "62%", "5.43 GB",
-        "0.391 ±0.0061", "greedy      0.414", "120 alive", "2.40 GB", "evaluator",
+        "0.391 ±0.0061", "greedy        0.414", "120 alive", "2.40 GB", "evaluator",
         "rejected 12", "bad shape 10", "actor 40 restarted",
     ):  # fmt: skip
         assert figure in text
@@ -251,7 +251,7 @@ def test_the_limiting_stage_is_the_one_that_others_wait_for() -> None:
 def test_evaluation_without_a_headline_metric_shows_the_return() -> None:
     view = snapshot(headline=None, evaluation=EvaluationView(10, 5, 480.0, 12.0))
     text = "\n".join(lines_of(view, 80, 24))
-    assert "return        480 ±12" in text
+    assert "return          480 ±12" in text
 
 
 def test_sparklines_rise_with_the_values() -> None:

@@ -118,8 +118,8 @@ def test_the_layer_gives_the_planned_configuration() -> None:
 def test_large_observations_and_vectors_are_sized_differently() -> None:
     large = plan(machine(), Config(), PLACEMENT).config
     small = plan(machine(), Config(), CART_POLE).config
-    assert (large.actor.segment_length, small.actor.segment_length) == (16, 64)
-    assert (large.actor.batch_transitions, small.actor.batch_transitions) == (16, 256)
+    assert (large.actor.segment_length, small.actor.segment_length) == (16, 16)
+    assert (large.actor.batch_transitions, small.actor.batch_transitions) == (16, 64)
     assert (large.actor.discount, small.actor.discount) == (1.0, 0.99)
     assert (large.replay.capacity, small.replay.capacity) == (200_000, 1_000_000)
     assert (large.learner.learning_rate, small.learner.learning_rate) == (3e-4, 1e-3)

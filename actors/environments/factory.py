@@ -8,6 +8,7 @@ gymnasium's SyncVectorEnv.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,10 @@ from pdqn.errors import UsageError
 from pdqn.specs import ACTION_MASK, ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
 
 PLAIN_FIELD = "observation"
+# What gymnasium.make and constructors raise for what they do not accept.
+_NOT_MADE = (
+    gymnasium.error.Error, TypeError, ValueError, ImportError, AssertionError, LookupError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,14 @@ def describe_environment(env_id: str, env_args: Mapping[str, Any]) -> Environmen
     registration.register()
     try:
         env = gymnasium.make(env_id, **env_args)
-    except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
+    except _NOT_MADE as error:
         raise UsageError(f"environment {env_id}: {_first_line(error)}") from error
     try:
         headline = getattr(env.unwrapped, "headline_metric", None)
         fields = _fields(env_id, env.observation_space)
-        return EnvironmentSpec(env_id, fields, _num_actions(env_id, env.action_space), headline)
+        num_actions = _num_actions(env_id, env.action_space)
+        _check_mask(env_id, fields, num_actions)
+        return EnvironmentSpec(env_id, fields, num_actions, headline)
     finally:
         env.close()
 
@@ -126,8 +133,11 @@ class VectorEnvironment:
 def _make_vector(env_id: str, env_args: Mapping[str, Any], num_envs: int) -> VectorEnv:
     """Batch-native where that resets in the same step, else one after another."""
     registration.register()
-    entry = gymnasium.spec(env_id)
-    if entry.vector_entry_point is not None:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    entry = gymnasium.registry.get(name)  # None for an id without its version
+    if entry is not None and entry.vector_entry_point is not None:
         native = gymnasium.make_vec(
             env_id, num_envs, vectorization_mode="vector_entry_point", **env_args
         )
@@ -163,6 +173,15 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
         )
     binary = isinstance(space, spaces.MultiBinary) or name == ACTION_MASK
     return FieldSpec(name, tuple(space.shape), str(space.dtype), binary)
+
+
+def _check_mask(env_id: str, fields: tuple[FieldSpec, ...], num_actions: int) -> None:
+    for field in fields:
+        if field.name == ACTION_MASK and field.shape != (num_actions,):
+            raise UsageError(
+                f"environment {env_id} has an {ACTION_MASK} of shape {list(field.shape)}; "
+                f"one value for each of its {num_actions} actions is needed"
+            )
 
 
 def _first_line(error: BaseException) -> str:
