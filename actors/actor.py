@@ -19,6 +19,7 @@ from pdqn import seeds, wire
 from pdqn.config import Config, resolved
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.networks import QNetwork, build_network
+from pdqn.process import keep_little_free_memory
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.telemetry import Episode, Telemetry
 from replay.sender import TransitionSender
@@ -209,6 +210,7 @@ def run_actor(address: str, index: int | None = None, log_path: Path | None = No
     torch.set_num_threads(1)
     # Where processes outnumber cores, those that everybody waits for go first.
     os.nice(_NICENESS)
+    keep_little_free_memory()
     with role("actor", address, index, log_path) as (context, link, welcome):
         act(context, link, welcome)
 

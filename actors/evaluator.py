@@ -42,9 +42,10 @@ class Evaluator:
         next_time = 0.0
         while not self._link.stopping:
             self._follower.refresh()
-            finishing = self._link.pulse.command == "finish"
+            command = self._link.pulse.command
+            finishing = command == "finish"
             version = self._follower.parameter_version
-            due = finishing or time.monotonic() >= next_time
+            due = finishing or (command == "run" and time.monotonic() >= next_time)
             if version is not None and version != self._evaluated and due:
                 next_time = time.monotonic() + self._period_seconds
                 self._evaluate(version)

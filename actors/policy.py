@@ -65,7 +65,7 @@ def epsilon_greedy(
     best = values.argmax(axis=1)
     actions = best.copy()
     for i in np.flatnonzero(rng.random(len(values)) < epsilons):
-        actions[i] = rng.choice(np.flatnonzero(np.isfinite(values[i])))
+        actions[i] = rng.choice(np.flatnonzero(values[i] != -np.inf))
     # A final observation without a valid action is worth nothing and is never bootstrapped from.
     largest = np.nan_to_num(values[every, best], neginf=0.0)
     return Choice(actions, values[every, actions], largest)

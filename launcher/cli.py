@@ -67,19 +67,27 @@ def main() -> None:
         _fail(error, 2)
     except RunError as error:
         _fail(error, 1)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
 
 
-def _fail(error: Exception, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> None:
     click.echo(f"pdqn: {error}", err=True)
     sys.exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "show_default": True,
+        "max_content_width": 100,
+    }
+)
 @click.version_option(pdqn.__version__, prog_name="pdqn")
 def cli() -> None:
     """Distributed deep Q-learning: actors, a prioritized replay, and one learner.
@@ -127,7 +135,7 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@cli.command()
+@cli.command(short_help="Train: start all roles, and show how it goes.")
 @_run_options
 @click.option("--force", is_flag=True, help="run a mode that the check advises against")
 @click.option("--yes", is_flag=True, help="answer every question with yes")
@@ -162,6 +170,8 @@ def launch(
     """
     interrupts = Interrupts().install()
     config = _layers(options)
+    if console in ("auto", "rich") and sys.stderr.isatty():
+        click.echo("pdqn: getting ready", err=True)
     from launcher import start
 
     return start.launch(
@@ -175,7 +185,7 @@ def launch(
     )
 
 
-@cli.command()
+@cli.command(short_help="Show what this machine has, and what would run.")
 @_run_options
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def check(as_json: bool, **options: Any) -> int:
@@ -218,7 +228,7 @@ _role_command("learner", "Join a run as its learner.")
 _role_command("evaluator", "Join a run as its evaluator.")
 
 
-@cli.command("eval")
+@cli.command("eval", short_help="Show how good a policy is, beside the baselines.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--episodes", default=100, type=click.IntRange(1), help="held-out episodes")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -248,7 +258,7 @@ def plot(run: Path) -> int:
     return 0
 
 
-@cli.command()
+@cli.command(short_help="List every setting with its default.")
 def settings() -> int:
     """List every setting with its default; use with --set, --config or PDQN_SECTION__KEY."""
     for name, default, documentation in configuration.settings():

@@ -103,7 +103,7 @@ class Coordinator:
         self._members: dict[bytes, Member] = {}
         self._incarnations: Counter[tuple[str, int]] = Counter()
         self._commands: dict[str, str] = dict.fromkeys(ROLES, "run")
-        self._commands["actor"] = "hold"
+        self._commands |= {"actor": "hold", "evaluator": "hold"}
         self._final_version = 0
         self._joined_actors = 0
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)

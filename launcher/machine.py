@@ -216,6 +216,8 @@ def _described(cores: int, gpu: Gpu | None) -> str:
 def _plan_actors(draft: _Draft, mode: Mode) -> int:
     spec, scale = draft.spec, draft.scale
     envs = (ULTRA_ENVS_PER_ACTOR if mode == "ultra" else ENVS_PER_ACTOR)[scale]
+    if (draft.config.actor.count or 0) > draft.machine.cores:
+        envs //= 2  # they take turns: memory is what there is too little of
     envs = draft.settle("actor", "envs_per_actor", envs)
     # The buffer makes room for a quarter more frames than transitions: n_step for each segment.
     length = max(SEGMENT_LENGTH, 4 * draft.config.actor.n_step)

@@ -53,6 +53,7 @@ class RunMetrics:
         self._first_step: float | None = None
         self._last_step: float | None = None
         self._expected_since: float | None = None
+        self._learner_steps = 0
         self.evaluation: dict[str, Any] | None = None
         self._new_evaluations: list[dict[str, Any]] = []
 
@@ -67,7 +68,10 @@ class RunMetrics:
                 self._first_step = now if self._first_step is None else self._first_step
                 self._last_step = now
         self._last[key] = dict(counters)
-        self._gauges[key.role][key.index] = dict(report.get("gauges") or {})
+        gauges: dict[str, float] = dict(report.get("gauges") or {})
+        self._gauges[key.role][key.index] = gauges
+        if key.role == "learner":
+            self._learner_steps = int(gauges.get("learner_steps", self._learner_steps))
         for score, length, headline in report.get("episodes") or []:
             self._add_episode(score, length, headline)
         if report.get("evaluation"):
@@ -191,7 +195,7 @@ class RunMetrics:
 
     def learner_steps(self) -> int:
         """Steps behind the learner's present parameters: a restart may go back a little."""
-        return int(self.gauge("learner", "learner_steps") or 0)
+        return self._learner_steps
 
     def samples_per_insert(self) -> float:
         """Transitions sampled for each one inserted, over the whole run."""

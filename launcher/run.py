@@ -77,7 +77,7 @@ class Run:
             reason = self._train()
             session.stage, session.waiting_for = "stopping", ""
             session.run_dir.event("stopping", reason=reason)
-            self._stop(HURRIED if session.interrupts.count else PATIENT)
+            self._stop(HURRIED if session.interrupts.count or session.failure else PATIENT)
         finally:
             self._supervisor.kill_all()
             self._coordinator.close()
@@ -150,7 +150,7 @@ class Run:
         if not session.waiting_for or (some and waited > _HOLD_SECONDS):
             session.stage, session.waiting_for = "running", ""
             self._metrics.expect_steps(time.monotonic())
-            self._coordinator.command(["actor"], "run")
+            self._coordinator.command(["actor", "evaluator"], "run")
             session.run_dir.event("running", seconds=round(waited, 3))
         elif waited > _JOIN_SECONDS and self._config.actor.count:
             session.failure = f"still waiting for {session.waiting_for}"

@@ -118,7 +118,7 @@ class Session:
         self.console.update(self.snapshot(members))
         summary = self._summary(reason)
         self.run_dir.write_summary(summary)
-        plot_training(self.run_dir.path)
+        self._plot()
         self.run_dir.event("ended", reason=reason)
         self.run_dir.close()
         self.console.stop()
@@ -174,6 +174,12 @@ class Session:
             first_error=self._first_error,
             history=metrics.history(),
         )
+
+    def _plot(self) -> None:
+        try:
+            plot_training(self.run_dir.path)
+        except OSError as error:  # a full disk must not hide how the run went
+            self.say(f"the picture could not be written: {error}")
 
     def _trained_seconds(self) -> float:
         return self.metrics.seconds_since_first_step(time.monotonic())

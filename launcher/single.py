@@ -65,6 +65,7 @@ class SingleRun:
             self._communicate()
         session.stage = "stopping"
         self._save()
+        self._refresh()
         if not session.interrupts.count:
             self._evaluate()
         self._report()
@@ -95,12 +96,17 @@ class SingleRun:
             self._buffer.update_priorities(sample.keys, result.priorities)
             self._telemetry["replay"].count("samples", batch_size)
             telemetry.count("learner_steps")
-            telemetry.count("loss_sum", result.loss)
+            telemetry.count("steps_skipped", result.skipped)
+            telemetry.count("loss_sum", 0.0 if result.skipped else result.loss)
             telemetry.gauge("q_mean", result.q_mean)
             telemetry.gauge("gradient_norm", result.gradient_norm)
             if self._learner.learner_steps % self._config.learner.publish_period == 0:
-                self._acting.load_state_dict(self._learner.online.state_dict())
-                self._acting_version = self._learner.learner_steps
+                self._refresh()
+
+    def _refresh(self) -> None:
+        """Act with the learner's present parameters."""
+        self._acting.load_state_dict(self._learner.online.state_dict())
+        self._acting_version = self._learner.learner_steps
 
     def _communicate(self) -> None:
         now = time.monotonic()

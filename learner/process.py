@@ -68,6 +68,8 @@ class LearnerProcess:
 
     def _sample(self) -> Sample | None:
         """The next batch, or None when it is time to look at other things."""
+        # Before counting what is outstanding: another replay does not know of it.
+        self._client.connect(self._link.pulse.endpoints.get("samples", ""))
         while self._client.outstanding < self._config.learner.prefetch:
             if not self._request(_NO_KEYS, _NO_PRIORITIES):
                 break

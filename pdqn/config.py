@@ -210,7 +210,10 @@ def build(*layers: tuple[str, Layer]) -> Config:
                         f"{source}: unknown key {section}.{key}; "
                         f"{section} has {', '.join(sorted(known))}"
                     )
-                merged[section][key] = _convert(f"{section}.{key}", value, known[key], source)
+                converted = _convert(f"{section}.{key}", value, known[key], source)
+                if isinstance(converted, dict):  # one argument of many may come from each layer
+                    converted = {**merged[section].get(key, {}), **converted}
+                merged[section][key] = converted
     return Config(**{section: _SECTIONS[section](**values) for section, values in merged.items()})
 
 

@@ -4,9 +4,9 @@ The coordinator answers every report with a *pulse*, and sends one at once when 
 changes. A pulse says what the role is to do (``command``) and where its peers are
 (``endpoints``); it is a state, not an order, so a lost or repeated one does no harm.
 
-Commands: ``hold`` (actors: be ready, the run is not complete yet); ``run``; ``drain`` (replay:
-take what still comes); ``finish`` (evaluator: one last evaluation of the final parameters);
-``stop`` (flush or save, and leave).
+Commands: ``hold`` (be ready, the run is not complete yet); ``run``; ``drain`` (replay: take what
+still comes); ``finish`` (evaluator: one last evaluation of the final parameters); ``stop`` (flush
+or save, and leave).
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class MLP(nn.Module):
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """float32[batch, inputs]: all fields but the mask, flattened, in the order of names."""
         names = sorted(name for name in observation if name != ACTION_MASK)
-        return (torch.cat([observation[n].flatten(1).float() for n in names], dim=1),)
+        # A field of shape () has no second dimension to flatten from.
+        return (torch.cat([observation[n][..., None].flatten(1).float() for n in names], dim=1),)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Action values, [batch, num_actions]."""

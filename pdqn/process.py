@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from types import FrameType
 import setproctitle
 
 _ORPHAN_GRACE_SECONDS = 5.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -68,6 +70,18 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
         _redirect_output(log_path)
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr, force=True)
     return ParentWatch()
+
+
+def keep_little_free_memory() -> None:
+    """Make the allocator give large freed blocks back; for processes that are many.
+
+    By default glibc keeps up to 64 MB of them for reuse. With these bounds an actor needs a sixth
+    less memory and is as fast; a learner, whose blocks are larger, would be slower.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 2 << 20)
 
 
 def _redirect_output(log_path: Path) -> None:

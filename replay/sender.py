@@ -146,7 +146,8 @@ class TransitionSender:
         expected = _ACK.unpack(message)[3]
         while self._unacknowledged and self._unacknowledged[0][0] < expected:
             self._unacknowledged.popleft()
-        if not self._greeted:
+        # One that knows nothing of this actor is another one, if at the same address.
+        if not self._greeted or expected == UNKNOWN:
             self._greeted = True
             assert self._push is not None
             for _, data in self._unacknowledged:

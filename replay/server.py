@@ -35,6 +35,8 @@ def make_buffer(config: Config, spec: EnvironmentSpec, incarnation: int = 0) -> 
         priority_exponent=config.replay.priority_exponent,
         importance_sampling_exponent=config.replay.importance_sampling_exponent,
         rng=seeds.generator(config.run.seed, "replay", 0, incarnation),
+        # Updates for what another incarnation sent out must not hit what this one holds.
+        first_key=incarnation << 40,
     )
 
 
@@ -195,7 +197,7 @@ class ReplayServer:
             return "actors wait for the learner"
         if not self._pending:
             return ""
-        if self._buffer.inserted < self._min_size:
+        if self._limiter.num_inserted < self._min_size:
             return f"fills to {self._min_size} before the first batch"
         return "learner waits for the actors"
 

@@ -130,6 +130,15 @@ class VectorEnvironment:
         return values
 
 
+class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Keeps a final observation as it was when the reset reuses the environment's own array."""
+
+    def observation(self, observation: Any) -> Any:
+        if isinstance(observation, Mapping):
+            return {name: np.array(value) for name, value in observation.items()}
+        return np.array(observation)
+
+
 def _make_vector(env_id: str, env_args: Mapping[str, Any], num_envs: int) -> VectorEnv:
     """Batch-native where that resets in the same step, else one after another."""
     registration.register()
@@ -148,6 +157,7 @@ def _make_vector(env_id: str, env_args: Mapping[str, Any], num_envs: int) -> Vec
         env_id,
         num_envs,
         vectorization_mode="sync",
+        wrappers=[_CopiedObservation],
         vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
         **env_args,
     )

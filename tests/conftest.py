@@ -1,0 +1,177 @@
+"""What several test files share: real commands, bounded waiting, and a look for leftovers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+# The helpers of multiprocessing live as long as the process that needed them first.
+_HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
+_LEAVE_SECONDS = 10.0
+_COMMAND_SECONDS = 60.0
+
+
+def wait_until(happened: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Ask until the answer is true, and return it; fail when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not (answer := happened()):
+        assert time.monotonic() < deadline, f"did not happen within {seconds:g} s"
+        time.sleep(0.02)
+    return answer
+
+
+class Command:
+    """A ``pdqn`` command in a session of its own, as a terminal starts one.
+
+    Everything that it starts is in that session, wherever it is in the tree of processes, so that
+    leftovers are found even if the command was killed.
+    """
+
+    def __init__(
+        self, arguments: tuple[str, ...], directory: Path, variables: Mapping[str, str]
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"command-{len(list(directory.glob('command-*.out')))}"
+        self.directory = directory
+        self._out = directory / f"{name}.out"
+        self._err = directory / f"{name}.err"
+        # Short, since sockets lie in it.
+        self._temporary = tempfile.TemporaryDirectory(prefix="t-")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PDQN_")}
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("pdqn")), *arguments],
+                cwd=directory,
+                env=environment | {"COLUMNS": "300", "TMPDIR": self._temporary.name, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ended = self.process.poll() is not None
+        left = self._await_the_end() if ended else self.members()
+        for process in left:
+            process.kill()
+        code = self.process.wait(_LEAVE_SECONDS)
+        sockets = list(Path(self._temporary.name).glob("pdqn-*"))
+        self._temporary.cleanup()
+        assert not (ended and left), f"the command left {left}"
+        assert not (ended and code >= 0 and sockets), f"the command left {sockets}"
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text(encoding="utf-8")
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text(encoding="utf-8")
+
+    def wait(self, seconds: float = _COMMAND_SECONDS) -> int:
+        """Wait for the command to end by itself; its exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            text = f"{self.stdout[-3000:]}\n{self.stderr[-3000:]}"
+            pytest.fail(f"the command did not end within {seconds:g} s\n{text}")
+
+    def members(self) -> list[psutil.Process]:
+        """The command's process and all that it has started, as far as they live."""
+        return [p for p in psutil.process_iter() if _session(p) == self.process.pid and _lives(p)]
+
+    def role(self, role: str, index: int = 0) -> psutil.Process | None:
+        """The process with the title of a role."""
+        titled = (p for p in self.members() if _title(p) == f"pdqn {role} {index}")
+        return next(titled, None)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the terminal sends SIGINT to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def _await_the_end(self) -> list[psutil.Process]:
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while (left := self.members()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+
+StartCommand = Callable[..., Command]
+
+
+def _session(process: psutil.Process) -> int:
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return -1
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _left_behind() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if _lives(p) and not any(h in _title(p) for h in _HELPERS)]
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left_behind() -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while (left := _left_behind()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in left:
+        process.kill()
+    assert not left, f"the test left {left}"
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """``eventually(question, seconds)`` waits, bounded, for an answer that is true."""
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def pdqn_command() -> StartCommand:
+    """``pdqn_command(*arguments, directory=..., **variables)`` starts the real command."""
+
+    def start(*arguments: str, directory: Path, **variables: str) -> Command:
+        return Command(arguments, directory, variables)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def read_lines() -> Callable[[Path], list[dict[str, Any]]]:
+    """The whole lines of a JSON-lines file that may still be written to."""
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    return read

@@ -1,0 +1,335 @@
+"""The real ``pdqn`` command: what it says, what it refuses, and that its options arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import tomllib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.hardware import detect
+
+Answer = tuple[int, str, str]  # exit code, stdout, stderr
+Run = Callable[..., Answer]
+
+COMMANDS = (
+    "launch",
+    "check",
+    "actor",
+    "replay",
+    "learner",
+    "evaluator",
+    "eval",
+    "plot",
+    "settings",
+)
+
+
+@pytest.fixture
+def run(pdqn_command: Any, tmp_path: Path) -> Run:
+    """Run a command to its end in the test's directory."""
+
+    def run(*arguments: str, **variables: str) -> Answer:
+        with pdqn_command(*arguments, directory=tmp_path, **variables) as command:
+            return command.wait(), command.stdout, command.stderr
+
+    return run
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def assert_refused(answer: Answer, *expected: str) -> None:
+    code, stdout, stderr = answer
+    assert code == 2, stderr
+    assert stdout == ""
+    assert len(stderr.splitlines()) == 1, stderr
+    assert stderr.startswith("pdqn: ")
+    for text in expected:
+        assert text in stderr
+
+
+def assert_nothing_started(directory: Path) -> None:
+    left = {path.name for path in directory.iterdir() if not path.name.startswith("command-")}
+    assert left == set(), "something was started"
+
+
+# ---- refused before anything starts ----
+
+# What is wrong, and what the one line must name.
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "bad time": (["--time", "10x"], ["--time", "'10x'", "90s, 10m, 2h or 1d"]),
+    "no time at all": (["--time", "0s"], ["--time", "'0s'", "above zero"]),
+    "unknown mode": (["--mode", "fast"], ["--mode", "'fast'", "parallel"]),
+    "unknown option": (["--epochs", "5"], ["--epochs"]),
+    "unknown console": (["--console", "loud"], ["--console", "plain"]),
+    "actors are no number": (["--actors", "many"], ["--actors", "'many'"]),
+    "too few actors": (["--actors", "-1"], ["actor.count = -1", "at least 0"]),
+    "no episodes": (["--episodes", "0"], ["run.episodes = 0", "at least 1"]),
+    "env-arg without a value": (["--env-arg", "map_size"], ["--env-arg", "KEY=VALUE"]),
+    "set without a value": (["--set", "learner.batch_size"], ["section.key=value"]),
+    "unknown section": (["--set", "trainer.x=1"], ["unknown section trainer", "learner"]),
+    "unknown key": (["--set", "learner.batch=1"], ["unknown key learner.batch", "batch_size"]),
+    "bad value": (["--set", "learner.batch_size=big"], ["learner.batch_size = 'big'", "number"]),
+    "no such file": (["--config", "none.toml"], ["none.toml", "No such file"]),
+    "unknown environment": (["--env", "Nowhere-v0"], ["Nowhere-v0", "doesn't exist"]),
+    "bad env-arg value": (["--env-arg", "map_size=abc"], ["map_size='abc'", "whole number"]),
+    "not on loopback": (["--bind", "0.0.0.0:7777"], ["--bind 0.0.0.0:7777", "not on loopback"]),
+    "ultra on a small machine": (["--mode", "ultra", "--steps", "1"], ["ultra is for", "--force"]),
+    "cannot be sampled from": (
+        ["--set", "replay.capacity=100", "--set", "replay.min_size=200"],
+        ["min_size is 200", "only 100"],
+    ),
+    "unknown key in a file": (
+        ["--config", "command-unknown.toml"],
+        ["file command-unknown.toml", "unknown key learner.batchsize"],
+    ),
+    "no toml in a file": (["--config", "command-broken.toml"], ["command-broken.toml"]),
+    "port in use": (["--bind", "127.0.0.1:PORT"], ["--bind 127.0.0.1:", "Address already in use"]),
+    "run directory that cannot be written": (
+        ["--env", "CartPole-v1", "--run-dir", "command-broken.toml/run"],
+        ["run directory command-broken.toml/run cannot be written: Not a directory"],
+    ),
+    "run directory that holds a run": (
+        ["--env", "CartPole-v1", "--run-dir", "command-old"],
+        ["run directory command-old already holds a run; choose another"],
+    ),
+}
+FILES = {
+    "command-unknown.toml": "[learner]\nbatchsize = 3\n",
+    "command-broken.toml": "[learner\n",
+    "command-old/config.toml": "old",
+}
+
+
+def ask_all(
+    pdqn_command: Any, directory: Path, questions: dict[str, list[str]]
+) -> dict[str, Answer]:
+    """The answers of several commands, each in a directory of its own, two at a time."""
+
+    def ask(name: str) -> Answer:
+        with pdqn_command(*questions[name], directory=directory / name) as command:
+            return command.wait(), command.stdout, command.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(questions, pool.map(ask, questions), strict=True))
+
+
+@pytest.fixture(scope="module")
+def refused_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the refused commands are run, each in the directory of its name."""
+    return tmp_path_factory.mktemp("refused")
+
+
+@pytest.fixture(scope="module")
+def refusals(pdqn_command: Any, refused_in: Path) -> dict[str, Answer]:
+    for name in REFUSED:
+        for file, text in FILES.items():
+            path = refused_in / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    with taken_port() as port:
+        questions = {
+            name: ["launch", *(word.replace("PORT", str(port)) for word in words)]
+            for name, (words, _) in REFUSED.items()
+        }
+        return ask_all(pdqn_command, refused_in, questions)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_in_one_line_before_anything_starts(
+    refusals: dict[str, Answer], refused_in: Path, name: str
+):
+    if name == "ultra on a small machine" and fits_ultra():
+        pytest.skip("this machine fits mode ultra")
+    assert_refused(refusals[name], *REFUSED[name][1])
+    assert_nothing_started(refused_in / name)
+    old = refused_in / name / "command-old"
+    assert [path.name for path in old.iterdir()] == ["config.toml"]
+    assert (old / "config.toml").read_text(encoding="utf-8") == "old"
+
+
+def fits_ultra() -> bool:
+    machine = detect()
+    return machine.cores >= 64 and machine.learner_gpu is not None
+
+
+def test_a_place_to_join_that_is_no_address_is_refused(run: Run):
+    assert_refused(run("actor", "--join", "somewhere"), "expected tcp://HOST:PORT")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["actor"], "--join"),
+        (["actor", "--join", "tcp://127.0.0.1:1", "--count", "0"], "--count"),
+        (["eval", "nowhere"], "nowhere is neither a model file nor a run directory"),
+        (["plot", "nowhere"], "nowhere holds no metrics.jsonl"),
+        (["trian"], "trian"),
+    ],
+    ids=["join what", "join how many", "eval what", "plot what", "do what"],
+)
+def test_other_commands_refuse_in_one_line_too(run: Run, arguments: list[str], expected: str):
+    assert_refused(run(*arguments), expected)
+
+
+# ---- help ----
+
+
+def test_help_lists_every_command(run: Run):
+    code, stdout, stderr = run("--help")
+    assert (code, stderr) == (0, "")
+    for command in COMMANDS:
+        assert f"\n  {command}" in stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run: Run, command: str):
+    code, stdout, stderr = run(command, "--help")
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith(f"Usage: pdqn {command}")
+    assert "Show this message and exit." in stdout
+
+
+def test_without_a_command_there_is_help(run: Run):
+    code, stdout, stderr = run()
+    assert code == 2
+    assert "Commands:" in stdout + stderr
+
+
+def test_settings_lists_every_setting_with_its_default(run: Run):
+    code, stdout, _ = run("settings")
+    assert code == 0
+    assert "learner.batch_size = 64\n    transitions in a SampleBatch" in stdout
+    assert "actor.count = auto\n" in stdout
+
+
+# ---- check ----
+
+CHECKS = {
+    "check": ["check", "--env", "CartPole-v1", "--actors", "2"],
+    "json": ["check", "--env", "CartPole-v1", "--actors", "2", "--json"],
+    "too large": ["check", "--env", "CartPole-v1", "--set", "replay.capacity=10000000000"],
+    "check only": ["launch", "--env", "CartPole-v1", "--check-only"],
+}
+
+
+@pytest.fixture(scope="module")
+def checks(pdqn_command: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    directory = tmp_path_factory.mktemp("checks")
+    answers = ask_all(pdqn_command, directory, CHECKS)
+    for name in CHECKS:
+        assert_nothing_started(directory / name)
+    return answers
+
+
+def test_check_shows_the_machine_and_the_plan(checks: dict[str, Answer]):
+    code, stdout, stderr = checks["check"]
+    assert (code, stderr) == (0, "")
+    for text in ("machine", "plan", "memory", "actor.count", "(configured)", "ready"):
+        assert text in stdout
+
+
+def test_check_as_json_is_nothing_but_json(checks: dict[str, Answer]):
+    code, stdout, stderr = checks["json"]
+    assert (code, stderr) == (0, "")
+    answer = json.loads(stdout)
+    assert answer["ok"] is True
+    assert answer["plan"]["config"]["actor"]["count"] == 2
+    assert answer["machine"]["cores"] >= 1
+
+
+def test_check_exits_with_1_when_a_run_could_not_work(checks: dict[str, Answer]):
+    code, stdout, _ = checks["too large"]
+    assert code == 1
+    assert "replay.capacity = 10000000000 needs" in stdout
+    assert "ready" not in stdout
+
+
+def test_launch_with_check_only_starts_nothing(checks: dict[str, Answer]):
+    code, stdout, stderr = checks["check only"]
+    assert (code, stderr) == (0, "")
+    assert "pdqn launch can start" in stdout
+
+
+# ---- options ----
+
+# Every option of launch that is a setting, and what must stand in config.toml.
+OPTIONS: dict[str, tuple[list[str], str, Any]] = {
+    "--env": (["--env", "CartPole-v1"], "run.env", "CartPole-v1"),
+    "--env-arg": (["--env-arg", "sutton_barto_reward=true"], "run.env_args",
+                  {"sutton_barto_reward": True, "render_mode": "rgb_array"}),
+    "--env-arg again": (["--env-arg", "render_mode=rgb_array"], "run.env_args",
+                        {"sutton_barto_reward": True, "render_mode": "rgb_array"}),
+    "--actors": (["--actors", "2"], "actor.count", 2),
+    "--envs-per-actor": (["--envs-per-actor", "3"], "actor.envs_per_actor", 3),
+    "--mode, --yes": (["--mode", "ultra", "--yes"], "run.mode", "ultra"),
+    "--episodes": (["--episodes", "100000"], "run.episodes", 100_000),
+    "--steps": (["--steps", "500"], "run.steps", 500),
+    "--time": (["--time", "2m"], "run.time_seconds", 120.0),
+    "--seed": (["--seed", "11"], "run.seed", 11),
+    "--set": (["--set", "learner.batch_size=16"], "learner.batch_size", 16),
+    "--set again": (["--set", "evaluation.enabled=false"], "evaluation.enabled", False),
+    "--config": (["--config", "command-settings.toml"], "replay.min_size", 70),
+}  # fmt: skip
+FILE = "[replay]\nmin_size = 70\n[run]\nseed = 5\n[learner]\nbatch_size = 8\nprefetch = 2\n"
+
+
+@pytest.fixture(scope="module")
+def written(pdqn_command: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The config.toml of one real run that is given every option."""
+    directory = tmp_path_factory.mktemp("options")
+    (directory / "command-settings.toml").write_text(FILE, encoding="utf-8")
+    arguments = [word for words, _, _ in OPTIONS.values() for word in words]
+    rest = ["--run-dir", "deep/run", "--console", "off", "--bind", "127.0.0.1"]
+    with pdqn_command("launch", *arguments, *rest, directory=directory) as command:
+        assert command.wait() == 0, command.stderr
+        assert command.stdout == command.stderr == "", "--console off says nothing"
+    config = tomllib.loads((directory / "deep" / "run" / "config.toml").read_text(encoding="utf-8"))
+    summary = json.loads((directory / "deep" / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["exit_reason"] == "steps"
+    return config
+
+
+def test_an_unknown_variable_is_refused(run: Run):
+    answer = run("launch", PDQN_LEARNER__BATCHSIZE="3")
+    assert_refused(answer, "environment variable", "unknown key learner.batchsize")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_reaches_the_run(written: dict[str, Any], option: str):
+    _, setting, expected = OPTIONS[option]
+    section, _, key = setting.partition(".")
+    assert written[section][key] == expected
+
+
+def test_options_win_over_the_file_and_the_file_over_defaults(written: dict[str, Any]):
+    assert written["run"]["seed"] == 11
+    assert written["learner"]["batch_size"] == 16
+    assert written["learner"]["prefetch"] == 2
+
+
+def test_what_stands_in_config_toml_is_resolved(written: dict[str, Any]):
+    for section, key in (("replay", "capacity"), ("learner", "device"), ("actor", "discount")):
+        assert written[section][key] != "auto"
+
+
+def test_an_environment_variable_is_a_layer_between_file_and_option(run: Run, tmp_path: Path):
+    (tmp_path / "command-settings.toml").write_text(FILE, encoding="utf-8")
+    arguments = ["--env", "CartPole-v1", "--config", "command-settings.toml", "--seed", "9"]
+    variables = {"PDQN_RUN__SEED": "7", "PDQN_REPLAY__MIN_SIZE": "80"}
+    code, stdout, stderr = run("check", *arguments, "--json", **variables)
+    assert code == 0, stderr
+    config = json.loads(stdout)["plan"]["config"]
+    assert config["run"]["seed"] == 9
+    assert config["replay"]["min_size"] == 80
+    assert config["learner"]["batch_size"] == 8

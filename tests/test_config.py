@@ -1,0 +1,341 @@
+"""The configuration: layers, what is refused and with which words, and its texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import typing
+from typing import Any, Literal, get_args, get_origin
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from pdqn.config import (
+    Config,
+    build,
+    from_assignments,
+    from_environment,
+    from_map,
+    parse_value,
+    read_toml,
+    resolved,
+    settings,
+)
+from pdqn.errors import UsageError
+
+SECTIONS = {
+    item.name: typing.get_type_hints(Config)[item.name] for item in dataclasses.fields(Config)
+}
+ALL = [
+    (section, item.name, typing.get_type_hints(kind)[item.name], item.metadata)
+    for section, kind in SECTIONS.items()
+    for item in dataclasses.fields(kind)
+]
+NAMES = [f"{section}.{key}" for section, key, _, _ in ALL]
+
+
+def one(section: str, key: str, value: Any, source: str = "option") -> Any:
+    """The value of a setting that only one layer names."""
+    return getattr(getattr(build((source, {section: {key: value}})), section), key)
+
+
+def refusal(section: str, key: str, value: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        build(("file run.toml", {section: {key: value}}))
+    return str(caught.value)
+
+
+def test_without_layers_everything_is_at_its_default():
+    assert build() == Config()
+
+
+def test_the_highest_layer_that_names_a_setting_decides():
+    lowest = ("plan", {"actor": {"count": 1, "n_step": 1}, "learner": {"batch_size": 1}})
+    middle = ("file run.toml", {"actor": {"count": 2, "n_step": 2}})
+    highest = ("option", {"actor": {"count": 3}})
+    config = build(lowest, middle, highest)
+    assert config.actor.count == 3
+    assert config.actor.n_step == 2
+    assert config.learner.batch_size == 1
+    assert config.learner.prefetch == Config().learner.prefetch
+
+
+def test_a_layer_that_says_auto_hands_a_lower_layers_value_back_to_the_plan():
+    config = build(
+        ("file run.toml", {"actor": {"count": 4}}), ("option", {"actor": {"count": "auto"}})
+    )
+    assert config.actor.count is None
+
+
+def test_option_variable_and_file_have_the_documented_order(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("[learner]\nbatch_size = 8\nprefetch = 8\nthreads = 8\n")
+    config = build(
+        ("mode's preset", {"learner": {"batch_size": 4, "prefetch": 4, "threads": 4}}),
+        (f"file {path}", read_toml(path)),
+        ("environment", from_environment({"PDQN_LEARNER__PREFETCH": "16"})),
+        ("option --set", from_assignments(["learner.threads=32"])),
+    )
+    assert config.learner.batch_size == 8
+    assert config.learner.prefetch == 16
+    assert config.learner.threads == 32
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("learner", "batch_size", "1_024", 1024),
+        ("learner", "batch_size", 64.0, 64),
+        ("learner", "learning_rate", "1e-4", 1e-4),
+        ("learner", "learning_rate", 1, 1.0),
+        ("learner", "double", "False", False),
+        ("learner", "double", True, True),
+        ("learner", "device", "cuda", "cuda"),
+        ("run", "env", "CartPole-v1", "CartPole-v1"),
+        ("run", "env_args", {"map_size": 16}, {"map_size": 16}),
+        ("run", "episodes", "auto", None),
+        ("run", "episodes", None, None),
+        ("run", "mode", "auto", "auto"),
+    ],
+)
+def test_values_are_converted_to_the_type_of_their_setting(section, key, value, expected):
+    converted = one(section, key, value)
+    assert converted == expected
+    assert type(converted) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("learner", "batch_size", "many", "a whole number of at least 1 and at most 65536"),
+        ("learner", "batch_size", 0, "a whole number of at least 1 and at most 65536"),
+        ("learner", "batch_size", 65_537, "a whole number of at least 1 and at most 65536"),
+        ("learner", "batch_size", 1.5, "expected a whole number of at least 1"),
+        ("learner", "batch_size", "1.5", "expected a whole number of at least 1"),
+        ("learner", "batch_size", True, "expected a whole number of at least 1"),
+        ("learner", "batch_size", "auto", "expected a whole number of at least 1"),
+        ("learner", "batch_size", math.inf, "expected a whole number of at least 1"),
+        ("learner", "batch_size", math.nan, "expected a whole number of at least 1"),
+        ("learner", "batch_size", 10**400, "expected a whole number of at least 1"),
+        ("learner", "batch_size", [64], "expected a whole number of at least 1"),
+        ("replay", "capacity", 2**63, "expected a whole number of at least 1 or auto"),
+        ("run", "seed", 2**63, "at least 0 and at most 9223372036854775807"),
+        ("run", "seed", -1, "expected a whole number of at least 0"),
+        ("learner", "learning_rate", 0, "expected a number above 0 or auto"),
+        ("learner", "learning_rate", "nan", "expected a number above 0 or auto"),
+        ("learner", "learning_rate", "inf", "expected a number above 0 or auto"),
+        ("learner", "learning_rate", 10**400, "expected a number above 0 or auto"),
+        ("learner", "learning_rate", False, "expected a number above 0 or auto"),
+        ("actor", "discount", 1.01, "expected a number of at least 0 and at most 1 or auto"),
+        ("learner", "double", "yes", "expected true or false"),
+        ("learner", "double", 1, "expected true or false"),
+        ("learner", "device", "tpu", "expected one of auto, cpu, cuda"),
+        ("learner", "device", ["cpu"], "expected one of auto, cpu, cuda"),
+        ("run", "env_args", "map_size=16", "expected a table"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_layer_key_value_and_what_is_accepted(section, key, value, words):
+    message = refusal(section, key, value)
+    assert message.startswith(f"file run.toml: {section}.{key} = ")
+    assert str(value) in message
+    assert words in message
+
+
+def bad_value(kind: Any, bounds: Any) -> Any:
+    """A value that a setting of this type must not take."""
+    if get_origin(kind) is Literal or kind is bool:
+        return "nonsense"
+    if bounds["at_least"] is not None:
+        return bounds["at_least"] - 1
+    return "nonsense" if bounds["above"] is None else bounds["above"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "kind", "bounds"),
+    [parameters for parameters in ALL if parameters[2] is not str],  # any text is accepted
+)
+def test_every_setting_refuses_what_it_cannot_be_and_says_so(section, key, kind, bounds):
+    optional = type(None) in get_args(kind)
+    plain = next(k for k in get_args(kind) if k is not type(None)) if optional else kind
+    value = bad_value(plain, bounds)
+    message = refusal(section, key, value)
+    assert f"{section}.{key} = " in message
+    assert str(value) in message
+    assert "expected " in message
+    assert message.endswith(" or auto") == optional
+
+
+@pytest.mark.parametrize(("section", "key", "kind", "bounds"), ALL, ids=NAMES)
+def test_every_setting_has_documentation_and_accepts_its_own_bounds(section, key, kind, bounds):
+    assert len(bounds["doc"]) > 3
+    for bound in (bounds["at_least"], bounds["at_most"]):
+        if bound is not None:
+            assert one(section, key, bound) == bound
+
+
+def test_settings_lists_every_setting_with_default_and_documentation():
+    listed = list(settings())
+    assert [name for name, _, _ in listed] == NAMES
+    assert all(documentation for _, _, documentation in listed)
+    defaults = {name: default for name, default, _ in listed}
+    assert defaults["learner.batch_size"] == 64
+    assert defaults["run.env_args"] == {}
+    assert defaults["actor.count"] is None
+
+
+def test_an_unknown_key_is_refused_with_those_that_exist():
+    with pytest.raises(
+        UsageError, match=r"^option: unknown key learner\.batchsize; learner has "
+    ) as e:
+        build(("option", {"learner": {"batchsize": 3}}))
+    assert "batch_size" in str(e.value)
+
+
+def test_an_unknown_section_is_refused_with_those_that_exist():
+    with pytest.raises(UsageError, match=r"^option: unknown section agent; there are run, actor, "):
+        build(("option", {"agent": {"batch_size": 3}}))
+
+
+def test_a_bad_value_is_refused_even_where_a_higher_layer_overrides_it():
+    with pytest.raises(UsageError, match=r"^file run\.toml: actor\.count = -1"):
+        build(("file run.toml", {"actor": {"count": -1}}), ("option", {"actor": {"count": 1}}))
+
+
+def test_defaults_are_not_shared_between_configurations():
+    assert Config().run.env_args is not Config().run.env_args
+
+
+def valid_values(kind: Any, bounds: Any) -> st.SearchStrategy[Any]:
+    if type(None) in get_args(kind):
+        plain = next(k for k in get_args(kind) if k is not type(None))
+        return st.none() | valid_values(plain, bounds)
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if kind is bool:
+        return st.booleans()
+    if kind is str:
+        return st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8)
+    if kind is int:
+        return st.integers(bounds["at_least"] or 0, bounds["at_most"] or 2**63 - 1)
+    if kind is float:
+        low = bounds["at_least"] if bounds["above"] is None else bounds["above"]
+        return st.floats(low, bounds["at_most"], exclude_min=bounds["above"] is not None).filter(
+            math.isfinite
+        )
+    words = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=5)
+    scalars = st.integers(-(2**63), 2**63 - 1) | st.booleans() | words
+    return st.dictionaries(words, scalars | st.lists(scalars, max_size=3), max_size=3)
+
+
+layers = st.fixed_dictionaries(
+    {},
+    optional={
+        section: st.fixed_dictionaries(
+            {}, optional={key: valid_values(kind, b) for s, key, kind, b in ALL if s == section}
+        )
+        for section in SECTIONS
+    },
+)
+
+
+@hypothesis_settings(deadline=None, max_examples=60)
+@given(layer=layers)
+def test_what_is_written_to_toml_or_the_wire_is_read_back_the_same(layer):
+    config = build(("option", layer))
+    assert build(("file", tomllib.loads(config.to_toml()))) == config
+    assert from_map(msgpack.unpackb(typing.cast(bytes, msgpack.packb(config.to_map())))) == config
+
+
+def test_a_written_file_is_read_back_the_same(tmp_path):
+    config = build(
+        ("option", {"run": {"env_args": {"map_size": 16, "radii": [5, 4]}}, "actor": {"count": 2}})
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    assert build(("file", read_toml(path))) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[actor\n", "run.toml: "),
+        (b"count = 3\n", "count stands outside a \\[section\\]"),
+        (b"\xff\xfe[actor]\n", "run.toml: "),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, content, words):
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        read_toml(path)
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(UsageError, match=r"missing\.toml"):
+        read_toml(tmp_path / "missing.toml")
+
+
+def test_variables_of_the_environment_name_section_and_key():
+    variables = {
+        "PDQN_ACTOR__COUNT": "12",
+        "PDQN_LEARNER__LEARNING_RATE": "1e-4",
+        "PDQN_HOME": "not a setting",
+        "ACTOR__COUNT": "not ours",
+        "HOME": "/",
+    }
+    assert from_environment(variables) == {
+        "actor": {"count": "12"},
+        "learner": {"learning_rate": "1e-4"},
+    }
+    assert build(("environment", from_environment(variables))).actor.count == 12
+
+
+def test_a_variable_that_names_no_setting_is_refused():
+    with pytest.raises(UsageError, match=r"^environment: unknown key actor\.cuont"):
+        build(("environment", from_environment({"PDQN_ACTOR__CUONT": "1"})))
+
+
+def test_assignments_name_section_and_key():
+    layer = from_assignments(["actor.count = 3", "run.env=a=b", "actor.n_step=5", "actor.count=4"])
+    assert layer == {"actor": {"count": "4", "n_step": "5"}, "run": {"env": "a=b"}}
+
+
+@pytest.mark.parametrize("text", ["", "actor", "actor.count", "count=3", "actor.=3", "=3"])
+def test_an_assignment_of_another_form_is_refused(text):
+    with pytest.raises(UsageError, match=r"expected section\.key=value"):
+        from_assignments([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("64", 64),
+        ("1.5", 1.5),
+        ("true", True),
+        ("[5, 4, 3]", [5, 4, 3]),
+        ('"64"', "64"),
+        ("fixed", "fixed"),
+        ("5,4,3", "5,4,3"),
+        ("", ""),
+    ],
+)
+def test_a_text_is_taken_as_the_toml_value_that_it_looks_like(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+
+
+def test_a_setting_that_is_still_auto_cannot_be_used():
+    assert resolved(0) == 0
+    with pytest.raises(RuntimeError, match="still auto"):
+        resolved(None)
+
+
+def test_arguments_of_the_environment_are_merged_over_the_layers() -> None:
+    file = {"run": {"env_args": {"map_size": 64, "overlap": True}}}
+    option = {"run": {"env_args": {"map_size": 32}}}
+    built = build(("file", file), ("option", option))
+    assert built.run.env_args == {"map_size": 32, "overlap": True}

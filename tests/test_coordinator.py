@@ -1,0 +1,438 @@
+"""Joining, reporting and following, over real sockets: the coordinator and the roles' links."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import zmq
+
+import pdqn
+from launcher.coordinator import Coordinator, Event
+from launcher.metrics import RunMetrics
+from pdqn import wire
+from pdqn.config import Config, build
+from pdqn.errors import RunError, UsageError
+from pdqn.link import CoordinatorLink, Welcome
+from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.telemetry import Episode, Telemetry
+
+Eventually = Callable[..., Any]
+
+SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (4,), "float32"),), 2)
+CONFIG = build(
+    (
+        "test",
+        {
+            "run": {"seed": 5, "env_args": {"size": 3}},
+            "actor": {"count": 2},
+            "system": {"telemetry_seconds": 0.01, "heartbeat_timeout_seconds": 60.0},
+        },
+    )
+)
+
+
+class Hub:
+    """A coordinator with links to it; all in one thread but for the waiting in ``join``."""
+
+    def __init__(self, eventually: Eventually, config: Config = CONFIG) -> None:
+        self._eventually = eventually
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.metrics = RunMetrics(None)
+        self.coordinator = Coordinator(
+            self.context,
+            "tcp://127.0.0.1:*",
+            run="the-run",
+            run_dir="/the/directory",
+            role_bind="ipc:///sockets/{role}-{name}",
+            config=config,
+            spec=SPEC,
+            metrics=self.metrics,
+        )
+        self._pool = ThreadPoolExecutor(1)
+        self._links: list[CoordinatorLink] = []
+        self._sockets: list[zmq.Socket[bytes]] = []
+
+    def join(self, role: str, index: int | None = None) -> tuple[CoordinatorLink, Welcome]:
+        link = CoordinatorLink(self.context, self.coordinator.endpoint, role, index=index)
+        self._links.append(link)
+        answer = self._pool.submit(link.join, 30.0)
+        self.until(answer.done)
+        return link, answer.result()
+
+    def until(self, happened: Callable[[], Any]) -> None:
+        """Let coordinator and links talk until something is true."""
+
+        def talk() -> Any:
+            self.coordinator.poll(0.01)
+            return happened()
+
+        self._eventually(talk)
+
+    def poll_until(self, link: CoordinatorLink, happened: Callable[[], Any]) -> None:
+        def talk() -> Any:
+            link.poll()
+            return happened()
+
+        self.until(talk)
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in self.coordinator.events if event.kind == kind]
+
+    def stranger(self) -> zmq.Socket[bytes]:
+        """Somebody who speaks to the coordinator without a link."""
+        socket = self.socket(zmq.DEALER)
+        socket.connect(self.coordinator.endpoint)
+        return socket
+
+    def socket(self, kind: int) -> zmq.Socket[bytes]:
+        self._sockets.append(self.context.socket(kind))
+        return self._sockets[-1]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def hub(eventually: Eventually) -> Iterator[Hub]:
+    hub = Hub(eventually)
+    yield hub
+    hub.close()
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    own = {"role": "actor", "index": None, "host": "here", "pid": 1, "package": pdqn.__version__}
+    return {**own, **changes}
+
+
+# ---- joining ----
+
+
+def test_a_role_that_joins_learns_what_the_run_is(hub: Hub):
+    link, welcome = hub.join("learner")
+    assert (welcome.run, welcome.run_dir) == ("the-run", "/the/directory")
+    assert (welcome.index, welcome.incarnation) == (0, 0)
+    assert welcome.config == CONFIG
+    assert welcome.spec == SPEC
+    assert welcome.address("parameters") == "ipc:///sockets/learner-0-0-parameters"
+    assert link.pulse.command == "run"
+    assert link.pulse.actor_slots == 2
+    member = next(hub.coordinator.members("learner"))
+    assert member.pid == os.getpid()
+    assert [event.role for event in hub.events("joined")] == ["learner"]
+
+
+def test_actors_from_elsewhere_come_after_the_indices_of_this_hosts_own(hub: Hub):
+    assert [hub.join("actor", index)[1].index for index in (1, 0)] == [1, 0]
+    assert [hub.join("actor")[1].index for _ in range(2)] == [2, 3]
+    last, _ = hub.join("actor")
+    assert last.pulse.actor_slots == 5, "all of them share the epsilon ladder"
+
+
+def test_actors_are_held_until_the_run_is_complete(hub: Hub):
+    link, _ = hub.join("actor", 0)
+    assert link.pulse.command == "hold"
+    hub.coordinator.command(["actor"], "run")
+    hub.poll_until(link, lambda: link.pulse.command == "run")
+
+
+def test_what_is_missing_is_told_in_words(hub: Hub):
+    assert hub.coordinator.missing() == "replay (0 of 1), learner (0 of 1), actor (0 of 2)"
+    hub.join("replay")
+    hub.join("actor", 0)
+    assert hub.coordinator.missing() == "learner (0 of 1), actor (1 of 2)"
+    hub.join("learner")
+    hub.join("actor", 1)
+    assert hub.coordinator.missing() == ""
+
+
+def test_a_run_without_actors_of_its_own_waits_for_one(eventually: Eventually):
+    hub = Hub(eventually, build(("test", {"actor": {"count": 0}})))
+    assert hub.coordinator.missing() == "replay (0 of 1), learner (0 of 1), actor (0 of 1)"
+    hub.close()
+
+
+@pytest.mark.parametrize("role", ["replay", "learner", "evaluator"])
+def test_a_second_of_a_kind_is_refused_with_a_sentence(hub: Hub, role: str):
+    hub.join(role)
+    with pytest.raises(RunError, match=f"refused this {role}: the run has a {role} already"):
+        hub.join(role)
+    assert hub.coordinator.count(role) == 1
+    assert [event.text for event in hub.events("refused")] == [f"the run has a {role} already"]
+
+
+def test_another_version_of_the_package_is_refused(hub: Hub):
+    stranger = hub.stranger()
+    stranger.send(wire.encode_control("join", request(package="0.0.9")))
+    hub.until(lambda: stranger.poll(0))
+    answer = wire.decode_control(stranger.recv())
+    assert answer["type"] == "refuse"
+    assert answer["reason"] == f"it runs pdqn '0.0.9', the run {pdqn.__version__}"
+    assert hub.coordinator.count("actor") == 0
+
+
+def test_a_role_that_does_not_exist_is_refused(hub: Hub):
+    with pytest.raises(RunError, match="there is no role 'critic'; there are actor, replay"):
+        hub.join("critic")
+
+
+def test_nobody_joins_a_run_that_is_stopping(hub: Hub):
+    hub.coordinator.command(["actor"], "stop")
+    with pytest.raises(RunError, match="the run is stopping"):
+        hub.join("actor")
+
+
+def test_an_address_where_nobody_answers_is_given_up():
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = CoordinatorLink(context, "tcp://127.0.0.1:1", "actor")
+    with pytest.raises(RunError, match=r"no coordinator answered at tcp://127\.0\.0\.1:1 in 0 s"):
+        link.join(timeout_seconds=0.3)
+    context.destroy(linger=0)
+
+
+def test_an_address_in_use_is_told_in_one_line(hub: Hub):
+    with pytest.raises(UsageError, match=r"cannot bind tcp://127.0.0.1:\d+: Address already in"):
+        Coordinator(
+            hub.context,
+            hub.coordinator.endpoint,
+            run="",
+            run_dir="",
+            role_bind="",
+            config=CONFIG,
+            spec=SPEC,
+            metrics=hub.metrics,
+        )
+
+
+# ---- losing and leaving ----
+
+
+def test_a_role_that_was_lost_comes_back_as_its_next_incarnation(hub: Hub):
+    link, first = hub.join("actor", 1)
+    link.telemetry.count("environment_steps", 30)
+    link.report()
+    hub.until(lambda: hub.metrics.total("actor", "environment_steps") == 30)
+    hub.coordinator.lost("actor", 1)
+    assert hub.coordinator.count("actor") == 0
+    link, second = hub.join("actor", 1)
+    assert (first.incarnation, second.incarnation) == (0, 1)
+    assert second.index == 1
+    link.telemetry.count("environment_steps", 12)
+    link.report()
+    hub.until(lambda: hub.metrics.total("actor", "environment_steps") == 42)
+
+
+def test_what_a_lost_incarnation_still_says_is_not_counted(hub: Hub):
+    link, _ = hub.join("actor", 0)
+    hub.coordinator.lost("actor", 0)
+    link.telemetry.count("environment_steps", 5)
+    link.report()
+    other, _ = hub.join("actor", 0)
+    other.report()
+    hub.until(lambda: next(hub.coordinator.members("actor")).reported)
+    assert hub.metrics.total("actor", "environment_steps") == 0
+
+
+def test_each_incarnation_binds_at_an_address_of_its_own(hub: Hub):
+    _, first = hub.join("replay")
+    hub.coordinator.lost("replay", 0)
+    _, second = hub.join("replay")
+    assert first.address("samples") != second.address("samples")
+
+
+def test_leaving_is_counted_to_the_last_figure(hub: Hub):
+    link, _ = hub.join("actor", 0)
+    link.telemetry.count("transitions_sent", 7)
+    link.leave()
+    hub.until(lambda: not hub.coordinator.count("actor"))
+    assert hub.metrics.total("actor", "transitions_sent") == 7
+    assert [event.error for event in hub.events("left")] == [False]
+
+
+def test_leaving_with_a_reason_is_an_error(hub: Hub):
+    link, _ = hub.join("actor", 0)
+    link.leave("ValueError: the environment broke")
+    hub.until(lambda: hub.events("failed"))
+    event = hub.events("failed")[0]
+    assert (event.role, event.index, event.error) == ("actor", 0, True)
+    assert event.text == "ValueError: the environment broke"
+
+
+def test_who_is_not_heard_for_long_is_silent(hub: Hub):
+    link, _ = hub.join("actor", 0)
+    hub.join("learner")
+    member = next(hub.coordinator.members("actor"))
+    member.heard -= 100.0
+    assert [m.key.role for m in hub.coordinator.silent(50.0)] == ["actor"]
+    link.report()
+    hub.until(lambda: not hub.coordinator.silent(50.0))
+
+
+def test_a_role_knows_that_its_launcher_is_gone_when_it_hears_nothing(eventually: Eventually):
+    system = {"telemetry_seconds": 0.01, "heartbeat_timeout_seconds": 0.2}
+    hub = Hub(eventually, build(("test", {"system": system})))
+    link, _ = hub.join("actor")
+    assert not link.orphaned
+    eventually(lambda: link.poll() or link.stopping)
+    assert link.orphaned
+    assert link.pulse.command != "stop"
+    hub.close()
+
+
+# ---- pulses ----
+
+
+def test_endpoints_are_told_to_everybody_and_withdrawn_when_their_server_is_lost(hub: Hub):
+    replay, _ = hub.join("replay")
+    learner, _ = hub.join("learner")
+    assert learner.pulse.endpoints == {}
+    replay.serve_at({"samples": "ipc:///somewhere"})
+    replay.poll()
+    hub.poll_until(learner, lambda: learner.pulse.endpoints == {"samples": "ipc:///somewhere"})
+    late, _ = hub.join("actor")
+    assert late.pulse.endpoints == {"samples": "ipc:///somewhere"}
+    hub.coordinator.lost("replay", 0)
+    hub.poll_until(learner, lambda: learner.pulse.endpoints == {})
+
+
+def test_the_stop_command_reaches_those_it_is_for(hub: Hub):
+    actor, _ = hub.join("actor")
+    learner, _ = hub.join("learner")
+    hub.coordinator.command(["actor"], "stop")
+    hub.poll_until(actor, lambda: actor.stopping)
+    learner.report()
+    hub.poll_until(learner, lambda: next(hub.coordinator.members("learner")).reported)
+    assert not learner.stopping
+
+
+def test_the_evaluator_is_told_which_parameters_are_the_last(hub: Hub):
+    evaluator, _ = hub.join("evaluator")
+    hub.coordinator.finish(1234)
+    hub.poll_until(evaluator, lambda: evaluator.pulse.command == "finish")
+    assert evaluator.pulse.final_version == 1234
+
+
+def test_a_role_that_missed_a_pulse_is_told_again_with_its_next_report(hub: Hub):
+    link, _ = hub.join("actor")
+    link.pulse.command = "hold"  # as if the pulse had been lost
+    hub.coordinator.command(["actor"], "stop")
+    hub.until(lambda: True)
+    hub.poll_until(link, lambda: link.pulse.command == "stop")
+
+
+# ---- reports ----
+
+
+def test_reports_carry_counters_gauges_episodes_and_what_the_role_does(hub: Hub):
+    link, _ = hub.join("actor", 0)
+    link.telemetry.count("environment_steps", 8)
+    link.telemetry.gauge("epsilon", 0.25)
+    link.telemetry.episode(Episode(score=3.0, length=4, headline=None))
+    link.telemetry.activity = "waits for replay"
+    link.report()
+    hub.until(lambda: next(hub.coordinator.members("actor")).reported)
+    assert next(hub.coordinator.members("actor")).activity == "waits for replay"
+    assert hub.metrics.gauge("actor", "epsilon") == 0.25
+    assert hub.metrics.gauge("actor", "memory_bytes") is not None
+    assert hub.metrics.current()["rollout/ep_rew_mean"] == 3.0
+    assert hub.metrics.counts()["episodes"] == 1
+
+
+def test_telemetry_reports_counters_again_and_episodes_and_evaluations_once():
+    telemetry = Telemetry()
+    telemetry.count("episodes_seen", 2)
+    telemetry.episode(Episode(1.5, 10, 0.5))
+    telemetry.evaluation({"return_mean": 1.0})
+    first, second = telemetry.report(), telemetry.report()
+    assert first["episodes"] == [[1.5, 10, 0.5]]
+    assert first["evaluation"] == {"return_mean": 1.0}
+    assert second["episodes"] == []
+    assert second["evaluation"] is None
+    assert second["counters"] == {"episodes_seen": 2, "episodes": 1} == first["counters"]
+
+
+def test_the_details_of_very_many_episodes_are_dropped_and_counted():
+    telemetry = Telemetry()
+    for _ in range(2005):
+        telemetry.episode(Episode(1.0, 1))
+    report = telemetry.report()
+    assert len(report["episodes"]) == 2000
+    assert report["counters"] == {"episodes": 2005, "episode_details_dropped": 5}
+    wire.decode_control(wire.encode_control("telemetry", report))
+
+
+# ---- garbage ----
+
+GARBAGE = {
+    "noise": [b"\xc1\x00garbage"],
+    "empty": [b""],
+    "two frames": [b"one", b"two"],
+    "no map": [b"\x93\x01\x02\x03"],
+    "other version": [b"\x82\xa7version\xcd\x03\xe7\xa4type\xa4join"],
+    "join without a role": [wire.encode_control("join", {"package": pdqn.__version__})],
+    "join without a pid": [wire.encode_control("join", request(pid="x"))],
+    "role is a map": [wire.encode_control("join", request(role={"a": 1}, pid=None))],
+}
+BAD_REPORTS: dict[str, dict[str, Any]] = {
+    "endpoints are a list": {"endpoints": ["x"]},
+    "counters are a list": {"counters": [1]},
+    "a counter is a text": {"counters": {"environment_steps": "many"}},
+    "a counter is not finite": {"counters": {"environment_steps": float("nan")}},
+    "gauges are a number": {"gauges": 7},
+    "a gauge is a text": {"gauges": {"epsilon": "high"}},
+    "episodes are numbers": {"episodes": [1, 2]},
+    "an episode is short": {"episodes": [[1.0]]},
+    "an episode's score is a text": {"episodes": [["x", 1, None]]},
+    "evaluation is a text": {"evaluation": "good"},
+    "evaluation lacks its figures": {"evaluation": {"episodes": 3}},
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage_is_counted_and_harms_nobody(hub: Hub, name: str):
+    link, _ = hub.join("actor", 0)
+    stranger = hub.stranger()
+    stranger.send_multipart(GARBAGE[name])
+    hub.until(lambda: hub.coordinator.rejected + len(hub.events("refused")) == 1)
+    assert hub.coordinator.count("actor") == 1
+    link.report()
+    hub.until(lambda: next(hub.coordinator.members("actor")).reported)
+
+
+def test_a_stranger_that_did_not_join_is_not_listened_to(hub: Hub):
+    stranger = hub.stranger()
+    stranger.send(wire.encode_control("telemetry", {"counters": {"environment_steps": 1e9}}))
+    stranger.send(wire.encode_control("join", request()))
+    hub.until(lambda: hub.coordinator.count("actor") == 1)
+    assert hub.metrics.total("actor", "environment_steps") == 0
+
+
+@pytest.mark.parametrize("name", BAD_REPORTS)
+def test_a_report_that_makes_no_sense_is_counted_and_not_used(hub: Hub, name: str):
+    stranger = hub.stranger()
+    stranger.send(wire.encode_control("join", request()))
+    hub.until(lambda: hub.coordinator.count("actor"))
+    stranger.send(wire.encode_control("telemetry", BAD_REPORTS[name]))
+    hub.until(lambda: hub.coordinator.rejected == 1)
+    hub.metrics.tick(1.0)
+    hub.metrics.tick(2.0)
+    hub.metrics.line(1.0, 10)
+    assert hub.metrics.counts()["environment_steps"] == 0
+    assert hub.metrics.take_evaluations() == []
+
+
+def test_garbage_from_the_coordinator_is_counted_by_the_role(hub: Hub, eventually: Eventually):
+    router = hub.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    link = CoordinatorLink(hub.context, f"tcp://127.0.0.1:{port}", "actor")
+    link.report()
+    identity, _ = router.recv_multipart()
+    router.send_multipart([identity, b"garbage"])
+    router.send_multipart([identity, wire.encode_control("pulse", {"command": "explode"})])
+    eventually(lambda: link.poll() or link.telemetry.counters["control_rejected"] == 1)
+    assert link.pulse.command == "run"
+    link.leave()

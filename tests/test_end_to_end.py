@@ -1,0 +1,389 @@
+"""Whole runs, shrunken, through the real command, with real processes and real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+import torch
+
+from pdqn.model import load_model
+
+if TYPE_CHECKING:
+    from conftest import Command, StartCommand
+
+Eventually = Callable[..., Any]
+ReadLines = Callable[[Path], list[dict[str, Any]]]
+
+SMALL = [
+    "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
+    "--set", "replay.samples_per_insert=4", "--set", "learner.batch_size=16",
+    "--set", "network.hidden=32", "--set", "system.telemetry_seconds=0.2",
+    "--set", "system.metrics_seconds=0.2", "--run-dir", "run",
+]  # fmt: skip
+PLACEMENT = ["--env-arg", "map_size=16", "--env-arg", "radii=[3, 2, 1]", *SMALL]
+CART_POLE = ["--env", "CartPole-v1", "--console", "plain", *SMALL]
+NO_EVALUATOR = ["--set", "evaluation.enabled=false"]
+STOP_SECONDS = 20.0
+
+
+class Observed:
+    """A run that goes on, as seen from its directory."""
+
+    def __init__(self, command: Command, eventually: Eventually, read_lines: ReadLines) -> None:
+        self.command = command
+        self.path = command.directory / "run"
+        self._eventually = eventually
+        self._read_lines = read_lines
+
+    def until(self, happened: Callable[[], Any], seconds: float = 60.0) -> Any:
+        def happened_or_ended() -> Any:
+            answer = happened()
+            if not answer and self.command.process.poll() is not None:
+                pytest.fail(f"the run ended: {self.command.stdout}\n{self.command.stderr}")
+            return answer
+
+        return self._eventually(happened_or_ended, seconds)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [e for e in self._read_lines(self.path / "events.jsonl") if e["event"] == kind]
+
+    def metric(self, name: str) -> float:
+        """The newest value; 0 before the first."""
+        lines = self._read_lines(self.path / "metrics.jsonl")
+        return next((line[name] for line in reversed(lines) if line.get(name) is not None), 0)
+
+    def grows(self, *names: str) -> None:
+        """Wait until counters have grown twice: what is seen now may be of before."""
+        for _ in range(2):
+            before = {name: self.metric(name) for name in names}
+            self.until(lambda b=before: all(self.metric(name) > b[name] for name in names))
+
+    def learns(self) -> None:
+        """Wait until the run steps and learns."""
+        self.until(lambda: self.metric("learner_steps") > 0)
+
+    def role(self, role: str, index: int = 0) -> psutil.Process:
+        return self.until(lambda: self.command.role(role, index))
+
+    def joined(self, role: str, incarnation: int) -> bool:
+        texts = [event["text"] for event in self.events("joined") if event["role"] == role]
+        return any(text.endswith(f"incarnation {incarnation}") for text in texts)
+
+    def checkpoints(self) -> list[int]:
+        """Learner steps of the whole checkpoints, in order."""
+        files = (self.path / "checkpoints").glob("step-*/learner.pth")
+        return sorted(int(file.parent.name[5:]) for file in files)
+
+    def interrupt(self) -> dict[str, Any]:
+        """Ctrl-C once; the summary."""
+        self.command.interrupt()
+        assert self.command.wait(STOP_SECONDS) == 0, self.command.stderr
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def observe(eventually: Eventually, read_lines: ReadLines) -> Callable[[Command], Observed]:
+    return lambda command: Observed(command, eventually, read_lines)
+
+
+Observe = Callable[["Command"], Observed]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+# ---- a run that ends by itself ----
+
+
+@pytest.fixture(scope="module")
+def finished(pdqn_command: StartCommand, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run of circle placement that has ended."""
+    directory = tmp_path_factory.mktemp("finished")
+    options = ["--actors", "2", "--episodes", "400", "--console", "json", "--mode", "ultra"]
+    with pdqn_command("launch", *PLACEMENT, *options, "--force", directory=directory) as command:
+        assert command.wait() == 0, command.stderr
+    return command
+
+
+@pytest.fixture(scope="module")
+def run_dir(finished: Command) -> Path:
+    return finished.directory / "run"
+
+
+@pytest.fixture(scope="module")
+def summary(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_leaves_all_its_files(run_dir: Path):
+    files = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    assert files >= {
+        "config.toml",
+        "metrics.jsonl",
+        "events.jsonl",
+        "summary.json",
+        "training_results.png",
+        "final_model.pth",
+        *(f"logs/{role}.log" for role in ("actor-0", "actor-1", "replay-0", "learner-0")),
+        "logs/evaluator-0.log",
+    }
+    assert any(file.startswith("tensorboard/events") for file in files)
+    assert any(file.startswith("checkpoints/step-") for file in files)
+    assert not [file for file in files if Path(file).name.startswith(".")]
+    assert (run_dir / "training_results.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_nothing_is_lost(summary: dict[str, Any]):
+    transitions = summary["transitions"]
+    assert transitions["sent"] == transitions["received"] > 0
+    others = ("lost", "duplicate", "rejected", "unsent")
+    assert {name: transitions[name] for name in others} == dict.fromkeys(others, 0)
+    # Every step is a transition: three placements an episode, and the last ones are flushed.
+    assert summary["environment_steps"] - transitions["sent"] < 2 * 32 * 2
+
+
+def test_the_summary_has_everything_that_others_rely_on(summary: dict[str, Any]):
+    assert summary["exit_reason"] == "episodes"
+    assert summary["episodes"] >= 400
+    assert summary["environment_steps"] >= 3 * 400
+    assert summary["actors"] == 2
+    for name in ("wall_seconds", "episodes_per_second", "environment_steps_per_second"):
+        assert summary[name] > 0
+    for name in ("learner_steps", "learner_steps_per_second", "samples_per_insert"):
+        assert summary[name] >= 0
+    assert summary["policy_lag_mean"] >= 0
+    assert summary["environment"]["id"] == "pdqn/CirclePlacement-v0"
+    assert 0 < summary["environment"]["return_mean"] < 1
+    assert 0 < summary["environment"]["metrics"]["coverage"] < 1
+    assert summary["eval"]["episodes"] == 32
+    assert 0 < summary["eval"]["return_mean"] < 1
+    assert 0 < summary["eval"]["metrics"]["coverage"] < 1
+    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["bytes_per_transition"]["wire"] > 0
+    assert summary["bytes_per_transition"]["stored"] > 0
+    assert summary["first_error"] is None
+
+
+def test_the_last_evaluation_is_of_the_final_model(run_dir: Path, summary: dict[str, Any]):
+    content = torch.load(run_dir / "final_model.pth", weights_only=True)
+    assert content["parameter_version"] == summary["learner_steps"]
+    assert summary["eval"]["parameter_version"] == summary["learner_steps"]
+
+
+def test_metrics_and_events_tell_the_run(run_dir: Path, read_lines: ReadLines):
+    lines = read_lines(run_dir / "metrics.jsonl")
+    steps = [line["environment_steps"] for line in lines]
+    assert steps == sorted(steps)
+    assert any("eval/coverage" in line for line in lines)
+    last = [line for line in lines if "rollout/ep_rew_mean" in line][-1]
+    assert last["rollout/ep_len_mean"] == 3.0
+    assert last["replay/samples_per_insert"] > 0
+    kinds = [event["event"] for event in read_lines(run_dir / "events.jsonl")]
+    assert (kinds[0], kinds[-1]) == ("started", "ended")
+    assert kinds.count("joined") == kinds.count("left") == 5
+    assert kinds.index("running") < kinds.index("stopping")
+
+
+def test_the_json_console_speaks_json_only(finished: Command, summary: dict[str, Any]):
+    lines = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert {line["event"] for line in lines} == {"progress", "summary"}
+    assert lines[-1]["summary"] == summary
+    assert lines[-1]["error"] is None
+    assert finished.stderr == ""
+
+
+def test_eval_plays_greedy_episodes_beside_the_baselines(
+    pdqn_command: StartCommand, run_dir: Path, tmp_path: Path
+):
+    arguments = ["eval", str(run_dir), "--episodes", "8", "--json"]
+    with pdqn_command(*arguments, directory=tmp_path) as command:
+        assert command.wait() == 0, command.stderr
+    result = json.loads(command.stdout)
+    assert result["episodes"] == 8
+    assert result["baselines"].keys() >= {"random", "exact_greedy"}
+    assert 0 < result["metrics"]["coverage"] < 1
+    assert result["parameter_version"] == load_model(run_dir / "final_model.pth").parameter_version
+
+
+def test_plot_draws_the_picture_again(pdqn_command: StartCommand, run_dir: Path, tmp_path: Path):
+    picture = run_dir / "training_results.png"
+    picture.unlink()
+    with pdqn_command("plot", str(run_dir), directory=tmp_path) as command:
+        assert command.wait() == 0, command.stderr
+    assert command.stdout == f"{picture}\n"
+    assert picture.stat().st_size > 1000
+
+
+# ---- over TCP ----
+
+
+def test_actors_join_a_run_from_another_command(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    address = f"127.0.0.1:{free_port()}"
+    options = ["--bind", address, "--actors", "0", "--steps", "2000", *NO_EVALUATOR]
+    joining = ["actor", "--join", f"tcp://{address}", "--count", "2"]
+    with (
+        pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command,
+        pdqn_command(*joining, directory=tmp_path / "elsewhere") as other,
+    ):
+        run = observe(command)
+        run.until(lambda: other.role("actor", 1))
+        assert command.wait() == 0, command.stderr
+        assert other.wait(STOP_SECONDS) == 0, other.stderr
+    assert f"--join tcp://{address}" in command.stdout
+    summary = run.summary()
+    assert summary["exit_reason"] == "steps"
+    assert summary["transitions"]["lost"] == 0
+    assert summary["transitions"]["received"] > 0
+    config = tomllib.loads((run.path / "config.toml").read_text(encoding="utf-8"))
+    assert config["actor"]["count"] == 0
+    actors = {event["index"] for event in run.events("joined") if event["role"] == "actor"}
+    assert actors == {0, 1}
+
+
+# ---- Ctrl-C ----
+
+
+def test_ctrl_c_while_starting_ends_the_run_in_order(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    with pdqn_command(
+        "launch", *CART_POLE, "--actors", "2", *NO_EVALUATOR, directory=tmp_path
+    ) as command:
+        run = observe(command)
+        run.until(lambda: run.events("started"))
+        summary = run.interrupt()
+    assert summary["exit_reason"] == "interrupted"
+    assert summary["transitions"]["lost"] == 0
+    assert (run.path / "config.toml").exists()
+    assert (run.path / "training_results.png").exists()
+    assert "Traceback" not in command.stdout + command.stderr
+
+
+def test_ctrl_c_in_the_middle_saves_everything(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    with pdqn_command("launch", *CART_POLE, "--actors", "2", directory=tmp_path) as command:
+        run = observe(command)
+        run.learns()
+        names = [("actor", 0), ("actor", 1), ("replay", 0), ("learner", 0), ("evaluator", 0)]
+        for role, index in names:
+            assert run.role(role, index), "every process is named after its role"
+        summary = run.interrupt()
+    assert summary["exit_reason"] == "interrupted"
+    assert summary["transitions"]["sent"] == summary["transitions"]["received"] > 0
+    assert summary["transitions"]["lost"] == 0
+    assert summary["first_error"] is None
+    assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]
+    newest = max(path.name for path in (run.path / "checkpoints").iterdir())
+    assert newest == f"step-{summary['learner_steps']:09d}"
+    assert (run.path / "training_results.png").exists()
+    assert run.events("ended")[-1]["reason"] == "interrupted"
+    for log in (run.path / "logs").iterdir():
+        assert "Traceback" not in log.read_text(encoding="utf-8"), log
+
+
+def test_ctrl_c_twice_ends_everything_at_once(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    with pdqn_command(
+        "launch", *CART_POLE, "--actors", "2", *NO_EVALUATOR, directory=tmp_path
+    ) as command:
+        run = observe(command)
+        run.learns()
+        command.interrupt()
+        run.until(lambda: run.events("stopping"))
+        command.interrupt()
+        assert command.wait(STOP_SECONDS) == 130
+    assert "Traceback" not in command.stdout + command.stderr
+
+
+# ---- what dies ----
+
+
+def test_no_process_outlives_a_launcher_that_was_killed(
+    pdqn_command: StartCommand, observe: Observe, eventually: Eventually, tmp_path: Path
+):
+    with pdqn_command("launch", *CART_POLE, "--actors", "2", directory=tmp_path) as command:
+        run = observe(command)
+        run.learns()
+        pids = [int(event["text"].split("pid ")[1].split(",")[0]) for event in run.events("joined")]
+        assert len(pids) == 5
+        assert {process.pid for process in command.members()} > set(pids)
+        os.kill(command.process.pid, signal.SIGKILL)
+        assert command.process.wait() == -signal.SIGKILL
+        eventually(lambda: not command.members(), 10.0)
+
+
+def test_an_actor_and_a_learner_that_are_killed_are_started_again(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    options = ["--actors", "2", "--set", "checkpoint.period_seconds=0.5", *NO_EVALUATOR]
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
+        run = observe(command)
+        run.learns()
+        victim = run.role("actor", 1)
+        victim.kill()
+        run.until(lambda: run.joined("actor", 1))
+        assert run.role("actor", 1).pid != victim.pid
+        run.grows("environment_steps", "learner_steps")
+        saved = run.until(lambda: run.checkpoints()[1:])[0]
+        run.role("learner").kill()
+        run.until(lambda: run.joined("learner", 1))
+        run.grows("environment_steps", "learner_steps")
+        summary = run.interrupt()
+    assert summary["restarts"] == {"actor": 1, "replay": 0, "learner": 1, "evaluator": 0}
+    assert "actor 1: killed by SIGKILL (see run/logs/actor-1.log)" in summary["first_error"]
+    ended = [(e["role"], e["index"], e["cause"]) for e in run.events("ended") if "role" in e]
+    assert ended == [("actor", 1, "killed by SIGKILL"), ("learner", 0, "killed by SIGKILL")]
+    assert "actor 1 ended (killed by SIGKILL); starts again in 0.5 s" in command.stdout
+    log = (run.path / "logs" / "learner-0.log").read_text(encoding="utf-8")
+    continued = int(log.split("goes on from learner step ")[1].split()[0])
+    assert saved <= continued <= summary["learner_steps"]
+
+
+def test_a_replay_that_is_killed_is_started_again_and_the_run_goes_on(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    options = ["--actors", "2", *NO_EVALUATOR]
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
+        run = observe(command)
+        run.learns()
+        run.role("replay").kill()
+        run.until(lambda: run.joined("replay", 1))
+        run.grows("environment_steps", "learner_steps")
+        summary = run.interrupt()
+    assert summary["restarts"] == {"actor": 0, "replay": 1, "learner": 0, "evaluator": 0}
+    assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]
+
+
+def test_a_run_whose_replay_cannot_be_kept_alive_fails(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    options = ["--actors", "1", "--set", "system.restarts=0", *NO_EVALUATOR]
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
+        run = observe(command)
+        run.learns()
+        run.role("replay").kill()
+        assert command.wait() == 1
+    summary = run.summary()
+    assert summary["exit_reason"] == "failed"
+    assert "replay 0: killed by SIGKILL" in summary["first_error"]
+    assert "replay 0 cannot be kept alive" in command.stdout
+    assert "Traceback" not in command.stdout + command.stderr
+    assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]

@@ -1,0 +1,217 @@
+"""Greedy episodes on given seeds, and their numbers beside those of the baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.evaluation import Scores, describe, play, random_act, standard_error
+from pdqn.networks import disc_sums
+from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
+
+CIRCLES = "pdqn/CirclePlacement-v0"
+ARGS = {"map_size": 16, "radii": "4,3,2"}
+COUNTDOWN = "pdqn-test/Countdown-v0"
+
+
+class Countdown(gymnasium.Env[Any, Any]):
+    """Counts down from 1 + seed % 5 to 0, or is cut short after 3 steps; a step is worth the seed.
+
+    Later episodes, with no seed of their own, would be worth a fortune.
+    """
+
+    headline_metric = "left"
+    observation_space = spaces.Box(0, 99, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.worth = 1_000_000 if seed is None else seed
+        self.left = 1 + self.worth % 5
+        self.steps = 0
+        return np.array([self.left], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        self.steps += 1
+        seen = np.array([self.left], np.float32)
+        ended, cut = self.left == 0, self.steps == 3
+        return seen, float(self.worth), ended, cut, {"left": float(self.left)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    made: Any = Countdown
+    gymnasium.register(id=COUNTDOWN, entry_point=made)
+    yield
+    gymnasium.registry.pop(COUNTDOWN)
+
+
+def wait(observation: Observation) -> np.ndarray:
+    return np.zeros(len(observation["observation"]), np.int64)
+
+
+class TestPlay:
+    @pytest.mark.parametrize("episodes", [1, 3, 16, 17, 32, 41])
+    def test_there_is_one_episode_for_every_seed_in_their_order(self, episodes):
+        spec = describe_environment(COUNTDOWN, {})
+        seeds = [100 + 7 * k for k in range(episodes)]
+        scores = play(wait, spec, {}, seeds)
+        assert scores is not None
+        lengths = [min(3, 1 + seed % 5) for seed in seeds]
+        assert scores.lengths.tolist() == lengths
+        assert scores.returns.tolist() == [
+            seed * length for seed, length in zip(seeds, lengths, strict=True)
+        ]
+        assert scores.headline.tolist() == [
+            1 + seed % 5 - length for seed, length in zip(seeds, lengths, strict=True)
+        ]
+
+    def test_the_same_seeds_have_the_same_scores_in_whatever_company(self):
+        spec = describe_environment(CIRCLES, ARGS)
+
+        def first_valid(observation: Observation) -> np.ndarray:
+            return observation["action_mask"].argmax(axis=1)
+
+        seeds = list(range(1_000_000, 1_000_020))
+        scores = play(first_valid, spec, ARGS, seeds)
+        again = play(first_valid, spec, ARGS, seeds)
+        alone = [play(first_valid, spec, ARGS, [seed]) for seed in seeds[:3]]
+        assert scores is not None
+        assert again is not None
+        np.testing.assert_array_equal(scores.returns, again.returns)
+        np.testing.assert_allclose(scores.returns, scores.headline)
+        for k, single in enumerate(alone):
+            assert single is not None
+            assert single.returns[0] == scores.returns[k]
+            assert single.lengths[0] == scores.lengths[k]
+
+    def test_a_random_policy_that_repeats_has_the_same_scores(self):
+        spec = describe_environment(CIRCLES, ARGS)
+        runs = [
+            play(random_act(spec, np.random.default_rng(3)), spec, ARGS, [1, 2, 3])
+            for _ in range(2)
+        ]
+        assert runs[0] is not None
+        assert runs[1] is not None
+        np.testing.assert_array_equal(runs[0].returns, runs[1].returns)
+
+    @pytest.mark.parametrize("steps_before", [0, 1, 4])
+    def test_told_to_stop_it_stops_without_scores(self, steps_before):
+        asked = []
+
+        def should_stop() -> bool:
+            asked.append(True)
+            return len(asked) > steps_before
+
+        spec = describe_environment(COUNTDOWN, {})
+        assert play(wait, spec, {}, list(range(40)), should_stop) is None
+        assert len(asked) == steps_before + 1
+
+    def test_an_environment_without_a_headline_metric_has_none(self):
+        spec = describe_environment("CartPole-v1", {})
+        scores = play(wait, spec, {}, [1, 2])
+        assert scores is not None
+        assert np.isnan(scores.headline).all()
+        assert scores.returns.tolist() == scores.lengths.tolist()
+
+
+class TestRandomPolicy:
+    def test_it_takes_valid_actions_only_and_all_of_them(self):
+        spec = EnvironmentSpec("x", (FieldSpec("action_mask", (4,), "int8", binary=True),), 4)
+        act = random_act(spec, np.random.default_rng(0))
+        mask = np.repeat(np.array([[0, 1, 0, 1]], np.int8), 100, axis=0)
+        assert set(act({"action_mask": mask}).tolist()) == {1, 3}
+
+    def test_without_a_mask_it_takes_any_action(self):
+        spec = EnvironmentSpec("x", (FieldSpec("observation", (2,), "float32"),), 3)
+        act = random_act(spec, np.random.default_rng(0))
+        assert set(act({"observation": np.zeros((100, 2))}).tolist()) == {0, 1, 2}
+
+
+def array(*values: float) -> np.ndarray:
+    return np.array(values, np.float64)
+
+
+class TestNumbers:
+    def test_the_standard_error_is_that_of_the_mean(self):
+        # Deviations -3, -1, 1, 3: variance 20/3, over 4.
+        assert standard_error(array(2, 4, 6, 8)) == pytest.approx(math.sqrt(20 / 12))
+        assert standard_error(array(5, 5, 5)) == 0
+
+    def test_a_single_value_has_no_error(self):
+        assert standard_error(array(7)) == 0
+
+    def test_scores_beside_baselines_worked_by_hand(self):
+        spec = EnvironmentSpec("x", (), 2, headline_metric="coverage")
+        scores = Scores(array(2, 4, 6, 8), np.array([1, 2, 3, 6]), array(0.5, 0.7, 0.6, 0.8))
+        baselines = {"greedy": array(0.4, 0.4, 0.5, 0.5), "random": array(0.1, 0.3, 0.2, 0.4)}
+        result = describe(scores, spec, baselines)
+        assert result["episodes"] == 4
+        assert result["return_mean"] == 5
+        assert result["return_error"] == pytest.approx(math.sqrt(20 / 12))
+        assert result["length_mean"] == 3
+        assert result["metrics"] == {"coverage": pytest.approx(0.65)}
+        # Deviations of -15, 5, -5, 15 percent: variance 0.05/3, over 4.
+        assert result["errors"] == {"coverage": pytest.approx(math.sqrt(0.05 / 12))}
+        assert result["baselines"] == {
+            "greedy": pytest.approx(0.45),
+            "random": pytest.approx(0.25),
+        }
+        # Deviations of 5 percent each: variance 0.01/3, over 4.
+        assert result["baseline_errors"]["greedy"] == pytest.approx(math.sqrt(0.01 / 12))
+        # 0.1, 0.3, 0.1, 0.3: mean 0.2, deviations of 0.1 each.
+        assert result["differences"]["greedy"] == [
+            pytest.approx(0.2),
+            pytest.approx(math.sqrt(0.04 / 12)),
+        ]
+        # Always 0.4 better: paired by seed there is no error at all.
+        assert result["differences"]["random"] == [pytest.approx(0.4), pytest.approx(0, abs=1e-9)]
+
+    def test_without_a_headline_metric_returns_are_compared(self):
+        spec = EnvironmentSpec("x", (), 2)
+        scores = Scores(array(2, 4), np.array([1, 2]), array(math.nan, math.nan))
+        result = describe(scores, spec, {"random": array(1, 1)})
+        assert result["metrics"] == {}
+        assert result["errors"] == {}
+        assert result["differences"] == {"random": [2, pytest.approx(1)]}
+
+    def test_without_baselines_there_is_nothing_to_compare(self):
+        scores = Scores(array(2, 4), np.array([1, 2]), array(1, 2))
+        result = describe(scores, EnvironmentSpec("x", (), 2, "coverage"), {})
+        assert result["baselines"] == result["baseline_errors"] == result["differences"] == {}
+
+    def test_the_result_is_plain_data(self):
+        scores = Scores(array(2, 4), np.array([1, 2]), array(1, 2))
+        spec = EnvironmentSpec("x", (), 2, "coverage")
+        result = describe(scores, spec, {"random": array(1, 1)})
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_a_policy_is_compared_with_the_baselines_on_the_very_same_maps():
+    """The environment's own greedy baseline, played as a policy, differs from it nowhere."""
+
+    def act(observation: Observation) -> np.ndarray:
+        maps = torch.from_numpy(observation["map"]).float()
+        sums = disc_sums(maps, torch.from_numpy(observation["radius"])[:, 0]).flatten(1).numpy()
+        return np.where(observation["action_mask"].astype(bool), sums, -1).argmax(axis=1)
+
+    spec = describe_environment(CIRCLES, ARGS)
+    seeds = list(range(1_000_000, 1_000_020))
+    env = VectorEnvironment(spec, ARGS, 1)
+    baselines = env.baselines(seeds)
+    env.close()
+    scores = play(act, spec, ARGS, seeds)
+    assert scores is not None
+    difference, _ = describe(scores, spec, baselines)["differences"]["exact_greedy"]
+    # Maps in observations are rounded to float16, and equals may be told apart by that.
+    assert difference == pytest.approx(0, abs=2e-3)

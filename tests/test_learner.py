@@ -1,0 +1,304 @@
+"""The learner's step, its state, and its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from learner.checkpoint import checkpoints, load_newest, save_checkpoint
+from learner.learner import Learner, StepResult
+from pdqn.config import build
+from pdqn.specs import EnvironmentSpec, FieldSpec
+from replay.buffer import Sample
+
+SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (4,), "float32"),), 3)
+MASKED = EnvironmentSpec(
+    "test/Masked-v0",
+    (
+        FieldSpec("action_mask", (3,), "int8", binary=True),
+        FieldSpec("observation", (4,), "float32"),
+    ),
+    3,
+)
+PRECISIONS = ("float32", "bfloat16")
+
+
+def learner_of(spec: EnvironmentSpec = SPEC, **changes: Any) -> Learner:
+    settings = {"learning_rate": 1e-2, "device": "cpu", "precision": "float32", **changes}
+    config = build(("test", {"learner": settings, "network": {"hidden": 16, "layers": 1}}))
+    return Learner(config, spec)
+
+
+def sample_of(batch: int = 8, seed: int = 0, **changes: Any) -> Sample:
+    rng = np.random.default_rng(seed)
+    values: dict[str, Any] = {
+        "keys": np.arange(batch),
+        "observation": {"observation": rng.normal(size=(batch, 4)).astype(np.float32)},
+        "bootstrap_observation": {"observation": rng.normal(size=(batch, 4)).astype(np.float32)},
+        "action": rng.integers(0, 3, batch, np.int32),
+        "n_step_return": rng.normal(size=batch).astype(np.float32),
+        "discount": np.full(batch, 0.9, np.float32),
+        "importance_weight": np.ones(batch, np.float32),
+        "parameter_version": np.zeros(batch, np.int64),
+    }
+    return Sample(**{**values, **changes})
+
+
+def learn(learner: Learner, sample: Sample) -> StepResult:
+    return learner.step(learner.tensors(sample))
+
+
+def copied(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def equal(network: torch.nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def gradient_norm(learner: Learner) -> float:
+    gradients = [p.grad for p in learner.online.parameters() if p.grad is not None]
+    return torch.stack([g.norm() for g in gradients]).norm().item()
+
+
+# ---- step ----
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_one_step_changes_the_online_parameters_and_not_the_target(precision: str):
+    learner = learner_of(precision=precision)
+    online, target = copied(learner.online), copied(learner.target)
+    result = learn(learner, sample_of())
+    assert not result.skipped
+    changed = {name for name, t in learner.online.state_dict().items() if (t != online[name]).any()}
+    assert changed == set(online), "some parameters were left alone"
+    assert equal(learner.target, target)
+    assert {t.dtype for t in learner.online.parameters()} == {torch.float32}
+
+
+def test_both_precisions_find_about_the_same_loss():
+    results = [learn(learner_of(precision=precision), sample_of()) for precision in PRECISIONS]
+    assert results[0].loss == pytest.approx(results[1].loss, rel=0.1)
+    assert results[0].priorities == pytest.approx(results[1].priorities, abs=0.1)
+
+
+def test_priorities_are_the_absolute_errors_of_the_batch():
+    learner = learner_of()
+    sample = sample_of(discount=np.zeros(8, np.float32))
+    with torch.no_grad():
+        observation = torch.from_numpy(sample.observation["observation"])
+        values = learner.online(*learner.online.prepare({"observation": observation})).numpy()
+    result = learn(learner, sample)
+    errors = np.abs(sample.n_step_return - values[np.arange(8), sample.action])
+    assert result.priorities == pytest.approx(errors, abs=1e-6)
+    assert result.priorities.dtype == np.float32
+
+
+def test_the_mask_of_the_bootstrap_observation_is_unpacked_and_used():
+    rng = np.random.default_rng(1)
+    observation = rng.normal(size=(2, 4)).astype(np.float32)
+    # The first has no valid action: its target is its return. The second has action 1 only.
+    packed = np.packbits(np.array([[0, 0, 0], [0, 1, 0]], bool), axis=1)
+    everything = np.packbits(np.ones((2, 3), bool), axis=1)
+    learner = learner_of(MASKED)
+    with torch.no_grad():
+        inputs = {"observation": torch.from_numpy(observation)}
+        values = learner.target(*learner.target.prepare(inputs)).numpy()
+    sample = sample_of(
+        2,
+        observation={"action_mask": everything, "observation": observation},
+        bootstrap_observation={"action_mask": packed, "observation": observation},
+        action=np.zeros(2, np.int32),
+        n_step_return=np.array([1.0, 2.0], np.float32),
+        discount=np.array([0.5, 0.5], np.float32),
+    )
+    targets = np.array([1.0, 2.0 + 0.5 * values[1, 1]])
+    result = learn(learner, sample)
+    assert result.priorities == pytest.approx(np.abs(targets - values[:, 0]), abs=1e-5)
+
+
+def test_the_target_is_updated_exactly_every_period():
+    learner = learner_of(target_update_period=3)
+    updated = []
+    for step in range(1, 8):
+        learn(learner, sample_of(seed=step))
+        if equal(learner.target, copied(learner.online)):
+            updated.append(step)
+    assert updated == [3, 6]
+    assert learner.learner_steps == 7
+
+
+def test_the_gradient_is_clipped_before_the_optimizer_sees_it():
+    learner = learner_of(gradient_clip_norm=0.5, huber_delta=1e6)
+    result = learn(learner, sample_of(n_step_return=np.full(8, 1e5, np.float32)))
+    assert result.gradient_norm > 1000, "the norm that is reported is the one before clipping"
+    assert gradient_norm(learner) == pytest.approx(0.5, rel=1e-3)
+    # Adam's first moment after one step is (1 - 0.9) times the gradient that it was given.
+    moments = [s["exp_avg"] for s in learner.get_state()["optimizer"]["state"].values()]
+    assert torch.stack([m.norm() for m in moments]).norm() == pytest.approx(0.05, rel=1e-3)
+
+
+def test_a_gradient_within_the_bound_is_left_as_it_is():
+    learner = learner_of(gradient_clip_norm=1e6)
+    result = learn(learner, sample_of())
+    assert gradient_norm(learner) == pytest.approx(result.gradient_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["n_step_return", "importance_weight", "observation"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_batch_that_is_not_finite_leaves_the_parameters_alone(
+    precision: str, where: str, bad: float
+):
+    learner = learner_of(precision=precision)
+    learn(learner, sample_of())
+    before = copied(learner.online)
+    if where == "observation":
+        observation = sample_of().observation["observation"]
+        observation[3, 1] = bad
+        sample = sample_of(observation={"observation": observation})
+    else:
+        values = np.ones(8, np.float32)
+        values[3] = bad
+        sample = dataclasses.replace(sample_of(), **{where: values})
+    assert learn(learner, sample).skipped
+    assert equal(learner.online, before)
+    assert not learn(learner, sample_of()).skipped, "the next good batch is learned from"
+
+
+def test_repeated_steps_on_one_batch_reduce_its_loss():
+    learner = learner_of()
+    sample = sample_of(discount=np.zeros(8, np.float32))
+    losses = [learn(learner, sample).loss for _ in range(100)]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_two_learners_of_one_seed_are_the_same():
+    first, second = learner_of(), learner_of()
+    for seed in range(3):
+        learn(first, sample_of(seed=seed))
+        learn(second, sample_of(seed=seed))
+    assert equal(second.online, copied(first.online))
+
+
+def test_arrays_off_the_wire_are_learned_from_though_they_are_read_only():
+    sample = sample_of()
+    for array in (sample.action, sample.n_step_return, sample.observation["observation"]):
+        array.flags.writeable = False
+    assert not learn(learner_of(), sample).skipped
+
+
+# ---- state ----
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_restored_learner_goes_on_exactly_as_the_first_one(tmp_path: Path, precision: str):
+    first = learner_of(precision=precision, target_update_period=4)
+    for seed in range(6):
+        learn(first, sample_of(seed=seed))
+    save_checkpoint(tmp_path, first.get_state(), keep=1)
+    second = learner_of(precision=precision, target_update_period=4)
+    state = load_newest(tmp_path)
+    assert state is not None
+    second.set_state(state)
+    assert second.learner_steps == 6
+    for seed in range(6, 12):
+        expected, found = learn(first, sample_of(seed=seed)), learn(second, sample_of(seed=seed))
+        assert (found.loss, found.gradient_norm) == (expected.loss, expected.gradient_norm)
+    assert equal(second.online, copied(first.online))
+    assert equal(second.target, copied(first.target))
+
+
+# ---- checkpoints ----
+
+
+def state_of(steps: int) -> dict[str, Any]:
+    return {"learner_steps": steps, "online": {"weight": torch.full((256,), float(steps))}}
+
+
+def test_a_checkpoint_loads_without_running_pickled_code(tmp_path: Path):
+    path = save_checkpoint(tmp_path, state_of(7), keep=3)
+    assert path == tmp_path / "step-000000007"
+    content = torch.load(path / "learner.pth", weights_only=True)
+    assert content["learner_steps"] == 7
+    assert [file.name for file in path.iterdir()] == ["learner.pth"], "nothing temporary is left"
+
+
+def test_a_learners_whole_state_loads_without_running_pickled_code(tmp_path: Path):
+    learner = learner_of()
+    learn(learner, sample_of())
+    save_checkpoint(tmp_path, learner.get_state(), keep=1)
+    state = load_newest(tmp_path)
+    assert state is not None
+    assert state.keys() == learner.get_state().keys()
+
+
+def test_only_the_newest_few_are_kept(tmp_path: Path):
+    for steps in (5, 90, 1000, 200_000):
+        save_checkpoint(tmp_path, state_of(steps), keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000200000", "step-000001000"]
+
+
+def test_newest_means_most_steps_beyond_nine_digits_too(tmp_path: Path):
+    for steps in (999_999_999, 1_000_000_000):
+        save_checkpoint(tmp_path, state_of(steps), keep=2)
+    state = load_newest(tmp_path)
+    assert state is not None
+    assert state["learner_steps"] == 1_000_000_000
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path: Path):
+    assert load_newest(tmp_path) is None
+    assert load_newest(tmp_path / "nowhere") is None
+
+
+def test_saving_the_same_step_again_replaces_the_checkpoint(tmp_path: Path):
+    save_checkpoint(tmp_path, state_of(3), keep=2)
+    save_checkpoint(tmp_path, {**state_of(3), "extra": 1}, keep=2)
+    state = load_newest(tmp_path)
+    assert state is not None
+    assert state["extra"] == 1
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES = {
+    "empty": lambda file: file.write_bytes(b""),
+    "missing": lambda file: file.unlink(),
+    "cut in half": cut_in_half,
+    "noise": lambda file: file.write_bytes(np.random.default_rng(0).bytes(5000)),
+    "text": lambda file: file.write_text("not a checkpoint\n" * 100),
+    "zeros": lambda file: file.write_bytes(bytes(5000)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+):
+    save_checkpoint(tmp_path, state_of(1), keep=3)
+    newest = save_checkpoint(tmp_path, state_of(2), keep=3)
+    DAMAGES[damage](newest / "learner.pth")
+    with caplog.at_level(logging.WARNING):
+        state = load_newest(tmp_path)
+    assert state is not None
+    assert state["learner_steps"] == 1
+    assert "step-000000002 cannot be read" in caplog.text
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path):
+    save_checkpoint(tmp_path, state_of(1), keep=3)
+    broken = {"learner_steps": 2, "online": lambda: None}  # cannot be pickled
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        save_checkpoint(tmp_path, broken, keep=3)
+    state = load_newest(tmp_path)
+    assert state is not None
+    assert state["learner_steps"] == 1

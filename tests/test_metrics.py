@@ -1,0 +1,413 @@
+"""From reports to figures, and from figures to the files of the run directory."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from launcher.metrics import MemberKey, RunMetrics
+from launcher.recorder import Recorder
+from launcher.rundir import RunDirectory, default_path
+from pdqn.config import build
+from pdqn.errors import UsageError
+
+ReadLines = Any
+
+
+def report(
+    metrics: RunMetrics,
+    role: str,
+    now: float = 0.0,
+    *,
+    index: int = 0,
+    incarnation: int = 0,
+    gauges: dict[str, float] | None = None,
+    episodes: list[list[Any]] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    **counters: float,
+) -> None:
+    content = {
+        "counters": counters,
+        "gauges": gauges or {},
+        "episodes": episodes or [],
+        "evaluation": evaluation,
+    }
+    metrics.ingest(MemberKey(role, index, incarnation), content, now)
+
+
+def evaluation_of(score: float) -> dict[str, Any]:
+    return {
+        "parameter_version": 70,
+        "episodes": 4,
+        "return_mean": score,
+        "return_error": 0.5,
+        "metrics": {"coverage": 0.25},
+        "errors": {"coverage": 0.125},
+        "baselines": {"random": 0.1},
+    }
+
+
+# ---- totals ----
+
+
+def test_counters_are_added_up_over_actors_and_their_incarnations():
+    metrics = RunMetrics(None)
+    report(metrics, "actor", environment_steps=100)
+    report(metrics, "actor", environment_steps=150)
+    report(metrics, "actor", index=1, environment_steps=7)
+    # Actor 0 was restarted: it counts from 0 again.
+    report(metrics, "actor", incarnation=1, environment_steps=30)
+    report(metrics, "actor", incarnation=1, environment_steps=31)
+    assert metrics.total("actor", "environment_steps") == 150 + 7 + 31
+    assert metrics.counts()["environment_steps"] == 188
+
+
+def test_a_late_report_of_the_incarnation_before_adds_only_what_is_new():
+    metrics = RunMetrics(None)
+    report(metrics, "actor", environment_steps=100)
+    report(metrics, "actor", incarnation=1, environment_steps=5)
+    report(metrics, "actor", incarnation=0, environment_steps=104)
+    assert metrics.total("actor", "environment_steps") == 109
+
+
+def test_counters_of_the_same_name_in_different_roles_are_apart():
+    metrics = RunMetrics(None)
+    report(metrics, "actor", wait_seconds=3.0)
+    report(metrics, "learner", wait_seconds=4.0)
+    assert metrics.total("actor", "wait_seconds") == 3.0
+    assert metrics.total("learner", "wait_seconds") == 4.0
+
+
+def test_a_gauge_is_the_mean_over_those_who_are_there():
+    metrics = RunMetrics(None)
+    assert metrics.gauge("actor", "epsilon") is None
+    report(metrics, "actor", gauges={"epsilon": 0.5})
+    report(metrics, "actor", index=1, gauges={"epsilon": 0.1})
+    report(metrics, "actor", index=2, gauges={"memory_bytes": 1.0})
+    assert metrics.gauge("actor", "epsilon") == pytest.approx(0.3)
+    metrics.forget("actor", 0)
+    assert metrics.gauge("actor", "epsilon") == 0.1
+    assert metrics.member_gauges("actor", 2) == {"memory_bytes": 1.0}
+
+
+def test_messages_that_replay_refused_are_listed_by_reason():
+    metrics = RunMetrics(None)
+    refused = {"rejected/not finite": 2.0, "rejected/size": 1.0, "samples": 9.0}
+    metrics.ingest(MemberKey("replay", 0, 0), {"counters": refused}, 0.0)
+    metrics.ingest(MemberKey("actor", 0, 0), {"counters": {"rejected/other": 5.0}}, 0.0)
+    assert metrics.rejected() == {"not finite": 2, "size": 1}
+
+
+def test_learner_steps_stay_known_while_the_learner_is_being_restarted():
+    metrics = RunMetrics(None)
+    assert metrics.learner_steps() == 0
+    report(metrics, "learner", gauges={"learner_steps": 500})
+    metrics.forget("learner", 0)
+    assert metrics.learner_steps() == 500
+    # It goes on from its newest checkpoint, a little behind.
+    report(metrics, "learner", incarnation=1, gauges={"learner_steps": 480})
+    assert metrics.learner_steps() == 480
+
+
+# ---- rates and ratios ----
+
+
+def test_a_rate_is_growth_over_the_last_ten_seconds():
+    metrics = RunMetrics(None)
+    for second in range(31):
+        # 2 steps a second at first, 5 a second from second 20 on.
+        steps = 2 * second if second <= 20 else 40 + 5 * (second - 20)
+        report(metrics, "actor", float(second), environment_steps=steps)
+        metrics.tick(float(second))
+    assert metrics.rate("actor", "environment_steps") == pytest.approx(5.0)
+    assert metrics.current()["time/fps"] == pytest.approx(5.0)
+
+
+def test_there_is_no_rate_before_the_second_mark():
+    metrics = RunMetrics(None)
+    report(metrics, "actor", environment_steps=10)
+    assert metrics.rate("actor", "environment_steps") == 0.0
+    metrics.tick(0.0)
+    assert metrics.rate("actor", "environment_steps") == 0.0
+    report(metrics, "actor", environment_steps=16)
+    metrics.tick(2.0)
+    assert metrics.rate("actor", "environment_steps") == 3.0
+
+
+def test_after_a_long_pause_the_rate_is_taken_from_the_mark_before():
+    metrics = RunMetrics(None)
+    metrics.tick(0.0)
+    report(metrics, "actor", environment_steps=200)
+    metrics.tick(100.0)
+    assert metrics.rate("actor", "environment_steps") == 2.0
+
+
+def test_the_loss_is_the_mean_over_the_steps_of_the_last_seconds():
+    metrics = RunMetrics(None)
+    assert metrics.current()["train/loss"] is None
+    metrics.tick(0.0)
+    report(metrics, "learner", loss_sum=6.0, learner_steps=4)
+    metrics.tick(1.0)
+    assert metrics.current()["train/loss"] == pytest.approx(1.5)
+
+
+def test_samples_per_insert_and_policy_lag_are_over_the_whole_run():
+    metrics = RunMetrics(None)
+    assert metrics.samples_per_insert() == metrics.policy_lag() == 0.0
+    report(metrics, "replay", samples=640, transitions_received=80, policy_lag_sum=200)
+    assert metrics.samples_per_insert() == 8.0
+    assert metrics.policy_lag() == 2.5
+
+
+def test_what_is_in_flight_was_sent_and_has_not_been_seen():
+    metrics = RunMetrics(None)
+    report(metrics, "actor", transitions_sent=100)
+    report(metrics, "actor", index=1, transitions_sent=20)
+    assert metrics.in_flight() == 120
+    report(
+        metrics,
+        "replay",
+        transitions_received=90,
+        transitions_duplicate=3,
+        transitions_rejected=7,
+        batches_missing=1,
+    )
+    assert metrics.in_flight() == 20
+    assert metrics.lost_so_far() == 1
+    # The report of what was sent may come after that of what arrived.
+    report(metrics, "replay", transitions_received=130)
+    assert metrics.in_flight() == 0
+
+
+def test_who_waits_for_whom_is_told_in_words():
+    metrics = RunMetrics(None)
+    metrics.tick(0.0)
+    assert metrics.bottleneck() == "balanced: nobody waits"
+    # Two actors, 10 s: 8.6 of 20 seconds waited.
+    report(metrics, "actor", wait_seconds=8.0)
+    report(metrics, "actor", index=1, wait_seconds=0.6)
+    metrics.tick(10.0)
+    assert metrics.actors_wait() == pytest.approx(0.43)
+    assert metrics.bottleneck() == "learner-bound: actors wait 43%"
+    report(metrics, "learner", wait_seconds=8.9)
+    metrics.tick(20.0)
+    assert metrics.bottleneck() == "actor-bound: learner waits 89%"
+
+
+def test_a_standstill_is_measured_from_the_last_step_or_from_the_start():
+    metrics = RunMetrics(None)
+    assert metrics.seconds_without_steps(50.0) == 0.0
+    metrics.expect_steps(60.0)
+    assert metrics.seconds_without_steps(75.0) == 15.0
+    report(metrics, "actor", 80.0, environment_steps=4)
+    assert metrics.seconds_without_steps(85.0) == 5.0
+    report(metrics, "actor", 90.0, environment_steps=4)
+    assert metrics.seconds_without_steps(95.0) == 15.0, "a report without a step is no step"
+
+
+# ---- episodes and evaluations ----
+
+
+def test_episode_figures_are_means_of_the_last_hundred():
+    metrics = RunMetrics("coverage")
+    assert metrics.headline() is None
+    report(metrics, "actor", episodes=[[1000.0, 9, 0.9]] * 50)
+    report(metrics, "actor", episodes=[[1.0, 3, 0.25]] * 50 + [[2.0, 5, 0.75]] * 50)
+    current = metrics.current()
+    assert current["rollout/ep_rew_mean"] == 1.5
+    assert current["rollout/ep_len_mean"] == 4.0
+    assert current["rollout/coverage"] == 0.5
+    assert metrics.headline() == ("coverage", 0.5)
+
+
+def test_an_evaluation_is_written_once_and_shown_until_the_next():
+    metrics = RunMetrics("coverage")
+    assert metrics.evaluation_view() is None
+    report(metrics, "evaluator", evaluation=evaluation_of(3.0))
+    assert metrics.take_evaluations() == [evaluation_of(3.0)]
+    assert metrics.take_evaluations() == []
+    view = metrics.evaluation_view()
+    assert view is not None
+    assert (view.parameter_version, view.return_mean, view.baselines) == (70, 3.0, {"random": 0.1})
+    line = metrics.evaluation_line(evaluation_of(3.0), 12.34567)
+    assert line["time_seconds"] == 12.346
+    assert line["eval/coverage"] == 0.25
+    assert line["eval/coverage_error"] == 0.125
+    assert line["eval/baseline/random"] == 0.1
+
+
+# ---- summary ----
+
+
+def test_the_summary_adds_up():
+    metrics = RunMetrics("coverage")
+    report(metrics, "actor", 100.0, environment_steps=0)
+    report(metrics, "actor", 101.0, environment_steps=8)
+    report(
+        metrics,
+        "actor",
+        105.0,
+        environment_steps=200,
+        transitions_sent=190,
+        transitions_unsent=4,
+        episodes=[[2.0, 10, 0.25], [4.0, 10, 0.75]],
+    )
+    report(metrics, "actor", 109.0, environment_steps=200, episodes_unused=1)
+    metrics.ingest(MemberKey("actor", 0, 0), {"counters": {"episodes": 20}}, 109.0)
+    report(
+        metrics,
+        "replay",
+        gauges={"size": 160.0, "stored_bytes": 16_000.0},
+        transitions_received=180,
+        transitions_duplicate=5,
+        transitions_rejected=2,
+        samples=720,
+        policy_lag_sum=90,
+        bytes_received=9000,
+    )
+    report(metrics, "learner", gauges={"learner_steps": 45}, learner_steps=45)
+    report(metrics, "evaluator", evaluation=evaluation_of(5.0))
+    summary = metrics.summary()
+    # From the first step at 101 to the last at 105: four seconds.
+    assert summary["active_seconds"] == 4.0
+    assert summary["environment_steps"] == 200
+    assert summary["environment_steps_per_second"] == 50.0
+    assert summary["episodes"] == 20
+    assert summary["episodes_per_second"] == 5.0
+    assert summary["learner_steps"] == 45
+    assert summary["learner_steps_per_second"] == 45 / 4
+    assert summary["samples_per_insert"] == 4.0
+    assert summary["policy_lag_mean"] == 0.5
+    assert summary["environment"] == {"return_mean": 3.0, "metrics": {"coverage": 0.5}}
+    assert summary["eval"] == evaluation_of(5.0)
+    assert summary["transitions"] == {
+        "sent": 190,
+        "received": 180,
+        "lost": 3,
+        "duplicate": 5,
+        "rejected": 2,
+        "unsent": 4,
+    }
+    assert summary["bytes_per_transition"] == {"wire": 50.0, "stored": 100.0}
+
+
+def test_the_summary_of_nothing_has_zeros_and_no_division():
+    summary = RunMetrics(None).summary()
+    assert summary["environment_steps_per_second"] == summary["samples_per_insert"] == 0.0
+    assert summary["bytes_per_transition"] == {"wire": 0.0, "stored": 0.0}
+    assert summary["environment"] == {"return_mean": None, "metrics": {}}
+    assert summary["eval"] is None
+
+
+# ---- run directory ----
+
+
+def test_a_new_run_directory_is_made_with_all_its_parents(tmp_path: Path):
+    directory = RunDirectory(tmp_path / "a" / "b")
+    assert {path.name for path in directory.path.iterdir()} == {
+        "logs",
+        "checkpoints",
+        "metrics.jsonl",
+        "events.jsonl",
+    }
+    assert directory.log_path("actor", 3) == directory.path / "logs" / "actor-3.log"
+    directory.close()
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path):
+    first = RunDirectory(tmp_path)
+    first.write_config(build())
+    first.metrics({"environment_steps": 1})
+    first.close()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UsageError, match="already holds a run; choose another"):
+        RunDirectory(tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_place_that_cannot_be_written_is_refused_with_the_reason(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written: Not a directory"):
+        RunDirectory(tmp_path / "file" / "run")
+
+
+def test_the_configuration_is_written_as_it_was_resolved(tmp_path: Path):
+    directory = RunDirectory(tmp_path)
+    config = build(("test", {"run": {"seed": 3, "env_args": {"radii": [3, 2]}}}))
+    directory.write_config(config)
+    directory.close()
+    written = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
+    assert written == config.to_map()
+
+
+def test_lines_can_be_read_while_the_run_goes_on(tmp_path: Path, read_lines: ReadLines):
+    directory = RunDirectory(tmp_path)
+    directory.event("joined", role="actor", index=2)
+    directory.metrics({"environment_steps": 8})
+    event = read_lines(tmp_path / "events.jsonl")[0]
+    assert (event["event"], event["role"], event["index"]) == ("joined", "actor", 2)
+    assert event["time_seconds"] >= 0
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"environment_steps": 8}]
+    directory.close()
+
+
+def test_what_json_does_not_have_is_written_as_null(tmp_path: Path):
+    directory = RunDirectory(tmp_path)
+    values = {"a": math.nan, "b": [1.5, math.inf], "c": {"d": (-math.inf, 2)}, "e": "NaN"}
+    directory.metrics(values)
+    directory.event("odd", value=math.nan)
+    directory.write_summary(values)
+    directory.close()
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    expected = {"a": None, "b": [1.5, None], "c": {"d": [None, 2]}, "e": "NaN"}
+    for name in ("metrics.jsonl", "events.jsonl", "summary.json"):
+        content = json.loads((tmp_path / name).read_text(), parse_constant=refuse)
+        assert name == "events.jsonl" or content == expected
+    assert not list(tmp_path.glob(".*")), "nothing temporary is left"
+
+
+def test_the_default_directory_says_what_was_run():
+    path = default_path("pdqn/CirclePlacement-v0", 7)
+    assert path.parent == Path("runs")
+    assert path.name.startswith("pdqn-CirclePlacement-v0__seed7__20")
+
+
+# ---- recorder ----
+
+
+def test_a_line_goes_to_metrics_and_its_numbers_to_tensorboard(
+    tmp_path: Path, read_lines: ReadLines
+):
+    directory = RunDirectory(tmp_path)
+    recorder = Recorder(directory)
+    metrics = RunMetrics("coverage")
+    report(metrics, "actor", episodes=[[1.0, 3, 0.25]], environment_steps=30)
+    recorder.write(metrics.line(1.0, capacity=50))
+    report(metrics, "actor", gauges={"epsilon": math.nan}, environment_steps=40)
+    recorder.write(metrics.line(2.0, capacity=50))
+    recorder.close()
+    directory.close()
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["environment_steps"] for line in lines] == [30, 40]
+    assert lines[0]["rollout/coverage"] == 0.25
+    assert lines[0]["replay/capacity"] == 50
+    assert lines[0]["episodes_recent"] == [0.25]
+    assert lines[0]["train/loss"] is None
+    assert lines[1]["rollout/exploration_rate"] is None
+    drawn = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    drawn.Reload()
+    assert {"rollout/ep_rew_mean", "time_seconds", "rollout/coverage"} <= set(
+        drawn.Tags()["tensors"]
+    )
+    assert "train/loss" not in drawn.Tags()["tensors"]
+    steps = [event.step for event in drawn.Tensors("rollout/ep_rew_mean")]
+    assert steps == [30, 40]

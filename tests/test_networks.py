@@ -1,0 +1,401 @@
+"""Networks: shapes, what they compute exactly, and the file that a trained one is kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from actors.environments.baselines import random_valid_actions
+from actors.environments.factory import VectorEnvironment, describe_environment
+from pdqn import discs
+from pdqn.config import Config, NetworkConfig, RunConfig
+from pdqn.errors import UsageError
+from pdqn.model import load_model, save_model
+from pdqn.networks import (
+    MLP,
+    QMap,
+    build_network,
+    disc_sums,
+    network_kind,
+    transformed_disc_sums,
+)
+from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
+
+CIRCLES = "pdqn/CirclePlacement-v0"
+VECTOR = EnvironmentSpec(
+    "test/Vector-v0",
+    (
+        FieldSpec("action_mask", (5,), "int8", binary=True),
+        FieldSpec("flags", (3,), "int8", binary=True),
+        FieldSpec("observation", (2, 3), "float64"),
+        FieldSpec("steps_left", (), "int32"),
+    ),
+    num_actions=5,
+)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_parameters():
+    torch.manual_seed(0)
+
+
+def map_spec(size: int) -> EnvironmentSpec:
+    """What circle placement on a map of this size looks like."""
+    shapes: dict[str, tuple[tuple[int, ...], str, bool]] = {
+        "action_mask": ((size * size,), "int8", True),
+        "map": ((size, size), "float16", False),
+        "placed": ((20,), "int8", True),
+        "progress": ((2,), "float32", False),
+        "radii": ((20,), "float32", False),
+        "radius": ((1,), "float32", False),
+    }
+    fields = (FieldSpec(name, *rest) for name, rest in shapes.items())
+    return EnvironmentSpec("test/Maps-v0", tuple(fields), size * size)
+
+
+def observations(size: int, batch: int, seed: int = 0) -> dict[str, Tensor]:
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "action_mask": rng.integers(0, 2, (batch, size * size), np.int8),
+        "map": rng.random((batch, size, size)).astype(np.float16),
+        "placed": rng.integers(0, 2, (batch, 20), np.int8),
+        "progress": rng.random((batch, 2)).astype(np.float32),
+        "radii": rng.integers(0, 6, (batch, 20)).astype(np.float32),
+        "radius": rng.integers(1, 6, (batch, 1)).astype(np.float32),
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def values_of(network: MLP | QMap, observation: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return network(*network.prepare(observation))
+
+
+class TestMLP:
+    def test_values_have_one_column_for_every_action(self):
+        network = build_network(VECTOR, NetworkConfig(hidden=16, layers=3))
+        assert isinstance(network, MLP)
+        assert len(network.trunk) == 3
+        observation = {
+            "action_mask": torch.ones(4, 5, dtype=torch.bool),
+            "flags": torch.ones(4, 3, dtype=torch.bool),
+            "observation": torch.randn(4, 2, 3, dtype=torch.float64),
+            "steps_left": torch.arange(4, dtype=torch.int32),
+        }
+        values = values_of(network, observation)
+        assert values.shape == (4, 5)
+        assert values.dtype == torch.float32
+
+    def test_fields_are_concatenated_by_name_whatever_their_order(self):
+        network = build_network(VECTOR, NetworkConfig(hidden=8))
+        observation = {
+            "steps_left": torch.tensor([9]),
+            "observation": torch.arange(6.0).reshape(1, 2, 3),
+            "action_mask": torch.zeros(1, 5),
+            "flags": torch.tensor([[True, False, True]]),
+        }
+        (inputs,) = network.prepare(observation)
+        assert inputs.tolist() == [[1, 0, 1, 0, 1, 2, 3, 4, 5, 9]]
+
+    def test_dueling_takes_the_mean_off_the_advantage(self):
+        network = MLP(4, 3, hidden=8, layers=1, dueling=True)
+        inputs = torch.randn(6, 4)
+        assert network.value is not None
+        with torch.no_grad():
+            hidden = torch.relu(network.trunk[0](inputs))
+            advantage, value = network.advantage(hidden), network.value(hidden)
+            values = network(inputs)
+        torch.testing.assert_close(values.mean(dim=1), value[:, 0])
+        torch.testing.assert_close(values - value, advantage - advantage.mean(1, keepdim=True))
+
+    def test_without_dueling_there_is_no_value_stream(self):
+        network = MLP(4, 3, hidden=8, layers=1, dueling=False)
+        assert not any(name.startswith("value") for name in network.state_dict())
+        assert network(torch.randn(2, 4)).shape == (2, 3)
+
+
+class TestQMap:
+    @pytest.mark.parametrize("size", [16, 32, 64])
+    @pytest.mark.parametrize("dueling", [True, False])
+    def test_every_cell_of_a_map_has_a_value(self, size, dueling):
+        network = build_network(map_spec(size), NetworkConfig(channels=8, dueling=dueling))
+        assert isinstance(network, QMap)
+        values = values_of(network, observations(size, 3))
+        assert values.shape == (3, size * size)
+        assert values.dtype == torch.float32
+        assert values.isfinite().all()
+
+    @pytest.mark.parametrize("size", [20, 17, 130])
+    def test_a_map_that_patches_do_not_tile_is_refused_in_a_sentence(self, size):
+        with pytest.raises(UsageError, match=rf"map_size = {size}: .* needs a multiple of 8"):
+            build_network(map_spec(size), NetworkConfig())
+
+    def test_the_kind_follows_from_the_observation_unless_it_is_told(self):
+        assert network_kind(map_spec(16), NetworkConfig()) == "qmap"
+        assert network_kind(VECTOR, NetworkConfig()) == "mlp"
+        assert network_kind(map_spec(16), NetworkConfig(kind="mlp")) == "mlp"
+        assert isinstance(build_network(map_spec(20), NetworkConfig(kind="mlp")), MLP)
+
+    def test_a_qmap_for_vectors_is_refused_with_what_is_missing(self):
+        with pytest.raises(
+            UsageError, match=r"qmap needs the observation fields .*map.*has .*flags"
+        ):
+            build_network(VECTOR, NetworkConfig(kind="qmap"))
+
+    def test_values_are_the_same_alone_and_in_a_batch(self):
+        network = build_network(map_spec(32), NetworkConfig(channels=8))
+        batch = observations(32, 6)
+        together = values_of(network, batch)
+        for i in range(6):
+            alone = values_of(network, {name: tensor[i : i + 1] for name, tensor in batch.items()})
+            torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+
+    def test_values_are_the_same_for_float16_and_float32_maps_and_int8_and_bool_masks(self):
+        network = build_network(map_spec(32), NetworkConfig(channels=8))
+        recorded = observations(32, 3)
+        unpacked = dict(recorded)
+        unpacked["map"] = recorded["map"].float()
+        for name in ("action_mask", "placed"):
+            unpacked[name] = recorded[name].bool()
+        torch.testing.assert_close(
+            values_of(network, recorded), values_of(network, unpacked), rtol=0, atol=0
+        )
+
+    def test_dueling_takes_the_mean_over_valid_actions_off_the_advantage(self):
+        network = build_network(map_spec(16), NetworkConfig(channels=8))
+        assert isinstance(network, QMap)
+        observation = observations(16, 4)
+        valid = observation["action_mask"].bool()
+        dueling = values_of(network, observation)
+        network.dueling = False
+        advantage = values_of(network, observation)
+        for i in range(4):
+            difference = dueling[i] - advantage[i]
+            torch.testing.assert_close(difference, difference[:1].expand(256), rtol=0, atol=1e-5)
+        # What is left when the mean is off is the value: the same whatever is added to advantages.
+        value = torch.stack([dueling[i][valid[i]].mean() for i in range(4)])
+        assert network.advantage.bias is not None
+        with torch.no_grad():
+            network.advantage.bias.add_(3.0)
+        network.dueling = True
+        raised = values_of(network, observation)
+        torch.testing.assert_close(raised, dueling, rtol=1e-4, atol=1e-5)
+        means = torch.stack([raised[i][valid[i]].mean() for i in range(4)])
+        torch.testing.assert_close(means, value, rtol=1e-4, atol=1e-5)
+
+    def test_a_final_observation_without_valid_actions_has_finite_values(self):
+        network = build_network(map_spec(16), NetworkConfig(channels=8))
+        observation = observations(16, 2)
+        for name in ("action_mask", "map", "radius"):
+            observation[name] = torch.zeros_like(observation[name])
+        observation["progress"] = torch.ones(2, 2)
+        assert values_of(network, observation).isfinite().all()
+
+    def test_preparing_involves_no_parameters(self):
+        network = build_network(map_spec(16), NetworkConfig(channels=8))
+        prepared = network.prepare(observations(16, 2))
+        assert not any(tensor.requires_grad for tensor in prepared)
+        other = build_network(map_spec(16), NetworkConfig(channels=8))
+        for own, others in zip(prepared, other.prepare(observations(16, 2)), strict=True):
+            torch.testing.assert_close(own, others, rtol=0, atol=0)
+
+    def test_every_parameter_has_a_part_in_the_values(self):
+        network = build_network(map_spec(16), NetworkConfig(channels=8))
+        loss = network(*network.prepare(observations(16, 2))).square().sum()
+        loss.backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("radii", ["fixed", "random"])
+def test_the_reward_plane_is_the_reward_that_the_environment_gives(radii):
+    args = {"map_size": 32, "radii": radii}
+    spec = describe_environment(CIRCLES, args)
+    network = build_network(spec, NetworkConfig(channels=8))
+    env = VectorEnvironment(spec, args, 4)
+    rng = np.random.default_rng(0)
+    observation = env.reset([1, 2, 3, 4])
+    compared = 0
+    for _ in range(20):
+        planes, _ = network.prepare(tensors(observation))
+        actions = random_valid_actions(observation["action_mask"], rng)
+        rewards = planes[:, 1].flatten(1).numpy()[np.arange(4), actions] / 10.0
+        transition = env.step(actions)
+        # Maps are float16 in observations; what is left of that is a small fraction of a percent.
+        np.testing.assert_allclose(rewards, transition.rewards, rtol=2e-3, atol=2e-5)
+        compared += np.count_nonzero(transition.rewards > 0.001)
+        observation = transition.observation
+    env.close()
+    assert compared > 20
+
+
+def tensors(observation: Observation) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in observation.items()}
+
+
+def naive_disc_sums(grid: np.ndarray, radius: int) -> np.ndarray:
+    size = len(grid)
+    i, j = np.mgrid[:size, :size]
+    sums = np.zeros((size, size))
+    if radius > 0:
+        for x, y in np.ndindex(size, size):
+            sums[x, y] = grid[(i - x) ** 2 + (j - y) ** 2 <= radius**2].sum(dtype=np.float64)
+    return sums
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(1, 14),
+    radii=st.lists(st.integers(-40, 40), min_size=1, max_size=3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_both_ways_to_sum_discs_equal_the_definition(size, radii, seed):
+    maps = np.random.default_rng(seed).random((len(radii), size, size)).astype(np.float32)
+    expected = np.stack([naive_disc_sums(g, r) for g, r in zip(maps, radii, strict=True)])
+    arguments = torch.from_numpy(maps), torch.tensor(radii, dtype=torch.float32)
+    for sums in (transformed_disc_sums(*arguments), disc_sums(*arguments)):
+        assert sums.shape == maps.shape
+        assert sums.dtype == torch.float32
+        np.testing.assert_allclose(sums.numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [16, 64, 128])
+def test_sums_by_transform_equal_running_sums_on_maps_of_the_real_sizes(size):
+    rng = np.random.default_rng(0)
+    maps = rng.random((5, size, size)).astype(np.float32)
+    radii = np.array([1, 3, size // 6, size // 2 - 1, 0])
+    sums = transformed_disc_sums(torch.from_numpy(maps), torch.from_numpy(radii))
+    np.testing.assert_allclose(sums.numpy(), discs.disc_sums(maps, radii), rtol=1e-4, atol=1e-3)
+
+
+SMALL = NetworkConfig(hidden=4, layers=1)
+CONFIG = Config(run=RunConfig(env_args={"map_size": 16, "radii": "fixed"}), network=SMALL)
+
+
+def saved(path: Path, spec: EnvironmentSpec = VECTOR, config: Config = CONFIG) -> MLP | QMap:
+    network = build_network(spec, config.network)
+    save_model(path, config, spec, network, 1234)
+    return network
+
+
+class TestModelFile:
+    @pytest.mark.parametrize(
+        ("spec", "network"),
+        [(VECTOR, SMALL), (map_spec(16), NetworkConfig(channels=8, dueling=False))],
+    )
+    def test_a_network_comes_back_as_it_was(self, tmp_path, spec, network):
+        config = dataclasses.replace(CONFIG, network=network)
+        sent = saved(tmp_path / "model.pth", spec, config)
+        model = load_model(tmp_path / "model.pth")
+        assert model.spec == spec
+        assert model.env_args == {"map_size": 16, "radii": "fixed"}
+        assert model.parameter_version == 1234
+        assert type(model.network) is type(sent)
+        assert not model.network.training
+        for name, tensor in sent.state_dict().items():
+            torch.testing.assert_close(model.network.state_dict()[name], tensor, rtol=0, atol=0)
+
+    def test_the_file_holds_no_code(self, tmp_path):
+        saved(tmp_path / "model.pth")
+        content = torch.load(tmp_path / "model.pth", weights_only=True)
+        assert content["format"] == 1
+        assert content["network"]["hidden"] == 4
+
+    def test_saving_replaces_the_file_and_leaves_no_other(self, tmp_path):
+        saved(tmp_path / "model.pth")
+        saved(tmp_path / "model.pth", map_spec(16), dataclasses.replace(CONFIG, network=SMALL))
+        assert load_model(tmp_path / "model.pth").spec == map_spec(16)
+        assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+    def test_a_missing_file_is_refused_by_name(self, tmp_path):
+        with pytest.raises(UsageError, match=r"model\.pth: not a model that this version reads"):
+            load_model(tmp_path / "model.pth")
+
+    @pytest.mark.parametrize("data", [b"", b"text, not a model\n" * 9, b"\x80\x02", b"PK\x03\x04"])
+    def test_a_foreign_file_is_refused(self, tmp_path, data):
+        path = tmp_path / "model.pth"
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=r"model\.pth: not a model that this version reads"):
+            load_model(path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"format": 2},
+            {"format": None},
+            {"spec": 3},
+            {"spec": {}},
+            {"spec": VECTOR.to_map() | {"num_actions": 6}},
+            {"network": {"hidden": 4}},
+            {"network": {"width": 4}},
+            {"network": None},
+            {"parameters": {}},
+            {"parameters": None},
+            {"env_args": 7},
+            {"parameter_version": "new"},
+        ],
+    )
+    def test_a_file_of_another_content_is_refused(self, tmp_path, change):
+        path = tmp_path / "model.pth"
+        saved(path)
+        torch.save(torch.load(path, weights_only=True) | change, path)
+        with pytest.raises(UsageError, match=r"not a model that this version reads"):
+            load_model(path)
+
+    @pytest.mark.parametrize("content", [[1, 2], {}, torch.zeros(3), "text"])
+    def test_another_programs_file_is_refused(self, tmp_path, content):
+        path = tmp_path / "model.pth"
+        torch.save(content, path)
+        with pytest.raises(UsageError, match=r"not a model that this version reads"):
+            load_model(path)
+
+    def test_code_in_a_file_is_not_run(self, tmp_path):
+        path = tmp_path / "model.pth"
+        torch.save({"format": 1, "spec": Harmful(tmp_path / "harm")}, path)
+        with pytest.raises(UsageError):
+            load_model(path)
+        assert not (tmp_path / "harm").exists()
+
+    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch says it of some damage
+    def test_a_damaged_file_is_refused_or_whole_in_what_matters(self, tmp_path):
+        path = tmp_path / "model.pth"
+        saved(path)
+        data = path.read_bytes()
+        rng = random.Random(0)
+        refused = 0
+        for _ in range(150):
+            damaged = bytearray(data)
+            for _ in range(rng.randint(1, 5)):
+                damaged[rng.randrange(len(data))] = rng.randrange(256)
+            length = rng.choice([len(data), rng.randrange(len(data))])
+            path.write_bytes(damaged[:length])
+            refused += is_refused(path)
+        assert refused > 75
+
+
+class Harmful:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def is_refused(path: Path) -> bool:
+    try:
+        load_model(path)
+    except UsageError:
+        return True
+    return False

@@ -1,0 +1,379 @@
+"""The actor's way to replay, against replay's own kind of sockets in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import zmq
+
+from replay.sender import (
+    UNKNOWN,
+    TransitionSender,
+    ack_topic,
+    encode_ack,
+    subscriber_of,
+)
+
+ACTOR, INCARNATION = 3, 1
+PATIENCE_SECONDS = 20.0
+
+
+class Peer:
+    """Replay's sockets; it takes and acknowledges only what a test lets it."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self.pull = context.socket(zmq.PULL)
+        self.acks = context.socket(zmq.XPUB)
+        self.acks.setsockopt(zmq.LINGER, 1000)
+        self.pull.bind(address.replace("NAME", "transitions"))
+        self.acks.bind(address.replace("NAME", "acks"))
+        self.received: list[bytes] = []
+        self.greeted: list[tuple[int, int]] = []
+        self.expected = UNKNOWN
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        sockets = (self.pull, self.acks)
+        first, second = (socket.getsockopt_string(zmq.LAST_ENDPOINT) for socket in sockets)
+        return first, second
+
+    def greet(self) -> None:
+        """Tell new subscribers what is expected of them."""
+        while self.acks.poll(0):
+            stream = subscriber_of(self.acks.recv())
+            if stream is not None:
+                self.greeted.append(stream)
+                self.acknowledge(self.expected)
+
+    def take(self, most: int = 1000) -> None:
+        """Receive up to so many batches that are there."""
+        while most and self.pull.poll(0):
+            self.received.append(self.pull.recv())
+            most -= 1
+
+    def take_and_acknowledge(self) -> None:
+        """What replay does with one batch."""
+        before = len(self.received)
+        self.take(1)
+        for data in self.received[before:]:
+            self.expected = number_of(data) + 1
+            self.acknowledge(self.expected)
+
+    def serve(self) -> None:
+        """What replay does in a turn."""
+        self.greet()
+        self.take_and_acknowledge()
+
+    def acknowledge(self, expected: int, actor: int = ACTOR) -> None:
+        self.acks.send(encode_ack(actor, INCARNATION, expected))
+
+    def close(self) -> None:
+        self.pull.close(linger=0)
+        self.acks.close()
+
+
+class Given:
+    """A patience that ends after a while, so that a wrong sender fails and does not hang.
+
+    Args:
+        meanwhile: done at every question.
+    """
+
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.meanwhile = meanwhile
+        self.deadline = time.monotonic() + PATIENCE_SECONDS
+
+    def __call__(self) -> bool:
+        self.meanwhile()
+        return time.monotonic() < self.deadline
+
+
+class GivesUp:
+    """A patience that ends at the third question."""
+
+    def __init__(self) -> None:
+        self.questions = 0
+
+    def __call__(self) -> bool:
+        self.questions += 1
+        return self.questions < 3
+
+
+def batch(number: int) -> bytes:
+    return b"batch %d" % number
+
+
+def number_of(data: bytes) -> int:
+    return int(data.split()[1])
+
+
+def numbers(peer: Peer) -> list[int]:
+    return [number_of(data) for data in peer.received]
+
+
+@pytest.fixture
+def closing() -> Iterator[ExitStack]:
+    with ExitStack() as closing:
+        yield closing
+
+
+@pytest.fixture
+def context(closing) -> zmq.Context[zmq.Socket[bytes]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    closing.callback(context.destroy, linger=0)
+    return context
+
+
+@pytest.fixture(params=["tcp", "ipc"])
+def start_peer(request, context, closing, tmp_path) -> Callable[[], Peer]:
+    """Each is at an address of its own, as replay is after every start."""
+    started: list[Peer] = []
+
+    def start() -> Peer:
+        ipc = f"ipc://{tmp_path}/{len(started)}-NAME"
+        peer = Peer(context, "tcp://127.0.0.1:*" if request.param == "tcp" else ipc)
+        started.append(peer)
+        closing.callback(peer.close)
+        return peer
+
+    return start
+
+
+@pytest.fixture
+def make_sender(context, closing) -> Callable[[int], TransitionSender]:
+    def make(window: int) -> TransitionSender:
+        sender = TransitionSender(context, ACTOR, INCARNATION, window)
+        closing.callback(sender.close)
+        return sender
+
+    return make
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def receive(peer: Peer, count: int) -> None:
+    """Until the peer has received so many batches in all."""
+
+    def received() -> bool:
+        peer.take()
+        return len(peer.received) >= count
+
+    until(received)
+
+
+def connected(sender: TransitionSender, peer: Peer) -> None:
+    """Connect and send the first batch, which shows that the peer has greeted."""
+    sender.connect(*peer.addresses)
+    assert sender.send(batch(sender.next_sequence), Given(peer.greet))
+
+
+def send(sender: TransitionSender, *sequence: int) -> None:
+    """Send batches that the window has room for."""
+    for number in sequence:
+        assert sender.send(batch(number), Given())
+
+
+def until_unacknowledged(
+    sender: TransitionSender, count: int, meanwhile: Callable[[], None] = lambda: None
+) -> None:
+    """Until so many batches are unacknowledged."""
+
+    def reached() -> bool:
+        meanwhile()
+        sender.flush(lambda: False)
+        return sender.unacknowledged == count
+
+    until(reached)
+
+
+class TestMessages:
+    def test_a_subscription_tells_whose_it_is(self):
+        assert subscriber_of(b"\x01" + ack_topic(7, 2)) == (7, 2)
+        assert subscriber_of(b"\x01" + ack_topic(2**32 - 1, 2**32 - 1)) == (2**32 - 1,) * 2
+
+    def test_an_acknowledgement_begins_with_its_topic(self):
+        assert encode_ack(7, 2, 12).startswith(ack_topic(7, 2))
+        assert not encode_ack(7, 3, 12).startswith(ack_topic(7, 2))
+        assert encode_ack(7, 2, 12) != encode_ack(7, 2, 13)
+        encode_ack(2**32 - 1, 2**32 - 1, 2**62)
+        encode_ack(0, 0, UNKNOWN)
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            b"",
+            b"\x01",
+            b"\x00" + ack_topic(7, 2),
+            b"\x01" + ack_topic(7, 2)[:-1],
+            b"\x01" + ack_topic(7, 2) + b"\0",
+            b"\x01else" + bytes(8),
+        ],
+    )
+    def test_any_other_event_is_nobodys_subscription(self, event):
+        assert subscriber_of(event) is None
+
+
+class TestSending:
+    def test_batches_arrive_in_order_and_once(self, start_peer, make_sender):
+        peer, sender = start_peer(), make_sender(2)
+        connected(sender, peer)
+        for number in range(1, 40):
+            assert sender.next_sequence == number
+            assert sender.send(batch(number), Given(peer.take_and_acknowledge))
+        assert sender.flush(Given(peer.take_and_acknowledge))
+        assert sender.unacknowledged == 0
+        assert numbers(peer) == list(range(40))
+        assert peer.greeted == [(ACTOR, INCARNATION)]
+
+    @pytest.mark.parametrize("window", [1, 2, 5])
+    def test_at_most_a_window_of_batches_is_unacknowledged(self, start_peer, make_sender, window):
+        peer, sender = start_peer(), make_sender(window)
+        connected(sender, peer)
+        send(sender, *range(1, window))
+        assert sender.unacknowledged == window
+        assert not sender.send(batch(window), GivesUp())
+        assert sender.unacknowledged == window
+        assert sender.next_sequence == window
+        receive(peer, window)
+        peer.acknowledge(1)
+        assert sender.send(batch(window), Given())
+        assert sender.unacknowledged == window
+        receive(peer, window + 1)
+        assert numbers(peer) == list(range(window + 1))
+
+    def test_one_acknowledgement_covers_all_before_it(self, start_peer, make_sender):
+        peer, sender = start_peer(), make_sender(4)
+        connected(sender, peer)
+        send(sender, 1, 2, 3)
+        receive(peer, 4)
+        peer.acknowledge(3)
+        until_unacknowledged(sender, 1)
+        peer.acknowledge(4)
+        assert sender.flush(Given())
+
+    def test_nothing_is_sent_before_acknowledgements_can_arrive(self, start_peer, make_sender):
+        peer, sender = start_peer(), make_sender(2)
+        sender.connect(*peer.addresses)
+        assert not sender.send(batch(0), GivesUp())
+        assert sender.next_sequence == 0
+        assert sender.unacknowledged == 0
+        peer.take()
+        assert peer.received == []
+        assert sender.send(batch(0), Given(peer.greet))
+
+    def test_acknowledgements_to_others_and_old_ones_change_nothing(self, start_peer, make_sender):
+        peer, sender = start_peer(), make_sender(3)
+        connected(sender, peer)
+        send(sender, 1)
+        peer.acknowledge(2, actor=ACTOR + 1)
+        peer.acks.send(ack_topic(ACTOR, INCARNATION) + b"nonsense of another length")
+        peer.acknowledge(0)
+        peer.acknowledge(1)
+        peer.acknowledge(0)
+        until_unacknowledged(sender, 1)
+        assert not sender.flush(GivesUp())
+        receive(peer, 2)
+        assert numbers(peer) == [0, 1]
+
+    def test_it_gives_up_when_it_is_told_to(self, start_peer, make_sender):
+        sender = make_sender(2)
+        assert not sender.send(batch(0), lambda: False)
+        peer = start_peer()
+        connected(sender, peer)
+        assert not sender.flush(lambda: False)
+        assert sender.unacknowledged == 1
+
+    def test_who_waits_may_find_replay_meanwhile(self, start_peer, make_sender):
+        peer, sender = start_peer(), make_sender(2)
+
+        def follow() -> None:
+            sender.connect(*peer.addresses)
+            peer.greet()
+
+        assert sender.send(batch(0), Given(follow))
+        receive(peer, 1)
+
+
+class TestAnotherReplay:
+    @pytest.mark.parametrize("acknowledged", [0, 1, 3])
+    def test_it_gets_exactly_what_the_first_did_not_acknowledge(
+        self, start_peer, make_sender, acknowledged
+    ):
+        first, sender = start_peer(), make_sender(3)
+        connected(sender, first)
+        send(sender, 1, 2)
+        receive(first, 3)
+        first.acknowledge(acknowledged)
+        until_unacknowledged(sender, 3 - acknowledged)
+        first.close()
+        second = start_peer()
+        sender.connect(*second.addresses)
+        assert sender.flush(Given(second.serve))
+        assert numbers(second) == list(range(acknowledged, 3))
+
+    def test_it_gets_what_was_on_the_way_before_anything_new(self, start_peer, make_sender):
+        first, sender = start_peer(), make_sender(2)
+        connected(sender, first)
+        send(sender, 1)
+        first.close()
+        second = start_peer()
+        sender.connect(*second.addresses)
+        for number in (2, 3, 4):
+            assert sender.send(batch(number), Given(second.serve))
+        assert sender.flush(Given(second.serve))
+        assert numbers(second) == [0, 1, 2, 3, 4]
+
+    def test_one_that_kept_what_it_got_is_sent_only_the_rest(self, start_peer, make_sender):
+        first, sender = start_peer(), make_sender(3)
+        connected(sender, first)
+        send(sender, 1, 2)
+        second = start_peer()
+        second.expected = 2
+        sender.connect(*second.addresses)
+        until_unacknowledged(sender, 1, second.greet)
+        receive(second, 1)
+        assert numbers(second) == [2]
+
+    def test_at_the_same_address_it_gets_what_the_first_did_not_acknowledge(
+        self, context, make_sender, closing, tmp_path
+    ):
+        address = f"ipc://{tmp_path}/NAME"
+        first, sender = Peer(context, address), make_sender(3)
+        closing.callback(first.close)
+        connected(sender, first)
+        send(sender, 1, 2)
+        receive(first, 3)
+        first.acknowledge(1)
+        until_unacknowledged(sender, 2)
+        first.close()
+        second = Peer(context, address)
+        closing.callback(second.close)
+        sender.connect(*second.addresses)
+        assert sender.flush(Given(second.serve))
+        assert numbers(second) == [1, 2]
+
+    def test_the_same_addresses_again_change_nothing(self, start_peer, make_sender):
+        peer, sender = start_peer(), make_sender(3)
+        connected(sender, peer)
+        for number in (1, 2):
+            sender.connect(*peer.addresses)
+            assert sender.send(batch(number), Given(peer.greet))
+        receive(peer, 3)
+        assert numbers(peer) == [0, 1, 2]
+        assert len(peer.greeted) == 1
+
+    def test_closing_keeps_what_is_not_acknowledged(self, start_peer, make_sender):
+        peer, sender = start_peer(), make_sender(2)
+        connected(sender, peer)
+        sender.close()
+        sender.close()
+        assert sender.unacknowledged == 1
+        assert not sender.flush(GivesUp())

@@ -1,0 +1,232 @@
+"""Mode single: everything in one process, in lockstep, and repeatable to the last bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors.environments.factory import describe_environment
+from launcher.console import SilentConsole
+from launcher.interrupts import Interrupts
+from launcher.rundir import RunDirectory
+from launcher.session import Session
+from launcher.single import SingleRun
+from learner.checkpoint import checkpoints, load_newest
+from pdqn.config import Config, build
+from pdqn.model import load_model
+
+PLACEMENT = {"env_args": {"map_size": 16, "radii": [3, 2, 1]}}
+NEVER = 1e9
+TIMED = ("time", "_per_second", "seconds", "wait_share", "fps", "train/loss", "run_dir")
+
+
+def config_of(run: dict[str, Any], **learner: Any) -> Config:
+    layer = {
+        "run": {"mode": "single", "seed": 3, **run},
+        "actor": {
+            "count": 1,
+            "envs_per_actor": 4,
+            "discount": 1.0,
+            "segment_length": 16,
+            "batch_transitions": 16,
+        },
+        "replay": {
+            "capacity": 1000,
+            "min_size": 64,
+            "samples_per_insert": 2.0,
+            "samples_per_insert_tolerance": 100.0,
+        },
+        "learner": {
+            "batch_size": 16,
+            "learning_rate": 1e-3,
+            "device": "cpu",
+            "precision": "float32",
+            "threads": 1,
+            **learner,
+        },
+        "network": {"hidden": 16, "channels": 4},
+        "evaluation": {"episodes": 2, "period_seconds": NEVER},
+        "checkpoint": {"period_seconds": NEVER},
+        "system": {"metrics_seconds": NEVER},
+    }
+    return build(("test", layer))
+
+
+def session_of(config: Config, directory: Path) -> Session:
+    spec = describe_environment(config.run.env, config.run.env_args)
+    run_dir = RunDirectory(directory)
+    run_dir.write_config(config)
+    return Session(config, spec, run_dir, SilentConsole(), Interrupts())
+
+
+def execute(config: Config, directory: Path) -> Session:
+    session = session_of(config, directory)
+    assert SingleRun(session).execute() == 0
+    return session
+
+
+def untimed(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if not any(word in k for word in TIMED)}
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture costs more than the run; it has tests of its own."""
+    if "with_picture" not in request.fixturenames:
+        monkeypatch.setattr("launcher.session.plot_training", lambda _: None)
+
+
+@pytest.fixture
+def with_picture() -> None:
+    """The run draws its picture."""
+
+
+@pytest.mark.parametrize(
+    "run",
+    [{"env": "CartPole-v1", "steps": 600}, {**PLACEMENT, "steps": 240}],
+    ids=["vector", "map"],
+)
+def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
+    tmp_path: Path, run: dict[str, Any], read_lines: Any
+):
+    paths = [tmp_path / "first", tmp_path / "second"]
+    sessions = [execute(config_of(run), path) for path in paths]
+    models = [torch.load(path / "final_model.pth", weights_only=True) for path in paths]
+    first, second = (model["parameters"] for model in models)
+    assert models[0]["parameter_version"] == models[1]["parameter_version"] > 0
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (first.keys(), models[0]["spec"]) == (second.keys(), models[1]["spec"])
+    summaries = [json.loads((path / "summary.json").read_text()) for path in paths]
+    assert untimed(summaries[0]) == untimed(summaries[1])
+    assert summaries[0]["learner_steps"] > 20
+    lines = [[untimed(line) for line in read_lines(path / "metrics.jsonl")] for path in paths]
+    assert lines[0] == lines[1]
+    losses = [session.metrics.total("learner", "loss_sum") for session in sessions]
+    assert losses[0] == losses[1] > 0
+
+
+def test_another_seed_is_another_run(tmp_path: Path):
+    run = {"env": "CartPole-v1", "steps": 400}
+    for seed in (1, 2):
+        execute(config_of({**run, "seed": seed}), tmp_path / str(seed))
+    models = [load_model(tmp_path / str(seed) / "final_model.pth").network for seed in (1, 2)]
+    tensors = [list(model.state_dict().values()) for model in models]
+    assert any((a != b).any() for a, b in zip(*tensors, strict=True))
+
+
+def test_a_run_of_so_many_steps_ends_after_exactly_as_many_rounds(tmp_path: Path):
+    session = execute(config_of({"env": "CartPole-v1", "steps": 402}), tmp_path)
+    # Four environments step at once.
+    assert session.metrics.counts()["environment_steps"] == 404
+    assert json.loads((tmp_path / "summary.json").read_text())["exit_reason"] == "steps"
+
+
+def test_a_run_of_so_many_episodes_ends_with_the_round_that_completes_them(tmp_path: Path):
+    session = execute(config_of({**PLACEMENT, "episodes": 21}), tmp_path)
+    # Every episode has three placements; four end at once.
+    assert session.metrics.counts()["episodes"] == 24
+    assert json.loads((tmp_path / "summary.json").read_text())["exit_reason"] == "episodes"
+
+
+def test_samples_per_insert_is_held(tmp_path: Path):
+    session = execute(config_of({"env": "CartPole-v1", "steps": 1000}), tmp_path)
+    inserted = session.metrics.total("replay", "transitions_received")
+    sampled = session.metrics.total("replay", "samples")
+    # Two for each transition after the first 64; at most the tolerance and one segment off.
+    assert abs(2.0 * (inserted - 64) - sampled) <= 100 + 2.0 * 4 * 20
+
+
+@pytest.mark.usefixtures("with_picture")
+def test_everything_that_a_run_leaves_is_there(tmp_path: Path):
+    config = config_of({"env": "CartPole-v1", "steps": 400})
+    execute(config, tmp_path)
+    for name in ("config.toml", "metrics.jsonl", "events.jsonl", "training_results.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["transitions"]["lost"] == 0
+    state = load_newest(tmp_path / "checkpoints")
+    assert state is not None
+    assert state["learner_steps"] == summary["learner_steps"]
+    assert len(list(checkpoints(tmp_path / "checkpoints"))) == 1
+
+
+def test_the_last_evaluation_is_of_the_final_parameters(tmp_path: Path):
+    # Acting parameters are refreshed every 64 steps, and the run ends in between.
+    execute(config_of({"env": "CartPole-v1", "steps": 800}, publish_period=64), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["learner_steps"] % 64 != 0
+    assert summary["eval"]["parameter_version"] == summary["learner_steps"]
+    assert load_model(tmp_path / "final_model.pth").parameter_version == summary["learner_steps"]
+
+
+def test_a_loss_that_was_not_finite_does_not_spoil_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    session = session_of(config_of({"env": "CartPole-v1", "steps": 400}), tmp_path)
+    run = SingleRun(session)
+    # One transition of infinite return is what a diverged target looks like.
+    monkeypatch.setattr("learner.learner.q_targets", once_infinite())
+    assert run.execute() == 0
+    assert 0 < session.metrics.total("learner", "loss_sum") < float("inf")
+    assert session.metrics.total("learner", "steps_skipped") == 1
+
+
+def once_infinite() -> Any:
+    from learner.losses import q_targets
+
+    calls = iter(range(1_000_000))
+
+    def targets(*arguments: Any) -> torch.Tensor:
+        result = q_targets(*arguments)
+        return result + float("inf") if next(calls) == 0 else result
+
+    return targets
+
+
+def test_an_interrupted_run_saves_everything_and_does_not_evaluate(tmp_path: Path):
+    session = session_of(config_of({"env": "CartPole-v1", "steps": 10**9}), tmp_path)
+    run = SingleRun(session)
+    act, rounds = run._act, iter(range(200))
+
+    def act_and_interrupt() -> None:
+        act()
+        session.interrupts.count = int(next(rounds, None) is None)
+
+    run._act = act_and_interrupt
+    assert run.execute() == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["exit_reason"] == "interrupted"
+    assert summary["environment_steps"] == 804
+    assert summary["eval"] is None
+    assert load_model(tmp_path / "final_model.pth").parameter_version == summary["learner_steps"]
+
+
+def test_stored_observations_are_those_of_their_step_and_not_of_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    session = session_of(config_of({**PLACEMENT, "steps": 120}), tmp_path)
+    run = SingleRun(session)
+    record, seen = run._rollout._recorder.record, set()
+
+    def record_and_copy(packed: Any, *rest: Any) -> None:
+        seen.update(row.tobytes() for row in packed["map"])
+        record(packed, *rest)
+
+    monkeypatch.setattr(run._rollout._recorder, "record", record_and_copy)
+    assert run.execute() == 0
+    stored = {row.tobytes() for row in run._buffer.get_state()["observation.map"]}
+    assert stored <= seen
+    # Three placements an episode, four environments: nearly every map is another one.
+    assert len(stored) > 100

@@ -1,0 +1,189 @@
+"""Starting, losing and restarting real processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import zmq
+
+from launcher.coordinator import Coordinator
+from launcher.metrics import RunMetrics
+from launcher.supervisor import Ended, RestartPolicy, Supervisor
+from pdqn.config import build
+from pdqn.specs import EnvironmentSpec, FieldSpec
+
+Eventually = Callable[..., Any]
+
+SPEC = EnvironmentSpec("CartPole-v1", (FieldSpec("observation", (4,), "float32"),), 2)
+NOBODY = "ipc:///nobody/is/here"
+
+
+# ---- when to start again ----
+
+
+def test_each_failure_in_a_row_doubles_the_wait():
+    policy = RestartPolicy(allowed=4)
+    assert [policy.after_end(1.0) for _ in range(5)] == [0.5, 1.0, 2.0, 4.0, None]
+
+
+def test_the_wait_is_bounded():
+    policy = RestartPolicy(allowed=100)
+    waits = [policy.after_end(1.0) for _ in range(100)]
+    assert waits[5:8] == [16.0, 30.0, 30.0]
+    assert waits[-1] == 30.0
+
+
+def test_without_restarts_the_first_end_is_the_last():
+    assert RestartPolicy(allowed=0).after_end(1.0) is None
+
+
+def test_a_role_that_lived_for_a_minute_starts_with_a_clean_record():
+    policy = RestartPolicy(allowed=2)
+    assert policy.after_end(1.0) == 0.5
+    assert policy.after_end(59.9) == 1.0
+    assert policy.after_end(60.0) == 0.5
+    assert policy.after_end(1.0) == 1.0
+    assert policy.after_end(1.0) is None
+
+
+def test_a_role_that_was_given_up_stays_given_up():
+    policy = RestartPolicy(allowed=1)
+    assert [policy.after_end(0.1) for _ in range(4)] == [0.5, None, None, None]
+
+
+# ---- processes ----
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
+    made: list[Supervisor] = []
+
+    def make(address: str = NOBODY, *, restarts: int = 5, logs: bool = True) -> Supervisor:
+        made.append(Supervisor(address, tmp_path / "logs" if logs else None, restarts))
+        return made[-1]
+
+    yield make
+    for supervisor in made:
+        supervisor.kill_all()
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """This process' descendants with a title."""
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if " ".join(p.cmdline()).strip() == title]
+
+
+def named(eventually: Eventually, title: str) -> psutil.Process:
+    return eventually(lambda: processes(title))[0]
+
+
+def first_end(eventually: Eventually, supervisor: Supervisor) -> Ended:
+    return eventually(supervisor.check)[0]
+
+
+def test_every_process_is_named_after_its_role(make: Callable[..., Supervisor], eventually: Any):
+    supervisor = make()
+    supervisor.start("actor", 0)
+    supervisor.start("actor", 17)
+    supervisor.start("replay", 0)
+    for title in ("pdqn actor 0", "pdqn actor 17", "pdqn replay 0"):
+        assert named(eventually, title).is_running()
+    assert supervisor.alive() == 3
+    assert supervisor.alive("actor") == 2
+    assert supervisor.slots()["actor", 17] == "starting"
+    assert supervisor.busy()
+
+
+def test_a_process_that_is_killed_is_started_again_and_given_up_in_the_end(
+    make: Callable[..., Supervisor], eventually: Eventually
+):
+    supervisor = make(restarts=1)
+    supervisor.start("actor", 3)
+    first = named(eventually, "pdqn actor 3")
+    first.send_signal(signal.SIGKILL)
+    ended = first_end(eventually, supervisor)
+    assert ended == Ended("actor", 3, first.pid, "killed by SIGKILL", 0.5)
+    assert supervisor.slots()["actor", 3] == "restarting"
+    assert supervisor.alive() == 0
+    assert supervisor.busy()
+    eventually(lambda: supervisor.check() or supervisor.alive())
+    assert supervisor.restarted == {"actor": 1}
+    second = named(eventually, "pdqn actor 3")
+    assert second.pid != first.pid
+    supervisor.kill("actor", 3)
+    ended = first_end(eventually, supervisor)
+    assert (ended.pid, ended.restart_seconds) == (second.pid, None)
+    assert supervisor.slots()["actor", 3] == "dead"
+    assert not supervisor.busy()
+    assert supervisor.check() == []
+
+
+def test_a_process_that_fails_tells_its_exit_code(
+    make: Callable[..., Supervisor], eventually: Eventually
+):
+    supervisor = make(restarts=0)
+    supervisor.start("no such role", 0)
+    assert first_end(eventually, supervisor).cause == "exit code 1"
+
+
+def test_a_role_that_is_refused_ends_with_the_sentence_in_its_log(
+    make: Callable[..., Supervisor], eventually: Eventually, tmp_path: Path
+):
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    coordinator = Coordinator(
+        context,
+        "tcp://127.0.0.1:*",
+        run="run",
+        run_dir=str(tmp_path),
+        role_bind="tcp://127.0.0.1:*",
+        config=build(("test", {"actor": {"count": 1}})),
+        spec=SPEC,
+        metrics=RunMetrics(None),
+    )
+    coordinator.command(["learner"], "stop")
+    supervisor = make(coordinator.endpoint, restarts=0)
+    supervisor.start("learner", 0)
+    ended = eventually(lambda: coordinator.poll(0.01) or supervisor.check())[0]
+    context.destroy(linger=0)
+    assert ended.cause == "exit code 1"
+    log = (tmp_path / "logs" / "learner-0.log").read_text(encoding="utf-8")
+    assert "refused this learner: the run is stopping" in log
+
+
+def test_asked_to_leave_they_leave_and_are_not_started_again(
+    make: Callable[..., Supervisor], eventually: Eventually
+):
+    supervisor = make(logs=False)
+    supervisor.start("actor", 0)
+    supervisor.start("actor", 1)
+    eventually(lambda: len(processes("pdqn actor")) == 2)
+    supervisor.ask_to_leave()
+    assert supervisor.join(30.0, ["actor"])
+    assert all(ended.restart_seconds is None for ended in supervisor.check())
+    assert not supervisor.busy()
+    assert set(supervisor.slots().values()) == {"stopped"}
+
+
+def test_kill_all_leaves_nothing(make: Callable[..., Supervisor], eventually: Eventually):
+    supervisor = make()
+    for index in range(3):
+        supervisor.start("actor", index)
+    named(eventually, "pdqn actor 0").send_signal(signal.SIGKILL)
+    first_end(eventually, supervisor)  # is to be started again soon
+    supervisor.kill_all()
+    assert supervisor.alive() == 0
+    assert not [p for i in range(3) for p in processes(f"pdqn actor {i}")]
+    supervisor.check()
+    assert not supervisor.busy()
+
+
+def test_killing_what_was_never_started_does_no_harm(make: Callable[..., Supervisor]):
+    supervisor = make()
+    supervisor.kill("learner", 0)
+    supervisor.kill_all()
+    assert not supervisor.busy()
