@@ -83,9 +83,11 @@ class Metrics:
 
     @property
     def baselines(self) -> dict[str, float]:
-        """The newest score of every baseline, by name."""
+        """The newest score of every baseline, by its name in words."""
         keys = {key for line in self.lines for key in line if key.startswith(_BASELINE)}
-        values = {key.removeprefix(_BASELINE): self.last(key) for key in sorted(keys)}
+        values = {
+            key.removeprefix(_BASELINE).replace("_", " "): self.last(key) for key in sorted(keys)
+        }
         return {name: float(value) for name, value in values.items() if _is_finite(value)}
 
 

@@ -12,7 +12,9 @@ import actors.environments.circle_placement
 import actors.evaluator
 import learner.process
 import replay.server
+from pdqn.errors import JoinRefusedError
 
+EXIT_REFUSED = 3
 ROLES = {
     "actor": actors.actor.run_actor,
     "replay": replay.server.run_replay,
@@ -23,7 +25,11 @@ ROLES = {
 
 def run_role(role: str, address: str, index: int | None, log_path: Path | None) -> None:
     """Be one role, from joining to leaving; the target of its process."""
-    ROLES[role](address, index, log_path)
+    try:
+        ROLES[role](address, index, log_path)
+    except JoinRefusedError as error:
+        print(f"pdqn: {error}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
+        sys.exit(EXIT_REFUSED)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -17,6 +17,7 @@ from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
 from actors.policy import greedy
 from actors.segments import join_segments
+from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics import MemberKey
 from launcher.session import Session
 from launcher.snapshot import MemberView
@@ -58,6 +59,7 @@ class SingleRun:
         session = self._session
         session.run_dir.event("started", mode="single", pid=os.getpid())
         session.console.start()
+        session.interrupts.on_second = self._end_now
         session.stage = "running"
         while not (reason := session.end_reason()):
             self._act()
@@ -168,6 +170,11 @@ class SingleRun:
         network, steps = self._learner.online, self._learner.learner_steps
         spec = self._session.spec
         save_model(path / "final_model.pth", self._config, spec, network, steps)
+
+    def _end_now(self) -> None:
+        """The second Ctrl-C."""
+        self._session.console.stop()
+        os._exit(EXIT_INTERRUPTED_TWICE)
 
     def _members(self) -> list[MemberView]:
         return [

@@ -176,7 +176,8 @@ class Supervisor:
 
     def _ended(self, role: str, index: int, slot: _Slot, process: BaseProcess) -> Ended:
         lived = time.monotonic() - slot.started
-        wait = None if self._stopping else slot.policy.after_end(lived)
+        final = self._stopping or process.exitcode == preload.EXIT_REFUSED
+        wait = None if final else slot.policy.after_end(lived)
         slot.start_at = None if wait is None else time.monotonic() + wait
         return Ended(role, index, process.pid or 0, _cause(process.exitcode), wait)
 
@@ -184,7 +185,7 @@ class Supervisor:
 def _cause(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
-    return f"exit code {exit_code}"
+    return "refused" if exit_code == preload.EXIT_REFUSED else f"exit code {exit_code}"
 
 
 def _context() -> BaseContext:

@@ -7,3 +7,7 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """The run cannot go on; the command line exits with 1."""
+
+
+class JoinRefusedError(RunError):
+    """The coordinator does not want this role; trying again would not help."""

@@ -27,7 +27,7 @@ import zmq
 import pdqn
 from pdqn import process, wire
 from pdqn.config import Config, from_map
-from pdqn.errors import RunError
+from pdqn.errors import JoinRefusedError, RunError
 from pdqn.process import ParentWatch
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
@@ -121,7 +121,8 @@ class CoordinatorLink:
         """Ask to take part until answered.
 
         Raises:
-            RunError: refused (the coordinator's sentence), or no answer in time.
+            JoinRefusedError: with the coordinator's sentence.
+            RunError: no answer in time.
         """
         request = {
             "role": self._role,
@@ -139,7 +140,7 @@ class CoordinatorLink:
                 continue
             message = wire.decode_control(self._socket.recv())
             if message["type"] == "refuse":
-                raise RunError(f"{self._address} refused this {self._role}: {message['reason']}")
+                raise JoinRefusedError(f"{self._address} refused this {self._role}: {message['reason']}")
             if message["type"] == "welcome":
                 return self._welcomed(message)
         raise RunError(f"no coordinator answered at {self._address} in {timeout_seconds:.0f} s")
@@ -234,6 +235,8 @@ def role(
         process.set_title(name, welcome.index)
         yield context, link, welcome
         link.leave()
+    except JoinRefusedError:
+        raise
     except Exception as error:
         logging.getLogger(name).exception("this role failed")
         link.leave(f"{type(error).__name__}: {error}")

@@ -85,10 +85,6 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "bad env-arg value": (["--env-arg", "map_size=abc"], ["map_size='abc'", "whole number"]),
     "not on loopback": (["--bind", "0.0.0.0:7777"], ["--bind 0.0.0.0:7777", "not on loopback"]),
     "ultra on a small machine": (["--mode", "ultra", "--steps", "1"], ["ultra is for", "--force"]),
-    "cannot be sampled from": (
-        ["--set", "replay.capacity=100", "--set", "replay.min_size=200"],
-        ["min_size is 200", "only 100"],
-    ),
     "unknown key in a file": (
         ["--config", "command-unknown.toml"],
         ["file command-unknown.toml", "unknown key learner.batchsize"],
@@ -103,6 +99,14 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["--env", "CartPole-v1", "--run-dir", "command-old"],
         ["run directory command-old already holds a run; choose another"],
     ),
+}
+OTHERS: dict[str, tuple[list[str], list[str]]] = {
+    "join what": (["actor"], ["--join"]),
+    "join where": (["actor", "--join", "somewhere"], ["expected tcp://HOST:PORT"]),
+    "join how many": (["actor", "--join", "tcp://127.0.0.1:1", "--count", "0"], ["--count"]),
+    "eval what": (["eval", "nowhere"], ["nowhere is neither a model file nor a run directory"]),
+    "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),
+    "do what": (["trian"], ["trian"]),
 }
 FILES = {
     "command-unknown.toml": "[learner]\nbatchsize = 3\n",
@@ -142,6 +146,7 @@ def refusals(pdqn_command: Any, refused_in: Path) -> dict[str, Answer]:
             name: ["launch", *(word.replace("PORT", str(port)) for word in words)]
             for name, (words, _) in REFUSED.items()
         }
+        questions |= {name: words for name, (words, _) in OTHERS.items()}
         return ask_all(pdqn_command, refused_in, questions)
 
 
@@ -163,23 +168,14 @@ def fits_ultra() -> bool:
     return machine.cores >= 64 and machine.learner_gpu is not None
 
 
-def test_a_place_to_join_that_is_no_address_is_refused(run: Run):
-    assert_refused(run("actor", "--join", "somewhere"), "expected tcp://HOST:PORT")
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_commands_refuse_in_one_line_too(refusals: dict[str, Answer], name: str):
+    assert_refused(refusals[name], *OTHERS[name][1])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["actor"], "--join"),
-        (["actor", "--join", "tcp://127.0.0.1:1", "--count", "0"], "--count"),
-        (["eval", "nowhere"], "nowhere is neither a model file nor a run directory"),
-        (["plot", "nowhere"], "nowhere holds no metrics.jsonl"),
-        (["trian"], "trian"),
-    ],
-    ids=["join what", "join how many", "eval what", "plot what", "do what"],
-)
-def test_other_commands_refuse_in_one_line_too(run: Run, arguments: list[str], expected: str):
-    assert_refused(run(*arguments), expected)
+def test_an_unknown_environment_variable_is_refused(run: Run):
+    answer = run("launch", PDQN_LEARNER__BATCHSIZE="3")
+    assert_refused(answer, "environment variable", "unknown key learner.batchsize")
 
 
 # ---- help ----
@@ -281,7 +277,17 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "--set again": (["--set", "evaluation.enabled=false"], "evaluation.enabled", False),
     "--config": (["--config", "command-settings.toml"], "replay.min_size", 70),
 }  # fmt: skip
-FILE = "[replay]\nmin_size = 70\n[run]\nseed = 5\n[learner]\nbatch_size = 8\nprefetch = 2\n"
+VARIABLES = {"PDQN_RUN__SEED": "7", "PDQN_REPLAY__CAPACITY": "6000", "PDQN_LEARNER__THREADS": "1"}
+FILE = """
+[replay]
+min_size = 70
+capacity = 5000
+[run]
+seed = 5
+[learner]
+batch_size = 8
+prefetch = 2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -291,18 +297,14 @@ def written(pdqn_command: Any, tmp_path_factory: pytest.TempPathFactory) -> dict
     (directory / "command-settings.toml").write_text(FILE, encoding="utf-8")
     arguments = [word for words, _, _ in OPTIONS.values() for word in words]
     rest = ["--run-dir", "deep/run", "--console", "off", "--bind", "127.0.0.1"]
-    with pdqn_command("launch", *arguments, *rest, directory=directory) as command:
+    options = [*arguments, *rest]
+    with pdqn_command("launch", *options, directory=directory, **VARIABLES) as command:
         assert command.wait() == 0, command.stderr
         assert command.stdout == command.stderr == "", "--console off says nothing"
     config = tomllib.loads((directory / "deep" / "run" / "config.toml").read_text(encoding="utf-8"))
     summary = json.loads((directory / "deep" / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["exit_reason"] == "steps"
     return config
-
-
-def test_an_unknown_variable_is_refused(run: Run):
-    answer = run("launch", PDQN_LEARNER__BATCHSIZE="3")
-    assert_refused(answer, "environment variable", "unknown key learner.batchsize")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -312,8 +314,11 @@ def test_every_option_reaches_the_run(written: dict[str, Any], option: str):
     assert written[section][key] == expected
 
 
-def test_options_win_over_the_file_and_the_file_over_defaults(written: dict[str, Any]):
+def test_options_win_over_variables_these_over_the_file_and_that_over_defaults(
+    written: dict[str, Any],
+):
     assert written["run"]["seed"] == 11
+    assert written["replay"]["capacity"] == 6000
     assert written["learner"]["batch_size"] == 16
     assert written["learner"]["prefetch"] == 2
 
@@ -321,15 +326,3 @@ def test_options_win_over_the_file_and_the_file_over_defaults(written: dict[str,
 def test_what_stands_in_config_toml_is_resolved(written: dict[str, Any]):
     for section, key in (("replay", "capacity"), ("learner", "device"), ("actor", "discount")):
         assert written[section][key] != "auto"
-
-
-def test_an_environment_variable_is_a_layer_between_file_and_option(run: Run, tmp_path: Path):
-    (tmp_path / "command-settings.toml").write_text(FILE, encoding="utf-8")
-    arguments = ["--env", "CartPole-v1", "--config", "command-settings.toml", "--seed", "9"]
-    variables = {"PDQN_RUN__SEED": "7", "PDQN_REPLAY__MIN_SIZE": "80"}
-    code, stdout, stderr = run("check", *arguments, "--json", **variables)
-    assert code == 0, stderr
-    config = json.loads(stdout)["plan"]["config"]
-    assert config["run"]["seed"] == 9
-    assert config["replay"]["min_size"] == 80
-    assert config["learner"]["batch_size"] == 8

@@ -131,7 +131,7 @@ def test_a_process_that_fails_tells_its_exit_code(
     assert first_end(eventually, supervisor).cause == "exit code 1"
 
 
-def test_a_role_that_is_refused_ends_with_the_sentence_in_its_log(
+def test_a_role_that_is_refused_says_so_in_a_line_and_is_not_started_again(
     make: Callable[..., Supervisor], eventually: Eventually, tmp_path: Path
 ):
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -146,13 +146,15 @@ def test_a_role_that_is_refused_ends_with_the_sentence_in_its_log(
         metrics=RunMetrics(None),
     )
     coordinator.command(["learner"], "stop")
-    supervisor = make(coordinator.endpoint, restarts=0)
+    supervisor = make(coordinator.endpoint, restarts=5)
     supervisor.start("learner", 0)
     ended = eventually(lambda: coordinator.poll(0.01) or supervisor.check())[0]
     context.destroy(linger=0)
-    assert ended.cause == "exit code 1"
+    assert ended.cause == "refused"
+    assert ended.restart_seconds is None
     log = (tmp_path / "logs" / "learner-0.log").read_text(encoding="utf-8")
     assert "refused this learner: the run is stopping" in log
+    assert "Traceback" not in log
 
 
 def test_asked_to_leave_they_leave_and_are_not_started_again(
