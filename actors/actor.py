@@ -143,22 +143,23 @@ class Shipper:
         self._segments: list[Columns] = []
         self._gathered = 0
         self._oldest = 0.0
+        self._parameter_version = 0  # of the oldest segment gathered
         self._patience_ends: float | None = None
 
     def add(self, segments: list[Columns], parameter_version: int) -> None:
         """Take segments; send when there are enough, or when they have waited long enough."""
         for segment in segments:
             if not self._segments:
-                self._oldest = time.monotonic()
+                self._oldest, self._parameter_version = time.monotonic(), parameter_version
             self._segments.append(segment)
             self._gathered += len(segment["action"])
             # One by one: environments in step with each other finish all at once.
             if self._gathered >= self._enough:
-                self.send(parameter_version)
+                self.send()
         if self._segments and time.monotonic() - self._oldest > self._most_seconds:
-            self.send(parameter_version)
+            self.send()
 
-    def send(self, parameter_version: int) -> None:
+    def send(self) -> None:
         """Send what was gathered; waits for replay, and reports meanwhile."""
         if not self._segments:
             return
@@ -167,7 +168,7 @@ class Shipper:
             self._welcome.index,
             self._welcome.incarnation,
             self._sender.next_sequence,
-            parameter_version,
+            self._parameter_version,
             join_segments(self._segments),
         )
         self._segments, self._gathered = [], 0
@@ -180,9 +181,9 @@ class Shipper:
         telemetry.count("bytes_sent", len(data) if sent else 0)
         telemetry.activity = ""
 
-    def finish(self, parameter_version: int) -> None:
+    def finish(self) -> None:
         """Send the rest, and wait a little for the last acknowledgements."""
-        self.send(parameter_version)
+        self.send()
         self._sender.flush(self._while_waiting)
         self._sender.close()
 
@@ -232,6 +233,6 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
             continue
         shipper.add(rollout.step(link.telemetry), follower.parameter_version)
     shipper.add(rollout.flush(), follower.parameter_version or 0)
-    shipper.finish(follower.parameter_version or 0)
+    shipper.finish()
     follower.close()
     rollout.close()

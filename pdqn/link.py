@@ -140,7 +140,9 @@ class CoordinatorLink:
                 continue
             message = wire.decode_control(self._socket.recv())
             if message["type"] == "refuse":
-                raise JoinRefusedError(f"{self._address} refused this {self._role}: {message['reason']}")
+                raise JoinRefusedError(
+                    f"{self._address} refused this {self._role}: {message['reason']}"
+                )
             if message["type"] == "welcome":
                 return self._welcomed(message)
         raise RunError(f"no coordinator answered at {self._address} in {timeout_seconds:.0f} s")
