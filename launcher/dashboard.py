@@ -372,8 +372,7 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
     for label, value in [row for row in ranking if row[0] == "policy" or row in others]:
         mine = label == "policy"
         spread = f"±{uncertainty(error)}" if mine and error is not None else ""
-        shown = name if mine else label.replace("_", " ")
-        line = Text(f"{shown:<12.12} ", "bold green" if mine else LABEL)
+        line = Text(f"{name if mine else label:<12.12} ", "bold green" if mine else LABEL)
         line.append(f"{number(value):>6}", FIGURE).append(f" {spread:<8}", LABEL)
         bar = _bar(max(0.0, value / top), max(0, inner - line.cell_len), "green" if mine else SPARK)
         lines.append(line + bar)

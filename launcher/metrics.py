@@ -237,7 +237,7 @@ class RunMetrics:
             e["return_mean"],
             e["return_error"],
             e["metrics"],
-            e["baselines"],
+            {name.replace("_", " "): value for name, value in e["baselines"].items()},
         )
 
     def take_evaluations(self) -> list[dict[str, Any]]:

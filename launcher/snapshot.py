@@ -40,7 +40,7 @@ class EvaluationView:
         parameter_version: learner steps of the evaluated parameters.
         return_error: standard error of ``return_mean``.
         metrics: mean of the environment's headline metric, if it has one.
-        baselines: mean score of the environment's baselines on the same seeds, by name.
+        baselines: mean score of the environment's baselines on the same seeds, by name in words.
     """
 
     parameter_version: int
