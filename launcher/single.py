@@ -22,7 +22,7 @@ from launcher.metrics import MemberKey
 from launcher.session import Session
 from launcher.snapshot import MemberView
 from learner.checkpoint import save_checkpoint
-from learner.learner import Learner
+from learner.learner import Learner, account
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.model import save_model
@@ -97,11 +97,7 @@ class SingleRun:
             result = self._learner.step(self._learner.tensors(sample))
             self._buffer.update_priorities(sample.keys, result.priorities)
             self._telemetry["replay"].count("samples", batch_size)
-            telemetry.count("learner_steps")
-            telemetry.count("steps_skipped", result.skipped)
-            telemetry.count("loss_sum", 0.0 if result.skipped else result.loss)
-            telemetry.gauge("q_mean", result.q_mean)
-            telemetry.gauge("gradient_norm", result.gradient_norm)
+            account(telemetry, result)
             if self._learner.learner_steps % self._config.learner.publish_period == 0:
                 self._refresh()
 

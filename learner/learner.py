@@ -16,6 +16,7 @@ from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.networks import build_network
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
+from pdqn.telemetry import Telemetry
 from replay.buffer import Sample
 
 
@@ -54,6 +55,15 @@ class StepResult:
     q_mean: float
     gradient_norm: float
     skipped: bool
+
+
+def account(telemetry: Telemetry, result: StepResult) -> None:
+    """Count one step in the learner's figures."""
+    telemetry.count("learner_steps")
+    telemetry.count("steps_skipped", result.skipped)
+    telemetry.count("loss_sum", 0.0 if result.skipped else result.loss)
+    telemetry.gauge("q_mean", result.q_mean)
+    telemetry.gauge("gradient_norm", result.gradient_norm)
 
 
 class Learner:

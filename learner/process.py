@@ -11,7 +11,7 @@ import torch
 import zmq
 
 from learner.checkpoint import load_newest, save_checkpoint
-from learner.learner import Learner, StepResult
+from learner.learner import Learner, StepResult, account
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.model import save_model
@@ -83,7 +83,6 @@ class LearnerProcess:
         return sample
 
     def _request(self, keys: np.ndarray, priorities: np.ndarray) -> bool:
-        self._client.connect(self._link.pulse.endpoints.get("samples", ""))
         batch_size = self._config.learner.batch_size
         return self._client.request(batch_size, self._learner.learner_steps, keys, priorities)
 
@@ -96,11 +95,7 @@ class LearnerProcess:
 
     def _account(self, result: StepResult) -> None:
         telemetry = self._link.telemetry
-        telemetry.count("learner_steps")
-        telemetry.count("steps_skipped", result.skipped)
-        telemetry.count("loss_sum", 0.0 if result.skipped else result.loss)
-        telemetry.gauge("q_mean", result.q_mean)
-        telemetry.gauge("gradient_norm", result.gradient_norm)
+        account(telemetry, result)
         telemetry.gauge("learner_steps", self._learner.learner_steps)
         telemetry.gauge("learning_rate", resolved(self._config.learner.learning_rate))
 

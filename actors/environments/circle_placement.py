@@ -30,8 +30,9 @@ from actors.environments import kernels
 from actors.environments.baselines import baselines
 from actors.environments.drawing import draw_episode
 from actors.environments.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
-from actors.environments.problem import HELD_OUT_SEEDS, Problem, parse_whole
+from actors.environments.problem import Problem, parse_whole
 from pdqn.errors import UsageError
+from pdqn.seeds import HELD_OUT_SEED
 
 Observation = dict[str, NDArray[Any]]
 Infos = dict[str, Any]
@@ -424,7 +425,7 @@ def _observation_space(problem: Problem) -> spaces.Space[Any]:
 
 def _draw_map_seed(generator: np.random.Generator) -> int:
     """Return the seed of a map to train on."""
-    return int(generator.integers(HELD_OUT_SEEDS))
+    return int(generator.integers(HELD_OUT_SEED))
 
 
 def _parse_actions(actions: Any, shape: tuple[int, ...]) -> NDArray[np.int64]:

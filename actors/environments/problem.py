@@ -21,8 +21,6 @@ STANDARD_RADII = (20, 17, 14, 12, 12, 8, 7, 6, 5, 4, 3, 2, 1)
 LARGEST_RANDOM_RADIUS = 20
 
 MIN_MAP_SIZE = 16
-# Training draws its map seeds below this number, evaluation counts up from it.
-HELD_OUT_SEEDS = 1_000_000
 
 _RADII_ACCEPTED = (
     f'"fixed", "random" or 1 to {MAX_CIRCLES} whole numbers >= 1 in the order of placement, '
