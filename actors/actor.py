@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +14,17 @@ import zmq
 
 from actors.environments.factory import Transition, VectorEnvironment
 from actors.follower import ParameterFollower
-from actors.policy import Choice, action_values, epsilon_greedy, epsilon_ladder, masked_values
-from actors.segments import Columns, SegmentRecorder, join_segments
+from actors.policy import action_values, epsilon_greedy, epsilon_ladder, masked_values
+from actors.segments import Segment, SegmentRecorder, join_segments
+from actors.stacking import FrameStacker
 from pdqn import seeds, wire
 from pdqn.config import Config, resolved
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.networks import QNetwork, build_network
 from pdqn.process import keep_little_free_memory
-from pdqn.specs import EnvironmentSpec, Observation
+from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Episode, Telemetry
-from replay.sender import TransitionSender
+from replay.sender import TransitionSender, shard_of
 
 _REFRESH_SECONDS = 0.1
 _FLUSH_SECONDS = 2.0
@@ -59,10 +61,12 @@ class Rollout:
             discount=resolved(actor.discount),
             segment_length=resolved(actor.segment_length),
         )
+        self._stacker = FrameStacker(spec, self._num_envs)
         first = identity.index * self._num_envs
-        self._observation = self._env.reset(
+        self._frames = self._env.reset(
             seeds.environment_seeds(config.run.seed, first, self._num_envs, identity.incarnation)
         )
+        self._observation = self._stacker.reset(self._frames)
         self._scores = np.zeros(self._num_envs)
         self._lengths = np.zeros(self._num_envs, np.int64)
         self.epsilons = np.zeros(self._num_envs)
@@ -77,26 +81,21 @@ class Rollout:
         # Strided, so that every actor has both greedy and exploring environments.
         self.epsilons = ladder[self._index :: slots]
 
-    def step(self, telemetry: Telemetry) -> list[Columns]:
+    def step(self, telemetry: Telemetry) -> list[Segment]:
         """Step all environments once; the segments that this completed."""
         values = action_values(self._network, self._observation)
         choice = epsilon_greedy(values, self.epsilons, self._rng)
-        self._record(choice)
+        packed = self._spec.pack(self._frames)
+        self._recorder.record(packed, choice.actions, choice.chosen, choice.values)
         transition = self._env.step(choice.actions)
-        self._observation = transition.observation
         self._account(transition, telemetry)
-        final_values = np.empty(0, np.float32)
-        if transition.final_observation:
-            final_values = masked_values(self._network, transition.final_observation)
-        return self._recorder.finish(
-            transition.rewards,
-            transition.terminated,
-            transition.truncated,
-            self._packed(transition.final_observation),
-            final_values,
-        )
+        segments = self._finish(transition)
+        self._frames = transition.observation
+        ended = transition.terminated | transition.truncated
+        self._observation = self._stacker.push(self._frames, ended)
+        return segments
 
-    def flush(self) -> list[Columns]:
+    def flush(self) -> list[Segment]:
         """What is recorded of unfinished episodes."""
         return self._recorder.flush()
 
@@ -104,12 +103,19 @@ class Rollout:
         """Close the environments."""
         self._env.close()
 
-    def _record(self, choice: Choice) -> None:
-        packed = self._spec.pack(self._observation)
-        self._recorder.record(packed, choice.actions, choice.chosen, choice.values)
-
-    def _packed(self, observation: Observation) -> Observation:
-        return self._spec.pack(observation) if observation else {}
+    def _finish(self, transition: Transition) -> list[Segment]:
+        final = transition.final_observation
+        values = np.empty(0, np.float32)
+        if final:
+            ended = np.flatnonzero(transition.truncated & ~transition.terminated)
+            values = masked_values(self._network, self._stacker.final(final, ended))
+        return self._recorder.finish(
+            transition.rewards,
+            transition.terminated,
+            transition.truncated,
+            self._spec.pack(final) if final else {},
+            values,
+        )
 
     def _account(self, transition: Transition, telemetry: Telemetry) -> None:
         telemetry.count("environment_steps", self._num_envs)
@@ -125,7 +131,7 @@ class Rollout:
 
 
 class Shipper:
-    """Gathers segments and sends them as TransitionBatches."""
+    """Gathers segments and sends them as TransitionBatches to a shard of replay."""
 
     def __init__(
         self,
@@ -135,24 +141,31 @@ class Shipper:
     ) -> None:
         self._enough = resolved(welcome.config.actor.batch_transitions)
         self._most_seconds = welcome.config.actor.send_seconds
+        # Half, since the rest of the message needs room, too.
+        self._most_frames = wire.MAX_TRANSITION_BYTES // 2 // welcome.spec.observation_bytes
         self._link = link
         self._sender = TransitionSender(
             context, welcome.index, welcome.incarnation, welcome.config.actor.window
         )
+        self._shard: int | None = None
         self._welcome = welcome
-        self._segments: list[Columns] = []
+        self._segments: list[Segment] = []
         self._gathered = 0
+        self._frames = 0
         self._oldest = 0.0
         self._parameter_version = 0  # of the oldest segment gathered
         self._patience_ends: float | None = None
+        self._waiting_since = 0.0
 
-    def add(self, segments: list[Columns], parameter_version: int) -> None:
+    def add(self, segments: list[Segment], parameter_version: int) -> None:
         """Take segments; send when there are enough, or when they have waited long enough."""
         for segment in segments:
+            self._make_room(segment)
             if not self._segments:
                 self._oldest, self._parameter_version = time.monotonic(), parameter_version
             self._segments.append(segment)
-            self._gathered += len(segment["action"])
+            self._gathered += segment.count
+            self._frames += segment.frame_count
             # One by one: environments in step with each other finish all at once.
             if self._gathered >= self._enough:
                 self.send()
@@ -163,20 +176,23 @@ class Shipper:
         """Send what was gathered; waits for replay, and reports meanwhile."""
         if not self._segments:
             return
+        columns, blocks = join_segments(self._segments, self._welcome.spec)
         batch = wire.TransitionBatch(
             self._welcome.run,
             self._welcome.index,
             self._welcome.incarnation,
             self._sender.next_sequence,
             self._parameter_version,
-            join_segments(self._segments),
+            columns,
+            blocks,
         )
-        self._segments, self._gathered = [], 0
+        self._segments, self._gathered, self._frames = [], 0, 0
         data = wire.encode_transitions(batch)
         telemetry = self._link.telemetry
-        started = time.monotonic()
+        self._waiting_since = time.monotonic()
+        self._return_to_own_shard()
         sent = self._sender.send(data, self._while_waiting)
-        telemetry.count("wait_seconds", time.monotonic() - started)
+        self._count_wait()
         telemetry.count("transitions_sent" if sent else "transitions_unsent", batch.count)
         telemetry.count("bytes_sent", len(data) if sent else 0)
         telemetry.activity = ""
@@ -184,17 +200,58 @@ class Shipper:
     def finish(self) -> None:
         """Send the rest, and wait a little for the last acknowledgements."""
         self.send()
+        self._waiting_since = time.monotonic()
         self._sender.flush(self._while_waiting)
         self._sender.close()
+
+    def _make_room(self, segment: Segment) -> None:
+        """Send what was gathered if the segment would make it more than a message may hold."""
+        transitions, frames = self._gathered + segment.count, self._frames + segment.frame_count
+        if transitions > wire.MAX_TRANSITIONS or frames > self._most_frames:
+            self.send()
 
     def _while_waiting(self) -> bool:
         """Keep the line alive and follow replay; False when there is nobody to wait for."""
         self._link.telemetry.activity = "waits for replay"
+        # Meanwhile, too: who waits for good must be seen to wait.
+        self._count_wait()
         self._link.poll()
-        endpoints = self._link.pulse.endpoints
-        if "transitions" in endpoints and "acknowledgements" in endpoints:
-            self._sender.connect(endpoints["transitions"], endpoints["acknowledgements"])
+        self._follow_shards()
         return not self._link.orphaned and not self._out_of_patience()
+
+    def _count_wait(self) -> None:
+        now = time.monotonic()
+        self._link.telemetry.count("wait_seconds", now - self._waiting_since)
+        self._waiting_since = now
+
+    def _follow_shards(self) -> None:
+        """Send to the wanted shard from now on, or stay where something is still on its way.
+
+        Sent to another shard, what is unacknowledged would be stored twice.
+        """
+        live = self._live_shards()
+        stay = self._shard in live and self._sender.unacknowledged > 0
+        shard = self._shard if stay else self._wanted_shard(live)
+        if shard is not None:
+            self._shard = shard
+            self._sender.connect(*live[shard])
+
+    def _return_to_own_shard(self) -> None:
+        """Once this actor's own shard is back, or a first one is there: finish here, go there."""
+        wanted = self._wanted_shard(self._live_shards())
+        if wanted is not None and wanted != self._shard:
+            self._sender.flush(self._while_waiting)
+            self._follow_shards()
+
+    def _wanted_shard(self, live: Mapping[int, tuple[str, str]]) -> int | None:
+        return shard_of(self._welcome.index, self._welcome.config.replay.shards, live)
+
+    def _live_shards(self) -> dict[int, tuple[str, str]]:
+        """Where each shard that is alive takes transitions, and where it acknowledges them."""
+        transitions = self._link.pulse.shards("transitions")
+        acknowledgements = self._link.pulse.shards("acknowledgements")
+        both = transitions.keys() & acknowledgements.keys()
+        return {shard: (transitions[shard], acknowledgements[shard]) for shard in both}
 
     def _out_of_patience(self) -> bool:
         """Whether the run has been stopping for long enough without room at replay."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.environments.factory import VectorEnvironment
+from actors.stacking import FrameStacker
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 Act = Callable[[Observation], NDArray[np.int64]]
@@ -42,7 +43,7 @@ def play(
     """Play one episode for every seed; None when told to stop before the end.
 
     Args:
-        act: from a batch of observations to actions int64[batch].
+        act: from a batch of observations, stacked as the spec says, to actions int64[batch].
         spec: the environment.
         env_args: its keyword arguments.
         seeds: of the episodes.
@@ -76,15 +77,17 @@ def _play_batch(
     lengths = np.zeros(env.num_envs, np.int64)
     headline = np.full(env.num_envs, np.nan)
     playing = np.ones(env.num_envs, bool)
-    observation = env.reset(seeds)
+    stacker = FrameStacker(env.spec, env.num_envs)
+    observation = stacker.reset(env.reset(seeds))
     while playing.any():
         if should_stop():
             return None
         transition = env.step(act(observation))
-        observation = transition.observation
+        ended = transition.terminated | transition.truncated
+        observation = stacker.push(transition.observation, ended)
         returns[playing] += transition.rewards[playing]
         lengths[playing] += 1
-        ended = playing & (transition.terminated | transition.truncated)
+        ended &= playing
         headline[ended] = transition.headline[ended]
         playing &= ~ended
     return Scores(returns, lengths, headline)

@@ -38,7 +38,12 @@ class Choice:
 
 
 def action_values(network: QNetwork, observation: Observation) -> NDArray[np.float32]:
-    """Q of a batch of unpacked observations, float32[batch, actions]; -inf where masked."""
+    """Q of a batch of observations, float32[batch, actions]; -inf where masked.
+
+    Args:
+        network: of the environment.
+        observation: of each field, [batch, *stacked_shape], unpacked.
+    """
     with torch.inference_mode():
         tensors = {name: torch.from_numpy(array) for name, array in observation.items()}
         values = network(*network.prepare(tensors)).numpy()

@@ -7,17 +7,45 @@ bootstraps with ``gamma^k`` from the frame at ``t + k``, and with 0 if the episo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdqn.specs import EnvironmentSpec, Observation
-from pdqn.wire import OBSERVATION_PREFIX, TRANSITION_COLUMNS
+from pdqn.wire import HISTORY, FrameBlock, compress_block
 
 Columns = dict[str, NDArray[Any]]
+# Smaller blocks would compress worse, larger ones cost replay more to decode for one frame.
+_BLOCK_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Consecutive frames of one episode, and transitions that point into them.
+
+    Attributes:
+        columns: [count] each, those of ``wire.TRANSITION_COLUMNS``, whose indices count from the
+            segment's first frame; where frames are stacked also ``history``, uint8[frames].
+        frames: of each field, stored_dtype[frames, *stored_shape].
+    """
+
+    columns: Columns
+    frames: Observation
+
+    @property
+    def count(self) -> int:
+        """Number of transitions."""
+        return len(self.columns["action"])
+
+    @property
+    def frame_count(self) -> int:
+        """Number of frames."""
+        return len(next(iter(self.frames.values())))
 
 
 @dataclass(frozen=True)
@@ -49,28 +77,36 @@ def n_step_targets(
         discount: gamma.
         terminated: the last reward ended the episode.
     """
-    horizon = len(rewards)
-    start = np.arange(count)
-    steps = np.minimum(n, horizon - start)
-    returns = np.zeros(count)
-    for j in range(n):
-        # Masked by steps: np.take must not run past the end, and what it takes there is not used.
-        reward = rewards[np.minimum(start + j, horizon - 1)]
-        returns += np.where(j < steps, discount**j * reward, 0.0)
-    ends = terminated & (start + steps == horizon)
-    return NStep(
-        returns=returns.astype(np.float32),
-        discounts=np.where(ends, 0.0, discount**steps).astype(np.float32),
-        bootstrap=np.where(ends, start, start + steps).astype(np.int32),
-    )
+    powers, reversed_weights = _powers(n, discount)
+    start = np.arange(count, dtype=np.int32)
+    steps = np.minimum(n, np.arange(len(rewards), len(rewards) - count, -1, dtype=np.int32))
+    # A convolution in full is what is wanted: its sums stop at the last reward.
+    returns = np.convolve(rewards, reversed_weights)[n - 1 : n - 1 + count]
+    discounts, bootstrap = powers[steps], start + steps
+    if terminated:
+        within_reach = slice(max(0, len(rewards) - n), None)
+        discounts[within_reach] = 0.0
+        bootstrap[within_reach] = start[within_reach]
+    return NStep(returns.astype(np.float32), discounts, bootstrap)
+
+
+@lru_cache(maxsize=8)
+def _powers(n: int, discount: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The powers 0 .. n of gamma, and the weights of n rewards, last one first."""
+    powers = np.power(discount, np.arange(n + 1, dtype=np.float64))
+    return powers.astype(np.float32), powers[n - 1 :: -1].copy()
 
 
 class SegmentRecorder:
     """Records E environments step by step and cuts segments out of each.
 
     Call ``record`` before a step and ``finish`` after it. A segment is cut where an episode ends,
-    and after ``segment_length`` transitions; in the middle of an episode its last ``n_step``
-    frames are repeated at the head of the next segment, so that no transition bootstraps early.
+    and after ``segment_length`` transitions. In the middle of an episode its last ``n_step``
+    frames are the first of the next segment, too, so that no transition bootstraps early; where
+    K frames are stacked, up to K - 1 earlier ones stand before them, so that every stack is
+    complete within its segment.
+
+    All environments share one ring of steps, long enough for everything that is not cut yet.
     """
 
     def __init__(
@@ -85,18 +121,19 @@ class SegmentRecorder:
         self._n_step = n_step
         self._discount = discount
         self._length = segment_length
-        self._num_envs = num_envs
-        rows = segment_length + n_step
+        self._context = spec.frame_stack - 1
+        self._rows = rows = self._context + segment_length + n_step
         self._frames = {
-            field.name: np.zeros((num_envs, rows, *field.stored_shape), field.stored_dtype)
+            field.name: np.zeros((rows, num_envs, *field.stored_shape), field.stored_dtype)
             for field in spec.fields
         }
-        self._actions = np.zeros((num_envs, rows), np.int32)
-        self._rewards = np.zeros((num_envs, rows), np.float64)
-        self._chosen = np.zeros((num_envs, rows), np.float32)  # Q of the action taken
-        self._values = np.zeros((num_envs, rows), np.float32)  # max of Q over valid actions
-        self._recorded = np.zeros(num_envs, np.intp)
-        self._every = np.arange(num_envs)
+        self._actions = np.zeros((rows, num_envs), np.int32)
+        self._rewards = np.zeros((rows, num_envs), np.float64)
+        self._chosen = np.zeros((rows, num_envs), np.float32)  # Q of the action taken
+        self._values = np.zeros((rows, num_envs), np.float32)  # max of Q over valid actions
+        self._step = 0  # of the next to be recorded
+        self._began = np.zeros(num_envs, np.int64)  # step at which each episode began
+        self._first = np.zeros(num_envs, np.int64)  # first step that no segment has
 
     def record(
         self,
@@ -113,12 +150,12 @@ class SegmentRecorder:
             chosen: Q of these actions, [num_envs].
             values: largest Q over valid actions, [num_envs].
         """
-        at = (self._every, self._recorded)
+        row = self._step % self._rows
         for name, frames in self._frames.items():
-            frames[at] = packed[name]
-        self._actions[at] = actions
-        self._chosen[at] = chosen
-        self._values[at] = values
+            frames[row] = packed[name]
+        self._actions[row] = actions
+        self._chosen[row] = chosen
+        self._values[row] = values
 
     def finish(
         self,
@@ -127,7 +164,7 @@ class SegmentRecorder:
         truncated: NDArray[np.bool_],
         final_packed: Observation,
         final_values: NDArray[np.float32],
-    ) -> list[Columns]:
+    ) -> list[Segment]:
         """Take in the result of the step; the segments that it completed.
 
         Args:
@@ -138,102 +175,149 @@ class SegmentRecorder:
                 environments, in order.
             final_values: largest Q of these, [k].
         """
-        self._rewards[self._every, self._recorded] = rewards
-        self._recorded += 1
-        segments: list[Columns] = []
+        self._rewards[self._step % self._rows] = rewards
+        self._step += 1
+        segments: list[Segment] = []
         finals = iter(range(len(final_values)))
         for env in np.flatnonzero(terminated | truncated).tolist():
             if terminated[env]:
-                segments.append(self._cut(env, int(self._recorded[env]), terminated=True))
+                segments.append(self._cut(env, self._step, terminated=True))
             else:
                 row = next(finals)
-                final = {name: values[row] for name, values in final_packed.items()}
-                segments.append(self._cut_truncated(env, final, float(final_values[row])))
-            self._recorded[env] = 0
-        for env in np.flatnonzero(self._recorded == self._length + self._n_step).tolist():
-            segments.append(self._cut(env, self._length, terminated=False))
-            self._keep_last(env)
-        return segments
+                final = {name: values[row : row + 1] for name, values in final_packed.items()}
+                segments.append(self._cut_truncated(env, final, final_values[row : row + 1]))
+            self._began[env] = self._first[env] = self._step
+        full = self._step - self._length - self._n_step
+        cut = np.flatnonzero(self._first == full).tolist()
+        return segments + [self._cut(env, full + self._length, terminated=False) for env in cut]
 
-    def flush(self) -> list[Columns]:
-        """The segments of all unfinished episodes, up to their last recorded frame."""
-        unfinished = np.flatnonzero(self._recorded > 1).tolist()
-        segments = [
-            self._cut(env, int(self._recorded[env]) - 1, terminated=False) for env in unfinished
-        ]
-        self._recorded[:] = 0
-        return segments
+    def flush(self) -> list[Segment]:
+        """The segments of all unfinished episodes, up to their last recorded frame.
 
-    def drop(self) -> int:
-        """Forget all unfinished episodes; the number of steps that are lost by it."""
-        steps = int(self._recorded.sum())
-        self._recorded[:] = 0
-        return steps
+        That frame's own transition is not in them; recording may go on with it.
+        """
+        known = self._step - 1
+        unfinished = np.flatnonzero(self._first < known).tolist()
+        return [self._cut(env, known, terminated=False) for env in unfinished]
 
-    def _cut(self, env: int, count: int, *, terminated: bool) -> Columns:
-        recorded = int(self._recorded[env])
+    def _cut(self, env: int, stop: int, *, terminated: bool) -> Segment:
+        """The transitions up to the step ``stop``, over all frames recorded."""
         # Without an end of the episode the last frame is only bootstrapped from: the reward that
         # followed it belongs to the next segment.
-        horizon = recorded if terminated else recorded - 1
-        frames = {name: values[env, :recorded] for name, values in self._frames.items()}
-        return self._columns(
-            env, frames, self._values[env, :recorded], horizon, count, terminated=terminated
-        )
+        horizon = self._step if terminated else self._step - 1
+        start = self._start_of_frames(env)
+        frames = {name: self._read(a, env, start, self._step) for name, a in self._frames.items()}
+        values = self._read(self._values, env, int(self._first[env]), self._step)
+        return self._segment(env, frames, values, stop, horizon, terminated=terminated)
 
-    def _cut_truncated(self, env: int, final: Observation, final_value: float) -> Columns:
-        recorded = int(self._recorded[env])
+    def _cut_truncated(
+        self, env: int, final: Observation, final_value: NDArray[np.float32]
+    ) -> Segment:
+        """All transitions, and the frame after the last one."""
+        start = self._start_of_frames(env)
         frames = {
-            name: np.concatenate([values[env, :recorded], final[name][None]])
-            for name, values in self._frames.items()
+            name: np.concatenate([self._read(a, env, start, self._step), final[name]])
+            for name, a in self._frames.items()
         }
-        values = np.append(self._values[env, :recorded], np.float32(final_value))
-        return self._columns(env, frames, values, recorded, recorded, terminated=False)
+        first = int(self._first[env])
+        values = np.append(self._read(self._values, env, first, self._step), final_value)
+        return self._segment(env, frames, values, self._step, self._step, terminated=False)
 
-    def _columns(
+    def _segment(
         self,
         env: int,
-        frames: Mapping[str, NDArray[Any]],
+        frames: Observation,
         values: NDArray[np.float32],
+        stop: int,
         horizon: int,
-        count: int,
         *,
         terminated: bool,
-    ) -> Columns:
-        target = n_step_targets(
-            self._rewards[env, :horizon],
-            count,
-            self._n_step,
-            self._discount,
-            terminated=terminated,
-        )
+    ) -> Segment:
+        """The transitions from the first that no segment has to before the step ``stop``.
+
+        Args:
+            env: the environment.
+            frames: the segment's.
+            values: largest Q of the frames from the first transition on.
+            stop: a step.
+            horizon: the step up to which rewards count.
+            terminated: the last of these rewards ended the episode.
+        """
+        first = int(self._first[env])
+        context = first - self._start_of_frames(env)
+        rewards = self._read(self._rewards, env, first, horizon)
+        count = stop - first
+        target = n_step_targets(rewards, count, self._n_step, self._discount, terminated=terminated)
         expected = target.returns + target.discounts * values[target.bootstrap]
         columns: Columns = {
-            "action": self._actions[env, :count].copy(),
+            "action": self._read(self._actions, env, first, stop),
             "n_step_return": target.returns,
             "discount": target.discounts,
-            "priority": np.abs(expected - self._chosen[env, :count]).astype(np.float32),
-            "observation_index": np.arange(count, dtype=np.int32),
-            "bootstrap_index": target.bootstrap,
+            "priority": np.abs(expected - self._read(self._chosen, env, first, stop)),
+            "observation_index": np.arange(context, context + count, dtype=np.int32),
+            "bootstrap_index": target.bootstrap + np.int32(context),
         }
-        for name, array in frames.items():
-            columns[OBSERVATION_PREFIX + name] = array.copy()
-        return columns
+        segment = Segment(columns, frames)
+        if self._context:
+            positions = np.arange(segment.frame_count)
+            columns[HISTORY] = np.minimum(positions, self._context).astype(np.uint8)
+        self._first[env] = stop
+        return segment
 
-    def _keep_last(self, env: int) -> None:
-        kept = slice(self._length, self._length + self._n_step)
-        arrays = [*self._frames.values(), self._actions, self._rewards, self._chosen, self._values]
-        for array in arrays:
-            array[env, : self._n_step] = array[env, kept].copy()
-        self._recorded[env] = self._n_step
+    def _start_of_frames(self, env: int) -> int:
+        """The step of a segment's first frame: where K frames are stacked, up to K - 1 earlier."""
+        return max(int(self._began[env]), int(self._first[env]) - self._context)
+
+    def _read(self, ring: NDArray[Any], env: int, start: int, stop: int) -> NDArray[Any]:
+        """A copy of an environment's rows of the steps start .. stop - 1."""
+        row = start % self._rows
+        end = row + stop - start
+        if end <= self._rows:
+            return ring[row:end, env].copy()
+        return np.concatenate([ring[row:, env], ring[: end - self._rows, env]])
 
 
-def join_segments(segments: Sequence[Columns]) -> Columns:
-    """The columns of one TransitionBatch: frames one after another, indices shifted to match."""
-    frame_name = next(name for name in segments[0] if name.startswith(OBSERVATION_PREFIX))
-    offsets = np.cumsum([0, *(len(segment[frame_name]) for segment in segments[:-1])])
-    joined = {name: np.concatenate([s[name] for s in segments]) for name in segments[0]}
-    counts = [len(segment["action"]) for segment in segments]
-    shift = np.repeat(offsets, counts).astype(np.int32)
+def join_segments(
+    segments: Sequence[Segment], spec: EnvironmentSpec
+) -> tuple[Columns, list[FrameBlock]]:
+    """The columns and blocks of one TransitionBatch: segments one after another.
+
+    A block holds whole segments, as few as make 64 KiB before compression; the last one holds
+    what remains.
+
+    Args:
+        segments: at least one.
+        spec: of their environment.
+    """
+    columns = {
+        name: np.concatenate([segment.columns[name] for segment in segments])
+        for name in segments[0].columns
+    }
+    sizes = [segment.frame_count for segment in segments]
+    offsets = np.array([0, *itertools.accumulate(sizes[:-1])], np.int32)
+    shift = np.repeat(offsets, [segment.count for segment in segments])
     for name in ("observation_index", "bootstrap_index"):
-        joined[name] = (joined[name] + shift).astype(TRANSITION_COLUMNS[name])
-    return joined
+        columns[name] += shift
+    return columns, [_block(part, spec) for part in _block_parts(segments, spec)]
+
+
+def _block_parts(segments: Sequence[Segment], spec: EnvironmentSpec) -> Iterator[list[Segment]]:
+    """The segments of each block."""
+    part: list[Segment] = []
+    frames = 0
+    for segment in segments:
+        part.append(segment)
+        frames += segment.frame_count
+        if frames * spec.observation_bytes >= _BLOCK_BYTES:
+            yield part
+            part, frames = [], 0
+    if part:
+        yield part
+
+
+def _block(segments: Sequence[Segment], spec: EnvironmentSpec) -> FrameBlock:
+    if len(segments) == 1:
+        return compress_block(segments[0].frames, spec)
+    names = (field.name for field in spec.fields)
+    frames = {name: np.concatenate([s.frames[name] for s in segments]) for name in names}
+    return compress_block(frames, spec)

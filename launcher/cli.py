@@ -111,6 +111,7 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="argument of the environment; may be repeated",
         ),
         click.option("--actors", type=int, help="actor processes; 0: only those that join later"),
+        click.option("--replays", type=int, help="replay processes that share the capacity"),
         click.option("--envs-per-actor", type=int, help="environments that an actor steps at once"),
         click.option(
             "--mode",
@@ -166,7 +167,8 @@ def launch(
     pdqn launch --time 5m
     pdqn launch --env-arg map_size=64 --env-arg radii=random
     pdqn launch --env CartPole-v1 --time 90s --seed 1
-    pdqn launch --actors 120 --set learner.batch_size=256
+    pdqn launch --actors 120 --replays 2 --set learner.batch_size=256
+    pdqn launch --set replay.memory=50%
     """
     interrupts = Interrupts().install()
     config = _layers(options)
@@ -223,7 +225,7 @@ def _role_command(role: str, summary: str) -> None:
 
 
 _role_command("actor", "Join a run with one or more actors.")
-_role_command("replay", "Join a run as its replay.")
+_role_command("replay", "Join a run as one of its replays: the first that is missing.")
 _role_command("learner", "Join a run as its learner.")
 _role_command("evaluator", "Join a run as its evaluator.")
 
@@ -256,6 +258,35 @@ def plot(run: Path) -> int:
         raise UsageError(f"{run} holds no metrics.jsonl")
     click.echo(str(plot_training(run)))
     return 0
+
+
+@cli.group()
+def bench() -> None:
+    """Measure this machine, stage by stage."""
+
+
+@bench.command("replay", short_help="How fast replay is, and what limits it.")
+@click.option(
+    "--data",
+    multiple=True,
+    type=click.Choice(["cartpole", "minatar", "atari", "placement"]),
+    help="shape of the data; may be repeated  [default: all that can be had]",
+)
+@click.option("--seconds", default=4.0, type=click.FloatRange(0.1, 600), help="of each phase")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
+    """Measure what happens to transitions between an actor and the learner.
+
+    Each stage by itself on one core, then a writer, a replay and a client together over TCP: first
+    inserting, then sampling, then both, with the process that was the bottleneck.
+
+    \b
+    pdqn bench replay
+    pdqn bench replay --data atari --seconds 10
+    """
+    from launcher import bench as benchmark
+
+    return benchmark.bench_replay(data, seconds, as_json=as_json)
 
 
 @cli.command(short_help="List every setting with its default.")
@@ -294,6 +325,7 @@ def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
         ("run", "seed"): "seed",
         ("actor", "count"): "actors",
         ("actor", "envs_per_actor"): "envs_per_actor",
+        ("replay", "shards"): "replays",
     }
     layer: dict[str, dict[str, Any]] = {}
     for (section, key), option in names.items():

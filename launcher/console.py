@@ -323,6 +323,7 @@ def _parts(snapshot: Snapshot) -> Iterator[str]:
     yield _evaluation_part(snapshot)
     yield "; ".join(_members_part(role, states) for role, states in _states(snapshot).items())
     yield snapshot.bottleneck
+    yield snapshot.replay_waits
     rejected = sum(snapshot.rejected.values())
     yield f"restarts {snapshot.restarts}, lost {snapshot.lost}, rejected {rejected}"
     yield f"first error: {snapshot.first_error}" if snapshot.first_error else ""

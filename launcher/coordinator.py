@@ -24,9 +24,10 @@ from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec
 
 ROLES = ("actor", "replay", "learner", "evaluator")
-_SINGLE = ("replay", "learner", "evaluator")
+_SINGLE = ("learner", "evaluator")
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
+_MOST_MEMBERS = 1 << 20
 _EVALUATED = {
     "parameter_version", "episodes", "return_mean", "return_error", "metrics", "errors",
     "baselines",
@@ -99,6 +100,8 @@ class Coordinator:
         self._run = run
         self._role_bind = role_bind
         self._actors = config.actor.count or 0
+        self._shards = config.replay.shards
+        self._samples_per_insert: float | None = None
         self._metrics = metrics
         self._members: dict[bytes, Member] = {}
         self._incarnations: Counter[tuple[str, int]] = Counter()
@@ -142,6 +145,18 @@ class Coordinator:
         self._final_version = final_version
         self.command(["evaluator"], "finish")
 
+    def set_samples_per_insert(self, value: float) -> None:
+        """Let every replay aim at this many samples for each insert from now on.
+
+        Raises:
+            UsageError: not a positive finite number.
+        """
+        if not (math.isfinite(value) and value > 0):
+            raise UsageError(f"samples_per_insert = {value}; expected a finite number above 0")
+        self._samples_per_insert = float(value)
+        self.events.append(Event("samples_per_insert", "replay", -1, f"{value:g} from now on"))
+        self._pulse_all()
+
     def members(self, role: str | None = None) -> Iterator[Member]:
         """Those who have joined and not left."""
         return (m for m in self._members.values() if role in (None, m.key.role))
@@ -152,7 +167,7 @@ class Coordinator:
 
     def missing(self) -> str:
         """What the run waits for, in words; empty when it is complete."""
-        wanted = {"replay": 1, "learner": 1, "actor": max(1, self._actors)}
+        wanted = {"replay": self._shards, "learner": 1, "actor": max(1, self._actors)}
         present = {role: min(self.count(role), number) for role, number in wanted.items()}
         parts = [
             f"{role} ({present[role]} of {number})"
@@ -218,11 +233,16 @@ class Coordinator:
             return "the run is stopping"
         if role in _SINGLE and self.count(role):
             return f"the run has a {role} already"
+        if role == "replay" and self.count(role) >= self._shards:
+            several = f"its {self._shards} replays" if self._shards > 1 else "a replay"
+            return f"the run has {several} already"
         return ""
 
     def _free_index(self, role: str, wanted: Any) -> int:
         taken = {member.key.index for member in self.members(role)}
-        if isinstance(wanted, int) and 0 <= wanted < 1 << 20 and wanted not in taken:
+        # A replay's index is its shard: what is stored where follows from it.
+        below = self._shards if role == "replay" else _MOST_MEMBERS
+        if isinstance(wanted, int) and 0 <= wanted < below and wanted not in taken:
             return wanted
         # Those who join from elsewhere come after the indices of this host's own actors.
         first = self._actors if role == "actor" else 0
@@ -268,6 +288,7 @@ class Coordinator:
             "endpoints": self._endpoints(),
             "actor_slots": max(self._actors, self._joined_actors),
             "final_version": self._final_version,
+            "samples_per_insert": self._samples_per_insert,
         }
 
     def _pulse_all(self) -> None:

@@ -198,7 +198,7 @@ def _pipeline(snapshot: Snapshot, width: int) -> Lines:
         ("wire", f"{size(snapshot.bytes_per_second)}/s",
          f"{size(each)} each" if snapshot.inserts_per_second > 0 else ""),
         ("replay", f"in {number(snapshot.inserts_per_second)}/s",
-         f"out {number(snapshot.samples_per_second)}/s"),
+         f"out {number(snapshot.samples_per_second)}/s", _blocked(snapshot)),
         ("learner", f"{number(snapshot.learner_steps_per_second)}/s",
          f"waits {percent(snapshot.learner_waits)}"),
         ("parameters", f"step {number(snapshot.learner_steps)}",
@@ -207,14 +207,25 @@ def _pipeline(snapshot: Snapshot, width: int) -> Lines:
     limiting = {"actors": 0, "learner": 3, None: None}[limiting_stage(snapshot)]
     arrow = 1 if width < 100 else 4
     widths = _shares(width - arrow * (len(stages) - 1), len(stages))
+    widths[0], widths[2] = widths[2], widths[0]  # replay has the most to say
+    height = 2 + max(len(lines) for _, *lines in stages)
     boxes: list[Lines] = []
-    for index, (title, first, second) in enumerate(stages):
+    for index, (title, figure, *rest) in enumerate(stages):
         style = LIMITS if index == limiting else FRAME
-        lines = [Text(first, FIGURE), Text(second, LABEL)]
+        lines = [Text(figure, FIGURE), *(Text(line, LABEL) for line in rest)]
         if boxes:
-            boxes.append(_arrow(arrow, len(lines) + 2))
-        boxes.append(_box(title, lines, widths[index], frame=style, right=0))
+            boxes.append(_arrow(arrow, height))
+        boxes.append(_box(title, lines, widths[index], height=height, frame=style, right=0))
     return _beside(boxes)
+
+
+def _blocked(snapshot: Snapshot) -> str:
+    """The side that replay lets wait, in at most 13 characters."""
+    if not snapshot.replay_waits:
+        return "nobody waits"
+    if snapshot.inserts_blocked >= snapshot.samples_blocked:
+        return f"in waits {percent(snapshot.inserts_blocked)}"
+    return f"out wait {percent(snapshot.samples_blocked)}"
 
 
 def _arrow(width: int, height: int) -> Lines:
@@ -229,7 +240,8 @@ def _bottleneck(snapshot: Snapshot, width: int) -> Lines:
         text = Text.assemble((" ▲ ", LIMITS), (snapshot.bottleneck, "bold yellow"))
     else:
         text = Text.assemble((" ● ", "green"), (snapshot.bottleneck or "nobody waits", FIGURE))
-    return [_fixed(text, width)]
+    waits = Text(f"{snapshot.replay_waits} " if snapshot.replay_waits else "", LABEL)
+    return [_fixed(_ends_if_fits(text, waits, width), width)]
 
 
 def _problems(snapshot: Snapshot, width: int) -> Lines:
@@ -389,10 +401,17 @@ def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | No
 
 
 def _roles(members: Sequence[MemberView], inner: int, limit: int) -> Lines:
-    """One line for all actors together, and one for each other role."""
+    """One line for all actors together, and one for each other role.
+
+    Where there is too little room for all of several replays, they share a line, too.
+    """
     actors = [member for member in members if member.role == "actor"]
     others = [member for member in members if member.role != "actor"]
-    lines = [_actors_line(actors, inner)] if actors else []
+    lines = [_group_line("actors", actors, inner)] if actors else []
+    replays = [member for member in others if member.role == "replay"]
+    if len(replays) > 1 and len(lines) + len(others) > limit:
+        lines.append(_group_line("replays", replays, inner))
+        others = [member for member in others if member.role != "replay"]
     lines += [_member_line(member, others, inner) for member in others]
     if len(lines) > limit:
         hidden = len(lines) - limit + 1
@@ -403,17 +422,17 @@ def _roles(members: Sequence[MemberView], inner: int, limit: int) -> Lines:
     return lines or [Text("none yet", LABEL)]
 
 
-def _actors_line(actors: Sequence[MemberView], inner: int) -> Text:
-    counts = Counter(actor.state for actor in actors)
+def _group_line(name: str, members: Sequence[MemberView], inner: int) -> Text:
+    counts = Counter(member.state for member in members)
     worst = max(counts, key=list(STATE_STYLES).index)
     if len(counts) == 1:
-        words = [f"{len(actors)} {worst}"]
+        words = [f"{len(members)} {worst}"]
     else:
-        words = [f"{counts['alive']} of {len(actors)}"]
+        words = [f"{counts['alive']} of {len(members)}"]
         words += [f"{counts[state]} {state}" for state in _UNUSUAL if counts[state]]
-    cpu = sum(actor.cpu_percent for actor in actors) / len(actors)
-    memory = sum(actor.memory_bytes for actor in actors)
-    return _role_line("actors", worst, ", ".join(words), (cpu, memory), inner)
+    cpu = sum(member.cpu_percent for member in members) / len(members)
+    memory = sum(member.memory_bytes for member in members)
+    return _role_line(name, worst, ", ".join(words), (cpu, memory), inner)
 
 
 def _member_line(member: MemberView, others: Sequence[MemberView], inner: int) -> Text:

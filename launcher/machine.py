@@ -25,15 +25,18 @@ from launcher.hardware import (
     raise_open_file_limit,
 )
 from launcher.human import number, plural, size
-from pdqn.config import Config
+from pdqn.config import Config, memory_bytes
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec
-from replay.buffer import bytes_needed
-from replay.limiter import RateLimiter
+from replay.buffer import compressed_bytes, dense_bytes
+from replay.limiter import make_limiter
+from replay.samples import SlotLayout, slot_count
 
 __all__ = ["Machine", "Plan", "as_json", "detect", "plan", "raise_open_file_limit", "report"]
 
 Mode = Literal["single", "parallel", "ultra"]
+Store = Literal["dense", "compressed"]
+STORES: tuple[Store, ...] = ("dense", "compressed")
 
 MB, GB = 10**6, 10**9
 
@@ -46,7 +49,9 @@ ULTRA_CORES, ULTRA_GPU_BYTES = 64, 8 * GB
 ENVS_PER_ACTOR = {"small": 8, "large": 8}
 ULTRA_ENVS_PER_ACTOR = {"small": 32, "large": 16}
 # What waits in a segment or a batch grows old; what is repeated between segments costs bytes.
-SEGMENT_LENGTH = 16
+# Where frames are stacked more is repeated: segments are longer, by whole steps of this length,
+# until it is less than the share.
+SEGMENT_LENGTH, REPEATED_SHARE = 16, 0.15
 # A message of about this many raw bytes costs the wire nothing that a larger one would save.
 BATCH_BYTES = 256_000
 BATCH_TRANSITIONS_MIN, BATCH_TRANSITIONS_MAX = 16, 64
@@ -55,6 +60,10 @@ BATCH_TRANSITIONS_MIN, BATCH_TRANSITIONS_MAX = 16, 64
 SAMPLES_PER_INSERT = {"small": 16.0, "large": 0.5}
 CAPACITY_MAX = {"small": 1_000_000, "large": 200_000}
 CAPACITY_MEMORY_SHARE = 0.25
+# What a random policy sees compresses better than what a trained one will see: the capacity is
+# counted with some more bytes, and gets up to twice as many where there is room.
+COMPRESSED_SAFETY, COMPRESSED_HEADROOM = 1.25, 2
+DECODE_THREADS_MAX, CORES_PER_DECODE_THREAD = 8, 8
 CAPACITY_LIMIT = 10**10  # no machine has memory for more
 MIN_SIZE = 2000
 LEARNING_RATE = {"small": 1e-3, "large": 3e-4}
@@ -70,7 +79,7 @@ ACTORS_MEMORY_SHARE = 0.5
 
 GPU_FREE_BYTES_MIN = 2 * GB
 SHM_BYTES_MIN = 16 * MB
-FILES_PER_ACTOR, FILES_OF_THE_REST = 4, 200
+FILES_PER_PROCESS, FILES_OF_THE_REST = 4, 200
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class Plan:
         layer: a value for every setting that was left to auto, as a configuration layer.
         config: the configuration with that layer filled in.
         memory: what is expected to take how many bytes.
+        replay: what the buffers hold in how much memory, in a sentence.
         open_files: how many the launcher and its children need.
         warnings: what will work, but not well; each with its fix.
         errors: why the run cannot work; each with its fix.
@@ -95,6 +105,7 @@ class Plan:
     layer: dict[str, dict[str, Any]]
     config: Config
     memory: list[tuple[str, int]]
+    replay: str
     open_files: int
     warnings: list[str]
     errors: list[str]
@@ -106,16 +117,27 @@ class Plan:
         return sum(amount for _, amount in self.memory)
 
 
-def plan(machine: Machine, config: Config, spec: EnvironmentSpec) -> Plan:
-    """Size a run of this configuration in this environment for this machine."""
-    draft = _Draft(machine, config, spec)
-    mode, why = _choose_mode(draft)
-    # In this order: the learner takes the cores that actors leave, the buffer the memory.
-    actors = _plan_actors(draft, mode)
-    _plan_learner(draft, actors)
-    _plan_replay(draft)
+def plan(
+    machine: Machine,
+    config: Config,
+    spec: EnvironmentSpec,
+    block_bytes_per_transition: float | None = None,
+) -> Plan:
+    """Size a run of this configuration in this environment for this machine.
+
+    Args:
+        machine: what there is.
+        config: what is set already.
+        spec: of the environment.
+        block_bytes_per_transition: bytes of compressed frames for each transition, as measured;
+            without it frames are taken to compress to nothing less than they are.
+    """
+    draft, mode, why, actors = _without_buffer(machine, config, spec)
+    _plan_buffer(draft, block_bytes_per_transition)
+    _plan_limiter(draft)
     _plan_evaluation(draft)
-    open_files = FILES_PER_ACTOR * actors + FILES_OF_THE_REST
+    processes = actors + draft.config.replay.shards
+    open_files = FILES_PER_PROCESS * processes + FILES_OF_THE_REST
     _check_machine(draft, open_files)
     return Plan(
         mode=mode,
@@ -123,6 +145,7 @@ def plan(machine: Machine, config: Config, spec: EnvironmentSpec) -> Plan:
         layer={section: dict(values) for section, values in draft.layer.items()},
         config=draft.config,
         memory=draft.memory,
+        replay=draft.replay,
         open_files=open_files,
         warnings=draft.warnings,
         errors=draft.errors,
@@ -130,13 +153,51 @@ def plan(machine: Machine, config: Config, spec: EnvironmentSpec) -> Plan:
     )
 
 
-def largest_capacity(spec: EnvironmentSpec, room_bytes: int) -> int:
-    """How many transitions a buffer of at most so many bytes holds."""
+def measures_frames(machine: Machine, config: Config, spec: EnvironmentSpec) -> bool:
+    """Whether the plan depends on how well the environment's frames compress."""
+    store = config.replay.store
+    if spec.observation_bytes <= LARGE_OBSERVATION_BYTES or store == "dense":
+        return False
+    draft, *_ = _without_buffer(machine, config, spec)
+    wanted = config.replay.capacity or CAPACITY_MAX[draft.scale]
+    needed = Storage(spec, config.replay.shards).bytes_of("dense", wanted)
+    return store == "compressed" or needed > _budget(draft)
 
-    def size_of(capacity: int) -> int:
-        return bytes_needed(spec, capacity)
 
-    return bisect.bisect_right(range(1, CAPACITY_LIMIT + 1), room_bytes, key=size_of)
+@dataclass(frozen=True)
+class Storage:
+    """How much memory the buffers of a run take.
+
+    Attributes:
+        spec: of the environment.
+        shards: replays that share the capacity evenly.
+        block_bytes_per_transition: bytes of compressed frames for each transition.
+    """
+
+    spec: EnvironmentSpec
+    shards: int
+    block_bytes_per_transition: float = 0.0
+
+    def bytes_of(self, store: Store, capacity: int) -> int:
+        """Bytes of all shards with this store for so many transitions."""
+        each = -(-capacity // self.shards)
+        if store == "dense":
+            return self.shards * dense_bytes(self.spec, each)
+        block_bytes = self.block_bytes_per_transition
+        return self.shards * compressed_bytes(self.spec, each, COMPRESSED_SAFETY * block_bytes)
+
+    def largest(self, store: Store, room_bytes: int) -> int:
+        """How many transitions so many bytes hold with this store."""
+
+        def size_of(capacity: int) -> int:
+            return self.bytes_of(store, capacity)
+
+        return bisect.bisect_right(range(1, CAPACITY_LIMIT + 1), room_bytes, key=size_of)
+
+    def better(self, room_bytes: int) -> Store:
+        """The store that holds more in so many bytes; dense, which costs no time, if none does."""
+        dense, compressed = (self.largest(store, room_bytes) for store in STORES)
+        return "dense" if dense >= compressed else "compressed"
 
 
 def actors_for(cores: int) -> int:
@@ -154,6 +215,7 @@ class _Draft:
         self.scale = "large" if spec.observation_bytes > LARGE_OBSERVATION_BYTES else "small"
         self.layer: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         self.memory: list[tuple[str, int]] = []
+        self.replay = ""
         self.warnings: list[str] = []
         self.errors: list[str] = []
 
@@ -170,6 +232,26 @@ class _Draft:
         changed = dataclasses.replace(part, **{key: value})
         self.config = dataclasses.replace(self.config, **{section: changed})
         return value
+
+    def set_memory(self, taken_bytes: int) -> None:
+        """Write replay.memory as plain digits, whatever a person wrote."""
+        if self.is_open("replay", "memory"):
+            self.layer["replay"]["memory"] = str(taken_bytes)
+        replay = dataclasses.replace(self.config.replay, memory=str(taken_bytes))
+        self.config = dataclasses.replace(self.config, replay=replay)
+
+
+def _without_buffer(
+    machine: Machine, config: Config, spec: EnvironmentSpec
+) -> tuple[_Draft, Mode, str, int]:
+    """Everything that is planned before the buffer; (draft, mode, why, actors)."""
+    draft = _Draft(machine, config, spec)
+    mode, why = _choose_mode(draft)
+    # In this order: the learner takes the cores that actors leave, the buffer the memory.
+    actors = _plan_actors(draft, mode)
+    _plan_learner(draft, actors)
+    _plan_roles(draft, mode)
+    return draft, mode, why, actors
 
 
 # ---- mode ----
@@ -219,17 +301,26 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     if (draft.config.actor.count or 0) > draft.machine.cores:
         envs //= 2  # they take turns: memory is what there is too little of
     envs = draft.settle("actor", "envs_per_actor", envs)
-    # The buffer makes room for a quarter more frames than transitions: n_step for each segment.
-    length = max(SEGMENT_LENGTH, 4 * draft.config.actor.n_step)
+    length = _segment_length(draft.config.actor.n_step, spec.frame_stack)
     draft.settle("actor", "segment_length", length)
     fitting = BATCH_BYTES // max(1, spec.observation_bytes)
     batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))
     draft.settle("actor", "batch_transitions", batch)
     draft.settle("actor", "discount", PLACEMENT_DISCOUNT if _is_placement(spec) else DISCOUNT)
-    each = ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * spec.observation_bytes * envs
+    seen = sum(field.stored_bytes * field.stack for field in spec.fields)
+    each = ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * seen * envs
     count = _plan_actor_count(draft, mode, each)
     draft.memory.append((plural(count, "actor"), count * each))
     return count
+
+
+def _segment_length(n_step: int, frame_stack: int) -> int:
+    """Transitions of a segment; n_step + frame_stack - 1 frames of it are in another one, too."""
+    if frame_stack == 1:
+        # The buffer makes room for a quarter more frames than transitions.
+        return max(SEGMENT_LENGTH, 4 * n_step)
+    shortest = (n_step + frame_stack - 1) / REPEATED_SHARE
+    return SEGMENT_LENGTH * (int(shortest // SEGMENT_LENGTH) + 1)
 
 
 def _plan_actor_count(draft: _Draft, mode: Mode, each_bytes: int) -> int:
@@ -271,47 +362,138 @@ def _plan_learner(draft: _Draft, actors: int) -> None:
     _check_gpu(draft, device)
 
 
-def _plan_replay(draft: _Draft) -> None:
-    others = [("replay", REPLAY_BYTES), ("launcher", LAUNCHER_BYTES)]
+def _plan_roles(draft: _Draft, mode: Mode) -> None:
+    """What replay, launcher and evaluator take beside the buffer, and SampleBatches between."""
+    shards = draft.config.replay.shards
+    name = "replay" if shards == 1 else f"{shards} replays"
+    draft.memory += [(name, shards * REPLAY_BYTES), ("launcher", LAUNCHER_BYTES)]
     if draft.config.evaluation.enabled:
-        others.append(("evaluator", EVALUATOR_BYTES))
-    draft.memory += others
-    batch_size = draft.config.learner.batch_size
-    capacity = _plan_capacity(draft)
+        draft.memory.append(("evaluator", EVALUATOR_BYTES))
+    if mode != "single":
+        _plan_samples(draft)
+    elif shards != 1:
+        draft.errors.append(
+            f"replay.shards = {shards}, but mode single has one replay: use --mode parallel"
+        )
+
+
+def _plan_samples(draft: _Draft) -> None:
+    config, shm_free = draft.config, draft.machine.shm_free_bytes
+    needed = SlotLayout(draft.spec, config.learner.batch_size, slot_count(config)).nbytes
+    draft.memory.append(("sample batches", needed))
+    if config.replay.transport == "auto" and SHM_BYTES_MIN <= shm_free < needed:
+        draft.warnings.append(
+            f"/dev/shm has {size(shm_free)} free, SampleBatches need {size(needed)}: SampleBatches "
+            "will go over sockets; free some, or start the container with --shm-size"
+        )
+
+
+def _plan_limiter(draft: _Draft) -> None:
+    batch_size, capacity = draft.config.learner.batch_size, draft.config.replay.capacity
+    assert capacity is not None  # the buffer is planned
     ratio = draft.settle("replay", "samples_per_insert", SAMPLES_PER_INSERT[draft.scale])
     enough = max(batch_size, min(MIN_SIZE, capacity // 20))
     min_size = draft.settle("replay", "min_size", min(capacity, enough))
     requested = 2 * batch_size * draft.config.learner.prefetch
     slack = max(float(requested), 0.1 * ratio * min_size)
-    tolerance = draft.settle("replay", "samples_per_insert_tolerance", slack)
+    draft.settle("replay", "samples_per_insert_tolerance", slack)
     try:
-        RateLimiter(ratio, tolerance, min_size, batch_size, capacity=capacity)
+        make_limiter(draft.config)
     except UsageError as error:
         draft.errors.append(str(error))
 
 
-def _plan_capacity(draft: _Draft) -> int:
-    """Settle the capacity; what the other roles take is known by now."""
+# ---- the buffer ----
+
+
+def _plan_buffer(draft: _Draft, measured: float | None) -> None:
+    """Settle memory, capacity and store; what the other roles take is known by now."""
+    config, budget = draft.config, _budget(draft)
+    storage = _storage(draft, measured)
+    _warn_of_less(draft, budget)
+    wanted = config.replay.capacity or CAPACITY_MAX[draft.scale]
+    store = config.replay.store
+    if store == "auto":
+        store = _fitting_store(storage, wanted, budget)
+    draft.settle("replay", "store", store)
+    largest = storage.largest(store, budget)
+    capacity = draft.settle("replay", "capacity", max(1, _round_down(min(wanted, largest))))
+    threads = min(DECODE_THREADS_MAX, max(1, draft.machine.cores // CORES_PER_DECODE_THREAD))
+    draft.settle("replay", "decode_threads", threads if store == "compressed" else 1)
+    needed = storage.bytes_of(store, capacity)
+    taken = min(budget, COMPRESSED_HEADROOM * needed) if store == "compressed" else needed
+    draft.set_memory(taken)
+    draft.memory.append(("buffer" if storage.shards == 1 else "buffers", taken))
+    draft.replay = _replay_sentence(draft, needed, budget, measured)
+    if largest < config.learner.batch_size:
+        draft.errors.append(_too_little(draft, budget))
+    elif capacity > largest:
+        draft.errors.append(_too_much(draft, largest, needed, budget))
+
+
+def _budget(draft: _Draft) -> int:
+    """Bytes that the buffers of all shards may take together."""
     available = draft.machine.ram_available_bytes
-    room = available - sum(amount for _, amount in draft.memory)
-    largest = largest_capacity(draft.spec, room)
-    share = largest_capacity(draft.spec, int(CAPACITY_MEMORY_SHARE * available))
-    wanted = min(CAPACITY_MAX[draft.scale], share, largest)
-    configured = not draft.is_open("replay", "capacity")
-    capacity = draft.settle("replay", "capacity", max(1, _round_down(wanted)))
-    needed = bytes_needed(draft.spec, capacity)
-    draft.memory.append(("buffer", needed))
-    if largest < draft.config.learner.batch_size:
-        draft.errors.append(
-            f"too little memory: the roles take {size(available - room)}, {size(available)} is "
-            "available, and the buffer needs some too: free some, or use fewer --actors"
+    room = max(0, available - sum(amount for _, amount in draft.memory))
+    memory = draft.config.replay.memory
+    share = int(CAPACITY_MEMORY_SHARE * available)
+    return min(room, share if memory is None else memory_bytes(memory, available))
+
+
+def _warn_of_less(draft: _Draft, budget: int) -> None:
+    memory, available = draft.config.replay.memory, draft.machine.ram_available_bytes
+    if memory is not None and memory_bytes(memory, available) > budget:
+        draft.warnings.append(
+            f"replay.memory = {memory}, but {size(budget)} is available beside the other roles: "
+            "the buffer takes no more than that"
         )
-    elif configured and capacity > largest:
-        draft.errors.append(
-            f"replay.capacity = {capacity} needs {size(needed)}, but {size(room)} is "
-            f"available beside the other roles: at most {_round_down(largest)} fit"
-        )
-    return capacity
+
+
+def _storage(draft: _Draft, measured: float | None) -> Storage:
+    shards = draft.config.replay.shards
+    if measured is not None:
+        return Storage(draft.spec, shards, measured)
+    length = draft.config.actor.segment_length
+    assert length is not None  # the actors are planned
+    repeated = draft.config.actor.n_step + draft.spec.frame_stack - 1
+    return Storage(draft.spec, shards, draft.spec.observation_bytes * (1 + repeated / length))
+
+
+def _fitting_store(storage: Storage, wanted: int, budget: int) -> Store:
+    """Dense if that holds what is wanted, else compressed if that does, else what holds more."""
+    for store in STORES:
+        if storage.bytes_of(store, wanted) <= budget:
+            return store
+    return storage.better(budget)
+
+
+def _replay_sentence(draft: _Draft, needed: int, budget: int, measured: float | None) -> str:
+    replay = draft.config.replay
+    shards = f" in {replay.shards} shards" if replay.shards > 1 else ""
+    known = "" if measured is None else f" (measured {measured:,.0f} B a transition)"
+    return (
+        f"replay: {replay.capacity:,} transitions{shards}, {replay.store}, "
+        f"{size(needed)} of {size(budget)}{known}"
+    )
+
+
+def _too_little(draft: _Draft, budget: int) -> str:
+    available = draft.machine.ram_available_bytes
+    others = sum(amount for name, amount in draft.memory if not name.startswith("buffer"))
+    return (
+        f"too little memory: the roles take {size(others)}, {size(available)} is available, and "
+        f"{size(budget)} is no room for a buffer: free some, use fewer --actors, or set "
+        "replay.memory higher"
+    )
+
+
+def _too_much(draft: _Draft, largest: int, needed: int, budget: int) -> str:
+    replay = draft.config.replay
+    return (
+        f"replay.capacity = {replay.capacity} needs {size(needed)} ({replay.store}), but the "
+        f"buffer may take {size(budget)}: at most {_round_down(largest)} fit ({replay.store}); set "
+        "replay.capacity lower or replay.memory higher"
+    )
 
 
 def _plan_evaluation(draft: _Draft) -> None:
@@ -375,7 +557,7 @@ def _check_gpu(draft: _Draft, device: str) -> None:
 def report(machine: Machine, plan: Plan) -> RenderableType:
     """What ``pdqn check`` shows: the machine, the plan, the memory sum, and what is wrong."""
     parts: list[RenderableType] = [_machine_table(machine), "", _plan_table(plan), ""]
-    parts += [_memory_table(machine, plan), ""]
+    parts += [_memory_table(machine, plan), "", plan.replay, ""]
     parts += [Text.assemble(("warning  ", "bold yellow"), text) for text in plan.warnings]
     if plan.advises_against:
         parts.append(Text.assemble(("advice   ", "bold yellow"), plan.advises_against))
@@ -396,6 +578,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "chosen": plan.layer,
             "config": plan.config.to_map(),
             "memory": dict(plan.memory),
+            "replay": plan.replay,
             "memory_bytes": plan.memory_bytes,
             "open_files": plan.open_files,
             "warnings": plan.warnings,
@@ -437,11 +620,11 @@ def _machine_table(machine: Machine) -> Table:
 def _plan_table(plan: Plan) -> Table:
     table = _table("plan")
     table.add_row("mode", f"{plan.mode} ({plan.why})")
-    config = dataclasses.asdict(plan.config)
+    config, defaults = dataclasses.asdict(plan.config), dataclasses.asdict(Config())
     for section, key in _REPORTED:
-        chosen = key in plan.layer.get(section, {})
         value = config[section][key]
-        table.add_row(f"{section}.{key}", f"{value}" + ("" if chosen else "  (configured)"))
+        configured = key not in plan.layer.get(section, {}) and value != defaults[section][key]
+        table.add_row(f"{section}.{key}", f"{value}" + ("  (configured)" if configured else ""))
     return table
 
 
@@ -464,7 +647,11 @@ _REPORTED = (
     ("actor", "segment_length"),
     ("actor", "batch_transitions"),
     ("actor", "discount"),
+    ("replay", "shards"),
     ("replay", "capacity"),
+    ("replay", "store"),
+    ("replay", "memory"),
+    ("replay", "decode_threads"),
     ("replay", "min_size"),
     ("replay", "samples_per_insert"),
     ("replay", "samples_per_insert_tolerance"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,9 @@ _WINDOW_SECONDS = 10.0
 _RECENT_EPISODES = 100  # as stable-baselines3 averages them
 _DISTRIBUTION_EPISODES = 500
 _HISTORY_POINTS = 240
+_WAITS_AT_ALL = 0.005  # share of time from which it is not 0%
+# Counters of replay: priorities of what is not held any more, and messages that went nowhere.
+_DROPPED = ("priorities_ignored", "requests_dropped", "answers_undeliverable")
 
 Counters = dict[str, float]
 
@@ -107,6 +110,15 @@ class RunMetrics:
         values = [g[name] for g in self._gauges[role].values() if name in g]
         return sum(values) / len(values) if values else None
 
+    def gauge_sum(self, role: str, name: str) -> float | None:
+        """Sum of a gauge over the present members of a role."""
+        values = [g[name] for g in self._gauges[role].values() if name in g]
+        return sum(values) if values else None
+
+    def gauge_max(self, role: str, name: str) -> float | None:
+        """Largest of a gauge over the present members of a role."""
+        return max((g[name] for g in self._gauges[role].values() if name in g), default=None)
+
     def member_gauges(self, role: str, index: int) -> dict[str, float]:
         """All gauges of one member."""
         return self._gauges[role].get(index, {})
@@ -141,14 +153,21 @@ class RunMetrics:
             "time/fps": self.rate("actor", "environment_steps"),
             "actor/episodes_per_second": self.rate("actor", "episodes"),
             "actor/wait_share": self.actors_wait(),
-            "replay/size": self.gauge("replay", "size"),
-            "replay/stored_bytes": self.gauge("replay", "stored_bytes"),
+            "replay/size": self.gauge_sum("replay", "size"),
+            "replay/stored_bytes": self.gauge_sum("replay", "stored_bytes"),
             "replay/samples_per_insert": self.samples_per_insert(),
+            "replay/samples_per_insert_target": self.gauge("replay", "limiter_target"),
+            "replay/limiter_balance": self.gauge("replay", "limiter_balance"),
+            "replay/inserts_blocked_share": self.replay_blocked("inserts"),
+            "replay/samples_blocked_share": self.replay_blocked("samples"),
+            "replay/blocked_for_seconds": self.gauge_max("replay", "blocked_for_seconds"),
             "replay/inserts_per_second": self.rate("replay", "transitions_received"),
             "replay/samples_per_second": self.rate("replay", "samples"),
             "replay/bytes_per_second": self.rate("replay", "bytes_received"),
+            **{f"replay/{name}": self.total("replay", name) for name in _DROPPED},
             "learner/steps_per_second": self.rate("learner", "learner_steps"),
             "learner/wait_share": self.learner_waits(),
+            "learner/shared_memory": self.gauge("learner", "shared_memory"),
             "learner/policy_lag": self.policy_lag(),
             "system/lost": self.lost_so_far(),
         }
@@ -212,6 +231,30 @@ class RunMetrics:
     def learner_waits(self) -> float:
         """Share of the learner's time spent waiting for batches."""
         return min(1.0, self.rate("learner", "wait_seconds"))
+
+    def replay_blocked(self, side: Literal["inserts", "samples"]) -> float:
+        """Share of the replays' time that inserts or samples spent waiting for the other side."""
+        seconds = self.rate("replay", f"{side}_blocked_seconds")
+        return min(1.0, seconds / max(1, len(self._gauges["replay"])))
+
+    def replay_waits(self, min_size: int) -> str:
+        """What is blocked in replay, by what and for how long, in words; empty while nothing is.
+
+        Args:
+            min_size: transitions inserted before the first sample.
+        """
+        inserts, samples = self.replay_blocked("inserts"), self.replay_blocked("samples")
+        if max(inserts, samples) < _WAITS_AT_ALL:
+            return ""
+        if inserts >= samples:
+            what, share, why = "inserts", inserts, "learner is behind"
+        elif self._totals["replay", "samples"] == 0:
+            what, share, why = "samples", samples, f"fills to {min_size:,}"
+        else:
+            what, share, why = "samples", samples, "actors are behind"
+        seconds = self.gauge_max("replay", "blocked_for_seconds") or 0.0
+        since = f", {seconds:.0f} s" if seconds >= 1 else ""
+        return f"{what} wait {share:.0%} ({why}{since})"
 
     def lost_so_far(self) -> int:
         """TransitionBatches that are known to be missing; transitions are counted at the end."""
@@ -316,8 +359,8 @@ class RunMetrics:
         }
 
     def _stored_per_transition(self) -> float:
-        size = self.gauge("replay", "size")
-        return (self.gauge("replay", "stored_bytes") or 0.0) / size if size else 0.0
+        size = self.gauge_sum("replay", "size")
+        return (self.gauge_sum("replay", "stored_bytes") or 0.0) / size if size else 0.0
 
     def _add_episode(self, score: float, length: int, headline: float | None) -> None:
         self._scores.append(float(score))

@@ -103,7 +103,8 @@ class Run:
     def _start_roles(self) -> None:
         if self._coordinator.endpoint.startswith("tcp://"):
             self._session.say(f"other processes join with --join {self._coordinator.endpoint}")
-        self._supervisor.start("replay", 0)
+        for shard in range(self._config.replay.shards):
+            self._supervisor.start("replay", shard)
         self._supervisor.start("learner", 0)
         if self._config.evaluation.enabled:
             self._supervisor.start("evaluator", 0)
@@ -170,10 +171,17 @@ class Run:
         self._dead.add((ended.role, ended.index))
         session.say(f"{name} ended ({ended.cause}) too often and is given up")
         dead_actors = sum(role == "actor" for role, _ in self._dead)
-        if ended.role in ("replay", "learner"):
+        if ended.role == "learner" or (ended.role == "replay" and not self._has_replay()):
             session.failure = f"{name} cannot be kept alive"
         elif ended.role == "actor" and dead_actors == self._config.actor.count:
             session.failure = "no actor can be kept alive"
+
+    def _has_replay(self) -> bool:
+        """Whether a replay is there or will be again: one is enough for the run to go on."""
+        local = self._supervisor.slots()
+        return self._coordinator.count("replay") > 0 or any(
+            role == "replay" and state != "dead" for (role, _), state in local.items()
+        )
 
     def _handle_event(self, event: Event) -> None:
         run_dir = self._session.run_dir

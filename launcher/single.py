@@ -28,6 +28,7 @@ from pdqn.config import resolved
 from pdqn.model import save_model
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
+from replay.samples import SampleLayout
 from replay.server import make_buffer, make_limiter
 
 _REPORT_SECONDS = 0.5
@@ -49,6 +50,9 @@ class SingleRun:
         self._rollout = Rollout(config, spec, self._acting, Identity(0, 0))
         self._buffer = make_buffer(config, spec)
         self._limiter = make_limiter(config)
+        layout = SampleLayout(spec, config.learner.batch_size)
+        # One memory for all SampleBatches: a step is over before the next one is drawn.
+        self._sample = layout.view(bytearray(layout.nbytes))
         self._telemetry = {role: Telemetry() for role in ("actor", "replay", "learner")}
         self._telemetry["evaluator"] = Telemetry()
         self._saved = self._evaluated = time.monotonic()
@@ -72,6 +76,7 @@ class SingleRun:
             self._evaluate()
         self._report()
         self._rollout.close()
+        self._buffer.close()
         return session.conclude(reason, self._members())
 
     def _act(self) -> None:
@@ -79,8 +84,8 @@ class SingleRun:
         self._telemetry["actor"].gauge("epsilon", float(self._rollout.epsilons.mean()))
         if not segments:
             return
-        columns = join_segments(segments)
-        inserted = self._buffer.insert(columns, self._acting_version)
+        columns, blocks = join_segments(segments, self._session.spec)
+        inserted = self._buffer.insert(columns, blocks, self._acting_version)
         self._limiter.inserted(len(inserted))
         lag = self._learner.learner_steps - self._acting_version
         replay = self._telemetry["replay"]
@@ -92,7 +97,8 @@ class SingleRun:
         batch_size = self._config.learner.batch_size
         telemetry = self._telemetry["learner"]
         while self._limiter.can_sample(batch_size):
-            sample = self._buffer.sample(batch_size)
+            sample = self._sample
+            self._buffer.sample_into(sample)
             self._limiter.sampled(batch_size)
             result = self._learner.step(self._learner.tensors(sample))
             self._buffer.update_priorities(sample.keys, result.priorities)
@@ -129,6 +135,8 @@ class SingleRun:
         session, replay = self._session, self._telemetry["replay"]
         replay.gauge("size", self._buffer.size)
         replay.gauge("stored_bytes", self._buffer.stored_bytes)
+        replay.gauge("limiter_target", self._limiter.target)
+        replay.gauge("limiter_balance", self._limiter.balance)
         learner = self._telemetry["learner"]
         learner.gauge("learner_steps", self._learner.learner_steps)
         learner.gauge("learning_rate", resolved(self._config.learner.learning_rate))

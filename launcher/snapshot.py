@@ -61,6 +61,10 @@ class Snapshot:
         progress: share of the nearest limit (episodes, steps or time); None without a limit.
         remaining_seconds: estimate until that limit.
         headline: name and recent mean of the environment's headline metric.
+        inserts_blocked: share of the replays' time in which inserts had to wait.
+        samples_blocked: share of the replays' time in which samples had to wait.
+        replay_waits: which of them waits for what and since when, in words ("inserts wait 43%
+            (learner is behind, 3 s)"); empty while none does.
         actors_wait: share of the actors' time spent waiting for replay to take their data.
         learner_waits: share of the learner's time spent waiting for batches.
         bottleneck: who limits whom, in words ("learner-bound: actors wait 43%").
@@ -100,6 +104,9 @@ class Snapshot:
     buffer_size: int
     buffer_capacity: int
     buffer_bytes: int
+    inserts_blocked: float
+    samples_blocked: float
+    replay_waits: str
     actors_wait: float
     learner_waits: float
     bottleneck: str

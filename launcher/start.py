@@ -13,7 +13,7 @@ import click
 import rich.console
 
 from actors.environments.factory import describe_environment
-from launcher import hardware, machine, rundir
+from launcher import hardware, machine, probe, rundir
 from launcher.console import Kind, make_console
 from launcher.hardware import Machine
 from launcher.interrupts import Interrupts
@@ -36,10 +36,13 @@ def prepare(config: Config) -> tuple[EnvironmentSpec, Machine, Plan]:
     Raises:
         UsageError: settings that cannot work, whatever the machine.
     """
-    spec = describe_environment(config.run.env, config.run.env_args)
+    run = config.run
+    spec = describe_environment(run.env, run.env_args, run.frame_stack)
     build_network(spec, config.network)
     here = hardware.detect()
     plan = machine.plan(here, config, spec)
+    if machine.measures_frames(here, config, spec):
+        plan = machine.plan(here, config, spec, probe.block_bytes_per_transition(plan.config, spec))
     return spec, here, plan
 
 
@@ -70,6 +73,8 @@ def launch(
     directory = rundir.RunDirectory(path)
     directory.write_config(resolved)
     view = make_console(console, sys.stdout)
+    for text in (*(f"warning: {warning}" for warning in plan.warnings), plan.replay):
+        view.message(text)
     hardware.raise_open_file_limit(plan.open_files)
     session = Session(resolved, spec, directory, view, interrupts)
     return SingleRun(session).execute() if single else Run(session, address).execute()

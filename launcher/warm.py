@@ -18,7 +18,9 @@ from actors.policy import greedy
 from launcher import preload
 from pdqn.config import NetworkConfig
 from pdqn.networks import build_network
-from replay.buffer import PrioritizedBuffer
+from pdqn.wire import TRANSITION_COLUMNS, compress_block
+from replay.buffer import PrioritizedBuffer, make_store
+from replay.samples import importance_weights
 
 __all__ = ["preload"]
 
@@ -46,24 +48,16 @@ def _warm_replay() -> None:
     buffer = PrioritizedBuffer(
         spec,
         8,
+        store=make_store("dense", spec, 8, None, 1),
         priority_exponent=0.6,
-        importance_sampling_exponent=0.4,
         rng=np.random.default_rng(0),
     )
-    one = np.zeros(1, np.int32)
-    columns = {
-        "observation.observation": np.zeros((1, 4), np.float32),
-        "action": one,
-        "n_step_return": one.astype(np.float32),
-        "discount": one.astype(np.float32),
-        "priority": one.astype(np.float32),
-        "observation_index": one,
-        "bootstrap_index": one,
-    }
+    columns = {name: np.zeros(1, dtype) for name, dtype in TRANSITION_COLUMNS.items()}
+    block = compress_block({"observation": np.zeros((1, 4), np.float32)}, spec)
     for _ in range(10):  # evicts, too
-        buffer.insert(columns, 0)
+        buffer.insert(columns, [block], 0)
     sample = buffer.sample(4)
-    buffer.update_priorities(sample.keys, sample.importance_weight)
+    buffer.update_priorities(sample.keys, importance_weights(sample.sampling_priority, 0.5))
 
 
 warm_up()

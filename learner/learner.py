@@ -17,7 +17,7 @@ from pdqn.config import Config, resolved
 from pdqn.networks import build_network
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 from pdqn.telemetry import Telemetry
-from replay.buffer import Sample
+from replay.samples import Sample, importance_weights
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TensorBatch:
         action: int64[batch].
         n_step_return: float32[batch].
         discount: float32[batch].
-        importance_weight: float32[batch].
+        importance_weight: float32[batch], the largest is 1.
     """
 
     observation: dict[str, Tensor]
@@ -73,6 +73,7 @@ class Learner:
         self.device = _device(config.learner.device)
         torch.manual_seed(seeds.torch_seed(config.run.seed, "learner"))
         self._config = config.learner
+        self._replay = config.replay
         self._spec = spec
         self.online = build_network(spec, config.network).to(self.device)
         self.target = build_network(spec, config.network).to(self.device).requires_grad_(False)
@@ -86,15 +87,27 @@ class Learner:
         self.learner_steps = 0
         self._bfloat16 = config.learner.precision == "bfloat16"
 
+    @property
+    def importance_sampling_exponent(self) -> float:
+        """What corrects the bias of prioritized sampling, annealed over the learner's steps."""
+        first = self._replay.importance_sampling_exponent
+        final = self._replay.importance_sampling_exponent_final
+        done = min(1.0, self.learner_steps / self._replay.importance_sampling_annealing_steps)
+        return first + (final - first) * done
+
     def tensors(self, sample: Sample) -> TensorBatch:
-        """Unpack a Sample and bring it to the device."""
+        """Unpack a Sample and bring it to the device.
+
+        On the CPU the tensors may be the sample's own memory: it must stay until the step is done.
+        """
+        weights = importance_weights(sample.sampling_priority, self.importance_sampling_exponent)
         return TensorBatch(
             observation=self._observation(sample.observation),
             bootstrap_observation=self._observation(sample.bootstrap_observation),
             action=self._tensor(sample.action).long(),
             n_step_return=self._tensor(sample.n_step_return),
             discount=self._tensor(sample.discount),
-            importance_weight=self._tensor(sample.importance_weight),
+            importance_weight=self._tensor(weights),
         )
 
     def step(self, batch: TensorBatch) -> StepResult:
@@ -160,7 +173,7 @@ class Learner:
         return {name: self._tensor(a) for name, a in self._spec.unpack(packed).items()}
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        # What came off the wire is read-only; torch would warn of it, and nobody writes to it.
+        # Torch would warn of memory that is read-only, though nobody writes to it.
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -6,23 +6,21 @@ import logging
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import zmq
 
 from learner.checkpoint import load_newest, save_checkpoint
 from learner.learner import Learner, StepResult, account
+from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.model import save_model
 from pdqn.parameters import ParameterPublisher, Parameters
-from replay.buffer import Sample
 from replay.client import SampleClient
+from replay.samples import Sample
 
 _WAIT_SECONDS = 0.1
 _LINK_SECONDS = 0.1
-_NO_KEYS = np.empty(0, np.int64)
-_NO_PRIORITIES = np.empty(0, np.float32)
 _log = logging.getLogger("learner")
 
 
@@ -38,7 +36,9 @@ class LearnerProcess:
         self._run_dir = Path(welcome.run_dir)
         self._learner = Learner(welcome.config, welcome.spec)
         self._restore()
-        self._client = SampleClient(context)
+        config, incarnation = welcome.config, welcome.incarnation
+        rng = seeds.generator(config.run.seed, "sample client", 0, incarnation)
+        self._client = SampleClient(context, welcome.spec, config, rng)
         self._publisher = ParameterPublisher(context, welcome.address("parameters"))
         link.serve_at({"parameters": self._publisher.endpoint})
         self._published_steps = 0
@@ -54,7 +54,7 @@ class LearnerProcess:
             if sample is None:
                 continue
             result = self._learner.step(self._learner.tensors(sample))
-            self._request(sample.keys, result.priorities)
+            self._client.release(sample, result.priorities)
             self._account(result)
             self._maybe_publish()
             self._maybe_save()
@@ -68,36 +68,42 @@ class LearnerProcess:
 
     def _sample(self) -> Sample | None:
         """The next batch, or None when it is time to look at other things."""
-        # Before counting what is outstanding: another replay does not know of it.
-        self._client.connect(self._link.pulse.endpoints.get("samples", ""))
-        while self._client.outstanding < self._config.learner.prefetch:
-            if not self._request(_NO_KEYS, _NO_PRIORITIES):
-                break
+        pulse = self._link.pulse
+        shards = pulse.shards("samples")
+        self._client.connect(shards)
+        target = pulse.samples_per_insert or resolved(self._config.replay.samples_per_insert)
+        self._client.set_samples_per_insert(target)
         started = time.monotonic()
-        sample = self._client.receive(_WAIT_SECONDS)
-        waited = time.monotonic() - started
-        if not self._link.pulse.endpoints.get("samples"):
+        if not shards:
+            # Whoever speaks next is the coordinator.
             self._link.poll(_WAIT_SECONDS)
-        self._link.telemetry.count("wait_seconds", waited)
+        timeout = _WAIT_SECONDS if shards else 0.0
+        sample = self._client.receive(timeout, self._learner.learner_steps)
+        self._link.telemetry.count("wait_seconds", time.monotonic() - started)
         self._link.telemetry.activity = "" if sample is not None else "waits for batches"
         return sample
-
-    def _request(self, keys: np.ndarray, priorities: np.ndarray) -> bool:
-        batch_size = self._config.learner.batch_size
-        return self._client.request(batch_size, self._learner.learner_steps, keys, priorities)
 
     def _communicate(self) -> None:
         now = time.monotonic()
         if now >= self._next_link:
             self._next_link = now + _LINK_SECONDS
+            self._report_client()
             self._link.poll()
             self._publisher.serve()
+
+    def _report_client(self) -> None:
+        telemetry, client = self._link.telemetry, self._client
+        telemetry.gauge("shared_memory", client.shared_memory)
+        telemetry.counters["answers_rejected"] = client.rejected
+        telemetry.counters["priorities_dropped"] = client.priorities_dropped
 
     def _account(self, result: StepResult) -> None:
         telemetry = self._link.telemetry
         account(telemetry, result)
         telemetry.gauge("learner_steps", self._learner.learner_steps)
         telemetry.gauge("learning_rate", resolved(self._config.learner.learning_rate))
+        exponent = self._learner.importance_sampling_exponent
+        telemetry.gauge("importance_sampling_exponent", exponent)
 
     def _maybe_publish(self) -> None:
         steps = self._learner.learner_steps - self._published_steps

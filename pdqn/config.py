@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,12 +34,49 @@ def setting(
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
+    check: Callable[[str], Any] | None = None,
+    words: str = "a text",
 ) -> Any:
-    """A dataclass field with its documentation and bounds."""
-    metadata = {"doc": doc, "at_least": at_least, "above": above, "at_most": at_most}
+    """A dataclass field with its documentation and bounds.
+
+    Args:
+        default: value where no layer names one; None where the plan chooses.
+        doc: what it means, in a line.
+        at_least: smallest number accepted.
+        above: number that an accepted one exceeds.
+        at_most: largest number accepted.
+        check: raises ValueError for a text that is not accepted.
+        words: what text is accepted.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
+    metadata = {"doc": doc, **bounds, "check": check, "words": words}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?|\.\d+) *(%|[kmgt]?b)?")
+_MEMORY_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
+    """Bytes from what a person writes: a number of them, with a unit, or a share of the RAM.
+
+    Args:
+        text: ``8000000000``, ``8GB``, ``500 MB`` or ``25%``.
+        available_bytes: what a share is of.
+
+    Raises:
+        ValueError: none of these, nothing at all, or more than all.
+    """
+    match = _MEMORY.fullmatch(text.strip().lower())
+    if match is None:
+        raise ValueError(text)
+    unit = match[2] or "b"
+    amount = float(match[1]) * _MEMORY_UNITS.get(unit, available_bytes / 100)
+    if not 1 <= amount < 2**63 or (unit == "%" and amount > available_bytes):
+        raise ValueError(text)
+    return int(amount)
 
 
 @dataclass(frozen=True)
@@ -47,6 +85,9 @@ class RunConfig:
 
     env: str = setting("pdqn/CirclePlacement-v0", "gymnasium environment id, or module:id")
     env_args: dict[str, Any] = setting({}, "keyword arguments of the environment")
+    frame_stack: int = setting(
+        1, "steps whose observations a network sees at once", at_least=1, at_most=32
+    )
     seed: int = setting(
         0, "every random state of the run is derived from it", at_least=0, at_most=2**63 - 1
     )
@@ -86,11 +127,33 @@ class ActorConfig:
 class ReplayConfig:
     """The prioritized buffer and its rate limiter."""
 
-    capacity: int | None = setting(None, "transitions held", at_least=1)
+    shards: int = setting(1, "replay processes", at_least=1, at_most=256)
+    capacity: int | None = setting(None, "transitions held, over all shards", at_least=1)
+    store: Literal["auto", "dense", "compressed"] = setting(
+        "auto", "frames lie flat in memory, or stay compressed and are decoded when sampled"
+    )
+    memory: str | None = setting(
+        None,
+        "most that the buffers may take: 8GB, 500MB, or a share of the available RAM such as 25%",
+        check=memory_bytes,
+        words="an amount such as 8GB, 500MB or 8000000000, or a share of the RAM such as 25%",
+    )
+    decode_threads: int | None = setting(
+        None, "threads of a shard that decode compressed frames", at_least=1, at_most=256
+    )
+    transport: Literal["auto", "socket"] = setting(
+        "auto", "SampleBatches in memory shared with the learner where possible, or as messages"
+    )
     min_size: int | None = setting(None, "transitions held before the first batch", at_least=1)
     priority_exponent: float = setting(0.6, "0 samples uniformly", at_least=0, at_most=1)
     importance_sampling_exponent: float = setting(
         0.4, "0 leaves the prioritized bias, 1 corrects it in full", at_least=0, at_most=1
+    )
+    importance_sampling_exponent_final: float = setting(
+        1.0, "what the exponent is annealed to", at_least=0, at_most=1
+    )
+    importance_sampling_annealing_steps: int = setting(
+        100_000, "learner steps until the final exponent, on a straight line", at_least=1
     )
     samples_per_insert: float | None = setting(
         None, "transitions sampled for each transition inserted", above=0
@@ -301,6 +364,8 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
         accepted = ""
     try:
         converted = _as_type(value, kind)
+        if bounds["check"] is not None:
+            bounds["check"](converted)
     except (TypeError, ValueError, OverflowError):
         raise UsageError(
             f"{source}: {name} = {value!r}; expected {_describe(kind, bounds)}{accepted}"
@@ -367,7 +432,7 @@ def _describe(kind: Any, bounds: Mapping[str, Any]) -> str:
     if kind is bool:
         return "true or false"
     if kind not in (int, float):
-        return "a text" if kind is str else "a table"
+        return bounds["words"] if kind is str else "a table"
     words = ["a whole number" if kind is int else "a number"]
     names = {"at_least": "of at least", "above": "above", "at_most": "and at most"}
     words += [f"{text} {bounds[key]}" for key, text in names.items() if bounds[key] is not None]

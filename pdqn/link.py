@@ -12,6 +12,7 @@ or save, and leave).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -65,15 +66,27 @@ class Pulse:
 
     Attributes:
         command: one of ``COMMANDS``.
-        endpoints: where ``transitions``, ``samples`` and ``parameters`` are served, as known.
+        endpoints: where ``parameters``, and of each replay k ``transitions/k``,
+            ``acknowledgements/k`` and ``samples/k`` are served, as known.
         actor_slots: actors that share the epsilon ladder.
         final_version: with ``finish``, the parameter_version to evaluate last.
+        samples_per_insert: what replay is to aim at from now on; None for what is configured.
     """
 
     command: str = "run"
     endpoints: dict[str, str] = field(default_factory=dict)
     actor_slots: int = 1
     final_version: int = 0
+    samples_per_insert: float | None = None
+
+    def shards(self, name: str) -> dict[int, str]:
+        """Where the replays that are alive serve this, by index: from endpoints ``name/index``."""
+        split = ((key.partition("/"), address) for key, address in self.endpoints.items())
+        return {
+            int(index): address
+            for (served, _, index), address in split
+            if served == name and index.isascii() and index.isdigit()
+        }
 
 
 class CoordinatorLink:
@@ -217,7 +230,14 @@ class CoordinatorLink:
                 endpoints=dict(message.get("endpoints") or {}),
                 actor_slots=int(message.get("actor_slots") or 1),
                 final_version=int(message.get("final_version") or 0),
+                samples_per_insert=_positive(message.get("samples_per_insert")),
             )
+
+
+def _positive(value: Any) -> float | None:
+    """A number that a limiter may aim at; None for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) and value > 0 else None
 
 
 @contextmanager

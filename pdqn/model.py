@@ -16,7 +16,7 @@ from pdqn.errors import UsageError
 from pdqn.networks import MLP, QMap, build_network
 from pdqn.specs import EnvironmentSpec
 
-FORMAT = 1
+FORMAT = 2
 # What torch.load raises for damaged and foreign files, and what follows from strange contents.
 _UNREADABLE = (
     OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError,

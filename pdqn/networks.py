@@ -64,8 +64,13 @@ def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> MLP | QMap:
         UsageError: no network fits the environment's observations.
     """
     if network_kind(spec, config) == "mlp":
-        inputs = sum(math.prod(f.shape) for f in spec.fields if f.name != ACTION_MASK)
+        inputs = sum(math.prod(f.stacked_shape) for f in spec.fields if f.name != ACTION_MASK)
         return MLP(inputs, spec.num_actions, config.hidden, config.layers, dueling=config.dueling)
+    if spec.frame_stack > 1:
+        raise UsageError(
+            f"run.frame_stack = {spec.frame_stack}: the Q-map network takes single frames; "
+            "accepted is 1, or network.kind = mlp"
+        )
     by_name = {field.name: field for field in spec.fields}
     size = by_name["map"].shape[0]
     if size % _PATCH:
@@ -90,7 +95,10 @@ class MLP(nn.Module):
         self.value = nn.Linear(hidden, 1) if dueling else None
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """float32[batch, inputs]: all fields but the mask, flattened, in the order of names."""
+        """float32[batch, inputs]: all fields but the mask, flattened, in the order of names.
+
+        Of a stacked field, the frames follow each other, oldest first.
+        """
         names = sorted(name for name in observation if name != ACTION_MASK)
         # A field of shape () has no second dimension to flatten from.
         return (torch.cat([observation[n][..., None].flatten(1).float() for n in names], dim=1),)

@@ -1,8 +1,7 @@
 """Network parameters on their way from the learner to everybody who acts.
 
-One message is one frame: a topic of 16 bytes, the length of the header (4 bytes, big endian), a
-msgpack header, and the tensors one after another. A single frame lets a subscriber keep only the
-newest message (``ZMQ_CONFLATE``).
+One message is one frame: a topic of 16 bytes, and the tensors as an arrays message of
+``pdqn.wire``. A single frame lets a subscriber keep only the newest message (``ZMQ_CONFLATE``).
 
 A subscriber that comes late must not wait for the next publication: the publisher hears of every
 subscription and then publishes the last parameters again, a few times a second at most. (A topic
@@ -24,7 +23,6 @@ from pdqn import wire
 
 _TOPIC = b"pdqn-parameters-"
 _REPEAT_SECONDS = 0.25
-_LENGTH_BYTES = 4
 MAX_PARAMETER_BYTES = 1 << 30
 
 
@@ -46,9 +44,9 @@ class Parameters:
 
 
 def encode(parameters: Parameters) -> bytes:
-    """Header and tensors, without a topic."""
+    """The message, without a topic."""
     arrays = {name: t.detach().cpu().numpy() for name, t in parameters.tensors.items()}
-    header, *buffers = wire.encode_arrays(
+    return wire.encode_arrays(
         "parameters",
         {
             "run": parameters.run,
@@ -57,7 +55,6 @@ def encode(parameters: Parameters) -> bytes:
         },
         {name: array.astype(np.float32, copy=False) for name, array in arrays.items()},
     )
-    return b"".join([len(header).to_bytes(_LENGTH_BYTES, "big"), header, *buffers])
 
 
 def decode(data: bytes | memoryview) -> Parameters:
@@ -66,27 +63,21 @@ def decode(data: bytes | memoryview) -> Parameters:
     Raises:
         WireError: not exactly what ``encode`` writes.
     """
-    view = memoryview(data)
-    start = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "big")
-    header = wire.decode_control(bytes(view[_LENGTH_BYTES:start]))
+    header, arrays = wire.decode_arrays(data)
     if header["type"] != "parameters":
-        raise wire.WireError("type", repr(header["type"])[:40])
-    columns = wire.column_list(header.get("columns"))
-    frames: list[bytes | memoryview] = [view[_LENGTH_BYTES:start]]
-    for name, dtype, shape in columns:
-        if dtype != np.float32:
-            raise wire.WireError("dtype", f"{name:.40} is {dtype}")
-        size = wire.array_bytes(dtype, shape)
-        frames.append(view[start : start + size])
-        start += size
-    if start != len(view):
-        raise wire.WireError("size", f"{len(view)} bytes of parameters, {start} described")
-    header, arrays = wire.decode_arrays(frames)
-    version, generation = header.get("parameter_version"), header.get("generation")
-    if not isinstance(version, int) or not isinstance(generation, int):
-        raise wire.WireError("malformed", "parameters without a version")
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    return Parameters(str(header.get("run")), generation, version, tensors)
+        raise wire.WireError("type", f"{wire.shown(header['type'])}, not 'parameters'")
+    run = header.get("run")
+    if not isinstance(run, str):
+        raise wire.WireError("malformed", f"run is {wire.shown(run)}, not a text")
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise wire.WireError("dtype", f"{wire.shown(name)} is {array.dtype}, not float32")
+    return Parameters(
+        run,
+        wire.natural(header, "generation"),
+        wire.natural(header, "parameter_version"),
+        {name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
+    )
 
 
 def matches(tensors: Mapping[str, torch.Tensor], network: torch.nn.Module) -> bool:

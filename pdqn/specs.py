@@ -3,12 +3,19 @@
 An observation is a flat map of named arrays. A plain Box observation is the single field
 ``observation``. Binary fields (masks) are packed to bits as soon as they are recorded, and stay
 packed on the wire and in the buffer.
+
+What is recorded, shipped and stored is always a single *frame*: the observation of one step. A
+field that is stacked (``stack`` K above 1) reaches networks as the frames of the last K steps,
+oldest first, on a new axis before the frame's own; the first frame of an episode stands in for
+those before it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,8 +25,10 @@ Observation = dict[str, NDArray[Any]]
 
 ACTION_MASK = "action_mask"
 ALLOWED_DTYPES = (
-    "bool", "uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64",
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
+    "float16", "float32", "float64",
 )  # fmt: skip
+MAX_FRAME_STACK = 32
 
 
 @dataclass(frozen=True)
@@ -31,27 +40,39 @@ class FieldSpec:
         shape: shape of one observation's array, without a batch dimension.
         dtype: numpy name of the dtype in the environment.
         binary: the values are 0 or 1, and are packed to bits when recorded.
+        stack: steps whose frames a network sees at once.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     binary: bool = False
+    stack: int = 1
 
     @property
+    def stacked_shape(self) -> tuple[int, ...]:
+        """Shape that reaches a network, without a batch dimension."""
+        return (self.stack, *self.shape) if self.stack > 1 else self.shape
+
+    @property
+    def stored_stacked_shape(self) -> tuple[int, ...]:
+        """The same in recorded form, as it is sampled."""
+        return (self.stack, *self.stored_shape) if self.stack > 1 else self.stored_shape
+
+    @cached_property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape as recorded, without a batch dimension."""
-        return (-(-int(np.prod(self.shape)) // 8),) if self.binary else self.shape
+        return (-(-math.prod(self.shape) // 8),) if self.binary else self.shape
 
-    @property
+    @cached_property
     def stored_dtype(self) -> np.dtype[Any]:
         """Dtype as recorded."""
         return np.dtype(np.uint8 if self.binary else self.dtype)
 
-    @property
+    @cached_property
     def stored_bytes(self) -> int:
         """Bytes of one recorded observation's array."""
-        return int(np.prod(self.stored_shape)) * self.stored_dtype.itemsize
+        return math.prod(self.stored_shape) * self.stored_dtype.itemsize
 
     def pack(self, values: NDArray[Any]) -> NDArray[Any]:
         """From the environment's form [batch, *shape] to the recorded one."""
@@ -60,11 +81,11 @@ class FieldSpec:
         return np.packbits(values.reshape(len(values), -1).astype(bool, copy=False), axis=1)
 
     def unpack(self, values: NDArray[Any]) -> NDArray[Any]:
-        """From the recorded form [batch, *stored_shape] to [batch, *shape]; binary becomes bool."""
+        """From the recorded form [..., *stored_shape] to [..., *shape]; binary becomes bool."""
         if not self.binary:
             return values
-        bits = np.unpackbits(values, axis=1, count=int(np.prod(self.shape)))
-        return bits.view(np.bool_).reshape(len(values), *self.shape)
+        bits = np.unpackbits(values, axis=-1, count=math.prod(self.shape))
+        return bits.view(np.bool_).reshape(*values.shape[:-1], *self.shape)
 
 
 @dataclass(frozen=True)
@@ -88,17 +109,30 @@ class EnvironmentSpec:
         """Whether observations say which actions are valid."""
         return any(field.name == ACTION_MASK for field in self.fields)
 
-    @property
+    @cached_property
     def observation_bytes(self) -> int:
-        """Bytes of one recorded observation."""
+        """Bytes of one recorded frame."""
         return sum(field.stored_bytes for field in self.fields)
 
+    @cached_property
+    def frame_stack(self) -> int:
+        """Most steps whose frames a network sees at once."""
+        return max(field.stack for field in self.fields)
+
+    def stacked(self, frame_stack: int) -> EnvironmentSpec:
+        """The same with all fields but the action mask stacked over so many steps."""
+        fields = tuple(
+            replace(field, stack=1 if field.name == ACTION_MASK else frame_stack)
+            for field in self.fields
+        )
+        return replace(self, fields=fields)
+
     def pack(self, observation: Mapping[str, NDArray[Any]]) -> Observation:
-        """The recorded form of a batch of observations."""
+        """The recorded form of a batch of frames."""
         return {field.name: field.pack(observation[field.name]) for field in self.fields}
 
     def unpack(self, observation: Mapping[str, NDArray[Any]]) -> Observation:
-        """The environment's form of a batch of recorded observations."""
+        """The environment's form of a batch of recorded frames, or of stacks of them."""
         return {field.name: field.unpack(observation[field.name]) for field in self.fields}
 
     def to_map(self) -> dict[str, Any]:
@@ -110,16 +144,24 @@ class EnvironmentSpec:
         """The inverse of ``to_map``.
 
         Raises:
-            ValueError: a dtype that no column may have.
+            ValueError: a dtype that no column may have, or a shape or stack that makes no sense.
         """
         fields = tuple(
             FieldSpec(
-                str(f["name"]), tuple(map(int, f["shape"])), str(f["dtype"]), bool(f["binary"])
+                str(f["name"]),
+                tuple(map(int, f["shape"])),
+                str(f["dtype"]),
+                bool(f["binary"]),
+                int(f["stack"]),
             )
             for f in values["fields"]
         )
         for field in fields:
             if field.dtype not in ALLOWED_DTYPES:
                 raise ValueError(f"observation field {field.name} has dtype {field.dtype}")
+            if any(size < 0 for size in field.shape):
+                raise ValueError(f"observation field {field.name} has the shape {field.shape}")
+            if not 1 <= field.stack <= MAX_FRAME_STACK:
+                raise ValueError(f"observation field {field.name} has a stack of {field.stack}")
         headline = values.get("headline_metric")
         return cls(str(values["id"]), fields, int(values["num_actions"]), headline)

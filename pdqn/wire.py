@@ -18,40 +18,58 @@ Three kinds of message exist:
       raw_bytes        size of the body before compression
       columns          list of {name, dtype, shape}; the body holds them one after another
       body             bytes
+      blocks           list of {frames, codec, raw_bytes, body}: consecutive frames of the
+                       observation, each block compressed by itself, so that replay can keep it
+                       as it came; a body holds field after field, in the order of the spec
 
-* *Arrays*: several frames, a msgpack map followed by one raw buffer for each of its ``columns``.
-  SampleBatches and their requests, between replay and learner; nothing is copied.
+  The columns are ``TRANSITION_COLUMNS`` and, where frames are stacked, ``history``. A frame is the
+  observation of one step, shipped once however many transitions share it; no stack reaches from
+  one block into another.
+
+* *Arrays*: one frame, the length of a msgpack map (4 bytes, big endian), the map, and the arrays
+  that its ``columns`` describe, one after another. Parameters, from the learner to everybody who
+  acts.
+
+SampleBatches and their requests are in ``replay.samples``.
 
 A decoder never allocates what a message merely claims: sizes are compared with limits and with
-each other first. What fails raises ``WireError`` with a short reason that is counted.
+each other first. What fails raises ``WireError`` with one of the ``REASONS``, to count by. All
+functions may be called from several threads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NoReturn, get_args
 
 import msgpack
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec
+from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, Observation
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_CONTROL_BYTES = 1 << 20
 MAX_TRANSITION_BYTES = 64 << 20
 MAX_ARRAYS_BYTES = 1 << 30
 MAX_TRANSITIONS = 1 << 16
-# Of the msgpack structures; a byte of an empty map costs 70 bytes of memory.
-_MAX_LENGTH = 1 << 12
-_MAX_ELEMENTS = 1 << 16
+MAX_BLOCKS = 1 << 10
+_MAX_COLUMNS = 1 << 8
+# A batch has about one frame per transition; n-step borders, stacks and truncations add some.
+_MAX_FRAMES_PER_TRANSITION = 100
+_MAX_DIMENSIONS = 8
+_LENGTH_BYTES = 4
+# Python's own functions, such as repr, would fail on what is nested a thousand deep.
+_MAX_DEPTH = 32
 _ZSTD_LEVEL = 1
 _PROBE_BYTES = 1 << 14
-# A batch has about one frame per transition; n-step borders and truncations add some.
-_MAX_FRAMES_PER_TRANSITION = 66
+# What compresses less is not worth the time that decompressing takes.
+_WORTHWHILE_SHARE = 0.9
+_SHOWN_CHARACTERS = 40
 
 TRANSITION_COLUMNS = {
     "action": np.dtype(np.int32),
@@ -61,31 +79,126 @@ TRANSITION_COLUMNS = {
     "observation_index": np.dtype(np.int32),
     "bootstrap_index": np.dtype(np.int32),
 }
-OBSERVATION_PREFIX = "observation."
+# Of every frame, where frames are stacked: how many of those before it belong to its stack.
+HISTORY = "history"
+_HISTORY_DTYPE = np.dtype(np.uint8)
+_DTYPES = {name: np.dtype(name) for name in ALLOWED_DTYPES}
+# Finding a name here takes a twentieth of the time that numpy takes to compose it.
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
+
+# Name, dtype and shape of an array.
+_Column = tuple[str, np.dtype[Any], tuple[int, ...]]
+
+Reason = Literal[
+    # Any message:
+    "too large",  # more bytes than its kind may have
+    "malformed",  # no msgpack map with a type, or a value in it of the wrong kind
+    "version",  # of another protocol
+    "type",  # of another kind than is expected here
+    "columns",  # none, or not those that are expected
+    "dtype",  # of a column
+    "shape",  # of a column
+    "size",  # sizes that disagree with each other, with the bytes or with a limit
+    # TransitionBatches:
+    "other run",
+    "count",  # of transitions or frames
+    "blocks",  # not a list of so many maps
+    "codec",  # unknown
+    "corrupt",  # cannot be decompressed
+    # Values in it:
+    "not finite",
+    "not boolean",
+    "action",
+    "discount",
+    "priority",
+    "index",
+    "history",
+]
+# Counters are named after them.
+REASONS: frozenset[Reason] = frozenset(get_args(Reason))
 
 
 class WireError(ValueError):
     """A message that must not be used.
 
     Attributes:
-        reason: one word or two, from a fixed set, to count by.
+        reason: one of ``REASONS``, to count by.
         count: transitions in the message, as far as it is known.
     """
 
-    def __init__(self, reason: str, detail: str = "", count: int = 0) -> None:
+    def __init__(self, reason: Reason, detail: str = "", count: int = 0) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason: Reason = reason
         self.count = count
 
 
 @dataclass(frozen=True)
+class _Limits:
+    """What a msgpack structure may have: one byte of it may take seventy bytes of memory.
+
+    Attributes:
+        length: elements of one list or map.
+        elements: elements of all lists and maps.
+        text_bytes: of one text, which takes up to four times as much memory.
+    """
+
+    length: int
+    elements: int
+    text_bytes: int
+
+
+_CONTROL_LIMITS = _Limits(length=1 << 12, elements=1 << 16, text_bytes=MAX_CONTROL_BYTES)
+# Nothing in it is as long as the list of blocks, each of them a map of four.
+_TRANSITION_LIMITS = _Limits(length=MAX_BLOCKS, elements=8 * MAX_BLOCKS, text_bytes=1 << 12)
+
+
+class _Zstandard(threading.local):
+    """One of each for every thread: they may not be shared, and take longer to make than to use."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstandard = _Zstandard()
+
+
+@dataclass(frozen=True, eq=False)
+class FrameBlock:
+    """Consecutive frames, and their compressed form.
+
+    Attributes:
+        fields: stored_dtype[frames, *stored_shape] of each field, in recorded form.
+        codec: "zstd" or "none", of the body.
+        body: the fields' bytes one after another, in the order of the spec, compressed.
+    """
+
+    fields: Observation
+    codec: str
+    body: bytes
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return len(next(iter(self.fields.values())))
+
+    @property
+    def raw_bytes(self) -> int:
+        """Size of the body before compression."""
+        return sum(array.nbytes for array in self.fields.values())
+
+
+@dataclass(frozen=True, eq=False)
 class TransitionBatch:
     """What an actor ships: transitions that point into the frames shipped with them.
 
     Attributes:
-        columns: ``observation.<field>`` [frames, *stored_shape], and [count] each of int32
-            action, float32 n_step_return, float32 discount, float32 priority, int32
-            observation_index and int32 bootstrap_index (both into the frames).
+        columns: [count] each of int32 action, float32 n_step_return, float32 discount, float32
+            priority, int32 observation_index and int32 bootstrap_index (both into the frames);
+            where frames are stacked also uint8 history [frames], the number of frames before
+            each that belong to its stack.
+        blocks: the frames.
     """
 
     run: str
@@ -94,11 +207,17 @@ class TransitionBatch:
     sequence: int
     parameter_version: int
     columns: dict[str, NDArray[Any]]
+    blocks: list[FrameBlock]
 
     @property
     def count(self) -> int:
         """Number of transitions."""
         return len(self.columns["action"])
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return sum(block.count for block in self.blocks)
 
 
 def encode_control(kind: str, content: Mapping[str, Any]) -> bytes:
@@ -106,22 +225,41 @@ def encode_control(kind: str, content: Mapping[str, Any]) -> bytes:
     return _pack_map({"version": PROTOCOL_VERSION, "type": kind, **content})
 
 
-def decode_control(data: bytes) -> dict[str, Any]:
+def decode_control(data: bytes | memoryview) -> dict[str, Any]:
     """A checked control message: a map with a ``type``.
 
     Raises:
         WireError: too large, malformed, or of another protocol version.
     """
     if len(data) > MAX_CONTROL_BYTES:
-        raise WireError("too large", f"{len(data)} bytes of control")
-    return _unpack_map(data)
+        raise WireError("too large", f"{len(data)} bytes, at most {MAX_CONTROL_BYTES}")
+    return _unpack_map(data, _CONTROL_LIMITS)
+
+
+def compress_block(fields: Observation, spec: EnvironmentSpec) -> FrameBlock:
+    """A block of the frames ``fields``, stored_dtype[frames, *stored_shape] each."""
+    ordered = {f.name: np.ascontiguousarray(fields[f.name]) for f in spec.fields}
+    return FrameBlock(ordered, *_compress(_joined(list(ordered.values()))))
+
+
+def decompress_block(
+    codec: str, body: bytes | memoryview, frames: int, spec: EnvironmentSpec
+) -> Observation:
+    """The fields of a block, stored_dtype[frames, *stored_shape] each, read-only.
+
+    They are views of the body where the codec is "none".
+
+    Raises:
+        WireError: not exactly so many frames.
+    """
+    return _block_fields(codec, body, frames, spec, "block")
 
 
 def encode_transitions(batch: TransitionBatch) -> bytes:
     """The single frame of a TransitionBatch."""
     names = sorted(batch.columns)
     arrays = [np.ascontiguousarray(batch.columns[name]) for name in names]
-    raw = b"".join(_buffer(array) for array in arrays)
+    raw = _joined(arrays)
     codec, body = _compress(raw)
     return _pack_map(
         {
@@ -137,6 +275,10 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
             "raw_bytes": len(raw),
             "columns": [_describe(name, a) for name, a in zip(names, arrays, strict=True)],
             "body": body,
+            "blocks": [
+                {"frames": b.count, "codec": b.codec, "raw_bytes": b.raw_bytes, "body": b.body}
+                for b in batch.blocks
+            ],
         }
     )
 
@@ -144,63 +286,84 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
 def decode_transitions(
     data: bytes | memoryview, spec: EnvironmentSpec, run: str
 ) -> TransitionBatch:
-    """A TransitionBatch that fits the run's environment in every value.
+    """A TransitionBatch that fits the run's environment in every value; its arrays are read-only.
 
     Raises:
         WireError: anything that is not exactly as the module's page says.
     """
     if len(data) > MAX_TRANSITION_BYTES:
-        raise WireError("too large", f"{len(data)} bytes")
-    header = _unpack_map(data)
+        raise WireError("too large", f"{len(data)} bytes, at most {MAX_TRANSITION_BYTES}")
+    header = _unpack_map(data, _TRANSITION_LIMITS)
     if header["type"] != "transitions":
-        raise WireError("type", repr(header["type"])[:40])
+        raise WireError("type", f"{shown(header['type'])}, not 'transitions'")
     if header.get("run") != run:
-        raise WireError("other run")
-    actor, incarnation, sequence, version, count, raw_bytes = (
-        _natural(header, key)
-        for key in ("actor", "incarnation", "sequence", "parameter_version", "count", "raw_bytes")
+        raise WireError("other run", f"{shown(header.get('run'))}, not {shown(run)}")
+    # An acknowledgement names these two in 32 bits each.
+    actor, incarnation = (natural(header, key, 1 << 32) for key in ("actor", "incarnation"))
+    sequence, version, count = (
+        natural(header, key) for key in ("sequence", "parameter_version", "count")
     )
-    if max(actor, incarnation) >= 1 << 32:
-        raise WireError("malformed", "actor or incarnation that no acknowledgement can name")
     try:
-        columns = _transition_columns(header, spec, count, raw_bytes)
+        sizes = _block_sizes(header.get("blocks"), spec)
+        columns = _transition_columns(header, spec, count, sizes)
+        blocks = [
+            _block(number, block, frames, spec)
+            for number, (block, frames) in enumerate(zip(header["blocks"], sizes, strict=True))
+        ]
     except WireError as error:
         error.count = min(count, MAX_TRANSITIONS)
         raise
-    return TransitionBatch(run, actor, incarnation, sequence, version, columns)
+    return TransitionBatch(run, actor, incarnation, sequence, version, columns, blocks)
 
 
 def encode_arrays(
     kind: str, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
-) -> list[Any]:
-    """The frames of an arrays message; the buffers are the arrays' own memory."""
+) -> bytes:
+    """The single frame of an arrays message."""
     # Not ascontiguousarray, which would give scalars a dimension.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     columns = [_describe(name, array) for name, array in contiguous.items()]
     header = encode_control(kind, {**content, "columns": columns})
-    return [header, *(_buffer(array) for array in contiguous.values())]
+    length = len(header).to_bytes(_LENGTH_BYTES, "big")
+    return b"".join([length, header, *map(_buffer, contiguous.values())])
 
 
-def decode_arrays(
-    frames: Sequence[bytes | memoryview],
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The header and the arrays of an arrays message, views of the frames.
+def decode_arrays(data: bytes | memoryview) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The header and the arrays of an arrays message; they are views of it, and read-only.
 
     Raises:
-        WireError: a header that does not describe the frames exactly.
+        WireError: a header that does not describe exactly what follows it.
     """
-    if not frames or len(frames[0]) > MAX_CONTROL_BYTES:
-        raise WireError("malformed", "no header of a permitted size")
-    header = _unpack_map(frames[0])
-    columns = column_list(header.get("columns"))
-    if len(columns) != len(frames) - 1:
-        raise WireError("columns", f"{len(columns)} described, {len(frames) - 1} sent")
-    arrays: dict[str, NDArray[Any]] = {}
-    for (name, dtype, shape), frame in zip(columns, frames[1:], strict=True):
-        if len(frame) != array_bytes(dtype, shape) or len(frame) > MAX_ARRAYS_BYTES:
-            raise WireError("size", f"column {name}")
-        arrays[name] = np.frombuffer(frame, dtype).reshape(shape)
+    view = memoryview(data).toreadonly()
+    start = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "big")
+    header, body = decode_control(view[_LENGTH_BYTES:start]), view[start:]
+    columns = _column_list(header.get("columns"))
+    needed = sum(_array_bytes(dtype, shape) for _, dtype, shape in columns)
+    if len(body) != needed:
+        raise WireError("size", f"{len(body)} bytes of arrays, the columns need {needed}")
+    arrays = _split(body, columns)
+    for name, array in arrays.items():
+        _check_booleans(name, array)
     return header, arrays
+
+
+def natural(header: Mapping[str, Any], key: str, limit: int = 1 << 62) -> int:
+    """The integer from 0 to below ``limit`` that a map has under a key.
+
+    Raises:
+        WireError: there is none.
+    """
+    value = header.get(key)
+    if type(value) is not int or not 0 <= value < limit:
+        raise WireError("malformed", f"{key} is {shown(value)}, not an integer in 0..{limit - 1}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value of a message, as an error may show it: short, and without looking into lists."""
+    if isinstance(value, str):
+        return repr(value[:_SHOWN_CHARACTERS])
+    return repr(value) if isinstance(value, int | float | None) else type(value).__name__
 
 
 def _pack_map(message: Mapping[str, Any]) -> bytes:
@@ -209,88 +372,164 @@ def _pack_map(message: Mapping[str, Any]) -> bytes:
     return packed
 
 
-def _unpack_map(data: bytes | memoryview) -> dict[str, Any]:
+def _unpack_map(data: bytes | memoryview, limits: _Limits) -> dict[str, Any]:
     elements = 0
 
     def counted(container: Any) -> Any:
         nonlocal elements
         elements += 1 + len(container)
-        if elements > _MAX_ELEMENTS:
-            raise ValueError(f"more than {_MAX_ELEMENTS} elements")
+        if elements > limits.elements:
+            raise ValueError(f"more than {limits.elements} elements")
         return container
 
+    # Whatever length a list claims is allocated at once; each element takes a byte at least.
+    length = min(limits.length, len(data))
     try:
         message = msgpack.unpackb(
             data,
             strict_map_key=True,
             object_hook=counted,
             list_hook=counted,
-            max_array_len=_MAX_LENGTH,
-            max_map_len=_MAX_LENGTH,
+            ext_hook=_refuse_extension,
+            max_array_len=length,
+            max_map_len=length,
+            max_str_len=limits.text_bytes,
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise WireError("malformed", str(error)[:80]) from None
+        raise WireError("malformed", f"{type(error).__name__} {error!s:.80}") from None
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise WireError("malformed", "no map with a type")
-    if message.get("version") != PROTOCOL_VERSION:
-        raise WireError(
-            "version", f"{message.get('version')!r:.20} where {PROTOCOL_VERSION} is spoken"
-        )
+    version = message.get("version")
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise WireError("version", f"{shown(version)} where {PROTOCOL_VERSION} is spoken")
+    if _depth_exceeds(message, _MAX_DEPTH):
+        raise WireError("malformed", f"nested deeper than {_MAX_DEPTH}")
     return message
 
 
-def _natural(header: Mapping[str, Any], key: str) -> int:
-    value = header.get(key)
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise WireError("malformed", f"{key} is {value!r:.20}")
-    return value
+def _depth_exceeds(container: Any, limit: int) -> bool:
+    level = [container]
+    for _ in range(limit):
+        inner = (values.values() if type(values) is dict else values for values in level)
+        level = [value for values in inner for value in values if type(value) in (dict, list)]
+        if not level:
+            return False
+    return True
+
+
+def _refuse_extension(code: int, _: bytes) -> NoReturn:
+    raise ValueError(f"extension type {code}")
 
 
 def _describe(name: str, array: NDArray[Any]) -> dict[str, Any]:
-    return {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+    return {"name": name, "dtype": _DTYPE_NAMES[array.dtype], "shape": list(array.shape)}
 
 
-def column_list(columns: Any) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
-    """(name, dtype, shape) of every described column.
+def _column_list(columns: Any) -> list[_Column]:
+    """Every column that a message describes, of a plain dtype and of a shape that can be."""
+    if not isinstance(columns, list) or len(columns) > _MAX_COLUMNS:
+        raise WireError("columns", f"not a list of at most {_MAX_COLUMNS}")
+    checked: dict[str, _Column] = {}
+    for description in columns:
+        column = _column(description)
+        if column[0] in checked:
+            raise WireError("columns", f"{shown(column[0])} occurs twice")
+        checked[column[0]] = column
+    return list(checked.values())
 
-    Raises:
-        WireError: a dtype that is not plain and numeric, or a shape that makes no sense.
-    """
-    if not isinstance(columns, list) or len(columns) > 256:
-        raise WireError("columns", "not a list of at most 256")
-    checked: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
-    for column in columns:
-        if not isinstance(column, dict):
-            raise WireError("columns", "not maps")
-        name, dtype, shape = column.get("name"), column.get("dtype"), column.get("shape")
-        if not isinstance(name, str) or any(name == other for other, _, _ in checked):
-            raise WireError("columns", f"name {name!r:.40}")
-        if dtype not in ALLOWED_DTYPES:
-            raise WireError("dtype", f"{name:.40} is {dtype!r:.20}")
-        if not isinstance(shape, list) or len(shape) > 8:
-            raise WireError("shape", f"{name:.40}")
-        if not all(type(n) is int and 0 <= n <= MAX_ARRAYS_BYTES for n in shape):
-            raise WireError("shape", f"{name:.40}")
-        checked.append((name, np.dtype(str(dtype)), tuple(shape)))
-    return checked
+
+def _column(description: Any) -> _Column:
+    if not isinstance(description, dict):
+        raise WireError("columns", f"{shown(description)} where a map is due")
+    name, dtype, shape = (description.get(key) for key in ("name", "dtype", "shape"))
+    if not isinstance(name, str):
+        raise WireError("columns", f"{shown(name)} where a name is due")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise WireError("dtype", f"{shown(name)} is {shown(dtype)}, not a plain number")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise WireError("shape", f"{shown(name)} has no list of at most {_MAX_DIMENSIONS} sizes")
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise WireError("shape", f"{shown(name)} has the size {shown(size)}")
+    # numpy refuses large sizes even where another one is 0.
+    if math.prod(size or 1 for size in shape) > MAX_ARRAYS_BYTES:
+        raise WireError("shape", f"{shown(name)} has more than {MAX_ARRAYS_BYTES} elements")
+    return name, _DTYPES[dtype], tuple(shape)
+
+
+def _array_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    # In Python's integers: hostile dimensions must not wrap around.
+    return dtype.itemsize * math.prod(shape)
+
+
+def _block_sizes(blocks: Any, spec: EnvironmentSpec) -> list[int]:
+    """The frames of every block, once the claims agree with each other and with the limits."""
+    # That there are at most MAX_BLOCKS is among the limits of the message's structure.
+    if not isinstance(blocks, list) or not blocks:
+        raise WireError("blocks", f"not a list of 1 to {MAX_BLOCKS}")
+    frame_bytes = spec.observation_bytes
+    sizes: list[int] = []
+    for number, block in enumerate(blocks):
+        if not isinstance(block, dict):
+            raise WireError("blocks", f"number {number} is {shown(block)}, not a map")
+        frames, raw_bytes = natural(block, "frames"), natural(block, "raw_bytes")
+        if frames == 0:
+            raise WireError("count", f"block {number} has no frames")
+        if raw_bytes != frames * frame_bytes:
+            claim = f"{raw_bytes} bytes for {frames} frames of {frame_bytes} bytes"
+            raise WireError("size", f"block {number} claims {claim}")
+        sizes.append(frames)
+    if (total_bytes := sum(sizes) * frame_bytes) > MAX_TRANSITION_BYTES:
+        raise WireError("size", f"{total_bytes} bytes of frames, at most {MAX_TRANSITION_BYTES}")
+    return sizes
+
+
+def _block(number: int, block: Mapping[str, Any], frames: int, spec: EnvironmentSpec) -> FrameBlock:
+    codec, body = _codec_and_body(block, f"block {number}")
+    fields = _block_fields(codec, body, frames, spec, f"block {number}")
+    for name, values in fields.items():
+        if not _is_finite(values):
+            raise WireError("not finite", f"{shown(name)} in block {number}")
+        _check_booleans(name, values)
+    return FrameBlock(fields, codec, body)
+
+
+def _block_fields(
+    codec: str, body: bytes | memoryview, frames: int, spec: EnvironmentSpec, where: str
+) -> Observation:
+    raw = _decompress(codec, body, frames * spec.observation_bytes, where)
+    return _split(raw, [(f.name, f.stored_dtype, (frames, *f.stored_shape)) for f in spec.fields])
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    if values.dtype == np.float16:
+        # Of all bits but the sign. numpy's isfinite takes twenty times as long for this dtype.
+        return not ((values.view(np.uint16) & 0x7FFF) >= 0x7C00).any()
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
+def _check_booleans(name: str, values: NDArray[Any]) -> None:
+    if values.dtype == np.bool_ and (values.view(np.uint8) > 1).any():
+        raise WireError("not boolean", f"{shown(name)} has bytes other than 0 and 1")
 
 
 def _transition_layout(
-    described: Any, spec: EnvironmentSpec, count: int
-) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
-    """The described columns, if they are exactly those of the environment."""
-    layout = column_list(described)
-    frames = next((s[0] for n, _, s in layout if n.startswith(OBSERVATION_PREFIX) and s), 0)
-    if not 0 < count <= MAX_TRANSITIONS or not 0 < frames <= count * _MAX_FRAMES_PER_TRANSITION:
-        raise WireError("count", f"{count} transitions over {frames} frames")
+    described: Any, spec: EnvironmentSpec, count: int, frames: int
+) -> list[_Column]:
+    """The described columns, if they are exactly those of a batch."""
+    if not 0 < count <= MAX_TRANSITIONS:
+        raise WireError("count", f"{count} transitions, not 1 to {MAX_TRANSITIONS}")
+    if frames > (most := count * _MAX_FRAMES_PER_TRANSITION):
+        raise WireError("count", f"{frames} frames for {count} transitions, at most {most}")
     expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
         name: (dtype, (count,)) for name, dtype in TRANSITION_COLUMNS.items()
     }
-    for field in spec.fields:
-        name = OBSERVATION_PREFIX + field.name
-        expected[name] = (field.stored_dtype, (frames, *field.stored_shape))
-    if {name for name, _, _ in layout} != set(expected):
-        raise WireError("columns", "not those of the environment")
+    if spec.frame_stack > 1:
+        expected[HISTORY] = (_HISTORY_DTYPE, (frames,))
+    layout = _column_list(described)
+    if (names := {name for name, _, _ in layout}) != expected.keys():
+        differing = ", ".join(shown(name) for name in sorted(names ^ expected.keys())[:3])
+        raise WireError("columns", f"{differing} missing or not of this environment")
     for name, dtype, shape in layout:
         if dtype != expected[name][0]:
             raise WireError("dtype", f"{name} is {dtype}, not {expected[name][0]}")
@@ -300,76 +539,106 @@ def _transition_layout(
 
 
 def _transition_columns(
-    header: Mapping[str, Any], spec: EnvironmentSpec, count: int, raw_bytes: int
+    header: Mapping[str, Any], spec: EnvironmentSpec, count: int, sizes: Sequence[int]
 ) -> dict[str, NDArray[Any]]:
-    layout = _transition_layout(header.get("columns"), spec, count)
-    expected = sum(array_bytes(dtype, shape) for _, dtype, shape in layout)
-    if raw_bytes != expected or raw_bytes > MAX_TRANSITION_BYTES:
-        raise WireError("size", f"{raw_bytes} bytes claimed, columns need {expected}")
-    raw = _decompress(header.get("codec"), header.get("body"), raw_bytes)
-    columns: dict[str, NDArray[Any]] = {}
-    offset = 0
-    for name, dtype, shape in layout:
-        columns[name] = np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape)
-        offset += array_bytes(dtype, shape)
-    _check_values(columns, spec)
+    layout = _transition_layout(header.get("columns"), spec, count, sum(sizes))
+    raw_bytes = natural(header, "raw_bytes")
+    needed = sum(_array_bytes(dtype, shape) for _, dtype, shape in layout)
+    if raw_bytes != needed:
+        raise WireError("size", f"{raw_bytes} bytes claimed, the columns need {needed}")
+    columns = _split(_decompress(*_codec_and_body(header, "body"), raw_bytes, "body"), layout)
+    _check_range(columns, "action", "action", 0, spec.num_actions - 1)
+    _check_range(columns, "n_step_return", "not finite", -_LARGEST_FLOAT, _LARGEST_FLOAT)
+    _check_range(columns, "discount", "discount", 0, 1)
+    _check_range(columns, "priority", "priority", 0, _LARGEST_FLOAT)
+    for name in ("observation_index", "bootstrap_index"):
+        _check_range(columns, name, "index", 0, sum(sizes) - 1)
+    if spec.frame_stack > 1:
+        _check_history(columns[HISTORY], sizes, spec.frame_stack)
     return columns
 
 
-def _check_values(columns: Mapping[str, NDArray[Any]], spec: EnvironmentSpec) -> None:
-    frames = len(columns[OBSERVATION_PREFIX + spec.fields[0].name])
-    for name in ("n_step_return", "discount", "priority"):
-        if not np.isfinite(columns[name]).all():
-            raise WireError("not finite", name)
-    if columns["priority"].min() < 0:
-        raise WireError("priority", "negative")
-    if columns["discount"].min() < 0 or columns["discount"].max() > 1:
-        raise WireError("discount", "outside 0..1")
-    if columns["action"].min() < 0 or columns["action"].max() >= spec.num_actions:
-        raise WireError("action", f"outside 0..{spec.num_actions - 1}")
-    for name in ("observation_index", "bootstrap_index"):
-        if columns[name].min() < 0 or columns[name].max() >= frames:
-            raise WireError("index", name)
+def _check_range(
+    columns: Mapping[str, NDArray[Any]], name: str, reason: Reason, low: float, high: float
+) -> None:
+    values = columns[name]
+    # Least and greatest alone: two quick passes, which a NaN fails as well.
+    if low <= values.min() and values.max() <= high:
+        return
+    number = int(np.argmin((values >= low) & (values <= high)))
+    value = values[number].item()
+    raise WireError(
+        reason if math.isfinite(value) else "not finite",
+        f"{name} of transition {number} is {value}, not in {low:g}..{high:g}",
+    )
 
 
-def array_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
-    """Bytes of an array, in Python integers: hostile dimensions must not wrap around."""
-    size = dtype.itemsize
-    for dimension in shape:
-        size *= dimension
-    return size
+def _check_history(history: NDArray[Any], sizes: Sequence[int], stack: int) -> None:
+    if history.max() >= stack:
+        raise WireError("history", f"{history.max()} frames where {stack} are stacked")
+    # A stack lies in one block, which is unpacked by itself.
+    firsts = np.cumsum([0, *sizes[:-1]], dtype=np.intp)
+    if history[firsts].any() or (history[1:] > history[:-1] + 1).any():
+        raise WireError("history", "a stack that reaches beyond the frames that belong together")
+
+
+def _codec_and_body(content: Mapping[str, Any], where: str) -> tuple[str, bytes]:
+    codec, body = content.get("codec"), content.get("body")
+    if not isinstance(codec, str):
+        raise WireError("codec", f"{where} has {shown(codec)}")
+    if not isinstance(body, bytes):
+        raise WireError("malformed", f"{where} is {shown(body)}, not bytes")
+    return codec, body
 
 
 def _buffer(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _compress(raw: bytes) -> tuple[str, bytes]:
-    """Compress unless a sample of the payload says that it is not worth it."""
-    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+def _joined(arrays: Sequence[NDArray[Any]]) -> bytes | memoryview:
+    """The arrays one after another; a single one is not copied."""
+    if len(arrays) == 1:
+        return _buffer(arrays[0])
+    return b"".join(_buffer(array) for array in arrays)
+
+
+def _split(raw: bytes | memoryview, layout: Iterable[_Column]) -> dict[str, NDArray[Any]]:
+    """The arrays that lie in ``raw`` one after another."""
+    arrays: dict[str, NDArray[Any]] = {}
+    offset = 0
+    for name, dtype, shape in layout:
+        arrays[name] = np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape)
+        offset += arrays[name].nbytes
+    return arrays
+
+
+def _compress(raw: bytes | memoryview) -> tuple[str, bytes]:
+    """Compress, unless a sample of the payload says that it is not worth it."""
+    compressor = _zstandard.compressor
     middle = max(0, len(raw) // 2 - _PROBE_BYTES // 2)
     probe = raw[middle : middle + _PROBE_BYTES]
-    if len(compressor.compress(probe)) > 0.9 * len(probe):
-        return "none", raw
-    return "zstd", compressor.compress(raw)
+    compressed = compressor.compress(probe)
+    if len(compressed) > _WORTHWHILE_SHARE * len(probe):
+        return "none", bytes(raw)
+    return "zstd", compressed if len(probe) == len(raw) else compressor.compress(raw)
 
 
-def _decompress(codec: Any, body: Any, raw_bytes: int) -> bytes:
-    if not isinstance(body, bytes):
-        raise WireError("malformed", "no body")
+def _decompress(
+    codec: str, body: bytes | memoryview, raw_bytes: int, where: str
+) -> bytes | memoryview:
     if codec == "none":
         if len(body) != raw_bytes:
-            raise WireError("size", f"body of {len(body)} bytes, {raw_bytes} claimed")
-        return body
+            raise WireError("size", f"{where} has {len(body)} bytes, {raw_bytes} claimed")
+        return memoryview(body).toreadonly()
     if codec != "zstd":
-        raise WireError("codec", f"{codec!r:.20}")
+        raise WireError("codec", f"{where} has {shown(codec)}, not 'zstd' or 'none'")
     try:
         # The frame's own claim is what the decompressor would allocate: compare it first.
-        if zstandard.frame_content_size(body) != raw_bytes:
-            raise WireError("size", "compressed frame of another size than claimed")
-        raw = zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+        if (claim := zstandard.frame_content_size(body)) != raw_bytes:
+            raise WireError("size", f"{where} unpacks to {claim} bytes, {raw_bytes} claimed")
+        raw = _zstandard.decompressor.decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise WireError("corrupt", str(error)[:80]) from None
+        raise WireError("corrupt", f"{where}: {error!s:.80}") from None
     if len(raw) != raw_bytes:
-        raise WireError("size", f"{len(raw)} bytes decompressed, {raw_bytes} claimed")
+        raise WireError("size", f"{where} unpacked to {len(raw)} bytes, {raw_bytes} claimed")
     return raw

@@ -1,118 +1,522 @@
 """The learner's way to replay: it asks for SampleBatches, is never sent more.
 
-The learner keeps requests outstanding (credit); every request carries the new priorities of an
-earlier batch.
+The client keeps ``learner.prefetch`` batches requested; every request carries the new priorities
+of earlier batches. Replay writes the rows into memory of the client where it can, else they come
+as messages. Several shards write their rows of the same batch each. See ``replay.samples`` for
+the messages, and ``replay.sharding`` for whose rows a batch gets.
+
+**Lost requests.** A shard may end, and a connection may break, while rows are outstanding. Those
+are asked for again: at once when the shard is not among those alive any more, and otherwise when
+the shard, asked for its state, does not know of the request. Whoever got the first request may
+still live and write into the memory that it was given, late. So that this is never memory of
+another batch, the client makes new memory for all its slots then, and takes its batches there.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import mmap
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
 from pdqn import wire
-from pdqn.specs import Observation
-from replay.buffer import Sample
-
-_FLAT = (
-    "keys",
-    "action",
-    "n_step_return",
-    "discount",
-    "importance_weight",
-    "parameter_version",
+from pdqn.config import Config
+from pdqn.specs import EnvironmentSpec
+from replay.limiter import make_limiter
+from replay.samples import (
+    MAX_UPDATES,
+    Sample,
+    SampleAnswer,
+    SampleLayout,
+    SampleRequest,
+    SlotLayout,
+    decode_answer,
+    encode_request,
+    slot_count,
 )
+from replay.sharding import Ledger, allocate
+from replay.shared_memory import SharedMemory, SharedMemoryError
+
+# Shards are asked for their state this often; a single one only to find requests that got lost.
+_STATE_SECONDS = 0.05
+_ONLY_SHARD_STATE_SECONDS = 1.0
+_STATE_PATIENCE_SECONDS = 1.0
+_MOST_ANSWERS_PER_TURN = 256
+_MOST_UPDATES_WAITING = 256
+_log = logging.getLogger("learner")
 
 
-def encode_sample(sample: Sample, content: dict[str, Any]) -> list[Any]:
-    """The frames of a SampleBatch."""
-    arrays = {name: getattr(sample, name) for name in _FLAT}
-    arrays |= {f"observation.{name}": value for name, value in sample.observation.items()}
-    arrays |= {f"bootstrap.{name}": value for name, value in sample.bootstrap_observation.items()}
-    return wire.encode_arrays("sample", content, arrays)
+@dataclass(eq=False)
+class _Slots:
+    """One memory of all slots.
 
-
-def decode_sample(frames: list[Any]) -> tuple[dict[str, Any], Sample]:
-    """Header and SampleBatch.
-
-    Raises:
-        WireError: not a SampleBatch.
+    Attributes:
+        shared: it, if replay can attach it.
+        free: slots that no batch is in.
     """
-    header, arrays = wire.decode_arrays(frames)
-    if header["type"] != "sample" or not arrays.keys() >= set(_FLAT):
-        raise wire.WireError("type", "not a sample")
-    observation = _with_prefix(arrays, "observation.")
-    bootstrap = _with_prefix(arrays, "bootstrap.")
-    flat = {name: arrays[name] for name in _FLAT}
-    return header, Sample(observation=observation, bootstrap_observation=bootstrap, **flat)
+
+    shared: SharedMemory | None
+    free: list[_Slot] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Slot:
+    index: int
+    slots: _Slots
+    sample: Sample
+
+
+@dataclass(eq=False)
+class _Shard:
+    """A connection to a shard.
+
+    Attributes:
+        parts: outstanding requests for rows, by number.
+        updates: bytes of keys and of priorities that wait for a request to go with.
+        asked: monotonic time of the last request.
+        state_asked: of the last one for the state alone that is unanswered; None for none.
+        alive: the connection is still the one in use.
+        attaches: as far as known, the shard can attach the client's memory.
+    """
+
+    index: int
+    address: str
+    socket: zmq.Socket[bytes]
+    parts: dict[int, _Part] = field(default_factory=dict)
+    updates: deque[tuple[bytes, bytes]] = field(default_factory=deque)
+    asked: float = -1e9
+    state_asked: float | None = None
+    alive: bool = True
+    attaches: bool = True
+
+
+@dataclass(eq=False)
+class _Part:
+    """Rows of a batch that a shard gives, and the slot that it was told to write them into."""
+
+    batch: _Batch
+    shard: _Shard
+    start: int
+    rows: int
+    slot: _Slot
+    in_slot: bool
+
+
+@dataclass(eq=False)
+class _Batch:
+    """A batch on its way, or with the learner.
+
+    Attributes:
+        sample: the slot's, or the memory of the message that brought all of it.
+        unasked: (start, rows) that no shard has been asked for.
+        parts: what has come.
+        missing: rows that have not.
+    """
+
+    slot: _Slot
+    sample: Sample
+    missing: int
+    unasked: list[tuple[int, int]]
+    parts: list[_Part] = field(default_factory=list)
 
 
 class SampleClient:
-    """DEALER to replay; use from one thread."""
+    """DEALERs to the shards of replay; use from one thread.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    Args:
+        context: of the process.
+        spec: of the run's environment.
+        config: of the run.
+        rng: for what is random in sharing batches out.
+
+    Attributes:
+        rejected: answers that made no sense.
+        priorities_dropped: new priorities of shards that are gone.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        spec: EnvironmentSpec,
+        config: Config,
+        rng: np.random.Generator,
+    ) -> None:
         self._context = context
-        self._socket: zmq.Socket[bytes] | None = None
-        self._address = ""
-        self._request = 0
-        self.outstanding = 0
+        self._rng = rng
+        self._batch_size = config.learner.batch_size
+        self._prefetch = config.learner.prefetch
+        self._share = config.replay.transport == "auto"
+        self._layout = SlotLayout(spec, self._batch_size, slot_count(config))
+        self._part_layout = lru_cache(64)(lambda rows: SampleLayout(spec, rows))
+        self._ledger = Ledger(make_limiter(config)) if config.replay.shards > 1 else None
+        self._said_why = False
+        self._slots = self._new_slots()
+        self._shards: dict[int, _Shard] = {}
+        self._poller = zmq.Poller()
+        self._requests = 0
+        self._learner_steps = 0
+        self._asked: list[_Batch] = []
+        self._ready: deque[_Batch] = deque()
+        self._held: list[_Batch] = []
         self.rejected = 0
+        self.priorities_dropped = 0
 
-    def connect(self, address: str) -> None:
-        """Ask at this address from now on; what was asked elsewhere is forgotten."""
-        if address in ("", self._address):
+    @property
+    def shared_memory(self) -> bool:
+        """Whether all batches come through shared memory, as far as known."""
+        shards = self._shards.values()
+        return self._slots.shared is not None and all(shard.attaches for shard in shards)
+
+    def connect(self, shards: Mapping[int, str]) -> None:
+        """Ask these shards from now on, by index; call it whenever they may have changed.
+
+        What was asked of others is asked of these.
+        """
+        if shards == {shard.index: shard.address for shard in self._shards.values()}:
             return
-        self.close()
+        for shard in list(self._shards.values()):
+            if shards.get(shard.index) != shard.address:
+                self._drop(shard)
+        for index, address in shards.items():
+            if index not in self._shards:
+                self._add(index, address)
+
+    def set_samples_per_insert(self, target: float) -> None:
+        """Count what is due by another ratio from now on, as replay does."""
+        if self._ledger is not None and self._ledger.limiter.target != target:
+            self._ledger.limiter.set_samples_per_insert(target)
+
+    def receive(self, timeout_seconds: float, learner_steps: int) -> Sample | None:
+        """The next SampleBatch, or None when none is complete in time.
+
+        Its arrays may be written to, and are valid until it is released.
+
+        Args:
+            timeout_seconds: to wait at most.
+            learner_steps: for replay to know how old the actors' parameters are.
+        """
+        self._learner_steps = learner_steps
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            self._hear()
+            self._ask_ahead()
+            now = time.monotonic()
+            self._ask_states(now)
+            if self._ready:
+                self._held.append(self._ready.popleft())
+                return self._held[-1].sample
+            if now >= deadline:
+                return None
+            self._wait(min(deadline - now, self._state_seconds))
+
+    def release(self, sample: Sample, priorities: NDArray[np.float32] | None) -> None:
+        """Give a batch's memory back, and have its new priorities sent with the next request.
+
+        Args:
+            sample: that ``receive`` returned and that was not released yet.
+            priorities: float32[batch_size], or None to leave them as they are.
+
+        Raises:
+            ValueError: another sample, or another number of priorities.
+        """
+        batch = next((held for held in self._held if held.sample is sample), None)
+        if batch is None:
+            raise ValueError("the sample is not one that was received and not released")
+        if priorities is not None:
+            if priorities.shape != sample.keys.shape:
+                raise ValueError(f"{priorities.shape} priorities for {sample.keys.shape} rows")
+            self._update(batch, np.asarray(priorities, np.float32))
+        self._held.remove(batch)
+        # Parts refer to their batch: until that is undone, a message's memory would live on.
+        batch.parts.clear()
+        self._free(batch.slot)
+
+    def close(self) -> None:
+        """Close the sockets, and give the memory back; samples that are held stay valid."""
+        for shard in list(self._shards.values()):
+            self._disconnect(shard)
+        if self._slots.shared is not None:
+            self._slots.shared.close()
+
+    def _wait(self, seconds: float) -> None:
+        if self._shards:
+            self._poller.poll(max(1, int(1000 * seconds)))
+        else:
+            time.sleep(seconds)  # a poller of nothing would not wait
+
+    # ---- shards ----
+
+    @property
+    def _state_seconds(self) -> float:
+        return _ONLY_SHARD_STATE_SECONDS if self._ledger is None else _STATE_SECONDS
+
+    def _add(self, index: int, address: str) -> None:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_ARRAYS_BYTES)
         socket.connect(address)
-        self._socket, self._address, self.outstanding = socket, address, 0
+        self._shards[index] = _Shard(index, address, socket)
+        self._poller.register(socket, zmq.POLLIN)
 
-    def request(
-        self,
-        batch_size: int,
-        learner_steps: int,
-        keys: NDArray[np.int64],
-        priorities: NDArray[np.float32],
-    ) -> bool:
-        """Ask for one SampleBatch, and deliver new priorities [n] of keys [n].
+    def _drop(self, shard: _Shard) -> None:
+        self._disconnect(shard)
+        self.priorities_dropped += sum(len(keys) // 8 for keys, _ in shard.updates)
+        if self._ledger is not None:
+            self._ledger.lose(shard.index)
+        self._lose(list(shard.parts), shard)
 
-        False when there is no replay to ask.
+    def _disconnect(self, shard: _Shard) -> None:
+        self._poller.unregister(shard.socket)
+        shard.socket.close()
+        shard.alive = False
+        del self._shards[shard.index]
+
+    # ---- asking ----
+
+    def _ask_ahead(self) -> None:
+        """Have ``prefetch`` batches requested, as far as there are slots and shards for them."""
+        for batch in self._asked:
+            unasked, batch.unasked = batch.unasked, []
+            for start, rows in unasked:
+                self._ask_rows(batch, start, rows)
+        while self._can_ask and self._slots.free and self._count_requested < self._prefetch:
+            slot = self._slots.free.pop()
+            batch = _Batch(slot, slot.sample, self._batch_size, [])
+            self._asked.append(batch)
+            self._ask_rows(batch, 0, self._batch_size)
+
+    @property
+    def _count_requested(self) -> int:
+        return len(self._asked) + len(self._ready)
+
+    @property
+    def _can_ask(self) -> bool:
+        if self._ledger is None:
+            return bool(self._shards)
+        return self._ledger.open and bool(self._ledger.totals)
+
+    def _ask_rows(self, batch: _Batch, start: int, rows: int) -> None:
+        if not self._can_ask:
+            batch.unasked.append((start, rows))
+            return
+        for shard, count in self._shares(rows):
+            in_slot = batch.slot.slots.shared is not None and shard.attaches
+            part = _Part(batch, shard, start, count, batch.slot, in_slot)
+            shard.parts[self._send(shard, part)] = part
+            start += count
+
+    def _shares(self, rows: int) -> Iterator[tuple[_Shard, int]]:
+        if self._ledger is None:
+            yield next(iter(self._shards.values())), rows
+            return
+        for index, count in allocate(rows, self._ledger.totals, self._rng.random()).items():
+            yield self._shards[index], count
+
+    def _ask_states(self, now: float) -> None:
+        """Ask shards that were not asked for anything lately for their state alone.
+
+        It tells those that give no rows what the others do, and it finds requests that got lost.
         """
-        if self._socket is None:
+        for shard in self._shards.values():
+            if now - shard.asked < self._state_seconds:
+                continue
+            if self._ledger is None and not shard.parts:
+                continue
+            if shard.state_asked is None or now - shard.state_asked > _STATE_PATIENCE_SECONDS:
+                shard.state_asked = now
+                self._send(shard, None)
+
+    def _send(self, shard: _Shard, part: _Part | None) -> int:
+        """Send a request for rows, or for the state alone; its number."""
+        self._requests += 1
+        keys, priorities = _next_updates(shard)
+        shared = part.slot.slots.shared if part is not None and part.in_slot else None
+        request = SampleRequest(
+            request=self._requests,
+            batch_size=self._batch_size,
+            rows=0 if part is None else part.rows,
+            start=0 if part is None else part.start,
+            slot=None if part is None or shared is None else part.slot.index,
+            memory=None if shared is None else shared.address,
+            learner_steps=self._learner_steps,
+            tally=None if self._ledger is None else self._ledger.tally(shard.index),
+            keys=keys,
+            priorities=priorities,
+        )
+        # Never full: what is outstanding is bounded by prefetch.
+        shard.socket.send(encode_request(request), zmq.NOBLOCK)
+        shard.asked = time.monotonic()
+        return self._requests
+
+    def _update(self, batch: _Batch, priorities: NDArray[np.float32]) -> None:
+        for part in batch.parts:
+            rows = slice(part.start, part.start + part.rows)
+            if not part.shard.alive:
+                self.priorities_dropped += part.rows
+                continue
+            keys = batch.sample.keys[rows]
+            part.shard.updates.append((keys.tobytes(), priorities[rows].tobytes()))
+            if len(part.shard.updates) > _MOST_UPDATES_WAITING:
+                self.priorities_dropped += len(part.shard.updates.popleft()[1]) // 4
+
+    # ---- hearing ----
+
+    def _hear(self) -> None:
+        """Take in the answers that are there."""
+        for shard in list(self._shards.values()):
+            for _ in range(_MOST_ANSWERS_PER_TURN):
+                if not self._hear_from(shard):
+                    break
+        if self._ledger is not None:
+            self._ledger.begin(self._shards)
+
+    def _hear_from(self, shard: _Shard) -> bool:
+        """Take in an answer; whether there was one."""
+        try:
+            frame = shard.socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
             return False
-        self._request += 1
-        content = {
-            "request": self._request,
-            "batch_size": batch_size,
-            "learner_steps": learner_steps,
-        }
-        arrays = {"keys": keys, "priorities": priorities}
-        self._socket.send_multipart(wire.encode_arrays("request", content, arrays), copy=False)
-        self.outstanding += 1
+        slab: zmq.Frame | None = None
+        more = frame.more
+        while more:
+            slab = shard.socket.recv(copy=False)
+            more = slab.more
+        try:
+            answer = decode_answer(frame.buffer)
+            self._check(shard, answer, slab)
+        except wire.WireError as error:
+            self.rejected += 1
+            if self.rejected == 1:
+                _log.warning("rejected an answer of replay %d: %s", shard.index, error)
+            return True
+        if self._ledger is not None:
+            self._ledger.hear(shard.index, answer.state)
+        if answer.rows:
+            self._take(shard, answer, slab)
+        else:
+            shard.state_asked = None
+            known = answer.request, *answer.waiting
+            self._lose([n for n in shard.parts if n < answer.request and n not in known], shard)
         return True
 
-    def receive(self, timeout_seconds: float) -> Sample | None:
-        """The next SampleBatch, or None when none comes in time."""
-        if self._socket is None or not self._socket.poll(int(timeout_seconds * 1000)):
-            return None
-        frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
-        self.outstanding = max(0, self.outstanding - 1)
+    def _check(self, shard: _Shard, answer: SampleAnswer, slab: zmq.Frame | None) -> None:
+        """Check an answer for rows against what was asked.
+
+        Raises:
+            WireError: they do not belong together.
+        """
+        part = shard.parts.get(answer.request)
+        if part is None:
+            return
+        if (answer.rows, answer.start) != (part.rows, part.start):
+            raise wire.WireError("index", "other rows than asked for")
+        if answer.slot is not None:
+            if not part.in_slot or answer.slot != part.slot.index:
+                raise wire.WireError("index", "another slot than asked for")
+        elif slab is None or len(slab) != self._part_layout(part.rows).nbytes:
+            raise wire.WireError("size", "no slab of the rows asked for")
+
+    def _take(self, shard: _Shard, answer: SampleAnswer, slab: zmq.Frame | None) -> None:
+        """Take in the rows that an answer brings, or that it says are in the slot."""
+        part = shard.parts.pop(answer.request, None)
+        if part is None:
+            return
+        batch, rows = part.batch, (part.start, part.start + part.rows)
+        if answer.slot is None:
+            assert slab is not None
+            came = self._part_layout(part.rows).view(slab.buffer)
+            if part.rows == self._batch_size:
+                batch.sample = came  # where it is: nobody else has this memory
+            else:
+                batch.sample.rows(*rows).copy_from(came)
+            self._note_refusal(part, answer.memory)
+        elif part.slot is not batch.slot:
+            batch.sample.rows(*rows).copy_from(part.slot.sample.rows(*rows))
+        batch.parts.append(part)
+        batch.missing -= part.rows
+        if not batch.missing:
+            self._asked.remove(batch)
+            self._ready.append(batch)
+
+    def _note_refusal(self, part: _Part, why: str) -> None:
+        # Memory that was replaced meanwhile cannot be attached any more, and need not be.
+        if why and part.slot.slots is self._slots:
+            part.shard.attaches = False
+            index = part.shard.index
+            self._say_why(f"replay {index} cannot use this learner's memory: it {why}")
+
+    # ---- what got lost ----
+
+    def _lose(self, numbers: list[int], shard: _Shard) -> None:
+        """Ask again for the rows of requests that will not be answered any more."""
+        lost = [shard.parts.pop(number) for number in numbers]
+        if any(part.in_slot for part in lost):
+            self._renew()
+        for part in lost:
+            if part.in_slot and part.batch.slot is part.slot:
+                self._move(part.batch)
+            part.batch.unasked.append((part.start, part.rows))
+
+    def _renew(self) -> None:
+        """Make new memory; the old one lives on as long as batches lie in it."""
+        if self._slots.shared is not None:
+            self._slots.shared.close()
+        self._slots = self._new_slots()
+
+    def _move(self, batch: _Batch) -> None:
+        """Bring a batch that is not complete to a slot of the present memory."""
+        old, batch.slot = batch.sample, self._slots.free.pop()
+        batch.sample = batch.slot.sample
+        for part in batch.parts:
+            rows = (part.start, part.start + part.rows)
+            batch.sample.rows(*rows).copy_from(old.rows(*rows))
+
+    # ---- memory ----
+
+    def _new_slots(self) -> _Slots:
+        shared, memory = self._new_memory()
+        slots = _Slots(shared)
+        slots.free = [
+            _Slot(index, slots, self._layout.view(memory, index))
+            for index in range(self._layout.count)
+        ]
+        return slots
+
+    def _new_memory(self) -> tuple[SharedMemory | None, memoryview]:
+        """Memory for all slots; shared if it is to be and can be."""
         try:
-            return decode_sample(frames)[1]
-        except wire.WireError:
-            self.rejected += 1
-            return None
+            if not self._share:
+                raise SharedMemoryError("replay.transport = socket")
+            shared = SharedMemory(self._layout.nbytes)
+        except SharedMemoryError as error:
+            self._say_why(str(error))
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            return None, memoryview(mmap.mmap(-1, self._layout.nbytes, flags=flags))
+        return shared, shared.body
 
-    def close(self) -> None:
-        """Close the socket."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+    def _free(self, slot: _Slot) -> None:
+        if slot.slots is self._slots:
+            self._slots.free.append(slot)
+
+    def _say_why(self, why: str) -> None:
+        if not self._said_why:
+            self._said_why = True
+            _log.info("SampleBatches come over the socket: %s", why)
 
 
-def _with_prefix(arrays: dict[str, NDArray[Any]], prefix: str) -> Observation:
-    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+def _next_updates(shard: _Shard) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """As many of the waiting priorities as a request may carry."""
+    keys, priorities, size = [], [], 0
+    while shard.updates and size + len(shard.updates[0][1]) // 4 <= MAX_UPDATES:
+        some_keys, some_priorities = shard.updates.popleft()
+        keys.append(some_keys)
+        priorities.append(some_priorities)
+        size += len(some_priorities) // 4
+    return np.frombuffer(b"".join(keys), np.int64), np.frombuffer(b"".join(priorities), np.float32)

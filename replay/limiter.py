@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
 
 
@@ -37,6 +38,10 @@ class RateLimiter:
 
     Inserts are counted, not what the buffer still holds. A replay whose buffer came back empty
     makes a new limiter, and so gathers min_size transitions again before it serves a batch.
+
+    Where several shards serve a run, each has a limiter of its own that is told what the others
+    do (``follow``). What it has not been told of yet is the most by which the balance of all may
+    lie outside these bounds; ``replay.sharding`` says why the shards do not deadlock either.
 
     Args:
         samples_per_insert: sigma, transitions sampled for each one inserted.
@@ -79,6 +84,16 @@ class RateLimiter:
         return self._target
 
     @property
+    def min_size(self) -> int:
+        """Transitions inserted before the first sample."""
+        return self._min_size
+
+    @property
+    def filled(self) -> bool:
+        """Whether min_size transitions were inserted."""
+        return self.num_inserted >= self._min_size
+
+    @property
     def samples_per_insert(self) -> float:
         """The ratio so far, S / (I - min_size); 0 until it is defined."""
         counted = self.num_inserted - self._min_size
@@ -101,11 +116,31 @@ class RateLimiter:
 
     def can_insert(self) -> bool:
         """Whether the next insert, of any size, may be done now."""
-        return self.num_inserted < self._min_size or self.balance <= self._tolerance
+        return not self.filled or self.balance <= self._tolerance
 
     def can_sample(self, count: int) -> bool:
         """Whether ``count`` transitions, at most batch_size, may be sampled now."""
-        return self.num_inserted >= self._min_size and self.balance - count >= -self._tolerance
+        return self.filled and self.balance - count >= -self._tolerance
+
+    def why_not_insert(self) -> str:
+        """What actors wait for, in words; empty if they need not wait."""
+        if self.can_insert():
+            return ""
+        return (
+            f"actors wait for the learner: {self.balance:.0f} samples due, "
+            f"at most {self._tolerance:.0f} may be"
+        )
+
+    def why_not_sample(self, count: int) -> str:
+        """What a sample of ``count`` waits for, in words; empty if it need not wait."""
+        if self.can_sample(count):
+            return ""
+        if not self.filled:
+            return f"fills: {self.num_inserted} of {self._min_size} before the first batch"
+        return (
+            f"learner waits for the actors: {count - self.balance:.0f} samples ahead, "
+            f"at most {self._tolerance:.0f} may be"
+        )
 
     def inserted(self, count: int) -> None:
         """Count so many transitions as inserted."""
@@ -128,6 +163,18 @@ class RateLimiter:
         balance = self.balance
         self._target = float(samples_per_insert)
         self._rebase(balance)
+
+    def follow(self, num_inserted: int, num_sampled: int, balance: float) -> None:
+        """Take over the counters of somebody who knows of more than this limiter was told.
+
+        Unlike a state that was saved, they are taken as they are: the samples that several
+        shards granted at the same time may be more than one of them would have.
+        """
+        self.num_inserted = _natural(num_inserted)
+        self.num_sampled = _natural(num_sampled)
+        self._base_inserted = max(num_inserted, self._min_size)
+        self._base_sampled = num_sampled
+        self._base_balance = balance if self.filled else 0.0
 
     def get_state(self) -> dict[str, Any]:
         """The counters; the settings are the constructor's."""
@@ -154,6 +201,21 @@ class RateLimiter:
             balance = 0.0
         # Only a state saved with another min_size or tolerance can be lower than this.
         self._base_balance = max(balance, -self._tolerance)
+
+
+def make_limiter(config: Config) -> RateLimiter:
+    """The rate limiter that a configuration describes, over all shards.
+
+    Raises:
+        UsageError: settings with which the run would stand still.
+    """
+    return RateLimiter(
+        resolved(config.replay.samples_per_insert),
+        resolved(config.replay.samples_per_insert_tolerance),
+        resolved(config.replay.min_size),
+        config.learner.batch_size,
+        capacity=resolved(config.replay.capacity),
+    )
 
 
 def _check_target(samples_per_insert: float) -> None:

@@ -2,9 +2,13 @@
 
 Replay acknowledges every batch that it has taken care of, cumulatively: the message is the
 sequence number that it expects next. At most ``window`` batches are on their way unacknowledged,
-however large the buffers of the transport are, so data is never older than that. A subscriber is
-told the present state at once, so nothing is sent before acknowledgements can arrive, and after a
-restart of replay exactly what it had not acknowledged is sent again.
+however large the buffers of the transport are, so data is never older than that.
+
+Who subscribes to acknowledgements is *greeted* with the present state: so nothing is sent before
+acknowledgements can arrive, and whatever is unacknowledged then is sent again, in order. That is
+so at the start, at another replay, and when a connection broke and was made anew; what replay has
+already it drops. A PUSH that has lost its connection is replaced and not left to connect again by
+itself, since what it sends afterwards would overtake what was lost.
 """
 
 from __future__ import annotations
@@ -12,32 +16,60 @@ from __future__ import annotations
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import zmq
 
 _POLL_SECONDS = 0.1
+_REOPEN_SECONDS = 0.2
 _MOST_IN_PIPE = 1000
-_ACK = struct.Struct(">4sIIq")
+_MESSAGE = struct.Struct(">4sIIqB")
+_TOPIC = struct.Struct(">4sII")
 _PREFIX = b"ack-"
+_BROKEN = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
 UNKNOWN = -1
+
+
+def shard_of(actor: int, shards: int, live: Iterable[int]) -> int | None:
+    """The shard of replay that an actor sends to: its own, while that one is alive.
+
+    The actors of a shard that is not are spread evenly over the others. None if none is alive.
+    """
+    alive = sorted(live)
+    if not alive:
+        return None
+    preferred = actor % shards
+    # Not the actor's index itself: all actors of one shard would go to the same other one.
+    return preferred if preferred in alive else alive[actor // shards % len(alive)]
 
 
 def ack_topic(actor: int, incarnation: int) -> bytes:
     """The topic of one actor's acknowledgements."""
-    return _ACK.pack(_PREFIX, actor, incarnation, 0)[:-8]
+    return _TOPIC.pack(_PREFIX, actor, incarnation)
 
 
-def encode_ack(actor: int, incarnation: int, expected: int) -> bytes:
-    """An acknowledgement of all sequence numbers below ``expected``; ``UNKNOWN`` for none seen."""
-    return _ACK.pack(_PREFIX, actor, incarnation, expected)
+def encode_ack(actor: int, incarnation: int, expected: int, *, greeting: bool = False) -> bytes:
+    """An acknowledgement of all sequence numbers below ``expected``; ``UNKNOWN`` for none seen.
+
+    Args:
+        actor: whom it is for.
+        incarnation: of that actor.
+        expected: the sequence number that replay expects next.
+        greeting: it answers a subscription, and nothing sent before it may be relied on.
+    """
+    return _MESSAGE.pack(_PREFIX, actor, incarnation, expected, greeting)
 
 
 def subscriber_of(event: bytes) -> tuple[int, int] | None:
     """(actor, incarnation) of a subscription that an XPUB received; None for anything else."""
-    if len(event) != 1 + _ACK.size - 8 or event[:5] != b"\x01" + _PREFIX:
+    if len(event) != 1 + _TOPIC.size or event[:5] != b"\x01" + _PREFIX:
         return None
-    _, actor, incarnation, _ = _ACK.unpack(event[1:] + bytes(8))
+    _, actor, incarnation = _TOPIC.unpack(event[1:])
     return actor, incarnation
 
 
@@ -59,7 +91,11 @@ class TransitionSender:
         self._window = window
         self._push: zmq.Socket[bytes] | None = None
         self._sub: zmq.Socket[bytes] | None = None
-        self._addresses = ("", "")
+        self._monitor: zmq.Socket[bytes] | None = None  # of the PUSH
+        self._poller = zmq.Poller()
+        self._broken = False
+        self._reopen_at = 0.0
+        self._addresses: tuple[str, str] | None = None
         self._unacknowledged: deque[tuple[int, bytes]] = deque()
         self._sequence = 0
         self._greeted = False
@@ -78,20 +114,8 @@ class TransitionSender:
         """Send to this replay from now on; what another did not acknowledge is sent again."""
         if (transitions, acknowledgements) == self._addresses:
             return
-        self.close()
         self._addresses = (transitions, acknowledgements)
-        self._greeted = False
-        self._sub = self._context.socket(zmq.SUB)
-        self._sub.setsockopt(zmq.LINGER, 0)
-        # Not less: the handshake's own messages count, too.
-        self._sub.setsockopt(zmq.MAXMSGSIZE, 1024)
-        self._sub.subscribe(self._topic)
-        self._sub.connect(acknowledgements)
-        self._push = self._context.socket(zmq.PUSH)
-        self._push.setsockopt(zmq.LINGER, 0)
-        # Never reached: the window is the bound. At the bound a PUSH would block.
-        self._push.setsockopt(zmq.SNDHWM, _MOST_IN_PIPE)
-        self._push.connect(transitions)
+        self._open(*self._addresses)
 
     def send(self, data: bytes, while_waiting: Callable[[], bool]) -> bool:
         """Send a batch when the window has room for it.
@@ -109,8 +133,7 @@ class TransitionSender:
             return False
         self._unacknowledged.append((self._sequence, data))
         self._sequence += 1
-        assert self._push is not None
-        self._push.send(data)
+        self._transmit(data)
         return True
 
     def flush(self, while_waiting: Callable[[], bool]) -> bool:
@@ -119,10 +142,45 @@ class TransitionSender:
 
     def close(self) -> None:
         """Close the sockets; what is unacknowledged is kept for the next ``connect``."""
-        for socket in (self._push, self._sub):
+        self._addresses = None
+        self._close()
+
+    def _open(self, transitions: str, acknowledgements: str) -> None:
+        self._close()
+        self._sub = self._context.socket(zmq.SUB)
+        self._sub.setsockopt(zmq.LINGER, 0)
+        # Not less: the handshake's own messages count, too.
+        self._sub.setsockopt(zmq.MAXMSGSIZE, 1024)
+        self._sub.subscribe(self._topic)
+        self._sub.connect(acknowledgements)
+        self._push = self._context.socket(zmq.PUSH)
+        self._push.setsockopt(zmq.LINGER, 0)
+        self._push.setsockopt(zmq.RECONNECT_IVL, -1)
+        # Never reached: the window is the bound.
+        self._push.setsockopt(zmq.SNDHWM, _MOST_IN_PIPE)
+        self._monitor = self._push.get_monitor_socket(_BROKEN)
+        self._push.connect(transitions)
+        self._poller = zmq.Poller()
+        self._poller.register(self._sub, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._reopen_at = time.monotonic() + _REOPEN_SECONDS
+
+    def _close(self) -> None:
+        if self._push is not None:
+            self._push.disable_monitor()
+        for socket in (self._push, self._sub, self._monitor):
             if socket is not None:
                 socket.close()
-        self._push = self._sub = None
+        self._push = self._sub = self._monitor = None
+        self._greeted = self._broken = False
+
+    def _transmit(self, data: bytes) -> None:
+        """Send on a connection that may have broken just now; the next one sends it again."""
+        assert self._push is not None
+        try:
+            self._push.send(data, zmq.NOBLOCK)
+        except zmq.Again:
+            self._broken = True
 
     def _wait(self, done: Callable[[], bool], while_waiting: Callable[[], bool]) -> bool:
         self._receive(0.0)
@@ -136,19 +194,40 @@ class TransitionSender:
         if self._sub is None:
             time.sleep(timeout_seconds)
             return
-        if self._sub.poll(int(timeout_seconds * 1000)):
-            while self._sub.poll(0):
-                self._acknowledge(self._sub.recv())
+        if timeout_seconds:
+            self._poller.poll(int(timeout_seconds * 1000))
+        self._take_acknowledgements()
+        self._mend()
+
+    def _take_acknowledgements(self) -> None:
+        assert self._sub is not None
+        while True:
+            try:
+                message = self._sub.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._acknowledge(message)
+
+    def _mend(self) -> None:
+        """Connect anew where the connection broke, but not all the time."""
+        assert self._monitor is not None
+        try:
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+            self._broken = True
+        except zmq.Again:
+            pass
+        if self._broken:
+            self._greeted = False
+            if time.monotonic() >= self._reopen_at and self._addresses is not None:
+                self._open(*self._addresses)
 
     def _acknowledge(self, message: bytes) -> None:
-        if len(message) != _ACK.size:
+        if len(message) != _MESSAGE.size:
             return
-        expected = _ACK.unpack(message)[3]
+        *_, expected, greeting = _MESSAGE.unpack(message)
         while self._unacknowledged and self._unacknowledged[0][0] < expected:
             self._unacknowledged.popleft()
-        # One that knows nothing of this actor is another one, if at the same address.
-        if not self._greeted or expected == UNKNOWN:
+        if greeting and not self._broken:
             self._greeted = True
-            assert self._push is not None
             for _, data in self._unacknowledged:
-                self._push.send(data)
+                self._transmit(data)

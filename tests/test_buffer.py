@@ -13,13 +13,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.errors import UsageError
+from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
+from pdqn.wire import FrameBlock, compress_block
 from replay.buffer import (
     PrioritizedBuffer,
-    Sample,
-    bytes_needed,
+    compressed_bytes,
     default_frame_capacity,
+    dense_bytes,
+    make_store,
 )
+from replay.samples import Sample, SampleLayout
+from replay.stores import CompressedStore, DenseStore, FrameStore
 
 SPEC = EnvironmentSpec(
     "test/Maps-v0",
@@ -31,33 +36,99 @@ SPEC = EnvironmentSpec(
     num_actions=11,
 )
 FIELDS = tuple(field.name for field in SPEC.fields)
+FRAME_BYTES = 2 + 2 * 3 * 2 + 4  # packed mask, float16 map, int32
+TRANSITION_BYTES = 4 * 4 + 3 * 8  # int32 and float32 columns, int64 columns
+STORES = ("dense", "compressed")
 
 
-def random_columns(transitions: int, frames: int, seed: int) -> dict[str, np.ndarray]:
-    """The columns of a TransitionBatch; which frames its transitions share is random."""
+@dataclass
+class Batch:
+    """What the buffer takes of a TransitionBatch, and what it is made of."""
+
+    columns: dict[str, np.ndarray]
+    frames: Observation
+    starts: list[int]
+    """Of every frame, the first frame of its segment."""
+    blocks: list[FrameBlock]
+
+    @property
+    def frame_count(self) -> int:
+        return len(self.starts)
+
+
+def random_batch(
+    transitions: int, segments: list[int], seed: int = 0, stack: int = 1, blocks: int = 1
+) -> Batch:
+    """A batch over segments of so many frames; which frames its transitions share is random."""
     rng = np.random.default_rng(seed)
-    return {
-        "observation.action_mask": rng.integers(0, 256, (frames, 2), np.uint8),
-        "observation.map": rng.random((frames, 2, 3)).astype(np.float16),
-        "observation.steps_left": rng.integers(0, 1000, frames, np.int32),
+    count = sum(segments)
+    positions = np.concatenate([np.arange(length) for length in segments])
+    frames = {
+        "action_mask": rng.integers(0, 256, (count, 2), np.uint8),
+        "map": rng.random((count, 2, 3)).astype(np.float16),
+        "steps_left": rng.integers(0, 1000, count, np.int32),
+    }
+    columns = {
         "action": rng.integers(0, 11, transitions, np.int32),
         "n_step_return": rng.normal(size=transitions).astype(np.float32),
         "discount": rng.choice([0, 0.5, 0.970299], transitions).astype(np.float32),
         "priority": rng.choice([0, 0.25, 1, 9], transitions).astype(np.float32),
-        "observation_index": rng.integers(0, frames, transitions, np.int32),
-        "bootstrap_index": rng.integers(0, frames, transitions, np.int32),
+        "observation_index": rng.integers(0, count, transitions, np.int32),
+        "bootstrap_index": rng.integers(0, count, transitions, np.int32),
     }
+    if stack > 1:
+        columns["history"] = np.minimum(positions, stack - 1).astype(np.uint8)
+    cuts = sorted({0, count, *rng.integers(0, count, blocks - 1).tolist()})
+    return Batch(
+        columns,
+        frames,
+        (np.arange(count) - positions).tolist(),
+        [
+            compress_block({name: array[a:b] for name, array in frames.items()}, SPEC)
+            for a, b in itertools.pairwise(cuts)
+        ],
+    )
 
 
-def with_priorities(*priorities: float) -> dict[str, np.ndarray]:
-    columns = random_columns(len(priorities), len(priorities), seed=0)
-    columns["priority"] = np.array(priorities, np.float32)
-    return columns
+def footprint(batch: Batch) -> int:
+    """Bytes of an arena that the batch's blocks take: bodies up to whole words, and headers."""
+    return sum(32 + -(-len(block.body) // 8) * 8 for block in batch.blocks)
 
 
-def buffer_of(capacity: int, seed: int = 0, **changes: Any) -> PrioritizedBuffer:
-    arguments = {"priority_exponent": 0.6, "importance_sampling_exponent": 0.4, **changes}
-    return PrioritizedBuffer(SPEC, capacity, rng=np.random.default_rng(seed), **arguments)
+def insert(buffer: PrioritizedBuffer, batch: Batch, parameter_version: int = 0) -> range:
+    return buffer.insert(batch.columns, batch.blocks, parameter_version)
+
+
+def with_priorities(*priorities: float) -> Batch:
+    batch = random_batch(len(priorities), [len(priorities)])
+    batch.columns["priority"] = np.array(priorities, np.float32)
+    return batch
+
+
+def store_of(kind: str, frame_capacity: int, arena_bytes: int = 1 << 16) -> FrameStore:
+    if kind == "dense":
+        return DenseStore(SPEC, frame_capacity)
+    table = CompressedStore.table_bytes(frame_capacity)
+    return CompressedStore(SPEC, frame_capacity, table + arena_bytes, 2)
+
+
+def buffer_of(
+    capacity: int,
+    *,
+    kind: str = "dense",
+    frame_capacity: int = 1000,
+    arena_bytes: int = 1 << 16,
+    stack: int = 1,
+    seed: int = 0,
+    **changes: Any,
+) -> PrioritizedBuffer:
+    return PrioritizedBuffer(
+        SPEC.stacked(stack),
+        capacity,
+        store=store_of(kind, frame_capacity, arena_bytes),
+        rng=np.random.default_rng(seed),
+        **{"priority_exponent": 0.6, **changes},
+    )
 
 
 def keys_of(*keys: int) -> np.ndarray:
@@ -69,7 +140,7 @@ def floats(*values: float) -> np.ndarray:
 
 
 def rows_of(sample: Sample) -> list[dict[str, Any]]:
-    """One plain map for each sampled transition, without its key and importance weight."""
+    """One plain map for each sampled transition, without its key and priority."""
     scalars = ("action", "n_step_return", "discount", "parameter_version")
     return [
         {
@@ -77,53 +148,58 @@ def rows_of(sample: Sample) -> list[dict[str, Any]]:
             **{f"observation.{f}": sample.observation[f][i].tolist() for f in FIELDS},
             **{f"bootstrap.{f}": sample.bootstrap_observation[f][i].tolist() for f in FIELDS},
         }
-        for i in range(len(sample.keys))
+        for i in range(sample.count)
     ]
 
 
-@dataclass
-class TwinSegment:
-    frames: int
-    transitions: dict[int, dict[str, Any]]
-
-
 class TwinBuffer:
-    """A buffer that keeps every transition whole, with observations of its own, in plain maps."""
+    """A buffer that keeps every transition whole, with observations of its own, in plain maps.
 
-    def __init__(self, capacity: int, frame_capacity: int, next_key: int) -> None:
-        self.capacity = capacity
-        self.frame_capacity = frame_capacity
+    It does not know what a store has room for: it is told how many of its oldest batches to drop.
+    """
+
+    def __init__(self, stack: int, next_key: int) -> None:
+        self.stack = stack
         self.next_key = next_key
-        self.segments: list[TwinSegment] = []
+        self.batches: list[tuple[Batch, dict[int, dict[str, Any]]]] = []
         self.priorities: dict[int, float] = {}
         self.ignored_evicted = 0
         self.ignored_invalid = 0
 
     @property
     def transitions(self) -> dict[int, dict[str, Any]]:
-        return {k: row for segment in self.segments for k, row in segment.transitions.items()}
+        return {key: row for _, rows in self.batches for key, row in rows.items()}
 
     @property
     def frame_count(self) -> int:
-        return sum(segment.frames for segment in self.segments)
+        return sum(batch.frame_count for batch, _ in self.batches)
 
-    def insert(self, columns: dict[str, np.ndarray], parameter_version: int) -> list[int]:
-        segment = TwinSegment(len(columns["observation.map"]), {})
-        for i in range(len(columns["action"])):
+    def insert(self, batch: Batch, parameter_version: int) -> list[int]:
+        rows: dict[int, dict[str, Any]] = {}
+        for i in range(len(batch.columns["action"])):
             row: dict[str, Any] = {"parameter_version": parameter_version}
             for name in ("action", "n_step_return", "discount"):
-                row[name] = columns[name][i].item()
+                row[name] = batch.columns[name][i].item()
             for field, end in itertools.product(FIELDS, ("observation", "bootstrap")):
-                frame = columns[f"{end}_index"][i]
-                row[f"{end}.{field}"] = columns[f"observation.{field}"][frame].tolist()
-            segment.transitions[self.next_key] = row
-            self.priorities[self.next_key] = columns["priority"][i].item()
+                frame = batch.columns[f"{end}_index"][i].item()
+                row[f"{end}.{field}"] = self.stacked(batch, field, frame)
+            rows[self.next_key] = row
+            self.priorities[self.next_key] = batch.columns["priority"][i].item()
             self.next_key += 1
-        self.segments.append(segment)
-        while len(self.transitions) > self.capacity or self.frame_count > self.frame_capacity:
-            for key in self.segments.pop(0).transitions:
-                del self.priorities[key]
-        return list(segment.transitions)
+        self.batches.append((batch, rows))
+        return list(rows)
+
+    def stacked(self, batch: Batch, field: str, last: int) -> Any:
+        """The last frames, oldest first; the segment's first stands in for those before it."""
+        frames = batch.frames[field].tolist()
+        if self.stack == 1 or field == "action_mask":
+            return frames[last]
+        first = batch.starts[last]
+        return [frames[max(first, last - back)] for back in reversed(range(self.stack))]
+
+    def drop_oldest(self) -> None:
+        for key in self.batches.pop(0)[1]:
+            del self.priorities[key]
 
     def update_priorities(self, updates: list[tuple[int, float]]) -> int:
         applied = 0
@@ -137,13 +213,6 @@ class TwinBuffer:
                 applied += 1
         return applied
 
-    def importance_weights(self, keys: list[int], alpha: float, beta: float) -> list[float]:
-        """Equation by equation, Schaul et al. 2016, sections 3.3 and 3.4."""
-        scaled = {key: max(p, 1e-6) ** alpha for key, p in self.priorities.items()}
-        probabilities = {key: p / sum(scaled.values()) for key, p in scaled.items()}
-        weights = [(len(scaled) * probabilities[key]) ** -beta for key in keys]
-        return [weight / max(weights) for weight in weights]
-
 
 odd_priorities = st.sampled_from([0.0, 0.5, 2.0, 3e38, -1.0, np.nan, np.inf, -np.inf])
 
@@ -152,33 +221,81 @@ class BufferAndTwin(RuleBasedStateMachine):
     """Whatever is done to both, they hold and yield the same."""
 
     @initialize(
+        kind=st.sampled_from(STORES),
         capacity=st.integers(1, 24),
-        frame_capacity=st.integers(1, 32),
+        frame_capacity=st.integers(1, 40),
+        arena_bytes=st.integers(80, 1500),
+        stack=st.integers(1, 4),
         alpha=st.sampled_from([0.0, 0.6, 1.0]),
         first_key=st.sampled_from([0, 5, 10**12]),
     )
-    def make(self, capacity: int, frame_capacity: int, alpha: float, first_key: int) -> None:
-        self.arguments = {"frame_capacity": frame_capacity, "priority_exponent": alpha}
+    def make(
+        self,
+        kind: str,
+        capacity: int,
+        frame_capacity: int,
+        arena_bytes: int,
+        stack: int,
+        alpha: float,
+        first_key: int,
+    ) -> None:
+        self.arguments = {
+            "kind": kind,
+            "frame_capacity": frame_capacity,
+            "arena_bytes": arena_bytes,
+            "stack": stack,
+            "priority_exponent": alpha,
+        }
         self.buffer = buffer_of(capacity, first_key=first_key, **self.arguments)
-        self.twin = TwinBuffer(capacity, frame_capacity, first_key)
-        self.alpha = alpha
+        self.twin = TwinBuffer(stack, first_key)
 
     @rule(
         transitions=st.integers(1, 10),
-        frames=st.integers(1, 12),
+        segments=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+        blocks=st.integers(1, 3),
         seed=st.integers(0, 2**32),
         parameter_version=st.integers(0, 2**40),
     )
-    def insert(self, transitions: int, frames: int, seed: int, parameter_version: int) -> None:
-        columns = random_columns(transitions, frames, seed)
-        if transitions > self.twin.capacity or frames > self.twin.frame_capacity:
-            with pytest.raises(ValueError, match="does not fit"):
-                self.buffer.insert(columns, parameter_version)
+    def insert(
+        self,
+        transitions: int,
+        segments: list[int],
+        blocks: int,
+        seed: int,
+        parameter_version: int,
+    ) -> None:
+        batch = random_batch(transitions, segments, seed, self.twin.stack, blocks)
+        if not self.fits(batch):
+            live = self.buffer.live_keys
+            with pytest.raises(ValueError, match="do not fit"):
+                insert(self.buffer, batch, parameter_version)
+            assert self.buffer.live_keys == live
             return
-        keys = self.buffer.insert(columns, parameter_version)
-        assert list(keys) == self.twin.insert(columns, parameter_version)
-        for column in columns.values():
-            column.fill(77)  # the caller may use its arrays again
+        keys = insert(self.buffer, batch, parameter_version)
+        assert list(keys) == self.twin.insert(batch, parameter_version)
+        while self.overfull():
+            self.twin.drop_oldest()
+        # Only an arena may have room for less than that.
+        while (
+            self.arguments["kind"] == "compressed" and len(self.twin.priorities) > self.buffer.size
+        ):
+            self.twin.drop_oldest()
+
+    def fits(self, batch: Batch) -> bool:
+        return (
+            len(batch.columns["action"]) <= self.buffer.capacity
+            and batch.frame_count <= self.arguments["frame_capacity"]
+            and (
+                self.arguments["kind"] == "dense"
+                or footprint(batch) <= self.arguments["arena_bytes"] // 8 * 8
+            )
+        )
+
+    def overfull(self) -> bool:
+        return (
+            len(self.twin.priorities) > self.buffer.capacity
+            or self.twin.frame_count > self.arguments["frame_capacity"]
+        )
 
     @rule(batch_size=st.integers(1, 40))
     def sample(self, batch_size: int) -> None:
@@ -189,10 +306,12 @@ class BufferAndTwin(RuleBasedStateMachine):
         sample = self.buffer.sample(batch_size)
         keys = sample.keys.tolist()
         assert len(keys) == batch_size
-        assert rows_of(sample) == [self.twin.transitions[key] for key in keys]
-        expected = self.twin.importance_weights(keys, self.alpha, 0.4)
-        np.testing.assert_allclose(sample.importance_weight, expected, rtol=1e-5)
-        sample.observation["map"].fill(77)  # so may the one who sampled
+        transitions = self.twin.transitions
+        assert rows_of(sample) == [transitions[key] for key in keys]
+        alpha = self.arguments["priority_exponent"]
+        expected = [max(self.twin.priorities[key], 1e-6) ** alpha for key in keys]
+        np.testing.assert_allclose(sample.sampling_priority, expected, rtol=1e-12)
+        sample.observation["map"].fill(77)  # whoever sampled may do with it what he likes
 
     @rule(updates=st.lists(st.tuples(st.integers(-40, 40), odd_priorities), max_size=12))
     def update_priorities(self, updates: list[tuple[int, float]]) -> None:
@@ -208,10 +327,10 @@ class BufferAndTwin(RuleBasedStateMachine):
     @rule(more=st.integers(0, 5), used=st.integers(0, 30))
     def restore_the_state_into_another_buffer(self, more: int, used: int) -> None:
         state = self.buffer.get_state()
-        self.twin.capacity += more
-        self.buffer = buffer_of(self.twin.capacity, seed=1, **self.arguments)
+        self.buffer.close()
+        self.buffer = buffer_of(self.buffer.capacity + more, seed=1, **self.arguments)
         for seed in range(used):
-            self.buffer.insert(random_columns(1, 1, seed), 0)
+            insert(self.buffer, random_batch(1, [1], seed, self.twin.stack))
         self.buffer.set_state(state)
 
     @invariant()
@@ -225,16 +344,48 @@ class BufferAndTwin(RuleBasedStateMachine):
         assert self.buffer.ignored_evicted == self.twin.ignored_evicted
         assert self.buffer.ignored_invalid == self.twin.ignored_invalid
 
+    def teardown(self) -> None:
+        if hasattr(self, "buffer"):
+            self.buffer.close()
+
 
 TestBufferAndTwin = BufferAndTwin.TestCase
-TestBufferAndTwin.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestBufferAndTwin.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 
 
+@pytest.mark.parametrize("kind", STORES)
+def test_stacks_are_put_together_from_single_frames(kind: str):
+    # A segment of 5 frames, and one of 2: 5 stands in for what is missing before 5 and 6.
+    buffer = buffer_of(7, kind=kind, stack=4)
+    batch = random_batch(7, [5, 2], stack=4)
+    batch.columns["observation_index"] = np.arange(7, dtype=np.int32)
+    batch.columns["bootstrap_index"] = np.arange(7, dtype=np.int32)[::-1]
+    insert(buffer, batch)
+    buffer.update_priorities(keys_of(*range(7)), np.ones(7, np.float32))
+    sample = buffer.sample(7)
+    assert sample.keys.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    stacks = [
+        [0, 0, 0, 0],
+        [0, 0, 0, 1],
+        [0, 0, 1, 2],
+        [0, 1, 2, 3],
+        [1, 2, 3, 4],
+        [5, 5, 5, 5],
+        [5, 5, 5, 6],
+    ]
+    for field in ("map", "steps_left"):
+        expected = batch.frames[field][np.array(stacks)]
+        np.testing.assert_array_equal(sample.observation[field], expected)
+        np.testing.assert_array_equal(sample.bootstrap_observation[field], expected[::-1])
+    np.testing.assert_array_equal(sample.observation["action_mask"], batch.frames["action_mask"])
+
+
+@pytest.mark.parametrize("kind", STORES)
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
-def test_transitions_are_sampled_in_proportion_to_their_scaled_priority(exponent: float):
+def test_transitions_are_sampled_in_proportion_to_their_scaled_priority(exponent: float, kind: str):
     priorities = (1, 2, 3, 4, 9, 16, 25, 100)
-    buffer = buffer_of(8, priority_exponent=exponent)
-    buffer.insert(with_priorities(*priorities), 0)
+    buffer = buffer_of(8, kind=kind, priority_exponent=exponent)
+    insert(buffer, with_priorities(*priorities))
     # One at a time: within a stratified batch the draws would not be independent.
     counts = Counter(int(buffer.sample(1).keys[0]) for _ in range(4000))
     scaled = np.array(priorities, float) ** exponent
@@ -243,15 +394,32 @@ def test_transitions_are_sampled_in_proportion_to_their_scaled_priority(exponent
     assert chi_squared < 24.3  # exceeded with probability 0.001, 7 degrees of freedom
 
 
+def test_the_total_is_the_sum_of_all_scaled_priorities():
+    buffer = buffer_of(3, priority_exponent=0.5)
+    assert buffer.total_priority == 0
+    insert(buffer, with_priorities(4, 9))
+    assert buffer.total_priority == 5
+    insert(buffer, with_priorities(16, 25))
+    assert buffer.total_priority == 9
+    assert Counter(buffer.sample(9).sampling_priority.tolist()) == {4: 4, 5: 5}
+
+
+def test_uniform_sampling_gives_every_transition_the_same_priority():
+    buffer = buffer_of(100, priority_exponent=0)
+    insert(buffer, with_priorities(0, 1, 50, 3e38))
+    assert buffer.total_priority == 4
+    assert buffer.sample(8).sampling_priority.tolist() == [1] * 8
+
+
 def test_a_stratified_batch_takes_one_transition_of_every_equal_piece():
     buffer = buffer_of(100, priority_exponent=0)
-    buffer.insert(random_columns(100, 1, seed=0), 0)
+    insert(buffer, random_batch(100, [1]))
     assert buffer.sample(100).keys.tolist() == list(range(100))
 
 
 def test_updated_priorities_change_what_is_sampled():
     buffer = buffer_of(4, priority_exponent=1)
-    buffer.insert(with_priorities(1, 1, 1, 1), 0)
+    insert(buffer, with_priorities(1, 1, 1, 1))
     buffer.update_priorities(keys_of(0, 1, 2, 3), floats(0, 0, 1, 0))
     assert set(buffer.sample(1000).keys.tolist()) == {2}
     buffer.update_priorities(keys_of(1), floats(3))
@@ -262,39 +430,15 @@ def test_updated_priorities_change_what_is_sampled():
 
 def test_a_transition_of_zero_priority_is_still_sampled_as_one_of_the_minimum():
     buffer = buffer_of(2, priority_exponent=1, minimum_priority=0.25)
-    buffer.insert(with_priorities(0, 0.75), 0)
+    insert(buffer, with_priorities(0, 0.75))
     counts = Counter(buffer.sample(1000).keys.tolist())
     assert counts[0] == pytest.approx(250, abs=2)
 
 
-def test_importance_weights_are_those_computed_by_hand():
-    # N = 2, P = 1/5 and 4/5: (2/5)^-0.5 = 1.581 and (8/5)^-0.5 = 0.791, over the larger one.
-    buffer = buffer_of(2, priority_exponent=1, importance_sampling_exponent=0.5)
-    buffer.insert(with_priorities(1, 4), 0)
-    sample = buffer.sample(10)
-    assert sample.keys.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
-    assert sample.importance_weight.tolist() == [1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
-    assert sample.importance_weight.dtype == np.float32
-
-
-def test_full_correction_weighs_by_the_inverse_of_the_probability():
-    # With both exponents 1: priorities 1, 2, 4 give weights 1, 1/2, 1/4.
-    buffer = buffer_of(3, priority_exponent=1, importance_sampling_exponent=1)
-    buffer.insert(with_priorities(1, 2, 4), 0)
-    sample = buffer.sample(7)
-    assert sample.importance_weight.tolist() == [1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
-
-
-def test_without_correction_all_importance_weights_are_one():
-    buffer = buffer_of(3, importance_sampling_exponent=0)
-    buffer.insert(with_priorities(0, 1, 100), 0)
-    assert set(buffer.sample(50).importance_weight.tolist()) == {1}
-
-
 def test_an_update_that_comes_after_eviction_does_not_hit_the_slots_new_owner():
     buffer = buffer_of(4)
-    first = buffer.insert(with_priorities(1, 1, 1, 1), 0)
-    second = buffer.insert(with_priorities(2, 2, 2, 2), 0)
+    first = insert(buffer, with_priorities(1, 1, 1, 1))
+    second = insert(buffer, with_priorities(2, 2, 2, 2))
     assert buffer.update_priorities(keys_of(*first), floats(9, 9, 9, 9)) == 0
     assert buffer.ignored_evicted == 4
     assert buffer.live_keys == second
@@ -303,7 +447,7 @@ def test_an_update_that_comes_after_eviction_does_not_hit_the_slots_new_owner():
 
 def test_of_several_updates_of_one_key_the_last_valid_one_stays():
     buffer = buffer_of(4)
-    buffer.insert(with_priorities(1, 1), 0)
+    insert(buffer, with_priorities(1, 1))
     applied = buffer.update_priorities(keys_of(0, 1, 0, 0), floats(5, 6, 7, np.nan))
     assert applied == 3
     assert buffer.priorities().tolist() == [7, 6]
@@ -315,74 +459,96 @@ def test_updates_must_have_as_many_priorities_as_keys():
         buffer_of(4).update_priorities(keys_of(0, 1), floats(1))
 
 
-def test_segments_are_evicted_whole():
-    buffer = buffer_of(10)
+@pytest.mark.parametrize("kind", STORES)
+def test_batches_are_evicted_whole(kind: str):
+    buffer = buffer_of(10, kind=kind)
     for transitions in (4, 4, 3):
-        buffer.insert(random_columns(transitions, 2, seed=transitions), 0)
+        insert(buffer, random_batch(transitions, [2], seed=transitions))
     assert buffer.live_keys == range(4, 11)
     assert buffer.frame_count == 4
     assert buffer.evicted == 4
 
 
-def test_when_frames_run_out_first_the_oldest_segments_are_evicted_just_the_same():
-    buffer = buffer_of(1000, frame_capacity=10)
+@pytest.mark.parametrize("kind", STORES)
+def test_when_frames_run_out_first_the_oldest_batches_are_evicted_just_the_same(kind: str):
+    buffer = buffer_of(1000, kind=kind, frame_capacity=10)
     for _ in range(3):
-        buffer.insert(random_columns(2, 4, seed=0), 0)
+        insert(buffer, random_batch(2, [4]))
     assert buffer.live_keys == range(2, 6)
     assert buffer.frame_count == 8
 
 
+def test_when_the_arena_is_full_the_oldest_batches_are_evicted_just_the_same():
+    batch = random_batch(2, [4])
+    buffer = buffer_of(1000, kind="compressed", arena_bytes=2 * footprint(batch) + 40)
+    for _ in range(3):
+        insert(buffer, batch)
+    assert buffer.live_keys == range(2, 6)
+
+
+@pytest.mark.parametrize("kind", STORES)
 @pytest.mark.parametrize(("transitions", "frames"), [(5, 3), (3, 9), (4, 1)])
-def test_a_batch_as_large_as_the_buffer_replaces_all_of_it(transitions: int, frames: int):
-    buffer = buffer_of(5, frame_capacity=9)
-    buffer.insert(random_columns(3, 3, seed=1), 0)
-    keys = buffer.insert(random_columns(transitions, frames, seed=2), 0)
+def test_a_batch_as_large_as_the_buffer_replaces_all_of_it(
+    transitions: int, frames: int, kind: str
+):
+    buffer = buffer_of(5, kind=kind, frame_capacity=9)
+    insert(buffer, random_batch(3, [3], seed=1))
+    keys = insert(buffer, random_batch(transitions, [frames], seed=2))
     assert buffer.live_keys == keys
 
 
+@pytest.mark.parametrize("kind", STORES)
 @pytest.mark.parametrize(
     ("transitions", "frames", "words"),
     [
-        (6, 3, "6 transitions over 3 frames .* does not fit"),
-        (3, 10, "3 transitions over 10 frames .* does not fit"),
+        (6, 3, "6 transitions do not fit: the buffer has room for 5"),
+        (3, 10, "10 frames do not fit: the store has room for 9"),
         (0, 3, "no TransitionBatch"),
     ],
 )
 def test_a_batch_that_cannot_be_stored_is_refused_and_evicts_nothing(
-    transitions: int, frames: int, words: str
+    transitions: int, frames: int, words: str, kind: str
 ):
-    buffer = buffer_of(5, frame_capacity=9)
-    buffer.insert(random_columns(5, 9, seed=1), 0)
+    buffer = buffer_of(5, kind=kind, frame_capacity=9)
+    insert(buffer, random_batch(5, [9], seed=1))
     with pytest.raises(ValueError, match=words):
-        buffer.insert(random_columns(transitions, frames, seed=2), 0)
+        insert(buffer, random_batch(transitions, [frames], seed=2))
     assert buffer.live_keys == range(5)
 
 
-def test_read_only_columns_as_the_wire_delivers_them_are_accepted():
-    columns = random_columns(3, 3, seed=0)
-    for column in columns.values():
+@pytest.mark.parametrize("kind", STORES)
+def test_read_only_columns_and_memory_that_is_used_again_are_accepted(kind: str):
+    batch = random_batch(3, [3], stack=2)
+    for column in batch.columns.values():
         column.flags.writeable = False
-    buffer = buffer_of(5)
-    buffer.insert(columns, 0)
+    buffer = buffer_of(5, kind=kind, stack=2)
+    insert(buffer, batch)
+    before = rows_of(buffer.sample(5))
+    for array in (*batch.columns.values(), *batch.frames.values()):
+        array.flags.writeable = True
+        array.fill(0)
     buffer.check_valid()
+    assert all(row in before for row in rows_of(buffer.sample(5)))
 
 
-def test_samples_have_the_documented_shapes_and_dtypes():
-    buffer = buffer_of(8)
-    buffer.insert(random_columns(5, 6, seed=0), 2**40)
+@pytest.mark.parametrize("stack", [1, 3])
+def test_samples_have_the_documented_shapes_and_dtypes(stack: int):
+    buffer = buffer_of(8, stack=stack)
+    insert(buffer, random_batch(5, [6], stack=stack), 2**40)
     sample = buffer.sample(7)
+    stacked = () if stack == 1 else (stack,)
     for observation in (sample.observation, sample.bootstrap_observation):
         assert {name: (a.dtype.name, a.shape) for name, a in observation.items()} == {
             "action_mask": ("uint8", (7, 2)),
-            "map": ("float16", (7, 2, 3)),
-            "steps_left": ("int32", (7,)),
+            "map": ("float16", (7, *stacked, 2, 3)),
+            "steps_left": ("int32", (7, *stacked)),
         }
     dtypes = {
         "keys": np.int64,
         "action": np.int32,
         "n_step_return": np.float32,
         "discount": np.float32,
-        "importance_weight": np.float32,
+        "sampling_priority": np.float64,
         "parameter_version": np.int64,
     }
     for name, dtype in dtypes.items():
@@ -391,24 +557,42 @@ def test_samples_have_the_documented_shapes_and_dtypes():
     assert set(sample.parameter_version.tolist()) == {2**40}
 
 
-def test_a_restored_buffer_continues_with_the_same_samples():
-    buffer, copy = buffer_of(50, seed=3), buffer_of(50, seed=3)
+@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("stack", [1, 3])
+def test_rows_of_a_larger_sample_are_filled_and_no_others(kind: str, stack: int):
+    spec = SPEC.stacked(stack)
+    buffer, same = (buffer_of(50, kind=kind, stack=stack, seed=3) for _ in range(2))
+    for side in (buffer, same):
+        insert(side, random_batch(20, [9, 13], stack=stack))
+    layout = SampleLayout(spec, 10)
+    slab = np.full(layout.nbytes, 77, np.uint8)
+    whole = layout.view(slab)
+    buffer.sample_into(whole.rows(3, 8))
+    assert rows_of(whole.rows(3, 8)) == rows_of(same.sample(5))
+    untouched = rows_of(layout.view(np.full(layout.nbytes, 77, np.uint8)).rows(0, 3))
+    assert rows_of(whole.rows(0, 3)) == untouched
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_restored_buffer_continues_with_the_same_samples(kind: str):
+    buffer, copy = (buffer_of(50, kind=kind, stack=2, seed=3) for _ in range(2))
     for seed in range(9):
-        buffer.insert(random_columns(8, 9, seed), parameter_version=seed)
+        insert(buffer, random_batch(8, [4, 5], seed, stack=2), parameter_version=seed)
     copy.set_state(buffer.get_state())
     for seed in range(9, 15):
         a, b = buffer.sample(16), copy.sample(16)
         np.testing.assert_array_equal(a.keys, b.keys)
-        np.testing.assert_array_equal(a.importance_weight, b.importance_weight)
+        np.testing.assert_array_equal(a.sampling_priority, b.sampling_priority)
         assert rows_of(a) == rows_of(b)
         for side in (buffer, copy):
             side.update_priorities(a.keys, a.discount + seed)
-            side.insert(random_columns(5, 5, seed), seed)
+            insert(side, random_batch(5, [5], seed, stack=2), seed)
 
 
-def test_a_state_shares_no_memory_with_the_buffer():
-    buffer = buffer_of(50)
-    buffer.insert(random_columns(8, 9, seed=0), 0)
+@pytest.mark.parametrize("kind", STORES)
+def test_a_state_shares_no_memory_with_the_buffer(kind: str):
+    buffer = buffer_of(50, kind=kind, stack=2)
+    insert(buffer, random_batch(8, [9], stack=2))
     before, scratch = buffer.get_state(), buffer.get_state()
     for value in scratch.values():
         if isinstance(value, np.ndarray):
@@ -418,68 +602,107 @@ def test_a_state_shares_no_memory_with_the_buffer():
         np.testing.assert_array_equal(after[name], value)
 
 
-def test_the_state_of_an_empty_buffer_keeps_the_keys_going_on():
-    buffer, copy = buffer_of(4, first_key=123), buffer_of(4)
+@pytest.mark.parametrize("kind", STORES)
+def test_the_state_of_an_empty_buffer_keeps_the_keys_going_on(kind: str):
+    buffer, copy = buffer_of(4, kind=kind, first_key=123), buffer_of(4, kind=kind)
     copy.set_state(buffer.get_state())
-    assert copy.insert(random_columns(2, 2, seed=0), 0) == range(123, 125)
+    assert insert(copy, random_batch(2, [2])) == range(123, 125)
 
 
-def test_a_state_that_does_not_fit_is_refused():
-    buffer = buffer_of(9)
-    buffer.insert(random_columns(9, 5, seed=0), 0)
+@pytest.mark.parametrize("kind", STORES)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(kind: str):
+    buffer = buffer_of(9, kind=kind)
+    insert(buffer, random_batch(9, [5]))
     for changes in ({"capacity": 8}, {"capacity": 9, "frame_capacity": 4}):
-        small = buffer_of(**changes)
-        with pytest.raises(ValueError, match=r"9 transitions over 5 frames .* do not fit"):
+        small = buffer_of(kind=kind, **changes)
+        insert(small, random_batch(3, [3]))
+        before = small.priorities().tolist()
+        with pytest.raises(ValueError, match=r"(9 transitions|5 frames) do not fit"):
             small.set_state(buffer.get_state())
-        assert small.size == 0
+        small.check_valid()
+        assert small.priorities().tolist() == before
 
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"capacity": 0},
-        {"frame_capacity": 0},
-        {"priority_exponent": -1},
-        {"importance_sampling_exponent": -1},
-        {"minimum_priority": 0},
-        {"first_key": -1},
-    ],
+    [{"capacity": 0}, {"priority_exponent": -1}, {"minimum_priority": 0}, {"first_key": -1}],
 )
 def test_a_buffer_that_cannot_work_is_refused(changes: dict[str, Any]):
     with pytest.raises(ValueError, match=r"buffer for|negative|must be positive"):
         buffer_of(**{"capacity": 4, **changes})
 
 
-@pytest.mark.parametrize(("capacity", "frame_capacity"), [(1, 1), (100, 37), (1000, None)])
-def test_the_bytes_needed_are_the_bytes_allocated(capacity: int, frame_capacity: int | None):
-    buffer = buffer_of(capacity, frame_capacity=frame_capacity)
-    assert bytes_needed(SPEC, capacity, frame_capacity) == buffer.allocated_bytes
+def made_buffer(
+    kind: Any, capacity: int, stack: int, memory_bytes: int | None
+) -> PrioritizedBuffer:
+    spec = SPEC.stacked(stack)
+    store = make_store(kind, spec, capacity, memory_bytes, 1)
+    rng = np.random.default_rng(0)
+    return PrioritizedBuffer(spec, capacity, store=store, priority_exponent=0.6, rng=rng)
 
 
-def test_the_bytes_stored_are_those_of_live_frames_and_columns():
-    buffer = buffer_of(10)
+@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize("capacity", [1, 100, 1025])
+def test_the_bytes_planned_are_the_bytes_allocated(capacity: int, stack: int):
+    spec = SPEC.stacked(stack)
+    dense = made_buffer("dense", capacity, stack, None)
+    assert dense.allocated_bytes == dense_bytes(spec, capacity)
+    planned = compressed_bytes(spec, capacity, 41.3)
+    compressed = made_buffer("compressed", capacity, stack, planned)
+    assert compressed.allocated_bytes == planned
+
+
+def test_a_buffer_of_the_bytes_planned_holds_as_many_transitions():
+    batch = random_batch(10, [10])
+    buffer = made_buffer("compressed", 200, 1, compressed_bytes(SPEC, 200, footprint(batch) / 10))
+    for _ in range(50):
+        insert(buffer, batch)
+    assert buffer.size == 200
+
+
+def test_memory_that_the_columns_alone_take_is_refused():
+    spec = SPEC.stacked(4)
+    least = compressed_bytes(spec, 1000, 0)
+    with pytest.raises(
+        UsageError, match=rf"replay\.memory is {least} bytes.* replay\.capacity 1000 "
+    ):
+        make_store("compressed", spec, 1000, least, 1)
+    make_store("compressed", spec, 1000, least + 64, 1).close()
+
+
+def test_a_compressed_store_without_memory_is_refused():
+    with pytest.raises(UsageError, match=r"replay\.memory is not set"):
+        make_store("compressed", SPEC, 1000, None, 1)
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_the_bytes_stored_are_those_of_live_frames_and_transitions(stack: int):
+    buffer = buffer_of(10, stack=stack)
     assert buffer.stored_bytes == 0
-    buffer.insert(random_columns(5, 7, seed=0), 0)
-    frame = 2 + 2 * 3 * 2 + 4  # packed mask, float16 map, int32
-    transition = 4 * 4 + 3 * 8  # int32 and float32 columns, int64 columns
-    assert buffer.stored_bytes == 7 * frame + 5 * transition
+    insert(buffer, random_batch(5, [7], stack=stack))
+    history = 7 if stack > 1 else 0
+    assert buffer.stored_bytes == 7 * FRAME_BYTES + 5 * TRANSITION_BYTES + history
 
 
-def test_by_default_a_full_buffer_has_room_for_the_last_frames_of_its_segments():
-    buffer = buffer_of(100)
-    assert buffer.frame_capacity == default_frame_capacity(100) == 189
+def test_a_made_store_has_room_for_the_last_and_first_frames_of_segments():
+    assert default_frame_capacity(100) == 100 + 25 + 64 + 32
+    buffer = made_buffer("dense", 100, 4, None)
     for _ in range(10):
-        buffer.insert(random_columns(12, 12 + 3, seed=0), 0)
+        insert(buffer, random_batch(12, [12 + 3 + 3], stack=4))
     assert buffer.size == 96
 
 
 def test_check_valid_sees_a_damaged_buffer():
-    buffer = buffer_of(10)
-    buffer.insert(random_columns(5, 7, seed=0), 0)
-    buffer._columns["bootstrap_frame"][2] = 7
-    with pytest.raises(AssertionError, match="bootstrap_frame lies after its segment"):
+    buffer = buffer_of(10, stack=3)
+    insert(buffer, random_batch(5, [7], stack=3))
+    buffer._rows["bootstrap_frame"][2] = 7
+    with pytest.raises(AssertionError, match="bootstrap_frame lies after its batch"):
         buffer.check_valid()
-    buffer._columns["bootstrap_frame"][2] = 0
-    buffer._columns["priority"][2] += 1
+    buffer._rows["bootstrap_frame"][2] = 0
+    buffer._history[1] = 2
+    with pytest.raises(AssertionError, match="a stack is cut off"):
+        buffer.check_valid()
+    buffer._history[1] = 1
+    buffer._rows["priority"][2] += 1
     with pytest.raises(AssertionError, match="other priorities"):
         buffer.check_valid()

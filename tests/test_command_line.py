@@ -74,6 +74,15 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "unknown console": (["--console", "loud"], ["--console", "plain"]),
     "actors are no number": (["--actors", "many"], ["--actors", "'many'"]),
     "too few actors": (["--actors", "-1"], ["actor.count = -1", "at least 0"]),
+    "no replays": (["--replays", "0"], ["replay.shards = 0", "at least 1 and at most 256"]),
+    "bad memory": (
+        ["--set", "replay.memory=lots"],
+        ["--set: replay.memory = 'lots'", "8GB, 500MB or 8000000000", "25%"],
+    ),
+    "too large a buffer": (
+        ["--env", "CartPole-v1", "--set", "replay.capacity=10000000000"],
+        ["replay.capacity = 10000000000 needs", "at most", "fit (dense)"],
+    ),
     "no episodes": (["--episodes", "0"], ["run.episodes = 0", "at least 1"]),
     "env-arg without a value": (["--env-arg", "map_size"], ["--env-arg", "KEY=VALUE"]),
     "set without a value": (["--set", "learner.batch_size"], ["section.key=value"]),
@@ -213,7 +222,8 @@ def test_settings_lists_every_setting_with_its_default(run: Run):
 
 CHECKS = {
     "check": ["check", "--env", "CartPole-v1", "--actors", "2"],
-    "json": ["check", "--env", "CartPole-v1", "--actors", "2", "--json"],
+    "json": ["check", "--env", "CartPole-v1", "--actors", "2", "--replays", "2", "--json"],
+    "large": ["check", "--set", "replay.store=compressed", "--set", "replay.memory=500MB"],
     "too large": ["check", "--env", "CartPole-v1", "--set", "replay.capacity=10000000000"],
     "check only": ["launch", "--env", "CartPole-v1", "--check-only"],
 }
@@ -235,12 +245,25 @@ def test_check_shows_the_machine_and_the_plan(checks: dict[str, Answer]):
         assert text in stdout
 
 
+def test_check_shows_the_store_and_measures_what_it_is_to_compress(checks: dict[str, Answer]):
+    code, stdout, stderr = checks["large"]
+    assert (code, stderr) == (0, "")
+    for text in ("replay.store", "compressed  (configured)", "replay.memory", "replay.shards"):
+        assert text in stdout
+    (line,) = [line for line in stdout.splitlines() if line.startswith("replay: ")]
+    assert " transitions, compressed, " in line
+    assert " of 500 MB (measured " in line
+
+
 def test_check_as_json_is_nothing_but_json(checks: dict[str, Answer]):
     code, stdout, stderr = checks["json"]
     assert (code, stderr) == (0, "")
     answer = json.loads(stdout)
     assert answer["ok"] is True
     assert answer["plan"]["config"]["actor"]["count"] == 2
+    assert answer["plan"]["config"]["replay"]["shards"] == 2
+    assert answer["plan"]["config"]["replay"]["memory"].isdecimal()
+    assert "in 2 shards, dense" in answer["plan"]["replay"]
     assert answer["machine"]["cores"] >= 1
 
 
@@ -267,6 +290,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "--env-arg again": (["--env-arg", "render_mode=rgb_array"], "run.env_args",
                         {"sutton_barto_reward": True, "render_mode": "rgb_array"}),
     "--actors": (["--actors", "2"], "actor.count", 2),
+    "--replays": (["--replays", "2"], "replay.shards", 2),
     "--envs-per-actor": (["--envs-per-actor", "3"], "actor.envs_per_actor", 3),
     "--mode, --yes": (["--mode", "ultra", "--yes"], "run.mode", "ultra"),
     "--episodes": (["--episodes", "100000"], "run.episodes", 100_000),
@@ -326,3 +350,6 @@ def test_options_win_over_variables_these_over_the_file_and_that_over_defaults(
 def test_what_stands_in_config_toml_is_resolved(written: dict[str, Any]):
     for section, key in (("replay", "capacity"), ("learner", "device"), ("actor", "discount")):
         assert written[section][key] != "auto"
+    assert written["replay"]["store"] == "dense"
+    assert written["replay"]["memory"].isdecimal()
+    assert written["replay"]["decode_threads"] == 1

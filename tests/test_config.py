@@ -20,6 +20,7 @@ from pdqn.config import (
     from_assignments,
     from_environment,
     from_map,
+    memory_bytes,
     parse_value,
     read_toml,
     resolved,
@@ -27,6 +28,7 @@ from pdqn.config import (
 )
 from pdqn.errors import UsageError
 
+GB = 10**9
 SECTIONS = {
     item.name: typing.get_type_hints(Config)[item.name] for item in dataclasses.fields(Config)
 }
@@ -136,6 +138,8 @@ def test_values_are_converted_to_the_type_of_their_setting(section, key, value, 
         ("learner", "device", "tpu", "expected one of auto, cpu, cuda"),
         ("learner", "device", ["cpu"], "expected one of auto, cpu, cuda"),
         ("run", "env_args", "map_size=16", "expected a table"),
+        ("replay", "memory", "much", "expected an amount such as 8GB, 500MB or 8000000000, or a"),
+        ("replay", "memory", "101%", "or a share of the RAM such as 25% or auto"),
     ],
 )  # fmt: skip
 def test_a_refusal_names_layer_key_value_and_what_is_accepted(section, key, value, words):
@@ -143,6 +147,29 @@ def test_a_refusal_names_layer_key_value_and_what_is_accepted(section, key, valu
     assert message.startswith(f"file run.toml: {section}.{key} = ")
     assert str(value) in message
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("25%", 5 * GB), ("100%", 20 * GB), ("12.5 %", 5 * GB // 2), ("8GB", 8 * GB),
+        ("500MB", GB // 2), ("1.5gb", 3 * GB // 2), ("0.5 TB", 500 * GB), ("64 kB", 64_000),
+        ("8000000000", 8 * GB), ("8000000000B", 8 * GB), (" .5GB ", GB // 2), ("1", 1),
+    ],
+)  # fmt: skip
+def test_an_amount_of_memory_is_a_number_of_bytes_or_a_share(text, expected):
+    assert memory_bytes(text, 20 * GB) == expected
+    assert one("replay", "memory", text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "0%", "-1GB", "101%", "8GiB", "1e9", "8 G", "%", "GB", "1,5GB", "9999999TB"],
+)
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(ValueError):  # noqa: PT011 - only config.py sees it
+        memory_bytes(text, 20 * GB)
+    assert f"replay.memory = {text!r}; expected an amount" in refusal("replay", "memory", text)
 
 
 def bad_value(kind: Any, bounds: Any) -> Any:
@@ -217,6 +244,8 @@ def valid_values(kind: Any, bounds: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(kind))
     if kind is bool:
         return st.booleans()
+    if bounds["check"] is not None:
+        return st.sampled_from(["8GB", "500 MB", "25%", "8000000000", "100%"])
     if kind is str:
         return st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8)
     if kind is int:

@@ -110,6 +110,9 @@ def snapshot(actors: int = 3, **changes: Any) -> Snapshot:
         "buffer_size": 123_456,
         "buffer_capacity": 200_000,
         "buffer_bytes": 5_430_000_000,
+        "inserts_blocked": 0.43,
+        "samples_blocked": 0.01,
+        "replay_waits": "inserts wait 43% (learner is behind, 12 s)",
         "actors_wait": 0.43,
         "learner_waits": 0.02,
         "bottleneck": "learner-bound: actors wait 43%",
@@ -138,6 +141,7 @@ def starting() -> Snapshot:
         if field.type in ("int", "float") and field.name != "seed"
     }
     texts = {"stage": "starting", "waiting_for": "the learner, 3 s", "bottleneck": ""}
+    texts["replay_waits"] = ""
     nothing = {"members": (), "rejected": {}, "history": {}}
     return snapshot(0, **(zero | empty | texts | nothing))
 
@@ -172,7 +176,8 @@ def test_a_small_terminal_shows_everything_that_matters() -> None:
     for figure in (
         "pdqn/CirclePlacement-v0", "parallel · seed 7", "12:34", "53%", "11:01 left",
         "12.3k episodes", "160k steps", "120 actors", "12.3k/s", "wait 43%", "29.4 MB/s",
-        "2.40 kB each", "in 12.2k/s", "out 6.15k/s", "waits 2%", "step 5.21k", "lag 12.4",
+        "2.40 kB each", "in 12.2k/s", "out 6.15k/s", "in waits 43%",
+        "inserts wait 43% (learner is behind, 12 s)", "waits 2%", "step 5.21k", "lag 12.4",
         "learner-bound: actors wait 43%", "0.00123", "0.0853", "target 0.500", "62%", "5.43 GB",
         "0.391 ±0.0061", "greedy        0.414", "120 alive", "2.40 GB", "evaluator",
         "rejected 12", "bad shape 10", "actor 40 restarted",
@@ -225,11 +230,52 @@ def test_markup_in_names_is_not_interpreted() -> None:
     assert "[bold]list index[/bold]" in text
 
 
+def test_several_replays_have_rows_of_their_own_where_there_is_room() -> None:
+    states = ("alive", "restarting")
+    replays = [member("replay", index, state=states[index]) for index in range(2)]
+    members = (member("actor"), *replays, member("learner"), member("evaluator"))
+    view = snapshot(members=members)
+    high = lines_of(view, 80, 50)
+    assert any("● replay 0  trains" in line for line in high)
+    assert any("● replay 1  restarting" in line for line in high)
+    low = "\n".join(lines_of(view, 80, 24))
+    assert "● replays   1 of 2, 1 res" in low
+    assert "● learner" in low
+    assert "● evaluator" in low
+
+
 def test_many_replays_do_not_push_the_rest_off_the_screen() -> None:
     members = (*[member("actor", i) for i in range(9)], *[member("replay", i) for i in range(20)])
-    text = "\n".join(lines_of(snapshot(members=members), 80, 24))
-    assert "replay 1" in text
-    assert "and 18 more" in text
+    text = "\n".join(lines_of(snapshot(members=(*members, member("learner"))), 80, 24))
+    assert "replays   20 alive" in text
+    assert "● learner" in text
+
+
+def test_what_waits_in_replay_is_shown_in_its_stage() -> None:
+    def shown(**changes: Any) -> list[str]:
+        return lines_of(snapshot(**changes), 80, 24)
+
+    assert "nobody waits" in shown(replay_waits="")[5]
+    waiting = "samples wait 100% (actors are behind, 300 s)"
+    actor_bound = "actor-bound: learner waits 100%"
+    blocked = {"inserts_blocked": 0.0, "samples_blocked": 1.0, "actors_wait": 0.0}
+    lines = shown(replay_waits=waiting, bottleneck=actor_bound, learner_waits=1.0, **blocked)
+    assert "│ out wait 100%│" in lines[5]
+    assert f"{actor_bound} " in lines[7]
+    assert waiting in lines[7]
+
+
+def test_a_first_error_leaves_every_panel_on_a_small_terminal() -> None:
+    text = "\n".join(lines_of(snapshot(120, first_error="KeyError: 'map'"), 80, 24))
+    for words in (
+        "KeyError: 'map'",
+        "in waits 43%",
+        "learning",
+        "throughput",
+        "evaluation",
+        "roles",
+    ):
+        assert words in text
 
 
 def test_health_names_the_worst_first() -> None:
@@ -330,7 +376,8 @@ def test_plain_says_the_same_as_the_picture() -> None:
         "learner steps 5.21k (96.2/s)", "samples/insert 0.503 of 0.500", "lag 12.4",
         "coverage 0.372", "loss 0.00123", "epsilon 0.0853", "buffer 123k of 200k, 5.43 GB",
         "eval coverage 0.391 +-0.0061 (random 0.266, greedy 0.414)", "actors 120 alive",
-        "learner alive", "learner-bound: actors wait 43%", "restarts 1, lost 0, rejected 12",
+        "learner alive", "learner-bound: actors wait 43%",
+        "inserts wait 43% (learner is behind, 12 s)", "restarts 1, lost 0, rejected 12",
     ):  # fmt: skip
         assert figure in line
 

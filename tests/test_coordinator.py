@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
 
 import pdqn
 from launcher.coordinator import Coordinator, Event
 from launcher.metrics import RunMetrics
+from launcher.supervisor import Supervisor
 from pdqn import wire
 from pdqn.config import Config, build
 from pdqn.errors import RunError, UsageError
-from pdqn.link import CoordinatorLink, Welcome
+from pdqn.link import CoordinatorLink, Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Episode, Telemetry
+from replay.client import SampleClient
+from replay.sender import TransitionSender
 
 Eventually = Callable[..., Any]
 
@@ -38,7 +44,12 @@ CONFIG = build(
 class Hub:
     """A coordinator with links to it; all in one thread but for the waiting in ``join``."""
 
-    def __init__(self, eventually: Eventually, config: Config = CONFIG) -> None:
+    def __init__(
+        self,
+        eventually: Eventually,
+        config: Config = CONFIG,
+        role_bind: str = "ipc:///sockets/{role}-{name}",
+    ) -> None:
         self._eventually = eventually
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.metrics = RunMetrics(None)
@@ -47,7 +58,7 @@ class Hub:
             "tcp://127.0.0.1:*",
             run="the-run",
             run_dir="/the/directory",
-            role_bind="ipc:///sockets/{role}-{name}",
+            role_bind=role_bind,
             config=config,
             spec=SPEC,
             metrics=self.metrics,
@@ -153,6 +164,20 @@ def test_what_is_missing_is_told_in_words(hub: Hub):
 def test_a_run_without_actors_of_its_own_waits_for_one(eventually: Eventually):
     hub = Hub(eventually, build(("test", {"actor": {"count": 0}})))
     assert hub.coordinator.missing() == "replay (0 of 1), learner (0 of 1), actor (0 of 1)"
+    hub.close()
+
+
+def test_a_run_of_several_replays_waits_for_all_of_them_and_refuses_more(eventually: Eventually):
+    hub = Hub(eventually, build(("test", {"actor": {"count": 1}, "replay": {"shards": 2}})))
+    assert hub.coordinator.missing() == "replay (0 of 2), learner (0 of 1), actor (0 of 1)"
+    assert hub.join("replay", 1)[1].index == 1
+    assert hub.coordinator.missing() == "replay (1 of 2), learner (0 of 1), actor (0 of 1)"
+    assert hub.join("replay")[1].index == 0, "the shard that is free"
+    with pytest.raises(RunError, match="refused this replay: the run has its 2 replays already"):
+        hub.join("replay")
+    hub.coordinator.lost("replay", 1)
+    _, welcome = hub.join("replay", 7)
+    assert (welcome.index, welcome.incarnation) == (1, 1), "there is no shard 7"
     hub.close()
 
 
@@ -299,6 +324,62 @@ def test_endpoints_are_told_to_everybody_and_withdrawn_when_their_server_is_lost
     hub.poll_until(learner, lambda: learner.pulse.endpoints == {})
 
 
+def test_a_pulse_tells_the_replays_that_are_alive_by_their_index(eventually: Eventually):
+    hub = Hub(eventually, build(("test", {"replay": {"shards": 2}})))
+    replays = [hub.join("replay", index)[0] for index in range(2)]
+    learner, _ = hub.join("learner")
+    for index, replay in enumerate(replays):
+        names = ("samples", "transitions", "acknowledgements")
+        replay.serve_at({f"{name}/{index}": f"ipc:///{name}-{index}" for name in names})
+        replay.poll()
+    hub.poll_until(learner, lambda: len(learner.pulse.endpoints) == 6)
+    assert learner.pulse.shards("samples") == {0: "ipc:///samples-0", 1: "ipc:///samples-1"}
+    assert learner.pulse.shards("parameters") == {}
+    hub.coordinator.lost("replay", 0)
+    hub.poll_until(learner, lambda: len(learner.pulse.endpoints) == 3)
+    assert learner.pulse.shards("transitions") == {1: "ipc:///transitions-1"}
+    hub.close()
+
+
+def test_only_endpoints_with_a_number_are_of_a_shard():
+    pulse = Pulse(endpoints={"samples/2": "two", "samples": "none", "samples/x": "x", "a/1": "a"})
+    assert pulse.shards("samples") == {2: "two"}
+
+
+def test_samples_per_insert_of_a_running_run_is_told_to_all_at_once_and_logged(hub: Hub):
+    replay, _ = hub.join("replay")
+    assert replay.pulse.samples_per_insert is None
+    hub.coordinator.set_samples_per_insert(2.5)
+    hub.until(lambda: True)
+    hub.poll_until(replay, lambda: replay.pulse.samples_per_insert == 2.5)
+    assert [event.text for event in hub.events("samples_per_insert")] == ["2.5 from now on"]
+    late, _ = hub.join("learner")
+    assert late.pulse.samples_per_insert == 2.5
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_samples_per_insert_that_would_block_a_side_forever_is_refused(hub: Hub, value: float):
+    with pytest.raises(UsageError, match=f"samples_per_insert = {value}; expected a finite number"):
+        hub.coordinator.set_samples_per_insert(value)
+    assert hub.events("samples_per_insert") == []
+    link, _ = hub.join("replay")
+    assert link.pulse.samples_per_insert is None
+
+
+@pytest.mark.parametrize("value", [0, -3.0, "fast", True, math.inf, [1]])
+def test_a_ratio_in_a_pulse_that_no_limiter_takes_is_no_ratio(hub: Hub, value: Any):
+    router = hub.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    link = CoordinatorLink(hub.context, f"tcp://127.0.0.1:{port}", "replay")
+    link.report()
+    identity, _ = router.recv_multipart()
+    pulse = {"command": "drain", "samples_per_insert": value}
+    router.send_multipart([identity, wire.encode_control("pulse", pulse)])
+    hub.poll_until(link, lambda: link.pulse.command == "drain")
+    assert link.pulse.samples_per_insert is None
+    link.leave()
+
+
 def test_the_stop_command_reaches_those_it_is_for(hub: Hub):
     actor, _ = hub.join("actor")
     learner, _ = hub.join("learner")
@@ -322,6 +403,105 @@ def test_a_role_that_missed_a_pulse_is_told_again_with_its_next_report(hub: Hub)
     hub.coordinator.command(["actor"], "stop")
     hub.until(lambda: True)
     hub.poll_until(link, lambda: link.pulse.command == "stop")
+
+
+# ---- a real replay ----
+
+
+class Replaying(Hub):
+    """A hub with a replay process, and this test as its actor and as its learner."""
+
+    def __init__(self, eventually: Eventually, samples_per_insert: float, logs: Path) -> None:
+        replay = {
+            "capacity": 2000,
+            "min_size": 32,
+            "store": "dense",
+            "memory": "1000000",
+            "decode_threads": 1,
+            "samples_per_insert": samples_per_insert,
+            "samples_per_insert_tolerance": 64.0,
+        }
+        sections = {
+            "actor": {"count": 1, "window": 4},
+            "learner": {"batch_size": 16, "prefetch": 2},
+            "replay": replay,
+            "system": {"telemetry_seconds": 0.05},
+        }
+        config = build(("test", sections))
+        super().__init__(eventually, config, role_bind="tcp://127.0.0.1:*")
+        self._supervisor = Supervisor(self.coordinator.endpoint, logs, restarts=0)
+        self._supervisor.start("replay", 0)
+        self._link, welcome = self.join("learner")
+        self.poll_until(self._link, lambda: self._link.pulse.shards("samples"))
+        pulse = self._link.pulse
+        self._sender = TransitionSender(self.context, 0, 0, 4)
+        self._sender.connect(pulse.shards("transitions")[0], pulse.shards("acknowledgements")[0])
+        rng = np.random.default_rng(0)
+        self._client = SampleClient(self.context, SPEC, welcome.config, rng)
+        self._client.connect(pulse.shards("samples"))
+
+    def exchange(self) -> None:
+        """Send TransitionBatches and take SampleBatches, as far as replay lets them pass."""
+        self.coordinator.poll(0.0)
+        self._link.poll()
+        for _ in range(20):
+            self._sender.send(self._batch(), lambda: False)
+            sample = self._client.receive(0.001, 0)
+            if sample is not None:
+                self._client.release(sample, None)
+
+    def ratio_of_the_next(self, inserts: int) -> float:
+        """Samples per insert over so many inserts from now on."""
+        before = self._counted()
+        counts = self._eventually(lambda: self._grown(before, inserts))
+        return counts["samples"] / counts["transitions_received"]
+
+    def close(self) -> None:
+        self._sender.close()
+        self._client.close()
+        self.coordinator.command(["replay"], "stop")
+        self.until(lambda: not self.coordinator.count("replay"))
+        self._supervisor.stop_restarting()
+        assert self._supervisor.join(10.0, ["replay"])
+        super().close()
+
+    def _counted(self) -> dict[str, float]:
+        names = ("samples", "transitions_received")
+        return {name: self.metrics.total("replay", name) for name in names}
+
+    def _grown(self, before: dict[str, float], inserts: int) -> dict[str, float] | None:
+        self.exchange()
+        grown = {name: value - before[name] for name, value in self._counted().items()}
+        return grown if grown["transitions_received"] >= inserts else None
+
+    def _batch(self) -> bytes:
+        columns = {name: np.zeros(8, dtype) for name, dtype in wire.TRANSITION_COLUMNS.items()}
+        columns["priority"] += 1
+        block = wire.compress_block({"observation": np.zeros((1, 4), np.float32)}, SPEC)
+        sequence = self._sender.next_sequence
+        return wire.encode_transitions(
+            wire.TransitionBatch("the-run", 0, 0, sequence, 0, columns, [block])
+        )
+
+
+def test_a_replay_follows_a_ratio_that_is_changed_while_it_runs(
+    eventually: Eventually, tmp_path: Path
+):
+    hub = Replaying(eventually, 2.0, tmp_path)
+    hub.ratio_of_the_next(200)  # fills, too
+    # Over 800 inserts, two tolerances of 64 samples and what a report may be late by are 0.2.
+    assert hub.ratio_of_the_next(800) == pytest.approx(2.0, abs=0.3)
+    assert hub.metrics.gauge("replay", "limiter_target") == 2.0
+    for target in (6.0, 1.0):
+        hub.coordinator.set_samples_per_insert(target)
+        eventually(lambda t=target: hub.exchange() or reached(hub, t))
+        hub.ratio_of_the_next(200)
+        assert hub.ratio_of_the_next(800) == pytest.approx(target, abs=0.3)
+    hub.close()
+
+
+def reached(hub: Hub, target: float) -> bool:
+    return hub.metrics.gauge("replay", "limiter_target") == target
 
 
 # ---- reports ----

@@ -193,6 +193,11 @@ def test_metrics_and_events_tell_the_run(run_dir: Path, read_lines: ReadLines):
     last = [line for line in lines if "rollout/ep_rew_mean" in line][-1]
     assert last["rollout/ep_len_mean"] == 3.0
     assert last["replay/samples_per_insert"] > 0
+    assert last["replay/samples_per_insert_target"] == 4.0
+    for name in ("inserts_blocked_share", "samples_blocked_share"):
+        assert 0 <= last[f"replay/{name}"] <= 1
+    assert last["replay/blocked_for_seconds"] >= 0
+    assert last["learner/shared_memory"] in (0, 1)
     kinds = [event["event"] for event in read_lines(run_dir / "events.jsonl")]
     assert (kinds[0], kinds[-1]) == ("started", "ended")
     assert kinds.count("joined") == kinds.count("left") == 5
@@ -201,7 +206,10 @@ def test_metrics_and_events_tell_the_run(run_dir: Path, read_lines: ReadLines):
 
 def test_the_json_console_speaks_json_only(finished: Command, summary: dict[str, Any]):
     lines = [json.loads(line) for line in finished.stdout.splitlines()]
-    assert {line["event"] for line in lines} == {"progress", "summary"}
+    assert {line["event"] for line in lines} == {"message", "progress", "summary"}
+    assert [line["event"] for line in lines].index("progress") > 0
+    sentences = [line["text"] for line in lines if line["event"] == "message"]
+    assert any(sentence.startswith("replay: 5,000 transitions, dense, ") for sentence in sentences)
     assert lines[-1]["summary"] == summary
     assert lines[-1]["error"] is None
     assert finished.stderr == ""
@@ -371,6 +379,46 @@ def test_a_replay_that_is_killed_is_started_again_and_the_run_goes_on(
         summary = run.interrupt()
     assert summary["restarts"] == {"actor": 0, "replay": 1, "learner": 0, "evaluator": 0}
     assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]
+
+
+def test_a_run_goes_on_while_one_of_its_replays_is_lost_and_comes_back(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    options = ["--actors", "2", "--replays", "2", *NO_EVALUATOR]
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
+        run = observe(command)
+        run.learns()
+        assert run.role("replay", 0), "both shards are processes"
+        victim = run.role("replay", 1)
+        victim.kill()
+        run.grows("environment_steps", "learner_steps")
+        run.until(lambda: run.joined("replay", 1))
+        assert run.role("replay", 1).pid != victim.pid
+        run.grows("environment_steps", "learner_steps")
+        summary = run.interrupt()
+    assert summary["exit_reason"] == "interrupted"
+    assert summary["restarts"] == {"actor": 0, "replay": 1, "learner": 0, "evaluator": 0}
+    assert "replays 2 alive" in command.stdout
+    config = tomllib.loads((run.path / "config.toml").read_text(encoding="utf-8"))
+    assert (config["replay"]["shards"], config["replay"]["capacity"]) == (2, 5000)
+    assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]
+
+
+def test_a_run_fails_only_when_its_last_replay_is_given_up(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    options = ["--actors", "1", "--replays", "2", "--set", "system.restarts=0", *NO_EVALUATOR]
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
+        run = observe(command)
+        run.learns()
+        run.role("replay", 0).kill()
+        run.until(lambda: "replay 0 ended (killed by SIGKILL) too often" in command.stdout)
+        run.grows("environment_steps", "learner_steps")
+        run.role("replay", 1).kill()
+        assert command.wait() == 1
+    assert "replay 1 cannot be kept alive" in command.stdout
+    assert "Traceback" not in command.stdout + command.stderr
+    assert run.summary()["exit_reason"] == "failed"
 
 
 def test_a_run_whose_replay_cannot_be_kept_alive_fails(

@@ -12,15 +12,20 @@ from gymnasium import spaces
 
 from actors.environments.baselines import random_valid_actions
 from actors.environments.circle_placement import CirclePlacementVectorEnv
-from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.environments.factory import Transition, VectorEnvironment, describe_environment
+from actors.segments import SegmentRecorder, join_segments
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.wire import TransitionBatch, decode_transitions, encode_transitions
 
 CIRCLES = "pdqn/CirclePlacement-v0"
 WALK = "pdqn-test/Walk-v0"
 DICT_WALK = "pdqn-test/DictWalk-v0"
+NESTED_WALK = "pdqn-test/NestedWalk-v0"
+TUPLE_WALK = "pdqn-test/TupleWalk-v0"
 SPACES = "pdqn-test/Spaces-v0"
 STEPS = 5
+BOOL: Any = np.bool_  # which gymnasium accepts, but does not declare
 
 
 class Walk(gymnasium.Env[Any, Any]):
@@ -73,11 +78,69 @@ class DictWalk(Walk):
         return {"place": self._place, "count": np.array(7), "action_mask": mask}
 
 
+class NestedWalk(Walk):
+    """The same with every kind of space, in Dicts and Tuples."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.observation_space = spaces.Dict(
+            {
+                "camera": spaces.Dict(
+                    {
+                        "left": spaces.Box(0, 255, (3, 4), np.uint8),
+                        "lit": spaces.Box(0, 1, (5,), BOOL),
+                        "lens": spaces.Tuple([spaces.Discrete(9, start=-4)]),
+                    }
+                ),
+                "parts": spaces.Tuple(
+                    [
+                        spaces.MultiDiscrete([300, 4]),
+                        spaces.Dict({"on": spaces.MultiBinary((2, 5))}),
+                    ]
+                ),
+                "place": spaces.Box(-99, 99, (2,), np.float32),
+                "action_mask": spaces.MultiBinary(2),
+            }
+        )
+        self._left = np.zeros((3, 4), np.uint8)
+
+    def _seen(self) -> Any:
+        place = int(self._place[0])
+        self._left[:] = 40 + place
+        return {
+            "camera": {
+                "left": self._left,
+                "lit": np.arange(5) < place,
+                "lens": (place,),
+            },
+            "parts": (
+                np.array([place + 150, 3]),
+                {"on": (np.arange(10).reshape(2, 5) == place).astype(np.int8)},
+            ),
+            "place": self._place,
+            "action_mask": np.array([1, 1], np.int8),
+        }
+
+
+class TupleWalk(Walk):
+    """The same as a pair."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.observation_space = spaces.Tuple(
+            [self.observation_space, spaces.Dict({"near": spaces.Discrete(2)})]
+        )
+
+    def _seen(self) -> Any:
+        return self._place, {"near": np.int64(abs(self._place[0]) < 2)}
+
+
 class AnySpaces(gymnasium.Env[Any, Any]):
     """An environment of whatever spaces."""
 
     def __init__(self, *, observation: Any = None, action: Any = None) -> None:
-        self.observation_space = observation or spaces.Box(0, 1, (2,), np.float32)
+        plain = spaces.Box(0, 1, (2,), np.float32)
+        self.observation_space = plain if observation is None else observation
         self.action_space = action or spaces.Discrete(2)
 
 
@@ -86,6 +149,8 @@ def _registered() -> Iterator[None]:
     made: dict[str, tuple[Any, int | None]] = {
         WALK: (Walk, STEPS),
         DICT_WALK: (DictWalk, STEPS),
+        NESTED_WALK: (NestedWalk, STEPS),
+        TUPLE_WALK: (TupleWalk, STEPS),
         SPACES: (AnySpaces, None),
     }
     for name, (entry, steps) in made.items():
@@ -113,6 +178,53 @@ class TestDescription:
         assert spec.masked
         assert spec.headline_metric == "distance"
 
+    def test_nested_spaces_are_fields_with_dotted_names(self):
+        assert describe_environment(NESTED_WALK, {}).fields == (
+            FieldSpec("action_mask", (2,), "int8", binary=True),
+            FieldSpec("camera.left", (3, 4), "uint8"),
+            FieldSpec("camera.lens.0", (), "int64"),
+            FieldSpec("camera.lit", (5,), "bool", binary=True),
+            FieldSpec("parts.0", (2,), "int64"),
+            FieldSpec("parts.1.on", (2, 5), "int8", binary=True),
+            FieldSpec("place", (2,), "float32"),
+        )
+        assert describe_environment(TUPLE_WALK, {}).fields == (
+            FieldSpec("0", (2,), "float32"),
+            FieldSpec("1.near", (), "int64"),
+        )
+
+    @pytest.mark.parametrize(
+        ("space", "field"),
+        [
+            (spaces.Discrete(7, start=3), FieldSpec("observation", (), "int64")),
+            (spaces.MultiDiscrete(np.array([[2, 3]])), FieldSpec("observation", (1, 2), "int64")),
+            (spaces.MultiBinary(9), FieldSpec("observation", (9,), "int8", binary=True)),
+            (spaces.Box(0, 1, (3,), BOOL), FieldSpec("observation", (3,), "bool", binary=True)),
+            (spaces.Box(0, 9, (), np.uint16), FieldSpec("observation", (), "uint16")),
+        ],
+    )
+    def test_a_plain_space_keeps_its_name(self, space, field):
+        assert describe_environment(SPACES, {"observation": space}).fields == (field,)
+
+    def test_only_a_mask_at_the_top_is_the_mask(self):
+        mask = spaces.Box(0, 1, (9,), np.int8)
+        space = spaces.Dict({"inner": spaces.Dict({"action_mask": mask})})
+        spec = describe_environment(SPACES, {"observation": space})
+        assert spec.fields == (FieldSpec("inner.action_mask", (9,), "int8"),)
+        assert not spec.masked
+
+    def test_keys_may_hold_dots_while_names_differ(self):
+        number = spaces.Discrete(2)
+        space = spaces.Dict({"a.b": number, "a": spaces.Dict({"c": number})})
+        fields = describe_environment(SPACES, {"observation": space}).fields
+        assert [field.name for field in fields] == ["a.b", "a.c"]
+
+    def test_all_fields_but_the_mask_are_stacked(self):
+        spec = describe_environment(NESTED_WALK, {}, frame_stack=4)
+        assert spec == describe_environment(NESTED_WALK, {}).stacked(4)
+        assert {field.name: field.stack for field in spec.fields}["action_mask"] == 1
+        assert spec.frame_stack == 4
+
     def test_circle_placement_is_as_documented(self):
         spec = describe_environment(CIRCLES, {"map_size": "16"})
         assert spec.num_actions == 256
@@ -139,16 +251,29 @@ class TestDescription:
         ("not an id", {}, r"environment not an id: "),
         ("CartPole-v1", {"colour": "red"}, r"environment CartPole-v1: .*colour"),
         ("Pendulum-v1", {}, r"environment Pendulum-v1 has actions Box.*Discrete is supported"),
-        ("Taxi-v4", {}, r"Taxi-v4 has the observation observation: Discrete.*MultiBinary"),
         (WALK, {"goal": -1}, rf"environment {WALK}: goal must be above 0"),
         (CIRCLES, {"map_size": 3}, r"map_size=3: expected a whole number >= 16"),
         (CIRCLES, {"map_size": "big"}, r"map_size='big': expected a whole number >= 16"),
         (SPACES, {"action": spaces.MultiDiscrete([2, 2])}, r"MultiDiscrete.*Discrete is supported"),
-        (SPACES, {"observation": spaces.Text(3)}, r"Box and MultiBinary"),
+        (SPACES, {"observation": spaces.Text(3)}, r"observation: Text.*Box, MultiBinary, Discrete"),
         (
             SPACES,
-            {"observation": spaces.Dict({"inner": spaces.Dict({"a": spaces.MultiBinary(2)})})},
-            r"has the observation inner: Dict",
+            {"observation": spaces.Dict({"inner": spaces.Tuple([spaces.Text(3)])})},
+            r"has the observation inner\.0: Text.*alone or in Dict and Tuple, are supported",
+        ),
+        (
+            SPACES,
+            {
+                "observation": spaces.Dict(
+                    {"a.0": spaces.Discrete(2), "a": spaces.Tuple([spaces.Discrete(2)])}
+                )
+            },
+            r"has 2 observations of the name a\.0; keys of Dict spaces may hold dots only where",
+        ),
+        (
+            SPACES,
+            {"observation": spaces.Tuple([spaces.Box(0, 1, (0, 3), np.float32)])},
+            r"one that holds values is needed",
         ),
         (
             SPACES,
@@ -182,9 +307,16 @@ class Single:
         return final, float(reward), terminated, truncated, info
 
 
-def copy_of(observation: Any) -> dict[str, np.ndarray]:
-    named = observation if isinstance(observation, dict) else {"observation": observation}
-    return {name: np.array(value, copy=True) for name, value in named.items()}
+def copy_of(observation: Any, name: str = "") -> dict[str, np.ndarray]:
+    if isinstance(observation, dict | tuple):
+        parts = observation.items() if isinstance(observation, dict) else enumerate(observation)
+        prefix = f"{name}." if name else ""
+        return {
+            inner: value
+            for key, part in parts
+            for inner, value in copy_of(part, f"{prefix}{key}").items()
+        }
+    return {name or "observation": np.array(observation)}
 
 
 def assert_row(batch: dict[str, np.ndarray], row: int, single: dict[str, np.ndarray]) -> None:
@@ -238,12 +370,15 @@ def play_alike(env_id: str, steps: int, **env_args: Any) -> dict[str, int]:
 
 class TestBatch:
     @pytest.mark.filterwarnings("ignore:.*share an object")  # they do, to make it hard
-    @pytest.mark.parametrize("env_id", [WALK, DICT_WALK])
+    @pytest.mark.parametrize("env_id", [WALK, DICT_WALK, NESTED_WALK, TUPLE_WALK])
     @pytest.mark.parametrize("start", [0, 3, -2])
     def test_a_batch_plays_what_single_environments_play(self, env_id, start):
         ends = play_alike(env_id, 150, start=start)
         assert ends["terminated"] > 5
         assert ends["truncated"] > 5
+
+    def test_so_does_an_environment_that_is_observed_as_a_single_number(self):
+        assert play_alike("Taxi-v4", 80, max_episode_steps=6)["truncated"] > 20
 
     def test_so_does_cart_pole(self):
         assert play_alike("CartPole-v1", 150)["terminated"] > 5
@@ -261,6 +396,85 @@ class TestBatch:
         env = VectorEnvironment(describe_environment(WALK, {}), {}, 1)
         assert env.baselines([1, 2]) == {}
         env.close()
+
+
+class Recording:
+    """Copies of what three environments showed, and what was shipped of it.
+
+    Attributes:
+        seen: the observation before each step, by the step's number.
+        bootstrap: the one after it, the final one where the episode was truncated; likewise.
+        truncated: numbers of the steps that were.
+    """
+
+    def __init__(self, env_id: str, steps: int) -> None:
+        self.spec = describe_environment(env_id, {})
+        self.seen: dict[float, dict[str, Any]] = {}
+        self.bootstrap: dict[float, dict[str, Any]] = {}
+        self.truncated: set[float] = set()
+        recorder = SegmentRecorder(self.spec, 3, n_step=1, discount=1.0, segment_length=4)
+        env = VectorEnvironment(self.spec, {}, 3)
+        observation = env.reset([5, 6, 7])
+        rng = np.random.default_rng(0)
+        segments = []
+        for step in range(steps):
+            zeros = np.zeros(3, np.float32)
+            recorder.record(self.spec.pack(observation), zeros, zeros, zeros)
+            transition = env.step(rng.integers(0, 2, 3))
+            # The reward is the step's number, so that its transition can be found again.
+            numbers = 3 * step + np.arange(3, dtype=np.float64)
+            self._remember(numbers, observation, transition)
+            final = transition.final_observation
+            segments += recorder.finish(
+                numbers,
+                transition.terminated,
+                transition.truncated,
+                self.spec.pack(final) if final else {},
+                np.zeros(
+                    np.count_nonzero(transition.truncated & ~transition.terminated), np.float32
+                ),
+            )
+            observation = transition.observation
+        env.close()
+        columns, blocks = join_segments([*segments, *recorder.flush()], self.spec)
+        data = encode_transitions(TransitionBatch("run", 0, 0, 0, 0, columns, blocks))
+        self.shipped = decode_transitions(data, self.spec, "run")
+
+    def _remember(
+        self, numbers: np.ndarray, observation: dict[str, Any], transition: Transition
+    ) -> None:
+        finals = iter(range(3))
+        for env, number in enumerate(numbers.tolist()):
+            self.seen[number] = row_of(observation, env)
+            self.bootstrap[number] = row_of(transition.observation, env)
+            if transition.truncated[env] and not transition.terminated[env]:
+                self.bootstrap[number] = row_of(transition.final_observation, next(finals))
+                self.truncated.add(number)
+
+
+def row_of(batch: dict[str, Any], row: int) -> dict[str, Any]:
+    return {name: np.array(values[row]) for name, values in batch.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*share an object")
+@pytest.mark.parametrize("env_id", [DICT_WALK, NESTED_WALK, TUPLE_WALK])
+def test_observations_of_every_kind_are_shipped_and_come_back_equal(env_id):
+    recording = Recording(env_id, steps=40)
+    spec, columns = recording.spec, recording.shipped.columns
+    frames = spec.unpack(
+        {
+            field.name: np.concatenate([b.fields[field.name] for b in recording.shipped.blocks])
+            for field in spec.fields
+        }
+    )
+    numbers = columns["n_step_return"].tolist()
+    # Of unfinished episodes the last step is not shipped: what follows is not known.
+    assert set(range(3 * 39)) <= set(numbers)
+    assert len(recording.truncated & set(numbers)) > 5
+    for i, number in enumerate(numbers):
+        assert_row(frames, int(columns["observation_index"][i]), recording.seen[number])
+        if columns["discount"][i] > 0:
+            assert_row(frames, int(columns["bootstrap_index"][i]), recording.bootstrap[number])
 
 
 class TestCirclePlacement:

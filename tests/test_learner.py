@@ -15,7 +15,7 @@ from learner.checkpoint import checkpoints, load_newest, save_checkpoint
 from learner.learner import Learner, StepResult
 from pdqn.config import build
 from pdqn.specs import EnvironmentSpec, FieldSpec
-from replay.buffer import Sample
+from replay.samples import Sample
 
 SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (4,), "float32"),), 3)
 MASKED = EnvironmentSpec(
@@ -29,10 +29,13 @@ MASKED = EnvironmentSpec(
 PRECISIONS = ("float32", "bfloat16")
 
 
-def learner_of(spec: EnvironmentSpec = SPEC, **changes: Any) -> Learner:
+def learner_of(
+    spec: EnvironmentSpec = SPEC, replay: dict[str, Any] | None = None, **changes: Any
+) -> Learner:
     settings = {"learning_rate": 1e-2, "device": "cpu", "precision": "float32", **changes}
-    config = build(("test", {"learner": settings, "network": {"hidden": 16, "layers": 1}}))
-    return Learner(config, spec)
+    network = {"hidden": 16, "layers": 1}
+    layer = {"learner": settings, "network": network, "replay": replay or {}}
+    return Learner(build(("test", layer)), spec)
 
 
 def sample_of(batch: int = 8, seed: int = 0, **changes: Any) -> Sample:
@@ -44,7 +47,7 @@ def sample_of(batch: int = 8, seed: int = 0, **changes: Any) -> Sample:
         "action": rng.integers(0, 3, batch, np.int32),
         "n_step_return": rng.normal(size=batch).astype(np.float32),
         "discount": np.full(batch, 0.9, np.float32),
-        "importance_weight": np.ones(batch, np.float32),
+        "sampling_priority": np.ones(batch),
         "parameter_version": np.zeros(batch, np.int64),
     }
     return Sample(**{**values, **changes})
@@ -151,7 +154,7 @@ def test_a_gradient_within_the_bound_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["n_step_return", "importance_weight", "observation"])
+@pytest.mark.parametrize("where", ["n_step_return", "observation"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_batch_that_is_not_finite_leaves_the_parameters_alone(
     precision: str, where: str, bad: float
@@ -192,6 +195,65 @@ def test_arrays_off_the_wire_are_learned_from_though_they_are_read_only():
     for array in (sample.action, sample.n_step_return, sample.observation["observation"]):
         array.flags.writeable = False
     assert not learn(learner_of(), sample).skipped
+
+
+def test_tensors_on_the_cpu_are_the_samples_own_memory():
+    sample = sample_of()
+    batch = learner_of().tensors(sample)
+    sample.observation["observation"][0, 0] = 77
+    sample.n_step_return[0] = 78
+    assert batch.observation["observation"][0, 0] == 77
+    assert batch.n_step_return[0] == 78
+
+
+# ---- importance sampling ----
+
+ANNEALED = {
+    "importance_sampling_exponent": 0.4,
+    "importance_sampling_exponent_final": 1.0,
+    "importance_sampling_annealing_steps": 6,
+}
+
+
+def test_the_exponent_goes_on_a_straight_line_to_its_final_value_and_stays():
+    learner = learner_of(replay=ANNEALED)
+    found = []
+    for step in range(9):
+        found.append(learner.importance_sampling_exponent)
+        learn(learner, sample_of(seed=step))
+    assert found == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0])
+
+
+def test_a_final_exponent_like_the_first_changes_nothing():
+    learner = learner_of(replay={**ANNEALED, "importance_sampling_exponent_final": 0.4})
+    learner.learner_steps = 3
+    assert learner.importance_sampling_exponent == pytest.approx(0.4)
+
+
+def test_weights_are_those_of_the_exponent_at_this_step():
+    learner = learner_of(replay=ANNEALED)
+    sample = sample_of(4, sampling_priority=np.array([1.0, 4.0, 16.0, 1.0]))
+    weights = learner.tensors(sample).importance_weight
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == pytest.approx([1, 4**-0.4, 16**-0.4, 1])
+    learner.learner_steps = 100
+    assert learner.tensors(sample).importance_weight.tolist() == pytest.approx(
+        [1, 1 / 4, 1 / 16, 1]
+    )
+
+
+def test_an_exponent_of_zero_weighs_all_alike():
+    learner = learner_of(replay={**ANNEALED, "importance_sampling_exponent": 0.0})
+    sample = sample_of(3, sampling_priority=np.array([1.0, 1e-9, 1e9]))
+    assert learner.tensors(sample).importance_weight.tolist() == [1, 1, 1]
+
+
+def test_a_restored_learner_anneals_on_from_where_it_was():
+    first, second = learner_of(replay=ANNEALED), learner_of(replay=ANNEALED)
+    for seed in range(4):
+        learn(first, sample_of(seed=seed))
+    second.set_state(first.get_state())
+    assert second.importance_sampling_exponent == first.importance_sampling_exponent
 
 
 # ---- state ----

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdqn.config import Config, build
 from pdqn.errors import UsageError
-from replay.limiter import RateLimiter
+from replay.limiter import RateLimiter, make_limiter
 
 targets = st.floats(0.01, 100)
 
@@ -250,3 +251,108 @@ def test_counts_cannot_be_negative():
         limiter.inserted(-1)
     with pytest.raises(ValueError, match="-1 transitions"):
         limiter.sampled(-1)
+
+
+# ---- several shards ----
+
+
+def test_following_takes_counts_and_balance_over_as_they_are():
+    limiter = limiter_of()
+    limiter.follow(100, 300, -50.0)  # below the tolerance, since several granted at once
+    assert (limiter.num_inserted, limiter.num_sampled, limiter.balance) == (100, 300, -50)
+    limiter.inserted(5)
+    limiter.sampled(4)
+    assert limiter.balance == -50 + 2 * 5 - 4
+    assert not limiter.can_sample(1)
+    assert limiter.can_insert()
+
+
+def test_following_below_the_minimum_size_makes_nothing_due():
+    limiter = limiter_of()
+    limiter.follow(6, 0, 1e6)
+    assert not limiter.filled
+    assert not limiter.can_sample(1)
+    limiter.inserted(4)
+    assert limiter.filled
+    assert limiter.balance == 0
+
+
+@given(limiters(), st.lists(st.tuples(st.booleans(), st.integers(1, 50)), max_size=100))
+def test_a_limiter_that_follows_goes_on_as_the_one_that_it_follows(
+    made: tuple[RateLimiter, dict[str, Any]], steps: list[tuple[bool, int]]
+):
+    limiter, settings = made
+    follower = RateLimiter(**settings)
+    for prefer_insert, insert in steps:
+        step(limiter, prefer_insert, insert, settings["batch_size"])
+        follower.follow(limiter.num_inserted, limiter.num_sampled, limiter.balance)
+        assert follower.can_insert() == limiter.can_insert()
+        assert follower.can_sample(1) == limiter.can_sample(1)
+        assert follower.blocked == limiter.blocked
+
+
+# ---- what is said about it ----
+
+
+def test_it_says_how_much_there_is_of_what_the_first_sample_needs():
+    limiter = limiter_of()
+    limiter.inserted(7)
+    assert limiter.why_not_sample(4) == "fills: 7 of 10 before the first batch"
+    assert limiter.why_not_insert() == ""
+
+
+def test_it_says_what_actors_wait_for():
+    limiter = limiter_of()
+    limiter.inserted(15)
+    assert limiter.why_not_insert() == (
+        "actors wait for the learner: 10 samples due, at most 8 may be"
+    )
+    assert limiter.why_not_sample(4) == ""
+
+
+def test_it_says_what_the_learner_waits_for():
+    limiter = limiter_of()
+    limiter.inserted(10)
+    limiter.sampled(8)
+    assert limiter.why_not_sample(4) == (
+        "learner waits for the actors: 12 samples ahead, at most 8 may be"
+    )
+    assert limiter.why_not_insert() == ""
+
+
+# ---- from a configuration ----
+
+
+def replay_config(**replay: Any) -> Config:
+    settings = {
+        "capacity": 100,
+        "min_size": 10,
+        "samples_per_insert": 2.0,
+        "samples_per_insert_tolerance": 8.0,
+        **replay,
+    }
+    return build(("test", {"replay": settings, "learner": {"batch_size": 4}}))
+
+
+def test_a_configuration_describes_the_limiter_of_all_shards():
+    limiter = make_limiter(replay_config(shards=4))
+    assert limiter.target == 2
+    assert limiter.min_size == 10
+    limiter.inserted(14)
+    assert limiter.can_insert()
+    limiter.inserted(1)
+    assert not limiter.can_insert()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"min_size": 101}, "min_size is 101, but the buffer holds only 100"),
+        ({"samples_per_insert_tolerance": 1.9}, "less than half of the batch size"),
+    ],
+)
+def test_a_configuration_with_which_the_run_would_stand_still_is_refused(
+    change: dict[str, Any], message: str
+):
+    with pytest.raises(UsageError, match=message):
+        make_limiter(replay_config(**change))

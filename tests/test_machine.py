@@ -16,13 +16,15 @@ from rich.console import Console
 
 from launcher.hardware import CgroupLimits, Gpu, cgroup_limits, usable_cores, visible_gpus
 from launcher.machine import (
+    COMPRESSED_SAFETY,
     GB,
     Machine,
     Plan,
+    Storage,
     actors_for,
     as_json,
     detect,
-    largest_capacity,
+    measures_frames,
     plan,
     raise_open_file_limit,
     report,
@@ -30,7 +32,8 @@ from launcher.machine import (
 from pdqn.config import Config, build
 from pdqn.errors import RunError
 from pdqn.specs import EnvironmentSpec, FieldSpec
-from replay.buffer import bytes_needed
+from replay.buffer import compressed_bytes, dense_bytes
+from replay.samples import SampleLayout
 
 H200 = Gpu("NVIDIA H200", 150 * GB, 149 * GB, (9, 0))
 PLACEMENT = EnvironmentSpec(
@@ -43,6 +46,7 @@ PLACEMENT = EnvironmentSpec(
     16_384,
     "coverage",
 )
+ATARI = EnvironmentSpec("ALE/Pong-v5", (FieldSpec("observation", (84, 84), "uint8", stack=4),), 6)
 CART_POLE = EnvironmentSpec("CartPole-v1", (FieldSpec("observation", (4,), "float32"),), 2)
 
 
@@ -83,7 +87,7 @@ def configured(**sections: Mapping[str, Any]) -> Config:
         (256, "parallel", "ultra", 240),
     ],
 )
-@pytest.mark.parametrize("spec", [PLACEMENT, CART_POLE])
+@pytest.mark.parametrize("spec", [PLACEMENT, ATARI, CART_POLE])
 def test_the_plan_fits_the_cores(
     spec: EnvironmentSpec, cores: int, mode: str, mode_with_gpu: str, actors: int
 ) -> None:
@@ -99,11 +103,11 @@ def test_the_plan_fits_the_cores(
 
 def test_every_auto_setting_is_filled_in() -> None:
     limits = {"episodes", "steps", "time_seconds"}
-    for spec in (PLACEMENT, CART_POLE):
+    for spec in (PLACEMENT, ATARI, CART_POLE):
         sized = plan(machine(), Config(), spec)
         for section, values in dataclasses.asdict(sized.config).items():
             left = {key for key, value in values.items() if value in (None, "auto")}
-            assert left <= limits | {"kind"}, section
+            assert left <= limits | {"kind", "transport"}, section
 
 
 def test_the_layer_gives_the_planned_configuration() -> None:
@@ -203,20 +207,9 @@ def test_more_actors_than_cores_are_warned_about() -> None:
 
 def test_too_few_open_files_are_an_error_with_both_numbers() -> None:
     sized = plan(machine(128, open_files_hard=512), Config(), CART_POLE)
-    assert sized.open_files == 680
-    assert "680" in sized.errors[0]
+    assert sized.open_files == 684
+    assert "684" in sized.errors[0]
     assert "512" in sized.errors[0]
-
-
-def test_a_capacity_that_does_not_fit_is_an_error_with_the_largest_that_does() -> None:
-    given = configured(replay={"capacity": 5_000_000})
-    sized = plan(machine(2), given, PLACEMENT)
-    (error,) = sized.errors
-    assert "replay.capacity = 5000000 needs" in error
-    largest = int(error.split("at most ")[1].split()[0])
-    assert plan(machine(2), configured(replay={"capacity": largest}), PLACEMENT).errors == []
-    beyond = configured(replay={"capacity": largest + 1000})
-    assert plan(machine(2), beyond, PLACEMENT).errors != []
 
 
 def test_little_memory_shrinks_the_buffer_and_the_actors() -> None:
@@ -269,11 +262,231 @@ def test_actors_leave_cores_to_the_other_roles() -> None:
     assert [actors_for(cores) for cores in (1, 2, 3, 32, 33, 96)] == [1, 1, 2, 30, 31, 90]
 
 
+# ---- the buffer ----
+
+
+def replay_of(
+    spec: EnvironmentSpec,
+    cores: int = 16,
+    measured: float | None = None,
+    available: int | None = None,
+    **replay: Any,
+) -> Plan:
+    """The plan with these settings of replay."""
+    here = machine(cores) if available is None else machine(cores, ram_available_bytes=available)
+    return plan(here, configured(replay=replay), spec, measured)
+
+
+def largest_in(error: str) -> int:
+    """The capacity that an error says would fit."""
+    return int(error.split("at most ")[1].split()[0])
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("store", ["dense", "compressed"])
 @pytest.mark.parametrize("room", [0, 10_000, 1_000_000, 12_345_678_901])
-def test_the_largest_capacity_fits_and_one_more_does_not(room: int) -> None:
-    largest = largest_capacity(PLACEMENT, room)
-    assert largest == 0 or bytes_needed(PLACEMENT, largest) <= room
-    assert bytes_needed(PLACEMENT, largest + 1) > room
+def test_the_largest_capacity_fits_and_one_more_does_not(
+    room: int, store: Any, shards: int
+) -> None:
+    storage = Storage(PLACEMENT, shards, 2750.0)
+    largest = storage.largest(store, room)
+    assert largest == 0 or storage.bytes_of(store, largest) <= room
+    assert storage.bytes_of(store, largest + 1) > room
+
+
+def test_every_shard_has_its_even_part_of_the_capacity() -> None:
+    assert Storage(PLACEMENT, 1).bytes_of("dense", 1000) == dense_bytes(PLACEMENT, 1000)
+    assert Storage(PLACEMENT, 3).bytes_of("dense", 1000) == 3 * dense_bytes(PLACEMENT, 334)
+    compressed = Storage(PLACEMENT, 3, 2000.0).bytes_of("compressed", 1000)
+    assert compressed == 3 * compressed_bytes(PLACEMENT, 334, COMPRESSED_SAFETY * 2000.0)
+
+
+def test_a_quarter_of_the_available_memory_is_for_the_buffer() -> None:
+    assert " of 10.0 GB" in replay_of(PLACEMENT, available=40 * GB).replay
+    assert " of 20.0 GB" in replay_of(PLACEMENT, available=40 * GB, memory="50%").replay
+    assert " of 500 MB" in replay_of(PLACEMENT, memory="500MB").replay
+
+
+def test_the_planned_memory_is_what_the_buffers_take_in_plain_digits() -> None:
+    dense = replay_of(PLACEMENT, available=40 * GB, memory="80%", shards=3).config.replay
+    assert dense.memory == str(3 * dense_bytes(PLACEMENT, 66_667))
+    needed = compressed_bytes(PLACEMENT, 200_000, COMPRESSED_SAFETY * 2750.0)
+    for available, expected in ((20 * GB, 2 * needed), (5 * GB, 5 * GB // 4)):
+        compressed = replay_of(PLACEMENT, 1, 2750.0, available, store="compressed").config.replay
+        assert compressed.capacity == 200_000
+        assert compressed.memory == str(expected)
+
+
+def test_a_plan_that_is_read_back_is_the_same_plan() -> None:
+    for spec, measured in ((PLACEMENT, 2750.0), (CART_POLE, None)):
+        for available in (8 * GB, 20 * GB, 200 * GB):
+            first = replay_of(spec, measured=measured, available=available, memory="25%")
+            here = machine(ram_available_bytes=available)
+            again = plan(here, first.config, spec, measured)
+            assert again.config == first.config
+            assert again.errors == []
+
+
+def test_dense_frames_are_preferred_where_they_fit() -> None:
+    sized = replay_of(PLACEMENT, measured=2750.0, available=100 * GB)
+    replay = sized.config.replay
+    assert (replay.store, replay.capacity, replay.decode_threads) == ("dense", 200_000, 1)
+
+
+def test_frames_are_compressed_where_dense_ones_do_not_fit() -> None:
+    sized = replay_of(PLACEMENT, measured=2750.0, available=20 * GB)
+    replay = sized.config.replay
+    assert (replay.store, replay.capacity) == ("compressed", 200_000)
+    needed = compressed_bytes(PLACEMENT, 200_000, COMPRESSED_SAFETY * 2750.0)
+    assert dict(sized.memory)["buffer"] == 2 * needed < 5 * GB < dense_bytes(PLACEMENT, 200_000)
+
+
+def test_without_a_measurement_compression_is_taken_to_gain_nothing() -> None:
+    replay = replay_of(PLACEMENT, available=20 * GB).config.replay
+    assert replay.store == "dense"
+    assert replay.capacity == Storage(PLACEMENT, 1).largest("dense", 5 * GB) // 1000 * 1000
+
+
+def test_where_neither_holds_what_is_wanted_the_better_one_is_as_large_as_it_can_be() -> None:
+    sized = replay_of(PLACEMENT, measured=20_000.0, available=8 * GB)
+    budget = 2 * GB
+    storage = Storage(PLACEMENT, 1, 20_000.0)
+    assert sized.config.replay.store == "compressed"
+    assert sized.config.replay.capacity == storage.largest("compressed", budget) // 1000 * 1000
+    sized = replay_of(PLACEMENT, measured=60_000.0, available=8 * GB)
+    assert sized.config.replay.store == "dense"
+    assert sized.config.replay.capacity == storage.largest("dense", budget) // 1000 * 1000
+
+
+def test_a_store_that_is_asked_for_is_used() -> None:
+    dense = replay_of(PLACEMENT, measured=2750.0, available=20 * GB, store="dense").config.replay
+    assert (dense.store, dense.decode_threads) == ("dense", 1)
+    assert dense.capacity is not None
+    assert dense.capacity < 200_000
+    for spec in (PLACEMENT, CART_POLE):
+        sized = replay_of(spec, measured=2750.0, available=100 * GB, store="compressed")
+        assert sized.config.replay.store == "compressed"
+        assert sized.errors == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads"), [(1, 1), (2, 1), (16, 2), (64, 8), (128, 8), (256, 8)]
+)
+def test_threads_that_decode_follow_the_cores(cores: int, threads: int) -> None:
+    sized = replay_of(PLACEMENT, cores, 2750.0, store="compressed")
+    assert sized.config.replay.decode_threads == threads
+    assert replay_of(CART_POLE, cores).config.replay.decode_threads == 1
+
+
+@pytest.mark.parametrize("store", ["auto", "dense", "compressed"])
+def test_a_capacity_that_does_not_fit_is_an_error_with_the_largest_that_does(store: str) -> None:
+    def wanting(capacity: int) -> Plan:
+        return replay_of(PLACEMENT, 2, 2750.0, capacity=capacity, store=store)
+
+    sized = wanting(50_000_000)
+    (error,) = sized.errors
+    assert "replay.capacity = 50000000 needs" in error
+    assert "5.00 GB" in error, "the budget"
+    assert "replay.memory higher" in error
+    assert ("(dense)" if store == "dense" else "(compressed)") in error
+    largest = largest_in(error)
+    assert wanting(largest).errors == []
+    assert wanting(largest + 1000).errors != []
+
+
+def test_a_configured_capacity_is_kept_and_compressed_only_where_it_must_be() -> None:
+    for capacity, store in ((50_000, "dense"), (500_000, "compressed")):
+        replay = replay_of(PLACEMENT, 2, 2750.0, capacity=capacity).config.replay
+        assert (replay.capacity, replay.store) == (capacity, store)
+
+
+def test_more_memory_than_there_is_is_cut_with_a_warning() -> None:
+    sized = replay_of(CART_POLE, available=10 * GB, memory="50GB")
+    assert "replay.memory = 50GB, but" in sized.warnings[0]
+    assert sized.memory_bytes <= 10 * GB
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16, 128])
+@pytest.mark.parametrize("available", [6 * GB, 24 * GB, 500 * GB])
+@pytest.mark.parametrize("measured", [None, 2750.0])
+@pytest.mark.parametrize("spec", [PLACEMENT, ATARI, CART_POLE])
+def test_what_is_planned_fits_the_memory(
+    spec: EnvironmentSpec, measured: float | None, available: int, cores: int
+) -> None:
+    sized = replay_of(spec, cores, measured, available)
+    replay = sized.config.replay
+    assert sized.errors == []
+    assert sized.memory_bytes <= available
+    assert dict(sized.memory)["buffer"] == int(replay.memory or 0) <= available // 4
+    assert 1000 <= (replay.capacity or 0) <= 1_000_000
+    assert 64 <= (replay.min_size or 0) <= (replay.capacity or 0)
+
+
+def test_several_replays_share_the_capacity_and_each_has_a_process() -> None:
+    sized = replay_of(PLACEMENT, measured=2750.0, available=20 * GB, shards=3)
+    assert sized.config.replay.capacity == 200_000
+    assert dict(sized.memory)["3 replays"] == 3 * dict(replay_of(PLACEMENT).memory)["replay"]
+    needed = Storage(PLACEMENT, 3, 2750.0).bytes_of("compressed", 200_000)
+    assert dict(sized.memory)["buffers"] == 2 * needed
+    assert "200,000 transitions in 3 shards, compressed" in sized.replay
+
+
+def test_single_has_one_replay() -> None:
+    sized = plan(machine(), configured(run={"mode": "single"}, replay={"shards": 2}), CART_POLE)
+    assert "replay.shards = 2, but mode single has one replay" in sized.errors[0]
+
+
+def test_the_buffer_is_told_in_a_sentence() -> None:
+    sized = replay_of(PLACEMENT, 2, 2750.0, capacity=1_000_000)
+    needed = Storage(PLACEMENT, 1, 2750.0).bytes_of("compressed", 1_000_000) / 1e9
+    assert sized.replay == (
+        f"replay: 1,000,000 transitions, compressed, {needed:.2f} GB of 5.00 GB "
+        "(measured 2,750 B a transition)"
+    )
+    assert "measured" not in replay_of(CART_POLE).replay
+
+
+def test_frames_are_measured_only_where_that_decides() -> None:
+    small, large = machine(ram_available_bytes=20 * GB), machine(ram_available_bytes=100 * GB)
+    assert measures_frames(small, Config(), PLACEMENT)
+    assert not measures_frames(large, Config(), PLACEMENT), "dense frames fit"
+    assert not measures_frames(small, Config(), CART_POLE), "vectors are taken as they are"
+    for store, here, expected in (("dense", small, False), ("compressed", large, True)):
+        given = configured(replay={"store": store})
+        assert measures_frames(here, given, PLACEMENT) == expected
+    assert not measures_frames(small, configured(replay={"capacity": 1000}), PLACEMENT)
+    assert measures_frames(large, configured(replay={"capacity": 5_000_000}), PLACEMENT)
+
+
+def test_sample_batches_are_counted_and_warned_about_where_dev_shm_is_too_small() -> None:
+    needed = 5 * SampleLayout(PLACEMENT, 64).nbytes
+    assert dict(plan(machine(), Config(), PLACEMENT).memory)["sample batches"] == needed
+    small = machine(shm_free_bytes=needed - 1)
+    (warning,) = plan(small, Config(), PLACEMENT).warnings
+    assert "SampleBatches will go over sockets" in warning
+    by_socket = configured(replay={"transport": "socket"})
+    assert plan(small, by_socket, PLACEMENT).warnings == []
+    single = plan(small, configured(run={"mode": "single"}), PLACEMENT)
+    assert "sample batches" not in dict(single.memory)
+    assert single.warnings == []
+
+
+def test_stacked_frames_make_longer_segments() -> None:
+    sized = plan(machine(), Config(), ATARI).config
+    # 3 + 4 - 1 frames of every segment are in another one, too: 6 of 48 are 12.5%.
+    assert sized.actor.segment_length == 48
+    # 36 frames are a quarter of a megabyte: a segment is a TransitionBatch.
+    assert sized.actor.batch_transitions == 36
+    assert sized.actor.envs_per_actor == 8
+    for n_step in (1, 3, 5, 64):
+        for stack in (2, 4, 32):
+            given = configured(actor={"n_step": n_step})
+            length = plan(machine(), given, CART_POLE.stacked(stack)).config.actor.segment_length
+            assert length is not None
+            assert 0.15 * (length - 16) <= n_step + stack - 1 < 0.15 * length
+
+
+# ---- the report ----
 
 
 def reported(sized: Plan) -> str:
@@ -286,7 +499,8 @@ def reported(sized: Plan) -> str:
 def test_the_report_shows_machine_plan_memory_and_verdict() -> None:
     text = reported(plan(machine(gpus=(H200,)), configured(actor={"count": 9}), PLACEMENT))
     for words in ("NVIDIA H200", "16 usable", "parallel (16 cores", "9  (configured)", "buffer",
-                  "sum", "ready"):  # fmt: skip
+                  "sum", "ready", "replay.store", "replay.memory", "replay.shards",
+                  "200,000 transitions, dense"):  # fmt: skip
         assert words in text
     assert max(map(len, text.splitlines())) <= 100
     text = reported(plan(machine(open_files_hard=10), Config(), PLACEMENT))

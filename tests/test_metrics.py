@@ -96,6 +96,45 @@ def test_a_gauge_is_the_mean_over_those_who_are_there():
     assert metrics.member_gauges("actor", 2) == {"memory_bytes": 1.0}
 
 
+def test_sizes_of_several_replays_are_added_up_and_targets_are_not():
+    metrics = RunMetrics(None)
+    assert metrics.current()["replay/size"] is None
+    gauges = {"size": 100.0, "stored_bytes": 5000.0, "limiter_target": 8.0}
+    report(metrics, "replay", gauges=gauges | {"limiter_balance": 30.0, "blocked_for_seconds": 2.0})
+    report(
+        metrics,
+        "replay",
+        index=1,
+        gauges=gauges | {"limiter_balance": -10.0, "blocked_for_seconds": 5.0},
+    )
+    current = metrics.current()
+    assert current["replay/size"] == 200.0
+    assert current["replay/stored_bytes"] == 10_000.0
+    assert current["replay/samples_per_insert_target"] == 8.0
+    assert current["replay/limiter_balance"] == 10.0, "each knows that of all"
+    assert current["replay/blocked_for_seconds"] == 5.0
+    assert metrics.summary()["bytes_per_transition"]["stored"] == 50.0
+    metrics.forget("replay", 1)
+    assert metrics.current()["replay/size"] == 100.0
+
+
+def test_what_replay_drops_is_counted():
+    metrics = RunMetrics(None)
+    report(metrics, "replay", priorities_ignored=3, requests_dropped=2)
+    report(metrics, "replay", index=1, priorities_ignored=4, answers_undeliverable=1)
+    current = metrics.current()
+    assert current["replay/priorities_ignored"] == 7
+    assert current["replay/requests_dropped"] == 2
+    assert current["replay/answers_undeliverable"] == 1
+
+
+def test_the_learner_tells_whether_it_shares_memory_with_replay():
+    metrics = RunMetrics(None)
+    assert metrics.current()["learner/shared_memory"] is None
+    report(metrics, "learner", gauges={"shared_memory": 1.0})
+    assert metrics.current()["learner/shared_memory"] == 1.0
+
+
 def test_messages_that_replay_refused_are_listed_by_reason():
     metrics = RunMetrics(None)
     refused = {"rejected/not finite": 2.0, "rejected/size": 1.0, "samples": 9.0}
@@ -198,6 +237,28 @@ def test_who_waits_for_whom_is_told_in_words():
     report(metrics, "learner", wait_seconds=8.9)
     metrics.tick(20.0)
     assert metrics.bottleneck() == "actor-bound: learner waits 89%"
+
+
+def test_what_replay_lets_wait_is_told_with_its_cause_and_since_when():
+    metrics = RunMetrics(None)
+    metrics.tick(0.0)
+    assert metrics.replay_waits(1000) == ""
+    # Two replays, 10 s: samples waited for 5 of 20 seconds before there was anything.
+    report(metrics, "replay", gauges={"blocked_for_seconds": 4.4}, samples_blocked_seconds=3.0)
+    report(metrics, "replay", index=1, gauges={"blocked_for_seconds": 0}, samples_blocked_seconds=2)
+    metrics.tick(10.0)
+    assert metrics.current()["replay/samples_blocked_share"] == pytest.approx(0.25)
+    assert metrics.replay_waits(1000) == "samples wait 25% (fills to 1,000, 4 s)"
+    report(metrics, "replay", samples=64, samples_blocked_seconds=11)
+    metrics.tick(20.0)
+    assert metrics.replay_waits(1000) == "samples wait 40% (actors are behind)"
+    report(metrics, "replay", inserts_blocked_seconds=8.6, samples_blocked_seconds=11)
+    metrics.tick(30.0)
+    assert metrics.current()["replay/inserts_blocked_share"] == pytest.approx(0.43)
+    assert metrics.replay_waits(1000) == "inserts wait 43% (learner is behind)"
+    report(metrics, "replay", inserts_blocked_seconds=8.62, samples_blocked_seconds=11)
+    metrics.tick(40.0)
+    assert metrics.replay_waits(1000) == "", "less than half a percent"
 
 
 def test_a_standstill_is_measured_from_the_last_step_or_from_the_start():

@@ -28,7 +28,7 @@ from pdqn.networks import (
     network_kind,
     transformed_disc_sums,
 )
-from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
+from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
 
 CIRCLES = "pdqn/CirclePlacement-v0"
 VECTOR = EnvironmentSpec(
@@ -106,6 +106,28 @@ class TestMLP:
         (inputs,) = network.prepare(observation)
         assert inputs.tolist() == [[1, 0, 1, 0, 1, 2, 3, 4, 5, 9]]
 
+    def test_stacked_fields_are_flattened_oldest_frame_first(self):
+        spec = VECTOR.stacked(2)
+        network = build_network(spec, NetworkConfig(hidden=8))
+        observation = {
+            "action_mask": torch.zeros(1, 5),
+            "flags": torch.tensor([[[True, False, False], [False, True, True]]]),
+            "observation": torch.arange(12.0).reshape(1, 2, 2, 3),
+            "steps_left": torch.tensor([[8, 9]]),
+        }
+        (inputs,) = network.prepare(observation)
+        assert inputs.tolist() == [[1, 0, 0, 0, 1, 1, *range(12), 8, 9]]
+        assert values_of(network, observation).shape == (1, 5)
+
+    @pytest.mark.parametrize("dtype", ALLOWED_DTYPES)
+    def test_fields_of_any_dtype_are_taken_as_numbers(self, dtype):
+        spec = EnvironmentSpec("test/Any-v0", (FieldSpec("observation", (2,), dtype),), 3)
+        network = build_network(spec, NetworkConfig(hidden=4))
+        seen = {"observation": np.array([[0, 1]]).astype(dtype)}
+        (inputs,) = network.prepare(tensors(seen))
+        assert inputs.dtype == torch.float32
+        assert inputs.tolist() == [[0, 1]]
+
     def test_dueling_takes_the_mean_off_the_advantage(self):
         network = MLP(4, 3, hidden=8, layers=1, dueling=True)
         inputs = torch.randn(6, 4)
@@ -150,6 +172,13 @@ class TestQMap:
             UsageError, match=r"qmap needs the observation fields .*map.*has .*flags"
         ):
             build_network(VECTOR, NetworkConfig(kind="qmap"))
+
+    def test_stacked_maps_are_refused_with_what_is_accepted(self):
+        with pytest.raises(UsageError, match=r"run\.frame_stack = 4: .*accepted is 1, or .* = mlp"):
+            build_network(map_spec(16).stacked(4), NetworkConfig())
+        network = build_network(map_spec(16).stacked(4), NetworkConfig(kind="mlp"))
+        assert isinstance(network, MLP)
+        assert network.trunk[0].in_features == 4 * (256 + 20 + 2 + 20 + 1)
 
     def test_values_are_the_same_alone_and_in_a_batch(self):
         network = build_network(map_spec(32), NetworkConfig(channels=8))
@@ -291,7 +320,11 @@ def saved(path: Path, spec: EnvironmentSpec = VECTOR, config: Config = CONFIG) -
 class TestModelFile:
     @pytest.mark.parametrize(
         ("spec", "network"),
-        [(VECTOR, SMALL), (map_spec(16), NetworkConfig(channels=8, dueling=False))],
+        [
+            (VECTOR, SMALL),
+            (VECTOR.stacked(3), SMALL),
+            (map_spec(16), NetworkConfig(channels=8, dueling=False)),
+        ],
     )
     def test_a_network_comes_back_as_it_was(self, tmp_path, spec, network):
         config = dataclasses.replace(CONFIG, network=network)
@@ -308,7 +341,7 @@ class TestModelFile:
     def test_the_file_holds_no_code(self, tmp_path):
         saved(tmp_path / "model.pth")
         content = torch.load(tmp_path / "model.pth", weights_only=True)
-        assert content["format"] == 1
+        assert content["format"] == 2
         assert content["network"]["hidden"] == 4
 
     def test_saving_replaces_the_file_and_leaves_no_other(self, tmp_path):
@@ -331,7 +364,7 @@ class TestModelFile:
     @pytest.mark.parametrize(
         "change",
         [
-            {"format": 2},
+            {"format": 1},
             {"format": None},
             {"spec": 3},
             {"spec": {}},
@@ -361,7 +394,7 @@ class TestModelFile:
 
     def test_code_in_a_file_is_not_run(self, tmp_path):
         path = tmp_path / "model.pth"
-        torch.save({"format": 1, "spec": Harmful(tmp_path / "harm")}, path)
+        torch.save({"format": 2, "spec": Harmful(tmp_path / "harm")}, path)
         with pytest.raises(UsageError):
             load_model(path)
         assert not (tmp_path / "harm").exists()

@@ -19,16 +19,27 @@ from pdqn import wire
 from pdqn.config import Config, build
 from pdqn.link import CoordinatorLink
 from pdqn.specs import EnvironmentSpec, FieldSpec
-from replay.buffer import Sample
 from replay.client import SampleClient
+from replay.samples import (
+    Sample,
+    SampleRequest,
+    SlotLayout,
+    decode_answer,
+    encode_request,
+    slot_count,
+)
 from replay.sender import TransitionSender, ack_topic
-from replay.server import ReplayServer
+from replay.server import ReplayServer, Sequences, make_buffer
+from replay.sharding import Tally
+from replay.shared_memory import MemoryAddress
 
 Eventually = Callable[..., Any]
 
 SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (2,), "float32"),), 3)
 RUN = "the-run"
 BATCH = 4
+PREFETCH = 1
+TRANSPORTS = ("auto", "socket")
 NO_KEYS, NO_PRIORITIES = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
@@ -40,11 +51,48 @@ def config_of(**replay: Any) -> Config:
         "samples_per_insert": 1.0,
         "samples_per_insert_tolerance": 4.0,
         "priority_exponent": 1.0,
+        "store": "dense",
         **replay,
     }
-    learner = {"batch_size": BATCH}
+    learner = {"batch_size": BATCH, "prefetch": PREFETCH}
     system = {"telemetry_seconds": 0.02}
     return build(("test", {"replay": settings, "learner": learner, "system": system}))
+
+
+def request(number: int = 1, rows: int = BATCH, **changes: Any) -> SampleRequest:
+    """For rows over the socket, without anything else."""
+    settings: dict[str, Any] = {
+        "request": number,
+        "batch_size": BATCH,
+        "rows": rows,
+        "start": 0,
+        "slot": None,
+        "memory": None,
+        "learner_steps": 0,
+        "tally": None,
+        "keys": NO_KEYS,
+        "priorities": NO_PRIORITIES,
+        **changes,
+    }
+    return SampleRequest(**settings)
+
+
+class Dealer:
+    """A learner's bare socket."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self.socket = socket
+
+    def ask(self, *arguments: Any, **changes: Any) -> None:
+        self.socket.send(encode_request(request(*arguments, **changes)))
+
+    def answers(self) -> list[Any]:
+        """What has come: the header, or header and slab, of each."""
+        found = []
+        while self.socket.poll(0):
+            header, *slab = self.socket.recv_multipart()
+            found.append((decode_answer(header), *slab))
+        return found
 
 
 class Bench:
@@ -52,7 +100,7 @@ class Bench:
 
     def __init__(self, eventually: Eventually, directory: Path, config: Config) -> None:
         self._eventually = eventually
-        self._directory = directory
+        self._config = config
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.metrics = RunMetrics(None)
         self.coordinator = Coordinator(
@@ -119,9 +167,13 @@ class Bench:
 
     def sender(self, actor: int = 0, incarnation: int = 0, window: int = 10) -> TransitionSender:
         sender = TransitionSender(self.context, actor, incarnation, window)
-        sender.connect(self.endpoint("transitions"), self.endpoint("acknowledgements"))
+        sender.connect(*self.actors_endpoints)
         self._senders.append(sender)
         return sender
+
+    @property
+    def actors_endpoints(self) -> tuple[str, str]:
+        return self.endpoint("transitions/0"), self.endpoint("acknowledgements/0")
 
     def send(self, sender: TransitionSender, count: int = BATCH, **changes: Any) -> None:
         """Send a batch that fits into the window."""
@@ -141,20 +193,17 @@ class Bench:
         return talk
 
     def client(self) -> SampleClient:
-        client = SampleClient(self.context)
-        client.connect(self.endpoint("samples"))
+        client = SampleClient(self.context, SPEC, self._config, np.random.default_rng(0))
+        client.connect({0: self.endpoint("samples/0")})
         self._clients.append(client)
         return client
 
-    def sample(
-        self,
-        client: SampleClient,
-        keys: NDArray[np.int64] = NO_KEYS,
-        priorities: NDArray[np.float32] = NO_PRIORITIES,
-        learner_steps: int = 0,
-    ) -> Sample:
-        assert client.request(BATCH, learner_steps, keys, priorities)
-        return self.until(lambda: client.receive(0.01))
+    def sample(self, client: SampleClient, learner_steps: int = 0) -> Sample:
+        """The next batch, which is not released."""
+        return self.until(lambda: client.receive(0.01, learner_steps))
+
+    def dealer(self) -> Dealer:
+        return Dealer(self.socket(zmq.DEALER, "samples/0"))
 
     def stop(self) -> None:
         self.coordinator.command(["replay"], "stop")
@@ -169,19 +218,24 @@ class Bench:
         self.context.destroy(linger=0)
 
 
-def columns_of(count: int, first: int = 0, **changes: Any) -> dict[str, NDArray[Any]]:
-    """``count`` steps of one environment; frame i holds (first + i, 0.5)."""
-    frames = first + np.arange(count + 1, dtype=np.float32)
+def columns_of(count: int, **changes: Any) -> dict[str, NDArray[Any]]:
+    """``count`` steps of one environment over ``frames_of`` as many."""
     columns = {
-        "observation.observation": np.stack([frames, np.full_like(frames, 0.5)], axis=1),
         "action": np.arange(count, dtype=np.int32) % 3,
-        "n_step_return": frames[:-1] * 10,
+        "n_step_return": np.arange(count, dtype=np.float32),
         "discount": np.full(count, 0.5, np.float32),
         "priority": np.ones(count, np.float32),
         "observation_index": np.arange(count, dtype=np.int32),
         "bootstrap_index": np.arange(1, count + 1, dtype=np.int32),
     }
     return {**columns, **changes}
+
+
+def frames_of(count: int, first: int = 0) -> wire.FrameBlock:
+    """The frames of ``count`` steps; frame i holds (first + i, 0.5)."""
+    frames = first + np.arange(count + 1, dtype=np.float32)
+    observation = np.stack([frames, np.full_like(frames, 0.5)], axis=1)
+    return wire.compress_block({"observation": observation}, SPEC)
 
 
 def encoded(
@@ -191,10 +245,13 @@ def encoded(
     actor: int = 0,
     run: str = RUN,
     version: int = 0,
+    first: int = 0,
     **of: Any,
 ) -> bytes:
-    columns = columns_of(count, **of)
-    return wire.encode_transitions(wire.TransitionBatch(run, actor, 0, sequence, version, columns))
+    columns, blocks = columns_of(count, **of), [frames_of(count, first)]
+    return wire.encode_transitions(
+        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks)
+    )
 
 
 @pytest.fixture
@@ -215,13 +272,20 @@ def bench(make_bench: Callable[..., Bench]) -> Bench:
     return make_bench()
 
 
+@pytest.fixture(params=TRANSPORTS)
+def either_way(request: pytest.FixtureRequest, make_bench: Callable[..., Bench]) -> Bench:
+    """A bench whose SampleBatches come through shared memory, and one where they are messages."""
+    return make_bench(transport=request.param)
+
+
 # ---- taking and answering ----
 
 
-def test_accepted_batches_are_acknowledged_and_can_be_sampled(bench: Bench):
+def test_accepted_batches_are_acknowledged_and_can_be_sampled(either_way: Bench):
+    bench = either_way
     sender, client = bench.sender(), bench.client()
     for first in (0, 100):
-        bench.send(sender, first=first)
+        bench.send(sender, first=first, n_step_return=np.full(BATCH, first, np.float32))
     bench.flush(sender)
     assert sender.unacknowledged == 0
     sample = bench.sample(client)
@@ -229,28 +293,54 @@ def test_accepted_batches_are_acknowledged_and_can_be_sampled(bench: Bench):
     assert set(seen) <= {0, 1, 2, 3, 100, 101, 102, 103}
     assert (sample.observation["observation"][:, 1] == 0.5).all()
     assert (sample.bootstrap_observation["observation"][:, 0] == seen + 1).all()
-    assert (sample.n_step_return == seen * 10).all()
+    assert (sample.n_step_return == seen // 100 * 100).all()
     assert (sample.action == seen % 100 % 3).all()
     assert (sample.discount == 0.5).all()
+    assert (sample.sampling_priority == 1).all()
     bench.until(lambda: bench.total("samples") == BATCH)
     assert bench.total("transitions_received") == 8
 
 
 def test_every_waiting_request_is_answered_once_there_is_enough(bench: Bench):
-    client, sender = bench.client(), bench.sender()
-    for _ in range(3):
-        assert client.request(BATCH, 0, NO_KEYS, NO_PRIORITIES)
-    assert client.outstanding == 3
+    dealer, sender = bench.dealer(), bench.sender()
+    for number in (1, 2, 3):
+        dealer.ask(number)
     bench.send(sender)
     bench.flush(sender)
-    bench.until(lambda: bench.member().activity == "fills to 8 before the first batch")
-    assert client.receive(0.0) is None
+    bench.until(lambda: bench.member().activity == "fills: 4 of 8 before the first batch")
+    assert dealer.answers() == []
     for _ in range(3):
         bench.send(sender)
     bench.flush(sender)
-    for outstanding in (2, 1, 0):
-        assert bench.until(lambda: client.receive(0.01)) is not None
-        assert client.outstanding == outstanding
+    answers: list[Any] = []
+    bench.until(lambda: answers.extend(dealer.answers()) or len(answers) == 3)
+    assert [header.request for header, _ in answers] == [1, 2, 3]
+    assert [header.state.sampled for header, _ in answers] == [4, 8, 12]
+
+
+def test_a_request_for_no_rows_is_answered_at_once_with_the_state(bench: Bench):
+    dealer, sender = bench.dealer(), bench.sender()
+    for number in (5, 6):
+        dealer.ask(number)
+    bench.send(sender, priority=np.array([1, 2, 3, 4], np.float32))
+    bench.flush(sender)
+    dealer.ask(7, rows=0)
+    ((answer,),) = bench.until(dealer.answers)
+    assert (answer.request, answer.rows, answer.waiting) == (7, 0, (5, 6))
+    state = answer.state
+    assert (state.inserted, state.sampled, state.size, state.incarnation) == (4, 0, 4, 0)
+    assert state.total_priority == pytest.approx(10)
+
+
+def test_nobody_is_told_of_the_requests_of_others(bench: Bench):
+    dealer, other = bench.dealer(), bench.dealer()
+    dealer.ask(5)
+    dealer.ask(6, rows=0)
+    ((answer,),) = bench.until(dealer.answers)
+    assert answer.waiting == (5,)
+    other.ask(6, rows=0)
+    ((answer,),) = bench.until(other.answers)
+    assert answer.waiting == ()
 
 
 def test_batches_of_several_actors_are_acknowledged_to_each(bench: Bench):
@@ -262,17 +352,26 @@ def test_batches_of_several_actors_are_acknowledged_to_each(bench: Bench):
     bench.until(lambda: bench.total("transitions_received") == 4)
 
 
+def test_each_shard_serves_under_its_own_index(make_bench: Callable[..., Bench]):
+    bench = make_bench(shards=4)
+    bench.endpoint("samples/0")
+    assert bench.member().endpoints.keys() == {"samples/0", "transitions/0", "acknowledgements/0"}
+
+
+# ---- sequence numbers ----
+
+
 def test_what_comes_twice_is_counted_and_not_inserted(bench: Bench):
-    push = bench.socket(zmq.PUSH, "transitions")
+    push = bench.socket(zmq.PUSH, "transitions/0")
     for sequence in (0, 0, 1, 0):
         push.send(encoded(sequence, count=3))
     bench.until(lambda: bench.total("transitions_duplicate") == 6)
     assert bench.total("transitions_received") == 6
-    assert bench.metrics.gauge("replay", "size") == 6
+    bench.until(lambda: bench.metrics.gauge("replay", "size") == 6)
 
 
 def test_the_same_numbers_from_another_actor_are_no_duplicates(bench: Bench):
-    push = bench.socket(zmq.PUSH, "transitions")
+    push = bench.socket(zmq.PUSH, "transitions/0")
     push.send(encoded(0, count=3))
     push.send(encoded(0, count=3, actor=1))
     bench.until(lambda: bench.total("transitions_received") == 6)
@@ -280,7 +379,7 @@ def test_the_same_numbers_from_another_actor_are_no_duplicates(bench: Bench):
 
 
 def test_a_gap_in_the_numbers_is_a_missing_batch(bench: Bench):
-    push = bench.socket(zmq.PUSH, "transitions")
+    push = bench.socket(zmq.PUSH, "transitions/0")
     for sequence in (5, 6, 9):
         push.send(encoded(sequence, count=2))
     bench.until(lambda: bench.total("transitions_received") == 6)
@@ -288,10 +387,85 @@ def test_a_gap_in_the_numbers_is_a_missing_batch(bench: Bench):
     assert bench.metrics.lost_so_far() == 2
 
 
+def test_an_absurd_number_is_refused_and_the_actor_goes_on(bench: Bench):
+    push, sender = bench.socket(zmq.PUSH, "transitions/0"), bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    push.send(encoded(1 << 61, count=1))
+    bench.until(lambda: bench.metrics.rejected() == {"sequence": 1})
+    bench.send(sender)
+    bench.flush(sender)
+    bench.until(lambda: bench.total("transitions_received") == 8)
+    assert bench.total("transitions_duplicate") == 0
+    assert bench.total("batches_missing") == 0
+
+
+def test_an_absurd_number_before_the_actors_first_is_no_reason_to_drop_what_the_actor_sends(
+    bench: Bench,
+):
+    push, sender = bench.socket(zmq.PUSH, "transitions/0"), bench.sender()
+    push.send(encoded(1 << 61, count=1))
+    bench.until(lambda: bench.total("transitions_received") == 1)
+    for _ in range(2):
+        bench.send(sender)
+        bench.flush(sender)
+    bench.until(lambda: bench.total("transitions_received") == 9)
+    assert bench.total("transitions_duplicate") == 0
+
+
+class TestSequences:
+    """Of an actor with at most 4 batches unacknowledged."""
+
+    def sequences(self, *taken: int) -> Sequences:
+        sequences = Sequences(4)
+        for number in taken:
+            sequences.take((0, 0), number)
+        return sequences
+
+    def test_nothing_is_expected_of_a_stream_that_is_not_known(self):
+        assert self.sequences(7).expected((0, 0)) == 8
+        assert self.sequences(7).expected((0, 1)) == -1
+
+    @pytest.mark.parametrize(("number", "missing"), [(8, 0), (9, 1), (12, 4)])
+    def test_a_gap_that_a_window_explains_is_missing(self, number: int, missing: int):
+        sequences = self.sequences(7)
+        assert sequences.take((0, 0), number) == missing
+        assert sequences.expected((0, 0)) == number + 1
+
+    def test_an_actor_that_was_with_another_shard_misses_nothing(self):
+        sequences = self.sequences(7)
+        assert sequences.take((0, 0), 5000) == 0
+        assert sequences.expected((0, 0)) == 5001
+
+    @pytest.mark.parametrize("number", [0, 6, 7])
+    def test_what_a_window_explains_to_come_again_is_a_duplicate(self, number: int):
+        sequences = self.sequences(7)
+        assert sequences.take((0, 0), number) is None
+        assert sequences.expected((0, 0)) == 8
+
+    def test_a_number_that_no_actor_comes_to_is_refused_and_changes_nothing(self):
+        sequences = self.sequences(7)
+        with pytest.raises(ValueError, match="where 8 was expected"):
+            sequences.take((0, 0), 8 + (1 << 32) + 1)
+        assert sequences.expected((0, 0)) == 8
+
+    def test_an_actor_far_below_what_was_taken_for_its_number_is_believed(self):
+        sequences = self.sequences(1 << 31)
+        assert sequences.take((0, 0), 8) == 0
+        assert sequences.take((0, 0), 9) == 0
+
+    def test_the_number_of_streams_is_bounded(self):
+        sequences = Sequences(4)
+        for actor in range((1 << 16) + 1):
+            sequences.take((actor, 0), 5)
+        assert sequences.expected((0, 0)) == -1
+        assert sequences.expected((1, 0)) == 6
+
+
 def test_policy_lag_is_the_learners_steps_since_the_parameters_that_acted(bench: Bench):
-    client, sender = bench.client(), bench.sender()
-    assert client.request(BATCH, 10, NO_KEYS, NO_PRIORITIES)
-    bench.until(lambda: bench.member().activity.startswith("fills"))
+    dealer, sender = bench.dealer(), bench.sender()
+    dealer.ask(1, rows=0, learner_steps=10)
+    bench.until(dealer.answers)
     bench.send(sender, count=4, version=4)  # 6 steps old
     bench.send(sender, count=2, version=10)  # fresh
     bench.send(sender, count=2, version=12)  # newer than the learner's last word: not negative
@@ -303,40 +477,94 @@ def test_policy_lag_is_the_learners_steps_since_the_parameters_that_acted(bench:
 # ---- flow control ----
 
 
-def test_the_limiter_blocks_inserts_until_samples_are_taken(bench: Bench):
+def test_the_limiter_blocks_inserts_until_samples_are_taken(either_way: Bench):
     # Balance after 8, 12, 16 transitions: 0, 4, 8; from above 4 on, inserting waits.
-    push = bench.socket(zmq.PUSH, "transitions")
+    bench = either_way
+    push, client = bench.socket(zmq.PUSH, "transitions/0"), bench.client()
     for sequence in range(7):
         push.send(encoded(sequence))
     bench.until(lambda: bench.total("transitions_received") == 16)
-    bench.until(lambda: bench.member().activity == "actors wait for the learner")
+    waits = "actors wait for the learner: 8 samples due, at most 4 may be"
+    bench.until(lambda: bench.member().activity == waits)
     bench.after_reports()
     assert bench.total("transitions_received") == 16
-    bench.sample(bench.client())  # balance 4: one batch more
+    assert bench.metrics.gauge("replay", "limiter_balance") == 8
+    bench.sample(client)  # balance 4: one batch more
     bench.until(lambda: bench.total("transitions_received") == 20)
     bench.after_reports()
     assert bench.total("transitions_received") == 20
     assert bench.total("inserts_blocked_seconds") > 0
+    assert bench.total("samples_blocked_seconds") == 0
 
 
-def test_the_limiter_blocks_samples_until_there_are_inserts(bench: Bench):
+def test_the_limiter_blocks_samples_until_there_are_inserts(either_way: Bench):
+    bench = either_way
     client, sender = bench.client(), bench.sender()
     for _ in range(2):
         bench.send(sender)
     bench.sample(client)  # balance -4, the lowest that is allowed
-    assert client.request(BATCH, 0, NO_KEYS, NO_PRIORITIES)
-    bench.until(lambda: bench.member().activity == "learner waits for the actors")
+    assert client.receive(0.0, 0) is None
+    waits = "learner waits for the actors: 8 samples ahead, at most 4 may be"
+    bench.until(lambda: bench.member().activity == waits)
     bench.after_reports()
     assert bench.total("samples") == BATCH
+    assert bench.total("samples_blocked_seconds") > 0
     bench.send(sender)
-    assert bench.until(lambda: client.receive(0.01)) is not None
+    assert bench.until(lambda: client.receive(0.01, 0)) is not None
+
+
+def test_how_long_the_present_block_lasts_is_told(bench: Bench):
+    push, client = bench.socket(zmq.PUSH, "transitions/0"), bench.client()
+    for sequence in range(4):
+        push.send(encoded(sequence))
+    bench.until(lambda: (bench.metrics.gauge("replay", "blocked_for_seconds") or 0) > 0.1)
+    bench.sample(client)
+    bench.until(lambda: bench.metrics.gauge("replay", "blocked_for_seconds") == 0)
+
+
+def test_another_samples_per_insert_is_aimed_at_from_now_on(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+):
+    push = bench.socket(zmq.PUSH, "transitions/0")
+    for sequence in range(3):
+        push.send(encoded(sequence))
+    bench.until(lambda: bench.total("transitions_received") == 12)  # balance 4
+    with caplog.at_level("INFO", "replay"):
+        bench.coordinator.set_samples_per_insert(3.0)
+        bench.until(lambda: bench.metrics.gauge("replay", "limiter_target") == 3)
+    assert "samples_per_insert is 3 from now on, after 1" in caplog.text
+    push.send(encoded(3))  # not 4 x 1 but 4 x 3 samples become due
+    bench.until(lambda: bench.metrics.gauge("replay", "limiter_balance") == 16)
+
+
+def test_a_tally_of_other_shards_counts_as_if_it_were_done_here(bench: Bench):
+    push, dealer = bench.socket(zmq.PUSH, "transitions/0"), bench.dealer()
+    push.send(encoded(0))
+    bench.until(lambda: bench.total("transitions_received") == 4)
+    # 4 here and 96 elsewhere, 88 sampled elsewhere: 100 - 8 - 88 = 4 are due.
+    tally = Tally(inserted=4, sampled=0, inserted_elsewhere=96, sampled_elsewhere=88, balance=4.0)
+    dealer.ask(1, tally=tally)
+    ((answer, _),) = bench.until(dealer.answers)
+    state = answer.state
+    assert (state.inserted, state.num_inserted) == (4, 100)
+    assert (state.sampled, state.num_sampled) == (4, 92)
+    assert state.balance == 0
+
+
+def test_a_tally_of_more_than_was_done_here_is_not_believed(bench: Bench):
+    dealer = bench.dealer()
+    tally = Tally(inserted=4, sampled=0, inserted_elsewhere=96, sampled_elsewhere=88, balance=4.0)
+    dealer.ask(1, rows=0, tally=tally)
+    ((answer,),) = bench.until(dealer.answers)
+    assert answer.state.num_inserted == 0
+    bench.until(lambda: bench.total("tallies_ignored") == 1)
 
 
 def test_draining_takes_everything(bench: Bench):
     sender = bench.sender(window=100)
     for _ in range(20):
         bench.send(sender, count=2)
-    bench.until(lambda: bench.member().activity == "actors wait for the learner")
+    bench.until(lambda: bench.member().activity.startswith("actors wait for the learner"))
     assert sender.unacknowledged > 0
     bench.coordinator.command(["replay"], "drain")
     bench.flush(sender)
@@ -347,7 +575,7 @@ def test_a_window_of_batches_is_the_most_that_is_on_its_way(bench: Bench):
     sender = bench.sender(window=2)
     for _ in range(6):  # four are taken, two wait
         bench.send(sender)
-    bench.until(lambda: bench.member().activity == "actors wait for the learner")
+    bench.until(lambda: bench.member().activity.startswith("actors wait for the learner"))
     assert not sender.send(encoded(sender.next_sequence), lambda: False)
     assert sender.next_sequence == 6, "the number is still free"
 
@@ -364,30 +592,42 @@ def test_stopping_ends_the_server_with_its_last_figures(bench: Bench):
 # ---- priorities ----
 
 
-def test_a_request_sets_priorities(bench: Bench):
+def test_new_priorities_go_with_the_next_request(either_way: Bench):
+    bench = either_way
     sender, client = bench.sender(), bench.client()
     for _ in range(3):
         bench.send(sender)
     bench.flush(sender)
-    priorities = np.zeros(12, np.float32)
-    priorities[5] = 1e6
-    sample = bench.sample(client, np.arange(12), priorities)
-    assert sample.keys.tolist() == [5] * BATCH
-    assert sample.importance_weight.tolist() == [1.0] * BATCH
+    first = bench.sample(client)
+    keys, wanted = first.keys.copy(), int(first.keys[0])
+    client.release(first, np.where(keys == wanted, 1e9, 0).astype(np.float32))
+    sample = bench.sample(client)
+    # Others have 12 of 1e9 at most.
+    assert sample.keys.tolist() == [wanted] * BATCH
+    assert sample.sampling_priority.tolist() == [1e9] * BATCH
+    bench.until(lambda: bench.total("priorities_ignored") == 0)
 
 
 def test_priorities_that_are_no_numbers_and_keys_that_are_gone_are_ignored(bench: Bench):
-    sender, client = bench.sender(), bench.client()
+    sender, dealer = bench.sender(), bench.dealer()
     for _ in range(2):
         bench.send(sender)
     bench.flush(sender)
     keys = np.array([0, 1, 2, 999, -1], np.int64)
     priorities = np.array([np.nan, -1, np.inf, 1, 1], np.float32)
-    bench.sample(client, keys, priorities)
+    dealer.ask(keys=keys, priorities=priorities)
+    bench.until(dealer.answers)
     bench.until(lambda: bench.total("priorities_ignored") == 5)
 
 
 # ---- restart ----
+
+
+def restart(bench: Bench) -> None:
+    bench.stop()
+    bench.coordinator.command(["replay"], "run")
+    bench.server = bench.start()
+    bench.until(lambda: bench.coordinator.count("replay"))
 
 
 def test_a_replay_that_is_restarted_gets_what_was_not_acknowledged(bench: Bench):
@@ -397,34 +637,68 @@ def test_a_replay_that_is_restarted_gets_what_was_not_acknowledged(bench: Bench)
     bench.until(lambda: bench.total("transitions_received") == 16)
     while sender.unacknowledged > 2:
         sender.flush(iter([True, False]).__next__)
-    bench.stop()
-    bench.coordinator.command(["replay"], "run")
-    bench.server = bench.start()
-    bench.until(lambda: bench.coordinator.count("replay"))
-    sender.connect(bench.endpoint("transitions"), bench.endpoint("acknowledgements"))
+    restart(bench)
+    sender.connect(*bench.actors_endpoints)
     bench.flush(sender)
     bench.until(lambda: bench.total("transitions_received") == 24)
     assert bench.total("transitions_duplicate") == 0
     assert bench.total("batches_missing") == 0
 
 
+def test_rows_asked_of_a_replay_that_is_gone_come_from_the_next_one(either_way: Bench):
+    bench = either_way
+    client, sender = bench.client(), bench.sender()
+    bench.send(sender)
+    assert client.receive(0.0, 0) is None
+    bench.flush(sender)
+    restart(bench)
+    sender.connect(*bench.actors_endpoints)
+    for _ in range(2):
+        bench.send(sender, first=500)
+    client.connect({})
+    assert client.receive(0.0, 0) is None
+    client.connect({0: bench.endpoint("samples/0")})
+    sample = bench.sample(client)
+    assert (sample.observation["observation"][:, 0] >= 500).all()
+    assert (sample.keys >= 1 << 40).all()
+
+
 def test_priorities_meant_for_the_replay_before_a_restart_change_nothing(bench: Bench):
-    sender = bench.sender()
+    sender, dealer = bench.sender(), bench.dealer()
     for _ in range(2):
         bench.send(sender)
     bench.flush(sender)
-    stale = bench.sample(bench.client()).keys
-    bench.stop()
-    bench.coordinator.command(["replay"], "run")
-    bench.server = bench.start()
-    bench.until(lambda: bench.coordinator.count("replay"))
-    sender.connect(bench.endpoint("transitions"), bench.endpoint("acknowledgements"))
+    stale = np.arange(8)
+    restart(bench)
+    sender.connect(*bench.actors_endpoints)
     for _ in range(2):
         bench.send(sender)
     bench.flush(sender)
-    sample = bench.sample(bench.client(), stale, np.full(BATCH, 1e6, np.float32))
-    bench.until(lambda: bench.total("priorities_ignored") == BATCH)
-    assert not set(stale) & set(sample.keys)
+    dealer = bench.dealer()
+    dealer.ask(keys=stale, priorities=np.full(8, 1e6, np.float32))
+    (((_, slab),)) = bench.until(dealer.answers)
+    bench.until(lambda: bench.total("priorities_ignored") == 8)
+    assert (np.frombuffer(slab, np.int64, BATCH) >= 1 << 40).all()
+
+
+# ---- what a configuration describes ----
+
+
+def test_shards_share_capacity_and_have_keys_and_randomness_of_their_own():
+    config = config_of(shards=3, capacity=64, min_size=8)
+    buffers = [make_buffer(config, SPEC, shard, incarnation=2) for shard in range(3)]
+    assert [buffer.capacity for buffer in buffers] == [22, 22, 22]
+    drawn = []
+    for buffer in buffers:
+        keys = buffer.insert(columns_of(20), [frames_of(20)], 0)
+        assert keys.start == 2 << 40
+        drawn.append(tuple(buffer.sample(5).keys))
+    assert len(set(drawn)) == 3
+
+
+def test_a_compressed_buffer_takes_its_shards_share_of_the_memory():
+    config = config_of(shards=2, store="compressed", memory="2000000", decode_threads=1)
+    assert 900_000 < make_buffer(config, SPEC).allocated_bytes <= 1_000_000
 
 
 # ---- garbage ----
@@ -453,7 +727,7 @@ BAD_BATCHES: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", BAD_BATCHES)
 def test_garbage_from_actors_is_counted_by_reason_and_harms_nothing(bench: Bench, name: str):
     data, reason = BAD_BATCHES[name]
-    push, sender = bench.socket(zmq.PUSH, "transitions"), bench.sender(actor=3)
+    push, sender = bench.socket(zmq.PUSH, "transitions/0"), bench.sender(actor=3)
     push.send(data)
     bench.until(lambda: bench.metrics.rejected() == {reason: 1})
     assert bench.total("transitions_rejected") >= 1
@@ -464,37 +738,57 @@ def test_garbage_from_actors_is_counted_by_reason_and_harms_nothing(bench: Bench
 
 
 def test_a_message_of_several_frames_is_garbage_in_each(bench: Bench):
-    push, sender = bench.socket(zmq.PUSH, "transitions"), bench.sender(actor=3)
+    push, sender = bench.socket(zmq.PUSH, "transitions/0"), bench.sender(actor=3)
     push.send_multipart([b"one", b"two", b"three"])
     bench.until(lambda: bench.metrics.rejected() == {"malformed": 3})
     bench.send(sender, actor=3)
     bench.flush(sender)
 
 
-def bad_request(
-    keys: Any = NO_KEYS, priorities: Any = NO_PRIORITIES, kind: str = "request", **content: Any
-) -> list[Any]:
-    content = {"batch_size": BATCH, "learner_steps": 0, **content}
-    return wire.encode_arrays(kind, content, {"keys": keys, "priorities": priorities})
+SLOTS = SlotLayout(SPEC, BATCH, slot_count(config_of()))
+MEMORY = MemoryAddress(1, 2, bytes(16), SLOTS.nbytes)
+TALLY = Tally(0, 0, 0, 0, 0.0)
+
+
+def changed(**content: Any) -> list[Any]:
+    """A request with some of its content replaced."""
+    header = wire.decode_control(encode_request(request(slot=0, memory=MEMORY, tally=TALLY)))
+    return [wire.encode_control("request", {**header, "type": "request", **content})]
 
 
 BAD_REQUESTS: dict[str, list[Any]] = {
     "noise": [b"\xc1 garbage"],
     "nothing": [b""],
     "many frames": [b""] * 300,
-    "another kind": bad_request(kind="sample"),
-    "another batch size": bad_request(batch_size=1 << 40),
-    "no arrays": [wire.encode_control("request", {"batch_size": BATCH, "columns": []})],
-    "keys without priorities": bad_request(keys=np.arange(3)),
-    "keys that are no integers": bad_request(np.zeros(2, np.float32), np.zeros(2, np.float32)),
-    "keys of two dimensions": bad_request(np.zeros((2, 2), np.int64), np.zeros((2, 2), np.float32)),
-    "less data than described": bad_request(np.arange(2), np.ones(2, np.float32))[:-1],
+    "two frames": [encode_request(request()), b""],
+    "another kind": [wire.encode_control("sample", {})],
+    "without content": [wire.encode_control("request", {})],
+    "another batch size": changed(batch_size=1 << 40),
+    "more rows than a batch has": changed(rows=BATCH + 1),
+    "fewer rows than none": changed(rows=-1),
+    "rows that are no number": changed(rows=True),
+    "rows beyond the batch": changed(rows=2, start=3),
+    "a slot that does not exist": changed(slot=SLOTS.count),
+    "a slot of no memory": changed(memory=None),
+    "memory of another size": changed(memory={**vars(MEMORY), "nbytes": 1}),
+    "memory without a token": changed(memory={**vars(MEMORY), "token": b""}),
+    "memory of a negative process": changed(memory={**vars(MEMORY), "pid": -1}),
+    "keys without priorities": changed(keys=bytes(24)),
+    "keys cut short": changed(keys=bytes(7), priorities=bytes(4)),
+    "keys that are no bytes": changed(keys=[1, 2], priorities=[1, 2]),
+    "more updates than a batch can have": changed(
+        keys=bytes(8 * 65_537), priorities=bytes(4 * 65_537)
+    ),
+    "a tally that is no map": changed(tally=3),
+    "a negative tally": changed(tally={**vars(TALLY), "inserted_elsewhere": -1}),
+    "a balance that is not finite": changed(tally={**vars(TALLY), "balance": float("nan")}),
+    "steps that are no number": changed(learner_steps="7"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
 def test_garbage_from_learners_is_counted_and_harms_nothing(bench: Bench, name: str):
-    dealer = bench.socket(zmq.DEALER, "samples")
+    dealer = bench.socket(zmq.DEALER, "samples/0")
     dealer.send_multipart(BAD_REQUESTS[name])
     bench.until(lambda: sum(bench.metrics.rejected().values()) == 1)
     assert re.match("request ", next(iter(bench.metrics.rejected())))
@@ -505,15 +799,42 @@ def test_garbage_from_learners_is_counted_and_harms_nothing(bench: Bench, name: 
     assert not dealer.poll(0)
 
 
+@pytest.mark.parametrize("memory", [MEMORY, MemoryAddress(1 << 30, 0, bytes(16), SLOTS.nbytes)])
+def test_memory_that_is_not_there_is_answered_with_the_rows_and_the_reason(
+    bench: Bench, memory: MemoryAddress
+):
+    dealer, sender = bench.dealer(), bench.sender()
+    for _ in range(2):
+        bench.send(sender)
+    dealer.ask(slot=1, memory=memory)
+    ((answer, slab),) = bench.until(dealer.answers)
+    assert answer.slot is None
+    assert answer.memory
+    assert len(slab) > 0
+
+
 def test_more_requests_than_anybody_needs_are_dropped_and_counted(bench: Bench):
-    dealer = bench.socket(zmq.DEALER, "samples")
-    for _ in range(300):
-        dealer.send_multipart(bad_request())
+    dealer = bench.dealer()
+    for number in range(300):
+        dealer.ask(number)
     bench.until(lambda: bench.total("requests_dropped") == 300 - 256)
 
 
+def test_rows_for_a_learner_that_is_gone_are_not_drawn(bench: Bench):
+    dealer, sender = bench.dealer(), bench.sender()
+    dealer.ask(1)
+    dealer.ask(2, rows=0)
+    bench.until(dealer.answers)
+    dealer.socket.close()
+    bench.after_reports()
+    for _ in range(2):
+        bench.send(sender)
+    bench.until(lambda: bench.total("answers_undeliverable") == 1)
+    assert bench.total("samples") == 0
+
+
 def test_garbage_from_subscribers_harms_nothing(bench: Bench):
-    stranger = bench.socket(zmq.XSUB, "acknowledgements")
+    stranger = bench.socket(zmq.XSUB, "acknowledgements/0")
     for message in (b"", b"\x01", b"\x01ack-", b"\x01" + b"x" * 500, b"\x02hello", b"\x00ack-"):
         stranger.send(message)
     stranger.send(b"\x01" + ack_topic(2**32 - 1, 2**32 - 1))

@@ -25,7 +25,7 @@ NEVER = 1e9
 TIMED = ("time", "_per_second", "seconds", "wait_share", "fps", "train/loss", "run_dir")
 
 
-def config_of(run: dict[str, Any], **learner: Any) -> Config:
+def config_of(run: dict[str, Any], replay: dict[str, Any] | None = None, **learner: Any) -> Config:
     layer = {
         "run": {"mode": "single", "seed": 3, **run},
         "actor": {
@@ -37,9 +37,12 @@ def config_of(run: dict[str, Any], **learner: Any) -> Config:
         },
         "replay": {
             "capacity": 1000,
+            "store": "dense",
+            "decode_threads": 1,
             "min_size": 64,
             "samples_per_insert": 2.0,
             "samples_per_insert_tolerance": 100.0,
+            **(replay or {}),
         },
         "learner": {
             "batch_size": 16,
@@ -58,7 +61,7 @@ def config_of(run: dict[str, Any], **learner: Any) -> Config:
 
 
 def session_of(config: Config, directory: Path) -> Session:
-    spec = describe_environment(config.run.env, config.run.env_args)
+    spec = describe_environment(config.run.env, config.run.env_args, config.run.frame_stack)
     run_dir = RunDirectory(directory)
     run_dir.write_config(config)
     return Session(config, spec, run_dir, SilentConsole(), Interrupts())
@@ -93,16 +96,24 @@ def with_picture() -> None:
     """The run draws its picture."""
 
 
+COMPRESSED = {"store": "compressed", "memory": "1000000", "decode_threads": 2}
+
+
 @pytest.mark.parametrize(
-    "run",
-    [{"env": "CartPole-v1", "steps": 600}, {**PLACEMENT, "steps": 240}],
-    ids=["vector", "map"],
+    ("run", "replay"),
+    [
+        ({"env": "CartPole-v1", "steps": 600}, {}),
+        ({"env": "CartPole-v1", "steps": 600, "frame_stack": 3}, {}),
+        ({"env": "CartPole-v1", "steps": 600, "frame_stack": 3}, COMPRESSED),
+        ({**PLACEMENT, "steps": 240}, {}),
+    ],
+    ids=["vector", "stacks", "compressed", "map"],
 )
 def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
-    tmp_path: Path, run: dict[str, Any], read_lines: Any
+    tmp_path: Path, run: dict[str, Any], replay: dict[str, Any], read_lines: Any
 ):
     paths = [tmp_path / "first", tmp_path / "second"]
-    sessions = [execute(config_of(run), path) for path in paths]
+    sessions = [execute(config_of(run, replay), path) for path in paths]
     models = [torch.load(path / "final_model.pth", weights_only=True) for path in paths]
     first, second = (model["parameters"] for model in models)
     assert models[0]["parameter_version"] == models[1]["parameter_version"] > 0
@@ -115,6 +126,19 @@ def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
     assert lines[0] == lines[1]
     losses = [session.metrics.total("learner", "loss_sum") for session in sessions]
     assert losses[0] == losses[1] > 0
+
+
+def test_the_store_changes_nothing_but_how_frames_are_kept(tmp_path: Path):
+    run = {"env": "CartPole-v1", "steps": 600, "frame_stack": 2}
+    for name, replay in (("dense", {}), ("compressed", COMPRESSED)):
+        execute(config_of(run, replay), tmp_path / name)
+    dense, compressed = (
+        load_model(tmp_path / n / "final_model.pth") for n in ("dense", "compressed")
+    )
+    assert dense.parameter_version == compressed.parameter_version > 0
+    assert dense.spec.frame_stack == 2
+    expected = dense.network.state_dict()
+    assert all(torch.equal(t, expected[n]) for n, t in compressed.network.state_dict().items())
 
 
 def test_another_seed_is_another_run(tmp_path: Path):

@@ -88,6 +88,43 @@ def test_whole_observations_are_packed_field_by_field():
         np.testing.assert_array_equal(array, observation[name])
 
 
+class TestStacks:
+    def test_all_fields_but_the_mask_are_stacked(self):
+        spec = SPEC.stacked(4)
+        assert [field.stack for field in spec.fields] == [1, 4, 4]
+        assert spec.frame_stack == 4
+        assert SPEC.frame_stack == 1
+        assert spec.stacked(1) == SPEC
+
+    def test_frames_are_recorded_singly_and_reach_networks_together(self):
+        field = FieldSpec("map", (2, 3), "float16", stack=4)
+        assert field.stored_shape == (2, 3)
+        assert field.stored_stacked_shape == field.stacked_shape == (4, 2, 3)
+        binary = FieldSpec("mask", (11,), "int8", binary=True, stack=4)
+        assert binary.stored_shape == (2,)
+        assert binary.stored_stacked_shape == (4, 2)
+        assert binary.stacked_shape == (4, 11)
+        assert SPEC.stacked(4).observation_bytes == SPEC.observation_bytes
+
+    def test_a_stack_of_one_has_no_axis(self):
+        field = FieldSpec("map", (2, 3), "float16")
+        assert field.stacked_shape == field.stored_stacked_shape == (2, 3)
+
+    def test_stacks_of_bits_are_unpacked_frame_by_frame(self):
+        field = FieldSpec("mask", (3, 5), "bool", binary=True, stack=2)
+        values = np.random.default_rng(0).integers(0, 2, (4, 2, 3, 5)).astype(bool)
+        packed = np.stack([field.pack(values[:, k]) for k in range(2)], axis=1)
+        assert packed.shape == (4, *field.stored_stacked_shape)
+        np.testing.assert_array_equal(field.unpack(packed), values)
+
+    @pytest.mark.parametrize("stack", [0, -1, 33])
+    def test_a_stack_that_makes_no_sense_is_refused(self, stack):
+        values = SPEC.to_map()
+        values["fields"][1]["stack"] = stack
+        with pytest.raises(ValueError, match=r"observation field map has a stack of "):
+            EnvironmentSpec.from_map(values)
+
+
 def test_a_spec_is_masked_if_its_observations_say_which_actions_are_valid():
     assert SPEC.masked
     assert not EnvironmentSpec("x", SPEC.fields[1:], 11).masked
@@ -97,6 +134,7 @@ def test_a_spec_goes_through_msgpack_and_back():
     packed = msgpack.packb(SPEC.to_map())
     assert packed is not None
     assert EnvironmentSpec.from_map(msgpack.unpackb(packed)) == SPEC
+    assert EnvironmentSpec.from_map(SPEC.stacked(3).to_map()) == SPEC.stacked(3)
     plain = EnvironmentSpec("x", (FieldSpec("observation", (4,), "float32"),), 2)
     assert EnvironmentSpec.from_map(plain.to_map()) == plain
 

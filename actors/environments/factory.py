@@ -4,12 +4,17 @@ One autoreset mode is used throughout, ``SAME_STEP``: the observation after a fi
 the first of the next one, and the final observation is kept beside it. Environments with a
 batch-native form that works this way use it; all others are stepped one after another by
 gymnasium's SyncVectorEnv.
+
+Dict and Tuple spaces, however deep, are flattened to fields: ``camera.left`` is the key ``left``
+of the Dict at ``camera``, ``0.mask`` the key ``mask`` of the first entry of a Tuple.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +29,8 @@ from pdqn.errors import UsageError
 from pdqn.specs import ACTION_MASK, ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
 
 PLAIN_FIELD = "observation"
+# The keys and positions that lead to a part of an observation, from the outside in.
+Path = tuple[Any, ...]
 # What gymnasium.make and constructors raise for what they do not accept.
 _NOT_MADE = (
     gymnasium.error.Error, TypeError, ValueError, ImportError, AssertionError, LookupError,
@@ -52,8 +59,15 @@ class Transition:
     headline: NDArray[np.float64]
 
 
-def describe_environment(env_id: str, env_args: Mapping[str, Any]) -> EnvironmentSpec:
+def describe_environment(
+    env_id: str, env_args: Mapping[str, Any], frame_stack: int = 1
+) -> EnvironmentSpec:
     """The spec of an environment, from making it once.
+
+    Args:
+        env_id: gymnasium id.
+        env_args: keyword arguments of the environment.
+        frame_stack: steps whose frames a network sees at once.
 
     Raises:
         UsageError: it cannot be made, or its spaces are not supported; the message says which.
@@ -68,7 +82,8 @@ def describe_environment(env_id: str, env_args: Mapping[str, Any]) -> Environmen
         fields = _fields(env_id, env.observation_space)
         num_actions = _num_actions(env_id, env.action_space)
         _check_mask(env_id, fields, num_actions)
-        return EnvironmentSpec(env_id, fields, num_actions, headline)
+        spec = EnvironmentSpec(env_id, fields, num_actions, headline)
+        return spec.stacked(frame_stack)
     finally:
         env.close()
 
@@ -80,7 +95,9 @@ class VectorEnvironment:
         self.spec = spec
         self.num_envs = num_envs
         self._env = _make_vector(spec.id, env_args, num_envs)
-        self._plain = not isinstance(self._env.single_observation_space, spaces.Dict)
+        leaves = _leaves(self._env.single_observation_space)
+        self._paths = {_field_name(path): path for path, _ in leaves}
+        self._dtypes = {field.name: np.dtype(field.dtype) for field in spec.fields}
         assert isinstance(self._env.single_action_space, spaces.Discrete)
         self._first_action = int(self._env.single_action_space.start)
 
@@ -115,13 +132,17 @@ class VectorEnvironment:
         self._env.close()
 
     def _named(self, observation: Any) -> Observation:
-        return {PLAIN_FIELD: observation} if self._plain else dict(observation)
+        return {name: _part(observation, path) for name, path in self._paths.items()}
 
     def _final(self, infos: Mapping[str, Any], which: NDArray[np.intp]) -> Observation:
         if len(which) == 0:
             return {}
         finals = [self._named(infos["final_obs"][i]) for i in which]
-        return {name: np.stack([final[name] for final in finals]) for name in finals[0]}
+        return {
+            # They come as the environment made them: a Discrete's may be an int of Python.
+            name: np.stack([final[name] for final in finals]).astype(dtype, copy=False)
+            for name, dtype in self._dtypes.items()
+        }
 
     def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
         values = np.full(self.num_envs, np.nan)
@@ -134,9 +155,15 @@ class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
     """Keeps a final observation as it was when the reset reuses the environment's own array."""
 
     def observation(self, observation: Any) -> Any:
-        if isinstance(observation, Mapping):
-            return {name: np.array(value) for name, value in observation.items()}
-        return np.array(observation)
+        return _copied(observation)
+
+
+def _copied(observation: Any) -> Any:
+    if isinstance(observation, Mapping):
+        return {name: _copied(value) for name, value in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_copied(value) for value in observation)
+    return np.array(observation)
 
 
 def _make_vector(env_id: str, env_args: Mapping[str, Any], num_envs: int) -> VectorEnv:
@@ -169,19 +196,57 @@ def _num_actions(env_id: str, space: gymnasium.Space[Any]) -> int:
     return int(space.n)
 
 
+def _leaves(space: gymnasium.Space[Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The spaces inside Dicts and Tuples, and how to get there."""
+    if isinstance(space, spaces.Dict):
+        inner = list(space.spaces.items())
+    elif isinstance(space, spaces.Tuple):
+        inner = list(enumerate(space.spaces))
+    else:
+        yield path, space
+        return
+    for key, part in inner:
+        yield from _leaves(part, (*path, key))
+
+
+def _part(observation: Any, path: Path) -> Any:
+    for key in path:
+        observation = observation[key]
+    return observation
+
+
+def _field_name(path: Path) -> str:
+    return ".".join(map(str, path)) if path else PLAIN_FIELD
+
+
 def _fields(env_id: str, space: gymnasium.Space[Any]) -> tuple[FieldSpec, ...]:
-    named = dict(space.spaces) if isinstance(space, spaces.Dict) else {PLAIN_FIELD: space}
-    return tuple(_field(env_id, name, named[name]) for name in sorted(named))
+    leaves = [(_field_name(path), leaf) for path, leaf in _leaves(space)]
+    if not any(math.prod(leaf.shape or ()) for _, leaf in leaves):
+        raise UsageError(
+            f"environment {env_id} has the observation {space}; one that holds values is needed"
+        )
+    name, times = Counter(name for name, _ in leaves).most_common(1)[0]
+    if times > 1:
+        raise UsageError(
+            f"environment {env_id} has {times} observations of the name {name}; keys of Dict "
+            "spaces may hold dots only where the names of all fields stay different"
+        )
+    fields = (_field(env_id, name, leaf) for name, leaf in leaves)
+    return tuple(sorted(fields, key=lambda field: field.name))
 
 
 def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
-    supported = isinstance(space, spaces.Box | spaces.MultiBinary)
+    supported = isinstance(
+        space, spaces.Box | spaces.MultiBinary | spaces.Discrete | spaces.MultiDiscrete
+    )
     if not supported or space.shape is None or str(space.dtype) not in ALLOWED_DTYPES:
         raise UsageError(
-            f"environment {env_id} has the observation {name}: {space}; "
-            "Box and MultiBinary, alone or in a Dict, are supported"
+            f"environment {env_id} has the observation {name}: {space}; Box, MultiBinary, "
+            "Discrete and MultiDiscrete, alone or in Dict and Tuple, are supported"
         )
-    binary = isinstance(space, spaces.MultiBinary) or name == ACTION_MASK
+    binary = (
+        isinstance(space, spaces.MultiBinary) or str(space.dtype) == "bool" or name == ACTION_MASK
+    )
     return FieldSpec(name, tuple(space.shape), str(space.dtype), binary)
 
 

@@ -1,0 +1,71 @@
+"""Stacks of the last frames, for who acts: the same ones that the learner is given.
+
+What is shipped and stored is single frames; the learner's stacks are gathered from them when they
+are sampled. Whoever chooses actions keeps the last frames of its environments here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdqn.specs import EnvironmentSpec, Observation
+
+
+class FrameStacker:
+    """The stacked observations of E environments, from their frames in the environment's form.
+
+    A field of ``FieldSpec.stack`` K above 1 becomes [E, K, *shape], oldest frame first; before
+    an episode's first frame stands that frame itself. Other fields pass as they are, and with no
+    stacked field at all so does the whole observation, at no cost.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, num_envs: int) -> None:
+        self._num_envs = num_envs
+        self._depth = {field.name: field.stack for field in spec.fields if field.stack > 1}
+        self._stacks: Observation = {}
+
+    def reset(self, frames: Observation) -> Observation:
+        """Begin an episode everywhere; the stacked observations.
+
+        Args:
+            frames: the first ones, [num_envs, *shape] of each field.
+        """
+        return self.push(frames, np.ones(self._num_envs, bool))
+
+    def push(self, frames: Observation, began: NDArray[np.bool_]) -> Observation:
+        """Take in the newest frames; the stacked observations, which later calls do not change.
+
+        Args:
+            frames: [num_envs, *shape] of each field.
+            began: bool[num_envs], where the frame is the first of its episode.
+        """
+        if not self._depth:
+            return frames
+        first = np.flatnonzero(began)
+        for name, depth in self._depth.items():
+            newest = frames[name][:, None]
+            if len(first) == self._num_envs:
+                self._stacks[name] = np.repeat(newest, depth, axis=1)
+                continue
+            stacks = np.concatenate([self._stacks[name][:, 1:], newest], axis=1)
+            stacks[first] = newest[first]
+            self._stacks[name] = stacks
+        return {**frames, **self._stacks}
+
+    def final(self, frames: Observation, ended: NDArray[np.intp]) -> Observation:
+        """The stacked final observations of episodes; to be asked before the next ``push``.
+
+        Args:
+            frames: final ones, [k, *shape] of each field.
+            ended: which environments they are of, [k].
+        """
+        if not self._depth:
+            return frames
+        stacks = {name: self._followed(name, frames[name], ended) for name in self._depth}
+        return {**frames, **stacks}
+
+    def _followed(self, name: str, final: NDArray[Any], ended: NDArray[np.intp]) -> NDArray[Any]:
+        return np.concatenate([self._stacks[name][ended, 1:], final[:, None]], axis=1)

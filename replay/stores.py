@@ -1,0 +1,531 @@
+"""Where frames are kept: flat in memory, or compressed as they came.
+
+Frames are numbered 0, 1, 2, ... as they are appended, and evicted in that order, so that those
+alive are one range of numbers. A number modulo the store's ``frame_capacity`` is the frame's slot
+in whatever holds one entry for each frame.
+
+Nothing here is safe to call from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from pdqn.specs import EnvironmentSpec, Observation
+from pdqn.wire import FrameBlock
+
+_STATE_PREFIX = "observation."
+_CODECS = ("none", "zstd")
+# What lies before a block's body in the arena, and the table's entry for each frame: int64.
+_WORD_BYTES = 8
+_HEADER_WORDS = 4
+_HEADER_BYTES = _HEADER_WORDS * _WORD_BYTES
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Frames to be copied into given memory.
+
+    Attributes:
+        numbers: int64[n] or [n, stack], numbers of live frames; one may occur repeatedly.
+        out: of each wanted field, contiguous stored_dtype[*numbers.shape, *stored_shape].
+    """
+
+    numbers: NDArray[np.int64]
+    out: Observation
+
+
+class FrameStore(Protocol):
+    """A bounded memory of frames, first in, first out.
+
+    Attributes:
+        frame_capacity: most frames held.
+    """
+
+    frame_capacity: int
+
+    @property
+    def live_frames(self) -> range:
+        """Numbers of the frames held, oldest first."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the live frames take."""
+        ...
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all arrays; constant."""
+        ...
+
+    def check_fits(self, blocks: Sequence[FrameBlock]) -> None:
+        """Check that the blocks fit at least into an empty store.
+
+        Raises:
+            ValueError: they do not; the message says how much does.
+        """
+        ...
+
+    def has_room(self, blocks: Sequence[FrameBlock]) -> bool:
+        """Whether the blocks fit beside what is held."""
+        ...
+
+    def append(self, blocks: Sequence[FrameBlock]) -> int:
+        """Keep copies of the frames of blocks for which there is room; the first one's number."""
+        ...
+
+    def evict(self, frames: int) -> None:
+        """Forget so many of the oldest frames, which must be whole blocks."""
+        ...
+
+    def gather(self, wanted: Sequence[Wanted]) -> None:
+        """Copy live frames to where they are wanted."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """A copy of the live content, oldest first, as named arrays."""
+        ...
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Replace the content by that of ``get_state``, numbered from 0.
+
+        Raises:
+            ValueError: it does not fit, or is of another kind of store; nothing was changed.
+        """
+        ...
+
+    def check_valid(self) -> None:
+        """Assert that all that is kept about the frames agrees.
+
+        Raises:
+            AssertionError: it does not.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the store's threads, if it has any; it must not be used any more."""
+        ...
+
+
+class DenseStore:
+    """Frames lie flat, in one ring for each field: nothing is decoded when they are sampled.
+
+    The arrays are allocated at once, but the system commits their memory only as it is first
+    written; when the rings have been filled, it does not grow any more.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, frame_capacity: int) -> None:
+        if frame_capacity < 1:
+            raise ValueError(f"a store for {frame_capacity} frames")
+        self.frame_capacity = frame_capacity
+        self._frame_bytes = spec.observation_bytes
+        self._rings: dict[str, NDArray[Any]] = {
+            field.name: np.empty((frame_capacity, *field.stored_shape), field.stored_dtype)
+            for field in spec.fields
+        }
+        self._oldest = self._next = 0
+
+    @property
+    def live_frames(self) -> range:
+        """As ``FrameStore.live_frames``."""
+        return range(self._oldest, self._next)
+
+    @property
+    def stored_bytes(self) -> int:
+        """As ``FrameStore.stored_bytes``."""
+        return (self._next - self._oldest) * self._frame_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        """As ``FrameStore.allocated_bytes``."""
+        return sum(ring.nbytes for ring in self._rings.values())
+
+    def check_fits(self, blocks: Sequence[FrameBlock]) -> None:
+        """As ``FrameStore.check_fits``."""
+        _check_frames(frames_in(blocks), self.frame_capacity)
+
+    def has_room(self, blocks: Sequence[FrameBlock]) -> bool:
+        """As ``FrameStore.has_room``."""
+        return self._next - self._oldest + frames_in(blocks) <= self.frame_capacity
+
+    def append(self, blocks: Sequence[FrameBlock]) -> int:
+        """As ``FrameStore.append``."""
+        assert self.has_room(blocks)
+        first = self._next
+        for block in blocks:
+            for name, ring in self._rings.items():
+                write_ring(ring, self._next, block.fields[name])
+            self._next += block.count
+        return first
+
+    def evict(self, frames: int) -> None:
+        """As ``FrameStore.evict``."""
+        self._oldest += frames
+
+    def gather(self, wanted: Sequence[Wanted]) -> None:
+        """As ``FrameStore.gather``."""
+        for item in wanted:
+            slots = item.numbers % self.frame_capacity
+            for name, out in item.out.items():
+                # Measured: this copies frames at the speed of memory, and compiled loops over
+                # their bytes at a third of it. Other modes would gather elsewhere first.
+                self._rings[name].take(slots, axis=0, out=out, mode="clip")
+
+    def get_state(self) -> dict[str, Any]:
+        """As ``FrameStore.get_state``: ``observation.<field>``, [frames, *stored_shape] each."""
+        count = self._next - self._oldest
+        return {
+            _STATE_PREFIX + name: read_ring(ring, self._oldest, count)
+            for name, ring in self._rings.items()
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """As ``FrameStore.set_state``."""
+        _check_kind(state, [_STATE_PREFIX + name for name in self._rings])
+        frames = {name: state[_STATE_PREFIX + name] for name in self._rings}
+        count = len(next(iter(frames.values())))
+        _check_frames(count, self.frame_capacity)
+        self._oldest, self._next = 0, count
+        for name, ring in self._rings.items():
+            write_ring(ring, 0, frames[name])
+
+    def check_valid(self) -> None:
+        """As ``FrameStore.check_valid``."""
+        assert 0 <= self._next - self._oldest <= self.frame_capacity, "more frames than room"
+
+    def close(self) -> None:
+        """As ``FrameStore.close``."""
+
+
+class _Target(NamedTuple):
+    """Where the wanted frames of one field are copied to, and from."""
+
+    out: memoryview
+    frame_bytes: int
+    # Of all fields before this one, for one frame: a block holds field after field.
+    bytes_before: int
+
+
+class _Header(NamedTuple):
+    """What lies before a block's body in the arena, as int64."""
+
+    first: int
+    frames: int
+    body_bytes: int
+    codec: int
+
+
+class CompressedStore:
+    """Blocks of frames stay compressed, and are decoded when frames of theirs are sampled.
+
+    They lie one after another in one arena, each behind a header, in the order in which they
+    came; a block that would cross the arena's end goes to its start instead. So nothing can
+    fragment, and the memory is exactly what was asked for. A table holds for each frame where its
+    block's header is.
+
+    Beside these arrays, each thread keeps the memory into which it decodes: as much as the
+    largest block of its has, which is at most ``pdqn.wire.MAX_TRANSITION_BYTES``.
+
+    Args:
+        spec: what frames look like.
+        frame_capacity: most frames held.
+        memory_bytes: of arena and table together; rounded down to a multiple of 8.
+        threads: how many decode at once; the one that calls ``gather`` is one of them.
+    """
+
+    def __init__(
+        self, spec: EnvironmentSpec, frame_capacity: int, memory_bytes: int, threads: int
+    ) -> None:
+        arena_words = (memory_bytes - self.table_bytes(frame_capacity)) // _WORD_BYTES
+        if frame_capacity < 1 or threads < 1:
+            raise ValueError(f"a store for {frame_capacity} frames with {threads} threads")
+        if arena_words <= _HEADER_WORDS:
+            raise ValueError(f"{memory_bytes} bytes for a table of {frame_capacity} frames")
+        self.frame_capacity = frame_capacity
+        self._spec = spec
+        self._words = np.empty(arena_words, np.int64)
+        self._arena = self._words.view(np.uint8)
+        self._block_of = np.empty(frame_capacity, np.int64)
+        self._oldest = self._next = 0
+        # Of the arena: where the oldest block begins, and where the newest ends.
+        self._tail = self._head = 0
+        self._stored_bytes = 0
+        self._decoders = [_Decoder(spec.observation_bytes) for _ in range(threads)]
+        # Its threads start when they are first needed, and end when it is collected.
+        self._pool = ThreadPoolExecutor(max(1, threads - 1), "decode")
+
+    @staticmethod
+    def table_bytes(frame_capacity: int) -> int:
+        """Bytes of the memory that are not the arena's."""
+        return frame_capacity * _WORD_BYTES
+
+    @property
+    def live_frames(self) -> range:
+        """As ``FrameStore.live_frames``."""
+        return range(self._oldest, self._next)
+
+    @property
+    def stored_bytes(self) -> int:
+        """As ``FrameStore.stored_bytes``: of blocks with their headers, and of the table."""
+        return self._stored_bytes + self.table_bytes(self._next - self._oldest)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """As ``FrameStore.allocated_bytes``."""
+        return self._arena.nbytes + self._block_of.nbytes
+
+    def check_fits(self, blocks: Sequence[FrameBlock]) -> None:
+        """As ``FrameStore.check_fits``."""
+        self._check_sizes(frames_in(blocks), (len(block.body) for block in blocks))
+
+    def has_room(self, blocks: Sequence[FrameBlock]) -> bool:
+        """As ``FrameStore.has_room``."""
+        if self._next - self._oldest + frames_in(blocks) > self.frame_capacity:
+            return False
+        return self._place([len(block.body) for block in blocks]) is not None
+
+    def append(self, blocks: Sequence[FrameBlock]) -> int:
+        """As ``FrameStore.append``."""
+        offsets = self._place([len(block.body) for block in blocks])
+        assert offsets is not None
+        first = self._next
+        for block, offset in zip(blocks, offsets, strict=True):
+            codec = _CODECS.index(block.codec)
+            self._write(offset, block.count, codec, np.frombuffer(block.body, np.uint8))
+        return first
+
+    def evict(self, frames: int) -> None:
+        """As ``FrameStore.evict``."""
+        beyond = self._oldest + frames
+        while self._oldest < beyond:
+            header = self._header(self._tail)
+            self._oldest += header.frames
+            self._stored_bytes -= _footprint(header.body_bytes)
+            if self._oldest < self._next:
+                self._tail = int(self._block_of[self._oldest % self.frame_capacity])
+            else:
+                self._tail = self._head = 0
+        assert self._oldest == beyond, "a block was evicted in part"
+
+    def gather(self, wanted: Sequence[Wanted]) -> None:
+        """As ``FrameStore.gather``: every block is decoded once, whoever wants frames of it."""
+        jobs = self._jobs(wanted)
+        targets = [self._targets(item) for item in wanted]
+        workers = min(len(self._decoders), len(jobs))
+        # They take turns at one iterator, so that all end at about the same time.
+        turns = iter(jobs)
+        others = [
+            self._pool.submit(self._copy_jobs, decoder, turns, targets)
+            for decoder in self._decoders[1:workers]
+        ]
+        self._copy_jobs(self._decoders[0], turns, targets)
+        for other in others:
+            other.result()
+
+    def get_state(self) -> dict[str, Any]:
+        """As ``FrameStore.get_state``: frames, bytes and codec of each block, and the bodies."""
+        offsets = list(self._offsets())
+        headers = [self._header(offset) for offset in offsets]
+        bodies = [self._body(o, h.body_bytes) for o, h in zip(offsets, headers, strict=True)]
+        return {
+            "block_frames": np.array([header.frames for header in headers], np.int64),
+            "block_bytes": np.array([header.body_bytes for header in headers], np.int64),
+            "block_codec": np.array([header.codec for header in headers], np.uint8),
+            "block_body": np.concatenate([np.empty(0, np.uint8), *bodies]),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """As ``FrameStore.set_state``."""
+        _check_kind(state, ["block_frames", "block_bytes", "block_codec", "block_body"])
+        frames, sizes = state["block_frames"].tolist(), state["block_bytes"].tolist()
+        self._check_sizes(sum(frames), sizes)
+        self._oldest = self._next = self._tail = self._head = self._stored_bytes = 0
+        bodies = np.split(state["block_body"], np.cumsum(sizes)[:-1]) if sizes else []
+        for count, codec, body in zip(frames, state["block_codec"].tolist(), bodies, strict=True):
+            self._write(self._head, count, codec, body)
+
+    def check_valid(self) -> None:
+        """As ``FrameStore.check_valid``."""
+        number, stored, spans = self._oldest, 0, []
+        for offset in self._offsets():
+            header = self._header(offset)
+            assert header.first == number, "a block does not follow the one before it"
+            assert header.frames > 0, "a block is empty"
+            slots = np.arange(number, number + header.frames) % self.frame_capacity
+            assert (self._block_of[slots] == offset).all(), "a frame is in another block"
+            end = offset + _footprint(header.body_bytes)
+            spans.append((offset, end))
+            number, stored = number + header.frames, stored + end - offset
+        assert number == self._next <= self._oldest + self.frame_capacity, "frames and table differ"
+        assert stored == self._stored_bytes <= self._arena.nbytes, "the stored bytes differ"
+        assert self._head == (spans[-1][1] if spans else 0), "the last block ends elsewhere"
+        spans.sort()
+        overlapping = any(a[1] > b[0] for a, b in pairwise(spans))
+        assert not overlapping, "two blocks overlap"
+
+    def close(self) -> None:
+        """As ``FrameStore.close``."""
+        self._pool.shutdown()
+
+    def _check_sizes(self, frames: int, body_bytes: Sequence[int] | Iterator[int]) -> None:
+        _check_frames(frames, self.frame_capacity)
+        needed = sum(map(_footprint, body_bytes))
+        if needed > self._arena.nbytes:
+            raise ValueError(
+                f"{needed} bytes do not fit: the store has room for {self._arena.nbytes}"
+            )
+
+    def _place(self, body_bytes: Sequence[int]) -> list[int] | None:
+        """Offsets of headers for such blocks behind the newest, or None if they have no room."""
+        head, offsets = self._head, []
+        wrapped = self._oldest < self._next and head <= self._tail
+        for size in body_bytes:
+            needed = _footprint(size)
+            if not wrapped and head + needed > self._arena.nbytes:
+                head, wrapped = 0, True
+            if head + needed > (self._tail if wrapped else self._arena.nbytes):
+                return None
+            offsets.append(head)
+            head += needed
+        return offsets
+
+    def _write(self, offset: int, frames: int, codec: int, body: NDArray[np.uint8]) -> None:
+        """Make a block the newest."""
+        header = _Header(self._next, frames, len(body), codec)
+        self._words[offset // _WORD_BYTES :][:_HEADER_WORDS] = header
+        self._body(offset, len(body))[:] = body
+        for start, stop in slot_ranges(self._next, frames, self.frame_capacity):
+            self._block_of[start:stop] = offset
+        self._next += frames
+        self._head = offset + _footprint(len(body))
+        self._stored_bytes += _footprint(len(body))
+
+    def _header(self, offset: int) -> _Header:
+        return _Header(*self._words[offset // _WORD_BYTES :][:_HEADER_WORDS].tolist())
+
+    def _body(self, offset: int, body_bytes: int) -> NDArray[np.uint8]:
+        return self._arena[offset + _HEADER_BYTES :][:body_bytes]
+
+    def _offsets(self) -> Iterator[int]:
+        """Where the live blocks' headers are, oldest block first."""
+        number = self._oldest
+        while number < self._next:
+            offset = int(self._block_of[number % self.frame_capacity])
+            yield offset
+            number += self._header(offset).frames
+
+    def _jobs(self, wanted: Sequence[Wanted]) -> list[list[tuple[int, int, int]]]:
+        """Of every block wanted, (frame, index of the wanting one, row there) of each copy."""
+        numbers = np.concatenate([item.numbers.reshape(-1) for item in wanted])
+        who = np.repeat(np.arange(len(wanted)), [item.numbers.size for item in wanted])
+        rows = np.concatenate([np.arange(item.numbers.size) for item in wanted])
+        blocks = self._block_of.take(numbers % self.frame_capacity)
+        order = np.argsort(blocks, kind="stable")
+        copies = list(zip(*(a[order].tolist() for a in (numbers, who, rows)), strict=True))
+        borders = [0, *(np.flatnonzero(np.diff(blocks[order])) + 1).tolist(), len(copies)]
+        return [copies[a:b] for a, b in pairwise(borders) if a < b]
+
+    def _targets(self, item: Wanted) -> list[_Target]:
+        targets: list[_Target] = []
+        bytes_before = 0
+        for field in self._spec.fields:
+            if field.name in item.out:
+                out = item.out[field.name]
+                assert out.flags.c_contiguous, "the memory would be that of a copy"
+                flat = out.reshape(-1).view(np.uint8).data
+                targets.append(_Target(flat, field.stored_bytes, bytes_before))
+            bytes_before += field.stored_bytes
+        return targets
+
+    def _copy_jobs(
+        self,
+        decoder: _Decoder,
+        turns: Iterator[list[tuple[int, int, int]]],
+        targets: Sequence[list[_Target]],
+    ) -> None:
+        """Runs in several threads at once, each with a decoder of its own."""
+        for copies in turns:
+            offset = int(self._block_of[copies[0][0] % self.frame_capacity])
+            header = self._header(offset)
+            raw = decoder.decode(self._body(offset, header.body_bytes).data, header)
+            for number, who, row in copies:
+                place = number - header.first
+                for out, size, bytes_before in targets[who]:
+                    start = bytes_before * header.frames + place * size
+                    out[row * size : (row + 1) * size] = raw[start : start + size]
+
+
+class _Decoder:
+    """Decodes blocks one after another into the same memory."""
+
+    def __init__(self, frame_bytes: int) -> None:
+        self._frame_bytes = frame_bytes
+        self._zstd = zstandard.ZstdDecompressor()
+        self._scratch = bytearray()
+
+    def decode(self, body: memoryview, header: _Header) -> memoryview:
+        """The bytes of a block, field after field; valid until the next is decoded."""
+        if _CODECS[header.codec] == "none":
+            return body
+        raw_bytes = header.frames * self._frame_bytes
+        if len(self._scratch) < raw_bytes:
+            self._scratch = bytearray(raw_bytes)
+        raw = memoryview(self._scratch)[:raw_bytes]
+        # Measured as fast as decompressing into fresh memory, which would grow with the threads.
+        with self._zstd.stream_reader(body) as reader:
+            if reader.readinto(raw) != raw_bytes:
+                raise RuntimeError(f"a stored block is shorter than its {header.frames} frames")
+        return raw
+
+
+def frames_in(blocks: Sequence[FrameBlock]) -> int:
+    """Number of frames of all blocks."""
+    return sum(block.count for block in blocks)
+
+
+def slot_ranges(first: int, count: int, capacity: int) -> Iterator[tuple[int, int]]:
+    """The slots of the numbers first .. first + count - 1, as (start, stop), one or two."""
+    start = first % capacity
+    head = min(count, capacity - start)
+    yield start, start + head
+    if head < count:
+        yield 0, count - head
+
+
+def write_ring(ring: NDArray[Any], first: int, values: NDArray[Any]) -> None:
+    """Copy ``values`` into the slots of the numbers first, first + 1, ..."""
+    offset = 0
+    for start, stop in slot_ranges(first, len(values), len(ring)):
+        ring[start:stop] = values[offset : offset + stop - start]
+        offset += stop - start
+
+
+def read_ring(ring: NDArray[Any], first: int, count: int) -> NDArray[Any]:
+    """A copy of what is in the slots of the numbers first .. first + count - 1."""
+    ranges = slot_ranges(first, count, len(ring))
+    return np.concatenate([ring[start:stop] for start, stop in ranges])
+
+
+def _footprint(body_bytes: int) -> int:
+    """Bytes of the arena that a block takes: header and body, up to the next whole word."""
+    return _HEADER_BYTES + -(-body_bytes // _WORD_BYTES) * _WORD_BYTES
+
+
+def _check_frames(frames: int, capacity: int) -> None:
+    if frames > capacity:
+        raise ValueError(f"{frames} frames do not fit: the store has room for {capacity}")
+
+
+def _check_kind(state: Mapping[str, Any], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(f"the state of another kind of store: it has no {missing[0]}")

@@ -1,0 +1,71 @@
+"""The replay benchmark: its data, its stages, and the processes that it puts together."""
+
+from __future__ import annotations
+
+import builtins
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.segments import join_segments
+from launcher import bench
+from launcher.bench_data import RECORDINGS, record
+from pdqn import wire
+from pdqn.errors import UsageError
+
+
+@pytest.mark.parametrize("name", ["minatar", "atari"])
+def test_recorded_frames_come_back_from_their_batches_as_they_were(name):
+    recording = record(name)
+    config = bench.bench_config(recording)
+    (field,) = recording.spec.fields
+    first_ended = np.flatnonzero(recording.ended[:, 0])
+    segments = (s for group in recording.segments(config) for s in group)
+    for segment in islice(segments, 30):
+        columns, blocks = join_segments([segment], recording.spec)
+        batch = wire.TransitionBatch("run", 0, 0, 0, 0, columns, blocks)
+        decoded = wire.decode_transitions(wire.encode_transitions(batch), recording.spec, "run")
+        frames = np.concatenate([block.fields[field.name] for block in decoded.blocks])
+        np.testing.assert_array_equal(frames, segment.frames[field.name])
+        assert decoded.count == segment.count
+    assert recording.frames[field.name].shape[:2] == recording.actions.shape
+    assert len(first_ended) > 0, "no episode ended"
+
+
+def test_data_that_is_not_there_is_named_with_what_is():
+    with pytest.raises(UsageError, match="'pong'; there are cartpole, minatar, atari, placement"):
+        record("pong")
+
+
+def test_atari_without_its_package_says_how_to_get_it(monkeypatch):
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any) -> Any:
+        if name.startswith("ale_py"):
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=r"pip install 'pdqn\[atari\]'"):
+        record("atari")
+
+
+def test_every_stage_and_every_phase_with_real_processes_has_a_figure(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "_NAMES", {"auto": "shared memory"})
+    result = bench.measure(RECORDINGS["cartpole"](), seconds=0.3)
+    assert result["stages"].keys() > bench._STAGES.keys()
+    assert min(result["stages"].values()) > 0
+    together = result["together"]["auto"]
+    for figure in ("inserts", "samples", "both_inserts", "both_samples", "latency_seconds"):
+        assert together[figure] > 0, figure
+    assert together["shared_memory"]
+    assert {name.split()[0] for name in together["bottleneck"].values()} <= {
+        "writer", "replay", "client",
+    }  # fmt: skip
+    # A transition of CartPole has two frames of 16 bytes, but ships and stores about one.
+    assert 20 < result["stages"]["bytes, wire"] < 60
+    assert 40 < result["stages"]["bytes, dense"] < 80
+    shown = bench._table({"cartpole": result})
+    assert [column.header for column in shown.columns] == ["", "cartpole"]

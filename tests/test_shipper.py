@@ -1,0 +1,243 @@
+"""Shipping: what one message holds, and which shard of replay it goes to, over real sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from actors.actor import Shipper
+from actors.segments import Segment
+from pdqn import wire
+from pdqn.config import build
+from pdqn.link import CoordinatorLink, Pulse, Welcome
+from pdqn.specs import EnvironmentSpec, FieldSpec
+from replay.sender import UNKNOWN, encode_ack, subscriber_of
+
+
+def spec_of(frame_bytes: int) -> EnvironmentSpec:
+    return EnvironmentSpec("test/Steps-v0", (FieldSpec("step", (frame_bytes,), "uint8"),), 2)
+
+
+SPEC = spec_of(10)
+ACTOR = 1
+Eventually = Callable[..., Any]
+
+
+class Shard:
+    """A replay that takes what comes, and acknowledges it unless told to wait.
+
+    Attributes:
+        batches: what came, in its order.
+        acknowledging: whether it does.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], spec: EnvironmentSpec) -> None:
+        self.batches: list[wire.TransitionBatch] = []
+        self.acknowledging = threading.Event()
+        self.acknowledging.set()
+        self._spec = spec
+        self._acknowledged = 0
+        self._pull = context.socket(zmq.PULL)
+        self._xpub = context.socket(zmq.XPUB)
+        self.endpoints = tuple(
+            f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
+            for socket in (self._pull, self._xpub)
+        )
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    @property
+    def sequences(self) -> list[int]:
+        """Of the batches that came."""
+        return [batch.sequence for batch in self.batches]
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        for socket in (self._pull, self._xpub):
+            socket.close(linger=0)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._pull, zmq.POLLIN)
+        poller.register(self._xpub, zmq.POLLIN)
+        while not self._stopping.is_set():
+            ready = dict(poller.poll(10))
+            if self._xpub in ready and (stream := subscriber_of(self._xpub.recv())):
+                self._xpub.send(encode_ack(*stream, self._expected(), greeting=True))
+            if self._pull in ready:
+                data = self._pull.recv()
+                self.batches.append(wire.decode_transitions(data, self._spec, "run"))
+            if self.acknowledging.is_set() and self._acknowledged < len(self.batches):
+                self._acknowledged = len(self.batches)
+                self._xpub.send(encode_ack(ACTOR, 0, self._expected()))
+
+    def _expected(self) -> int:
+        return self.batches[-1].sequence + 1 if self.batches else UNKNOWN
+
+
+def segment(count: int, spec: EnvironmentSpec = SPEC) -> Segment:
+    """Transitions between consecutive frames."""
+    numbers = np.arange(count, dtype=np.int32)
+    floats = numbers.astype(np.float32)
+    columns = {
+        "action": numbers % 2,
+        "n_step_return": floats,
+        "discount": np.ones(count, np.float32),
+        "priority": floats,
+        "observation_index": numbers,
+        "bootstrap_index": numbers + np.int32(1),
+    }
+    frames = {f.name: np.zeros((count + 1, *f.shape), np.uint8) for f in spec.fields}
+    return Segment(columns, frames)
+
+
+class Replays:
+    """Two shards, what an actor is told of them, and the actor's shipper."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], spec: EnvironmentSpec, enough: int
+    ) -> None:
+        layer = {"actor": {"batch_transitions": enough, "window": 2}, "replay": {"shards": 2}}
+        welcome = Welcome("run", ACTOR, 0, build(("test", layer)), spec, "", "")
+        self._coordinator = context.socket(zmq.ROUTER)
+        port = self._coordinator.bind_to_random_port("tcp://127.0.0.1")
+        self.shards = [Shard(context, spec) for _ in range(2)]
+        self.link = CoordinatorLink(context, f"tcp://127.0.0.1:{port}", "actor")
+        self.shipper = Shipper(context, self.link, welcome)
+        self.tell()
+
+    def tell(self, *alive: int) -> None:
+        """Which shards the coordinator says are alive."""
+        endpoints: dict[str, str] = {}
+        for k in alive:
+            names = (f"transitions/{k}", f"acknowledgements/{k}")
+            endpoints |= dict(zip(names, self.shards[k].endpoints, strict=True))
+        self.link.pulse = Pulse(endpoints=endpoints)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Of the batches that came to each shard."""
+        return [shard.sequences for shard in self.shards]
+
+    def ship(self) -> None:
+        """A whole batch."""
+        self.shipper.add([segment(6)], 0)
+
+    def shipping(self) -> threading.Thread:
+        """The same, where it will have to wait."""
+        thread = threading.Thread(target=self.ship)
+        thread.start()
+        return thread
+
+    def close(self) -> None:
+        self.link.pulse = Pulse("stop")
+        for shard in self.shards:
+            shard.acknowledging.set()
+        self.shipper.finish()
+        self.link.leave()
+        for shard in self.shards:
+            shard.stop()
+        self._coordinator.close(linger=0)
+
+
+@contextmanager
+def running(spec: EnvironmentSpec, enough: int) -> Iterator[Replays]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made = Replays(context, spec, enough)
+    try:
+        yield made
+    finally:
+        made.close()
+        context.destroy(linger=0)
+
+
+@pytest.fixture
+def replays() -> Iterator[Replays]:
+    """Replays for small batches of six transitions."""
+    with running(SPEC, enough=6) as made:
+        yield made
+
+
+def test_an_actor_sends_to_its_own_shard(replays: Replays, eventually: Eventually):
+    replays.tell(0, 1)
+    for _ in range(3):
+        replays.ship()
+    eventually(lambda: replays.sequences == [[], [0, 1, 2]])
+
+
+def test_without_any_shard_it_waits_for_one(replays: Replays, eventually: Eventually):
+    thread = replays.shipping()
+    eventually(lambda: replays.link.telemetry.activity == "waits for replay")
+    replays.tell(0)
+    thread.join()
+    eventually(lambda: replays.sequences == [[0], []])
+
+
+def test_a_shard_that_is_known_by_half_is_not_alive(replays: Replays, eventually: Eventually):
+    replays.tell(0, 1)
+    del replays.link.pulse.endpoints["acknowledgements/1"]
+    replays.ship()
+    eventually(lambda: replays.sequences == [[0], []])
+
+
+def test_while_its_shard_is_gone_another_gets_what_was_not_acknowledged(
+    replays: Replays, eventually: Eventually
+):
+    replays.tell(0, 1)
+    replays.shards[1].acknowledging.clear()
+    replays.ship()
+    replays.ship()
+    eventually(lambda: replays.sequences == [[], [0, 1]])
+    thread = replays.shipping()  # the window is full
+    replays.tell(0)
+    thread.join()
+    eventually(lambda: replays.sequences == [[0, 1, 2], [0, 1]])
+
+
+def test_back_to_its_own_shard_it_goes_when_nothing_is_on_its_way(
+    replays: Replays, eventually: Eventually
+):
+    replays.tell(0)
+    replays.shards[0].acknowledging.clear()
+    replays.ship()
+    eventually(lambda: replays.sequences == [[0], []])
+    replays.tell(0, 1)
+    thread = replays.shipping()
+    eventually(lambda: replays.link.telemetry.activity == "waits for replay")
+    assert replays.sequences == [[0], []]
+    replays.shards[0].acknowledging.set()
+    thread.join()
+    # No batch is at both.
+    eventually(lambda: replays.sequences == [[0], [1]])
+
+
+def test_segments_are_sent_when_there_are_enough_one_batch_after_another(
+    replays: Replays, eventually: Eventually
+):
+    replays.tell(0, 1)
+    replays.shipper.add([segment(n) for n in (4, 1, 3, 5, 2, 1)], 7)
+    eventually(lambda: [batch.count for batch in replays.shards[1].batches] == [8, 7])
+    batches = replays.shards[1].batches
+    assert [batch.frames for batch in batches] == [8 + 3, 7 + 2]
+    assert {batch.parameter_version for batch in batches} == {7}
+    replays.shipper.send()
+    eventually(lambda: [batch.count for batch in batches] == [8, 7, 1])
+
+
+def test_no_message_becomes_larger_than_replay_takes(eventually: Eventually):
+    # Of such frames, 16 are as much as a message may hold with nothing else in it.
+    spec = spec_of(wire.MAX_TRANSITION_BYTES // 16)
+    with running(spec, enough=100) as replays:
+        replays.tell(0, 1)
+        replays.shipper.add([segment(n, spec) for n in (3, 3, 3, 9, 1)], 0)
+        replays.shipper.send()
+        batches = replays.shards[1].batches
+        eventually(lambda: [batch.frames for batch in batches] == [4 + 4, 4, 10, 2])
