@@ -14,13 +14,20 @@ import zmq
 
 from actors.environments.factory import Transition, VectorEnvironment
 from actors.follower import ParameterFollower
-from actors.policy import action_values, epsilon_greedy, epsilon_ladder, masked_values
+from actors.policy import (
+    Guide,
+    action_values,
+    epsilon_greedy,
+    epsilon_ladder,
+    guidance_at,
+    masked_values,
+)
 from actors.segments import Segment, SegmentRecorder, join_segments
 from actors.stacking import FrameStacker
 from pdqn import seeds, wire
 from pdqn.config import Config, resolved
 from pdqn.link import CoordinatorLink, Welcome, role
-from pdqn.networks import QNetwork, build_network
+from pdqn.networks import QNetwork, build_network, resample_noise
 from pdqn.process import keep_little_free_memory
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Episode, Telemetry
@@ -29,6 +36,7 @@ from replay.sender import TransitionSender, shard_of
 _REFRESH_SECONDS = 0.1
 _FLUSH_SECONDS = 2.0
 _NICENESS = 5
+_MOST_SEEDS_TOLD = 500  # a note is of limited length, and each follows from the first
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,14 @@ class Rollout:
         self._index = identity.index
         key = (config.run.seed, "actor", identity.index, identity.incarnation)
         self._rng = seeds.generator(*key)
-        self._env = VectorEnvironment(spec, config.run.env_args, self._num_envs)
+        self._noisy = config.network.noisy
+        self._noise = torch.Generator().manual_seed(seeds.torch_seed(*key))
+        self._env = VectorEnvironment(
+            spec,
+            config.run.env_args,
+            self._num_envs,
+            failures_allowed=actor.environment_failures - 1,
+        )
         self._recorder = SegmentRecorder(
             spec,
             self._num_envs,
@@ -63,17 +78,21 @@ class Rollout:
         )
         self._stacker = FrameStacker(spec, self._num_envs)
         first = identity.index * self._num_envs
-        self._frames = self._env.reset(
-            seeds.environment_seeds(config.run.seed, first, self._num_envs, identity.incarnation)
+        self._seeds = seeds.environment_seeds(
+            config.run.seed, first, self._num_envs, identity.incarnation
         )
+        self._frames = self._env.reset(self._seeds)
         self._observation = self._stacker.reset(self._frames)
         self._scores = np.zeros(self._num_envs)
         self._lengths = np.zeros(self._num_envs, np.int64)
         self.epsilons = np.zeros(self._num_envs)
+        self.guidance = guidance_at(actor, 0)
         self.set_actor_slots(identity.index + 1)
 
     def set_actor_slots(self, slots: int) -> None:
         """Take this actor's share of a ladder over the environments of ``slots`` actors."""
+        if self._noisy:
+            return  # its layers' noise explores
         slots = max(slots, self._index + 1)
         ladder = epsilon_ladder(
             slots * self._num_envs, self._config.epsilon_base, self._config.epsilon_alpha
@@ -81,19 +100,47 @@ class Rollout:
         # Strided, so that every actor has both greedy and exploring environments.
         self.epsilons = ladder[self._index :: slots]
 
+    def set_learner_steps(self, learner_steps: int) -> None:
+        """Take the guidance of this moment of the learner's."""
+        self.guidance = guidance_at(self._config, learner_steps)
+
+    def note_seeds(self, telemetry: Telemetry) -> None:
+        """Have the seeds that its environments began with written down."""
+        listed = " ".join(map(str, self._seeds[:_MOST_SEEDS_TOLD]))
+        more = " ..." if self._num_envs > _MOST_SEEDS_TOLD else ""
+        telemetry.note("seeds", f"environments: {listed}{more}")
+
+    def report(self, telemetry: Telemetry) -> None:
+        """Tell how this actor explores."""
+        telemetry.gauge("epsilon", float(self.epsilons.mean()))
+        telemetry.gauge("epsilon_min", float(self.epsilons.min()))
+        telemetry.gauge("epsilon_max", float(self.epsilons.max()))
+        telemetry.gauge("guidance", self.guidance)
+
     def step(self, telemetry: Telemetry) -> list[Segment]:
-        """Step all environments once; the segments that this completed."""
+        """Step all environments once; the segments that this completed.
+
+        Raises:
+            EnvironmentFailedError: an environment failed too often in a row.
+        """
+        if self._noisy:
+            resample_noise(self._network, self._noise)
         values = action_values(self._network, self._observation)
-        choice = epsilon_greedy(values, self.epsilons, self._rng)
+        choice = epsilon_greedy(values, self.epsilons, self._rng, self._guide())
         packed = self._spec.pack(self._frames)
         self._recorder.record(packed, choice.actions, choice.chosen, choice.values)
         transition = self._env.step(choice.actions)
+        self._recorder.drop(transition.failed)
         self._account(transition, telemetry)
         segments = self._finish(transition)
         self._frames = transition.observation
-        ended = transition.terminated | transition.truncated
-        self._observation = self._stacker.push(self._frames, ended)
+        began = transition.terminated | transition.truncated | transition.failed
+        self._observation = self._stacker.push(self._frames, began)
         return segments
+
+    def _guide(self) -> Guide | None:
+        suggested = self._env.suggested
+        return Guide(suggested, self.guidance) if suggested is not None and self.guidance else None
 
     def flush(self) -> list[Segment]:
         """What is recorded of unfinished episodes."""
@@ -109,8 +156,10 @@ class Rollout:
         if final:
             ended = np.flatnonzero(transition.truncated & ~transition.terminated)
             values = masked_values(self._network, self._stacker.final(final, ended))
+        clip = self._config.reward_clip or 0.0
+        rewards = transition.rewards
         return self._recorder.finish(
-            transition.rewards,
+            np.clip(rewards, -clip, clip) if clip else rewards,
             transition.terminated,
             transition.truncated,
             self._spec.pack(final) if final else {},
@@ -119,6 +168,7 @@ class Rollout:
 
     def _account(self, transition: Transition, telemetry: Telemetry) -> None:
         telemetry.count("environment_steps", self._num_envs)
+        telemetry.count("environment_failures", float(transition.failed.sum()))
         self._scores += transition.rewards
         self._lengths += 1
         ended = transition.terminated | transition.truncated
@@ -126,8 +176,9 @@ class Rollout:
             headline = float(transition.headline[env])
             known = headline if np.isfinite(headline) else None
             telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
-        self._scores[ended] = 0.0
-        self._lengths[ended] = 0
+        began = ended | transition.failed
+        self._scores[began] = 0.0
+        self._lengths[began] = 0
 
 
 class Shipper:
@@ -279,11 +330,13 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
     follower = ParameterFollower(context, link, welcome.run, network)
     identity = Identity(welcome.index, welcome.incarnation)
     rollout = Rollout(welcome.config, welcome.spec, network, identity)
+    rollout.note_seeds(link.telemetry)
     shipper = Shipper(context, link, welcome)
     while not link.stopping:
         if follower.refresh():
             rollout.set_actor_slots(link.pulse.actor_slots)
-            link.telemetry.gauge("epsilon", float(rollout.epsilons.mean()))
+            rollout.set_learner_steps(follower.parameter_version or 0)
+            rollout.report(link.telemetry)
         if follower.parameter_version is None or link.pulse.command == "hold":
             link.telemetry.activity = "waits for the start"
             link.poll(_REFRESH_SECONDS)

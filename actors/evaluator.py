@@ -10,6 +10,7 @@ import torch
 import zmq
 from numpy.typing import NDArray
 
+from actors.best import BEST_MODEL, BestKeeper
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
 from actors.follower import ParameterFollower
@@ -17,7 +18,7 @@ from actors.policy import greedy
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, Welcome, role
-from pdqn.networks import build_network
+from pdqn.networks import build_network, set_noise
 
 _WAIT_SECONDS = 0.1
 
@@ -33,6 +34,9 @@ class Evaluator:
         self._period_seconds = welcome.config.evaluation.period_seconds
         self._network = build_network(welcome.spec, welcome.config.network)
         self._follower = ParameterFollower(context, link, welcome.run, self._network)
+        set_noise(self._network, False)
+        path = Path(welcome.run_dir) / BEST_MODEL
+        self._best = BestKeeper(path, welcome.config, welcome.spec)
         self._seeds = seeds.held_out_seeds(resolved(welcome.config.evaluation.episodes))
         self._baselines: dict[str, NDArray[np.float64]] | None = None
         self._evaluated: int | None = None
@@ -63,7 +67,7 @@ class Evaluator:
         self._link.telemetry.activity = f"evaluates the policy of step {version}"
         if self._baselines is None:
             self._baselines = self._compute_baselines()
-        env_args = self._welcome.config.run.env_args
+        env_args = self._welcome.config.evaluation_env_args
         scores = play(
             lambda observation: greedy(self._network, observation),
             self._welcome.spec,
@@ -75,12 +79,14 @@ class Evaluator:
             return
         self._evaluated = version
         result = describe(scores, self._welcome.spec, self._baselines)
+        self._best.offer(result, self._network, version)
+        result["best"] = self._best.score
         self._link.telemetry.count("evaluations")
         self._link.telemetry.evaluation({"parameter_version": version, **result})
         self._link.report()
 
     def _compute_baselines(self) -> dict[str, NDArray[np.float64]]:
-        env = VectorEnvironment(self._welcome.spec, self._welcome.config.run.env_args, 1)
+        env = VectorEnvironment(self._welcome.spec, self._welcome.config.evaluation_env_args, 1)
         try:
             return env.baselines(self._seeds)
         finally:

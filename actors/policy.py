@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pdqn.config import ActorConfig
 from pdqn.networks import QNetwork
 from pdqn.specs import ACTION_MASK, Observation
 
@@ -56,24 +57,58 @@ def greedy(network: QNetwork, observation: Observation) -> NDArray[np.int64]:
     return action_values(network, observation).argmax(axis=1)
 
 
+def guidance_at(actor: ActorConfig, learner_steps: int) -> float:
+    """The share of exploring actions that are suggested ones, on a straight line to its end."""
+    done = min(1.0, learner_steps / actor.guidance_decay_steps)
+    return actor.guidance + (actor.guidance_final - actor.guidance) * done
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What an expert would do, and how often exploration listens.
+
+    Attributes:
+        suggested: int64[batch]; -1 where there is no telling.
+        share: of the exploring actions.
+    """
+
+    suggested: NDArray[np.int64]
+    share: float
+
+
 def epsilon_greedy(
-    values: NDArray[np.float32], epsilons: NDArray[np.float64], rng: np.random.Generator
+    values: NDArray[np.float32],
+    epsilons: NDArray[np.float64],
+    rng: np.random.Generator,
+    guide: Guide | None = None,
 ) -> Choice:
-    """Choose greedily, or with probability epsilon uniformly among the valid actions.
+    """Choose greedily, or with probability epsilon explore.
+
+    Exploration is uniform among the valid actions, or follows a guide for its share of the cases
+    if what it suggests is valid.
 
     Args:
         values: float32[batch, actions], -inf where an action is not valid.
         epsilons: [batch].
         rng: source of the exploration.
+        guide: an expert, if there is one.
     """
     every = np.arange(len(values))
     best = values.argmax(axis=1)
     actions = best.copy()
     for i in np.flatnonzero(rng.random(len(values)) < epsilons):
-        actions[i] = rng.choice(np.flatnonzero(values[i] != -np.inf))
+        valid = values[i] != -np.inf
+        if guide is not None and rng.random() < guide.share and _may(valid, guide.suggested[i]):
+            actions[i] = guide.suggested[i]
+        else:
+            actions[i] = rng.choice(np.flatnonzero(valid))
     # A final observation without a valid action is worth nothing and is never bootstrapped from.
     largest = np.nan_to_num(values[every, best], neginf=0.0)
     return Choice(actions, values[every, actions], largest)
+
+
+def _may(valid: NDArray[np.bool_], action: int) -> bool:
+    return 0 <= action < len(valid) and bool(valid[action])
 
 
 def masked_values(network: QNetwork, observation: Observation) -> NDArray[Any]:

@@ -191,6 +191,14 @@ class SegmentRecorder:
         cut = np.flatnonzero(self._first == full).tolist()
         return segments + [self._cut(env, full + self._length, terminated=False) for env in cut]
 
+    def drop(self, failed: NDArray[np.bool_]) -> None:
+        """Forget the unfinished episodes of some environments; call it before ``finish``.
+
+        Args:
+            failed: bool[num_envs], which ones; the step after this one begins an episode there.
+        """
+        self._began[failed] = self._first[failed] = self._step + 1
+
     def flush(self) -> list[Segment]:
         """The segments of all unfinished episodes, up to their last recorded frame.
 

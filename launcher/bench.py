@@ -312,6 +312,8 @@ def _receive_all(pipe: Connection) -> None:
 def run_together(recording: Recording, config: Config, seconds: float, transport: str) -> Together:
     """Insert, then sample, then both at once, with real processes over TCP loopback."""
     with _Bench(recording, _changed(config, "replay", {"transport": transport})) as bench:
+        # Replay loads its compiled kernels with the first batch.
+        bench.phase({"writer": _WARM_UP_SECONDS})
         wrote = bench.phase({"writer": seconds})
         wire_bytes, stored_bytes = bench.bytes_per_transition()
         drew = bench.phase({"client": seconds})

@@ -17,6 +17,7 @@ from pdqn.errors import RunError, UsageError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
+PRESETS = ("dqn", "apex", "rainbow")
 
 
 class Duration(click.ParamType[float]):
@@ -61,6 +62,8 @@ class KeyValue(click.ParamType[tuple[str, Any]]):
 
 def main() -> None:
     """Run a command; bad input and failed runs end in one line, not in a traceback."""
+    # Environments and networks of one's own are named by their modules: those here are found, too.
+    sys.path.append(str(Path.cwd()))
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except UsageError as error:
@@ -122,6 +125,11 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--steps", type=int, help="end after this many environment steps"),
         click.option("--time", "seconds", type=Duration(), help="end after this long: 90s, 10m"),
         click.option("--seed", type=int, help="seed of the whole run  [default: 0]"),
+        click.option(
+            "--preset",
+            type=click.Choice(PRESETS),
+            help="settings of a known algorithm; the file and all options go before it",
+        ),
         click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file"),
         click.option(
             "--set",
@@ -168,6 +176,7 @@ def launch(
     pdqn launch --env-arg map_size=64 --env-arg radii=random
     pdqn launch --env CartPole-v1 --time 90s --seed 1
     pdqn launch --actors 120 --replays 2 --set learner.batch_size=256
+    pdqn launch --env ALE/Breakout-v5 --preset rainbow --time 2h
     pdqn launch --set replay.memory=50%
     """
     interrupts = Interrupts().install()
@@ -233,8 +242,9 @@ _role_command("evaluator", "Join a run as its evaluator.")
 @cli.command("eval", short_help="Show how good a policy is, beside the baselines.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--episodes", default=100, type=click.IntRange(1), help="held-out episodes")
+@click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-def evaluate(run: Path, episodes: int, as_json: bool) -> int:
+def evaluate(run: Path, episodes: int, best: bool, as_json: bool) -> int:
     """Play greedy episodes on held-out seeds, beside the environment's baselines.
 
     RUN is a run directory or a model file.
@@ -242,10 +252,11 @@ def evaluate(run: Path, episodes: int, as_json: bool) -> int:
     \b
     pdqn eval runs/CartPole-v1__seed0__20260101-120000
     pdqn eval runs/.../final_model.pth --episodes 256
+    pdqn eval runs/... --best
     """
     from launcher import evaluate as evaluation
 
-    return evaluation.evaluate(run, episodes, as_json=as_json)
+    return evaluation.evaluate(run, episodes, best=best, as_json=as_json)
 
 
 @cli.command()
@@ -302,6 +313,9 @@ def _layers(options: Mapping[str, Any]) -> configuration.Config:
     """The configuration from all layers that a person writes."""
     file = options["config_file"]
     layers: list[tuple[str, configuration.Layer]] = []
+    if options["preset"] is not None:
+        path = Path(__file__).with_name("presets") / f"{options['preset']}.toml"
+        layers.append((f"preset {options['preset']}", configuration.read_toml(path)))
     if file is not None:
         layers.append((f"file {file}", configuration.read_toml(file)))
     layers.append(("environment variable", configuration.from_environment(os.environ)))

@@ -391,6 +391,12 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _restarts(summary: Mapping[str, Any]) -> str:
+    failures = summary.get("environment_failures")
+    text = _counts(summary.get("restarts"))
+    return f"{text}; {plural(failures, 'environment failure')}" if failures else text
+
+
 def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[str, str]]:
     """How the run went, for people: what was done, how fast, how well, and what went wrong."""
     rows = [
@@ -399,7 +405,7 @@ def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[st
         ("training", _scores(summary.get("environment"))),
         ("evaluation", _scores(summary.get("eval"))),
         ("transitions", _counts(summary.get("transitions"))),
-        ("restarts", _counts(summary.get("restarts"))),
+        ("restarts", _restarts(summary)),
         ("results", str(summary.get("run_dir") or "")),
         ("error", error or ""),
     ]

@@ -30,7 +30,7 @@ _MOST_EVENTS = 1000
 _MOST_MEMBERS = 1 << 20
 _EVALUATED = {
     "parameter_version", "episodes", "return_mean", "return_error", "metrics", "errors",
-    "baselines",
+    "baselines", "best",
 }  # fmt: skip
 _log = logging.getLogger("coordinator")
 
@@ -55,13 +55,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth writing down; ``error`` if it is one."""
+    """Something worth writing down; ``error`` if it is one, with its traceback."""
 
     kind: str
     role: str
     index: int
     text: str
     error: bool = False
+    trace: str = ""
 
 
 class Coordinator:
@@ -256,13 +257,15 @@ class Coordinator:
         self._metrics.ingest(member.key, message, member.heard)
         endpoints = {str(k): str(v) for k, v in (message.get("endpoints") or {}).items()}
         moved = endpoints != member.endpoints
+        for kind, text in message.get("notes") or []:
+            self.events.append(Event(kind, member.key.role, member.key.index, text))
         member.endpoints = endpoints
         if message["type"] == "leave":
             reason = str(message.get("reason") or "")[:400]
             kind = "failed" if reason else "left"
-            self.events.append(
-                Event(kind, member.key.role, member.key.index, reason, error=bool(reason))
-            )
+            trace = str(message.get("trace") or "")[-4000:]
+            key = member.key
+            self.events.append(Event(kind, key.role, key.index, reason, bool(reason), trace))
             self._remove(identity)
         elif moved:
             self._pulse_all()
@@ -311,6 +314,17 @@ def _check_report(message: dict[str, Any]) -> None:
         raise wire.WireError("malformed", "a gauge that is no number")
     if not all(isinstance(v, int | float) and math.isfinite(v) for v in counters.values()):
         raise wire.WireError("malformed", "a counter that is no finite number")
+    notes = message.get("notes") or []
+    if not isinstance(notes, list) or not all(_is_note(note) for note in notes):
+        raise wire.WireError("malformed", "a note that is no pair of texts")
     evaluation = message.get("evaluation")
     if evaluation and not (isinstance(evaluation, dict) and evaluation.keys() >= _EVALUATED):
         raise wire.WireError("malformed", "an evaluation without its figures")
+
+
+def _is_note(note: Any) -> bool:
+    return (
+        isinstance(note, list)
+        and len(note) == 2
+        and all(isinstance(text, str) and len(text) <= 4000 for text in note)
+    )

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
+from actors.best import BEST_MODEL
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play, random_act
 from actors.policy import greedy
@@ -20,11 +21,20 @@ from pdqn import seeds
 from pdqn.errors import RunError, UsageError
 from pdqn.model import Model, load_model
 
+FINAL_MODEL = "final_model.pth"
 
-def evaluate(path: Path, episodes: int, *, as_json: bool) -> int:
-    """Evaluate a run directory or a model file, and print the result."""
+
+def evaluate(path: Path, episodes: int, *, best: bool = False, as_json: bool) -> int:
+    """Evaluate a run directory or a model file, and print the result.
+
+    Args:
+        path: either of them.
+        episodes: on as many held-out seeds.
+        best: of a run, the parameters that evaluated best while it trained; else its last ones.
+        as_json: print JSON.
+    """
     torch.set_num_threads(1)
-    model = load_model(_model_path(path))
+    model = load_model(_model_path(path, BEST_MODEL if best else FINAL_MODEL))
     held_out = seeds.held_out_seeds(episodes)
     scores = play(
         lambda observation: greedy(model.network, observation), model.spec, model.env_args, held_out
@@ -83,9 +93,9 @@ def _baselines(model: Model, held_out: list[int]) -> dict[str, NDArray[np.float6
     return {"random": scores.returns if model.spec.headline_metric is None else scores.headline}
 
 
-def _model_path(path: Path) -> Path:
+def _model_path(path: Path, name: str) -> Path:
     if path.is_file():
         return path
-    if (path / "final_model.pth").is_file():
-        return path / "final_model.pth"
-    raise UsageError(f"{path} is neither a model file nor a run directory with final_model.pth")
+    if (path / name).is_file():
+        return path / name
+    raise UsageError(f"{path} is neither a model file nor a run directory with {name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from launcher.hardware import (
 from launcher.human import number, plural, size
 from pdqn.config import Config, memory_bytes
 from pdqn.errors import UsageError
-from pdqn.specs import EnvironmentSpec
+from pdqn.specs import ACTION_MASK, EnvironmentSpec
 from replay.buffer import compressed_bytes, dense_bytes
 from replay.limiter import make_limiter
 from replay.samples import SlotLayout, slot_count
@@ -68,6 +69,9 @@ CAPACITY_LIMIT = 10**10  # no machine has memory for more
 MIN_SIZE = 2000
 LEARNING_RATE = {"small": 1e-3, "large": 3e-4}
 DISCOUNT, PLACEMENT_DISCOUNT = 0.99, 1.0
+# Mnih et al. 2015: a still picture says nothing of motion, and scores of games differ in size.
+ATARI_FRAME_STACK, ATARI_REWARD_CLIP, SCREEN_PIXELS_MIN = 4, 1.0, 36 * 36
+ATARI_PREFIX = "ALE/"
 EVALUATION_EPISODES, HEADLINE_EVALUATION_EPISODES = 10, 32
 
 # Estimates of resident memory beside the buffer. An actor shares torch's pages with its
@@ -246,10 +250,12 @@ def _without_buffer(
 ) -> tuple[_Draft, Mode, str, int]:
     """Everything that is planned before the buffer; (draft, mode, why, actors)."""
     draft = _Draft(machine, config, spec)
+    draft.settle("run", "frame_stack", spec.frame_stack)
     mode, why = _choose_mode(draft)
     # In this order: the learner takes the cores that actors leave, the buffer the memory.
     actors = _plan_actors(draft, mode)
     _plan_learner(draft, actors)
+    _plan_network(draft)
     _plan_roles(draft, mode)
     return draft, mode, why, actors
 
@@ -307,11 +313,25 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))
     draft.settle("actor", "batch_transitions", batch)
     draft.settle("actor", "discount", PLACEMENT_DISCOUNT if _is_placement(spec) else DISCOUNT)
+    atari = spec.id.startswith(ATARI_PREFIX)
+    draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if atari else 0.0)
     seen = sum(field.stored_bytes * field.stack for field in spec.fields)
     each = ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * seen * envs
     count = _plan_actor_count(draft, mode, each)
     draft.memory.append((plural(count, "actor"), count * each))
     return count
+
+
+def frame_stack(spec: EnvironmentSpec) -> int:
+    """How many frames a network needs: several of a grayscale screen, one of anything else."""
+    fields = [field for field in spec.fields if field.name != ACTION_MASK]
+    screen = all(
+        field.dtype == "uint8"
+        and len(field.shape) == 2
+        and math.prod(field.shape) >= SCREEN_PIXELS_MIN
+        for field in fields
+    )
+    return ATARI_FRAME_STACK if screen else 1
 
 
 def _segment_length(n_step: int, frame_stack: int) -> int:
@@ -358,8 +378,20 @@ def _plan_learner(draft: _Draft, actors: int) -> None:
     left = max(1, draft.machine.cores - actors)
     draft.settle("learner", "threads", min(4 if device == "cuda" else 8, left))
     draft.settle("learner", "learning_rate", LEARNING_RATE[draft.scale])
+    draft.settle("learner", "micro_batch_size", draft.config.learner.batch_size)
     draft.memory.append(("learner", LEARNER_BYTES[device]))
     _check_gpu(draft, device)
+
+
+def _plan_network(draft: _Draft) -> None:
+    # Torch takes seconds to import: looking at the machine must not.
+    from pdqn.networks import network_sizes
+
+    sizes = network_sizes(draft.spec, draft.config.network)
+    for key in ("kind", "hidden", "layers", "channels"):
+        value = getattr(sizes, key)
+        if value is not None:
+            draft.settle("network", key, value)
 
 
 def _plan_roles(draft: _Draft, mode: Mode) -> None:
@@ -647,6 +679,7 @@ _REPORTED = (
     ("actor", "segment_length"),
     ("actor", "batch_transitions"),
     ("actor", "discount"),
+    ("run", "frame_stack"),
     ("replay", "shards"),
     ("replay", "capacity"),
     ("replay", "store"),
@@ -655,6 +688,7 @@ _REPORTED = (
     ("replay", "min_size"),
     ("replay", "samples_per_insert"),
     ("replay", "samples_per_insert_tolerance"),
+    ("network", "kind"),
     ("learner", "device"),
     ("learner", "precision"),
     ("learner", "threads"),

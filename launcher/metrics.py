@@ -119,6 +119,10 @@ class RunMetrics:
         """Largest of a gauge over the present members of a role."""
         return max((g[name] for g in self._gauges[role].values() if name in g), default=None)
 
+    def gauge_min(self, role: str, name: str) -> float | None:
+        """Smallest of a gauge over the present members of a role."""
+        return min((g[name] for g in self._gauges[role].values() if name in g), default=None)
+
     def member_gauges(self, role: str, index: int) -> dict[str, float]:
         """All gauges of one member."""
         return self._gauges[role].get(index, {})
@@ -146,6 +150,10 @@ class RunMetrics:
             "rollout/ep_rew_mean": _mean(self._scores),
             "rollout/ep_len_mean": _mean(self._lengths),
             "rollout/exploration_rate": self.gauge("actor", "epsilon"),
+            "rollout/exploration_rate_min": self.gauge_min("actor", "epsilon_min"),
+            "rollout/exploration_rate_max": self.gauge_max("actor", "epsilon_max"),
+            "rollout/guidance": self.gauge("actor", "guidance"),
+            "actor/environment_failures": self.total("actor", "environment_failures"),
             "train/loss": losses[0] / losses[1] if losses[1] else None,
             "train/q_mean": self.gauge("learner", "q_mean"),
             "train/gradient_norm": self.gauge("learner", "gradient_norm"),
@@ -166,6 +174,7 @@ class RunMetrics:
             "replay/bytes_per_second": self.rate("replay", "bytes_received"),
             **{f"replay/{name}": self.total("replay", name) for name in _DROPPED},
             "learner/steps_per_second": self.rate("learner", "learner_steps"),
+            "learner/micro_batch_size": self.gauge("learner", "micro_batch_size"),
             "learner/wait_share": self.learner_waits(),
             "learner/shared_memory": self.gauge("learner", "shared_memory"),
             "learner/policy_lag": self.policy_lag(),
@@ -196,6 +205,7 @@ class RunMetrics:
             "eval/episodes": evaluation["episodes"],
             "eval/return_mean": evaluation["return_mean"],
             "eval/return_error": evaluation["return_error"],
+            "eval/best": evaluation["best"],
         }
         for name, value in evaluation["metrics"].items():
             line[f"eval/{name}"] = value
@@ -342,6 +352,7 @@ class RunMetrics:
                 "metrics": {} if (headline := self.headline()) is None else dict([headline]),
             },
             "eval": self.evaluation,
+            "environment_failures": int(self.total("actor", "environment_failures")),
             "transitions": {
                 "sent": int(self.total("actor", "transitions_sent")),
                 "received": int(self.total("replay", "transitions_received")),

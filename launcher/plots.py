@@ -26,7 +26,16 @@ Floats = NDArray[np.float64]
 PICTURE = "training_results.png"
 _X = "environment_steps"
 _BASELINE = "eval/baseline/"
-_NOT_HEADLINES = frozenset({"ep_rew_mean", "ep_len_mean", "exploration_rate"})
+_NOT_HEADLINES = frozenset(
+    {
+        "ep_rew_mean",
+        "ep_len_mean",
+        "exploration_rate",
+        "exploration_rate_min",
+        "exploration_rate_max",
+        "guidance",
+    }
+)
 _SMOOTHED_PARTS = 30  # the smoothing window is this fraction of a series
 
 # Okabe and Ito's palette: told apart with any kind of colour blindness.

@@ -184,11 +184,11 @@ class Run:
         )
 
     def _handle_event(self, event: Event) -> None:
-        run_dir = self._session.run_dir
-        run_dir.event(event.kind, role=event.role, index=event.index, text=event.text)
+        self._session.note(event.kind, event.role, event.index, event.text)
         if event.error:
-            log = run_dir.log_path(event.role, event.index)
-            self._session.note_error(f"{event.role} {event.index}: {event.text} (see {log})")
+            log = self._session.run_dir.log_path(event.role, event.index)
+            text = f"{event.role} {event.index}: {event.text} (see {log})"
+            self._session.note_error(text, event.trace)
 
     def _end_silent(self) -> None:
         limit = self._config.system.heartbeat_timeout_seconds

@@ -18,6 +18,7 @@ from pdqn.specs import EnvironmentSpec
 
 _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
+_SHOWN_NOTES = {"out_of_memory"}
 
 
 class Session:
@@ -62,11 +63,23 @@ class Session:
         """Show a line to the person."""
         self.console.message(text)
 
-    def note_error(self, text: str) -> None:
-        """Remember and show the first error; later ones are in events and logs."""
+    def note_error(self, text: str, trace: str = "") -> None:
+        """Remember and show the first error; later ones are in events and logs.
+
+        Args:
+            text: one line.
+            trace: the traceback, where it is known.
+        """
         if self._first_error is None:
             self._first_error = text
-            self.say(text)
+            for line in (*trace.splitlines(), text):
+                self.say(line)
+
+    def note(self, kind: str, role: str, index: int, text: str) -> None:
+        """Write down what a role tells, and show what a person should see."""
+        self.run_dir.event(kind, role=role, index=index, text=text)
+        if kind in _SHOWN_NOTES:
+            self.say(f"{role} {index}: {text}")
 
     def end_reason(self) -> str:
         """Why the run is to end now; empty while it is not."""

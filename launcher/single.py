@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from actors.actor import Identity, Rollout
+from actors.best import BEST_MODEL, BestKeeper
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
 from actors.policy import greedy
@@ -22,11 +23,11 @@ from launcher.metrics import MemberKey
 from launcher.session import Session
 from launcher.snapshot import MemberView
 from learner.checkpoint import save_checkpoint
-from learner.learner import Learner, account
+from learner.learner import Learner
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.model import save_model
-from pdqn.networks import build_network
+from pdqn.networks import build_network, set_noise
 from pdqn.telemetry import Telemetry
 from replay.samples import SampleLayout
 from replay.server import make_buffer, make_limiter
@@ -55,6 +56,8 @@ class SingleRun:
         self._sample = layout.view(bytearray(layout.nbytes))
         self._telemetry = {role: Telemetry() for role in ("actor", "replay", "learner")}
         self._telemetry["evaluator"] = Telemetry()
+        self._rollout.note_seeds(self._telemetry["actor"])
+        self._best = BestKeeper(session.run_dir.path / BEST_MODEL, config, spec)
         self._saved = self._evaluated = time.monotonic()
         self._next_report = 0.0
 
@@ -81,7 +84,7 @@ class SingleRun:
 
     def _act(self) -> None:
         segments = self._rollout.step(self._telemetry["actor"])
-        self._telemetry["actor"].gauge("epsilon", float(self._rollout.epsilons.mean()))
+        self._rollout.report(self._telemetry["actor"])
         if not segments:
             return
         columns, blocks = join_segments(segments, self._session.spec)
@@ -103,7 +106,7 @@ class SingleRun:
             result = self._learner.step(self._learner.tensors(sample))
             self._buffer.update_priorities(sample.keys, result.priorities)
             self._telemetry["replay"].count("samples", batch_size)
-            account(telemetry, result)
+            self._learner.account(telemetry, result)
             if self._learner.learner_steps % self._config.learner.publish_period == 0:
                 self._refresh()
 
@@ -111,6 +114,7 @@ class SingleRun:
         """Act with the learner's present parameters."""
         self._acting.load_state_dict(self._learner.online.state_dict())
         self._acting_version = self._learner.learner_steps
+        self._rollout.set_learner_steps(self._acting_version)
 
     def _communicate(self) -> None:
         now = time.monotonic()
@@ -137,11 +141,11 @@ class SingleRun:
         replay.gauge("stored_bytes", self._buffer.stored_bytes)
         replay.gauge("limiter_target", self._limiter.target)
         replay.gauge("limiter_balance", self._limiter.balance)
-        learner = self._telemetry["learner"]
-        learner.gauge("learner_steps", self._learner.learner_steps)
-        learner.gauge("learning_rate", resolved(self._config.learner.learning_rate))
         for role, telemetry in self._telemetry.items():
-            session.metrics.ingest(MemberKey(role, 0, 0), telemetry.report(), time.monotonic())
+            report = telemetry.report()
+            for kind, text in report["notes"]:
+                session.note(kind, role, 0, text)
+            session.metrics.ingest(MemberKey(role, 0, 0), report, time.monotonic())
         session.tick()
         session.record()
         if session.console_due():
@@ -150,8 +154,9 @@ class SingleRun:
     def _evaluate(self) -> None:
         if not self._config.evaluation.enabled:
             return
-        spec, env_args = self._session.spec, self._config.run.env_args
+        spec, env_args = self._session.spec, self._config.evaluation_env_args
         held_out = seeds.held_out_seeds(resolved(self._config.evaluation.episodes))
+        set_noise(self._acting, False)
         scores = play(
             lambda observation: greedy(self._acting, observation),
             spec,
@@ -159,11 +164,14 @@ class SingleRun:
             held_out,
             lambda: self._session.interrupts.count > 0,
         )
+        set_noise(self._acting, True)
         if scores is None:
             return
         env = VectorEnvironment(spec, env_args, 1)
         result = describe(scores, spec, env.baselines(held_out))
         env.close()
+        self._best.offer(result, self._acting, self._acting_version)
+        result["best"] = self._best.score
         evaluation = {"parameter_version": self._acting_version, **result}
         self._telemetry["evaluator"].evaluation(evaluation)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import rich.console
 
-from actors.environments.factory import describe_environment
+from actors.environments.factory import VectorEnvironment, describe_environment
 from launcher import hardware, machine, probe, rundir
 from launcher.console import Kind, make_console
 from launcher.hardware import Machine
@@ -22,6 +22,7 @@ from launcher.run import Run
 from launcher.session import Session
 from launcher.single import SingleRun
 from launcher.supervisor import Supervisor
+from learner.objective import check_combinations
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.networks import build_network
@@ -37,13 +38,31 @@ def prepare(config: Config) -> tuple[EnvironmentSpec, Machine, Plan]:
         UsageError: settings that cannot work, whatever the machine.
     """
     run = config.run
-    spec = describe_environment(run.env, run.env_args, run.frame_stack)
+    spec = describe_environment(run.env, run.env_args)
+    spec = spec.stacked(run.frame_stack or machine.frame_stack(spec))
     build_network(spec, config.network)
+    check_combinations(config)
+    if config.actor.guidance or config.actor.guidance_final:
+        _check_guidance(config, spec)
     here = hardware.detect()
     plan = machine.plan(here, config, spec)
     if machine.measures_frames(here, config, spec):
         plan = machine.plan(here, config, spec, probe.block_bytes_per_transition(plan.config, spec))
     return spec, here, plan
+
+
+def _check_guidance(config: Config, spec: EnvironmentSpec) -> None:
+    env = VectorEnvironment(spec, config.run.env_args, 1)
+    try:
+        env.reset([0])
+        suggested = env.suggested
+    finally:
+        env.close()
+    if suggested is None:
+        raise UsageError(
+            f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives no "
+            'info["suggested_action"] to follow; circle placement does with --env-arg suggest=true'
+        )
 
 
 def launch(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,34 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.losses import q_targets, td_loss
+from learner.objective import Objective, TensorBatch
 from pdqn import seeds
 from pdqn.config import Config, resolved
-from pdqn.networks import build_network
-from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
+from pdqn.errors import RunError
+from pdqn.networks import build_network, resample_noise
+from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.telemetry import Telemetry
 from replay.samples import Sample, importance_weights
-
-
-@dataclass(frozen=True)
-class TensorBatch:
-    """A Sample on the learner's device; binary fields are unpacked to bool.
-
-    Attributes:
-        observation: fields [batch, ...].
-        bootstrap_observation: likewise.
-        action: int64[batch].
-        n_step_return: float32[batch].
-        discount: float32[batch].
-        importance_weight: float32[batch], the largest is 1.
-    """
-
-    observation: dict[str, Tensor]
-    bootstrap_observation: dict[str, Tensor]
-    action: Tensor
-    n_step_return: Tensor
-    discount: Tensor
-    importance_weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,13 +38,8 @@ class StepResult:
     skipped: bool
 
 
-def account(telemetry: Telemetry, result: StepResult) -> None:
-    """Count one step in the learner's figures."""
-    telemetry.count("learner_steps")
-    telemetry.count("steps_skipped", result.skipped)
-    telemetry.count("loss_sum", 0.0 if result.skipped else result.loss)
-    telemetry.gauge("q_mean", result.q_mean)
-    telemetry.gauge("gradient_norm", result.gradient_norm)
+def _nothing() -> None:
+    """While the device computes there is nothing to do."""
 
 
 class Learner:
@@ -85,7 +61,11 @@ class Learner:
             fused=True,
         )
         self.learner_steps = 0
+        self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
+        self._noise = torch.Generator().manual_seed(seeds.torch_seed(config.run.seed, "noise"))
+        self.micro_batch_size = config.learner.micro_batch_size or config.learner.batch_size
+        self.out_of_memory = 0
 
     @property
     def importance_sampling_exponent(self) -> float:
@@ -110,34 +90,94 @@ class Learner:
             importance_weight=self._tensor(weights),
         )
 
-    def step(self, batch: TensorBatch) -> StepResult:
-        """One step of gradient descent on a batch."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
-            values = self.online(*self.online.prepare(batch.observation))
-            targets = self._targets(batch)
-        chosen = values.float().gather(1, batch.action[:, None])[:, 0]
-        loss, priorities = td_loss(
-            chosen, targets, batch.importance_weight, self._config.huber_delta
-        )
-        self._optimizer.zero_grad()
-        loss.backward()
+    def step(self, batch: TensorBatch, meanwhile: Callable[[], None] = _nothing) -> StepResult:
+        """One step of gradient descent on a batch.
+
+        Args:
+            batch: on the device.
+            meanwhile: what to do while a GPU computes, before its figures are waited for.
+
+        Raises:
+            RunError: out of GPU memory with a single transition at a time.
+        """
+        for network in (self.online, self.target):
+            resample_noise(network, self._noise)
+        figures, priorities = self._accumulate(batch)
         norm = torch.nn.utils.clip_grad_norm_(
             self.online.parameters(), self._config.gradient_clip_norm
         )
+        meanwhile()
+        # All in one piece, so that a GPU is waited for once.
+        numbers = torch.cat([figures, norm[None], priorities]).cpu().numpy()
+        loss, q_mean, gradient_norm = map(float, numbers[:3])
         # An infinite error has a finite gradient: the loss is linear there.
-        finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
+        finite = math.isfinite(gradient_norm) and math.isfinite(loss)
         if finite:
             self._optimizer.step()
         self.learner_steps += 1
-        if self.learner_steps % self._config.target_update_period == 0:
+        self._update_target()
+        return StepResult(numbers[3:], loss, q_mean, gradient_norm, not finite)
+
+    def _accumulate(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
+        """Gradients of the whole batch; in smaller parts from now on if memory does not suffice."""
+        while True:
+            try:
+                return self._backward(batch)
+            except torch.OutOfMemoryError as error:
+                self._halve_micro_batch(error)
+
+    def _backward(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
+        """Gradients of a batch, part by part: ([loss, mean Q], priorities), on the device."""
+        self._optimizer.zero_grad()
+        sums = torch.zeros(2, device=self.device)
+        priorities: list[Tensor] = []
+        for start in range(0, len(batch), self.micro_batch_size):
+            part = batch.part(start, start + self.micro_batch_size)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+                found = self._objective.losses(part)
+            loss = (part.importance_weight * found.loss).sum() / len(batch)
+            loss.backward()
+            sums += torch.stack([loss.detach(), found.chosen.sum() / len(batch)])
+            priorities.append(found.priority)
+        return sums, torch.cat(priorities)
+
+    def _halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
+        self._optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.micro_batch_size == 1:
+            raise RunError("out of GPU memory with one transition at a time") from error
+        self.micro_batch_size = -(-self.micro_batch_size // 2)
+        self.out_of_memory += 1
+
+    def _update_target(self) -> None:
+        if self._config.target_update == "soft":
+            rate = self._config.target_update_rate
+            with torch.no_grad():
+                pairs = zip(self.online.parameters(), self.target.parameters(), strict=True)
+                for ours, theirs in pairs:
+                    theirs.lerp_(ours, rate)
+        elif self.learner_steps % self._config.target_update_period == 0:
             self.target.load_state_dict(self.online.state_dict())
-        return StepResult(
-            priorities=priorities.cpu().numpy(),
-            loss=loss.item(),
-            q_mean=chosen.mean().item(),
-            gradient_norm=norm.item(),
-            skipped=not finite,
-        )
+
+    def account(self, telemetry: Telemetry, result: StepResult) -> None:
+        """Count one step in the learner's figures."""
+        telemetry.count("learner_steps")
+        telemetry.count("steps_skipped", result.skipped)
+        telemetry.count("loss_sum", 0.0 if result.skipped else result.loss)
+        telemetry.gauge("q_mean", result.q_mean)
+        telemetry.gauge("gradient_norm", result.gradient_norm)
+        telemetry.gauge("learner_steps", self.learner_steps)
+        telemetry.gauge("learning_rate", resolved(self._config.learning_rate))
+        telemetry.gauge("importance_sampling_exponent", self.importance_sampling_exponent)
+        telemetry.gauge("micro_batch_size", self.micro_batch_size)
+        if telemetry.counters["out_of_memory"] != self.out_of_memory:
+            telemetry.counters["out_of_memory"] = self.out_of_memory
+            telemetry.note(
+                "out_of_memory",
+                f"out of GPU memory: a batch of {self._config.batch_size} is computed "
+                f"{self.micro_batch_size} at a time from now on",
+            )
 
     def get_state(self) -> dict[str, Any]:
         """Everything that a step depends on, as tensors and plain data."""
@@ -147,6 +187,7 @@ class Learner:
             "optimizer": self._optimizer.state_dict(),
             "learner_steps": self.learner_steps,
             "torch_random_state": torch.get_rng_state(),
+            "noise_state": self._noise.get_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -156,18 +197,7 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         self.learner_steps = int(state["learner_steps"])
         torch.set_rng_state(state["torch_random_state"])
-
-    def _targets(self, batch: TensorBatch) -> Tensor:
-        with torch.no_grad():
-            prepared = self.online.prepare(batch.bootstrap_observation)
-            online = self.online(*prepared).float() if self._config.double else None
-            return q_targets(
-                batch.n_step_return,
-                batch.discount,
-                self.target(*prepared).float(),
-                online,
-                batch.bootstrap_observation.get(ACTION_MASK),
-            )
+        self._noise.set_state(state["noise_state"])
 
     def _observation(self, packed: Observation) -> dict[str, Tensor]:
         return {name: self._tensor(a) for name, a in self._spec.unpack(packed).items()}

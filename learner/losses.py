@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors: (values, batch) -> (loss, priorities)."""
+"""Losses as pure functions of tensors: from what is predicted and aimed at to a loss a row."""
 
 from __future__ import annotations
 
@@ -7,60 +7,160 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def masked_max(values: Tensor, mask: Tensor | None, by: Tensor | None = None) -> Tensor:
-    """The value of the best valid action.
+def best_actions(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The best valid action of each row, int64[batch]; any where none is valid.
 
     Args:
         values: float[batch, actions].
         mask: bool[batch, actions], valid actions; None if all are.
-        by: float[batch, actions] that chooses the action, if not ``values`` itself.
-
-    Returns:
-        float[batch]; 0 where no action is valid (such an observation ends an episode).
     """
-    chooser = values if by is None else by
-    if mask is not None:
-        chooser = chooser.masked_fill(~mask, -torch.inf)
-    best = chooser.argmax(dim=1, keepdim=True)
-    chosen = values.gather(1, best)[:, 0]
-    return chosen if mask is None else torch.where(mask.any(dim=1), chosen, 0.0)
+    return (values if mask is None else values.masked_fill(~mask, -torch.inf)).argmax(dim=1)
 
 
-def q_targets(
-    n_step_return: Tensor,
-    discount: Tensor,
-    target_values: Tensor,
-    online_values: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
-    """Bootstrapped n-step targets, float[batch].
+def select(values: Tensor, actions: Tensor) -> Tensor:
+    """Values of the actions, float[batch, ...] from float[batch, actions, ...]."""
+    return values[torch.arange(len(values), device=values.device), actions]
 
-    With ``online_values`` the online network chooses the action and the target network values it
-    (van Hasselt et al. 2016, double Q-learning); without, the target network does both.
+
+def hard_values(distribution: Tensor, by: Tensor, mask: Tensor | None) -> Tensor:
+    """What the best valid action is worth, float[batch, k]; 0 where no action is valid.
+
+    Where the online network chooses and the target network values, this is double Q-learning (van
+    Hasselt et al. 2016).
 
     Args:
-        n_step_return: float[batch].
-        discount: float[batch], gamma^n x (not terminated).
-        target_values: float[batch, actions] of the bootstrap observation.
-        online_values: likewise, or None.
-        mask: bool[batch, actions] of the bootstrap observation, or None.
+        distribution: float[batch, actions, k], values or their quantiles.
+        by: float[batch, actions] that chooses the action.
+        mask: bool[batch, actions], or None.
     """
-    return n_step_return + discount * masked_max(target_values, mask, by=online_values)
+    chosen = select(distribution, best_actions(by, mask))
+    return chosen if mask is None else torch.where(mask.any(dim=1)[:, None], chosen, 0.0)
 
 
-def td_loss(
-    chosen: Tensor, targets: Tensor, importance_weight: Tensor, huber_delta: float
-) -> tuple[Tensor, Tensor]:
-    """Importance-weighted Huber loss (mean over the batch) and the new priorities.
+def huber_losses(chosen: Tensor, targets: Tensor, huber_delta: float) -> Tensor:
+    """Huber loss of each transition, float[batch].
 
     Args:
         chosen: float[batch], Q of the actions taken; differentiable.
         targets: float[batch]; not.
-        importance_weight: float[batch].
         huber_delta: error from which the loss is linear.
+    """
+    return functional.huber_loss(chosen, targets, reduction="none", delta=huber_delta)
+
+
+# ---- distributions ----
+
+
+def projected(returns: Tensor, probabilities: Tensor, support: Tensor) -> Tensor:
+    """A distribution over any returns, brought to the atoms of a support.
+
+    Every return's probability is split between the two atoms beside it (Bellemare et al. 2017,
+    algorithm 1), written as a sum over triangles around the atoms.
+
+    Args:
+        returns: float[batch, k]; those beyond the support count as its ends.
+        probabilities: float[batch, k], each row's sum is 1.
+        support: float[atoms], evenly spaced and rising.
 
     Returns:
-        The loss, a scalar, and the absolute TD errors, float[batch].
+        float[batch, atoms], each row's sum is 1.
     """
-    losses = functional.huber_loss(chosen, targets, reduction="none", delta=huber_delta)
-    return (importance_weight * losses).mean(), (targets - chosen).detach().abs()
+    first, last = support[0], support[-1]
+    spacing = (last - first) / (len(support) - 1)
+    clipped = returns.clamp(first, last)[:, None, :]
+    shares = (1.0 - (clipped - support[None, :, None]).abs() / spacing).clamp(0.0, 1.0)
+    return (shares * probabilities[:, None, :]).sum(dim=2)
+
+
+def categorical_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each row, float[batch] (Bellemare et al. 2017, eq. 7).
+
+    Args:
+        logits: float[batch, atoms] of the actions taken; differentiable.
+        target: float[batch, atoms], probabilities; not.
+    """
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1)
+
+
+def quantile_losses(quantiles: Tensor, targets: Tensor, huber_delta: float) -> Tensor:
+    """Quantile Huber loss of each row, float[batch] (Dabney et al. 2018, eq. 9 and 10).
+
+    The mean over the target's values, summed over the quantiles.
+
+    Args:
+        quantiles: float[batch, atoms] of the actions taken, at (i + 1/2) / atoms; differentiable.
+        targets: float[batch, k], equally likely values; not.
+        huber_delta: error from which the loss is linear.
+    """
+    atoms = quantiles.shape[1]
+    levels = (torch.arange(atoms, device=quantiles.device) + 0.5) / atoms
+    ours, theirs = quantiles[:, :, None], targets[:, None, :]
+    ours, theirs = torch.broadcast_tensors(ours, theirs)
+    huber = functional.huber_loss(ours, theirs, reduction="none", delta=huber_delta)
+    weight = (levels[None, :, None] - (theirs < ours).to(levels.dtype)).abs()
+    return (weight * huber / huber_delta).mean(dim=2).sum(dim=1)
+
+
+# ---- Munchausen ----
+
+
+def log_policy(values: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
+    """Logarithm of the softmax policy, float[batch, actions]; -inf where masked.
+
+    Args:
+        values: float[batch, actions].
+        mask: bool[batch, actions], or None.
+        temperature: the entropy's weight.
+    """
+    scaled = values / temperature
+    if mask is not None:
+        # Rows without a valid action stay finite; nothing is bootstrapped from them.
+        scaled = scaled.masked_fill(~mask & mask.any(dim=1, keepdim=True), -torch.inf)
+    return scaled.log_softmax(dim=1)
+
+
+def munchausen_bonus(
+    values: Tensor,
+    mask: Tensor | None,
+    actions: Tensor,
+    *,
+    alpha: float,
+    temperature: float,
+    clip: float,
+) -> Tensor:
+    """What is added to the first reward, float[batch] (Vieillard et al. 2020, eq. 1).
+
+    ``alpha x clip(temperature x log pi(a|s), clip, 0)`` with the target network's policy.
+
+    Args:
+        values: float[batch, actions] of the target network for the observation acted on.
+        mask: bool[batch, actions] of it, or None.
+        actions: int64[batch].
+        alpha: scale of the bonus.
+        temperature: of the policy.
+        clip: least value before scaling.
+    """
+    taken = select(log_policy(values, mask, temperature), actions)
+    return alpha * (temperature * taken).clamp(clip, 0.0)
+
+
+def soft_values(
+    distribution: Tensor, values: Tensor, mask: Tensor | None, temperature: float
+) -> Tensor:
+    """``sum_a pi(a) (z(a) - temperature x log pi(a))``, float[batch, k].
+
+    The soft value of the bootstrap observation (Vieillard et al. 2020, eq. 2), of every quantile
+    alike. 0 where no action is valid.
+
+    Args:
+        distribution: float[batch, actions, k], values of the target network or their quantiles.
+        values: float[batch, actions], the expected ones, of which pi is the softmax.
+        mask: bool[batch, actions], or None.
+        temperature: of the policy.
+    """
+    log_pi = log_policy(values, mask, temperature)
+    pi = log_pi.exp()
+    # 0 x log 0 counts as 0.
+    entropy = torch.where(pi > 0, -temperature * log_pi, 0.0)
+    soft = (pi[:, :, None] * (distribution + entropy[:, :, None])).sum(dim=1)
+    return soft if mask is None else torch.where(mask.any(dim=1)[:, None], soft, 0.0)

@@ -10,14 +10,14 @@ import torch
 import zmq
 
 from learner.checkpoint import load_newest, save_checkpoint
-from learner.learner import Learner, StepResult, account
+from learner.learner import Learner
+from learner.staging import Stager
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.model import save_model
 from pdqn.parameters import ParameterPublisher, Parameters
 from replay.client import SampleClient
-from replay.samples import Sample
 
 _WAIT_SECONDS = 0.1
 _LINK_SECONDS = 0.1
@@ -35,6 +35,7 @@ class LearnerProcess:
         self._link = link
         self._run_dir = Path(welcome.run_dir)
         self._learner = Learner(welcome.config, welcome.spec)
+        self._stager = Stager(self._learner.tensors, self._learner.device)
         self._restore()
         config, incarnation = welcome.config, welcome.incarnation
         rng = seeds.generator(config.run.seed, "sample client", 0, incarnation)
@@ -50,12 +51,14 @@ class LearnerProcess:
         """Learn until told to stop; then save."""
         while not self._link.stopping:
             self._communicate()
-            sample = self._sample()
-            if sample is None:
+            if not len(self._stager):
+                self._await_batch()
+            if not len(self._stager):
                 continue
-            result = self._learner.step(self._learner.tensors(sample))
+            sample, batch = self._stager.take()
+            result = self._learner.step(batch, meanwhile=self._stage_ahead)
             self._client.release(sample, result.priorities)
-            self._account(result)
+            self._learner.account(self._link.telemetry, result)
             self._maybe_publish()
             self._maybe_save()
         self._publish()
@@ -66,8 +69,8 @@ class LearnerProcess:
         self._client.close()
         self._publisher.close()
 
-    def _sample(self) -> Sample | None:
-        """The next batch, or None when it is time to look at other things."""
+    def _await_batch(self) -> None:
+        """Stage the next batch, or none when it is time to look at other things."""
         pulse = self._link.pulse
         shards = pulse.shards("samples")
         self._client.connect(shards)
@@ -81,7 +84,22 @@ class LearnerProcess:
         sample = self._client.receive(timeout, self._learner.learner_steps)
         self._link.telemetry.count("wait_seconds", time.monotonic() - started)
         self._link.telemetry.activity = "" if sample is not None else "waits for batches"
-        return sample
+        if sample is not None:
+            self._stager.put(sample)
+
+    def _stage_ahead(self) -> None:
+        """Bring what has come already to the device while that computes."""
+        while len(self._stager) < self._stager.ahead:
+            sample = self._client.receive(0.0, self._learner.learner_steps)
+            if sample is None:
+                return
+            try:
+                self._stager.put(sample)
+            except torch.OutOfMemoryError:
+                self._stager.ahead = 0
+                self._client.release(sample, None)
+                text = "out of GPU memory: no batch is copied ahead from now on"
+                self._link.telemetry.note("out_of_memory", text)
 
     def _communicate(self) -> None:
         now = time.monotonic()
@@ -96,14 +114,6 @@ class LearnerProcess:
         telemetry.gauge("shared_memory", client.shared_memory)
         telemetry.counters["answers_rejected"] = client.rejected
         telemetry.counters["priorities_dropped"] = client.priorities_dropped
-
-    def _account(self, result: StepResult) -> None:
-        telemetry = self._link.telemetry
-        account(telemetry, result)
-        telemetry.gauge("learner_steps", self._learner.learner_steps)
-        telemetry.gauge("learning_rate", resolved(self._config.learner.learning_rate))
-        exponent = self._learner.importance_sampling_exponent
-        telemetry.gauge("importance_sampling_exponent", exponent)
 
     def _maybe_publish(self) -> None:
         steps = self._learner.learner_steps - self._published_steps

@@ -79,14 +79,27 @@ def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
     return int(amount)
 
 
+NETWORK_KINDS = ("auto", "mlp", "conv", "nature", "impala", "qmap")
+
+
+def network_kind(text: str) -> None:
+    """Check the name of a network: one of ours, or ``package.module:factory``.
+
+    Raises:
+        ValueError: neither.
+    """
+    if text not in NETWORK_KINDS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        raise ValueError(text)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What to train on, and when to stop."""
 
     env: str = setting("pdqn/CirclePlacement-v0", "gymnasium environment id, or module:id")
     env_args: dict[str, Any] = setting({}, "keyword arguments of the environment")
-    frame_stack: int = setting(
-        1, "steps whose observations a network sees at once", at_least=1, at_most=32
+    frame_stack: int | None = setting(
+        None, "steps whose observations a network sees at once", at_least=1, at_most=32
     )
     seed: int = setting(
         0, "every random state of the run is derived from it", at_least=0, at_most=2**63 - 1
@@ -111,6 +124,22 @@ class ActorConfig:
         0.4, "epsilon ladder: base^(1 + alpha i/(n-1))", at_least=0, at_most=1
     )
     epsilon_alpha: float = setting(7.0, "epsilon ladder: alpha", at_least=0)
+    guidance: float = setting(
+        0.0,
+        "share of exploring actions that are the environment's suggested one, not uniform",
+        at_least=0,
+        at_most=1,
+    )
+    guidance_final: float = setting(0.0, "what the share decays to", at_least=0, at_most=1)
+    guidance_decay_steps: int = setting(
+        10_000, "learner steps until the final share, on a straight line", at_least=1
+    )
+    reward_clip: float | None = setting(
+        None, "rewards are clipped to +- this for learning; 0 leaves them", at_least=0
+    )
+    environment_failures: int = setting(
+        5, "failures of an environment in a row that end its actor", at_least=1
+    )
     segment_length: int | None = setting(
         None, "most consecutive steps of one environment in a segment", at_least=1, at_most=4096
     )
@@ -170,15 +199,29 @@ class LearnerConfig:
     batch_size: int = setting(64, "transitions in a SampleBatch", at_least=1, at_most=65_536)
     learning_rate: float | None = setting(None, "Adam's step size", above=0)
     adam_epsilon: float = setting(1e-8, "Adam's epsilon", above=0)
+    micro_batch_size: int | None = setting(
+        None, "transitions of a batch that are computed at once; gradients accumulate", at_least=1
+    )
     gradient_clip_norm: float = setting(10.0, "largest global gradient norm", above=0)
     huber_delta: float = setting(1.0, "error from which the loss is linear", above=0)
     double: bool = setting(True, "the online network chooses, the target network values")
-    target_update_period: int = setting(250, "learner steps between target updates", at_least=1)
+    target_update: Literal["periodic", "soft"] = setting(
+        "periodic", "copy the online network from time to time, or follow it a little every step"
+    )
+    target_update_period: int = setting(250, "learner steps between periodic updates", at_least=1)
+    target_update_rate: float = setting(
+        0.005, "share of the online network taken in by a soft update", above=0, at_most=1
+    )
+    munchausen: bool = setting(False, "add the scaled log-policy to the reward; soft targets")
+    munchausen_alpha: float = setting(0.9, "scale of the log-policy", at_least=0, at_most=1)
+    munchausen_temperature: float = setting(0.03, "entropy temperature", above=0)
+    munchausen_clip: float = setting(-1.0, "least value of the scaled log-policy", at_most=0)
     prefetch: int = setting(3, "SampleBatches requested ahead", at_least=1, at_most=64)
     publish_period: int = setting(8, "learner steps between parameter publications", at_least=1)
     publish_seconds: float = setting(0.25, "least time between publications", at_least=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the learner computes")
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "of the forward passes")
+    compile: bool = setting(False, "compile the step with torch.compile")
     threads: int | None = setting(None, "CPU threads of the learner", at_least=1)
 
 
@@ -186,11 +229,24 @@ class LearnerConfig:
 class NetworkConfig:
     """The Q-network."""
 
-    kind: Literal["auto", "mlp", "qmap"] = setting("auto", "by default chosen by the observation")
+    kind: str = setting(
+        "auto",
+        "by default chosen by the observation",
+        check=network_kind,
+        words="auto, mlp, conv, nature, impala, qmap, or package.module:factory",
+    )
     dueling: bool = setting(True, "separate value and advantage streams")
-    hidden: int = setting(256, "units of a hidden layer (mlp)", at_least=1)
-    layers: int = setting(2, "hidden layers (mlp)", at_least=1, at_most=16)
-    channels: int = setting(32, "channels of the residual layers (qmap)", at_least=4)
+    noisy: bool = setting(False, "noisy dense layers, which replace epsilon")
+    noisy_sigma: float = setting(0.5, "initial scale of the noise", above=0)
+    distribution: Literal["none", "categorical", "quantile"] = setting(
+        "none", "learn the mean of the return, or its distribution (C51, quantile regression)"
+    )
+    atoms: int = setting(51, "atoms, or quantiles, of the distribution", at_least=2, at_most=1024)
+    value_min: float = setting(-10.0, "return of the first atom (categorical)")
+    value_max: float = setting(10.0, "return of the last atom (categorical)")
+    hidden: int | None = setting(None, "units of a hidden layer", at_least=1)
+    layers: int | None = setting(None, "hidden layers", at_least=0, at_most=16)
+    channels: int | None = setting(None, "channels of the convolutions", at_least=4)
 
 
 @dataclass(frozen=True)
@@ -200,6 +256,7 @@ class EvaluationConfig:
     enabled: bool = setting(True, "run an evaluator")
     episodes: int | None = setting(None, "episodes an evaluation", at_least=1)
     period_seconds: float = setting(20.0, "time between starts of evaluations", above=0)
+    env_args: dict[str, Any] = setting({}, "arguments of the environment that differ here")
 
 
 @dataclass(frozen=True)
@@ -234,6 +291,11 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
+
+    @property
+    def evaluation_env_args(self) -> dict[str, Any]:
+        """Arguments of the environment for evaluation: those of the run, unless named anew."""
+        return {**self.run.env_args, **self.evaluation.env_args}
 
     def to_map(self) -> dict[str, dict[str, Any]]:
         """Plain maps without the settings that are ``None``, for TOML and for the wire."""

@@ -16,6 +16,7 @@ import math
 import os
 import socket
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from pdqn.process import ParentWatch
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 
+_TRACE_CHARACTERS = 4000
 COMMANDS = ("hold", "run", "drain", "finish", "stop")
 
 
@@ -178,9 +180,14 @@ class CoordinatorLink:
         self._next_report = time.monotonic() + self._period_seconds
         self._send("telemetry")
 
-    def leave(self, reason: str = "") -> None:
-        """Say goodbye with the final figures, and close."""
-        self._send("leave", reason=reason)
+    def leave(self, reason: str = "", trace: str = "") -> None:
+        """Say goodbye with the final figures, and close.
+
+        Args:
+            reason: why this role failed, in one line; empty if it did not.
+            trace: the traceback.
+        """
+        self._send("leave", reason=reason, trace=trace)
         self._socket.close()
 
     def register(self, poller: zmq.Poller) -> None:
@@ -246,8 +253,8 @@ def role(
 ) -> Iterator[tuple[zmq.Context[zmq.Socket[bytes]], CoordinatorLink, Welcome]]:
     """The frame of every role's process: prepare, join, do (the body), say goodbye.
 
-    An error in the body is logged with its traceback, told to the coordinator in one line, and
-    raised again: the process ends with a failure, and its supervisor decides what follows.
+    An error in the body is logged with its traceback, told to the coordinator, and raised
+    again: the process ends with a failure, and its supervisor decides what follows.
     """
     parent = process.prepare(name, index, log_path)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -261,7 +268,10 @@ def role(
         raise
     except Exception as error:
         logging.getLogger(name).exception("this role failed")
-        link.leave(f"{type(error).__name__}: {error}")
+        first_line = str(error).partition("\n")[0]
+        link.leave(
+            f"{type(error).__name__}: {first_line}", traceback.format_exc()[-_TRACE_CHARACTERS:]
+        )
         raise
     finally:
         context.destroy(linger=3000)

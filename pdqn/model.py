@@ -13,10 +13,10 @@ import torch
 
 from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
-from pdqn.networks import MLP, QMap, build_network
+from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
 
-FORMAT = 2
+FORMAT = 3
 # What torch.load raises for damaged and foreign files, and what follows from strange contents.
 _UNREADABLE = (
     OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError,
@@ -26,24 +26,39 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network and the environment it is for."""
+    """A trained network and the environment it is for.
 
-    network: MLP | QMap
+    Attributes:
+        network: greedy, without noise.
+        spec: of the environment.
+        env_args: its keyword arguments for evaluation.
+        parameter_version: learner steps.
+        score: of the evaluation that it was kept for; None where it was not.
+    """
+
+    network: QNetwork
     spec: EnvironmentSpec
     env_args: dict[str, Any]
     parameter_version: int
+    score: float | None = None
 
 
 def save_model(
-    path: Path, config: Config, spec: EnvironmentSpec, network: torch.nn.Module, version: int
+    path: Path,
+    config: Config,
+    spec: EnvironmentSpec,
+    network: torch.nn.Module,
+    version: int,
+    score: float | None = None,
 ) -> None:
     """Write a model file, atomically; ``torch.load(path, weights_only=True)`` reads it."""
     content = {
         "format": FORMAT,
         "spec": spec.to_map(),
-        "env_args": config.run.env_args,
+        "env_args": config.evaluation_env_args,
         "network": dataclasses.asdict(config.network),
         "parameter_version": version,
+        "score": score,
         "parameters": {name: t.cpu() for name, t in network.state_dict().items()},
     }
     write_atomically(path, content)
@@ -65,7 +80,8 @@ def load_model(path: Path) -> Model:
         env_args, version = dict(content["env_args"]), int(content["parameter_version"])
     except _UNREADABLE as error:
         raise UsageError(f"{path}: not a model that this version reads ({error})") from error
-    return Model(network.eval(), spec, env_args, version)
+    set_noise(network, False)
+    return Model(network.eval(), spec, env_args, version, content["score"])
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

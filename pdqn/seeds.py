@@ -9,6 +9,7 @@ import numpy as np
 HELD_OUT_SEED = 1_000_000
 # Coprime to HELD_OUT_SEED, so that consecutive environments get distinct seeds below it.
 _STRIDE = 387_433
+_REBUILT_STRIDE = 7_919
 
 
 def generator(seed: int, role: str, index: int = 0, incarnation: int = 0) -> np.random.Generator:
@@ -29,6 +30,11 @@ def environment_seeds(seed: int, first: int, num_envs: int, incarnation: int) ->
     """
     start = int(generator(seed, "environments", 0, incarnation).integers(HELD_OUT_SEED))
     return [(start + _STRIDE * (first + i)) % HELD_OUT_SEED for i in range(num_envs)]
+
+
+def rebuilt_seed(seed: int, failures: int) -> int:
+    """The seed of an environment that was built anew after so many failures, for training."""
+    return (seed + failures * _REBUILT_STRIDE) % HELD_OUT_SEED
 
 
 def held_out_seeds(count: int) -> list[int]:

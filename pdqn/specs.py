@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 Observation = dict[str, NDArray[Any]]
 
 ACTION_MASK = "action_mask"
+PLAIN_FIELD = "observation"  # of an observation that has no parts
 ALLOWED_DTYPES = (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
     "float16", "float32", "float64",
 )  # fmt: skip
 MAX_FRAME_STACK = 32
+MAX_CATEGORIES = 4096  # of a field; with more, its values stay numbers
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class FieldSpec:
         dtype: numpy name of the dtype in the environment.
         binary: the values are 0 or 1, and are packed to bits when recorded.
         stack: steps whose frames a network sees at once.
+        categories: of each value in order where the values are categories, so that networks get
+            them one-hot (Discrete, MultiDiscrete); empty for numbers.
+        start: the first category's value.
     """
 
     name: str
@@ -48,6 +53,8 @@ class FieldSpec:
     dtype: str
     binary: bool = False
     stack: int = 1
+    categories: tuple[int, ...] = ()
+    start: tuple[int, ...] = ()
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
@@ -153,6 +160,8 @@ class EnvironmentSpec:
                 str(f["dtype"]),
                 bool(f["binary"]),
                 int(f["stack"]),
+                tuple(map(int, f["categories"])),
+                tuple(map(int, f["start"])),
             )
             for f in values["fields"]
         )
@@ -163,5 +172,15 @@ class EnvironmentSpec:
                 raise ValueError(f"observation field {field.name} has the shape {field.shape}")
             if not 1 <= field.stack <= MAX_FRAME_STACK:
                 raise ValueError(f"observation field {field.name} has a stack of {field.stack}")
+            values_of = math.prod(field.shape) if field.categories else 0
+            if not len(field.categories) == len(field.start) == values_of:
+                raise ValueError(
+                    f"observation field {field.name} has {len(field.categories)} "
+                    f"categories and {len(field.start)} starts for {values_of} values"
+                )
+            if any(size < 1 for size in field.categories) or sum(field.categories) > MAX_CATEGORIES:
+                raise ValueError(
+                    f"observation field {field.name} has {field.categories} categories"
+                )
         headline = values.get("headline_metric")
         return cls(str(values["id"]), fields, int(values["num_actions"]), headline)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _MAX_EPISODES_PER_REPORT = 2000
+_MAX_NOTES_PER_REPORT = 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Telemetry:
         self.activity = ""
         self._episodes: list[Episode] = []
         self._evaluation: dict[str, Any] | None = None
+        self._notes: list[tuple[str, str]] = []
 
     def count(self, name: str, amount: float = 1) -> None:
         """Add to a counter."""
@@ -59,6 +61,10 @@ class Telemetry:
         """Set the result of an evaluation, to be reported once."""
         self._evaluation = result
 
+    def note(self, kind: str, text: str) -> None:
+        """Add something worth writing down in events.jsonl; the newest few of a report are kept."""
+        self._notes = [*self._notes[-_MAX_NOTES_PER_REPORT + 1 :], (kind, text)]
+
     def report(self) -> dict[str, Any]:
         """Plain data for a telemetry message; what is reported once is cleared."""
         report = {
@@ -67,7 +73,8 @@ class Telemetry:
             "activity": self.activity,
             "episodes": [[e.score, e.length, e.headline] for e in self._episodes],
             "evaluation": self._evaluation,
+            "notes": self._notes,
         }
-        self._episodes = []
+        self._episodes, self._notes = [], []
         self._evaluation = None
         return report

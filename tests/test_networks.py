@@ -20,14 +20,9 @@ from pdqn import discs
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
 from pdqn.model import load_model, save_model
-from pdqn.networks import (
-    MLP,
-    QMap,
-    build_network,
-    disc_sums,
-    network_kind,
-    transformed_disc_sums,
-)
+from pdqn.networks import QNetwork, build_network, network_sizes
+from pdqn.networks.fused import FusedNetwork
+from pdqn.networks.qmap import QMap, disc_sums, transformed_disc_sums
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
 
 CIRCLES = "pdqn/CirclePlacement-v0"
@@ -41,6 +36,8 @@ VECTOR = EnvironmentSpec(
     ),
     num_actions=5,
 )
+
+FOUR = EnvironmentSpec("test/Four-v0", (FieldSpec("observation", (4,), "float32"),), 3)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +72,15 @@ def observations(size: int, batch: int, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def values_of(network: MLP | QMap, observation: dict[str, Tensor]) -> Tensor:
+def trained(network: QNetwork) -> QNetwork:
+    """As if it had learned something: the last layers do not start at zero any more."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def values_of(network: QNetwork, observation: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return network(*network.prepare(observation))
 
@@ -83,7 +88,7 @@ def values_of(network: MLP | QMap, observation: dict[str, Tensor]) -> Tensor:
 class TestMLP:
     def test_values_have_one_column_for_every_action(self):
         network = build_network(VECTOR, NetworkConfig(hidden=16, layers=3))
-        assert isinstance(network, MLP)
+        assert isinstance(network, FusedNetwork)
         assert len(network.trunk) == 3
         observation = {
             "action_mask": torch.ones(4, 5, dtype=torch.bool),
@@ -129,19 +134,20 @@ class TestMLP:
         assert inputs.tolist() == [[0, 1]]
 
     def test_dueling_takes_the_mean_off_the_advantage(self):
-        network = MLP(4, 3, hidden=8, layers=1, dueling=True)
+        network = build_network(FOUR, NetworkConfig(hidden=8, layers=1))
+        assert isinstance(network, FusedNetwork)
         inputs = torch.randn(6, 4)
-        assert network.value is not None
+        assert network.head.value is not None
         with torch.no_grad():
             hidden = torch.relu(network.trunk[0](inputs))
-            advantage, value = network.advantage(hidden), network.value(hidden)
+            advantage, value = network.head.advantage(hidden), network.head.value(hidden)
             values = network(inputs)
         torch.testing.assert_close(values.mean(dim=1), value[:, 0])
         torch.testing.assert_close(values - value, advantage - advantage.mean(1, keepdim=True))
 
     def test_without_dueling_there_is_no_value_stream(self):
-        network = MLP(4, 3, hidden=8, layers=1, dueling=False)
-        assert not any(name.startswith("value") for name in network.state_dict())
+        network = build_network(FOUR, NetworkConfig(hidden=8, layers=1, dueling=False))
+        assert not any("value" in name for name in network.state_dict())
         assert network(torch.randn(2, 4)).shape == (2, 3)
 
 
@@ -162,10 +168,10 @@ class TestQMap:
             build_network(map_spec(size), NetworkConfig())
 
     def test_the_kind_follows_from_the_observation_unless_it_is_told(self):
-        assert network_kind(map_spec(16), NetworkConfig()) == "qmap"
-        assert network_kind(VECTOR, NetworkConfig()) == "mlp"
-        assert network_kind(map_spec(16), NetworkConfig(kind="mlp")) == "mlp"
-        assert isinstance(build_network(map_spec(20), NetworkConfig(kind="mlp")), MLP)
+        assert network_sizes(map_spec(16), NetworkConfig()).kind == "qmap"
+        assert network_sizes(VECTOR, NetworkConfig()).kind == "mlp"
+        assert network_sizes(map_spec(16), NetworkConfig(kind="mlp")).kind == "mlp"
+        assert isinstance(build_network(map_spec(20), NetworkConfig(kind="mlp")), FusedNetwork)
 
     def test_a_qmap_for_vectors_is_refused_with_what_is_missing(self):
         with pytest.raises(
@@ -177,8 +183,10 @@ class TestQMap:
         with pytest.raises(UsageError, match=r"run\.frame_stack = 4: .*accepted is 1, or .* = mlp"):
             build_network(map_spec(16).stacked(4), NetworkConfig())
         network = build_network(map_spec(16).stacked(4), NetworkConfig(kind="mlp"))
-        assert isinstance(network, MLP)
-        assert network.trunk[0].in_features == 4 * (256 + 20 + 2 + 20 + 1)
+        assert isinstance(network, FusedNetwork)
+        first = network.trunk[0]
+        assert isinstance(first, torch.nn.Linear)
+        assert first.in_features == 4 * (256 + 20 + 2 + 20 + 1)
 
     def test_values_are_the_same_alone_and_in_a_batch(self):
         network = build_network(map_spec(32), NetworkConfig(channels=8))
@@ -200,25 +208,29 @@ class TestQMap:
         )
 
     def test_dueling_takes_the_mean_over_valid_actions_off_the_advantage(self):
-        network = build_network(map_spec(16), NetworkConfig(channels=8))
+        network, plain = (
+            trained(build_network(map_spec(16), NetworkConfig(channels=8, dueling=dueling)))
+            for dueling in (True, False)
+        )
+        plain.load_state_dict(network.state_dict())
         assert isinstance(network, QMap)
+        assert isinstance(plain, QMap)
         observation = observations(16, 4)
+        reward = network.prepare(observation)[0][:, 1].flatten(1) / 10.0
         valid = observation["action_mask"].bool()
         dueling = values_of(network, observation)
-        network.dueling = False
-        advantage = values_of(network, observation)
+        advantage = values_of(plain, observation)
         for i in range(4):
             difference = dueling[i] - advantage[i]
             torch.testing.assert_close(difference, difference[:1].expand(256), rtol=0, atol=1e-5)
         # What is left when the mean is off is the value: the same whatever is added to advantages.
-        value = torch.stack([dueling[i][valid[i]].mean() for i in range(4)])
+        value = torch.stack([(dueling - reward)[i][valid[i]].mean() for i in range(4)])
         assert network.advantage.bias is not None
         with torch.no_grad():
             network.advantage.bias.add_(3.0)
-        network.dueling = True
         raised = values_of(network, observation)
         torch.testing.assert_close(raised, dueling, rtol=1e-4, atol=1e-5)
-        means = torch.stack([raised[i][valid[i]].mean() for i in range(4)])
+        means = torch.stack([(raised - reward)[i][valid[i]].mean() for i in range(4)])
         torch.testing.assert_close(means, value, rtol=1e-4, atol=1e-5)
 
     def test_a_final_observation_without_valid_actions_has_finite_values(self):
@@ -238,7 +250,7 @@ class TestQMap:
             torch.testing.assert_close(own, others, rtol=0, atol=0)
 
     def test_every_parameter_has_a_part_in_the_values(self):
-        network = build_network(map_spec(16), NetworkConfig(channels=8))
+        network = trained(build_network(map_spec(16), NetworkConfig(channels=8)))
         loss = network(*network.prepare(observations(16, 2))).square().sum()
         loss.backward()
         for name, parameter in network.named_parameters():
@@ -311,7 +323,7 @@ SMALL = NetworkConfig(hidden=4, layers=1)
 CONFIG = Config(run=RunConfig(env_args={"map_size": 16, "radii": "fixed"}), network=SMALL)
 
 
-def saved(path: Path, spec: EnvironmentSpec = VECTOR, config: Config = CONFIG) -> MLP | QMap:
+def saved(path: Path, spec: EnvironmentSpec = VECTOR, config: Config = CONFIG) -> QNetwork:
     network = build_network(spec, config.network)
     save_model(path, config, spec, network, 1234)
     return network
@@ -341,7 +353,7 @@ class TestModelFile:
     def test_the_file_holds_no_code(self, tmp_path):
         saved(tmp_path / "model.pth")
         content = torch.load(tmp_path / "model.pth", weights_only=True)
-        assert content["format"] == 2
+        assert content["format"] == 3
         assert content["network"]["hidden"] == 4
 
     def test_saving_replaces_the_file_and_leaves_no_other(self, tmp_path):

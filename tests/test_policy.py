@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from actors.policy import action_values, epsilon_greedy, epsilon_ladder, greedy, masked_values
+from pdqn.networks import QNetwork
 from pdqn.specs import Observation
 
 
-class Table:
+class Table(QNetwork):
     """A network whose action values are the observation."""
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (observation["values"],)
 
-    def __call__(self, *prepared: Tensor) -> Tensor:
+    def forward(self, *prepared: Tensor) -> Tensor:
         return prepared[0]
 
 
@@ -168,7 +169,7 @@ class TestFinalObservations:
 
 
 def test_acting_leaves_no_gradients_behind():
-    class Linear(torch.nn.Module):
+    class Linear(QNetwork):
         def __init__(self) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(3, 2)
@@ -176,8 +177,8 @@ def test_acting_leaves_no_gradients_behind():
         def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
             return (observation["values"],)
 
-        def forward(self, inputs: Tensor) -> Tensor:
-            return self.layer(inputs)
+        def forward(self, *prepared: Tensor) -> Tensor:
+            return self.layer(prepared[0])
 
     network = Linear()
     assert action_values(network, observation([[1, 2, 3]])).shape == (1, 2)

@@ -55,7 +55,7 @@ def planned(env: str, frame_stack: int = 1, **env_args: Any) -> Config:
 
 def measured(config: Config) -> float:
     run = config.run
-    spec = describe_environment(run.env, run.env_args, run.frame_stack)
+    spec = describe_environment(run.env, run.env_args, run.frame_stack or 1)
     return probe.block_bytes_per_transition(config, spec)
 
 

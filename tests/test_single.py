@@ -61,7 +61,7 @@ def config_of(run: dict[str, Any], replay: dict[str, Any] | None = None, **learn
 
 
 def session_of(config: Config, directory: Path) -> Session:
-    spec = describe_environment(config.run.env, config.run.env_args, config.run.frame_stack)
+    spec = describe_environment(config.run.env, config.run.env_args, config.run.frame_stack or 1)
     run_dir = RunDirectory(directory)
     run_dir.write_config(config)
     return Session(config, spec, run_dir, SilentConsole(), Interrupts())
@@ -201,19 +201,19 @@ def test_a_loss_that_was_not_finite_does_not_spoil_the_figures(
     session = session_of(config_of({"env": "CartPole-v1", "steps": 400}), tmp_path)
     run = SingleRun(session)
     # One transition of infinite return is what a diverged target looks like.
-    monkeypatch.setattr("learner.learner.q_targets", once_infinite())
+    monkeypatch.setattr("learner.objective.hard_values", once_infinite())
     assert run.execute() == 0
     assert 0 < session.metrics.total("learner", "loss_sum") < float("inf")
     assert session.metrics.total("learner", "steps_skipped") == 1
 
 
 def once_infinite() -> Any:
-    from learner.losses import q_targets
+    from learner.losses import hard_values
 
     calls = iter(range(1_000_000))
 
     def targets(*arguments: Any) -> torch.Tensor:
-        result = q_targets(*arguments)
+        result = hard_values(*arguments)
         return result + float("inf") if next(calls) == 0 else result
 
     return targets

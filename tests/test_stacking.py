@@ -19,8 +19,8 @@ from actors.environments.factory import describe_environment
 from actors.evaluation import play
 from actors.segments import join_segments
 from actors.stacking import FrameStacker
-from pdqn.config import Config, build
-from pdqn.networks import MLP
+from pdqn.config import Config, NetworkConfig, build
+from pdqn.networks.fused import FusedNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 from pdqn.telemetry import Telemetry
 from pdqn.wire import TransitionBatch, decode_transitions, encode_transitions
@@ -152,12 +152,11 @@ class TestStacker:
         assert stacker.final(frames, np.array([0])) is frames
 
 
-class Watched(MLP):
+class Watched(FusedNetwork):
     """A network that keeps a copy of every observation that it is shown, by its last number."""
 
     def __init__(self, spec: EnvironmentSpec) -> None:
-        inputs = sum(int(np.prod(f.stacked_shape)) for f in spec.fields if f.name != "action_mask")
-        super().__init__(inputs, spec.num_actions, 8, 1, dueling=True)
+        super().__init__(spec, NetworkConfig(kind="mlp", hidden=8, layers=1))
         self.shown: dict[int, dict[str, Any]] = {}
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -82,7 +82,7 @@ def _play(weights, radii, count, overlap, greedy, seed):
         if not kernels.find_valid_centres(centres, radii, circle, overlap, size, mask):
             break
         bits, s0, s1 = drawn(s0, s1)
-        action = _heaviest(weights, mask, radii[circle]) if greedy else _random_valid(mask, bits)
+        action = heaviest(weights, mask, radii[circle]) if greedy else _random_valid(mask, bits)
         x, y = divmod(action, size)
         centres[circle, 0] = x
         centres[circle, 1] = y
@@ -91,7 +91,7 @@ def _play(weights, radii, count, overlap, greedy, seed):
 
 
 @njit(cache=True, nogil=True)
-def _heaviest(weights, mask, radius):
+def heaviest(weights, mask, radius):
     """Return the valid action with the largest disc sum, the lowest among equals."""
     size = len(weights)
     widths = half_widths(radius)

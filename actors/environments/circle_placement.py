@@ -27,10 +27,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from actors.environments import kernels
-from actors.environments.baselines import baselines
+from actors.environments.baselines import baselines, heaviest
 from actors.environments.drawing import draw_episode
 from actors.environments.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
-from actors.environments.problem import Problem, parse_whole
+from actors.environments.problem import Problem, parse_switch, parse_whole
 from pdqn.errors import UsageError
 from pdqn.seeds import HELD_OUT_SEED
 
@@ -130,6 +130,18 @@ class EpisodeBatch:
             "radius": next_radii[:, None].astype(np.float32),
         }
 
+    def suggest(self, masks: NDArray[np.int8]) -> NDArray[np.int64]:
+        """Exact greedy's next action of every episode, int64[B]; -1 where no centre is valid.
+
+        Args:
+            masks: int8[B, N * N], the valid centres.
+        """
+        actions = np.full(len(masks), -1, np.int64)
+        for b in np.flatnonzero(masks.any(axis=1)).tolist():
+            radius = self.episodes.radii[b, self.episodes.placed[b]]
+            actions[b] = heaviest(self.episodes.weights[b], masks[b], radius)
+        return actions
+
     def draw(self, b: int) -> NDArray[np.uint8]:
         """Return a picture, uint8[height, width, 3], of episode b."""
         placed = int(self.episodes.placed[b])
@@ -201,8 +213,9 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
 
     Reward: the share of the map's original weight that this circle collected.
 
-    Info: ``map_seed``; ``action_mask``, the array in the observation; ``coverage`` so far; and
-    with the last step ``end``, either ``all_placed`` or ``no_valid_centre``.
+    Info: ``map_seed``; ``action_mask``, the array in the observation; ``coverage`` so far; with
+    the last step ``end``, either ``all_placed`` or ``no_valid_centre``; and with ``suggest``
+    ``suggested_action``, exact greedy's choice, -1 when the episode is over.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - gymnasium's
@@ -213,6 +226,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         radii: Sequence[int] | str = "fixed",
         overlap: bool | str = False,
         render_mode: str | None = None,
+        suggest: bool | str = False,
     ) -> None:
         """Create the environment.
 
@@ -223,6 +237,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
                 Those of ``fixed`` and ``random`` are in proportion to the map.
             overlap: whether circles may overlap.
             render_mode: ``rgb_array`` for pictures, or none.
+            suggest: whether infos hold exact greedy's choice.
 
         Raises:
             UsageError: a ``ValueError`` that names the setting, its value and what is accepted.
@@ -231,6 +246,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         self.render_mode = _parse_render_mode(render_mode)
         self.action_space = spaces.Discrete(problem.map_size**2)
         self.observation_space = _observation_space(problem)
+        self._suggests = parse_switch("suggest", suggest)
         self._batch = EpisodeBatch(problem, 1)
 
     def reset(
@@ -269,6 +285,8 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
             "action_mask": masks[0],
             "coverage": float(self._batch.episodes.coverages[0]),
         }
+        if self._suggests:
+            info["suggested_action"] = int(self._batch.suggest(masks)[0])
         return {key: value[0] for key, value in observations.items()}, info
 
 
@@ -289,6 +307,7 @@ class CirclePlacementVectorEnv(
         radii: Sequence[int] | str = "fixed",
         overlap: bool | str = False,
         render_mode: str | None = None,
+        suggest: bool | str = False,
     ) -> None:
         """Create the environments, ``num_envs`` of them; the rest as in ``CirclePlacementEnv``."""
         problem = Problem.parse(map_size, radii, overlap)
@@ -299,6 +318,7 @@ class CirclePlacementVectorEnv(
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.single_observation_space = _observation_space(problem)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self._suggests = parse_switch("suggest", suggest)
         self._batch = EpisodeBatch(problem, self.num_envs)
         self._all = np.arange(self.num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
@@ -383,6 +403,8 @@ class CirclePlacementVectorEnv(
             "action_mask": masks if chosen.all() else np.where(chosen[:, None], masks, np.int8(0)),
             "coverage": np.where(chosen, self._batch.episodes.coverages, 0.0),
         }
+        if self._suggests:
+            infos["suggested_action"] = np.where(chosen, self._batch.suggest(masks), 0)
         return infos | {f"_{key}": chosen.copy() for key in infos}
 
     def _parse_seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:

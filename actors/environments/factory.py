@@ -11,8 +11,10 @@ of the Dict at ``camera``, ``0.mask`` the key ``mask`` of the first entry of a T
 
 from __future__ import annotations
 
-import importlib
+import logging
 import math
+import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +23,25 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from actors.environments import registration
+from actors.environments.guard import FAILED, FailureRecord
+from actors.environments.making import Makers, MaskedObservation, has_mask, make_vector, makers
 from pdqn.errors import UsageError
-from pdqn.specs import ACTION_MASK, ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
+from pdqn.seeds import rebuilt_seed
+from pdqn.specs import (
+    ACTION_MASK,
+    ALLOWED_DTYPES,
+    MAX_CATEGORIES,
+    PLAIN_FIELD,
+    EnvironmentSpec,
+    FieldSpec,
+    Observation,
+)
 
-PLAIN_FIELD = "observation"
+SUGGESTED = "suggested_action"
+_log = logging.getLogger("environment")
 # The keys and positions that lead to a part of an observation, from the outside in.
 Path = tuple[Any, ...]
 # What gymnasium.make and constructors raise for what they do not accept.
@@ -49,6 +62,10 @@ class Transition:
         final_observation: fields [k, ...] of the k environments that were truncated and not
             terminated, in order: the observation to bootstrap from.
         headline: float64[num_envs], the headline metric at the end, NaN elsewhere.
+        failed: bool[num_envs], where the environment raised and was built anew: what was recorded
+            of its episode is void, and ``observation`` is the first of another one.
+        suggested: int64[num_envs], the action that an expert would take next, -1 where there is no
+            telling; None where the environment suggests nothing (``info["suggested_action"]``).
     """
 
     observation: Observation
@@ -57,6 +74,8 @@ class Transition:
     truncated: NDArray[np.bool_]
     final_observation: Observation
     headline: NDArray[np.float64]
+    failed: NDArray[np.bool_]
+    suggested: NDArray[np.int64] | None
 
 
 def describe_environment(
@@ -65,22 +84,25 @@ def describe_environment(
     """The spec of an environment, from making it once.
 
     Args:
-        env_id: gymnasium id.
+        env_id: gymnasium id, ``module:id``, or ``module:factory``.
         env_args: keyword arguments of the environment.
         frame_stack: steps whose frames a network sees at once.
 
     Raises:
         UsageError: it cannot be made, or its spaces are not supported; the message says which.
     """
-    registration.register()
+    made = makers(env_id, env_args)
     try:
-        env = gymnasium.make(env_id, **env_args)
+        env = _one(made)
     except _NOT_MADE as error:
         raise UsageError(f"environment {env_id}: {_first_line(error)}") from error
     try:
         headline = getattr(env.unwrapped, "headline_metric", None)
-        fields = _fields(env_id, env.observation_space)
-        num_actions = _num_actions(env_id, env.action_space)
+        actions, observations = _single_spaces(env)
+        num_actions = _num_actions(env_id, actions)
+        fields = _fields(env_id, observations)
+        if _masks_in_info(env):
+            fields = _fields(env_id, MaskedObservation(env).observation_space)
         _check_mask(env_id, fields, num_actions)
         spec = EnvironmentSpec(env_id, fields, num_actions, headline)
         return spec.stacked(frame_stack)
@@ -88,39 +110,142 @@ def describe_environment(
         env.close()
 
 
+def _one(made: Makers) -> Any:
+    """One environment, or a batch of one where there is no other way."""
+    if made.single is not None:
+        return made.single()
+    assert made.vector is not None
+    return made.vector(1)
+
+
+def _masks_in_info(env: Any) -> bool:
+    """Whether an environment tells the valid actions in its info and not in its observation."""
+    if isinstance(env, VectorEnv) or has_mask(env):
+        return False
+    _, info = env.reset(seed=0)
+    return ACTION_MASK in info
+
+
+def _single_spaces(env: Any) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+    """Of actions and observations of one environment, of one or of a batch."""
+    if isinstance(env, VectorEnv):
+        return env.single_action_space, env.single_observation_space
+    return env.action_space, env.observation_space
+
+
 class VectorEnvironment:
     """A batch of environments that speaks in maps of named arrays."""
 
-    def __init__(self, spec: EnvironmentSpec, env_args: Mapping[str, Any], num_envs: int) -> None:
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        env_args: Mapping[str, Any],
+        num_envs: int,
+        *,
+        failures_allowed: int = 0,
+    ) -> None:
+        """Make the environments.
+
+        Args:
+            spec: what ``describe_environment`` found.
+            env_args: keyword arguments.
+            num_envs: of the batch.
+            failures_allowed: in a row; an environment that raises is built anew so often.
+        """
         self.spec = spec
         self.num_envs = num_envs
-        self._env = _make_vector(spec.id, env_args, num_envs)
+        self.suggested: NDArray[np.int64] | None = None
+        self._made = makers(spec.id, env_args)
+        self._allowed = failures_allowed
+        self._record = FailureRecord(failures_allowed)  # of a native batch
+        self._seeds = [0] * num_envs
+        self._make()
         leaves = _leaves(self._env.single_observation_space)
         self._paths = {_field_name(path): path for path, _ in leaves}
         self._dtypes = {field.name: np.dtype(field.dtype) for field in spec.fields}
         assert isinstance(self._env.single_action_space, spaces.Discrete)
         self._first_action = int(self._env.single_action_space.start)
 
+    @property
+    def failures(self) -> int:
+        """How often environments have raised so far."""
+        return self._record.total + sum(env.record.total for env in self._guarded)
+
     def reset(self, seeds: Sequence[int]) -> Observation:
         """Begin an episode everywhere; environment i with ``seeds[i]``."""
-        every: Any = [int(seed) for seed in seeds]  # the base class declares only one int
-        observation, _ = self._env.reset(seed=every)
+        self._seeds = [int(seed) for seed in seeds]
+        every: Any = self._seeds  # the base class declares only one int
+        observation, infos = self._env.reset(seed=every)
+        self.suggested = self._suggested(infos)
         return self._named(observation)
 
     def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
-        """Take actions [num_envs], each 0 .. num_actions - 1."""
+        """Take actions [num_envs], each 0 .. num_actions - 1.
+
+        Raises:
+            EnvironmentFailedError: an environment failed too often in a row.
+        """
+        if self._guarded:
+            return self._step(actions)
+        try:
+            return self._step(actions)
+        except Exception:  # noqa: BLE001 - environments raise anything
+            _log.exception("a batch of environments failed")
+            return self._rebuilt(traceback.format_exc())
+
+    def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         observation, rewards, terminated, truncated, infos = self._env.step(
             actions + self._first_action
         )
-        bootstrapped = np.flatnonzero(truncated & ~terminated)
+        failed = self._failed(infos)
+        truncated = truncated & ~failed
+        ended = terminated | truncated
+        if ended.any():
+            self._record.finished()
+        self.suggested = self._suggested(infos)
         return Transition(
             observation=self._named(observation),
             rewards=np.asarray(rewards, np.float64),
             terminated=terminated,
             truncated=truncated,
-            final_observation=self._final(infos, bootstrapped),
-            headline=self._headline(infos, terminated | truncated),
+            final_observation=self._final(infos, np.flatnonzero(truncated & ~terminated)),
+            headline=self._headline(infos, ended),
+            failed=failed,
+            suggested=self.suggested,
         )
+
+    def _rebuilt(self, trace: str) -> Transition:
+        """A native batch fails as a whole: all of its episodes are void."""
+        time.sleep(self._record.failed(trace))
+        self._env.close()
+        self._make()
+        seeds = [rebuilt_seed(s, self._record.total) for s in self._seeds]
+        _log.info("a batch of environments was built anew; its seeds are %s", seeds)
+        observation = self.reset(seeds)
+        none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
+        nothing = np.full(self.num_envs, np.nan)
+        rewards = np.zeros(self.num_envs)
+        return Transition(
+            observation, rewards, none, none.copy(), {}, nothing, every, self.suggested
+        )
+
+    def _make(self) -> None:
+        self._env, self._guarded = make_vector(
+            self._made,
+            self.num_envs,
+            masked=self.spec.masked,
+            failures_allowed=self._allowed,
+        )
+
+    def _failed(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
+        marks = infos.get("final_info", {}).get(FAILED)
+        return np.zeros(self.num_envs, bool) if marks is None else np.asarray(marks, bool)
+
+    def _suggested(self, infos: Mapping[str, Any]) -> NDArray[np.int64] | None:
+        if SUGGESTED not in infos:
+            return None
+        known = infos.get(f"_{SUGGESTED}", np.ones(self.num_envs, bool))
+        return np.where(known, infos[SUGGESTED] - self._first_action, -1).astype(np.int64)
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Scores of the environment's own baselines on these seeds, by name; empty without any."""
@@ -151,48 +276,12 @@ class VectorEnvironment:
         return values
 
 
-class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps a final observation as it was when the reset reuses the environment's own array."""
-
-    def observation(self, observation: Any) -> Any:
-        return _copied(observation)
-
-
-def _copied(observation: Any) -> Any:
-    if isinstance(observation, Mapping):
-        return {name: _copied(value) for name, value in observation.items()}
-    if isinstance(observation, tuple):
-        return tuple(_copied(value) for value in observation)
-    return np.array(observation)
-
-
-def _make_vector(env_id: str, env_args: Mapping[str, Any], num_envs: int) -> VectorEnv:
-    """Batch-native where that resets in the same step, else one after another."""
-    registration.register()
-    module, _, name = env_id.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    entry = gymnasium.registry.get(name)  # None for an id without its version
-    if entry is not None and entry.vector_entry_point is not None:
-        native = gymnasium.make_vec(
-            env_id, num_envs, vectorization_mode="vector_entry_point", **env_args
-        )
-        if native.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
-            return native
-        native.close()
-    return gymnasium.make_vec(
-        env_id,
-        num_envs,
-        vectorization_mode="sync",
-        wrappers=[_CopiedObservation],
-        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-        **env_args,
-    )
-
-
 def _num_actions(env_id: str, space: gymnasium.Space[Any]) -> int:
     if not isinstance(space, spaces.Discrete):
-        raise UsageError(f"environment {env_id} has actions {space}; Discrete is supported")
+        raise UsageError(
+            f"environment {env_id} has the actions {space}; only Discrete is supported: a "
+            "Q-network has one value for each of a finite set of actions"
+        )
     return int(space.n)
 
 
@@ -247,7 +336,17 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
     binary = (
         isinstance(space, spaces.MultiBinary) or str(space.dtype) == "bool" or name == ACTION_MASK
     )
-    return FieldSpec(name, tuple(space.shape), str(space.dtype), binary)
+    if isinstance(space, spaces.Discrete):
+        categories, start = (int(space.n),), (int(space.start),)
+    elif isinstance(space, spaces.MultiDiscrete):
+        categories = tuple(map(int, space.nvec.ravel()))
+        start = tuple(map(int, space.start.ravel()))
+    else:
+        categories = start = ()
+    if sum(categories) > MAX_CATEGORIES:  # one-hot, they would make the largest layer by far
+        categories = start = ()
+    shape, dtype = tuple(space.shape), str(space.dtype)
+    return FieldSpec(name, shape, dtype, binary, categories=categories, start=start)
 
 
 def _check_mask(env_id: str, fields: tuple[FieldSpec, ...], num_actions: int) -> None:

@@ -59,7 +59,7 @@ class Problem:
             UsageError: a ``ValueError`` that names the setting, its value and what is accepted.
         """
         size = parse_whole("map_size", map_size, MIN_MAP_SIZE)
-        return cls(size, _parse_radii(radii, size), _parse_switch("overlap", overlap))
+        return cls(size, _parse_radii(radii, size), parse_switch("overlap", overlap))
 
     @property
     def walk_steps(self) -> int:
@@ -112,7 +112,7 @@ def parse_whole(key: str, value: Any, minimum: int) -> int:
     return number
 
 
-def _parse_switch(key: str, value: Any) -> bool:
+def parse_switch(key: str, value: Any) -> bool:
     """Return value as a bool."""
     word = str(value).strip().lower()
     if word not in ("true", "false", "1", "0"):

@@ -1,0 +1,39 @@
+"""The parameters that evaluated best so far, kept as a model file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pdqn.config import Config
+from pdqn.model import load_model, save_model
+from pdqn.networks import QNetwork
+from pdqn.specs import EnvironmentSpec
+
+BEST_MODEL = "best_model.pth"
+
+
+class BestKeeper:
+    """Keeps the parameters of the best evaluation so far as a model file."""
+
+    def __init__(self, path: Path, config: Config, spec: EnvironmentSpec) -> None:
+        """Go on from the file, if an earlier incarnation of this role has written one."""
+        self._path, self._config, self._spec = path, config, spec
+        known = load_model(path).score if path.is_file() else None
+        self.score = -math.inf if known is None else known
+
+    def offer(self, result: Mapping[str, Any], network: QNetwork, version: int) -> None:
+        """Keep the parameters if their evaluation is the best one.
+
+        Args:
+            result: what ``describe`` made of it.
+            network: with these parameters.
+            version: learner steps.
+        """
+        headline = self._spec.headline_metric
+        score = result["return_mean"] if headline is None else result["metrics"][headline]
+        if score > self.score and self._path.parent.is_dir():
+            self.score = score
+            save_model(self._path, self._config, self._spec, network, version, score)

@@ -1,0 +1,99 @@
+"""Atari games through ale-py's own vector environment, which is native code for a whole batch.
+
+Frames are 84 x 84 in grayscale and come single: ``run.frame_stack`` stacks them where they are
+looked at, so that each is shipped and stored once. Rewards are the game's; ``actor.reward_clip``
+clips those that are learned from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from pdqn.errors import UsageError
+
+NAMESPACE = "ALE/"
+
+
+def make_vector(
+    env_id: str,
+    num_envs: int,
+    *,
+    frame_skip: int = 4,
+    repeat_action_probability: float = 0.25,
+    full_action_space: bool = False,
+    noop_max: int = 30,
+    life_loss: bool = False,
+    fire_reset: bool = True,
+    max_episode_frames: int = 108_000,
+) -> VectorEnv:
+    """A batch of one game.
+
+    Args:
+        env_id: such as ``ALE/Breakout-v5``.
+        num_envs: of the batch.
+        frame_skip: frames that an action is held for; the last two are merged by maximum.
+        repeat_action_probability: of taking the last action once more (sticky actions; Machado et
+            al. 2018).
+        full_action_space: all 18 actions instead of those that the game uses.
+        noop_max: an episode begins with up to so many frames without action.
+        life_loss: a lost life ends the episode; the game goes on with the next one.
+        fire_reset: an episode begins with the fire button where there is one.
+        max_episode_frames: an episode is truncated after so many.
+
+    Raises:
+        UsageError: ale-py is not installed, or has no such game.
+    """
+    try:
+        import ale_py
+        from ale_py.vector_env import AtariVectorEnv
+    except ImportError as error:
+        raise UsageError(
+            f"environment {env_id} needs ale-py: python -m pip install 'pdqn[atari]'"
+        ) from error
+    gymnasium.register_envs(ale_py)
+    native = AtariVectorEnv(
+        game=gymnasium.spec(env_id).kwargs["game"],
+        num_envs=num_envs,
+        num_threads=1,  # an actor is one of many processes
+        max_num_frames_per_episode=max_episode_frames,
+        repeat_action_probability=repeat_action_probability,
+        full_action_space=full_action_space,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        stack_num=1,
+        frameskip=frame_skip,
+        noop_max=noop_max,
+        episodic_life=life_loss,
+        reward_clipping=False,
+        use_fire_reset=fire_reset,
+    )
+    return _SingleFrames(native)
+
+
+class _SingleFrames(VectorWrapper):
+    """The frames without the axis of a stack, and a seed for each environment."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        box = env.single_observation_space
+        assert isinstance(box, spaces.Box)
+        self.single_observation_space = spaces.Box(0, 255, box.shape[1:], np.uint8)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        """Begin an episode everywhere; ``seed`` is one for all, or one for each."""
+        each: Any = np.asarray(seed, np.int64) if isinstance(seed, list) else seed
+        frames, infos = self.env.reset(seed=each, options=options)
+        return frames[:, 0], infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all environments."""
+        frames, rewards, terminated, truncated, infos = self.env.step(np.asarray(actions))
+        if "final_obs" in infos:
+            infos = {**infos, "final_obs": infos["final_obs"][:, 0]}
+        return frames[:, 0], rewards, terminated, truncated, infos

@@ -1,0 +1,118 @@
+"""An environment that raises is built anew, and its broken episode is told from a finished one.
+
+gymnasium's vector environments know ended episodes only. A guarded environment therefore ends a
+broken one as truncated, marked in its info; ``VectorEnvironment`` takes the mark off again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+
+from pdqn import seeds
+from pdqn.errors import RunError
+
+FAILED = "environment_failed"
+_FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
+_MOST_TRACEBACK_CHARACTERS = 4000
+_log = logging.getLogger("environment")
+
+
+class EnvironmentFailedError(RunError):
+    """An environment raised again and again; the first traceback follows in the message."""
+
+
+class FailureRecord:
+    """How often an environment has failed, and whether it may go on. Pure.
+
+    Attributes:
+        total: failures ever.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        """Allow so many failures in a row; a finished episode begins a new row."""
+        self._allowed = allowed
+        self._in_a_row = 0
+        self._first = ""
+        self.total = 0
+
+    def failed(self, trace: str) -> float:
+        """Count a failure; the seconds to wait before the environment is built anew.
+
+        Raises:
+            EnvironmentFailedError: that was one too many.
+        """
+        self._first = self._first if self._in_a_row else trace
+        self._in_a_row += 1
+        self.total += 1
+        if self._in_a_row > self._allowed:
+            times = f"{self._in_a_row} times in a row" if self._in_a_row > 1 else "once"
+            first = self._first[-_MOST_TRACEBACK_CHARACTERS:]
+            cause = first.strip().rpartition("\n")[2]
+            raise EnvironmentFailedError(f"an environment failed {times}: {cause}\n{first}")
+        wait = _FIRST_BACKOFF_SECONDS * 2 ** (self._in_a_row - 1)
+        return min(_LARGEST_BACKOFF_SECONDS, wait)
+
+    def finished(self) -> None:
+        """An episode has ended as it should."""
+        self._in_a_row = 0
+
+
+class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Catches what an environment raises, and builds it anew before its next episode."""
+
+    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], allowed: int) -> None:
+        super().__init__(make())
+        self._make = make
+        self.record = FailureRecord(allowed)
+        self._broken = False
+        self._seed: int | None = None
+        self._last: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; with a new environment if the last one is broken."""
+        self._seed = self._seed if seed is None else seed
+        while True:
+            try:
+                if self._broken:
+                    self.env, self._broken = self._make(), False
+                    seed = None if self._seed is None else self._next_seed(self._seed)
+                    _log.info("an environment was built anew; its seed is %s", seed)
+                self._last, info = self.env.reset(seed=seed, options=options)
+            except Exception:  # noqa: BLE001 - environments raise anything
+                _log.exception("an environment failed in reset")
+                self._note_failure()
+            else:
+                return self._last, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step; where that raises, the episode is truncated and its info says ``FAILED``."""
+        try:
+            self._last, reward, terminated, truncated, info = self.env.step(action)
+        except Exception:  # noqa: BLE001 - environments raise anything
+            _log.exception("an environment failed in step")
+            self._note_failure()
+            return self._last, 0.0, False, True, {FAILED: True}
+        if terminated or truncated:
+            self.record.finished()
+        return self._last, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Close it, unless it is broken already."""
+        if not self._broken:
+            super().close()
+
+    def _note_failure(self) -> None:
+        self._broken = True
+        time.sleep(self.record.failed(traceback.format_exc()))
+
+    def _next_seed(self, seed: int) -> int:
+        """Another seed: the same episode would fail in the same way."""
+        return seeds.rebuilt_seed(seed, self.record.total)

@@ -1,0 +1,191 @@
+"""From what a person names to environments: gymnasium ids, modules, factories, Atari, MinAtar."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from actors.environments import atari, registration
+from actors.environments.guard import GuardedEnvironment
+from pdqn.errors import UsageError
+from pdqn.specs import ACTION_MASK, PLAIN_FIELD
+
+MINATAR = "MinAtar/"
+Environment = gymnasium.Env[Any, Any]
+
+
+@dataclass(frozen=True)
+class Makers:
+    """How an environment is made; at least one of the two ways.
+
+    Attributes:
+        single: one environment.
+        vector: a batch, from its size, that resets within a step (``SAME_STEP``).
+    """
+
+    single: Callable[[], Any] | None
+    vector: Callable[[int], VectorEnv] | None
+
+
+def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
+    """How to make an environment.
+
+    Args:
+        env_id: a gymnasium id, ``module:id`` (the module registers it), or ``module:factory``: a
+            function that makes an environment from the arguments, and which may have an attribute
+            ``vector``, a function of (num_envs, **env_args) that makes a batch.
+        env_args: its arguments.
+
+    Raises:
+        UsageError: a package that it needs is missing, or the module or factory is.
+    """
+    registration.register()
+    if env_id.startswith(atari.NAMESPACE):
+        return Makers(None, partial(atari.make_vector, env_id, **env_args))
+    if env_id.startswith(MINATAR):
+        _register_minatar(env_id)
+    module_name, _, name = env_id.rpartition(":")
+    factory = _factory(env_id, module_name, name) if module_name else None
+    if factory is not None:
+        vector = getattr(factory, "vector", None)
+        return Makers(
+            partial(factory, **env_args), None if vector is None else partial(vector, **env_args)
+        )
+    return Makers(partial(gymnasium.make, env_id, **env_args), _native(env_id, name, env_args))
+
+
+def make_vector(
+    made: Makers, num_envs: int, *, masked: bool, failures_allowed: int
+) -> tuple[VectorEnv, list[GuardedEnvironment]]:
+    """Batch-native where that resets in the same step, else one environment after another.
+
+    Args:
+        made: how.
+        num_envs: of the batch.
+        masked: whether observations have an action mask, in themselves or from the info.
+        failures_allowed: of each environment, in a row.
+
+    Returns:
+        The batch, and its environments where they are stepped one after another.
+    """
+    if made.vector is not None:
+        native = made.vector(num_envs)
+        if native.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+            return native, []
+        native.close()
+    single = made.single
+    assert single is not None, "a batch that is the only way resets within a step"
+
+    def make() -> Environment:
+        env = _CopiedObservation(single())
+        return MaskedObservation(env) if masked and not has_mask(env) else env
+
+    guarded = [GuardedEnvironment(make, failures_allowed) for _ in range(num_envs)]
+    batch = SyncVectorEnv(
+        [partial(_given, env) for env in guarded], autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    return batch, guarded
+
+
+def has_mask(env: Environment) -> bool:
+    """Whether the observation itself has an action mask."""
+    space = env.observation_space
+    return isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces
+
+
+class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Puts ``info["action_mask"]`` into the observation, where the rest of the system looks."""
+
+    def __init__(self, env: Environment) -> None:
+        super().__init__(env)
+        assert isinstance(env.action_space, spaces.Discrete)
+        mask = spaces.Box(0, 1, (int(env.action_space.n),), np.int8)
+        inner = env.observation_space
+        parts = inner.spaces if isinstance(inner, spaces.Dict) else {PLAIN_FIELD: inner}
+        self._plain = not isinstance(inner, spaces.Dict)
+        self.observation_space = spaces.Dict({**parts, ACTION_MASK: mask})
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(**arguments)
+        return self._with_mask(observation, info), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._with_mask(observation, info), reward, terminated, truncated, info
+
+    def _with_mask(self, observation: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+        if ACTION_MASK not in info:
+            raise KeyError(f'no info["{ACTION_MASK}"], though the first reset had one')
+        parts = {PLAIN_FIELD: observation} if self._plain else dict(observation)
+        return {**parts, ACTION_MASK: np.asarray(info[ACTION_MASK], np.int8)}
+
+
+class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Keeps a final observation as it was when the reset reuses the environment's own array."""
+
+    def observation(self, observation: Any) -> Any:
+        return _copied(observation)
+
+
+def _copied(observation: Any) -> Any:
+    if isinstance(observation, Mapping):
+        return {name: _copied(value) for name, value in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_copied(value) for value in observation)
+    return np.array(observation)
+
+
+def _given(env: GuardedEnvironment) -> GuardedEnvironment:
+    return env
+
+
+def _factory(env_id: str, module_name: str, name: str) -> Callable[..., Any] | None:
+    """What the module calls by this name; None if it names a registered environment."""
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"environment {env_id}: {error}") from error
+    factory: Any = getattr(module, name, None)
+    if callable(factory):
+        return factory
+    if name.isidentifier() and not _registered(name):
+        raise UsageError(
+            f"environment {env_id}: {module_name} has no function {name}, and registers no "
+            "environment of this name"
+        )
+    return None
+
+
+def _registered(name: str) -> bool:
+    return any(name in (key, spec.name) for key, spec in gymnasium.registry.items())
+
+
+def _native(
+    env_id: str, name: str, env_args: Mapping[str, Any]
+) -> Callable[[int], VectorEnv] | None:
+    entry = gymnasium.registry.get(name)  # None for an id without its version
+    if entry is None or entry.vector_entry_point is None:
+        return None
+    return partial(gymnasium.make_vec, env_id, vectorization_mode="vector_entry_point", **env_args)
+
+
+def _register_minatar(env_id: str) -> None:
+    if any(name.startswith(MINATAR) for name in gymnasium.registry):
+        return
+    try:
+        from minatar.gym import register_envs  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UsageError(
+            f"environment {env_id} needs minatar: python -m pip install 'pdqn[minatar]'"
+        ) from error
+    register_envs()

@@ -1,0 +1,251 @@
+"""The cases of ``benchmarks.learning``, as data: what runs, for how long, and what is compared.
+
+Change a case here, and its old result files no longer carry the commands of the new one: run it
+with ``--again``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+PDQN = "pdqn"
+SB3 = "stable-baselines3"
+MINATAR_STEPS = 10_000
+
+Measure = Literal["threshold", "return", "baseline", "curves", "throughput"]
+
+
+@dataclass(frozen=True)
+class System:
+    """One of the things that a case compares.
+
+    Attributes:
+        name: in tables, pictures and names of files.
+        arguments: of ``pdqn launch``, or of the peer's script.
+        peer: the module of the peer's script; None runs ``pdqn launch``.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    peer: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question.
+
+    Attributes:
+        name: on the command line, and of the folder of its results.
+        title: what a person reads.
+        measure: ``threshold``: wall seconds until the evaluated return stays at or above
+            ``threshold``; ``return``: the final policy's mean return; ``baseline``: that beside the
+            environment's baselines; ``curves``: the mean of the curve's later half over
+            environment steps; ``throughput``: steps and samples per second.
+        seconds: of training.
+        seeds: by default.
+        systems: in the order in which a seed runs them.
+        threshold: a return, for ``threshold``.
+        final_episodes: greedy episodes of the final policy; 0 leaves them out.
+        over: the pictures' horizontal axis.
+        needs: modules that the environment's Python must have.
+        note: one sentence for the report.
+    """
+
+    name: str
+    title: str
+    measure: Measure
+    seconds: float
+    seeds: tuple[int, ...]
+    systems: tuple[System, ...]
+    threshold: float = 0.0
+    final_episodes: int = 0
+    over: Literal["wall_seconds", "environment_steps"] = "wall_seconds"
+    needs: tuple[str, ...] = ()
+    note: str = ""
+
+    def system(self, name: str) -> System:
+        """The system of that name."""
+        return next(system for system in self.systems if system.name == name)
+
+
+def cases() -> Iterator[Case]:
+    """Every case, in the order of the report."""
+    yield cartpole()
+    for game in ("breakout", "asterix", "space-invaders"):
+        yield minatar(game)
+    yield atari()
+    for map_size in (64, 128):
+        for radii in ("fixed", "random"):
+            yield placement(map_size, radii)
+    yield guidance()
+    yield parallel_cartpole()
+    yield parallel_placement()
+    yield ablation()
+
+
+def cartpole() -> Case:
+    """Time to solve CartPole, beside stable-baselines3 with the settings tuned in RL Zoo."""
+    ours = ("--env", "CartPole-v1", "--set", "evaluation.period_seconds=2", *evaluated(10))
+    return Case(
+        name="cartpole",
+        title="CartPole-v1: until the evaluated return stays at 475",
+        measure="threshold",
+        threshold=475.0,
+        seconds=60.0,
+        seeds=(1, 2, 3, 4, 5),
+        systems=(System(PDQN, ours), System(SB3, (), peer="benchmarks.sb3_cartpole")),
+        note="The peer trains for the 50,000 steps that its settings are tuned for.",
+    )
+
+
+def minatar(game: str) -> Case:
+    """A MinAtar game for a quarter of an hour, beside stable-baselines3 with the same network."""
+    env_id = f"MinAtar/{game.title().replace('-', '')}-v1"
+    ours = ("--env", env_id, *limited(), "--set", "network.kind=conv", *evaluated(20))
+    return Case(
+        name=f"minatar-{game}",
+        title=f"{env_id}: return after equal wall time",
+        measure="return",
+        seconds=900.0,
+        seeds=(1, 2, 3),
+        systems=(
+            System(PDQN, (*ours, "--set", "evaluation.period_seconds=30")),
+            System(SB3, ("--env", env_id), peer="benchmarks.sb3_minatar"),
+        ),
+        final_episodes=100,
+        needs=("minatar",),
+        note=f"Minimal actions, sticky as by default; episodes end after {MINATAR_STEPS:,} steps.",
+    )
+
+
+def atari() -> Case:
+    """Atari as far as two cores go."""
+    return Case(
+        name="atari-breakout",
+        title="ALE/Breakout-v5: as far as two cores go",
+        measure="throughput",
+        seconds=1200.0,
+        seeds=(1,),
+        systems=(
+            System(
+                PDQN, ("--env", "ALE/Breakout-v5", *evaluated(5), *period(120), *checkpoints(300))
+            ),
+        ),
+        over="environment_steps",
+        needs=("ale_py",),
+        note="No claim beyond the rates: minutes on a processor are too few for Atari.",
+    )
+
+
+def placement(map_size: int, radii: str) -> Case:
+    """Circle placement, beside its baselines."""
+    return Case(
+        name=f"placement-{map_size}-{radii}",
+        title=f"CirclePlacement {map_size} x {map_size}, {radii} radii: beside exact greedy",
+        measure="baseline",
+        seconds=1200.0,
+        seeds=(1,),
+        systems=(System(PDQN, (*placed(map_size, radii), *period(60))),),
+        final_episodes=256,
+    )
+
+
+def guidance() -> Case:
+    """Whether an expert's choices help when exploring."""
+    plain = (*placed(64, "fixed"), *period(20))
+    share = ("--set", "actor.guidance=0.5", "--set", "actor.guidance_decay_steps=20000")
+    return Case(
+        name="guidance",
+        title="CirclePlacement 64 x 64: exploring with exact greedy's choices",
+        measure="baseline",
+        seconds=300.0,
+        seeds=(1, 2, 3),
+        systems=(System("uniform", plain), System("guided", (*plain, *share))),
+        final_episodes=256,
+        over="environment_steps",
+    )
+
+
+def parallel_cartpole() -> Case:
+    """One process and many, at the same number of environment steps."""
+    shared = (
+        *("--env", "CartPole-v1", "--steps", "40000"),
+        *("--set", "replay.samples_per_insert=8", *evaluated(20), *period(2)),
+    )
+    return parallel("parallel-cartpole", "CartPole-v1: one process and many", shared, 300.0)
+
+
+def parallel_placement() -> Case:
+    """The same on circle placement."""
+    shared = (
+        *placed(64, "fixed"),
+        *("--steps", "30000", "--set", "replay.samples_per_insert=8", *evaluated(64), *period(15)),
+    )
+    title = "CirclePlacement 64 x 64, fixed radii: one process and many"
+    return parallel("parallel-placement64", title, shared, 900.0)
+
+
+def parallel(name: str, title: str, shared: tuple[str, ...], seconds: float) -> Case:
+    """``--mode single`` and 2, 8 and 32 actors, with the same settings."""
+    many = (System(f"{n} actors", (*shared, "--actors", f"{n}", "--yes")) for n in (2, 8, 32))
+    return Case(
+        name=name,
+        title=title,
+        measure="curves",
+        seconds=seconds,
+        seeds=(1, 2, 3),
+        systems=(System("single", (*shared, "--mode", "single")), *many),
+        over="environment_steps",
+        note="They learn alike where the seeds' ranges overlap at equal environment steps.",
+    )
+
+
+def ablation() -> Case:
+    """Each component off, and all of them."""
+    shared = minatar("breakout").system(PDQN).arguments
+    off = {
+        "all on": (),
+        "no double": ("--set", "learner.double=false"),
+        "no dueling": ("--set", "network.dueling=false"),
+        "one step": ("--set", "actor.n_step=1"),
+        "uniform replay": ("--set", "replay.priority_exponent=0"),
+        "all off": ("--preset", "dqn"),
+    }
+    return Case(
+        name="ablation",
+        title="MinAtar/Breakout-v1: each component off",
+        measure="return",
+        seconds=240.0,
+        seeds=(1, 2, 3),
+        systems=tuple(System(name, (*shared, *changed)) for name, changed in off.items()),
+        final_episodes=100,
+        over="environment_steps",
+        needs=("minatar",),
+    )
+
+
+def placed(map_size: int, radii: str) -> tuple[str, ...]:
+    """Arguments for circle placement, the environment that ``pdqn launch`` trains on unasked."""
+    return ("--env-arg", f"map_size={map_size}", "--env-arg", f"radii={radii}")
+
+
+def limited() -> tuple[str, ...]:
+    """MinAtar has no time limit of its own, and a good policy can play without end."""
+    return ("--env-arg", f"max_episode_steps={MINATAR_STEPS}")
+
+
+def evaluated(episodes: int) -> tuple[str, ...]:
+    """So many episodes an evaluation."""
+    return ("--set", f"evaluation.episodes={episodes}")
+
+
+def period(seconds: int) -> tuple[str, ...]:
+    """Evaluations start this often."""
+    return ("--set", f"evaluation.period_seconds={seconds}")
+
+
+def checkpoints(seconds: int) -> tuple[str, ...]:
+    """Checkpoints are written this often."""
+    return ("--set", f"checkpoint.period_seconds={seconds}")

@@ -1,0 +1,246 @@
+"""Table and pictures of ``docs/learning.md``, from the result files of ``benchmarks.learning``."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import EngFormatter
+
+from benchmarks.learning_cases import Case, System, cases
+from benchmarks.learning_results import (
+    COLUMNS,
+    Result,
+    band,
+    later_half_means,
+    mean_and_error,
+    read_all,
+    stays_from,
+)
+
+START = "<!-- results: written by python -m benchmarks.learning report -->"
+END = "<!-- end of results -->"
+NOT_RUN = "not run yet"
+# Okabe and Ito's palette: told apart with any kind of colour blindness.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+_HEAD = ("case", "system", "result", "seeds", "wall time", "commit", "command")
+_LABELS = {"environment_steps": "environment steps", "wall_seconds": "wall time, seconds"}
+
+
+def report(folder: Path, document: Path) -> None:
+    """Write the table into the document, and the pictures into a folder of the same name."""
+    found = read_all(folder)
+    pictures = document.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for case in cases():
+        mine = [result for result in found if result.case == case.name]
+        if any(len(result.curve) > 1 for result in mine):
+            picture(case, mine, pictures / f"{case.name}.png")
+            drawn.append(case)
+    text = document.read_text(encoding="utf-8")
+    document.write_text(replaced(text, section(found, drawn)), encoding="utf-8")
+    print(f"{document}: {len(found)} results, {len(drawn)} pictures")
+
+
+def replaced(text: str, inner: str) -> str:
+    """The text with what is between the markers replaced.
+
+    Raises:
+        ValueError: it does not have both markers, in order.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"the document lacks {END if start else START}")
+    return f"{before}{START}\n\n{inner}\n{END}{after}"
+
+
+def section(found: Sequence[Result], drawn: Iterable[Case]) -> str:
+    """The table, then a heading, a note and a picture for each case that has one."""
+    rows = [row for case in cases() for row in rows_of(case, found)]
+    lines = [f"| {' | '.join(row)} |" for row in (_HEAD, ["---"] * len(_HEAD), *rows)]
+    for case in drawn:
+        lines += ["", f"### {case.title}", ""]
+        if case.note:
+            lines += [case.note, ""]
+        lines += [f"![{case.title}](learning/{case.name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def rows_of(case: Case, found: Sequence[Result]) -> list[list[str]]:
+    """A row for each system of a case."""
+    mine = [result for result in found if result.case == case.name]
+    texts = dict(zip((s.name for s in case.systems), figures(case, mine), strict=True))
+    return [row(case, s, [r for r in mine if r.system == s.name], texts) for s in case.systems]
+
+
+def row(case: Case, system: System, mine: Sequence[Result], texts: dict[str, str]) -> list[str]:
+    """Cells of one row."""
+    if not mine:
+        return [case.name, system.name, NOT_RUN, "-", "-", "-", "-"]
+    seeds = " ".join(str(result.seed) for result in mine)
+    wall = duration(statistics.mean(result.wall_seconds for result in mine))
+    cores = sorted({f"{result.cores} cores" for result in mine})
+    commits = sorted({result.commit for result in mine})
+    commands = sorted({without_seed(result) for result in mine})
+    return [
+        case.name,
+        system.name,
+        texts[system.name],
+        seeds,
+        f"{wall}, {' and '.join(cores)}",
+        " ".join(f"`{name}`" for name in commits),
+        "<br>".join(f"`{command}`" for command in commands),
+    ]
+
+
+def without_seed(result: Result) -> str:
+    """The command that all seeds share, fit for a cell."""
+    return result.command.replace(f"--seed {result.seed}", "--seed SEED").replace("|", "\\|")
+
+
+def duration(seconds: float) -> str:
+    """``42 s`` or ``15.2 min``."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def figures(case: Case, mine: Sequence[Result]) -> list[str]:
+    """What each system of a case achieved, in words; empty for one that has not run."""
+    groups = [[r for r in mine if r.system == system.name] for system in case.systems]
+    if case.measure == "curves":
+        means = later_half_means(
+            [[r.curve for r in group] for group in groups], COLUMNS.index(case.over)
+        )
+        return [range_text(values) if values else "" for values in means]
+    measures = {
+        "threshold": lambda group: threshold_text(case.threshold, group),
+        "return": return_text,
+        "baseline": baseline_text,
+        "throughput": throughput_text,
+    }
+    return [measures[case.measure](group) if group else "" for group in groups]
+
+
+def threshold_text(threshold: float, group: Sequence[Result]) -> str:
+    """Median and range of the seconds until the return stays, and how many seeds got there."""
+    times = sorted(math.inf if (t := stays_from(r.curve, threshold)) is None else t for r in group)
+    reached = sum(math.isfinite(t) for t in times)
+    words = f"{reached} of {len(times)} stay at {threshold:g}"
+    if not reached:
+        return words
+    median, least, most = (_seconds(t) for t in (statistics.median(times), times[0], times[-1]))
+    return f"median {median} ({least} to {most}); {words}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if math.isfinite(value) else "never"
+
+
+def return_text(group: Sequence[Result]) -> str:
+    """Mean and standard error over seeds of the final policies' returns, and each of them."""
+    values = [result.final_return for result in group]
+    each = ", ".join(f"{value:.4g}" for value in values)
+    return f"return {_with_error(values)} ({each})"
+
+
+def range_text(values: Sequence[float]) -> str:
+    """Mean and range of what the seeds' curves have in their later half."""
+    each = f"{min(values):.4g} to {max(values):.4g}"
+    return f"later half {statistics.mean(values):.4g} ({each})"
+
+
+def baseline_text(group: Sequence[Result]) -> str:
+    """The final policies beside exact greedy, paired by map; the curve's end if not evaluated."""
+    if any("evaluation" not in result.final for result in group):
+        return return_text(group)
+    return "<br>".join(one_baseline(result) for result in group)
+
+
+def one_baseline(result: Result) -> str:
+    """Return, the share of exact greedy's, and the paired difference with its standard error."""
+    evaluation = result.final["evaluation"]
+    mean, error = evaluation["return_mean"], evaluation["return_error"]
+    words = f"{mean:.4f} ± {error:.4f}"
+    for name, value in evaluation.get("baselines", {}).items():
+        if name == "exact_greedy":
+            difference, uncertainty = evaluation["differences"][name]
+            paired = f"paired {difference:+.4f} ± {uncertainty:.4f}"
+            return f"{words}; {mean / value:.1%} of exact greedy ({value:.4f}); {paired}"
+    return words
+
+
+def throughput_text(group: Sequence[Result]) -> str:
+    """Rates, and the last evaluated return."""
+    rates = [
+        statistics.mean(result.final[f"{name}_per_second"] for result in group)
+        for name in ("environment_steps", "samples")
+    ]
+    steps, samples = rates
+    return f"{steps:,.0f} environment steps/s, {samples:,.0f} samples/s; {return_text(group)}"
+
+
+def _with_error(values: Sequence[float]) -> str:
+    mean, error = mean_and_error(values)
+    return f"{mean:.4g} ± {error:.2g}" if math.isfinite(error) else f"{mean:.4g}"
+
+
+# ---- pictures ----
+
+
+def picture(case: Case, mine: Sequence[Result], path: Path) -> None:
+    """Draw the curves of a case: the mean over seeds, and their range."""
+    figure = Figure(figsize=(7.0, 4.2), dpi=120, layout=ConstrainedLayoutEngine())
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for system, colour in zip(case.systems, COLOURS, strict=False):
+        draw(axes, case, [r for r in mine if r.system == system.name], system.name, colour)
+    draw_references(axes, case, mine)
+    axes.set(title=case.title, xlabel=_LABELS[case.over], ylabel="evaluated return")
+    axes.title.set_fontsize(11)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="best", fontsize=8, framealpha=0.8)
+    figure.savefig(path)
+
+
+def draw(axes: Axes, case: Case, mine: Sequence[Result], label: str, colour: str) -> None:
+    """One system: a line and a band, or for one seed the standard error of each evaluation."""
+    curves = [result.curve for result in mine if result.curve]
+    column = COLUMNS.index(case.over)
+    if len(curves) == 1:
+        x, mean, error = ([p[i] for p in curves[0]] for i in (column, 2, 3))
+        low = [m - e for m, e in zip(mean, error, strict=True)]
+        high = [m + e for m, e in zip(mean, error, strict=True)]
+        seeds = "1 seed, ± standard error"
+    elif curves:
+        shared = band(curves, column)
+        x, mean, low, high = (shared[name] for name in ("x", "mean", "low", "high"))
+        seeds = f"mean and range of {len(curves)} seeds"
+    else:
+        return
+    axes.plot(x, mean, color=colour, linewidth=1.6, label=f"{label} ({seeds})")
+    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def draw_references(axes: Axes, case: Case, mine: Sequence[Result]) -> None:
+    """The threshold, and the environment's baselines below which a policy has learned little."""
+    if case.measure == "threshold":
+        axes.axhline(case.threshold, color="#555555", linestyle="--", linewidth=1)
+    if case.measure != "baseline":
+        return
+    known = [r.final["evaluation"]["baselines"] for r in mine if "evaluation" in r.final]
+    for name, style in (("exact_greedy", "--"), ("random", ":")):
+        values = [baselines[name] for baselines in known if name in baselines]
+        if values:
+            label = f"{name.replace('_', ' ')}, {statistics.mean(values):.3f}"
+            axes.axhline(
+                statistics.mean(values), color="#555555", linestyle=style, linewidth=1, label=label
+            )

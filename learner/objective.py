@@ -1,0 +1,215 @@
+"""What the learner minimises: losses of a batch under the options of the configuration.
+
+Priorities are absolute TD errors of the expected values, whatever is learned: that is what actors
+send with new transitions, so that old and new ones compare.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learner.losses import (
+    best_actions,
+    categorical_losses,
+    hard_values,
+    huber_losses,
+    munchausen_bonus,
+    projected,
+    quantile_losses,
+    select,
+    soft_values,
+)
+from pdqn.config import Config
+from pdqn.errors import UsageError
+from pdqn.networks import QNetwork
+from pdqn.networks.heads import expected
+from pdqn.specs import ACTION_MASK
+
+# Of which torch.compile needs one, on any device.
+_COMPILERS = ("c++", "g++", "clang++", "cl")
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """A Sample on the learner's device; binary fields are unpacked to bool.
+
+    Attributes:
+        observation: fields [batch, ...].
+        bootstrap_observation: likewise.
+        action: int64[batch].
+        n_step_return: float32[batch].
+        discount: float32[batch].
+        importance_weight: float32[batch], the largest is 1.
+    """
+
+    observation: dict[str, Tensor]
+    bootstrap_observation: dict[str, Tensor]
+    action: Tensor
+    n_step_return: Tensor
+    discount: Tensor
+    importance_weight: Tensor
+
+    def __len__(self) -> int:
+        """Number of transitions."""
+        return len(self.action)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of it, in no particular order."""
+        yield from self.observation.values()
+        yield from self.bootstrap_observation.values()
+        yield from (self.action, self.n_step_return, self.discount, self.importance_weight)
+
+    def part(self, start: int, stop: int) -> TensorBatch:
+        """The transitions ``start`` to ``stop - 1``, without copying them."""
+        rows = slice(start, stop)
+        return TensorBatch(
+            {name: values[rows] for name, values in self.observation.items()},
+            {name: values[rows] for name, values in self.bootstrap_observation.items()},
+            self.action[rows],
+            self.n_step_return[rows],
+            self.discount[rows],
+            self.importance_weight[rows],
+        )
+
+
+class Losses(NamedTuple):
+    """Of every transition, float32[batch] each.
+
+    Attributes:
+        loss: differentiable.
+        priority: absolute TD errors of the expected values.
+        chosen: expected return of the action taken.
+    """
+
+    loss: Tensor
+    priority: Tensor
+    chosen: Tensor
+
+
+class _Values(NamedTuple):
+    """What a network says of a batch of observations.
+
+    Attributes:
+        distribution: float[batch, actions, atoms]; one atom where only the mean is learned.
+        mean: float[batch, actions].
+    """
+
+    distribution: Tensor
+    mean: Tensor
+
+
+def check_combinations(config: Config) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UsageError: with the setting, its value, and what is accepted.
+    """
+    learner, network = config.learner, config.network
+    if learner.munchausen and network.distribution == "categorical":
+        raise UsageError(
+            "learner.munchausen = true with network.distribution = categorical: the entropy moves "
+            "every action's atoms by another amount; use quantile or none"
+        )
+    micro = learner.micro_batch_size
+    if micro is not None and micro > learner.batch_size:
+        raise UsageError(
+            f"learner.micro_batch_size = {micro}, but learner.batch_size = {learner.batch_size}: "
+            "at most that many can be computed at once"
+        )
+    if learner.compile and not any(map(shutil.which, _COMPILERS)):
+        raise UsageError(
+            "learner.compile = true, but no C++ compiler is installed, which torch.compile needs: "
+            f"install one of {', '.join(_COMPILERS)}, or use false"
+        )
+
+
+class Objective:
+    """Losses of a batch for an online and a target network."""
+
+    def __init__(self, config: Config, online: QNetwork, target: QNetwork) -> None:
+        self._config = config.learner
+        self._kind = config.network.distribution
+        self._online, self._target = _Function(config, online), _Function(config, target)
+        self._support = online.support
+
+    def losses(self, batch: TensorBatch) -> Losses:
+        """Losses and priorities of a batch; under autocast for lower precision."""
+        ours = self._online(batch.observation)
+        chosen = select(ours.mean, batch.action)
+        with torch.no_grad():
+            target = self._aim(batch)
+            error = (self._mean(target) - chosen).abs()
+        loss = self._losses(select(ours.distribution, batch.action), target)
+        return Losses(loss, error, chosen.detach())
+
+    def _losses(self, predicted: Tensor, target: Tensor) -> Tensor:
+        if self._kind == "categorical":
+            return categorical_losses(predicted, target)
+        delta = self._config.huber_delta
+        if self._kind == "quantile":
+            return quantile_losses(predicted, target, delta)
+        return huber_losses(predicted[:, 0], target[:, 0], delta)
+
+    def _mean(self, target: Tensor) -> Tensor:
+        return target.mean(dim=1) if self._support is None else target @ self._support
+
+    def _aim(self, batch: TensorBatch) -> Tensor:
+        """float32[batch, k]: equally likely returns, or probabilities of the support's atoms."""
+        returns = (batch.n_step_return + self._bonus(batch))[:, None]
+        if self._support is None:
+            return returns + batch.discount[:, None] * self._following(batch)
+        values, chooser, mask = self._bootstrap(batch)
+        probabilities = select(values.distribution, best_actions(chooser, mask)).softmax(dim=1)
+        valid = batch.discount if mask is None else batch.discount * mask.any(dim=1)
+        return projected(returns + valid[:, None] * self._support, probabilities, self._support)
+
+    def _following(self, batch: TensorBatch) -> Tensor:
+        """What the bootstrap observation is worth, float32[batch, k]."""
+        values, chooser, mask = self._bootstrap(batch)
+        if self._config.munchausen:
+            temperature = self._config.munchausen_temperature
+            return soft_values(values.distribution, values.mean, mask, temperature)
+        return hard_values(values.distribution, chooser, mask)
+
+    def _bootstrap(self, batch: TensorBatch) -> tuple[_Values, Tensor, Tensor | None]:
+        """The target network's values, what chooses the action, and the mask."""
+        values = self._target(batch.bootstrap_observation)
+        chooser = values.mean
+        if self._config.double and not self._config.munchausen:  # a soft value chooses nothing
+            chooser = self._online(batch.bootstrap_observation).mean
+        return values, chooser, batch.bootstrap_observation.get(ACTION_MASK)
+
+    def _bonus(self, batch: TensorBatch) -> Tensor | float:
+        """Of Munchausen, for the first of the rewards that a return sums."""
+        if not self._config.munchausen:
+            return 0.0
+        return munchausen_bonus(
+            self._target(batch.observation).mean,
+            batch.observation.get(ACTION_MASK),
+            batch.action,
+            alpha=self._config.munchausen_alpha,
+            temperature=self._config.munchausen_temperature,
+            clip=self._config.munchausen_clip,
+        )
+
+
+class _Function:
+    """A network as a function of observations, compiled where that was asked for."""
+
+    def __init__(self, config: Config, network: QNetwork) -> None:
+        self._network = network
+        self._distributional = config.network.distribution != "none"
+        forward = network.distribution if self._distributional else network.forward
+        self._forward = torch.compile(forward) if config.learner.compile else forward
+
+    def __call__(self, observation: Mapping[str, Tensor]) -> _Values:
+        result = self._forward(*self._network.prepare(observation)).float()
+        if self._distributional:
+            return _Values(result, expected(result, self._network.support))
+        return _Values(result[:, :, None], result)

@@ -1,0 +1,154 @@
+"""Which network an environment gets, how large it is, and what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from pdqn.config import NetworkConfig
+from pdqn.errors import UsageError
+from pdqn.networks.encoders import NATURE_SIDE_MIN
+from pdqn.networks.fused import FusedNetwork, images
+from pdqn.networks.interface import QNetwork
+from pdqn.networks.noisy import noisy_layers
+from pdqn.networks.qmap import QMAP_FIELDS, QMap, check_qmap
+from pdqn.specs import EnvironmentSpec
+from pdqn.wire import MAX_COLUMNS
+
+# hidden, layers, channels of each kind: MLP by custom, the others as in their papers.
+_SIZES: dict[str, tuple[int | None, int | None, int | None]] = {
+    "mlp": (256, 2, None),
+    "conv": (128, 1, 16),
+    "nature": (512, 1, 32),
+    "impala": (256, 1, 16),
+    "qmap": (None, None, 32),
+}
+
+
+def network_sizes(spec: EnvironmentSpec, config: NetworkConfig) -> NetworkConfig:
+    """The configuration with kind and sizes filled in where they were left to auto.
+
+    Raises:
+        UsageError: the kind cannot take the environment's observations.
+    """
+    kind = _kind(spec, config)
+    sizes = _SIZES.get(kind, (None, None, None))
+    filled = {
+        key: size if getattr(config, key) is None else getattr(config, key)
+        for key, size in zip(("hidden", "layers", "channels"), sizes, strict=True)
+    }
+    return dataclasses.replace(config, kind=kind, **filled)
+
+
+def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
+    """A freshly initialised network for an environment.
+
+    Raises:
+        UsageError: no network fits the environment's observations, or options do not combine.
+    """
+    sized = network_sizes(spec, config)
+    _check_distribution(sized)
+    if ":" in sized.kind:
+        return _build_own(spec, sized)
+    if sized.kind == "qmap":
+        check_qmap(spec, sized)
+        return QMap(spec, sized)
+    return FusedNetwork(spec, sized)
+
+
+def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
+    names = {field.name for field in spec.fields}
+    sides = [image.side for image in images(spec)]
+    if config.kind == "auto":
+        if names >= QMAP_FIELDS:
+            return "qmap"
+        if not sides:
+            return "mlp"
+        return "nature" if max(sides) >= NATURE_SIDE_MIN else "conv"
+    if config.kind == "qmap" and not names >= QMAP_FIELDS:
+        raise UsageError(
+            f"network.kind = qmap needs the observation fields {', '.join(sorted(QMAP_FIELDS))}; "
+            f"{spec.id} has {', '.join(sorted(names))}"
+        )
+    least = {"conv": 8, "impala": 8, "nature": NATURE_SIDE_MIN}.get(config.kind)
+    if least is not None and max(sides, default=0) < least:
+        raise UsageError(
+            f"network.kind = {config.kind} needs an image of at least {least} x {least}; {spec.id} "
+            f"has {', '.join(f'{f.name} {list(f.shape)}' for f in spec.fields)}: use mlp or auto"
+        )
+    return config.kind
+
+
+def _check_distribution(config: NetworkConfig) -> None:
+    if config.distribution == "categorical" and config.value_min >= config.value_max:
+        raise UsageError(
+            f"network.value_min = {config.value_min:g} and value_max = {config.value_max:g}: the "
+            "first atom must lie below the last"
+        )
+
+
+# ---- a network of the user's own ----
+
+
+def _build_own(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
+    """What ``package.module:factory`` makes of (spec, config), tried once."""
+    where = f"network.kind = {config.kind}"
+    network = _call_factory(where, spec, config)
+    own = getattr(type(network), "distribution", QNetwork.distribution)
+    if config.distribution != "none" and own is QNetwork.distribution:
+        raise UsageError(
+            f"{where}: it has no method distribution, which network.distribution = "
+            f"{config.distribution} needs; set that to none"
+        )
+    if config.noisy and not noisy_layers(network):
+        raise UsageError(
+            f"{where}: it has no pdqn.networks.noisy.NoisyLinear, which network.noisy = true needs"
+        )
+    if len(network.state_dict()) > MAX_COLUMNS:
+        raise UsageError(
+            f"{where}: {len(network.state_dict())} tensors; at most {MAX_COLUMNS} are published"
+        )
+    _try_once(where, network, spec, config)
+    return network
+
+
+def _call_factory(where: str, spec: EnvironmentSpec, config: NetworkConfig) -> Any:
+    module, _, name = config.kind.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{where}: {error}") from error
+    network = factory(spec, config)
+    if not isinstance(network, torch.nn.Module) or not hasattr(network, "prepare"):
+        raise UsageError(
+            f"{where}: it made {type(network).__name__}; a torch.nn.Module with the methods "
+            "prepare and forward is needed"
+        )
+    return network
+
+
+def _try_once(where: str, network: Any, spec: EnvironmentSpec, config: NetworkConfig) -> None:
+    """Two observations of zeros must give finite values of the right shape."""
+    zeros = {
+        f.name: torch.from_numpy(np.zeros((2, *f.stacked_shape), "bool" if f.binary else f.dtype))
+        for f in spec.fields
+    }
+    with torch.inference_mode():
+        prepared = network.prepare(zeros)
+        values = network(*prepared)
+        _check_output(where, "forward", values, (2, spec.num_actions))
+        if config.distribution != "none":
+            wanted = (2, spec.num_actions, config.atoms)
+            _check_output(where, "distribution", network.distribution(*prepared), wanted)
+
+
+def _check_output(where: str, method: str, values: Any, wanted: tuple[int, ...]) -> None:
+    if not isinstance(values, torch.Tensor) or tuple(values.shape) != wanted:
+        got = list(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+        raise UsageError(f"{where}: {method} gave {got} for two observations, not {list(wanted)}")
+    if not torch.isfinite(values).all():
+        raise UsageError(f"{where}: {method} gave values that are not finite for zeros")

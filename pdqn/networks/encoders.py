@@ -1,0 +1,187 @@
+"""From the fields of an observation to features: convolutions for images, numbers as they are.
+
+An image is a field [H, W], [H, W, C] or [C, H, W] whose height and width are both at least 8; the
+channels are the shorter outer axis. The frames of a stack become channels. ``uint8`` images are
+divided by 255. Everything else is flattened to one vector, categories as one-hot.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pdqn.specs import ACTION_MASK, FieldSpec
+
+_IMAGE_SIDE_MIN = 8
+NATURE_SIDE_MIN = 36  # what its three convolutions need, without padding
+
+
+@dataclass(frozen=True)
+class Image:
+    """How a field is read as an image.
+
+    Attributes:
+        field: the field's spec.
+        channels: of one frame.
+        height: in pixels.
+        width: in pixels.
+        channels_last: where the channels stand; True for [H, W], too.
+    """
+
+    field: FieldSpec
+    channels: int
+    height: int
+    width: int
+    channels_last: bool
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the first convolution: those of all frames of a stack."""
+        return self.channels * self.field.stack
+
+    @property
+    def side(self) -> int:
+        """The shorter side, in pixels."""
+        return min(self.height, self.width)
+
+    def prepare(self, values: Tensor) -> Tensor:
+        """float32[batch, inputs, H, W] from a field's values [batch, *stacked_shape]."""
+        frames = values if self.field.stack > 1 else values[:, None]
+        if len(self.field.shape) == 2:
+            frames = frames[..., None]
+        if self.channels_last:
+            frames = frames.permute(0, 1, 4, 2, 3)
+        scale = 1.0 / 255.0 if values.dtype == torch.uint8 else 1.0
+        return frames.flatten(1, 2).float() * scale
+
+
+def as_image(field: FieldSpec) -> Image | None:
+    """How a field is read as an image; None if it is none."""
+    shape = field.shape
+    if field.name == ACTION_MASK or field.categories or len(shape) not in (2, 3):
+        return None
+    if len(shape) == 2:
+        image = Image(field, 1, shape[0], shape[1], True)
+    elif shape[2] <= min(shape[:2]):
+        image = Image(field, shape[2], shape[0], shape[1], True)
+    else:
+        image = Image(field, shape[0], shape[1], shape[2], False)
+    small = image.side < _IMAGE_SIDE_MIN or image.channels > image.side
+    return None if small or not image.channels else image
+
+
+class FlatFields:
+    """Fields as one vector: numbers as they are, categories (Discrete) as one-hot."""
+
+    def __init__(self, fields: Sequence[FieldSpec]) -> None:
+        self._fields = sorted(fields, key=lambda field: field.name)
+
+    @property
+    def size(self) -> int:
+        """Values of the vector."""
+        return sum(_flat_size(field) for field in self._fields)
+
+    def prepare(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """float32[batch, size], in the order of names; of a stack, the oldest frame first."""
+        parts = [_flat(field, observation[field.name]) for field in self._fields]
+        return torch.cat(parts, dim=1)
+
+
+def _flat_size(field: FieldSpec) -> int:
+    if field.categories:
+        return field.stack * sum(field.categories)
+    return math.prod(field.stacked_shape)
+
+
+def _flat(field: FieldSpec, values: Tensor) -> Tensor:
+    # A field of shape () has no second dimension to flatten from.
+    flat = values[..., None].flatten(1)
+    if not field.categories:
+        return flat.float()
+    ends = list(itertools.accumulate(field.categories))
+    sizes = zip(ends, field.categories, field.start, strict=True)
+    starts = [end - size - first for end, size, first in sizes]
+    total = ends[-1]
+    frames = range(field.stack)
+    shift = torch.tensor([total * k + s for k in frames for s in starts], device=flat.device)
+    one_hot = torch.zeros(len(flat), field.stack * total, device=flat.device)
+    return one_hot.scatter_(1, flat.long() + shift, 1.0)
+
+
+class Convolutions(nn.Module):
+    """One 3 x 3 convolution, for small grids such as MinAtar's (Young and Tian 2019)."""
+
+    def __init__(self, image: Image, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(image.inputs, channels, 3)
+        self.features = channels * (image.height - 2) * (image.width - 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, features] from [batch, inputs, H, W]."""
+        return functional.relu(self.first(images)).flatten(1)
+
+
+class NatureCNN(nn.Module):
+    """Three convolutions (Mnih et al. 2015): 8 x 8 by 4, 4 x 4 by 2, 3 x 3 by 1."""
+
+    def __init__(self, image: Image, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(image.inputs, channels, 8, stride=4),
+                nn.Conv2d(channels, 2 * channels, 4, stride=2),
+                nn.Conv2d(2 * channels, 2 * channels, 3),
+            ]
+        )
+        sides = [((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in (image.height, image.width)]
+        self.features = 2 * channels * math.prod(sides)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, features] from [batch, inputs, H, W]."""
+        for layer in self.layers:
+            images = functional.relu(layer(images))
+        return images.flatten(1)
+
+
+class ImpalaResNet(nn.Module):
+    """The deep network of IMPALA (Espeholt et al. 2018, fig. 3): three residual stages."""
+
+    def __init__(self, image: Image, channels: int) -> None:
+        super().__init__()
+        widths = [image.inputs, channels, 2 * channels, 2 * channels]
+        self.stages = nn.ModuleList(_Stage(a, b) for a, b in itertools.pairwise(widths))
+        sides = [-(-side // 8) for side in (image.height, image.width)]  # halved three times
+        self.features = widths[-1] * math.prod(sides)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, features] from [batch, inputs, H, W]."""
+        for stage in self.stages:
+            images = stage(images)
+        return functional.relu(images).flatten(1)
+
+
+class _Stage(nn.Module):
+    """A convolution, a pooling that halves each side, and two residual blocks."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(outputs, outputs, 3, padding=1) for _ in range(2))
+            for _ in range(2)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = functional.max_pool2d(self.first(images), 3, stride=2, padding=1)
+        for block in self.blocks:
+            inner = hidden
+            for layer in block.children():
+                inner = layer(functional.relu(inner))
+            hidden = hidden + inner
+        return hidden

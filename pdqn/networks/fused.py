@@ -1,0 +1,88 @@
+"""The network for everything but maps of actions: each image its encoder, fused with the rest."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pdqn.config import NetworkConfig, resolved
+from pdqn.networks.encoders import (
+    NATURE_SIDE_MIN,
+    Convolutions,
+    FlatFields,
+    Image,
+    ImpalaResNet,
+    NatureCNN,
+    as_image,
+)
+from pdqn.networks.heads import Head, dense
+from pdqn.networks.interface import QNetwork
+from pdqn.specs import ACTION_MASK, EnvironmentSpec
+
+
+class FusedNetwork(QNetwork):
+    """Late fusion: image encoders and plain values, concatenated, then dense layers and a head.
+
+    Without images it is a multilayer perceptron. The dense layers and the head are noisy where
+    the configuration says so, the convolutions never.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
+        """Build for an environment; kind, hidden, layers and channels are resolved."""
+        super().__init__()
+        self._images = () if config.kind == "mlp" else images(spec)
+        seen = {image.field.name for image in self._images} | {ACTION_MASK}
+        self._flat = FlatFields([field for field in spec.fields if field.name not in seen])
+        encoders = [_encoder(image, config) for image in self._images]
+        self.encoders = nn.ModuleList(encoders)
+        inputs = self._flat.size + sum(encoder.features for encoder in encoders)
+        sizes = [inputs, *[resolved(config.hidden)] * resolved(config.layers)]
+        self.trunk = nn.ModuleList(dense(a, b, config) for a, b in itertools.pairwise(sizes))
+        self.head = Head(sizes[-1], spec.num_actions, config)
+
+    @property
+    def support(self) -> Tensor | None:  # type: ignore[override]
+        """Of the head's distribution."""
+        return self.head.support
+
+    def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """float32[batch, inputs, H, W] of every image, and float32[batch, values] of the rest."""
+        pictures = [image.prepare(observation[image.field.name]) for image in self._images]
+        rest = [self._flat.prepare(observation)] if self._flat.size else []
+        return (*pictures, *rest)
+
+    def forward(self, *prepared: Tensor) -> Tensor:
+        """Expected returns, float[batch, num_actions]."""
+        return self.head(self._features(*prepared))
+
+    def distribution(self, *prepared: Tensor) -> Tensor:
+        """Logits or quantiles, float[batch, num_actions, atoms]."""
+        return self.head.distribution(self._features(*prepared))
+
+    def _features(self, *prepared: Tensor) -> Tensor:
+        count = len(self._images)
+        parts = [e(images) for e, images in zip(self.encoders, prepared[:count], strict=True)]
+        parts += prepared[count:]
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        for layer in self.trunk:
+            hidden = functional.relu(layer(hidden))
+        return hidden
+
+
+def images(spec: EnvironmentSpec) -> tuple[Image, ...]:
+    """The fields that are read as images, in the order of names."""
+    found = (as_image(field) for field in spec.fields)
+    return tuple(image for image in found if image is not None)
+
+
+def _encoder(image: Image, config: NetworkConfig) -> Convolutions | NatureCNN | ImpalaResNet:
+    channels = resolved(config.channels)
+    if config.kind == "impala":
+        return ImpalaResNet(image, channels)
+    if config.kind == "nature" and image.side >= NATURE_SIDE_MIN:
+        return NatureCNN(image, channels)
+    return Convolutions(image, channels)

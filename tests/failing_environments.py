@@ -1,0 +1,72 @@
+"""Environments that misbehave, for tests; ``failing_environments:broken`` is one in a real run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+LENGTH = 5
+
+
+class Trap(gymnasium.Env[Any, Any]):
+    """Episodes of five steps; what happens at a step is decided by a plan of the seed.
+
+    Attributes:
+        made: how many were ever made.
+    """
+
+    made = 0
+
+    def __init__(
+        self, how: str = "raise", bad_seeds: tuple[int, ...] = (), marker: str = ""
+    ) -> None:
+        Trap.made += 1
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self._how, self._bad, self._marker = how, bad_seeds, marker
+        self._seed, self._step = 0, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._seed = self._seed if seed is None else seed
+        self._step = 0
+        if self._how == "reset" and self._is_bad():
+            raise RuntimeError("the reset went wrong")
+        return self._observed(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._step += 1
+        if self._step == 3 and self._is_bad():
+            self._misbehave()
+        return self._observed(), 1.0, self._step == LENGTH, False, {}
+
+    def _is_bad(self) -> bool:
+        """By its seed; or, where there is a marker, as long as that file is not there."""
+        if self._marker:
+            return not Path(self._marker).exists()
+        return not self._bad or self._seed in self._bad
+
+    def _misbehave(self) -> None:
+        if self._marker:
+            Path(self._marker).touch()
+        if self._how == "raise":
+            raise RuntimeError("the simulator is upset")
+        if self._how == "hang":
+            time.sleep(3600)
+        if self._how == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    def _observed(self) -> np.ndarray:
+        return np.array([self._seed, self._step], np.float32)
+
+
+def broken(**arguments: Any) -> Trap:
+    """A factory, as a person names one."""
+    return Trap(**arguments)

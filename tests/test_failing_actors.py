@@ -1,0 +1,118 @@
+"""Whole runs with environments that raise, hang and crash: who notices, and what goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdqn.seeds import environment_seeds
+
+if TYPE_CHECKING:
+    from conftest import StartCommand
+
+Eventually = Callable[..., Any]
+ReadLines = Callable[[Path], list[dict[str, Any]]]
+
+TESTS = str(Path(__file__).parent)
+RUN = [
+    "launch", "--env", "failing_environments:broken", "--console", "plain", "--run-dir", "run",
+    "--envs-per-actor", "2", "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
+    "--set", "learner.batch_size=16", "--set", "network.hidden=16",
+    "--set", "evaluation.enabled=false", "--set", "system.telemetry_seconds=0.2",
+    "--set", "system.metrics_seconds=0.2",
+]  # fmt: skip
+PATH = {"PYTHONPATH": TESTS}
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "run" / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_an_environment_that_raises_once_costs_its_episode_and_nothing_else(
+    pdqn_command: StartCommand, tmp_path: Path
+):
+    marker = f"marker={tmp_path / 'raised'}"
+    options = ["--actors", "1", "--steps", "2000", "--env-arg", marker]
+    with pdqn_command(*RUN, *options, directory=tmp_path, **PATH) as command:
+        assert command.wait() == 0, command.stderr
+    summary = summary_of(tmp_path)
+    assert summary["exit_reason"] == "steps"
+    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["environment_failures"] >= 1
+    assert summary["transitions"]["lost"] == 0
+    log = (tmp_path / "run" / "logs" / "actor-0.log").read_text(encoding="utf-8")
+    assert "the simulator is upset" in log
+
+
+def test_one_that_always_raises_ends_the_run_with_its_first_traceback(
+    pdqn_command: StartCommand, tmp_path: Path
+):
+    options = ["--actors", "1", "--time", "60s", "--set", "system.restarts=1"]
+    options += ["--set", "actor.environment_failures=2"]
+    with pdqn_command(*RUN, *options, directory=tmp_path, **PATH) as command:
+        assert command.wait() == 1
+        shown = command.stdout
+    assert "Traceback (most recent call last):" in shown
+    assert "raise RuntimeError(" in shown
+    summary = summary_of(tmp_path)
+    assert summary["exit_reason"] == "failed"
+    assert (
+        "actor 0: EnvironmentFailedError: an environment failed 2 times in a row: "
+        "RuntimeError: the simulator is upset" in summary["first_error"]
+    )
+
+
+def test_one_that_crashes_its_process_costs_one_restart(
+    pdqn_command: StartCommand, read_lines: ReadLines, tmp_path: Path
+):
+    options = ["--actors", "2", "--steps", "3000", "--env-arg", "how=segfault"]
+    options += ["--env-arg", f"marker={tmp_path / 'crashed'}"]
+    with pdqn_command(*RUN, *options, directory=tmp_path, **PATH) as command:
+        assert command.wait() == 0, command.stderr
+    summary = summary_of(tmp_path)
+    assert summary["exit_reason"] == "steps"
+    # Both may have come to the step before the file was there.
+    assert 1 <= summary["restarts"]["actor"] <= 2
+    assert "killed by SIGSEGV" in summary["first_error"]
+    # Two actors and at least one restart: each began with seeds of its own, and they are recorded.
+    events = read_lines(tmp_path / "run" / "events.jsonl")
+    recorded = [event["text"] for event in events if event["event"] == "seeds"]
+    assert len(recorded) == len(set(recorded)) == 2 + summary["restarts"]["actor"]
+    first, second = environment_seeds(0, first=0, num_envs=2, incarnation=0)
+    assert f"environments: {first} {second}" in recorded
+
+
+def test_one_that_hangs_is_ended_and_the_others_go_on(
+    pdqn_command: StartCommand, eventually: Eventually, read_lines: ReadLines, tmp_path: Path
+):
+    options = ["--actors", "2", "--time", "120s", "--env-arg", "how=hang"]
+    options += ["--env-arg", f"marker={tmp_path / 'hung'}"]
+    options += ["--set", "system.heartbeat_timeout_seconds=3"]
+    events = tmp_path / "run" / "events.jsonl"
+
+    def silent() -> bool:
+        return events.exists() and any(e["event"] == "silent" for e in read_lines(events))
+
+    with pdqn_command(*RUN, *options, directory=tmp_path, **PATH) as command:
+        eventually(silent, 60)
+        eventually(lambda: sum(e["event"] == "joined" for e in read_lines(events)) >= 5, 60)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        steps = read_lines(metrics)[-1]["environment_steps"] if metrics.exists() else 0
+        eventually(lambda: read_lines(metrics)[-1]["environment_steps"] > steps, 30)
+        command.interrupt()
+        assert command.wait(20) == 0, command.stderr
+    assert summary_of(tmp_path)["restarts"]["actor"] >= 1
+
+
+def test_an_environment_is_found_where_the_command_is_run(
+    pdqn_command: StartCommand, tmp_path: Path
+):
+    source = Path(TESTS, "failing_environments.py").read_text(encoding="utf-8")
+    (tmp_path / "my_environments.py").write_text(source, encoding="utf-8")
+    arguments = [part.replace("failing_environments", "my_environments") for part in RUN]
+    options = ["--actors", "1", "--steps", "500", "--env-arg", "bad_seeds=[1]"]
+    with pdqn_command(*arguments, *options, directory=tmp_path) as command:
+        assert command.wait() == 0, command.stderr
+    assert summary_of(tmp_path)["environment_steps"] >= 500

@@ -1,0 +1,256 @@
+"""Options of the learner: that they combine, and what they do to memory, targets and state."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._inductor.config
+
+from learner.learner import Learner, StepResult
+from learner.objective import check_combinations
+from learner.staging import Stager
+from pdqn.config import Config, build
+from pdqn.errors import RunError, UsageError
+from pdqn.specs import EnvironmentSpec, FieldSpec
+from replay.samples import Sample
+
+SPEC = EnvironmentSpec(
+    "test/Masked-v0",
+    (
+        FieldSpec("action_mask", (3,), "int8", binary=True),
+        FieldSpec("observation", (4,), "float32"),
+    ),
+    3,
+)
+
+
+def config_of(learner: dict[str, Any] | None = None, **network: Any) -> Config:
+    fixed = {"learning_rate": 1e-2, "device": "cpu", "precision": "float32", "batch_size": 8}
+    layer = {
+        "learner": {**fixed, **(learner or {})},
+        "network": {"hidden": 16, "layers": 1, "value_min": -5, "value_max": 5, **network},
+    }
+    return build(("test", layer))
+
+
+def sample_of(seed: int = 0, batch: int = 8) -> Sample:
+    rng = np.random.default_rng(seed)
+
+    def observation() -> dict[str, np.ndarray]:
+        mask = rng.integers(0, 2, (batch, 3)).astype(bool)
+        mask[:-1, 0] = True  # the last row has no valid action
+        mask[-1] = False
+        values = rng.normal(size=(batch, 4)).astype(np.float32)
+        return {"action_mask": np.packbits(mask, axis=1), "observation": values}
+
+    return Sample(
+        keys=np.arange(batch),
+        observation=observation(),
+        bootstrap_observation=observation(),
+        action=np.zeros(batch, np.int32),
+        n_step_return=rng.normal(size=batch).astype(np.float32),
+        discount=np.where(np.arange(batch) == batch - 1, 0.0, 0.9).astype(np.float32),
+        sampling_priority=rng.random(batch) + 0.1,
+        parameter_version=np.zeros(batch, np.int64),
+    )
+
+
+def learn(learner: Learner, sample: Sample) -> StepResult:
+    return learner.step(learner.tensors(sample))
+
+
+def parameters(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.online.state_dict().items()}
+
+
+COMBINATIONS = [
+    (distribution, dict(zip(("double", "munchausen", "dueling", "noisy"), flags, strict=True)))
+    for distribution in ("none", "categorical", "quantile")
+    for flags in itertools.product((False, True), repeat=4)
+    if not (distribution == "categorical" and flags[1])
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("distribution", "flags"), COMBINATIONS)
+def test_every_combination_learns_from_a_batch(precision: str, distribution: str, flags: Any):
+    settings = {
+        "precision": precision,
+        "double": flags["double"],
+        "munchausen": flags["munchausen"],
+    }
+    network = {"dueling": flags["dueling"], "noisy": flags["noisy"]}
+    config = config_of(settings, distribution=distribution, atoms=11, **network)
+    check_combinations(config)
+    learner = Learner(config, SPEC)
+    before = parameters(learner)
+    result = learn(learner, sample_of())
+    assert not result.skipped
+    assert np.isfinite(result.priorities).all()
+    assert (result.priorities >= 0).all()
+    assert result.priorities.shape == (8,)
+    after = parameters(learner)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+def test_repeated_steps_on_one_batch_reduce_its_errors(distribution: str):
+    learner = Learner(config_of({"target_update_period": 10**6}, distribution=distribution), SPEC)
+    sample = sample_of()
+    first = learn(learner, sample).priorities.mean()
+    for _ in range(200):
+        learn(learner, sample)
+    assert learn(learner, sample).priorities.mean() < 0.5 * first
+
+
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+def test_parts_of_a_batch_make_the_step_of_the_whole(distribution: str, micro_batch_size: int):
+    whole = Learner(config_of(distribution=distribution), SPEC)
+    parts = Learner(
+        config_of({"micro_batch_size": micro_batch_size}, distribution=distribution), SPEC
+    )
+    for seed in range(3):
+        one, other = learn(whole, sample_of(seed)), learn(parts, sample_of(seed))
+        np.testing.assert_allclose(one.priorities, other.priorities, atol=1e-5)
+        assert one.loss == pytest.approx(other.loss, abs=1e-5)
+        assert one.q_mean == pytest.approx(other.q_mean, abs=1e-5)
+    for name, tensor in parameters(whole).items():
+        torch.testing.assert_close(tensor, parameters(parts)[name], atol=1e-5, rtol=1e-4)
+
+
+def out_of_memory_above(learner: Learner, rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As if the device held activations of so many rows; returns the sizes that were tried."""
+    tried: list[int] = []
+    losses = learner._objective.losses
+
+    def bounded(batch: Any) -> Any:
+        tried.append(len(batch))
+        if len(batch) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return losses(batch)
+
+    monkeypatch.setattr(learner._objective, "losses", bounded)
+    return tried
+
+
+def test_out_of_memory_halves_the_parts_and_keeps_the_batch(monkeypatch: pytest.MonkeyPatch):
+    whole, tight = Learner(config_of(), SPEC), Learner(config_of(), SPEC)
+    tried = out_of_memory_above(tight, 3, monkeypatch)
+    one, other = learn(whole, sample_of()), learn(tight, sample_of())
+    assert tried == [8, 4, 2, 2, 2, 2]
+    assert tight.micro_batch_size == 2
+    assert tight.out_of_memory == 2
+    np.testing.assert_allclose(one.priorities, other.priorities, atol=1e-6)
+    for name, tensor in parameters(whole).items():
+        torch.testing.assert_close(tensor, parameters(tight)[name], atol=1e-6, rtol=1e-5)
+    # What fitted once is kept: nothing is tried in vain again.
+    tried.clear()
+    learn(tight, sample_of(1))
+    assert tried == [2, 2, 2, 2]
+
+
+def test_memory_that_ends_in_the_middle_of_a_batch_leaves_no_half_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    settings = {"micro_batch_size": 4}
+    whole, tight = Learner(config_of(settings), SPEC), Learner(config_of(settings), SPEC)
+    losses, calls = tight._objective.losses, iter(range(100))
+
+    def second_time_full(batch: Any) -> Any:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return losses(batch)
+
+    monkeypatch.setattr(tight._objective, "losses", second_time_full)
+    one, other = learn(whole, sample_of()), learn(tight, sample_of())
+    assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
+
+
+def test_only_a_single_transition_that_does_not_fit_ends_it(monkeypatch: pytest.MonkeyPatch):
+    learner = Learner(config_of(), SPEC)
+    tried = out_of_memory_above(learner, 0, monkeypatch)
+    with pytest.raises(RunError, match="out of GPU memory with one transition at a time"):
+        learn(learner, sample_of())
+    assert tried == [8, 4, 2, 1]
+
+
+def test_a_soft_target_follows_by_its_rate_every_step():
+    learner = Learner(config_of({"target_update": "soft", "target_update_rate": 0.25}), SPEC)
+    before = {name: t.clone() for name, t in learner.target.state_dict().items()}
+    learn(learner, sample_of())
+    online = learner.online.state_dict()
+    for name, tensor in learner.target.state_dict().items():
+        torch.testing.assert_close(tensor, before[name] + 0.25 * (online[name] - before[name]))
+
+
+def test_a_restored_noisy_learner_goes_on_exactly_as_the_first_one():
+    first, second = (Learner(config_of(noisy=True), SPEC) for _ in range(2))
+    learn(first, sample_of())
+    second.set_state(copy.deepcopy(first.get_state()))
+    for seed in range(1, 4):
+        assert learn(first, sample_of(seed)).loss == learn(second, sample_of(seed)).loss
+
+
+@pytest.mark.parametrize(
+    ("learner", "network", "words"),
+    [
+        ({"munchausen": True}, {"distribution": "categorical"}, "munchausen = true with"),
+        ({"micro_batch_size": 9}, {}, "micro_batch_size = 9, but learner.batch_size = 8"),
+    ],
+)
+def test_what_does_not_combine_is_refused(learner: Any, network: Any, words: str):
+    with pytest.raises(UsageError, match=words):
+        check_combinations(config_of(learner, **network))
+
+
+def test_work_for_the_meantime_is_done_once_a_step_before_the_parameters_change():
+    learner = Learner(config_of({"micro_batch_size": 2}), SPEC)
+    before, seen = parameters(learner), []
+    learner.step(learner.tensors(sample_of()), lambda: seen.append(parameters(learner)))
+    assert len(seen) == 1
+    assert all(torch.equal(before[name], seen[0][name]) for name in before)
+
+
+def test_a_learner_whose_batches_are_staged_ahead_takes_the_same_steps():
+    plain, staged = Learner(config_of(), SPEC), Learner(config_of(), SPEC)
+    samples = [sample_of(seed) for seed in range(4)]
+    expected = [learn(plain, sample).priorities for sample in samples]
+    stager = Stager(staged.tensors, staged.device, ahead=1)
+    coming = iter(samples)
+
+    def stage_ahead() -> None:
+        if (sample := next(coming, None)) is not None:
+            stager.put(sample)
+
+    stage_ahead()
+    found = []
+    while len(stager):
+        sample, batch = stager.take()
+        assert sample is samples[len(found)]
+        found.append(staged.step(batch, stage_ahead).priorities)
+    # The importance-sampling exponent is that of the step during which a batch was staged.
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++"))), reason="no C++ compiler")
+def test_a_compiled_learner_takes_the_steps_of_a_plain_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool that stays behind
+    plain, compiled = Learner(config_of(), SPEC), Learner(config_of({"compile": True}), SPEC)
+    for seed in range(2):
+        one, other = learn(plain, sample_of(seed)), learn(compiled, sample_of(seed))
+        np.testing.assert_allclose(one.priorities, other.priorities, atol=1e-4)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UsageError, match=r"learner\.compile = true, but no C\+\+ compiler"):
+        check_combinations(config_of({"compile": True}))
