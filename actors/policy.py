@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pdqn.config import ActorConfig
 from pdqn.networks import QNetwork
+from pdqn.schedules import linear
 from pdqn.specs import ACTION_MASK, Observation
 
 
@@ -59,8 +60,8 @@ def greedy(network: QNetwork, observation: Observation) -> NDArray[np.int64]:
 
 def guidance_at(actor: ActorConfig, learner_steps: int) -> float:
     """The share of exploring actions that are suggested ones, on a straight line to its end."""
-    done = min(1.0, learner_steps / actor.guidance_decay_steps)
-    return actor.guidance + (actor.guidance_final - actor.guidance) * done
+    steps = actor.guidance_decay_steps
+    return linear(actor.guidance, actor.guidance_final, steps, learner_steps)
 
 
 @dataclass(frozen=True)

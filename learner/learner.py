@@ -17,6 +17,7 @@ from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
 from pdqn.networks import build_network, resample_noise
+from pdqn.schedules import linear
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.telemetry import Telemetry
 from replay.samples import Sample, importance_weights
@@ -56,13 +57,14 @@ class Learner:
         self.target.load_state_dict(self.online.state_dict())
         self._optimizer = torch.optim.Adam(
             self.online.parameters(),
-            lr=resolved(config.learner.learning_rate),
+            lr=resolved(config.learner.learning_rate),  # set anew before every step
             eps=config.learner.adam_epsilon,
             fused=True,
         )
         self.learner_steps = 0
         self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
+        self._noisy = config.network.noisy
         self._noise = torch.Generator().manual_seed(seeds.torch_seed(config.run.seed, "noise"))
         self.micro_batch_size = config.learner.micro_batch_size or config.learner.batch_size
         self.out_of_memory = 0
@@ -70,10 +72,19 @@ class Learner:
     @property
     def importance_sampling_exponent(self) -> float:
         """What corrects the bias of prioritized sampling, annealed over the learner's steps."""
-        first = self._replay.importance_sampling_exponent
-        final = self._replay.importance_sampling_exponent_final
-        done = min(1.0, self.learner_steps / self._replay.importance_sampling_annealing_steps)
-        return first + (final - first) * done
+        return linear(
+            self._replay.importance_sampling_exponent,
+            self._replay.importance_sampling_exponent_final,
+            self._replay.importance_sampling_annealing_steps,
+            self.learner_steps,
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's step size, which may decay over the learner's steps."""
+        first, final = resolved(self._config.learning_rate), self._config.learning_rate_final
+        steps = self._config.learning_rate_decay_steps
+        return linear(first, first if final is None else final, steps, self.learner_steps)
 
     def tensors(self, sample: Sample) -> TensorBatch:
         """Unpack a Sample and bring it to the device.
@@ -100,8 +111,9 @@ class Learner:
         Raises:
             RunError: out of GPU memory with a single transition at a time.
         """
-        for network in (self.online, self.target):
-            resample_noise(network, self._noise)
+        if self._noisy:
+            for network in (self.online, self.target):
+                resample_noise(network, self._noise)
         figures, priorities = self._accumulate(batch)
         norm = torch.nn.utils.clip_grad_norm_(
             self.online.parameters(), self._config.gradient_clip_norm
@@ -113,6 +125,7 @@ class Learner:
         # An infinite error has a finite gradient: the loss is linear there.
         finite = math.isfinite(gradient_norm) and math.isfinite(loss)
         if finite:
+            self._optimizer.param_groups[0]["lr"] = self.learning_rate
             self._optimizer.step()
         self.learner_steps += 1
         self._update_target()
@@ -168,7 +181,7 @@ class Learner:
         telemetry.gauge("q_mean", result.q_mean)
         telemetry.gauge("gradient_norm", result.gradient_norm)
         telemetry.gauge("learner_steps", self.learner_steps)
-        telemetry.gauge("learning_rate", resolved(self._config.learning_rate))
+        telemetry.gauge("learning_rate", self.learning_rate)
         telemetry.gauge("importance_sampling_exponent", self.importance_sampling_exponent)
         telemetry.gauge("micro_batch_size", self.micro_batch_size)
         if telemetry.counters["out_of_memory"] != self.out_of_memory:

@@ -7,7 +7,7 @@ send with new transitions, so that old and new ones compare.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from pdqn.networks import QNetwork
 from pdqn.networks.heads import expected
 from pdqn.specs import ACTION_MASK
 
+_Prepared = tuple[Tensor, ...]
 # Of which torch.compile needs one, on any device.
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 
@@ -67,6 +68,8 @@ class TensorBatch:
 
     def part(self, start: int, stop: int) -> TensorBatch:
         """The transitions ``start`` to ``stop - 1``, without copying them."""
+        if start == 0 and stop >= len(self):
+            return self
         rows = slice(start, stop)
         return TensorBatch(
             {name: values[rows] for name, values in self.observation.items()},
@@ -135,15 +138,17 @@ class Objective:
     def __init__(self, config: Config, online: QNetwork, target: QNetwork) -> None:
         self._config = config.learner
         self._kind = config.network.distribution
+        self._prepare = online.prepare  # has no parameters: both networks share what it makes
         self._online, self._target = _Function(config, online), _Function(config, target)
         self._support = online.support
 
     def losses(self, batch: TensorBatch) -> Losses:
         """Losses and priorities of a batch; under autocast for lower precision."""
-        ours = self._online(batch.observation)
+        prepared = self._prepare(batch.observation)
+        ours = self._online(prepared)
         chosen = select(ours.mean, batch.action)
         with torch.no_grad():
-            target = self._aim(batch)
+            target = self._aim(batch, self._bonus(batch, prepared))
             error = (self._mean(target) - chosen).abs()
         loss = self._losses(select(ours.distribution, batch.action), target)
         return Losses(loss, error, chosen.detach())
@@ -159,9 +164,9 @@ class Objective:
     def _mean(self, target: Tensor) -> Tensor:
         return target.mean(dim=1) if self._support is None else target @ self._support
 
-    def _aim(self, batch: TensorBatch) -> Tensor:
+    def _aim(self, batch: TensorBatch, bonus: Tensor | float) -> Tensor:
         """float32[batch, k]: equally likely returns, or probabilities of the support's atoms."""
-        returns = (batch.n_step_return + self._bonus(batch))[:, None]
+        returns = (batch.n_step_return + bonus)[:, None]
         if self._support is None:
             return returns + batch.discount[:, None] * self._following(batch)
         values, chooser, mask = self._bootstrap(batch)
@@ -179,18 +184,19 @@ class Objective:
 
     def _bootstrap(self, batch: TensorBatch) -> tuple[_Values, Tensor, Tensor | None]:
         """The target network's values, what chooses the action, and the mask."""
-        values = self._target(batch.bootstrap_observation)
+        prepared = self._prepare(batch.bootstrap_observation)
+        values = self._target(prepared)
         chooser = values.mean
         if self._config.double and not self._config.munchausen:  # a soft value chooses nothing
-            chooser = self._online(batch.bootstrap_observation).mean
+            chooser = self._online(prepared).mean
         return values, chooser, batch.bootstrap_observation.get(ACTION_MASK)
 
-    def _bonus(self, batch: TensorBatch) -> Tensor | float:
+    def _bonus(self, batch: TensorBatch, prepared: _Prepared) -> Tensor | float:
         """Of Munchausen, for the first of the rewards that a return sums."""
         if not self._config.munchausen:
             return 0.0
         return munchausen_bonus(
-            self._target(batch.observation).mean,
+            self._target(prepared).mean,
             batch.observation.get(ACTION_MASK),
             batch.action,
             alpha=self._config.munchausen_alpha,
@@ -200,7 +206,7 @@ class Objective:
 
 
 class _Function:
-    """A network as a function of observations, compiled where that was asked for."""
+    """A network as a function of prepared observations, compiled where that was asked for."""
 
     def __init__(self, config: Config, network: QNetwork) -> None:
         self._network = network
@@ -208,8 +214,8 @@ class _Function:
         forward = network.distribution if self._distributional else network.forward
         self._forward = torch.compile(forward) if config.learner.compile else forward
 
-    def __call__(self, observation: Mapping[str, Tensor]) -> _Values:
-        result = self._forward(*self._network.prepare(observation)).float()
+    def __call__(self, prepared: _Prepared) -> _Values:
+        result = self._forward(*prepared).float()
         if self._distributional:
             return _Values(result, expected(result, self._network.support))
         return _Values(result[:, :, None], result)

@@ -198,6 +198,12 @@ class LearnerConfig:
 
     batch_size: int = setting(64, "transitions in a SampleBatch", at_least=1, at_most=65_536)
     learning_rate: float | None = setting(None, "Adam's step size", above=0)
+    learning_rate_final: float | None = setting(
+        None, "what the step size decays to; auto keeps it", above=0
+    )
+    learning_rate_decay_steps: int = setting(
+        100_000, "learner steps until the final step size, on a straight line", at_least=1
+    )
     adam_epsilon: float = setting(1e-8, "Adam's epsilon", above=0)
     micro_batch_size: int | None = setting(
         None, "transitions of a batch that are computed at once; gradients accumulate", at_least=1

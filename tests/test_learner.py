@@ -256,6 +256,24 @@ def test_a_restored_learner_anneals_on_from_where_it_was():
     assert second.importance_sampling_exponent == first.importance_sampling_exponent
 
 
+# ---- step size ----
+
+
+def test_the_step_size_decays_on_a_straight_line_and_is_what_adam_takes():
+    decaying = {"learning_rate_final": 0.001, "learning_rate_decay_steps": 4}
+    learner, taken = learner_of(learning_rate=0.005, **decaying), []
+    for step in range(6):
+        learn(learner, sample_of(seed=step))
+        taken.append(learner.get_state()["optimizer"]["param_groups"][0]["lr"])
+    assert taken == pytest.approx([0.005, 0.004, 0.003, 0.002, 0.001, 0.001])
+
+
+def test_without_a_final_step_size_it_stays():
+    learner = learner_of(learning_rate=0.005)
+    learner.learner_steps = 10**6
+    assert learner.learning_rate == 0.005
+
+
 # ---- state ----
 
 

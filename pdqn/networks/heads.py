@@ -60,6 +60,8 @@ def expected(distribution: Tensor, support: Tensor | None) -> Tensor:
             equally likely values.
         support: float32[atoms] or None.
     """
+    if distribution.shape[2] == 1:
+        return distribution[:, :, 0]
     if support is None:
         return distribution.mean(dim=2)
     # The sum over atoms is exact enough only in single precision.
