@@ -242,6 +242,7 @@ class NetworkConfig:
         words="auto, mlp, conv, nature, impala, qmap, or package.module:factory",
     )
     dueling: bool = setting(True, "separate value and advantage streams")
+    layer_norm: bool = setting(False, "normalise hidden layers, which steadies large step sizes")
     noisy: bool = setting(False, "noisy dense layers, which replace epsilon")
     noisy_sigma: float = setting(0.5, "initial scale of the noise", above=0)
     distribution: Literal["none", "categorical", "quantile"] = setting(

@@ -145,6 +145,18 @@ class TestMLP:
         torch.testing.assert_close(values.mean(dim=1), value[:, 0])
         torch.testing.assert_close(values - value, advantage - advantage.mean(1, keepdim=True))
 
+    def test_with_layer_norm_the_scale_of_a_hidden_layer_does_not_matter(self):
+        network = build_network(FOUR, NetworkConfig(hidden=8, layers=2, layer_norm=True))
+        assert isinstance(network, FusedNetwork)
+        inputs = torch.randn(6, 4)
+        with torch.no_grad():
+            values = network(inputs)
+            for parameter in network.trunk[1].parameters():
+                parameter.mul_(7.0)
+            torch.testing.assert_close(network(inputs), values, rtol=1e-3, atol=1e-4)
+        plain = build_network(FOUR, NetworkConfig(hidden=8, layers=2))
+        assert not any("norms" in name for name in plain.state_dict())
+
     def test_without_dueling_there_is_no_value_stream(self):
         network = build_network(FOUR, NetworkConfig(hidden=8, layers=1, dueling=False))
         assert not any("value" in name for name in network.state_dict())
@@ -172,6 +184,14 @@ class TestQMap:
         assert network_sizes(VECTOR, NetworkConfig()).kind == "mlp"
         assert network_sizes(map_spec(16), NetworkConfig(kind="mlp")).kind == "mlp"
         assert isinstance(build_network(map_spec(20), NetworkConfig(kind="mlp")), FusedNetwork)
+
+    @pytest.mark.parametrize(
+        "option", [{"noisy": True}, {"layer_norm": True}, {"distribution": "quantile"}]
+    )
+    def test_options_that_a_qmap_cannot_honour_are_refused(self, option):
+        (key,) = option
+        with pytest.raises(UsageError, match=rf"network\.{key} = \w+: the Q-map network"):
+            build_network(map_spec(16), NetworkConfig(**option))
 
     def test_a_qmap_for_vectors_is_refused_with_what_is_missing(self):
         with pytest.raises(

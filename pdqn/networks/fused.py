@@ -42,6 +42,11 @@ class FusedNetwork(QNetwork):
         inputs = self._flat.size + sum(encoder.features for encoder in encoders)
         sizes = [inputs, *[resolved(config.hidden)] * resolved(config.layers)]
         self.trunk = nn.ModuleList(dense(a, b, config) for a, b in itertools.pairwise(sizes))
+        # Steadies Q-learning at large step sizes (Gallici et al. 2024, "Simplifying deep temporal
+        # difference learning").
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(size) if config.layer_norm else nn.Identity() for size in sizes[1:]
+        )
         self.head = Head(sizes[-1], spec.num_actions, config)
 
     @property
@@ -68,8 +73,8 @@ class FusedNetwork(QNetwork):
         parts = [e(images) for e, images in zip(self.encoders, prepared[:count], strict=True)]
         parts += prepared[count:]
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        for layer in self.trunk:
-            hidden = functional.relu(layer(hidden))
+        for layer, norm in zip(self.trunk, self.norms, strict=True):
+            hidden = functional.relu(norm(layer(hidden)))
         return hidden
 
 

@@ -27,7 +27,7 @@ def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
     """Refuse what the Q-map network cannot do.
 
     Raises:
-        UsageError: stacked frames, a map of a wrong size, noisy layers or a distribution.
+        UsageError: stacked frames, a map of a wrong size, options of dense layers, or a distribution.
     """
     if spec.frame_stack > 1:
         raise UsageError(
@@ -42,11 +42,12 @@ def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
             f"network.distribution = {config.distribution}: the Q-map network has a value for each "
             f"of {spec.num_actions} cells, and would need {config.atoms} times as many; use none"
         )
-    if config.noisy:
-        raise UsageError(
-            "network.noisy = true: the Q-map network's output is convolutional, and noisy layers "
-            "are dense; use false"
-        )
+    for key in ("noisy", "layer_norm"):
+        if getattr(config, key):
+            raise UsageError(
+                f"network.{key} = true: the Q-map network is convolutional, and this is for dense "
+                "layers; use false"
+            )
 
 
 class QMap(QNetwork):
