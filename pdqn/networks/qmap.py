@@ -27,7 +27,7 @@ def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
     """Refuse what the Q-map network cannot do.
 
     Raises:
-        UsageError: stacked frames, a map of a wrong size, options of dense layers, or a distribution.
+        UsageError: stacked frames, a map of a wrong size, a distribution, options of dense layers.
     """
     if spec.frame_stack > 1:
         raise UsageError(
