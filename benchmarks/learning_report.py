@@ -18,6 +18,7 @@ from benchmarks.learning_results import (
     COLUMNS,
     Result,
     band,
+    first_at,
     later_half_means,
     mean_and_error,
     read_all,
@@ -130,13 +131,18 @@ def figures(case: Case, mine: Sequence[Result]) -> list[str]:
 
 def threshold_text(threshold: float, group: Sequence[Result]) -> str:
     """Median and range of the seconds until the return stays, and how many seeds got there."""
-    times = sorted(math.inf if (t := stays_from(r.curve, threshold)) is None else t for r in group)
+    times = [math.inf if (t := stays_from(r.curve, threshold)) is None else t for r in group]
     reached = sum(math.isfinite(t) for t in times)
     words = f"{reached} of {len(times)} stay at {threshold:g}"
-    if not reached:
-        return words
-    median, least, most = (_seconds(t) for t in (statistics.median(times), times[0], times[-1]))
-    return f"median {median} ({least} to {most}); {words}"
+    if reached:
+        words = f"{_median_text(times)}; {words}"
+    first = [first_at(r.curve, threshold) for r in group]
+    return f"{words}; first evaluation there: {_median_text(first)}"
+
+
+def _median_text(times: Sequence[float]) -> str:
+    median, least, most = map(_seconds, (statistics.median(times), min(times), max(times)))
+    return f"median {median} ({least} to {most})"
 
 
 def _seconds(value: float) -> str:

@@ -141,6 +141,11 @@ def stays_from(curve: Sequence[Sequence[float]], threshold: float) -> float | No
     return curve[-reached][1] if reached >= STAY_EVALUATIONS else None
 
 
+def first_at(curve: Sequence[Sequence[float]], threshold: float) -> float:
+    """Seconds at the first evaluation that reaches the threshold; infinite if none does."""
+    return next((point[1] for point in curve if point[2] >= threshold), math.inf)
+
+
 def band(curves: Sequence[Sequence[Sequence[float]]], column: int) -> dict[str, Floats]:
     """The mean over seeds and their range, where all curves reach.
 

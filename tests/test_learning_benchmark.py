@@ -17,6 +17,7 @@ from benchmarks.learning_results import (
     Result,
     band,
     curve_of_metrics,
+    first_at,
     later_half_means,
     mean_and_error,
     read,
@@ -122,6 +123,13 @@ def test_results_come_back_from_their_files(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_the_first_evaluation_at_the_threshold_need_not_stay_there():
+    curve = [[0.0, 5.0, 100.0, 0.0], [1.0, 7.0, 480.0, 0.0], [2.0, 9.0, 300.0, 0.0]]
+    assert first_at(curve, 475.0) == 7.0
+    assert stays_from(curve, 475.0) is None
+    assert first_at(curve, 500.0) == math.inf
+
+
 def test_a_file_that_is_no_result_is_named(tmp_path):
     path = tmp_path / "broken.json"
     path.write_text("{}", encoding="utf-8")
@@ -163,7 +171,8 @@ def test_rows_name_result_seeds_wall_time_commit_and_command():
     assert rows[0] == [
         "cartpole",
         PDQN,
-        "median 20.0 s (20.0 s to never); 2 of 3 stay at 475",
+        "median 20.0 s (20.0 s to never); 2 of 3 stay at 475; "
+        "first evaluation there: median 20.0 s (20.0 s to never)",
         "2 3 5",
         "67 s, 2 cores",
         "`abc1234`",
