@@ -12,8 +12,6 @@ from pdqn.model import load_model, save_model
 from pdqn.networks import QNetwork
 from pdqn.specs import EnvironmentSpec
 
-BEST_MODEL = "best_model.pth"
-
 
 class BestKeeper:
     """Keeps the parameters of the best evaluation so far as a model file."""

@@ -10,7 +10,7 @@ import torch
 import zmq
 from numpy.typing import NDArray
 
-from actors.best import BEST_MODEL, BestKeeper
+from actors.best import BestKeeper
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
 from actors.follower import ParameterFollower
@@ -18,6 +18,7 @@ from actors.policy import greedy
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
 
 _WAIT_SECONDS = 0.1

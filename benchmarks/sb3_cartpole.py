@@ -12,7 +12,7 @@ import gymnasium
 import torch
 from stable_baselines3 import DQN  # pyright: ignore[reportMissingImports]
 
-from benchmarks.sb3_peer import Evaluations, arguments, train
+from benchmarks.sb3_peer import arguments, train
 
 TOTAL_STEPS = 50_000
 EVERY_STEPS = 1000
@@ -24,14 +24,14 @@ def main() -> None:
     chosen = arguments("stable-baselines3's DQN on CartPole-v1").parse_args()
     torch.set_num_threads(chosen.threads)
     held_out = gymnasium.make("CartPole-v1")
-    evaluations = Evaluations(
+    train(
+        tuned(chosen.seed),
         held_out,
+        chosen,
+        total_timesteps=TOTAL_STEPS,
         every=EVERY_STEPS,
         episodes=EPISODES,
-        launched=chosen.launched,
-        seconds=chosen.seconds,
     )
-    train(tuned(chosen.seed), evaluations, TOTAL_STEPS, (held_out, chosen.final_episodes))
 
 
 def tuned(seed: int) -> DQN:

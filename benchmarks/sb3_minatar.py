@@ -26,7 +26,7 @@ from stable_baselines3.common.torch_layers import (  # pyright: ignore[reportMis
 from torch import nn
 
 from benchmarks.learning_cases import MINATAR_STEPS
-from benchmarks.sb3_peer import Evaluations, arguments, train
+from benchmarks.sb3_peer import arguments, train
 
 EVERY_STEPS = 20_000
 EPISODES = 20
@@ -103,14 +103,14 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     minatar.gym.register_envs()
     held_out = make(chosen.env)
-    evaluations = Evaluations(
+    train(
+        model_of(chosen),
         held_out,
+        chosen,
+        total_timesteps=TOTAL_STEPS,
         every=EVERY_STEPS,
         episodes=EPISODES,
-        launched=chosen.launched,
-        seconds=chosen.seconds,
     )
-    train(model_of(chosen), evaluations, TOTAL_STEPS, (held_out, chosen.final_episodes))
 
 
 if __name__ == "__main__":

@@ -109,11 +109,26 @@ class Evaluations(BaseCallback):
 
 def train(
     model: DQN,
-    evaluations: Evaluations,
+    env: gymnasium.Env[Any, Any],
+    chosen: argparse.Namespace,
+    *,
     total_timesteps: int,
-    final: tuple[gymnasium.Env[Any, Any], int],
+    every: int,
+    episodes: int,
 ) -> None:
-    """Train, and print a last line with the rates and the final policy's evaluation."""
+    """Train, and print a last line with the rates and the final policy's evaluation.
+
+    Args:
+        model: to train.
+        env: to evaluate in.
+        chosen: the options of every script.
+        total_timesteps: environment steps, at most.
+        every: environment steps between evaluations.
+        episodes: of an evaluation.
+    """
+    evaluations = Evaluations(
+        env, every=every, episodes=episodes, launched=chosen.launched, seconds=chosen.seconds
+    )
     model.learn(total_timesteps, callback=evaluations)
     trained = evaluations.seconds
     last: dict[str, Any] = {
@@ -124,7 +139,6 @@ def train(
         "samples_per_second": model._n_updates * model.batch_size / trained,
         "torch_threads": torch.get_num_threads(),
     }
-    env, episodes = final
-    if episodes:
-        last["evaluation"] = evaluate(model, env, episodes)
+    if chosen.final_episodes:
+        last["evaluation"] = evaluate(model, env, chosen.final_episodes)
     print(json.dumps(last), flush=True)

@@ -13,15 +13,12 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from actors.best import BEST_MODEL
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play, random_act
 from actors.policy import greedy
 from pdqn import seeds
 from pdqn.errors import RunError, UsageError
-from pdqn.model import Model, load_model
-
-FINAL_MODEL = "final_model.pth"
+from pdqn.model import BEST_MODEL, FINAL_MODEL, Model, load_model
 
 
 def evaluate(path: Path, episodes: int, *, best: bool = False, as_json: bool) -> int:

@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from actors.environments import atari
 from launcher.hardware import (
     UNLIMITED,
     Gpu,
@@ -71,7 +72,6 @@ LEARNING_RATE = {"small": 1e-3, "large": 3e-4}
 DISCOUNT, PLACEMENT_DISCOUNT = 0.99, 1.0
 # Mnih et al. 2015: a still picture says nothing of motion, and scores of games differ in size.
 ATARI_FRAME_STACK, ATARI_REWARD_CLIP, SCREEN_PIXELS_MIN = 4, 1.0, 36 * 36
-ATARI_PREFIX = "ALE/"
 EVALUATION_EPISODES, HEADLINE_EVALUATION_EPISODES = 10, 32
 
 # Estimates of resident memory beside the buffer. An actor shares torch's pages with its
@@ -313,8 +313,8 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))
     draft.settle("actor", "batch_transitions", batch)
     draft.settle("actor", "discount", PLACEMENT_DISCOUNT if _is_placement(spec) else DISCOUNT)
-    atari = spec.id.startswith(ATARI_PREFIX)
-    draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if atari else 0.0)
+    is_atari = spec.id.startswith(atari.NAMESPACE)
+    draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if is_atari else 0.0)
     seen = sum(field.stored_bytes * field.stack for field in spec.fields)
     each = ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * seen * envs
     count = _plan_actor_count(draft, mode, each)

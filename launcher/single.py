@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from actors.actor import Identity, Rollout
-from actors.best import BEST_MODEL, BestKeeper
+from actors.best import BestKeeper
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
 from actors.policy import greedy
@@ -26,7 +26,7 @@ from learner.checkpoint import save_checkpoint
 from learner.learner import Learner
 from pdqn import seeds
 from pdqn.config import resolved
-from pdqn.model import save_model
+from pdqn.model import BEST_MODEL, FINAL_MODEL, save_model
 from pdqn.networks import build_network, set_noise
 from pdqn.telemetry import Telemetry
 from replay.samples import SampleLayout
@@ -181,7 +181,7 @@ class SingleRun:
         save_checkpoint(path / "checkpoints", state, keep)
         network, steps = self._learner.online, self._learner.learner_steps
         spec = self._session.spec
-        save_model(path / "final_model.pth", self._config, spec, network, steps)
+        save_model(path / FINAL_MODEL, self._config, spec, network, steps)
 
     def _end_now(self) -> None:
         """The second Ctrl-C."""

@@ -15,7 +15,7 @@ from learner.staging import Stager
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, Welcome, role
-from pdqn.model import save_model
+from pdqn.model import FINAL_MODEL, save_model
 from pdqn.parameters import ParameterPublisher, Parameters
 from replay.client import SampleClient
 
@@ -141,7 +141,7 @@ class LearnerProcess:
         save_checkpoint(directory, self._learner.get_state(), self._config.checkpoint.keep)
         learner = self._learner
         # With every checkpoint: however the run ends, there is a model to use.
-        path = self._run_dir / "final_model.pth"
+        path = self._run_dir / FINAL_MODEL
         save_model(path, self._config, self._welcome.spec, learner.online, learner.learner_steps)
         self._link.telemetry.count("checkpoints")
 

@@ -17,6 +17,8 @@ from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
 
 FORMAT = 3
+# In a run directory: the last parameters, and those that evaluated best.
+FINAL_MODEL, BEST_MODEL = "final_model.pth", "best_model.pth"
 # What torch.load raises for damaged and foreign files, and what follows from strange contents.
 _UNREADABLE = (
     OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError,
