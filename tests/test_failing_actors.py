@@ -91,16 +91,21 @@ def test_one_that_hangs_is_ended_and_the_others_go_on(
     options += ["--env-arg", f"marker={tmp_path / 'hung'}"]
     options += ["--set", "system.heartbeat_timeout_seconds=3"]
     events = tmp_path / "run" / "events.jsonl"
+    metrics = tmp_path / "run" / "metrics.jsonl"
 
     def silent() -> bool:
-        return events.exists() and any(e["event"] == "silent" for e in read_lines(events))
+        return any(e["event"] == "silent" for e in read_lines(events))
+
+    def steps() -> int:
+        # The file is there from the start, and empty until the first line.
+        lines = read_lines(metrics)
+        return lines[-1]["environment_steps"] if lines else 0
 
     with pdqn_command(*RUN, *options, directory=tmp_path, **PATH) as command:
         eventually(silent, 60)
         eventually(lambda: sum(e["event"] == "joined" for e in read_lines(events)) >= 5, 60)
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        steps = read_lines(metrics)[-1]["environment_steps"] if metrics.exists() else 0
-        eventually(lambda: read_lines(metrics)[-1]["environment_steps"] > steps, 30)
+        before = steps()
+        eventually(lambda: steps() > before, 30)
         command.interrupt()
         assert command.wait(20) == 0, command.stderr
     assert summary_of(tmp_path)["restarts"]["actor"] >= 1
