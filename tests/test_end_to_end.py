@@ -26,7 +26,7 @@ ReadLines = Callable[[Path], list[dict[str, Any]]]
 SMALL = [
     "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
     "--set", "replay.samples_per_insert=4", "--set", "learner.batch_size=16",
-    "--set", "learner.threads=1", "--set", "network.hidden=32",
+    "--set", "learner.threads=1",
     "--set", "system.telemetry_seconds=0.2", "--set", "system.metrics_seconds=0.2",
     "--run-dir", "run",
 ]  # fmt: skip

@@ -148,7 +148,8 @@ class TestImages:
     @pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
     def test_every_kind_gives_a_value_for_every_action(self, kind: str, distribution: Any):
         spec = spec_of(FieldSpec("observation", (36, 40, 3), "uint8", stack=2), SPEED)
-        network = fused(spec, kind=kind, hidden=8, channels=4, distribution=distribution, atoms=5)
+        sizes = {"hidden": 8} if kind == "mlp" else {"hidden": 8, "channels": 4}
+        network = fused(spec, kind=kind, distribution=distribution, atoms=5, **sizes)
         values = network(*network.prepare(zeros(spec)))
         assert values.shape == (2, 4)
         assert values.dtype == torch.float32

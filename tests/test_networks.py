@@ -186,6 +186,18 @@ class TestQMap:
         assert isinstance(build_network(map_spec(20), NetworkConfig(kind="mlp")), FusedNetwork)
 
     @pytest.mark.parametrize(
+        ("spec", "key", "sized"),
+        [
+            (map_spec(16), "hidden", "qmap has none; it is sized by network.channels"),
+            (map_spec(16), "layers", "qmap has none; it is sized by network.channels"),
+            (VECTOR, "channels", "mlp has none; it is sized by network.hidden, network.layers"),
+        ],
+    )
+    def test_a_size_that_the_kind_does_not_have_is_refused(self, spec, key, sized):
+        with pytest.raises(UsageError, match=f"network.{key} = 8: a network of kind {sized}"):
+            build_network(spec, dataclasses.replace(NetworkConfig(), **{key: 8}))
+
+    @pytest.mark.parametrize(
         "option", [{"noisy": True}, {"layer_norm": True}, {"distribution": "quantile"}]
     )
     def test_options_that_a_qmap_cannot_honour_are_refused(self, option):
@@ -378,7 +390,11 @@ class TestModelFile:
 
     def test_saving_replaces_the_file_and_leaves_no_other(self, tmp_path):
         saved(tmp_path / "model.pth")
-        saved(tmp_path / "model.pth", map_spec(16), dataclasses.replace(CONFIG, network=SMALL))
+        saved(
+            tmp_path / "model.pth",
+            map_spec(16),
+            dataclasses.replace(CONFIG, network=NetworkConfig()),
+        )
         assert load_model(tmp_path / "model.pth").spec == map_spec(16)
         assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 

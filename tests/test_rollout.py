@@ -36,7 +36,7 @@ def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config_of(run: dict[str, Any], **actor: Any) -> Config:
     fixed = {"envs_per_actor": 3, "discount": 0.5, "segment_length": 16, "n_step": 2}
-    network = {"hidden": 8, "layers": 1, "channels": 4}
+    network = {"channels": 4} if run["env"] == PLACEMENT else {"hidden": 8, "layers": 1}
     return build(("test", {"run": run, "actor": {**fixed, **actor}, "network": network}))
 
 

@@ -52,7 +52,7 @@ def config_of(run: dict[str, Any], replay: dict[str, Any] | None = None, **learn
             "threads": 1,
             **learner,
         },
-        "network": {"hidden": 16, "channels": 4},
+        "network": {"hidden": 16} if "env" in run else {"channels": 4},
         "evaluation": {"episodes": 2, "period_seconds": NEVER},
         "checkpoint": {"period_seconds": NEVER},
         "system": {"metrics_seconds": NEVER},

@@ -19,13 +19,13 @@ from pdqn.networks.qmap import QMAP_FIELDS, QMap, check_qmap
 from pdqn.specs import EnvironmentSpec
 from pdqn.wire import MAX_COLUMNS
 
-# hidden, layers, channels of each kind: MLP by custom, the others as in their papers.
-_SIZES: dict[str, tuple[int | None, int | None, int | None]] = {
-    "mlp": (256, 2, None),
-    "conv": (128, 1, 16),
-    "nature": (512, 1, 32),
-    "impala": (256, 1, 16),
-    "qmap": (None, None, 32),
+# Sizes of each kind, None for what it does not have: MLP by custom, the others as in their papers.
+_SIZES: dict[str, dict[str, int | None]] = {
+    "mlp": {"hidden": 256, "layers": 2, "channels": None},
+    "conv": {"hidden": 128, "layers": 1, "channels": 16},
+    "nature": {"hidden": 512, "layers": 1, "channels": 32},
+    "impala": {"hidden": 256, "layers": 1, "channels": 16},
+    "qmap": {"hidden": None, "layers": None, "channels": 32},
 }
 
 
@@ -33,14 +33,21 @@ def network_sizes(spec: EnvironmentSpec, config: NetworkConfig) -> NetworkConfig
     """The configuration with kind and sizes filled in where they were left to auto.
 
     Raises:
-        UsageError: the kind cannot take the environment's observations.
+        UsageError: the kind cannot take the environment's observations, or has no such size.
     """
     kind = _kind(spec, config)
-    sizes = _SIZES.get(kind, (None, None, None))
-    filled = {
-        key: size if getattr(config, key) is None else getattr(config, key)
-        for key, size in zip(("hidden", "layers", "channels"), sizes, strict=True)
-    }
+    if kind not in _SIZES:
+        return dataclasses.replace(config, kind=kind)
+    filled = {}
+    for key, size in _SIZES[kind].items():
+        given = getattr(config, key)
+        if size is None and given is not None:
+            sized = ", ".join(f"network.{name}" for name, size in _SIZES[kind].items() if size)
+            raise UsageError(
+                f"network.{key} = {given}: a network of kind {kind} has none; it is sized by "
+                f"{sized}"
+            )
+        filled[key] = size if given is None else given
     return dataclasses.replace(config, kind=kind, **filled)
 
 
