@@ -95,8 +95,7 @@ def cartpole() -> Case:
         *("--env", "CartPole-v1", "--set", "evaluation.period_seconds=2", *evaluated(10)),
         *("--set", "actor.n_step=10", "--set", "network.layer_norm=true"),
         *("--set", "learner.target_update=soft", "--set", "learner.target_update_rate=0.1"),
-        *("--set", "learner.learning_rate=0.003", "--set", "learner.learning_rate_final=0.0001"),
-        *("--set", "learner.learning_rate_decay_steps=10000"),
+        *decaying(3e-3, 1e-4, 10_000),
     )
     return Case(
         name="cartpole",
@@ -113,7 +112,8 @@ def cartpole() -> Case:
 def minatar(game: str) -> Case:
     """A MinAtar game for a quarter of an hour, beside stable-baselines3 with the same network."""
     env_id = f"MinAtar/{game.title().replace('-', '')}-v1"
-    ours = ("--env", env_id, *limited(), "--set", "network.kind=conv", *evaluated(20))
+    # As many learner steps as fifteen minutes have on two cores.
+    ours = (*minatar_settings(env_id), *decaying(5e-4, 2e-5, 200_000), *evaluated(20))
     return Case(
         name=f"minatar-{game}",
         title=f"{env_id}: return after equal wall time",
@@ -121,7 +121,7 @@ def minatar(game: str) -> Case:
         seconds=900.0,
         seeds=(1, 2, 3),
         systems=(
-            System(PDQN, (*ours, "--set", "evaluation.period_seconds=30")),
+            System(PDQN, (*ours, *period(30))),
             System(SB3, ("--env", env_id), peer="benchmarks.sb3_minatar"),
         ),
         final_episodes=100,
@@ -214,7 +214,8 @@ def parallel(name: str, title: str, shared: tuple[str, ...], seconds: float) -> 
 
 def ablation() -> Case:
     """Each component off, and all of them."""
-    shared = minatar("breakout").system(PDQN).arguments
+    settings = (*minatar_settings("MinAtar/Breakout-v1"), *decaying(5e-4, 2e-5, 52_000))
+    shared = (*settings, *evaluated(20), *period(30))
     off = {
         "all on": (),
         "no double": ("--set", "learner.double=false"),
@@ -239,6 +240,24 @@ def ablation() -> Case:
 def placed(map_size: int, radii: str) -> tuple[str, ...]:
     """Arguments for circle placement, the environment that ``pdqn launch`` trains on unasked."""
     return ("--env-arg", f"map_size={map_size}", "--env-arg", f"radii={radii}")
+
+
+def minatar_settings(env_id: str) -> tuple[str, ...]:
+    """Of all games: MinAtar's network with normalised layers, and a target that follows slowly."""
+    return (
+        *("--env", env_id, *limited(), "--set", "network.kind=conv"),
+        *("--set", "network.layer_norm=true", "--set", "learner.target_update_period=1000"),
+        *("--set", "replay.samples_per_insert=8"),
+    )
+
+
+def decaying(first: float, final: float, learner_steps: int) -> tuple[str, ...]:
+    """A step size that falls on a straight line."""
+    return (
+        *("--set", f"learner.learning_rate={first:g}"),
+        *("--set", f"learner.learning_rate_final={final:g}"),
+        *("--set", f"learner.learning_rate_decay_steps={learner_steps}"),
+    )
 
 
 def limited() -> tuple[str, ...]:
