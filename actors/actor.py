@@ -16,20 +16,20 @@ from actors.environments.factory import Transition, VectorEnvironment
 from actors.follower import ParameterFollower
 from actors.policy import (
     Guide,
-    action_values,
     epsilon_greedy,
     epsilon_ladder,
     guidance_at,
     masked_values,
 )
 from actors.segments import Segment, SegmentRecorder, join_segments
-from actors.stacking import FrameStacker
 from pdqn import seeds, wire
 from pdqn.config import Config, resolved
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.networks import QNetwork, build_network, resample_noise
+from pdqn.policy import action_values
 from pdqn.process import keep_little_free_memory
 from pdqn.specs import EnvironmentSpec
+from pdqn.stacking import FrameStacker
 from pdqn.telemetry import Episode, Telemetry
 from replay.sender import TransitionSender, shard_of
 
@@ -332,13 +332,20 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
     rollout = Rollout(welcome.config, welcome.spec, network, identity)
     rollout.note_seeds(link.telemetry)
     shipper = Shipper(context, link, welcome)
+    exhausted = False
     while not link.stopping:
         if follower.refresh():
             rollout.set_actor_slots(link.pulse.actor_slots)
             rollout.set_learner_steps(follower.parameter_version or 0)
             rollout.report(link.telemetry)
-        if follower.parameter_version is None or link.pulse.command == "hold":
-            link.telemetry.activity = "waits for the start"
+        if link.exhausted and not exhausted:
+            # At once: the run has come to its end, or there is more to do.
+            link.report()
+        exhausted = link.exhausted
+        if follower.parameter_version is None or link.pulse.command == "hold" or exhausted:
+            link.telemetry.activity = "held"
+            # What was gathered before a pause does not wait for its end.
+            shipper.add([], follower.parameter_version or 0)
             link.poll(_REFRESH_SECONDS)
             continue
         shipper.add(rollout.step(link.telemetry), follower.parameter_version)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.environments.factory import VectorEnvironment
-from actors.stacking import FrameStacker
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
+from pdqn.stacking import FrameStacker
 
 Act = Callable[[Observation], NDArray[np.int64]]
 _MOST_ENVIRONMENTS = 16

@@ -14,12 +14,12 @@ from actors.best import BestKeeper
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
 from actors.follower import ParameterFollower
-from actors.policy import greedy
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
+from pdqn.policy import greedy
 
 _WAIT_SECONDS = 0.1
 

@@ -1,4 +1,4 @@
-"""Choosing actions: a Q-network, a ladder of epsilons, and masks."""
+"""Exploring: a ladder of epsilons, and an expert to follow."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pdqn.config import ActorConfig
 from pdqn.networks import QNetwork
+from pdqn.policy import action_values
 from pdqn.schedules import linear
-from pdqn.specs import ACTION_MASK, Observation
+from pdqn.specs import Observation
 
 
 def epsilon_ladder(num: int, base: float = 0.4, alpha: float = 7.0) -> NDArray[np.float64]:
@@ -37,25 +37,6 @@ class Choice:
     actions: NDArray[np.int64]
     chosen: NDArray[np.float32]
     values: NDArray[np.float32]
-
-
-def action_values(network: QNetwork, observation: Observation) -> NDArray[np.float32]:
-    """Q of a batch of observations, float32[batch, actions]; -inf where masked.
-
-    Args:
-        network: of the environment.
-        observation: of each field, [batch, *stacked_shape], unpacked.
-    """
-    with torch.inference_mode():
-        tensors = {name: torch.from_numpy(array) for name, array in observation.items()}
-        values = network(*network.prepare(tensors)).numpy()
-    mask = observation.get(ACTION_MASK)
-    return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
-
-
-def greedy(network: QNetwork, observation: Observation) -> NDArray[np.int64]:
-    """The best valid actions, int64[batch]."""
-    return action_values(network, observation).argmax(axis=1)
 
 
 def guidance_at(actor: ActorConfig, learner_steps: int) -> float:

@@ -13,6 +13,7 @@ from typing import Literal
 PDQN = "pdqn"
 SB3 = "stable-baselines3"
 MINATAR_STEPS = 10_000
+PARALLEL_ENVIRONMENTS = 32
 
 Measure = Literal["threshold", "return", "baseline", "curves", "throughput"]
 
@@ -151,13 +152,19 @@ def atari() -> Case:
 
 def placement(map_size: int, radii: str) -> Case:
     """Circle placement, beside its baselines."""
+    # As many learner steps as twenty minutes have on two cores.
+    settings = (
+        "--set",
+        "actor.n_step=5",
+        *decaying(3e-4, 1e-5, {64: 18_000, 128: 5_000}[map_size]),
+    )
     return Case(
         name=f"placement-{map_size}-{radii}",
         title=f"CirclePlacement {map_size} x {map_size}, {radii} radii: beside exact greedy",
         measure="baseline",
         seconds=1200.0,
         seeds=(1,),
-        systems=(System(PDQN, (*placed(map_size, radii), *period(60))),),
+        systems=(System(PDQN, (*placed(map_size, radii), *settings, *period(60))),),
         final_episodes=256,
     )
 
@@ -182,6 +189,8 @@ def parallel_cartpole() -> Case:
     """One process and many, at the same number of environment steps."""
     shared = (
         *("--env", "CartPole-v1", "--steps", "40000"),
+        *("--set", "network.layer_norm=true", *decaying(1e-3, 1e-4, 5000)),
+        *("--set", "learner.target_update=soft", "--set", "learner.target_update_rate=0.1"),
         *("--set", "replay.samples_per_insert=8", *evaluated(20), *period(2)),
     )
     return parallel("parallel-cartpole", "CartPole-v1: one process and many", shared, 300.0)
@@ -198,15 +207,24 @@ def parallel_placement() -> Case:
 
 
 def parallel(name: str, title: str, shared: tuple[str, ...], seconds: float) -> Case:
-    """``--mode single`` and 2, 8 and 32 actors, with the same settings."""
-    many = (System(f"{n} actors", (*shared, "--actors", f"{n}", "--yes")) for n in (2, 8, 32))
+    """``--mode single`` and 2, 8 and 32 actors, with the same settings.
+
+    All of them step 32 environments, so that all explore with the same ladder, and have as many
+    transitions in the making: segments are short, since these are what is old when it is learned.
+    """
+    shared = (*shared, "--set", "actor.segment_length=8", "--set", "actor.batch_transitions=16")
+
+    def sized(actors: int) -> tuple[str, ...]:
+        return (*shared, "--envs-per-actor", f"{PARALLEL_ENVIRONMENTS // actors}")
+
+    many = (System(f"{n} actors", (*sized(n), "--actors", f"{n}", "--yes")) for n in (2, 8, 32))
     return Case(
         name=name,
         title=title,
         measure="curves",
         seconds=seconds,
         seeds=(1, 2, 3),
-        systems=(System("single", (*shared, "--mode", "single")), *many),
+        systems=(System("single", (*sized(1), "--mode", "single")), *many),
         over="environment_steps",
         note="They learn alike where the seeds' ranges overlap at equal environment steps.",
     )

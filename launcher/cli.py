@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 import pdqn
+from launcher.grouping import GroupedCommand
 from launcher.interrupts import Interrupts
+from launcher.resume import PastRun, read_run
 from pdqn import config as configuration
 from pdqn.errors import RunError, UsageError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
 PRESETS = ("dqn", "apex", "rainbow")
+
+
+_PATH = click.Path(path_type=Path)
 
 
 class Duration(click.ParamType[float]):
@@ -98,8 +104,20 @@ def cli() -> None:
     \b
     pdqn launch                          train on the built-in environment
     pdqn launch --env CartPole-v1        train on any gymnasium environment
+    pdqn watch RUN                       look at a run that goes on, or has ended
     pdqn eval RUN                        how good the policy is
     """
+
+
+# Headings of the help, and the options under them.
+_GROUPS = {
+    "What to train": ("env", "env_args", "seed"),
+    "When to end": ("episodes", "steps", "seconds"),
+    "Sizes": ("mode", "actors", "envs_per_actor", "replays"),
+    "Settings": ("preset", "config_file", "assignments"),
+}
+_SHOWN = ("run_dir", "resume", "console", "wandb", "metrics_port")
+_ASKED = ("check_only", "force", "yes", "bind")
 
 
 def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,12 +162,22 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@cli.command(short_help="Train: start all roles, and show how it goes.")
+@cli.command(
+    cls=GroupedCommand,
+    groups=_GROUPS | {"Where it shows": _SHOWN, "This command": _ASKED},
+    short_help="Train: start all roles, and show how it goes.",
+)
 @_run_options
 @click.option("--force", is_flag=True, help="run a mode that the check advises against")
 @click.option("--yes", is_flag=True, help="answer every question with yes")
 @click.option("--check-only", is_flag=True, help="print what would run, and end")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="[default: runs/<env>__...]")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="go on with a run in its directory; limits count from its beginning",
+)
 @click.option(
     "--console",
     type=click.Choice(["auto", "rich", "plain", "json", "off"]),
@@ -157,11 +185,18 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="live view; auto: rich on a terminal, else plain lines",
 )
 @click.option("--bind", metavar="HOST[:PORT]", help="let other processes join over TCP (loopback)")
+@click.option("--wandb", is_flag=True, help="log to Weights & Biases, too (pdqn[wandb])")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="serve the figures to Prometheus on loopback (pdqn[prometheus])",
+)
 def launch(
     force: bool,
     yes: bool,
     check_only: bool,
     run_dir: Path | None,
+    resume: Path | None,
     console: Any,
     bind: str | None,
     **options: Any,
@@ -178,9 +213,13 @@ def launch(
     pdqn launch --actors 120 --replays 2 --set learner.batch_size=256
     pdqn launch --env ALE/Breakout-v5 --preset rainbow --time 2h
     pdqn launch --set replay.memory=50%
+    pdqn launch --resume runs/CartPole-v1__seed0__20260101-120000 --time 1h
     """
     interrupts = Interrupts().install()
-    config = _layers(options)
+    if resume is not None and run_dir is not None:
+        raise UsageError(f"--run-dir {run_dir}: a resumed run goes on in its own, {resume}")
+    past = None if resume is None else read_run(resume)
+    config = _layers(options, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
         click.echo("pdqn: getting ready", err=True)
     from launcher import start
@@ -188,6 +227,7 @@ def launch(
     return start.launch(
         config,
         interrupts,
+        past=past,
         run_dir=run_dir,
         console=console,
         bind=bind,
@@ -196,7 +236,11 @@ def launch(
     )
 
 
-@cli.command(short_help="Show what this machine has, and what would run.")
+@cli.command(
+    cls=GroupedCommand,
+    groups=_GROUPS,
+    short_help="Show what this machine has, and what would run.",
+)
 @_run_options
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def check(as_json: bool, **options: Any) -> int:
@@ -213,7 +257,7 @@ def check(as_json: bool, **options: Any) -> int:
     return start.check(_layers(options), as_json=as_json)
 
 
-def _role_command(role: str, summary: str) -> None:
+def _role_command(role: str, summary: str, more: str = "") -> None:
     """Add the command that starts one role on this host."""
 
     def command(join: str, count: int = 1) -> int:
@@ -222,7 +266,7 @@ def _role_command(role: str, summary: str) -> None:
 
         return start.join(role, join, count, interrupts)
 
-    command.__doc__ = summary
+    command.__doc__ = f"{summary}\n\n\b\npdqn {role} --join tcp://127.0.0.1:7777{more}"
     wrapped = click.option(
         "--join", required=True, metavar="ADDRESS", help="of a run: tcp://127.0.0.1:PORT"
     )(command)
@@ -230,13 +274,35 @@ def _role_command(role: str, summary: str) -> None:
         wrapped = click.option(
             "--count", default=1, type=click.IntRange(1), help="actors to start here"
         )(wrapped)
-    cli.command(name=role)(wrapped)
+    cli.command(name=role, short_help=summary)(wrapped)
 
 
-_role_command("actor", "Join a run with one or more actors.")
+_role_command("actor", "Join a run with one or more actors.", " --count 4")
 _role_command("replay", "Join a run as one of its replays: the first that is missing.")
 _role_command("learner", "Join a run as its learner.")
 _role_command("evaluator", "Join a run as its evaluator.")
+
+
+@cli.command(short_help="Show a run, from another terminal or host.")
+@click.argument("run", metavar="RUN-or-ADDRESS")
+@click.option(
+    "--console",
+    type=click.Choice(["auto", "rich", "plain", "json"]),
+    default="auto",
+    help="auto: rich on a terminal, else plain lines",
+)
+def watch(run: str, console: Any) -> int:
+    """Show a run as it goes on, or how it ended, from its directory or from its address.
+
+    \b
+    pdqn watch runs/CartPole-v1__seed0__20260101-120000
+    pdqn watch tcp://127.0.0.1:7777
+    pdqn watch runs/... --console json
+    """
+    interrupts = Interrupts().install()
+    from launcher import watch as watching
+
+    return watching.watch(run, console, interrupts)
 
 
 @cli.command("eval", short_help="Show how good a policy is, beside the baselines.")
@@ -244,7 +310,16 @@ _role_command("evaluator", "Join a run as its evaluator.")
 @click.option("--episodes", default=100, type=click.IntRange(1), help="held-out episodes")
 @click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-def evaluate(run: Path, episodes: int, best: bool, as_json: bool) -> int:
+@click.option("--video", type=_PATH, help="film the first episodes: gif, webp, png or mp4")
+@click.option("--video-episodes", default=3, type=click.IntRange(1, 100), help="to film")
+def evaluate(
+    run: Path,
+    episodes: int,
+    best: bool,
+    as_json: bool,
+    video: Path | None,
+    video_episodes: int,
+) -> int:
     """Play greedy episodes on held-out seeds, beside the environment's baselines.
 
     RUN is a run directory or a model file.
@@ -253,21 +328,59 @@ def evaluate(run: Path, episodes: int, best: bool, as_json: bool) -> int:
     pdqn eval runs/CartPole-v1__seed0__20260101-120000
     pdqn eval runs/.../final_model.pth --episodes 256
     pdqn eval runs/... --best
+    pdqn eval runs/... --video policy.gif
     """
     from launcher import evaluate as evaluation
 
-    return evaluation.evaluate(run, episodes, best=best, as_json=as_json)
+    film = None if video is None else evaluation.Film(video, video_episodes)
+    return evaluation.evaluate(run, episodes, best=best, as_json=as_json, film=film)
 
 
-@cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def plot(run: Path) -> int:
-    """Draw training_results.png again from a run's metrics."""
-    from launcher.plots import plot_training
+@cli.command(short_help="Draw a run's pictures, or compare several runs.")
+@click.argument("runs", metavar="RUN [RUN ...]", nargs=-1, required=True, type=_PATH)
+@click.option("--out", default="comparison.png", type=_PATH, help="the picture of several runs")
+def plot(runs: tuple[Path, ...], out: Path) -> int:
+    """Draw a run's pictures again, into its directory, or compare several runs in one picture.
 
-    if not (run / "metrics.jsonl").is_file():
-        raise UsageError(f"{run} holds no metrics.jsonl")
-    click.echo(str(plot_training(run)))
+    Runs that differ by their seed alone are drawn as one curve with a band.
+
+    \b
+    pdqn plot runs/CartPole-v1__seed0__20260101-120000
+    pdqn plot runs/a runs/b runs/c --out n_step.png
+    """
+    for run in runs:
+        if not (run / "metrics.jsonl").is_file():
+            raise UsageError(f"{run} holds no metrics.jsonl")
+    if len(runs) == 1:
+        from launcher.pictures import draw_pictures
+
+        for path in draw_pictures(runs[0]):
+            click.echo(str(path))
+        return 0
+    from launcher.compare import draw_comparison
+
+    for group in draw_comparison(runs, out):
+        click.echo(group.label)
+    click.echo(str(out))
+    return 0
+
+
+@cli.command(short_help="Write a policy's network as an ONNX file.")
+@click.argument("run", type=_PATH)
+@click.option("--onnx", "path", type=_PATH, required=True, help="the file")
+@click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")
+def export(run: Path, path: Path, best: bool) -> int:
+    """Write the network of a run as an ONNX file, for programs without torch (pdqn[onnx]).
+
+    Its inputs are the fields of the observation, its output is the value of every action.
+
+    \b
+    pdqn export runs/CartPole-v1__seed0__20260101-120000 --onnx policy.onnx
+    """
+    from launcher import export as exporting
+
+    names = exporting.export_onnx(run, path, best=best)
+    click.echo(f"{path}: {', '.join(names)} to values")
     return 0
 
 
@@ -300,17 +413,37 @@ def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
     return benchmark.bench_replay(data, seconds, as_json=as_json)
 
 
+@cli.command(short_help="Print what completes commands and options in a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print what lets a shell complete commands and options.
+
+    \b
+    eval "$(pdqn completion bash)"                             # in ~/.bashrc
+    eval "$(pdqn completion zsh)"                              # in ~/.zshrc
+    pdqn completion fish > ~/.config/fish/completions/pdqn.fish
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "pdqn", "_PDQN_COMPLETE").source())
+    return 0
+
+
 @cli.command(short_help="List every setting with its default.")
 def settings() -> int:
-    """List every setting with its default; use with --set, --config or PDQN_SECTION__KEY."""
+    """List every setting with its default; use with --set, --config or PDQN_SECTION__KEY.
+
+    \b
+    pdqn settings | grep -A1 ^learner
+    """
     for name, default, documentation in configuration.settings():
         shown = "auto" if default is None else default
         click.echo(f"{name} = {shown}\n    {documentation}")
     return 0
 
 
-def _layers(options: Mapping[str, Any]) -> configuration.Config:
-    """The configuration from all layers that a person writes."""
+def _layers(options: Mapping[str, Any], past: PastRun | None = None) -> configuration.Config:
+    """The configuration from all layers that a person writes, or has written for a past run."""
     file = options["config_file"]
     layers: list[tuple[str, configuration.Layer]] = []
     if options["preset"] is not None:
@@ -321,6 +454,8 @@ def _layers(options: Mapping[str, Any]) -> configuration.Config:
     layers.append(("environment variable", configuration.from_environment(os.environ)))
     layers.append(("--set", configuration.from_assignments(options["assignments"])))
     layers.append(("option", _option_layer(options)))
+    if past is not None:
+        layers = past.layers(*layers)
     config = configuration.build(*layers)
     if config.run.episodes is None and config.run.steps is None and config.run.time_seconds is None:
         config = configuration.build(
@@ -345,6 +480,10 @@ def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
     for (section, key), option in names.items():
         if options[option] is not None:
             layer.setdefault(section, {})[key] = options[option]
+    if options.get("wandb"):
+        layer.setdefault("system", {})["wandb"] = True
+    if options.get("metrics_port"):
+        layer.setdefault("system", {})["metrics_port"] = options["metrics_port"]
     if options["env_args"]:
         layer.setdefault("run", {})["env_args"] = dict(options["env_args"])
     return layer

@@ -6,6 +6,7 @@ a terminal or pipe that has gone away does not end the run.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -25,12 +26,14 @@ from rich.text import Text
 
 from launcher.dashboard import evaluation_score, render
 from launcher.human import duration, number, percent, plural, size, uncertainty
+from launcher.keyboard import KEYS, Keyboard
 from launcher.snapshot import Snapshot
 
 Kind = Literal["auto", "rich", "plain", "json", "off"]
 Clock = Callable[[], float]
 
 _FRAME_SECONDS = 0.25
+_DRAWING_SHARE = 0.015  # of a core, at most
 
 
 class Console(Protocol):
@@ -48,6 +51,10 @@ class Console(Protocol):
         """Show an event, such as a restart; no event is lost."""
         ...
 
+    def pressed(self) -> str:
+        """What a person has pressed since the last call."""
+        ...
+
     def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
         """Stop, and print how the run went."""
         ...
@@ -58,7 +65,11 @@ class Console(Protocol):
 
 
 def make_console(
-    kind: Kind, stream: TextIO, interval_seconds: float = 5.0, clock: Clock = time.monotonic
+    kind: Kind,
+    stream: TextIO,
+    interval_seconds: float = 5.0,
+    clock: Clock = time.monotonic,
+    keys: Mapping[str, str] = KEYS,
 ) -> Console:
     """The console of this kind on this stream.
 
@@ -67,11 +78,12 @@ def make_console(
         stream: where to draw; with ``off``, errors go to standard error.
         interval_seconds: time between two lines of plain and json.
         clock: monotonic seconds.
+        keys: what the help of the rich console says.
     """
     if kind == "auto":
         kind = "rich" if _can_draw(stream) else "plain"
     if kind == "rich":
-        return RichConsole(stream, clock)
+        return RichConsole(stream, clock, keys)
     if kind == "plain":
         return PlainConsole(stream, interval_seconds, clock)
     if kind == "json":
@@ -95,6 +107,10 @@ class SilentConsole:
 
     def message(self, text: str) -> None:
         """Nothing to show: events stand in ``events.jsonl``."""
+
+    def pressed(self) -> str:
+        """None: nobody looks."""
+        return ""
 
     def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
         """Print the error, if there is one."""
@@ -125,6 +141,10 @@ class _LineConsole:
         self._unwritten = snapshot
         if self._clock() >= self._due or snapshot.stage != self._stage:
             self._write_latest()
+
+    def pressed(self) -> str:
+        """None: lines are for files and programs."""
+        return ""
 
     def stop(self) -> None:
         """Write the last state, if it has not been written."""
@@ -195,7 +215,8 @@ class RichConsole:
     else this process writes to standard output or error meanwhile becomes a message too.
     """
 
-    def __init__(self, stream: TextIO, clock: Clock) -> None:
+    def __init__(self, stream: TextIO, clock: Clock, keys: Mapping[str, str] = KEYS) -> None:
+        self._keys = keys
         self._terminal = Terminal(file=stream, highlight=False, soft_wrap=False)
         self._live = Live(
             console=self._terminal,
@@ -212,13 +233,18 @@ class RichConsole:
         self._redirected = contextlib.ExitStack()
         self._drawing = False
         self._screen = self._terminal.size
+        self._keyboard = Keyboard()
+        self._help = False
 
     def start(self) -> None:
         """Go full screen."""
         if self._drawing:
             return
+        self._keyboard.start()
         self._live.start()
         self._drawing = True
+        # However this process ends, the terminal is to be as it was.
+        atexit.register(self.stop)
         self._redirected.enter_context(contextlib.redirect_stdout(_Lines(self.message)))
         self._redirected.enter_context(contextlib.redirect_stderr(_Lines(self.message)))
 
@@ -236,6 +262,15 @@ class RichConsole:
         else:
             self._print_messages()
 
+    def pressed(self) -> str:
+        """The keys that were pressed; the one for help is seen to here."""
+        pressed = self._keyboard.read()
+        if pressed.count("?") % 2:
+            self._help = not self._help
+            self._due = -math.inf
+            self._draw_if_due()
+        return pressed.replace("?", "")
+
     def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
         """Leave the screen and print the summary below the last picture."""
         self.stop()
@@ -250,6 +285,8 @@ class RichConsole:
         if not self._drawing:
             return
         self._drawing = False
+        atexit.unregister(self.stop)
+        self._keyboard.stop()
         self._redirected.close()
         self._terminal.clear()
         self._live.stop()
@@ -267,9 +304,13 @@ class RichConsole:
             # A terminal that was resized has moved and wrapped what stood there.
             self._terminal.clear()
             self._screen = screen
-        self._live.update(render(self._latest, *screen, self._messages), refresh=True)
-        # Counted from the end, so that a slow terminal gets fewer frames, not all of our time.
-        self._due = self._clock() + _FRAME_SECONDS
+        begun = time.thread_time()
+        keys = self._keys if self._help else {}
+        self._live.update(render(self._latest, *screen, self._messages, keys), refresh=True)
+        # Counted from the end, so that a slow terminal gets fewer frames, not all of our time; and
+        # a large picture of many actors gets fewer than a small one.
+        drawing = time.thread_time() - begun
+        self._due = self._clock() + max(_FRAME_SECONDS, drawing / _DRAWING_SHARE)
 
     def _print_messages(self) -> None:
         for elapsed, text in self._messages:

@@ -10,16 +10,17 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
 
 import pdqn
+from launcher.budget import Budgets
 from launcher.metrics import MemberKey, RunMetrics
 from pdqn import wire
-from pdqn.config import Config
+from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec
 
@@ -28,6 +29,7 @@ _SINGLE = ("learner", "evaluator")
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
 _MOST_MEMBERS = 1 << 20
+_MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _EVALUATED = {
     "parameter_version", "episodes", "return_mean", "return_error", "metrics", "errors",
     "baselines", "best",
@@ -68,6 +70,12 @@ class Event:
 class Coordinator:
     """A ROUTER that all roles join. Use from one thread.
 
+    Attributes:
+        incarnations: how often each (role, index) has joined, those of earlier sessions included.
+        seen: what is sent to those who watch.
+        events: what is to be written down, oldest first.
+        rejected: messages that were no messages.
+
     Raises:
         UsageError: the address cannot be bound.
     """
@@ -83,6 +91,7 @@ class Coordinator:
         config: Config,
         spec: EnvironmentSpec,
         metrics: RunMetrics,
+        incarnations: Mapping[tuple[str, int], int] | None = None,
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -103,13 +112,20 @@ class Coordinator:
         self._actors = config.actor.count or 0
         self._shards = config.replay.shards
         self._samples_per_insert: float | None = None
+        self._configured_ratio = config.replay.samples_per_insert
+        self._saves = 0
         self._metrics = metrics
         self._members: dict[bytes, Member] = {}
-        self._incarnations: Counter[tuple[str, int]] = Counter()
+        self.incarnations = Counter(incarnations)
         self._commands: dict[str, str] = dict.fromkeys(ROLES, "run")
         self._commands |= {"actor": "hold", "evaluator": "hold"}
+        self._watchers: dict[bytes, float] = {}
+        limits = {"episodes": config.run.episodes, "environment_steps": config.run.steps}
+        self._limited = tuple(limits)
+        self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
         self._final_version = 0
         self._joined_actors = 0
+        self.seen: Mapping[str, Any] = {}
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.rejected = 0
 
@@ -117,6 +133,11 @@ class Coordinator:
     def endpoint(self) -> str:
         """Where roles join."""
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    @property
+    def samples_per_insert(self) -> float:
+        """What every replay is to aim at."""
+        return self._samples_per_insert or resolved(self._configured_ratio)
 
     def poll(self, timeout_seconds: float) -> None:
         """Handle what roles sent; wait up to the timeout for the first message."""
@@ -145,6 +166,11 @@ class Coordinator:
         """Tell the evaluator to evaluate these parameters last."""
         self._final_version = final_version
         self.command(["evaluator"], "finish")
+
+    def save(self) -> None:
+        """Let the learner save at once."""
+        self._saves += 1
+        self._pulse_all()
 
     def set_samples_per_insert(self, value: float) -> None:
         """Let every replay aim at this many samples for each insert from now on.
@@ -189,14 +215,27 @@ class Coordinator:
                 self._remove(identity)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Tell those who watch that this was all, and close the socket."""
+        recent = time.monotonic() - _WATCHED_SECONDS
+        for identity in (who for who, asked in self._watchers.items() if asked > recent):
+            self._send(identity, "ended", {})
         self._socket.close()
 
     def _handle(self, identity: bytes, message: dict[str, Any]) -> None:
         if message["type"] == "join":
             self._join(identity, message)
+        elif message["type"] == "watch":
+            self._watch(identity)
         elif identity in self._members:
             self._hear(identity, self._members[identity], message)
+
+    def _watch(self, identity: bytes) -> None:
+        """Show somebody the run; remember the newest few who asked."""
+        self._watchers.pop(identity, None)
+        self._watchers[identity] = time.monotonic()
+        if len(self._watchers) > _MOST_WATCHERS:
+            del self._watchers[next(iter(self._watchers))]
+        self._send(identity, "seen", dict(self.seen))
 
     def _join(self, identity: bytes, message: dict[str, Any]) -> None:
         role = message["role"]
@@ -206,8 +245,8 @@ class Coordinator:
             self.events.append(Event("refused", str(role), -1, refusal))
             return
         index = self._free_index(role, message.get("index"))
-        incarnation = self._incarnations[role, index]
-        self._incarnations[role, index] += 1
+        incarnation = self.incarnations[role, index]
+        self.incarnations[role, index] += 1
         key = MemberKey(role, index, incarnation)
         member = Member(key, str(message["host"]), int(message["pid"]), time.monotonic())
         self._members[identity] = member
@@ -219,7 +258,7 @@ class Coordinator:
             "index": index,
             "incarnation": incarnation,
             "bind": bind,
-            "pulse": self._pulse(role),
+            "pulse": self._pulse(key),
         }
         self._send(identity, "welcome", welcome)
         where = f"{role} {index} on {member.host}, pid {member.pid}, incarnation {incarnation}"
@@ -270,10 +309,11 @@ class Coordinator:
         elif moved:
             self._pulse_all()
         else:
-            self._send(identity, "pulse", self._pulse(member.key.role))
+            self._send(identity, "pulse", self._pulse(member.key))
 
     def _remove(self, identity: bytes) -> None:
         member = self._members.pop(identity)
+        self._budgets.forget(member.key)
         if self._commands[member.key.role] in ("hold", "run"):
             self._metrics.forget(member.key.role, member.key.index)
         if member.endpoints:
@@ -285,18 +325,30 @@ class Coordinator:
             merged |= member.endpoints
         return merged
 
-    def _pulse(self, role: str) -> dict[str, Any]:
+    def _pulse(self, key: MemberKey) -> dict[str, Any]:
         return {
-            "command": self._commands[role],
+            "command": self._commands[key.role],
             "endpoints": self._endpoints(),
             "actor_slots": max(self._actors, self._joined_actors),
             "final_version": self._final_version,
             "samples_per_insert": self._samples_per_insert,
+            "saves": self._saves,
+            "allowed": self._allowed(key) if key.role == "actor" else {},
         }
+
+    def _allowed(self, key: MemberKey) -> dict[str, int]:
+        """What an actor may do of everything that the run is limited to."""
+        counted = self._metrics.counted(key)
+        done = {name: int(counted.get(name, 0)) for name in self._limited}
+        if self._commands["actor"] == "hold":
+            # Nobody is given anything before all are there to share it.
+            return self._budgets.note(key, done)
+        totals = {name: int(self._metrics.total("actor", name)) for name in self._limited}
+        return self._budgets.allow(key, done, totals)
 
     def _pulse_all(self) -> None:
         for identity, member in self._members.items():
-            self._send(identity, "pulse", self._pulse(member.key.role))
+            self._send(identity, "pulse", self._pulse(member.key))
 
     def _send(self, identity: bytes, kind: str, content: dict[str, Any]) -> None:
         # A ROUTER drops what is for a peer that is gone or does not read: pulses are repeated.

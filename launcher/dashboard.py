@@ -11,6 +11,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 from rich.console import Group
@@ -55,7 +56,11 @@ _WAITS_A_LOT = 0.1  # share of time from which somebody is called the bottleneck
 
 
 def render(
-    snapshot: Snapshot, width: int, height: int, messages: Sequence[tuple[float, str]] = ()
+    snapshot: Snapshot,
+    width: int,
+    height: int,
+    messages: Sequence[tuple[float, str]] = (),
+    keys: Mapping[str, str] = MappingProxyType({}),
 ) -> Group:
     """The run at one look.
 
@@ -64,8 +69,9 @@ def render(
         width: columns; no line is longer.
         height: at most so many lines.
         messages: events as (elapsed seconds, text), oldest first; the newest that fit are shown.
+        keys: what each key does, to be explained in place of the panels.
     """
-    rows = _panel_rows(snapshot, width, height)
+    rows = [_key_help(keys, width)] if keys else _panel_rows(snapshot, width, height)
     ranked = [
         (0, _header(snapshot, width)),
         (4, _pipeline(snapshot, width)),
@@ -254,11 +260,19 @@ def _problems(snapshot: Snapshot, width: int) -> Lines:
     if rejected:
         reasons = sorted(snapshot.rejected.items(), key=lambda item: -item[1])
         line.append(", ".join(f"{reason} {number(count)}" for reason, count in reasons), LIMITS)
-    lines = [_fixed(_ends_if_fits(line, Text(f"{snapshot.run_dir} ", LABEL), width), width)]
+    hint = Text.assemble(("?", FIGURE), (" keys ", LABEL))
+    where = Text(f"{snapshot.run_dir}   ", LABEL) + hint
+    fits = line.cell_len + where.cell_len < width
+    lines = [_fixed(_ends_if_fits(line, where if fits else hint, width), width)]
     if snapshot.first_error:
         error = Text.assemble((" ✖ first error: ", "bold red"), (snapshot.first_error, "red"))
         lines.append(_fixed(error, width))
     return lines
+
+
+def _key_help(keys: Mapping[str, str], width: int) -> Lines:
+    lines = [Text.assemble((f" {key}  ", FIGURE), text) for key, text in keys.items()]
+    return _box("keys", lines, width)
 
 
 def _events(messages: Sequence[tuple[float, str]], width: int, height: int) -> Lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,24 @@ from rich.table import Table
 
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play, random_act
-from actors.policy import greedy
+from launcher.strategy import check_film, record_film
 from pdqn import seeds
-from pdqn.errors import RunError, UsageError
-from pdqn.model import BEST_MODEL, FINAL_MODEL, Model, load_model
+from pdqn.errors import RunError
+from pdqn.model import Model, load_model
+from pdqn.policy import greedy, model_path
 
 
-def evaluate(path: Path, episodes: int, *, best: bool = False, as_json: bool) -> int:
+@dataclass(frozen=True)
+class Film:
+    """What to film: so many episodes into a file."""
+
+    path: Path
+    episodes: int
+
+
+def evaluate(
+    path: Path, episodes: int, *, best: bool = False, as_json: bool, film: Film | None = None
+) -> int:
     """Evaluate a run directory or a model file, and print the result.
 
     Args:
@@ -29,9 +41,12 @@ def evaluate(path: Path, episodes: int, *, best: bool = False, as_json: bool) ->
         episodes: on as many held-out seeds.
         best: of a run, the parameters that evaluated best while it trained; else its last ones.
         as_json: print JSON.
+        film: what to film.
     """
     torch.set_num_threads(1)
-    model = load_model(_model_path(path, BEST_MODEL if best else FINAL_MODEL))
+    if film is not None:
+        check_film(film.path)
+    model = load_model(model_path(path, best=best))
     held_out = seeds.held_out_seeds(episodes)
     scores = play(
         lambda observation: greedy(model.network, observation), model.spec, model.env_args, held_out
@@ -44,6 +59,9 @@ def evaluate(path: Path, episodes: int, *, best: bool = False, as_json: bool) ->
         click.echo(json.dumps(result))
     else:
         rich.console.Console().print(table(model, result))
+    if film is not None:
+        frames = record_film(model, film.path, film.episodes)
+        click.echo(f"{film.path}: {frames} frames", err=as_json)
     return 0
 
 
@@ -88,11 +106,3 @@ def _baselines(model: Model, held_out: list[int]) -> dict[str, NDArray[np.float6
     scores = play(act, model.spec, model.env_args, held_out)
     assert scores is not None
     return {"random": scores.returns if model.spec.headline_metric is None else scores.headline}
-
-
-def _model_path(path: Path, name: str) -> Path:
-    if path.is_file():
-        return path
-    if (path / name).is_file():
-        return path / name
-    raise UsageError(f"{path} is neither a model file nor a run directory with {name}")

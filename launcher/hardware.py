@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +31,10 @@ UNLIMITED = 2**63 - 1
 PACKAGES = (
     "torch", "numpy", "gymnasium", "numba", "pyzmq", "msgpack", "zstandard", "rich", "tensorboard",
 )  # fmt: skip
+OPTIONAL = {
+    "atari": "ale-py", "minatar": "MinAtar", "gpu": "nvidia-ml-py", "video": "imageio-ffmpeg",
+    "onnx": "onnxscript", "prometheus": "prometheus-client", "wandb": "wandb",
+}  # fmt: skip
 
 _CGROUP_ROOT = "/sys/fs/cgroup"
 # cgroup v1 writes "no limit" as a number close to 2^63.
@@ -75,6 +79,7 @@ class Machine:
         open_files_soft: of this process; ``UNLIMITED`` if there is none.
         shm_free_bytes: free space of /dev/shm; 0 if there is none.
         versions: Python and the packages that matter, by name; "" for one that is missing.
+        optional: versions of what ``pdqn[extra]`` installs, by extra; "" for one that is missing.
     """
 
     hostname: str
@@ -89,6 +94,7 @@ class Machine:
     open_files_hard: int
     shm_free_bytes: int
     versions: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def torch_has_cuda(self) -> bool:
@@ -130,6 +136,7 @@ def detect() -> Machine:
         shm_free_bytes=_free_bytes("/dev/shm"),
         versions={"python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
+        optional={extra: _version(name) for extra, name in OPTIONAL.items()},
     )
 
 

@@ -604,7 +604,8 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
     """The same as plain data."""
     return {
         "ok": not plan.errors,
-        "machine": dataclasses.asdict(machine) | {"versions": dict(machine.versions)},
+        "machine": dataclasses.asdict(machine)
+        | {"versions": dict(machine.versions), "optional": dict(machine.optional)},
         "plan": {
             "mode": plan.mode,
             "why": plan.why,
@@ -647,6 +648,8 @@ def _machine_table(machine: Machine) -> Table:
     table.add_row("/dev/shm", f"{size(machine.shm_free_bytes)} free")
     versions = (f"{name} {version or 'missing'}" for name, version in machine.versions.items())
     table.add_row("software", ", ".join(versions))
+    extras = (f"{name} {version or 'missing'}" for name, version in machine.optional.items())
+    table.add_row("extras", ", ".join(extras) or "none")
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launcher.snapshot import EvaluationView
+from launcher.snapshot import DRAWN, EvaluationView
 
 _WINDOW_SECONDS = 10.0
 _RECENT_EPISODES = 100  # as stable-baselines3 averages them
@@ -44,6 +44,8 @@ class RunMetrics:
 
     def __init__(self, headline: str | None) -> None:
         self._headline = headline
+        # Of the sessions before this one; what was on its way when the last one was killed is lost.
+        self._seconds_before, self._missing_before = 0.0, 0
         self._last: dict[MemberKey, Counters] = {}
         self._totals: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._gauges: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
@@ -59,6 +61,32 @@ class RunMetrics:
         self._learner_steps = 0
         self.evaluation: dict[str, Any] | None = None
         self._new_evaluations: list[dict[str, Any]] = []
+
+    def get_state(self) -> dict[str, Any]:
+        """What a later session of the run goes on from, as plain data."""
+        return {
+            "totals": [[role, name, value] for (role, name), value in self._totals.items()],
+            "active_seconds": self.active_seconds(),
+            "learner_steps": self._learner_steps,
+            "scores": list(self._scores),
+            "lengths": list(self._lengths),
+            "headlines": list(self._headlines),
+            "distribution": list(self._distribution),
+            "evaluation": self.evaluation,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``get_state`` gave in an earlier session."""
+        for role, name, value in state["totals"]:
+            self._totals[role, name] = float(value)
+        self._seconds_before = float(state["active_seconds"])
+        self._missing_before = self._unseen()
+        self._learner_steps = int(state["learner_steps"])
+        self._scores.extend(state["scores"])
+        self._lengths.extend(state["lengths"])
+        self._headlines.extend(state["headlines"])
+        self._distribution.extend(state["distribution"])
+        self.evaluation = state["evaluation"]
 
     def ingest(self, key: MemberKey, report: Mapping[str, Any], now: float) -> None:
         """Take in one report of one role."""
@@ -88,9 +116,14 @@ class RunMetrics:
     def tick(self, now: float) -> None:
         """Mark the present, about once a second."""
         self._marks.append(_Mark(now, dict(self._totals)))
+        drawn = DRAWN if self._headline is None else DRAWN | {f"rollout/{self._headline}"}
         for name, value in self.current().items():
-            if value is not None:
+            if name in drawn and value is not None:
                 self._history[name].append(value)
+
+    def counted(self, key: MemberKey) -> Mapping[str, float]:
+        """The counters of one incarnation, as it reported them last."""
+        return self._last.get(key, {})
 
     def total(self, role: str, name: str) -> float:
         """A counter over all incarnations of all of a role."""
@@ -179,6 +212,8 @@ class RunMetrics:
             "learner/shared_memory": self.gauge("learner", "shared_memory"),
             "learner/policy_lag": self.policy_lag(),
             "system/lost": self.lost_so_far(),
+            "system/gpu_percent": self.gauge("learner", "gpu_percent"),
+            "system/gpu_memory_bytes": self.gauge("learner", "gpu_memory_bytes"),
         }
         if self._headline is not None:
             values[f"rollout/{self._headline}"] = _mean(self._headlines)
@@ -271,7 +306,7 @@ class RunMetrics:
         return int(self._totals["replay", "batches_missing"])
 
     def history(self) -> dict[str, tuple[float, ...]]:
-        """Recent values by metric name."""
+        """Recent values of what consoles draw, by metric name."""
         return {name: tuple(values) for name, values in self._history.items()}
 
     def headline(self) -> tuple[str, float] | None:
@@ -300,11 +335,15 @@ class RunMetrics:
 
     def in_flight(self) -> int:
         """Transitions that were sent and have not been seen by replay; exact once actors left."""
+        return max(0, self._unseen() - self._missing_before)
+
+    def _unseen(self) -> int:
+        """Sent less seen, over all sessions."""
         seen = sum(
             self._totals["replay", f"transitions_{name}"]
             for name in ("received", "duplicate", "rejected")
         )
-        return max(0, int(self._totals["actor", "transitions_sent"] - seen))
+        return int(self._totals["actor", "transitions_sent"] - seen)
 
     def expect_steps(self, now: float) -> None:
         """From now on environments are expected to step."""
@@ -317,14 +356,15 @@ class RunMetrics:
         return now - max(self._expected_since, self._last_step or 0.0)
 
     def seconds_since_first_step(self, now: float) -> float:
-        """Time since the first environment step; 0 before it."""
-        return 0.0 if self._first_step is None else now - self._first_step
+        """Time since the first environment step, in this session and those before it."""
+        here = 0.0 if self._first_step is None else now - self._first_step
+        return self._seconds_before + here
 
     def active_seconds(self) -> float:
-        """Time from the first environment step to the last, as reported."""
+        """Time from the first environment step to the last, as reported, over all sessions."""
         if self._first_step is None or self._last_step is None:
-            return 0.0
-        return self._last_step - self._first_step
+            return self._seconds_before
+        return self._seconds_before + self._last_step - self._first_step
 
     def bottleneck(self) -> str:
         """Who limits whom, in words."""
@@ -356,7 +396,7 @@ class RunMetrics:
             "transitions": {
                 "sent": int(self.total("actor", "transitions_sent")),
                 "received": int(self.total("replay", "transitions_received")),
-                "lost": self.in_flight(),
+                "lost": self.in_flight() + max(0, self._missing_before),
                 "duplicate": int(self.total("replay", "transitions_duplicate")),
                 "rejected": int(self.total("replay", "transitions_rejected")),
                 "unsent": int(self.total("actor", "transitions_unsent")),

@@ -1,27 +1,36 @@
-"""Writes a run's figures where they are kept: metrics.jsonl and TensorBoard."""
+"""Writes a run's figures where they are kept: metrics.jsonl, TensorBoard, and other sinks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tensorboard.summary import Writer
 
 from launcher.rundir import RunDirectory
+from launcher.sinks import Sink
 
 _NOT_SCALARS = {"episodes_recent"}
 
 
 class Recorder:
-    """Appends lines of metrics; the x axis of TensorBoard is environment_steps."""
+    """Appends lines of metrics; the x axis of TensorBoard is environment_steps.
 
-    def __init__(self, run_dir: RunDirectory) -> None:
+    Args:
+        run_dir: of the run.
+        sinks: where the lines go, too.
+    """
+
+    def __init__(self, run_dir: RunDirectory, sinks: Iterable[Sink] = ()) -> None:
         self._run_dir = run_dir
+        self._sinks = tuple(sinks)
         self._writer = Writer(str(run_dir.path / "tensorboard"))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Write one line to both."""
+        """Write one line everywhere."""
         self._run_dir.metrics(line)
+        for sink in self._sinks:
+            sink.write(line)
         step = line["environment_steps"]
         for name, value in line.items():
             if isinstance(value, int | float) and name not in _NOT_SCALARS:
@@ -29,5 +38,7 @@ class Recorder:
         self._writer.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Close TensorBoard's file and the sinks."""
         self._writer.close()
+        for sink in self._sinks:
+            sink.close()

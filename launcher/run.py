@@ -14,7 +14,9 @@ from pathlib import Path
 import zmq
 
 from launcher.coordinator import Coordinator, Event, Member
+from launcher.human import size
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.keyboard import MORE
 from launcher.session import Session
 from launcher.snapshot import MemberState, MemberView
 from launcher.supervisor import Ended, Supervisor
@@ -62,9 +64,16 @@ class Run:
             self._remove_sockets()
             raise
         endpoint, logs = self._coordinator.endpoint, session.run_dir.logs
-        self._supervisor = Supervisor(endpoint, logs, self._config.system.restarts)
-        session.restarts = self._supervisor.restarted
+        allowed = self._config.system.restarts
+        self._supervisor = Supervisor(endpoint, logs, allowed, session.restarts)
+        session.state.incarnations = self._coordinator.incarnations
         self._dead: set[tuple[str, int]] = set()
+        session.controls = {
+            "p": self._pause,
+            "s": self._coordinator.save,
+            "+": lambda: self._scale_samples_per_insert(MORE),
+            "-": lambda: self._scale_samples_per_insert(1 / MORE),
+        }
 
     def execute(self) -> int:
         """Run to the end; the exit code."""
@@ -98,6 +107,7 @@ class Run:
             config=self._config,
             spec=self._session.spec,
             metrics=self._metrics,
+            incarnations=self._session.state.incarnations,
         )
 
     def _start_roles(self) -> None:
@@ -130,8 +140,17 @@ class Run:
             self._end_silent()
             self._notice_standstill()
         self._session.record()
-        if self._session.console_due():
-            self._session.console.update(self._session.snapshot(self._member_views()))
+        self._session.obey_keys()
+        self._session.show(self._member_views)
+        self._coordinator.seen = self._session.seen
+
+    def _pause(self) -> None:
+        self._coordinator.command(["actor"], "hold" if self._session.pause() else "run")
+
+    def _scale_samples_per_insert(self, factor: float) -> None:
+        target = float(f"{self._coordinator.samples_per_insert * factor:.3g}")
+        self._coordinator.set_samples_per_insert(target)
+        self._session.say(f"samples_per_insert is {target:g} from now on")
 
     def _supervise(self) -> None:
         session = self._session
@@ -146,7 +165,7 @@ class Run:
         """Let the actors step once all roles are there, or enough of them for long enough."""
         session = self._session
         session.waiting_for = self._coordinator.missing()
-        waited = session.elapsed_seconds
+        waited = session.session_seconds
         some = all(self._coordinator.count(role) for role in ("replay", "learner", "actor"))
         if not session.waiting_for or (some and waited > _HOLD_SECONDS):
             session.stage, session.waiting_for = "running", ""
@@ -267,7 +286,7 @@ class Run:
             member.host,
             member.pid,
             self._joined_state(member),
-            member.activity,
+            member.activity or _gpu(gauges),
             gauges.get("cpu_percent", 0.0),
             int(gauges.get("memory_bytes", 0)),
             member.key.incarnation,
@@ -278,3 +297,10 @@ class Run:
         if time.monotonic() - member.heard > late:
             return "late"
         return "alive" if member.reported else "starting"
+
+
+def _gpu(gauges: dict[str, float]) -> str:
+    """What a role's GPU does, in a few words; empty without one."""
+    if "gpu_percent" not in gauges:
+        return ""
+    return f"GPU {gauges['gpu_percent']:.0f}% {size(gauges['gpu_memory_bytes'])}"

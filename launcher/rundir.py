@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -14,37 +16,56 @@ from typing import Any, TextIO
 from pdqn.config import Config
 from pdqn.errors import UsageError
 
+# The configuration as it was filled in for the machine, and as people wrote it.
+CONFIG, CONFIGURED = "config.toml", "configured.toml"
+SUMMARY, SNAPSHOT, EVENTS = "summary.json", "snapshot.json", "events.jsonl"
+_LOCK_TRIES, _LOCK_SECONDS = 10, 0.02
+_TEMPORARY = re.compile(
+    r"\.(config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
+    r"learner\.pth|(training_results|strategy)\.png)\.\d+(\.tmp)?"
+)
+
 
 class RunDirectory:
-    """Paths and appenders of one run.
+    """Paths and appenders of one run; while it is open, no other process can open it.
+
+    Args:
+        path: of the directory.
+        resumed_at: seconds that the run had run before; None for a new run.
 
     Raises:
-        UsageError: the directory cannot be written, or holds another run.
+        UsageError: the directory cannot be written, is in use, or holds another run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resumed_at: float | None = None) -> None:
         self.path = path
         self.metrics_path = path / "metrics.jsonl"
         self.logs = path / "logs"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if (path / "config.toml").exists():
-                raise UsageError(f"run directory {path} already holds a run; choose another")
+            if resumed_at is None and (path / CONFIG).exists():
+                raise UsageError(
+                    f"run directory {path} already holds a run; choose another, or go on with it: "
+                    f"--resume {path}"
+                )
+            self._events = _open_alone(path / EVENTS)
             self.logs.mkdir(exist_ok=True)
             (path / "checkpoints").mkdir(exist_ok=True)
+            if resumed_at is not None:
+                _tidy(path)
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
-            self._events = (path / "events.jsonl").open("a", encoding="utf-8")
         except OSError as error:
             raise UsageError(f"run directory {path} cannot be written: {error.strerror}") from error
-        self._started = time.monotonic()
+        self._started = time.monotonic() - (resumed_at or 0.0)
 
     def log_path(self, role: str, index: int) -> Path:
         """The log of one role."""
         return self.logs / f"{role}-{index}.log"
 
-    def write_config(self, config: Config) -> None:
-        """Write the resolved configuration."""
-        (self.path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    def write_config(self, config: Config, configured: Config) -> None:
+        """Write the configuration as it was filled in, and as people wrote it."""
+        self._replace(CONFIGURED, configured.to_toml())
+        self._replace(CONFIG, config.to_toml())
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl."""
@@ -53,13 +74,22 @@ class RunDirectory:
     def event(self, kind: str, **details: Any) -> None:
         """Append to events.jsonl, with the time since the start and the time of day."""
         stamp = {"time_seconds": round(time.monotonic() - self._started, 3), "clock": time.time()}
-        _append(self._events, {**stamp, "event": kind, **details})
+        # On a full disk it stays in memory until there is room; the figures say that it is full.
+        with contextlib.suppress(OSError):
+            _append(self._events, {**stamp, "event": kind, **details})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, whole or not at all."""
-        temporary = self.path / f".summary.{os.getpid()}"
-        temporary.write_text(json.dumps(_plain(summary), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.path / "summary.json")
+        self._replace(SUMMARY, json.dumps(_plain(summary), indent=2) + "\n")
+
+    def write_snapshot(self, seen: Mapping[str, Any]) -> None:
+        """Write what ``pdqn watch`` shows, whole or not at all."""
+        self._replace(SNAPSHOT, json.dumps(_plain(seen), separators=(",", ":")))
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path / name)
 
     def close(self) -> None:
         """Close the appenders."""
@@ -71,6 +101,50 @@ def default_path(env_id: str, seed: int) -> Path:
     """``runs/<env>__seed<seed>__<time>``."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", env_id)
     return Path("runs") / f"{name}__seed{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _open_alone(path: Path) -> TextIO:
+    """Open a file to append, locked for as long as this process has it open."""
+    file = path.open("a", encoding="utf-8")
+    # Who watches looks at the lock, and has it himself for that moment.
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_SECONDS)
+        except OSError:
+            return file  # a file system without locks: two processes are then the person's affair
+        else:
+            return file
+    file.close()
+    raise UsageError(f"run directory {path.parent} is in use: its run goes on")
+
+
+def is_open(path: Path) -> bool:
+    """Whether some process has the run in this directory open, as far as that can be known."""
+    if not (path / EVENTS).exists():
+        return False
+    with (path / EVENTS).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # it is locked, or the file system has no locks
+            return True
+    return False
+
+
+def _tidy(path: Path) -> None:
+    """Remove what a session that was killed has left half-written."""
+    (path / SNAPSHOT).unlink(missing_ok=True)  # it shows how the last session ended
+    for file in (path / "metrics.jsonl", path / EVENTS):
+        if not file.exists():
+            continue
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
+    # Temporary files of atomic writes: a dot, the name, and the process.
+    for left in (*path.glob(".*"), *path.glob("checkpoints/step-*/.*")):
+        if _TEMPORARY.fullmatch(left.name) and left.is_file():
+            left.unlink()
 
 
 def _append(file: TextIO, line: Mapping[str, Any]) -> None:

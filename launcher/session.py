@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from launcher.console import Console
 from launcher.interrupts import Interrupts
 from launcher.metrics import RunMetrics
-from launcher.plots import plot_training
+from launcher.pictures import PictureDrawer, draw_pictures
 from launcher.recorder import Recorder
 from launcher.rundir import RunDirectory
+from launcher.sinks import make_sinks
 from launcher.snapshot import MemberView, Snapshot
+from launcher.state import RunState
 from pdqn.config import Config, resolved
 from pdqn.specs import EnvironmentSpec
 
 _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
-_SHOWN_NOTES = {"out_of_memory"}
+_MOST_MESSAGES = 100
+_SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved"}
 
 
 class Session:
     """One run as a person sees it.
 
     Attributes:
-        stage: starting, running, stopping or done.
+        controls: what each key does, beside those for the end and for help.
+        stage: starting, running, paused, stopping or done.
         waiting_for: what the run cannot start without, in words.
         failure: why the run cannot go on; None while it can.
-        restarts: restarts by role.
+        restarts: restarts by role, those of earlier sessions included.
+        seen: what those who watch are shown; empty before there is anything.
+        state: what this session goes on from; its counts are brought up to date when it is written.
     """
 
     def __init__(
@@ -38,30 +46,50 @@ class Session:
         run_dir: RunDirectory,
         console: Console,
         interrupts: Interrupts,
+        state: RunState | None = None,
     ) -> None:
         self.config = config
         self.spec = spec
         self.run_dir = run_dir
         self.interrupts = interrupts
+        self.seen: dict[str, Any] = {}
+        self.state = RunState() if state is None else state
         self.metrics = RunMetrics(spec.headline_metric)
+        if self.state.metrics:
+            self.metrics.set_state(self.state.metrics)
         self.console = console
+        self.controls: dict[str, Callable[[], None]] = {}
         self.stage = "starting"
         self.waiting_for = ""
         self.failure: str | None = None
-        self.restarts: dict[str, int] = {}
+        self.restarts = self.state.restarts
         self._first_error: str | None = None
-        self._recorder = Recorder(run_dir)
-        self._started = time.monotonic()
-        self._next_tick = self._next_line = self._next_console = 0.0
+        self._unwritable = False
+        self._recorder = Recorder(run_dir, make_sinks(config, run_dir.path, self.say))
+        log = run_dir.logs / "pictures.log"
+        self._drawer = PictureDrawer(run_dir.path, config.system.picture_seconds, log)
+        self.state.sessions += 1
+        self._session_started = time.monotonic()
+        self._started = self._session_started - self.state.elapsed_seconds
+        self._next_tick = self._next_line = self._next_console = self._next_watched = 0.0
+        self._messages: deque[tuple[float, str]] = deque(maxlen=_MOST_MESSAGES)
+        self._said = 0
 
     @property
     def elapsed_seconds(self) -> float:
-        """Since the run was started."""
+        """Since the run was started, without the time between its sessions."""
         return time.monotonic() - self._started
 
+    @property
+    def session_seconds(self) -> float:
+        """Since this session was started."""
+        return time.monotonic() - self._session_started
+
     def say(self, text: str) -> None:
-        """Show a line to the person."""
+        """Show a line to the person, and to those who watch."""
         self.console.message(text)
+        self._said += 1
+        self._messages.append((self.elapsed_seconds, text))
 
     def note_error(self, text: str, trace: str = "") -> None:
         """Remember and show the first error; later ones are in events and logs.
@@ -80,6 +108,23 @@ class Session:
         self.run_dir.event(kind, role=role, index=index, text=text)
         if kind in _SHOWN_NOTES:
             self.say(f"{role} {index}: {text}")
+
+    def obey_keys(self) -> None:
+        """Do what a person asks for by pressing keys."""
+        for key in self.console.pressed():
+            if key == "q":
+                self.interrupts.count = max(1, self.interrupts.count)
+            elif key in self.controls and self.stage in ("running", "paused"):
+                self.controls[key]()
+
+    def pause(self) -> bool:
+        """Pause, or go on; whether the run is paused now."""
+        self.stage = "running" if self.stage == "paused" else "paused"
+        if self.stage == "running":
+            self.metrics.expect_steps(time.monotonic())
+        self.run_dir.event(self.stage)
+        self.say("actors are paused; the time goes on" if self.stage == "paused" else "goes on")
+        return self.stage == "paused"
 
     def end_reason(self) -> str:
         """Why the run is to end now; empty while it is not."""
@@ -108,31 +153,73 @@ class Session:
     def record(self) -> None:
         """Write what is due to be written."""
         for evaluation in self.metrics.take_evaluations():
-            self._recorder.write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
+            self._write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
         now = time.monotonic()
         if now >= self._next_line and self.metrics.counts()["environment_steps"]:
             self._next_line = now + self.config.system.metrics_seconds
             self._write_line()
+            self.save_state()
+        with self._may_fail():
+            self._drawer.turn()
 
-    def console_due(self) -> bool:
-        """Whether the console wants a new snapshot."""
+    def save_state(self) -> None:
+        """Write down what a later session goes on from."""
+        state = self.state
+        state.elapsed_seconds = self.elapsed_seconds
+        state.first_error = state.first_error or self._first_error
+        state.metrics = self.metrics.get_state()
+        with self._may_fail():
+            state.write(self.run_dir.path)
+
+    def show(self, members: Callable[[], Iterable[MemberView]]) -> None:
+        """Show the run as it is, when that is due: here, and to those who watch.
+
+        Args:
+            members: asked only when something is shown.
+        """
         now = time.monotonic()
         if now < self._next_console:
-            return False
+            return
         self._next_console = now + _CONSOLE_SECONDS
-        return True
+        snapshot = self.snapshot(members())
+        self.console.update(snapshot)
+        if now >= self._next_watched:
+            self._next_watched = now + _TICK_SECONDS
+            self._publish(snapshot)
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Leave for watchers what there is to see: the newest messages, and how many there were."""
+        messages = {"said": self._said, "messages": [list(m) for m in self._messages]}
+        self.seen = {"snapshot": snapshot.to_map(), **messages}
+        with self._may_fail():
+            self.run_dir.write_snapshot(self.seen)
+
+    @contextlib.contextmanager
+    def _may_fail(self) -> Iterator[None]:
+        """A full disk must not end a run: it is said once, and the next time may be better."""
+        try:
+            yield
+        except OSError as error:
+            if not self._unwritable:
+                self._unwritable = True
+                self.say(
+                    f"{error.filename or self.run_dir.path}: {error.strerror}; the run goes on"
+                )
 
     def conclude(self, reason: str, members: Iterable[MemberView]) -> int:
         """Write the last figures, the summary and the picture; the exit code."""
         self.record()
         self._write_line()
-        self._recorder.close()
         self.stage = "done"
-        self.console.update(self.snapshot(members))
+        last = self.snapshot(members)
+        self.console.update(last)
         summary = self._summary(reason)
         self.run_dir.write_summary(summary)
-        self._plot()
+        self.save_state()
+        self._recorder.close()
+        self._draw()
         self.run_dir.event("ended", reason=reason)
+        self._publish(last)
         self.run_dir.close()
         self.console.stop()
         self.console.finish(summary, self._error())
@@ -144,7 +231,7 @@ class Session:
         now = metrics.current()
         counts = metrics.counts()
         progress, remaining = self._progress(counts)
-        waiting = f"{self.waiting_for}, {self.elapsed_seconds:.0f} s" if self.waiting_for else ""
+        waiting = f"{self.waiting_for}, {self.session_seconds:.0f} s" if self.waiting_for else ""
         return Snapshot(
             run_dir=str(self.run_dir.path),
             env=self.spec.id,
@@ -192,11 +279,13 @@ class Session:
             history=metrics.history(),
         )
 
-    def _plot(self) -> None:
+    def _draw(self) -> None:
+        self._drawer.close()
         try:
-            plot_training(self.run_dir.path)
-        except OSError as error:  # a full disk must not hide how the run went
-            self.say(f"the picture could not be written: {error}")
+            draw_pictures(self.run_dir.path)
+        except Exception as error:  # noqa: BLE001 - networks and environments raise anything
+            # A full disk, or a picture that cannot be drawn, must not hide how the run went.
+            self.say(f"the pictures could not be drawn: {type(error).__name__}: {error}")
 
     def _trained_seconds(self) -> float:
         return self.metrics.seconds_since_first_step(time.monotonic())
@@ -217,7 +306,11 @@ class Session:
 
     def _write_line(self) -> None:
         capacity = resolved(self.config.replay.capacity)
-        self._recorder.write(self.metrics.line(self.elapsed_seconds, capacity))
+        self._write(self.metrics.line(self.elapsed_seconds, capacity))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._may_fail():
+            self._recorder.write(line)
 
     def _summary(self, reason: str) -> dict[str, Any]:
         measured = self.metrics.summary()
@@ -231,7 +324,9 @@ class Session:
             "mode": self.config.run.mode,
             "seed": self.config.run.seed,
             "restarts": {role: self.restarts.get(role, 0) for role in roles},
-            "first_error": self._first_error,
+            "sessions": self.state.sessions,
+            "error": self._error(),
+            "first_error": self.state.first_error or self._first_error,
             "run_dir": str(self.run_dir.path),
         }
 

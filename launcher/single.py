@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 import torch
 
@@ -16,23 +15,26 @@ from actors.actor import Identity, Rollout
 from actors.best import BestKeeper
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
-from actors.policy import greedy
 from actors.segments import join_segments
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.keyboard import MORE
 from launcher.metrics import MemberKey
 from launcher.session import Session
 from launcher.snapshot import MemberView
-from learner.checkpoint import save_checkpoint
+from learner.checkpoint import Saver
 from learner.learner import Learner
 from pdqn import seeds
 from pdqn.config import resolved
-from pdqn.model import BEST_MODEL, FINAL_MODEL, save_model
+from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
+from pdqn.policy import greedy
 from pdqn.telemetry import Telemetry
 from replay.samples import SampleLayout
 from replay.server import make_buffer, make_limiter
 
 _REPORT_SECONDS = 0.5
+_PAUSED_SECONDS = 0.1
+_ACTOR = ("actor", 0)
 
 
 class SingleRun:
@@ -46,20 +48,35 @@ class SingleRun:
         self._learner = Learner(config, spec)
         # Acts on the CPU, wherever the learner computes.
         self._acting = build_network(spec, config.network)
+        # Only now: what is built above draws from the random state that is restored.
+        self._saver = Saver(session.run_dir.path, config, spec)
+        self._saver.restore(self._learner, session.say)
         self._acting.load_state_dict(self._learner.online.state_dict())
-        self._acting_version = 0
-        self._rollout = Rollout(config, spec, self._acting, Identity(0, 0))
-        self._buffer = make_buffer(config, spec)
+        self._acting_version = self._learner.learner_steps
+        # What an earlier session drew at random is not drawn again.
+        incarnation = session.state.incarnations.get(_ACTOR, 0)
+        session.state.incarnations[_ACTOR] = incarnation + 1
+        self._rollout = Rollout(config, spec, self._acting, Identity(0, incarnation))
+        self._rollout.set_learner_steps(self._acting_version)
+        self._buffer = make_buffer(config, spec, incarnation=incarnation)
         self._limiter = make_limiter(config)
         layout = SampleLayout(spec, config.learner.batch_size)
         # One memory for all SampleBatches: a step is over before the next one is drawn.
         self._sample = layout.view(bytearray(layout.nbytes))
         self._telemetry = {role: Telemetry() for role in ("actor", "replay", "learner")}
         self._telemetry["evaluator"] = Telemetry()
+        self._telemetry["learner"].gauge("learner_steps", self._learner.learner_steps)
         self._rollout.note_seeds(self._telemetry["actor"])
         self._best = BestKeeper(session.run_dir.path / BEST_MODEL, config, spec)
-        self._saved = self._evaluated = time.monotonic()
+        self._counted_before = session.metrics.counts()
+        self._evaluated = time.monotonic()
         self._next_report = 0.0
+        session.controls = {
+            "p": self._pause,
+            "s": self._save,
+            "+": lambda: self._scale_samples_per_insert(MORE),
+            "-": lambda: self._scale_samples_per_insert(1 / MORE),
+        }
 
     def execute(self) -> int:
         """Run to the end; the exit code."""
@@ -69,8 +86,11 @@ class SingleRun:
         session.interrupts.on_second = self._end_now
         session.stage = "running"
         while not (reason := session.end_reason()):
-            self._act()
-            self._learn()
+            if session.stage == "paused":
+                time.sleep(_PAUSED_SECONDS)
+            else:
+                self._act()
+                self._learn()
             self._communicate()
         session.stage = "stopping"
         self._save()
@@ -118,8 +138,7 @@ class SingleRun:
 
     def _communicate(self) -> None:
         now = time.monotonic()
-        if now - self._saved >= self._config.checkpoint.period_seconds:
-            self._saved = now
+        if self._saver.due(self._learner.learner_steps):
             self._save()
         if now - self._evaluated >= self._config.evaluation.period_seconds:
             self._evaluated = now
@@ -131,9 +150,11 @@ class SingleRun:
 
     def _limits_counted(self) -> bool:
         run, counters = self._config.run, self._telemetry["actor"].counters
-        reached_episodes = run.episodes is not None and counters["episodes"] >= run.episodes
-        reached_steps = run.steps is not None and counters["environment_steps"] >= run.steps
-        return reached_episodes or reached_steps
+        limits = {"episodes": run.episodes, "environment_steps": run.steps}
+        return any(
+            limit is not None and self._counted_before[name] + counters[name] >= limit
+            for name, limit in limits.items()
+        )
 
     def _report(self) -> None:
         session, replay = self._session, self._telemetry["replay"]
@@ -148,8 +169,8 @@ class SingleRun:
             session.metrics.ingest(MemberKey(role, 0, 0), report, time.monotonic())
         session.tick()
         session.record()
-        if session.console_due():
-            session.console.update(session.snapshot(self._members()))
+        session.obey_keys()
+        session.show(self._members)
 
     def _evaluate(self) -> None:
         if not self._config.evaluation.enabled:
@@ -175,13 +196,17 @@ class SingleRun:
         evaluation = {"parameter_version": self._acting_version, **result}
         self._telemetry["evaluator"].evaluation(evaluation)
 
+    def _pause(self) -> None:
+        self._session.pause()
+
+    def _scale_samples_per_insert(self, factor: float) -> None:
+        target = float(f"{self._limiter.target * factor:.3g}")
+        self._limiter.set_samples_per_insert(target)
+        self._session.note("samples_per_insert", "replay", 0, f"{target:g} from now on")
+        self._session.say(f"samples_per_insert is {target:g} from now on")
+
     def _save(self) -> None:
-        path = Path(self._session.run_dir.path)
-        state, keep = self._learner.get_state(), self._config.checkpoint.keep
-        save_checkpoint(path / "checkpoints", state, keep)
-        network, steps = self._learner.online, self._learner.learner_steps
-        spec = self._session.spec
-        save_model(path / FINAL_MODEL, self._config, spec, network, steps)
+        self._saver.save(self._learner)
 
     def _end_now(self) -> None:
         """The second Ctrl-C."""

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+# The series that consoles draw, beside that of the headline metric.
+DRAWN = frozenset(
+    {
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+        "rollout/exploration_rate",
+        "train/loss",
+        "train/q_mean",
+        "actor/episodes_per_second",
+        "time/fps",
+        "learner/steps_per_second",
+        "learner/policy_lag",
+    }
+)
 MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dead"]
 
 
@@ -56,7 +72,7 @@ class Snapshot:
     """The whole run at one moment. Rates are over the last ten seconds or so.
 
     Attributes:
-        stage: starting, running, stopping or done.
+        stage: starting, running, paused, stopping or done.
         waiting_for: what the run cannot start without, in words; empty once all is there.
         progress: share of the nearest limit (episodes, steps or time); None without a limit.
         remaining_seconds: estimate until that limit.
@@ -117,3 +133,26 @@ class Snapshot:
     rejected: dict[str, int]
     first_error: str | None
     history: dict[str, tuple[float, ...]]
+
+    def to_map(self) -> dict[str, Any]:
+        """Plain data for who watches from another process."""
+        history = {name: list(series) for name, series in self.history.items()}
+        return dataclasses.asdict(dataclasses.replace(self, history={})) | {"history": history}
+
+    @classmethod
+    def from_map(cls, values: Mapping[str, Any]) -> Snapshot:
+        """The inverse of ``to_map``.
+
+        Raises:
+            TypeError, KeyError, ValueError: it is not what this version writes.
+        """
+        evaluation = values["evaluation"]
+        return cls(
+            **{
+                **values,
+                "headline": None if values["headline"] is None else tuple(values["headline"]),
+                "evaluation": None if evaluation is None else EvaluationView(**evaluation),
+                "members": tuple(MemberView(**member) for member in values["members"]),
+                "history": {name: tuple(series) for name, series in values["history"].items()},
+            }
+        )

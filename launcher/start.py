@@ -14,13 +14,17 @@ import rich.console
 
 from actors.environments.factory import VectorEnvironment, describe_environment
 from launcher import hardware, machine, probe, rundir
-from launcher.console import Kind, make_console
+from launcher.console import Console, Kind, make_console
 from launcher.hardware import Machine
+from launcher.human import duration
 from launcher.interrupts import Interrupts
 from launcher.machine import Plan
+from launcher.resume import PastRun
 from launcher.run import Run
 from launcher.session import Session
 from launcher.single import SingleRun
+from launcher.sinks import check_sinks
+from launcher.state import RunState, read_state
 from launcher.supervisor import Supervisor
 from learner.objective import check_combinations
 from pdqn.config import Config
@@ -42,6 +46,7 @@ def prepare(config: Config) -> tuple[EnvironmentSpec, Machine, Plan]:
     spec = spec.stacked(run.frame_stack or machine.frame_stack(spec))
     build_network(spec, config.network)
     check_combinations(config)
+    check_sinks(config)
     if config.actor.guidance or config.actor.guidance_final:
         _check_guidance(config, spec)
     here = hardware.detect()
@@ -69,6 +74,7 @@ def launch(
     config: Config,
     interrupts: Interrupts,
     *,
+    past: PastRun | None,
     run_dir: Path | None,
     console: Kind,
     bind: str | None,
@@ -79,6 +85,8 @@ def launch(
     address = None if bind is None else parse_bind(bind)
     spec, here, plan = prepare(config)
     resolved = plan.config
+    if past is not None:
+        past.check(resolved)
     if check_only:
         return _print_check(here, plan, as_json=False)
     _agree(plan, agreed)
@@ -88,15 +96,41 @@ def launch(
     single = resolved.run.mode == "single"
     if single and address is not None:
         raise UsageError("--bind: mode single is one process, nobody can join it")
-    path = run_dir or rundir.default_path(spec.id, resolved.run.seed)
-    directory = rundir.RunDirectory(path)
-    directory.write_config(resolved)
+    directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
+    directory.write_config(resolved, config)
     view = make_console(console, sys.stdout)
     for text in (*(f"warning: {warning}" for warning in plan.warnings), plan.replay):
         view.message(text)
     hardware.raise_open_file_limit(plan.open_files)
-    session = Session(resolved, spec, directory, view, interrupts)
+    if past is not None:
+        _tell_resumed(directory, view, state, past.config, resolved)
+    session = Session(resolved, spec, directory, view, interrupts, state)
     return SingleRun(session).execute() if single else Run(session, address).execute()
+
+
+def _open_directory(
+    past: PastRun | None, run_dir: Path | None, env_id: str, seed: int
+) -> tuple[rundir.RunDirectory, RunState]:
+    if past is None:
+        path = run_dir or rundir.default_path(env_id, seed)
+        return rundir.RunDirectory(path), RunState()
+    directory = rundir.RunDirectory(past.path, past.state.elapsed_seconds)
+    # Read again: until now another process could have been running it.
+    return directory, read_state(past.path)
+
+
+def _tell_resumed(
+    directory: rundir.RunDirectory, view: Console, state: RunState, old: Config, new: Config
+) -> None:
+    """Say and write down that the run goes on, and what was changed."""
+    before, after = old.to_map(), new.to_map()
+    names = sorted({(s, k) for side in (before, after) for s in side for k in side[s]})
+    changed = [
+        f"{s}.{k} = {after[s].get(k)}" for s, k in names if before[s].get(k) != after[s].get(k)
+    ]
+    directory.event("resumed", session=state.sessions + 1, changed=changed)
+    what = f", with {', '.join(changed)}" if changed else ""
+    view.message(f"goes on after {duration(state.elapsed_seconds)} of training{what}")
 
 
 def check(config: Config, *, as_json: bool) -> int:

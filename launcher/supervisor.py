@@ -73,16 +73,29 @@ class _Slot:
 
 
 class Supervisor:
-    """The roles' processes of this host."""
+    """The roles' processes of this host.
 
-    def __init__(self, address: str, logs: Path | None, restarts: int) -> None:
+    Args:
+        address: of the coordinator.
+        logs: folder of the roles' logs; None leaves them on standard error.
+        restarts: of a role, before it is given up.
+        restarted: how often each role has been started again; counted on.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        logs: Path | None,
+        restarts: int,
+        restarted: dict[str, int] | None = None,
+    ) -> None:
         self._address = address
         self._logs = logs
         self._restarts = restarts
         self._slots: dict[tuple[str, int], _Slot] = {}
         self._stopping = False
         self._context = _context()
-        self.restarted: dict[str, int] = {}
+        self.restarted = {} if restarted is None else restarted
 
     def start(self, role: str, index: int) -> None:
         """Start a role."""

@@ -14,10 +14,10 @@ import torch
 
 from actors.environments.factory import VectorEnvironment, describe_environment
 from actors.environments.registration import CIRCLE_PLACEMENT_ID
-from actors.policy import greedy
 from launcher import preload
 from pdqn.config import NetworkConfig
 from pdqn.networks import build_network
+from pdqn.policy import greedy
 from pdqn.wire import TRANSITION_COLUMNS, compress_block
 from replay.buffer import PrioritizedBuffer, make_store
 from replay.samples import importance_weights

@@ -6,39 +6,111 @@ import logging
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pdqn.model import write_atomically
+from learner.learner import Learner
+from pdqn.config import Config
+from pdqn.errors import RunError
+from pdqn.model import FINAL_MODEL, save_model, write_atomically
+from pdqn.specs import EnvironmentSpec
 
 _log = logging.getLogger("learner")
-_FILE = "learner.pth"
+_FOLDER, _FILE = "checkpoints", "learner.pth"
 
 
-def save_checkpoint(directory: Path, state: Mapping[str, Any], keep: int) -> Path:
-    """Write ``step-<learner_steps>`` and remove all but the newest ``keep``."""
-    path = directory / f"step-{state['learner_steps']:09d}"
+class Saver:
+    """Saves a learner into a run directory when that is due: a checkpoint, and the model file.
+
+    The model with every checkpoint: however the run ends, there is one to use.
+
+    Args:
+        run_dir: of the run.
+        config: what the run is configured to.
+        spec: of the environment.
+    """
+
+    def __init__(self, run_dir: Path, config: Config, spec: EnvironmentSpec) -> None:
+        self._run_dir, self._config, self._spec = run_dir, config, spec
+        self._saved = time.monotonic()
+        self._saved_steps = 0
+
+    def restore(self, learner: Learner, say: Callable[[str], None]) -> None:
+        """Let a learner go on from the newest checkpoint that can be read, if there is one.
+
+        Args:
+            learner: of the same configuration.
+            say: takes a sentence for each checkpoint that is passed over, and for the one taken.
+
+        Raises:
+            RunError: there are checkpoints, and none can be read.
+        """
+        state = load_newest(self._run_dir, say)
+        if state is not None:
+            learner.set_state(state)
+            self._saved_steps = learner.learner_steps
+            say(f"goes on from learner step {learner.learner_steps}")
+
+    def due(self, learner_steps: int) -> bool:
+        """Whether so much time or so many steps have passed that it is time to save."""
+        settings = self._config.checkpoint
+        steps = learner_steps - self._saved_steps
+        if settings.period_steps and steps >= settings.period_steps:
+            return True
+        return steps > 0 and time.monotonic() - self._saved >= settings.period_seconds
+
+    def save(self, learner: Learner) -> None:
+        """Save now."""
+        self._saved, self._saved_steps = time.monotonic(), learner.learner_steps
+        save_checkpoint(self._run_dir, learner.get_state(), self._config.checkpoint.keep)
+        path = self._run_dir / FINAL_MODEL
+        save_model(path, self._config, self._spec, learner.online, learner.learner_steps)
+
+
+def save_checkpoint(run_dir: Path, state: Mapping[str, Any], keep: int) -> Path:
+    """Write ``checkpoints/step-<learner_steps>`` and remove all but the newest ``keep``."""
+    path = run_dir / _FOLDER / f"step-{state['learner_steps']:09d}"
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / _FILE, dict(state))
-    for old in list(checkpoints(directory))[keep:]:
-        shutil.rmtree(old)
+    kept = list(checkpoints(run_dir))[:keep]
+    for old in _directories(run_dir):
+        if old not in kept:
+            shutil.rmtree(old)
     return path
 
 
-def checkpoints(directory: Path) -> Iterator[Path]:
-    """Checkpoints, newest first."""
-    found = [p for p in directory.glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-    yield from sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+def checkpoints(run_dir: Path) -> Iterator[Path]:
+    """Checkpoints that were written to their end, newest first."""
+    yield from (path for path in _directories(run_dir) if (path / _FILE).exists())
 
 
-def load_newest(directory: Path) -> dict[str, Any] | None:
-    """The state in the newest checkpoint that can be read, or None when there is none."""
-    for path in checkpoints(directory):
+def load_newest(run_dir: Path, say: Callable[[str], None] = _log.warning) -> dict[str, Any] | None:
+    """The state in the newest checkpoint that can be read, or None when there is none.
+
+    Args:
+        run_dir: of the run.
+        say: takes a sentence for each checkpoint that is passed over.
+
+    Raises:
+        RunError: there are checkpoints, and none can be read.
+    """
+    found = list(checkpoints(run_dir))
+    for path in found:
         try:
             return torch.load(path / _FILE, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            _log.warning("checkpoint %s cannot be read (%s); trying the one before", path, error)
+            reason = str(error).partition("\n")[0]
+            say(f"checkpoint {path} cannot be read ({reason}); trying the one before")
+    if found:
+        raise RunError(f"none of the {len(found)} checkpoints of {run_dir} can be read")
     return None
+
+
+def _directories(run_dir: Path) -> list[Path]:
+    found = (run_dir / _FOLDER).glob("step-*")
+    steps = [path for path in found if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(steps, key=lambda path: int(path.name[5:]), reverse=True)

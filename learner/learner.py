@@ -208,6 +208,7 @@ class Learner:
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.param_groups[0]["eps"] = self._config.adam_epsilon  # it may have changed
         self.learner_steps = int(state["learner_steps"])
         torch.set_rng_state(state["torch_random_state"])
         self._noise.set_state(state["noise_state"])

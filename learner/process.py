@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import zmq
 
-from learner.checkpoint import load_newest, save_checkpoint
+from learner.checkpoint import Saver
+from learner.gpu import GpuGauge
 from learner.learner import Learner
 from learner.staging import Stager
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, Welcome, role
-from pdqn.model import FINAL_MODEL, save_model
 from pdqn.parameters import ParameterPublisher, Parameters
 from replay.client import SampleClient
 
 _WAIT_SECONDS = 0.1
 _LINK_SECONDS = 0.1
-_log = logging.getLogger("learner")
 
 
 class LearnerProcess:
@@ -33,17 +32,20 @@ class LearnerProcess:
         self._config = welcome.config
         self._welcome = welcome
         self._link = link
-        self._run_dir = Path(welcome.run_dir)
         self._learner = Learner(welcome.config, welcome.spec)
+        self._saver = Saver(Path(welcome.run_dir), welcome.config, welcome.spec)
+        self._saver.restore(self._learner, partial(link.telemetry.note, "checkpoint"))
+        link.telemetry.gauge("learner_steps", self._learner.learner_steps)
+        self._gpu = GpuGauge(self._learner.device)
         self._stager = Stager(self._learner.tensors, self._learner.device)
-        self._restore()
         config, incarnation = welcome.config, welcome.incarnation
         rng = seeds.generator(config.run.seed, "sample client", 0, incarnation)
         self._client = SampleClient(context, welcome.spec, config, rng)
         self._publisher = ParameterPublisher(context, welcome.address("parameters"))
         link.serve_at({"parameters": self._publisher.endpoint})
         self._published_steps = 0
-        self._published = self._saved = time.monotonic()
+        self._published = time.monotonic()
+        self._saves_asked = link.pulse.saves
         self._next_link = 0.0
         self._publish()
 
@@ -51,6 +53,7 @@ class LearnerProcess:
         """Learn until told to stop; then save."""
         while not self._link.stopping:
             self._communicate()
+            self._maybe_save()
             if not len(self._stager):
                 self._await_batch()
             if not len(self._stager):
@@ -60,7 +63,6 @@ class LearnerProcess:
             self._client.release(sample, result.priorities)
             self._learner.account(self._link.telemetry, result)
             self._maybe_publish()
-            self._maybe_save()
         self._publish()
         self._save()
 
@@ -112,6 +114,8 @@ class LearnerProcess:
     def _report_client(self) -> None:
         telemetry, client = self._link.telemetry, self._client
         telemetry.gauge("shared_memory", client.shared_memory)
+        for name, value in self._gpu.read().items():
+            telemetry.gauge(name, value)
         telemetry.counters["answers_rejected"] = client.rejected
         telemetry.counters["priorities_dropped"] = client.priorities_dropped
 
@@ -132,27 +136,16 @@ class LearnerProcess:
         self._link.telemetry.gauge("parameter_version", steps)
 
     def _maybe_save(self) -> None:
-        if time.monotonic() - self._saved >= self._config.checkpoint.period_seconds:
+        if self._link.pulse.saves != self._saves_asked:
+            self._saves_asked = self._link.pulse.saves
+            self._save()
+            self._link.telemetry.note("saved", f"learner step {self._learner.learner_steps}")
+        elif self._saver.due(self._learner.learner_steps):
             self._save()
 
     def _save(self) -> None:
-        self._saved = time.monotonic()
-        directory = self._run_dir / "checkpoints"
-        save_checkpoint(directory, self._learner.get_state(), self._config.checkpoint.keep)
-        learner = self._learner
-        # With every checkpoint: however the run ends, there is a model to use.
-        path = self._run_dir / FINAL_MODEL
-        save_model(path, self._config, self._welcome.spec, learner.online, learner.learner_steps)
+        self._saver.save(self._learner)
         self._link.telemetry.count("checkpoints")
-
-    def _restore(self) -> None:
-        """A learner that was restarted goes on from its newest checkpoint."""
-        if self._welcome.incarnation == 0:
-            return
-        state = load_newest(self._run_dir / "checkpoints")
-        if state is not None:
-            self._learner.set_state(state)
-            _log.info("goes on from learner step %d", self._learner.learner_steps)
 
 
 def run_learner(address: str, index: int | None = None, log_path: Path | None = None) -> None:

@@ -1,3 +1,20 @@
 """Distributed deep Q-learning: the core that every role shares."""
 
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from pathlib import Path
+
+    from pdqn.policy import Policy
+
 __version__ = "0.1.0"
+
+
+def load_policy(run: str | Path, *, best: bool = False) -> Policy:
+    """The policy that a run has learned; see ``pdqn.policy.load_policy``."""
+    # Torch takes seconds to import, and most of what imports this package does not need it.
+    from pdqn import policy
+
+    return policy.load_policy(run, best=best)

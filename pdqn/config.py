@@ -270,7 +270,10 @@ class EvaluationConfig:
 class CheckpointConfig:
     """Periodic saves."""
 
-    period_seconds: float = setting(60.0, "time between checkpoints", above=0)
+    period_seconds: float = setting(60.0, "most time between checkpoints", above=0)
+    period_steps: int = setting(
+        0, "most learner steps between checkpoints; 0 goes by time alone", at_least=0
+    )
     keep: int = setting(3, "newest checkpoints kept", at_least=1)
 
 
@@ -280,10 +283,19 @@ class SystemConfig:
 
     telemetry_seconds: float = setting(1.0, "time between a role's reports", above=0)
     metrics_seconds: float = setting(5.0, "time between lines of metrics.jsonl", above=0)
+    picture_seconds: float = setting(
+        120.0, "time between two drawings of the pictures while the run goes on", above=0
+    )
     heartbeat_timeout_seconds: float = setting(
         30.0, "a silent role is restarted, an orphaned one ends, after this long", above=0
     )
     restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
+    wandb: bool = setting(False, "log to Weights & Biases, too (pdqn[wandb])")
+    metrics_port: int = setting(
+        0, "port where Prometheus finds the figures (pdqn[prometheus]); 0: none", at_least=0,
+        at_most=65535,
+    )  # fmt: skip
+    metrics_host: str = setting("127.0.0.1", "address of that port")
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class Pulse:
         actor_slots: actors that share the epsilon ladder.
         final_version: with ``finish``, the parameter_version to evaluate last.
         samples_per_insert: what replay is to aim at from now on; None for what is configured.
+        saves: how often the learner has been asked to save at once.
+        allowed: how far an actor's counters may go, by name, where the run has limits.
     """
 
     command: str = "run"
@@ -80,6 +82,8 @@ class Pulse:
     actor_slots: int = 1
     final_version: int = 0
     samples_per_insert: float | None = None
+    saves: int = 0
+    allowed: dict[str, int] = field(default_factory=dict)
 
     def shards(self, name: str) -> dict[int, str]:
         """Where the replays that are alive serve this, by index: from endpoints ``name/index``."""
@@ -175,6 +179,12 @@ class CoordinatorLink:
         if time.monotonic() >= self._next_report:
             self.report()
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether this role has done all that it is allowed to, as things stand."""
+        counters = self.telemetry.counters
+        return any(counters[name] >= most for name, most in self.pulse.allowed.items())
+
     def report(self) -> None:
         """Send telemetry now."""
         self._next_report = time.monotonic() + self._period_seconds
@@ -238,6 +248,8 @@ class CoordinatorLink:
                 actor_slots=int(message.get("actor_slots") or 1),
                 final_version=int(message.get("final_version") or 0),
                 samples_per_insert=_positive(message.get("samples_per_insert")),
+                saves=int(message.get("saves") or 0),
+                allowed={str(k): int(v) for k, v in (message.get("allowed") or {}).items()},
             )
 
 

@@ -104,12 +104,14 @@ class EnvironmentSpec:
         fields: the observation's arrays, sorted by name.
         num_actions: actions are 0 .. num_actions - 1.
         headline_metric: key of the info that matters most at the end of an episode, if any.
+        first_action: what the environment itself calls action 0.
     """
 
     id: str
     fields: tuple[FieldSpec, ...]
     num_actions: int
     headline_metric: str | None = None
+    first_action: int = 0
 
     @property
     def masked(self) -> bool:
@@ -183,4 +185,5 @@ class EnvironmentSpec:
                     f"observation field {field.name} has {field.categories} categories"
                 )
         headline = values.get("headline_metric")
-        return cls(str(values["id"]), fields, int(values["num_actions"]), headline)
+        actions = int(values["num_actions"]), int(values.get("first_action", 0))
+        return cls(str(values["id"]), fields, actions[0], headline, actions[1])

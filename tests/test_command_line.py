@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import tomllib
 from collections.abc import Callable, Iterator
@@ -11,8 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from click.shell_completion import get_completion_class
+from click.testing import CliRunner
 
+from launcher.cli import cli
 from launcher.hardware import detect
 
 Answer = tuple[int, str, str]  # exit code, stdout, stderr
@@ -108,6 +113,15 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["--env", "CartPole-v1", "--run-dir", "command-old"],
         ["run directory command-old already holds a run; choose another"],
     ),
+    "resume what": (["--resume", "nowhere"], ["--resume nowhere: no run directory"]),
+    "resume elsewhere": (
+        ["--resume", "command-old", "--run-dir", "other"],
+        ["--run-dir other: a resumed run goes on in its own, command-old"],
+    ),
+    "a size that the network does not have": (
+        ["--set", "network.hidden=8"],
+        ["network.hidden = 8: a network of kind qmap has none"],
+    ),
 }
 OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "join what": (["actor"], ["--join"]),
@@ -116,6 +130,10 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "eval what": (["eval", "nowhere"], ["nowhere is neither a model file nor a run directory"]),
     "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),
     "do what": (["trian"], ["trian"]),
+    "watch what": (["watch", "nowhere"], ["nowhere is no run directory"]),
+    "export what": (["export", "nowhere", "--onnx", "x"], ["nowhere is neither a model file"]),
+    "film how": (["eval", "nowhere", "--video", "x.avi"], ["--video x.avi", ".gif, .webp"]),
+    "complete in what": (["completion", "dos"], ["'dos'", "bash"]),
 }
 FILES = {
     "command-unknown.toml": "[learner]\nbatchsize = 3\n",
@@ -353,3 +371,40 @@ def test_what_stands_in_config_toml_is_resolved(written: dict[str, Any]):
     assert written["replay"]["store"] == "dense"
     assert written["replay"]["memory"].isdecimal()
     assert written["replay"]["decode_threads"] == 1
+
+
+# ---- help and completion ----
+
+
+@pytest.mark.parametrize("name", ["launch", "check"])
+def test_every_option_stands_under_a_heading_of_the_help(name: str):
+    command = cli.commands[name]
+    text = command.get_help(click.Context(command, info_name=name))
+    rest = text.partition("Other options:")[2]
+    assert "What to train:" in text
+    assert set(re.findall(r"--[a-z-]+", rest)) <= {"--help", "--json"}
+    missing = {option for param in command.params for option in param.opts if option not in text}
+    assert missing == set()
+
+
+def test_every_command_has_an_example_in_its_help():
+    commands = {name: c for name, c in cli.commands.items() if not isinstance(c, click.Group)}
+    without = {name for name, command in commands.items() if "pdqn " not in (command.help or "")}
+    assert without == set()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete(shell: str):
+    done = CliRunner().invoke(cli, ["completion", shell])
+    assert done.exit_code == 0
+    assert "_PDQN_COMPLETE" in done.stdout
+
+
+def test_commands_and_options_are_completed():
+    found = get_completion_class("bash")
+    assert found is not None
+    complete = found(cli, {}, "pdqn", "_PDQN_COMPLETE")
+    assert [item.value for item in complete.get_completions([], "wa")] == ["watch"]
+    assert "--resume" in [i.value for i in complete.get_completions(["launch"], "--re")]
+    modes = [item.value for item in complete.get_completions(["launch", "--mode"], "")]
+    assert modes == ["auto", "single", "parallel", "ultra"]

@@ -159,7 +159,8 @@ def test_nothing_is_lost(summary: dict[str, Any]):
 
 def test_the_summary_has_everything_that_others_rely_on(summary: dict[str, Any]):
     assert summary["exit_reason"] == "episodes"
-    assert summary["episodes"] >= 400
+    # No fewer, and at most one batch of environments more.
+    assert 400 <= summary["episodes"] < 400 + 32
     assert summary["environment_steps"] >= 3 * 400
     assert summary["actors"] == 2
     for name in ("wall_seconds", "episodes_per_second", "environment_steps_per_second"):
@@ -233,7 +234,7 @@ def test_plot_draws_the_picture_again(pdqn_command: StartCommand, run_dir: Path,
     picture.unlink()
     with pdqn_command("plot", str(run_dir), directory=tmp_path) as command:
         assert command.wait() == 0, command.stderr
-    assert command.stdout == f"{picture}\n"
+    assert command.stdout == f"{picture}\n{run_dir / 'strategy.png'}\n"
     assert picture.stat().st_size > 1000
 
 
@@ -361,8 +362,8 @@ def test_an_actor_and_a_learner_that_are_killed_are_started_again(
     ended = [(e["role"], e["index"], e["cause"]) for e in run.events("ended") if "role" in e]
     assert ended == [("actor", 1, "killed by SIGKILL"), ("learner", 0, "killed by SIGKILL")]
     assert "actor 1 ended (killed by SIGKILL); starts again in 0.5 s" in command.stdout
-    log = (run.path / "logs" / "learner-0.log").read_text(encoding="utf-8")
-    continued = int(log.split("goes on from learner step ")[1].split()[0])
+    told = next(event["text"] for event in run.events("checkpoint"))
+    continued = int(told.removeprefix("goes on from learner step "))
     assert saved <= continued <= summary["learner_steps"]
 
 

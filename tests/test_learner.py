@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.checkpoint import checkpoints, load_newest, save_checkpoint
+from learner.checkpoint import Saver, checkpoints, load_newest, save_checkpoint
 from learner.learner import Learner, StepResult
 from pdqn.config import build
+from pdqn.errors import RunError
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.samples import Sample
 
@@ -304,7 +305,7 @@ def state_of(steps: int) -> dict[str, Any]:
 
 def test_a_checkpoint_loads_without_running_pickled_code(tmp_path: Path):
     path = save_checkpoint(tmp_path, state_of(7), keep=3)
-    assert path == tmp_path / "step-000000007"
+    assert path == tmp_path / "checkpoints" / "step-000000007"
     content = torch.load(path / "learner.pth", weights_only=True)
     assert content["learner_steps"] == 7
     assert [file.name for file in path.iterdir()] == ["learner.pth"], "nothing temporary is left"
@@ -352,7 +353,6 @@ def cut_in_half(file: Path) -> None:
 
 DAMAGES = {
     "empty": lambda file: file.write_bytes(b""),
-    "missing": lambda file: file.unlink(),
     "cut in half": cut_in_half,
     "noise": lambda file: file.write_bytes(np.random.default_rng(0).bytes(5000)),
     "text": lambda file: file.write_text("not a checkpoint\n" * 100),
@@ -372,6 +372,51 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert state is not None
     assert state["learner_steps"] == 1
     assert "step-000000002 cannot be read" in caplog.text
+
+
+def test_one_that_was_not_written_to_its_end_is_none_and_goes_with_the_next(tmp_path: Path):
+    save_checkpoint(tmp_path, state_of(1), keep=1)
+    unfinished = tmp_path / "checkpoints" / "step-000000002"
+    unfinished.mkdir()
+    state = load_newest(tmp_path)
+    assert state is not None
+    assert state["learner_steps"] == 1
+    save_checkpoint(tmp_path, state_of(3), keep=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000003"]
+    assert not unfinished.exists()
+
+
+def test_checkpoints_of_which_none_can_be_read_are_an_error(tmp_path: Path):
+    for steps in (1, 2):
+        (save_checkpoint(tmp_path, state_of(steps), keep=3) / "learner.pth").write_bytes(b"")
+    with pytest.raises(RunError, match="none of the 2 checkpoints"):
+        load_newest(tmp_path)
+
+
+def test_a_save_is_due_after_enough_steps_or_time_and_never_without_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = [100.0]
+    monkeypatch.setattr("learner.checkpoint.time.monotonic", lambda: now[0])
+    period = {"period_seconds": 60.0, "period_steps": 5}
+    learner = learner_of()
+    saver = Saver(tmp_path, build(("test", {"checkpoint": period})), SPEC)
+    assert [saver.due(steps) for steps in (0, 4, 5)] == [False, False, True]
+    now[0] = 161.0
+    assert [saver.due(steps) for steps in (0, 1)] == [False, True]
+    learn(learner, sample_of())
+    saver.save(learner)
+    assert not saver.due(learner.learner_steps)
+    said: list[str] = []
+    again = Saver(tmp_path, build(), SPEC)
+    again.restore(learner_of(), said.append)
+    assert said == ["goes on from learner step 1"]
+
+
+def test_adams_epsilon_may_change_when_a_run_goes_on():
+    first, second = learner_of(), learner_of(adam_epsilon=0.5)
+    second.set_state(first.get_state())
+    assert second._optimizer.param_groups[0]["eps"] == 0.5
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path):

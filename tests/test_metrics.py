@@ -385,7 +385,7 @@ def test_a_new_run_directory_is_made_with_all_its_parents(tmp_path: Path):
 
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path):
     first = RunDirectory(tmp_path)
-    first.write_config(build())
+    first.write_config(build(), build())
     first.metrics({"environment_steps": 1})
     first.close()
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
@@ -403,10 +403,12 @@ def test_a_place_that_cannot_be_written_is_refused_with_the_reason(tmp_path: Pat
 def test_the_configuration_is_written_as_it_was_resolved(tmp_path: Path):
     directory = RunDirectory(tmp_path)
     config = build(("test", {"run": {"seed": 3, "env_args": {"radii": [3, 2]}}}))
-    directory.write_config(config)
+    directory.write_config(config, build())
     directory.close()
     written = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
     assert written == config.to_map()
+    written = tomllib.loads((tmp_path / "configured.toml").read_text(encoding="utf-8"))
+    assert written == build().to_map()
 
 
 def test_lines_can_be_read_while_the_run_goes_on(tmp_path: Path, read_lines: ReadLines):

@@ -63,7 +63,7 @@ def config_of(run: dict[str, Any], replay: dict[str, Any] | None = None, **learn
 def session_of(config: Config, directory: Path) -> Session:
     spec = describe_environment(config.run.env, config.run.env_args, config.run.frame_stack or 1)
     run_dir = RunDirectory(directory)
-    run_dir.write_config(config)
+    run_dir.write_config(config, config)
     return Session(config, spec, run_dir, SilentConsole(), Interrupts())
 
 
@@ -88,7 +88,7 @@ def same_threads() -> Iterator[None]:
 def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture costs more than the run; it has tests of its own."""
     if "with_picture" not in request.fixturenames:
-        monkeypatch.setattr("launcher.session.plot_training", lambda _: None)
+        monkeypatch.setattr("launcher.session.draw_pictures", lambda _: None)
 
 
 @pytest.fixture
@@ -180,10 +180,10 @@ def test_everything_that_a_run_leaves_is_there(tmp_path: Path):
         assert (tmp_path / name).stat().st_size > 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["transitions"]["lost"] == 0
-    state = load_newest(tmp_path / "checkpoints")
+    state = load_newest(tmp_path)
     assert state is not None
     assert state["learner_steps"] == summary["learner_steps"]
-    assert len(list(checkpoints(tmp_path / "checkpoints"))) == 1
+    assert len(list(checkpoints(tmp_path))) == 1
 
 
 def test_the_last_evaluation_is_of_the_final_parameters(tmp_path: Path):

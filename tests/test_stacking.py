@@ -18,10 +18,10 @@ from actors.actor import Identity, Rollout
 from actors.environments.factory import describe_environment
 from actors.evaluation import play
 from actors.segments import join_segments
-from actors.stacking import FrameStacker
 from pdqn.config import Config, NetworkConfig, build
 from pdqn.networks.fused import FusedNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
+from pdqn.stacking import FrameStacker
 from pdqn.telemetry import Telemetry
 from pdqn.wire import TransitionBatch, decode_transitions, encode_transitions
 

@@ -99,12 +99,12 @@ def describe_environment(
     try:
         headline = getattr(env.unwrapped, "headline_metric", None)
         actions, observations = _single_spaces(env)
-        num_actions = _num_actions(env_id, actions)
+        num_actions, first_action = _actions(env_id, actions)
         fields = _fields(env_id, observations)
         if _masks_in_info(env):
             fields = _fields(env_id, MaskedObservation(env).observation_space)
         _check_mask(env_id, fields, num_actions)
-        spec = EnvironmentSpec(env_id, fields, num_actions, headline)
+        spec = EnvironmentSpec(env_id, fields, num_actions, headline, first_action)
         return spec.stacked(frame_stack)
     finally:
         env.close()
@@ -163,8 +163,6 @@ class VectorEnvironment:
         leaves = _leaves(self._env.single_observation_space)
         self._paths = {_field_name(path): path for path, _ in leaves}
         self._dtypes = {field.name: np.dtype(field.dtype) for field in spec.fields}
-        assert isinstance(self._env.single_action_space, spaces.Discrete)
-        self._first_action = int(self._env.single_action_space.start)
 
     @property
     def failures(self) -> int:
@@ -195,7 +193,7 @@ class VectorEnvironment:
 
     def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         observation, rewards, terminated, truncated, infos = self._env.step(
-            actions + self._first_action
+            actions + self.spec.first_action
         )
         failed = self._failed(infos)
         truncated = truncated & ~failed
@@ -245,7 +243,7 @@ class VectorEnvironment:
         if SUGGESTED not in infos:
             return None
         known = infos.get(f"_{SUGGESTED}", np.ones(self.num_envs, bool))
-        return np.where(known, infos[SUGGESTED] - self._first_action, -1).astype(np.int64)
+        return np.where(known, infos[SUGGESTED] - self.spec.first_action, -1).astype(np.int64)
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Scores of the environment's own baselines on these seeds, by name; empty without any."""
@@ -276,13 +274,14 @@ class VectorEnvironment:
         return values
 
 
-def _num_actions(env_id: str, space: gymnasium.Space[Any]) -> int:
+def _actions(env_id: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
+    """How many there are, and the first one."""
     if not isinstance(space, spaces.Discrete):
         raise UsageError(
             f"environment {env_id} has the actions {space}; only Discrete is supported: a "
             "Q-network has one value for each of a finite set of actions"
         )
-    return int(space.n)
+    return int(space.n), int(space.start)
 
 
 def _leaves(space: gymnasium.Space[Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -110,7 +110,7 @@ def _flat(field: FieldSpec, values: Tensor) -> Tensor:
     total = ends[-1]
     frames = range(field.stack)
     shift = torch.tensor([total * k + s for k in frames for s in starts], device=flat.device)
-    one_hot = torch.zeros(len(flat), field.stack * total, device=flat.device)
+    one_hot = torch.zeros(flat.shape[0], field.stack * total, device=flat.device)
     return one_hot.scatter_(1, flat.long() + shift, 1.0)
 
 

@@ -1,0 +1,85 @@
+"""Single key presses of the terminal that a run is started in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import sys
+import termios
+import tty
+from typing import TextIO
+
+# What a person can press while a run is shown; said in the help.
+KEYS = {
+    "q": "stop, with everything saved (as Ctrl-C)",
+    "p": "pause the actors, and let them go on",
+    "s": "save a checkpoint now",
+    "+": "more samples per insert (a quarter)",
+    "-": "fewer samples per insert (a fifth)",
+    "?": "show or hide this help",
+}
+# What a key press multiplies samples_per_insert by, or divides it.
+MORE = 1.25
+# Arrows and function keys send several characters, which mean nothing one by one.
+_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?")
+_MOST_BYTES = 256
+
+
+class Keyboard:
+    """Keys without waiting and without echo, where there is a terminal in the foreground.
+
+    Ctrl-C stays a signal. What the terminal was set to is restored by ``stop``.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdin if stream is None else stream
+        self._fd = -1
+        self._before: list[object] | None = None
+        self._foreground = True
+
+    def start(self) -> None:
+        """Take keys from now on; without a terminal of its own it has none to take."""
+        try:
+            self._fd = self._stream.fileno()
+        except (OSError, ValueError):
+            return
+        if self._before is None and self._in_foreground():
+            self._before = termios.tcgetattr(self._fd)
+            tty.setcbreak(self._fd)
+
+    def read(self) -> str:
+        """The keys pressed since the last call."""
+        if self._before is None:
+            return ""
+        # In the background, reading or setting the terminal would stop the whole run.
+        foreground, was = self._in_foreground(), self._foreground
+        self._foreground = foreground
+        if not foreground:
+            return ""
+        if not was:  # the shell has set the terminal as it likes it
+            tty.setcbreak(self._fd)
+        if not select.select([self._fd], [], [], 0.0)[0]:
+            return ""
+        try:
+            pressed = os.read(self._fd, _MOST_BYTES)
+        except OSError:
+            pressed = b""
+        if not pressed:  # the terminal has gone away
+            self._before = None
+        return _SEQUENCE.sub("", pressed.decode("utf-8", "ignore"))
+
+    def stop(self) -> None:
+        """Give the terminal back as it was."""
+        before, self._before = self._before, None
+        if before is None or not self._in_foreground():
+            return  # or the shell has it, and has set it already
+        with contextlib.suppress(termios.error):  # it has been hung up
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, before)  # pyright: ignore[reportArgumentType]
+
+    def _in_foreground(self) -> bool:
+        try:
+            return os.isatty(self._fd) and os.tcgetpgrp(self._fd) == os.getpgrp()
+        except OSError:
+            return False

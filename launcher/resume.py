@@ -1,0 +1,135 @@
+"""Going on with a run: what its directory tells, what may be changed, and what may not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.rundir import CONFIG, CONFIGURED
+from launcher.state import RunState, read_state
+from pdqn import config as configuration
+from pdqn.config import Config, Layer
+from pdqn.errors import RunError, UsageError
+
+_LIMITS = ("episodes", "steps", "time_seconds")
+_REACHED = {
+    "episodes": ("episodes", "--episodes"),
+    "steps": ("environment_steps", "--steps"),
+}
+# What the parameters mean depends on these; every setting of the network's shape does, too.
+_STRUCTURAL = {"run": ("env", "env_args", "frame_stack", "seed")}
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run as its directory tells of it.
+
+    Attributes:
+        path: of the directory.
+        configured: what people had set, all defaults included; the plan is made anew from it.
+        config: what came of it.
+        state: counters and figures.
+    """
+
+    path: Path
+    configured: Layer
+    config: Config
+    state: RunState
+
+    def layers(self, *above: tuple[str, Layer]) -> list[tuple[str, Layer]]:
+        """The run's own settings below those that people give now.
+
+        A limit that is given now takes the place of all of the run's: else one that the run has
+        reached would end it at once.
+        """
+        own = {section: dict(values) for section, values in self.configured.items()}
+        if any(key in layer.get("run", {}) for _, layer in above for key in _LIMITS):
+            for key in _LIMITS:
+                own["run"].pop(key, None)
+        return [(f"run {self.path}", own), *above]
+
+    def check(self, config: Config) -> None:
+        """Refuse what a run cannot go on with.
+
+        Args:
+            config: filled in for this machine.
+
+        Raises:
+            UsageError: structural settings differ, a limit is reached already, or no checkpoint
+                can be read.
+        """
+        if different := list(self._differences(config)):
+            raise UsageError(
+                f"--resume {self.path}: {'; '.join(different)}: the parameters are for the "
+                "run's own; start another run for another value"
+            )
+        self._check_limits(config)
+        self._check_checkpoints()
+
+    def _differences(self, config: Config) -> list[str]:
+        network = tuple(field.name for field in dataclasses.fields(config.network))
+        structural = {**_STRUCTURAL, "network": network}
+        pairs = [(section, key) for section, keys in structural.items() for key in keys]
+        return [
+            f"{section}.{key} = {new}, not {old}"
+            for section, key in pairs
+            if (new := _value(config, section, key)) != (old := _value(self.config, section, key))
+        ]
+
+    def _check_limits(self, config: Config) -> None:
+        counts = dict(_totals(self.state.metrics))
+        for key, (counter, option) in _REACHED.items():
+            limit = getattr(config.run, key)
+            if limit is not None and counts.get(counter, 0) >= limit:
+                raise UsageError(
+                    f"--resume {self.path}: run.{key} = {limit} is reached: the run has "
+                    f"{counts[counter]:.0f} {counter}; give a larger {option}, which counts from "
+                    "the run's beginning"
+                )
+        seconds, limit = self.state.metrics.get("active_seconds", 0.0), config.run.time_seconds
+        if limit is not None and seconds >= limit - 1.0:
+            raise UsageError(
+                f"--resume {self.path}: run.time_seconds = {limit:g} is reached: the run has "
+                f"trained for {seconds:.0f} s; give a larger --time, which counts from the run's "
+                "beginning"
+            )
+
+    def _check_checkpoints(self) -> None:
+        # Torch takes seconds to import.
+        from learner.checkpoint import load_newest
+
+        try:
+            load_newest(self.path, lambda _: None)
+        except RunError as error:
+            raise UsageError(f"--resume {self.path}: {error}") from error
+
+
+def read_run(path: Path) -> PastRun:
+    """The run in a directory.
+
+    Raises:
+        UsageError: it holds no run, or not one that this version reads.
+    """
+    if not (path / CONFIG).is_file() or not (path / CONFIGURED).is_file():
+        raise UsageError(f"--resume {path}: no run directory (it needs {CONFIG} and {CONFIGURED})")
+    configured = configuration.read_toml(path / CONFIGURED)
+    config = configuration.build((f"file {path / CONFIG}", configuration.read_toml(path / CONFIG)))
+    return PastRun(path, configured, config, read_state(path))
+
+
+def _value(config: Config, section: str, key: str) -> Any:
+    value = getattr(getattr(config, section), key)
+    # Arguments come from TOML and from the command line, as lists and as tuples.
+    return {k: _listed(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _totals(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What the actors have counted."""
+    return [(name, value) for role, name, value in metrics.get("totals", []) if role == "actor"]

@@ -1,0 +1,57 @@
+"""ONNX files give the same values as the network they are of."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_load_policy import offset, saved
+
+from launcher.export import example_fields, export_onnx
+from pdqn.errors import UsageError
+from pdqn.model import load_model
+
+__all__ = ["offset"]
+
+pytest.importorskip("onnxscript")
+runtime: Any = pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "nested_environment:offset"])
+def test_the_file_gives_the_networks_values_for_any_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str
+):
+    monkeypatch.setitem(sys.modules, "nested_environment", sys.modules[__name__])
+    spec = saved(tmp_path / "m.pth", env)
+    path = tmp_path / "policy.onnx"
+    names = export_onnx(tmp_path / "m.pth", path)
+    assert names == [field.name for field in spec.fields]
+    network = load_model(tmp_path / "m.pth").network
+    session = runtime.InferenceSession(str(path))
+    rng = np.random.default_rng(0)
+    for batch in (1, 2, 5):
+        fields = {
+            name: rng.integers(1, 4, (batch, *zeros.shape[1:])).astype(zeros.numpy().dtype)
+            for name, zeros in example_fields(spec).items()
+        }
+        (found,) = session.run(["values"], fields)
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(array) for name, array in fields.items()}
+            expected = network(*network.prepare(tensors)).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_q_map_is_refused_with_what_to_use(tmp_path: Path):
+    saved(tmp_path / "m.pth", "pdqn/CirclePlacement-v0", map_size=16)
+    with pytest.raises(UsageError, match=r"ONNX has no operator for; use pdqn\.load_policy"):
+        export_onnx(tmp_path / "m.pth", tmp_path / "policy.onnx")
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"export needs onnx and onnxscript: .*pdqn\[onnx\]"):
+        export_onnx(tmp_path, tmp_path / "policy.onnx")

@@ -1,0 +1,173 @@
+"""Keys pressed in a real terminal, as far as a pseudo-terminal is one."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.keyboard import Keyboard
+
+Eventually = Callable[..., Any]
+ReadLines = Callable[[Path], list[dict[str, Any]]]
+
+RUN = [
+    "launch", "--env", "CartPole-v1", "--run-dir", "run", "--time", "10m",
+    "--set", "learner.batch_size=16", "--set", "network.hidden=16",
+    "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
+    "--set", "replay.samples_per_insert=4", "--set", "evaluation.enabled=false",
+    "--set", "checkpoint.period_seconds=1000", "--set", "system.telemetry_seconds=0.2",
+    "--set", "system.metrics_seconds=0.2",
+]  # fmt: skip
+
+
+class TerminalProgram:
+    """A program with a terminal of its own, which somebody reads."""
+
+    def __init__(self, command: list[str], directory: Path, columns: int, rows: int) -> None:
+        self._master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.before = termios.tcgetattr(slave)
+        self._slave = slave
+        self.shown = b""
+        environment = {**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, cwd=directory, env=environment,
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def attributes(self) -> list[Any]:
+        return termios.tcgetattr(self._slave)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._slave)
+        self._reader.join(10)
+        os.close(self._master)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._master, 65536)
+            except OSError:  # nobody has the other end any more
+                return
+            if not data:
+                return
+            self.shown = (self.shown + data)[-2_000_000:]
+
+
+@pytest.fixture
+def in_terminal() -> Iterator[Callable[..., TerminalProgram]]:
+    programs: list[TerminalProgram] = []
+
+    def start(*command: str, directory: Path, columns: int = 80, rows: int = 24) -> TerminalProgram:
+        programs.append(TerminalProgram(list(command), directory, columns, rows))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.close()
+
+
+READ_KEYS = """
+import sys, time
+from launcher.keyboard import Keyboard
+keyboard = Keyboard()
+keyboard.start()
+print("READY", flush=True)
+pressed = ""
+while "!" not in pressed:
+    pressed += keyboard.read()
+    time.sleep(0.01)
+keyboard.stop()
+keyboard.stop()
+print("GOT", repr(pressed), repr(keyboard.read()), flush=True)
+"""
+
+
+def test_keys_come_at_once_without_echo_and_arrows_mean_nothing(
+    in_terminal: Callable[..., TerminalProgram], eventually: Eventually, tmp_path: Path
+):
+    program = in_terminal(sys.executable, "-c", READ_KEYS, directory=tmp_path)
+    eventually(lambda: b"READY" in program.shown, 30)
+    assert program.attributes() != program.before
+    program.press("p\x1b[A\x1bOPq\x1b[15~s!")
+    assert program.process.wait(30) == 0
+    eventually(lambda: b"GOT" in program.shown, 10)
+    assert b"GOT 'pqs!' ''" in program.shown
+    assert program.shown.count(b"pqs") == 1, "nothing is echoed"
+    assert program.attributes() == program.before
+
+
+def test_without_a_terminal_there_are_no_keys(tmp_path: Path):
+    (tmp_path / "file").write_text("qqq")
+    with (tmp_path / "file").open() as file:
+        for stream in (file, io.StringIO("qqq")):
+            keyboard = Keyboard(stream)
+            keyboard.start()
+            assert keyboard.read() == ""
+            keyboard.stop()
+
+
+@pytest.mark.parametrize("mode", ["parallel", "single"])
+def test_a_run_is_paused_saved_changed_and_ended_by_keys(
+    in_terminal: Callable[..., TerminalProgram],
+    eventually: Eventually,
+    read_lines: ReadLines,
+    tmp_path: Path,
+    mode: str,
+):
+    pdqn = str(Path(sys.executable).with_name("pdqn"))
+    program = in_terminal(pdqn, *RUN, "--mode", mode, directory=tmp_path)
+    run = tmp_path / "run"
+
+    def newest(name: str, count: int) -> list[float]:
+        return [line[name] for line in read_lines(run / "metrics.jsonl")[-count:]]
+
+    def metric(name: str) -> float:
+        return (newest(name, 1) or [0])[0]
+
+    def events(kind: str) -> list[dict[str, Any]]:
+        return [e for e in read_lines(run / "events.jsonl") if e["event"] == kind]
+
+    def waits_for(happened: Callable[[], Any]) -> None:
+        eventually(lambda: program.process.poll() is not None or happened(), 60)
+        assert program.process.poll() is None, program.shown[-3000:].decode()
+
+    waits_for(lambda: metric("learner_steps") > 20)
+    program.press("?")
+    waits_for(lambda: b"stop, with everything saved" in program.shown)
+    program.press("?s")
+    waits_for(lambda: list((run / "checkpoints").glob("*/learner.pth")))
+    program.press("p")
+    waits_for(lambda: events("paused"))
+    # What was on its way when the key was pressed still arrives.
+    waits_for(lambda: len(last := newest("environment_steps", 6)) == 6 and len(set(last)) == 1)
+    steps = metric("environment_steps")
+    program.press("p+")
+    waits_for(lambda: metric("environment_steps") > steps)
+    waits_for(lambda: metric("replay/samples_per_insert_target") == 5.0)
+    program.press("q")
+    assert program.process.wait(30) == 0
+    assert program.attributes() == program.before
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["exit_reason"] == "interrupted"
+    assert summary["transitions"]["lost"] == 0

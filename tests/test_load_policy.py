@@ -1,0 +1,172 @@
+"""Using a trained policy from a program of one's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import pdqn
+from actors.environments.factory import describe_environment
+from actors.evaluation import play
+from pdqn.config import Config, NetworkConfig, RunConfig
+from pdqn.errors import UsageError
+from pdqn.model import load_model, save_model
+from pdqn.networks import build_network
+from pdqn.policy import greedy, named_parts
+from pdqn.specs import EnvironmentSpec
+
+
+def saved(path: Path, env: str, *, frame_stack: int = 1, **env_args: Any) -> EnvironmentSpec:
+    """A model of a network that was not trained; its spec."""
+    torch.manual_seed(1)
+    spec = describe_environment(env, env_args, frame_stack)
+    config = Config(run=RunConfig(env=env, env_args=env_args), network=NetworkConfig())
+    save_model(path, config, spec, build_network(spec, config.network), 7)
+    return spec
+
+
+def returns_of(policy: Any, env: gymnasium.Env[Any, Any], seeds: list[int]) -> list[float]:
+    """As a user's program would play."""
+    totals = []
+    for seed in seeds:
+        policy.reset()
+        observation, info = env.reset(seed=seed)
+        total, ended = 0.0, False
+        while not ended:
+            action = policy.act(observation, info.get("action_mask"))
+            observation, reward, terminated, truncated, info = env.step(action)
+            total += float(reward)
+            ended = terminated or truncated
+        totals.append(total)
+    env.close()
+    return totals
+
+
+@pytest.mark.parametrize("frame_stack", [1, 4])
+def test_a_program_plays_as_the_evaluation_does(tmp_path: Path, frame_stack: int):
+    path = tmp_path / "final_model.pth"
+    spec = saved(path, "CartPole-v1", frame_stack=frame_stack)
+    network = load_model(path).network
+    scores = play(lambda o: greedy(network, o), spec, {}, [3, 4, 5])
+    assert scores is not None
+    policy = pdqn.load_policy(tmp_path)
+    found = returns_of(policy, gymnasium.make("CartPole-v1"), [3, 4, 5])
+    assert found == scores.returns.tolist()
+
+
+def test_circle_placement_is_played_by_its_own_observations(tmp_path: Path):
+    spec = saved(tmp_path / "m.pth", "pdqn/CirclePlacement-v0", map_size=16)
+    network = load_model(tmp_path / "m.pth").network
+    scores = play(lambda o: greedy(network, o), spec, {"map_size": 16}, [3, 4])
+    assert scores is not None
+    env = gymnasium.make("actors.environments.registration:pdqn/CirclePlacement-v0", map_size=16)
+    found = returns_of(pdqn.load_policy(tmp_path / "m.pth"), env, [3, 4])
+    np.testing.assert_allclose(found, scores.returns)
+
+
+class Offset(gymnasium.Env[Any, Any]):
+    """Actions 5 to 7, nested observations, and masks in the info."""
+
+    action_space = spaces.Discrete(3, start=5)
+    observation_space = spaces.Dict(
+        {
+            "camera": spaces.Tuple(
+                [spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(4, start=1)]
+            ),
+            "flags": spaces.MultiBinary(3),
+        }
+    )
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        super().reset(seed=seed)
+        self._left = 4
+        return self._seen()
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, Any]:
+        observation, info = self._seen()
+        self._left -= 1
+        return observation, float(action), self._left == 0, False, info
+
+    def _seen(self) -> tuple[Any, Any]:
+        valid = np.zeros(3, np.int8)
+        valid[self._left % 3] = 1
+        camera = (np.array([0.5, -0.5], np.float32), np.int64(2))
+        return {"camera": camera, "flags": np.array([1, 0, 1], np.int8)}, {"action_mask": valid}
+
+
+def offset() -> Offset:
+    return Offset()
+
+
+def test_nested_observations_masks_and_numbers_of_actions_are_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "offset_environment", sys.modules[__name__])
+    saved(tmp_path / "m.pth", "offset_environment:offset")
+    policy = pdqn.load_policy(tmp_path / "m.pth")
+    # One action is valid at each step: 4 % 3 = 1, then 0, 2 and 1.
+    assert returns_of(policy, Offset(), [0]) == [6 + 5 + 7 + 6]
+    observation, info = Offset().reset()
+    values = policy.values(observation, info["action_mask"])
+    assert np.isfinite(values).tolist() == [False, True, False]
+
+
+def test_parts_are_named_by_the_way_to_them():
+    nested = {"a": (1, {"b": 2}), "c": 3}
+    assert dict(named_parts(nested)) == {"a.0": 1, "a.1.b": 2, "c": 3}
+    assert dict(named_parts(5)) == {"observation": 5}
+
+
+def test_an_observation_of_another_environment_is_refused(tmp_path: Path):
+    saved(tmp_path / "m.pth", "CartPole-v1")
+    policy = pdqn.load_policy(tmp_path / "m.pth")
+    with pytest.raises(
+        ValueError, match=r"observation has the shape \[3\]; in CartPole-v1 .* \[4\]"
+    ):
+        policy.act(np.zeros(3))
+    with pytest.raises(ValueError, match=r"the observation has x; CartPole-v1 has observation"):
+        policy.act({"x": np.zeros(4)})
+
+
+def test_the_best_parameters_are_had_by_asking(tmp_path: Path):
+    saved(tmp_path / "final_model.pth", "CartPole-v1")
+    with pytest.raises(UsageError, match=r"best_model\.pth"):
+        pdqn.load_policy(tmp_path, best=True)
+    saved(tmp_path / "best_model.pth", "CartPole-v1")
+    assert pdqn.load_policy(tmp_path, best=True).model.parameter_version == 7
+
+
+PROGRAM = """
+import gymnasium, pdqn
+policy = pdqn.load_policy("run")
+env = gymnasium.make("CartPole-v1")
+observation, info = env.reset(seed=1)
+print(policy.act(observation))
+"""
+
+
+def test_three_lines_are_enough_in_a_fresh_interpreter_elsewhere(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    saved(tmp_path / "run" / "final_model.pth", "CartPole-v1")
+    command = [sys.executable, "-I", "-c", PROGRAM]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("0", "1")
+
+
+def test_importing_the_package_does_not_import_torch():
+    check = "import sys, pdqn; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "False"

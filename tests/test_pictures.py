@@ -1,0 +1,194 @@
+"""Pictures of what a policy does, of several runs, and films."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actors.environments.factory import describe_environment
+from launcher import strategy
+from launcher.compare import band, draw_comparison, grouped
+from launcher.pictures import PictureDrawer, draw_pictures
+from launcher.rundir import RunDirectory
+from launcher.strategy import check_film, draw_strategy, record_film
+from pdqn.config import Config, NetworkConfig, RunConfig, build
+from pdqn.errors import UsageError
+from pdqn.model import Model, load_model, save_model
+from pdqn.networks import build_network
+from pdqn.policy import Policy
+
+Eventually = Callable[..., Any]
+PLACEMENT = "pdqn/CirclePlacement-v0"
+
+
+def model_of(path: Path, env: str, **env_args: Any) -> Model:
+    torch.manual_seed(1)
+    spec = describe_environment(env, env_args)
+    config = Config(run=RunConfig(env=env, env_args=env_args), network=NetworkConfig())
+    save_model(path, config, spec, build_network(spec, config.network), 7)
+    return load_model(path)
+
+
+def run_of(path: Path, score: float = 1.0, **changes: Any) -> Path:
+    """A run directory with a rising curve."""
+    directory = RunDirectory(path)
+    config = build(("test", {"run": {"env": "CartPole-v1"}}), ("changes", changes))
+    directory.write_config(config, config)
+    for step in range(1, 6):
+        line = {"environment_steps": 100 * step, "time_seconds": float(step), "time/fps": 100.0}
+        directory.metrics({**line, "rollout/ep_rew_mean": score * step})
+        evaluation = {"eval/return_mean": score * step, "eval/baseline/random": 0.5}
+        directory.metrics({**line, **evaluation})
+    directory.close()
+    return path
+
+
+# ---- strategy ----
+
+
+def test_the_strategy_is_drawn_beside_exact_greedys(tmp_path: Path):
+    model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
+    path = draw_strategy(model, tmp_path / "strategy.png")
+    with Image.open(path) as picture:
+        assert picture.size == (1040, 1104)
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+def test_an_untrained_policys_circles_are_exact_greedys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The network knows the immediate reward: both are to be the same pictures.
+    model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
+    shown: dict[str, list[Any]] = {"policy": [], "exact": []}
+
+    def keep(_: Any, title: str, picture: Any) -> None:
+        shown[title.split()[0].removesuffix(",")].append(picture)
+
+    monkeypatch.setattr(strategy, "_show", keep)
+    draw_strategy(model, tmp_path / "strategy.png")
+    assert len(shown["policy"]) == len(shown["exact"]) == 3
+    for ours, greedys in zip(shown["policy"], shown["exact"], strict=True):
+        np.testing.assert_array_equal(ours, greedys)
+
+
+def test_a_run_of_circle_placement_has_both_pictures_and_others_have_one(tmp_path: Path):
+    other = run_of(tmp_path / "other")
+    assert [path.name for path in draw_pictures(other)] == ["training_results.png"]
+    run = run_of(tmp_path / "run", run={"env": PLACEMENT})
+    assert [path.name for path in draw_pictures(run)] == ["training_results.png"]
+    model_of(run / "final_model.pth", PLACEMENT, map_size=16)
+    names = ["training_results.png", "strategy.png"]
+    assert [path.name for path in draw_pictures(run)] == names
+
+
+# ---- while a run goes on ----
+
+
+def test_pictures_are_drawn_again_and_again_beside_the_run(tmp_path: Path, eventually: Eventually):
+    run = run_of(tmp_path / "run")
+    drawer = PictureDrawer(run, 0.1, tmp_path / "pictures.log")
+    picture = run / "training_results.png"
+
+    def drawn() -> bool:
+        drawer.turn()
+        return picture.exists()
+
+    for _ in range(2):
+        eventually(drawn, 60)
+        picture.unlink()
+    drawer.close()
+    assert (tmp_path / "pictures.log").read_text() == ""
+
+
+def test_a_drawing_that_goes_on_is_ended_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "executable", "/bin/cat")  # waits for ever on what it is not given
+    drawer = PictureDrawer(tmp_path, 1e-9, tmp_path / "pictures.log")
+    time.sleep(0.01)
+    drawer.turn()
+    drawer.close()
+    drawer.close()
+
+
+# ---- comparison ----
+
+
+def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path: Path):
+    runs = [
+        run_of(tmp_path / f"{n}-{seed}", run={"seed": seed}, actor={"n_step": n})
+        for n in (1, 3)
+        for seed in (1, 2)
+    ]
+    groups = grouped(runs)
+    labels = ["actor.n_step = 1 (2 seeds)", "actor.n_step = 3 (2 seeds)"]
+    assert [group.label for group in groups] == labels
+    assert [len(group.runs) for group in groups] == [2, 2]
+
+
+def test_a_band_is_the_mean_and_the_range_where_all_curves_are_known():
+    first = np.array([0.0, 10.0]), np.array([0.0, 10.0])
+    second = np.array([2.0, 8.0]), np.array([4.0, 10.0])
+    x, mean, least, largest = band([first, second, (np.empty(0), np.empty(0))])
+    assert (x[0], x[-1]) == (2.0, 8.0)
+    np.testing.assert_allclose(least, x)
+    np.testing.assert_allclose(largest, x + 2)
+    np.testing.assert_allclose(mean, x + 1)
+    assert all(len(part) == 0 for part in band([]))
+
+
+def test_runs_are_drawn_beside_each_other(tmp_path: Path):
+    runs = [run_of(tmp_path / "a", 1.0), run_of(tmp_path / "b", 2.0, actor={"n_step": 5})]
+    draw_comparison(runs, tmp_path / "comparison.png")
+    with Image.open(tmp_path / "comparison.png") as picture:
+        assert picture.size == (1540, 990)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="is no run directory"):
+        grouped([run_of(tmp_path / "a"), tmp_path])
+
+
+# ---- films ----
+
+
+@pytest.mark.parametrize("name", ["policy.gif", "policy.webp", "policy.png"])
+def test_a_film_has_a_frame_for_every_step_and_one_before(tmp_path: Path, name: str):
+    model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
+    assert record_film(model, tmp_path / name, episodes=2) == 2 * 4
+    # Frames that look alike are merged by the format.
+    with Image.open(tmp_path / name) as film:
+        assert 2 <= getattr(film, "n_frames", 1) <= 8
+
+
+def test_a_film_as_mp4(tmp_path: Path):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
+    path = tmp_path / "policy.mp4"
+    assert record_film(model, path, episodes=1) == 4
+    frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    assert frames == 4
+
+
+def test_what_cannot_be_filmed_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"expected a name that ends in \.gif"):
+        check_film(tmp_path / "policy.avi")
+    with pytest.raises(UsageError, match="there is no folder"):
+        check_film(tmp_path / "nowhere" / "policy.gif")
+    model = model_of(tmp_path / "m.pth", "CliffWalking-v1")
+    model = Model(model.network, model.spec, {"bad_argument": 1}, 7)
+    with pytest.raises(UsageError, match="does not render rgb_array"):
+        record_film(model, tmp_path / "policy.gif", episodes=1)
+
+
+def test_a_policy_that_was_filmed_is_the_one_that_acts(tmp_path: Path):
+    model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
+    assert isinstance(Policy(model).model, Model)

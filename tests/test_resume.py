@@ -1,0 +1,391 @@
+"""Going on with a run: its figures and parameters continue, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from launcher import start
+from launcher.interrupts import Interrupts
+from launcher.metrics import MemberKey, RunMetrics
+from launcher.resume import read_run
+from launcher.rundir import RunDirectory
+from launcher.state import RunState, read_state
+from learner.checkpoint import checkpoints, load_newest
+from pdqn.config import Layer, build
+from pdqn.errors import UsageError
+
+if TYPE_CHECKING:
+    from conftest import StartCommand
+
+Eventually = Callable[..., Any]
+ReadLines = Callable[[Path], list[dict[str, Any]]]
+
+SETTINGS: Layer = {
+    "run": {"env": "CartPole-v1", "mode": "single", "seed": 3},
+    "replay": {"capacity": 2000, "min_size": 64, "samples_per_insert": 2.0},
+    "learner": {"batch_size": 16, "device": "cpu", "threads": 1},
+    "network": {"hidden": 16},
+    "evaluation": {"enabled": False},
+    "checkpoint": {"period_seconds": 1e9},
+}
+COMMAND = [
+    "launch", "--console", "plain", "--set", "learner.batch_size=16", "--set", "network.hidden=16",
+    "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
+    "--set", "checkpoint.period_seconds=0.5", "--set", "system.telemetry_seconds=0.2",
+    "--set", "system.metrics_seconds=0.2", "--set", "evaluation.enabled=false",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture costs more than the run; it has tests of its own."""
+    monkeypatch.setattr("launcher.session.draw_pictures", lambda _: None)
+
+
+def launch(directory: Path, *, resume: bool = False, **changes: dict[str, Any]) -> dict[str, Any]:
+    """Train in this process; the summary."""
+    past = read_run(directory) if resume else None
+    layers = [("test", changes)] if past else [("settings", SETTINGS), ("test", changes)]
+    code = start.launch(
+        build(*(past.layers(*layers) if past else layers)),
+        Interrupts(),
+        past=past,
+        run_dir=None if past else directory,
+        console="off",
+        bind=None,
+        agreed=True,
+        check_only=False,
+    )
+    assert code == 0
+    return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+
+
+def counts_of(summary: dict[str, Any]) -> dict[str, Any]:
+    names = ("episodes", "environment_steps", "learner_steps", "active_seconds", "wall_seconds")
+    return {name: summary[name] for name in names}
+
+
+# ---- what continues ----
+
+
+def test_a_resumed_run_goes_on_in_its_directory_and_its_figures_cover_the_whole(
+    tmp_path: Path, read_lines: ReadLines
+):
+    first = launch(tmp_path, run={"steps": 400})
+    second = launch(tmp_path, resume=True, run={"steps": 1000})
+    before, after = counts_of(first), counts_of(second)
+    assert all(after[name] > before[name] for name in after)
+    assert after["environment_steps"] == 1000
+    assert (first["sessions"], second["sessions"]) == (1, 2)
+    sent = second["transitions"]["sent"]
+    assert second["transitions"]["received"] == sent > first["transitions"]["sent"]
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    for name in ("time_seconds", "environment_steps", "learner_steps", "episodes"):
+        values = [line[name] for line in lines]
+        assert values == sorted(values)
+    resumed = [e for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "resumed"]
+    assert [(e["session"], e["changed"]) for e in resumed] == [(2, ["run.steps = 1000"])]
+
+
+def test_its_parameters_target_optimizer_and_random_state_are_those_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    launch(tmp_path, run={"steps": 400})
+    saved = load_newest(tmp_path)
+    assert saved is not None
+    restored: list[dict[str, Any]] = []
+
+    def look_and_stop(self: Any) -> int:
+        restored.append(self._learner.get_state())
+        return self._session.conclude("steps", [])
+
+    monkeypatch.setattr("launcher.single.SingleRun.execute", look_and_stop)
+    launch(tmp_path, resume=True, run={"steps": 1000})
+    torch.testing.assert_close(restored, [saved], rtol=0, atol=0)
+
+
+def test_what_an_earlier_session_drew_at_random_is_not_drawn_again(
+    tmp_path: Path, read_lines: ReadLines
+):
+    launch(tmp_path, run={"steps": 200})
+    launch(tmp_path, resume=True, run={"steps": 400})
+    launch(tmp_path, resume=True, run={"steps": 600})
+    seeds = [e["text"] for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "seeds"]
+    assert len(seeds) == len(set(seeds)) == 3
+
+
+def test_counters_survive_the_file_and_grow_on(tmp_path: Path):
+    first = RunMetrics("coverage")
+    actor = MemberKey("actor", 0, 0)
+    for now, steps in ((10.0, 100), (14.0, 300)):
+        report = {"counters": {"environment_steps": steps}, "episodes": [[1.0, 3, 0.25]]}
+        first.ingest(actor, report, now)
+    RunState(sessions=1, incarnations={("actor", 0): 1}, metrics=first.get_state()).write(tmp_path)
+    state = read_state(tmp_path)
+    assert state.incarnations == {("actor", 0): 1}
+    second = RunMetrics("coverage")
+    second.set_state(state.metrics)
+    assert second.counts()["environment_steps"] == 300
+    assert second.headline() == ("coverage", 0.25)
+    assert second.seconds_since_first_step(1000.0) == 4.0, "nothing has been stepped here yet"
+    for now, steps in ((1000.0, 50), (1002.0, 80)):
+        second.ingest(actor, {"counters": {"environment_steps": steps}}, now)
+    assert second.counts()["environment_steps"] == 380
+    assert second.active_seconds() == 6.0
+    assert second.seconds_since_first_step(1003.0) == 7.0
+
+
+def test_a_full_disk_is_said_once_and_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "state.json")
+
+    said: list[str] = []
+    monkeypatch.setattr(RunState, "write", full)
+    monkeypatch.setattr(RunDirectory, "write_snapshot", full)
+    monkeypatch.setattr("launcher.console.SilentConsole.message", lambda _, text: said.append(text))
+    assert launch(tmp_path, run={"steps": 400})["exit_reason"] == "steps"
+    assert said.count("state.json: No space left on device; the run goes on") == 1
+
+
+def test_the_first_error_of_an_earlier_session_stays_in_the_summary(tmp_path: Path):
+    launch(tmp_path, run={"steps": 200})
+    state = read_state(tmp_path)
+    state.first_error = "actor 1: killed by SIGKILL"
+    state.write(tmp_path)
+    summary = launch(tmp_path, resume=True, run={"steps": 400})
+    assert summary["first_error"] == "actor 1: killed by SIGKILL"
+
+
+def test_what_was_on_its_way_when_a_run_was_killed_is_lost_and_not_waited_for():
+    first = RunMetrics(None)
+    first.ingest(MemberKey("actor", 0, 0), {"counters": {"transitions_sent": 100}}, 1.0)
+    first.ingest(MemberKey("replay", 0, 0), {"counters": {"transitions_received": 90}}, 1.0)
+    second = RunMetrics(None)
+    second.set_state(json.loads(json.dumps(first.get_state())))
+    assert second.in_flight() == 0
+    second.ingest(MemberKey("actor", 0, 1), {"counters": {"transitions_sent": 50}}, 2.0)
+    assert second.in_flight() == 50
+    second.ingest(MemberKey("replay", 0, 1), {"counters": {"transitions_received": 50}}, 2.0)
+    assert second.in_flight() == 0
+    assert second.summary()["transitions"]["lost"] == 10
+
+
+def test_a_run_that_was_ended_before_it_wrote_anything_begins_anew(tmp_path: Path):
+    config = build(("settings", SETTINGS), ("test", {"run": {"steps": 400}}))
+    directory = RunDirectory(tmp_path)
+    resolved = start.prepare(config)[2].config
+    directory.write_config(resolved, config)
+    directory.close()
+    assert launch(tmp_path, resume=True)["environment_steps"] == 400
+
+
+# ---- limits ----
+
+
+def test_a_run_that_was_interrupted_goes_on_to_the_limit_that_it_had(tmp_path: Path):
+    launch(tmp_path, run={"steps": 400})
+    state = read_state(tmp_path)
+    state.metrics["totals"] = [
+        [role, name, 200.0 if name == "environment_steps" else value]
+        for role, name, value in state.metrics["totals"]
+    ]
+    state.write(tmp_path)
+    assert launch(tmp_path, resume=True)["environment_steps"] == 400
+
+
+def test_a_limit_that_is_reached_is_refused_with_what_to_do(tmp_path: Path):
+    launch(tmp_path, run={"steps": 400, "time_seconds": 500.0})
+    with pytest.raises(UsageError, match=r"run\.steps = 400 is reached: .* larger --steps"):
+        launch(tmp_path, resume=True)
+    with pytest.raises(UsageError, match=r"run\.episodes = 2 is reached"):
+        launch(tmp_path, resume=True, run={"episodes": 2})
+    with pytest.raises(UsageError, match=r"run\.time_seconds = 0\.1 is reached"):
+        launch(tmp_path, resume=True, run={"time_seconds": 0.1})
+
+
+def test_a_limit_given_anew_takes_the_place_of_all_others(tmp_path: Path):
+    launch(tmp_path, run={"steps": 400, "episodes": 10_000})
+    past = read_run(tmp_path)
+    config = build(*past.layers(("option", {"run": {"time_seconds": 900.0}})))
+    assert (config.run.steps, config.run.episodes, config.run.time_seconds) == (None, None, 900.0)
+    assert build(*past.layers()).run.steps == 400
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"network": {"hidden": 32}}, r"network\.hidden = 32, not 16"),
+        ({"network": {"dueling": False}}, r"network\.dueling = False, not True"),
+        ({"run": {"seed": 4}}, r"run\.seed = 4, not 3"),
+        ({"run": {"env": "Acrobot-v1"}}, r"run\.env = Acrobot-v1, not CartPole-v1"),
+        ({"run": {"frame_stack": 2}}, r"run\.frame_stack = 2, not 1"),
+        ({"run": {"env_args": {"max_episode_steps": 9}}}, r"run\.env_args = .*9.*, not {}"),
+    ],
+)
+def test_changed_structure_is_refused_and_named(tmp_path: Path, change: Any, named: str):
+    launch(tmp_path, run={"steps": 200})
+    before = (tmp_path / "config.toml").read_text()
+    change = {**change, "run": {"steps": 900, **change.get("run", {})}}
+    with pytest.raises(UsageError, match=named):
+        launch(tmp_path, resume=True, **change)
+    assert (tmp_path / "config.toml").read_text() == before
+
+
+def test_other_settings_may_change(tmp_path: Path):
+    launch(tmp_path, run={"steps": 200})
+    launch(tmp_path, resume=True, run={"steps": 400}, learner={"learning_rate": 5e-5})
+    config = read_run(tmp_path).config
+    assert config.learner.learning_rate == 5e-5
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="no run directory"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1}', "\x00"])
+def test_a_state_that_was_not_written_by_a_run_is_refused(tmp_path: Path, content: str):
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(UsageError, match=r"state\.json: not a state that this version reads"):
+        read_state(tmp_path)
+
+
+def test_a_directory_whose_run_goes_on_is_refused(tmp_path: Path):
+    first = RunDirectory(tmp_path)
+    with pytest.raises(UsageError, match="is in use: its run goes on"):
+        RunDirectory(tmp_path, resumed_at=1.0)
+    first.close()
+    RunDirectory(tmp_path, resumed_at=1.0).close()
+
+
+def test_checkpoints_of_which_none_can_be_read_are_refused(tmp_path: Path):
+    launch(tmp_path, run={"steps": 400})
+    for path in checkpoints(tmp_path):
+        (path / "learner.pth").write_bytes(b"damaged")
+    with pytest.raises(UsageError, match=r"none of the 1 checkpoints .* can be read"):
+        launch(tmp_path, resume=True, run={"steps": 800})
+
+
+def test_half_written_lines_and_files_are_removed(tmp_path: Path, read_lines: ReadLines):
+    directory = RunDirectory(tmp_path)
+    directory.metrics({"environment_steps": 8})
+    directory.event("started")
+    directory.close()
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (tmp_path / name).open("a") as file:
+            file.write('{"environment_st')
+    step = tmp_path / "checkpoints" / "step-000000008"
+    step.mkdir()
+    left = [tmp_path / ".final_model.pth.123", step / ".learner.pth.123"]
+    for path in left:
+        path.write_bytes(b"half")
+    others = [tmp_path / ".python-3.11", tmp_path / "notes.jsonl", tmp_path / ".cache.1"]
+    for path in others[:2]:
+        path.write_text("not the run's")
+    others[2].mkdir()
+    again = RunDirectory(tmp_path, resumed_at=60.0)
+    again.metrics({"environment_steps": 16})
+    again.event("resumed")
+    again.close()
+    steps = [line["environment_steps"] for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert steps == [8, 16]
+    events = read_lines(tmp_path / "events.jsonl")
+    assert [event["event"] for event in events] == ["started", "resumed"]
+    assert events[1]["time_seconds"] >= 60.0, "time goes on, too"
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+    assert others[1].read_text() == "not the run's"
+
+
+# ---- real processes ----
+
+
+def metric(path: Path, name: str, read_lines: ReadLines) -> float:
+    values = [line[name] for line in read_lines(path / "metrics.jsonl")]
+    return values[-1] if values else 0
+
+
+def saved_steps(path: Path) -> list[int]:
+    return [int(path.name[5:]) for path in checkpoints(path)]
+
+
+def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_saying_so(
+    pdqn_command: StartCommand, eventually: Eventually, read_lines: ReadLines, tmp_path: Path
+):
+    run = tmp_path / "run"
+    options = ["--env", "CartPole-v1", "--actors", "2", "--run-dir", "run"]
+    with pdqn_command(*COMMAND, *options, directory=tmp_path) as command:
+        eventually(lambda: len(saved_steps(run)) >= 2, 60)
+        eventually(lambda: (run / "state.json").exists(), 10)
+        os.kill(command.process.pid, signal.SIGKILL)
+        eventually(lambda: not command.members(), 20)
+    newest, before = saved_steps(run)[:2]
+    (run / "checkpoints" / f"step-{newest:09d}" / "learner.pth").write_bytes(b"damaged")
+    steps = read_state(run).metrics["totals"]
+    counted = sum(v for role, name, v in steps if (role, name) == ("actor", "environment_steps"))
+    assert counted > 0
+    resume = ["launch", "--console", "plain", "--resume", "run", "--actors", "1"]
+    with pdqn_command(*resume, directory=tmp_path) as command:
+        eventually(lambda: metric(run, "environment_steps", read_lines) > counted + 500, 60)
+        eventually(lambda: max(saved_steps(run)) > newest, 60)
+        command.interrupt()
+        assert command.wait(20) == 0, command.stderr
+    assert f"step-{newest:09d} cannot be read" in command.stdout
+    assert f"learner 0: goes on from learner step {before}\n" in command.stdout
+    assert "with actor.count = 1" in command.stdout
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["sessions"] == 2
+    assert summary["environment_steps"] > counted + 500
+    seeds = [e["text"] for e in read_lines(run / "events.jsonl") if e["event"] == "seeds"]
+    assert len(seeds) == len(set(seeds)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ctrl_c_at_twenty_random_moments_always_saves_and_can_always_be_resumed(
+    pdqn_command: StartCommand, eventually: Eventually, read_lines: ReadLines, tmp_path: Path
+):
+    run, moments = tmp_path / "run", random.Random(7)
+    options = ["--env", "CartPole-v1", "--actors", "2", "--run-dir", "run", "--time", "1h"]
+    steps = 0
+    for _ in range(20):
+        begun = (run / "config.toml").exists()
+        arguments = ["launch", "--console", "plain", "--resume", "run"] if begun else COMMAND
+        with pdqn_command(*arguments, *([] if begun else options), directory=tmp_path) as command:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                command.process.wait(moments.uniform(0.0, 15.0))
+            command.interrupt()
+            assert command.wait(20) == 0, command.stderr
+        if not (run / "config.toml").exists():
+            continue  # it had not begun
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["exit_reason"] == "interrupted"
+        assert summary["transitions"]["lost"] == 0
+        assert summary["environment_steps"] >= steps
+        steps = summary["environment_steps"]
+        if summary["learner_steps"]:
+            assert summary["learner_steps"] in saved_steps(run)
+    assert steps > 0

@@ -1,0 +1,119 @@
+"""Looking at a run from elsewhere: by its directory, and by its address."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from test_console import snapshot, starting
+
+from launcher.rundir import RunDirectory
+from launcher.snapshot import Snapshot
+from launcher.watch import Address, Directory
+from pdqn.config import build
+from pdqn.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from conftest import StartCommand
+
+Eventually = Callable[..., Any]
+
+RUN = [
+    "launch", "--env", "CartPole-v1", "--run-dir", "run", "--console", "plain", "--actors", "1",
+    "--set", "learner.batch_size=16", "--set", "network.hidden=16",
+    "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
+    "--set", "evaluation.enabled=false", "--set", "system.telemetry_seconds=0.2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("view", [snapshot(), starting(), snapshot(evaluation=None, headline=None)])
+def test_a_snapshot_survives_json(view: Snapshot):
+    seen = Snapshot.from_map(json.loads(json.dumps(view.to_map())))
+    assert seen.members == view.members
+    assert seen.evaluation == view.evaluation
+    assert seen.headline == view.headline
+    assert seen.history == {name: tuple(series) for name, series in view.history.items()}
+
+
+def written(path: Path, stage: str) -> RunDirectory:
+    directory = RunDirectory(path)
+    directory.write_config(build(), build())
+    view = snapshot(stage=stage).to_map()
+    directory.write_snapshot({"snapshot": view, "said": 0, "messages": []})
+    return directory
+
+
+def test_a_run_that_was_killed_is_seen_and_then_reported(tmp_path: Path):
+    directory = written(tmp_path, "running")
+    source = Directory(tmp_path)
+    found = source.look()
+    assert found is not None
+    assert source.look() is None, "it goes on, and has written nothing new"
+    directory.close()
+    with pytest.raises(RunError, match="ended without its last words"):
+        source.look()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="is no run directory"):
+        Directory(tmp_path)
+
+
+def test_an_address_that_is_none_is_refused_and_one_without_a_run_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    with pytest.raises(UsageError, match=r"tcp://nowhere: .* expected tcp://HOST:PORT"):
+        Address("tcp://nowhere")
+    monkeypatch.setattr("launcher.watch._PATIENCE_SECONDS", 0.0)
+    source = Address("tcp://127.0.0.1:9")
+    with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:9: no run answers"):
+        source.look()
+    source.close()
+
+
+def test_a_run_is_watched_by_directory_and_by_address_until_it_ends(
+    pdqn_command: StartCommand, eventually: Eventually, tmp_path: Path
+):
+    with pdqn_command(*RUN, "--bind", "127.0.0.1", directory=tmp_path) as run:
+        eventually(lambda: "other processes join with --join tcp://" in run.stdout, 30)
+        address = run.stdout.split("--join ")[1].split()[0]
+        eventually((tmp_path / "run" / "snapshot.json").exists, 30)
+        by_path = ["watch", "run", "--console", "json"]
+        by_address = ["watch", address, "--console", "plain"]
+        with (
+            pdqn_command(*by_path, directory=tmp_path) as first,
+            pdqn_command(*by_address, directory=tmp_path) as second,
+        ):
+            eventually(lambda: "learner steps" in second.stdout, 60)
+            eventually(lambda: '"stage":"running"' in first.stdout, 60)
+            run.interrupt()
+            assert run.wait(20) == 0, run.stderr
+            assert first.wait(20) == 0, first.stderr
+            assert second.wait(20) == 0, second.stderr
+    events = [json.loads(line) for line in first.stdout.splitlines()]
+    assert events[-1]["event"] == "summary"
+    assert events[-1]["summary"]["exit_reason"] == "interrupted"
+    assert any(event["event"] == "message" for event in events)
+    with pdqn_command("watch", "run", "--console", "plain", directory=tmp_path) as later:
+        assert later.wait(30) == 0, later.stderr
+    assert "done " in later.stdout
+    assert "(interrupted)" in later.stdout
+
+
+def test_leaving_does_not_end_the_run(
+    pdqn_command: StartCommand, eventually: Eventually, tmp_path: Path
+):
+    with pdqn_command(*RUN, directory=tmp_path) as run:
+        eventually((tmp_path / "run" / "snapshot.json").exists, 60)
+        with pdqn_command("watch", "run", "--console", "plain", directory=tmp_path) as watching:
+            eventually(lambda: "env steps" in watching.stdout, 30)
+            watching.interrupt()
+            assert watching.wait(20) == 0, watching.stderr
+        assert run.process.poll() is None
+        os.kill(run.process.pid, signal.SIGINT)
+        assert run.wait(20) == 0, run.stderr
