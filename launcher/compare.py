@@ -21,6 +21,7 @@ from pdqn.config import read_toml
 from pdqn.errors import UsageError
 
 _POINTS = 200
+_SHORT_LABEL = 60  # characters of which two fit beside each other
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 # Runs that differ in these alone are told apart by no more than chance and patience.
 _NOT_COMPARED = (("run", "seed"), ("run", "episodes"), ("run", "steps"), ("run", "time_seconds"))
@@ -69,7 +70,8 @@ def draw_comparison(run_dirs: Sequence[Path], path: Path) -> list[Group]:
         _draw_panel(axes, groups, key, over)
         axes.set(title=title, xlabel=label)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    columns = 2 if max(map(len, labels), default=0) <= _SHORT_LABEL else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(path, dpi=110)
     return groups
 

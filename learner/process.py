@@ -139,7 +139,9 @@ class LearnerProcess:
         if self._link.pulse.saves != self._saves_asked:
             self._saves_asked = self._link.pulse.saves
             self._save()
-            self._link.telemetry.note("saved", f"learner step {self._learner.learner_steps}")
+            self._link.telemetry.note(
+                "saved", f"saved at learner step {self._learner.learner_steps}"
+            )
         elif self._saver.due(self._learner.learner_steps):
             self._save()
 
