@@ -22,7 +22,7 @@ from launcher.snapshot import MemberState, MemberView
 from launcher.supervisor import Ended, Supervisor
 from pdqn.config import resolved
 
-_TURN_SECONDS = 0.1
+_TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
 _JOIN_SECONDS = 120.0
 _HOLD_SECONDS = 30.0
 _STANDSTILL_SECONDS = 300.0
@@ -68,6 +68,7 @@ class Run:
         self._supervisor = Supervisor(endpoint, logs, allowed, session.restarts)
         session.state.incarnations = self._coordinator.incarnations
         self._dead: set[tuple[str, int]] = set()
+        self._next_check = 0.0
         session.controls = {
             "p": self._pause,
             "s": self._coordinator.save,
@@ -133,7 +134,11 @@ class Run:
     def _turn(self, timeout_seconds: float) -> None:
         """Everything that happens again and again, while training and while stopping."""
         self._coordinator.poll(timeout_seconds)
-        self._supervise()
+        # Not with every message: asking a hundred processes whether they live takes a millisecond.
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + _CHECK_SECONDS
+            self._supervise()
         while self._coordinator.events:
             self._handle_event(self._coordinator.events.popleft())
         if self._session.tick():
