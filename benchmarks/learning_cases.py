@@ -153,11 +153,8 @@ def atari() -> Case:
 def placement(map_size: int, radii: str) -> Case:
     """Circle placement, beside its baselines."""
     # As many learner steps as twenty minutes have on two cores.
-    settings = (
-        "--set",
-        "actor.n_step=5",
-        *decaying(3e-4, 1e-5, {64: 18_000, 128: 5_000}[map_size]),
-    )
+    learner_steps = {64: 18_000, 128: 5_000}[map_size]
+    settings = ("--set", "actor.n_step=5", *decaying(3e-4, 1e-5, learner_steps))
     return Case(
         name=f"placement-{map_size}-{radii}",
         title=f"CirclePlacement {map_size} x {map_size}, {radii} radii: beside exact greedy",

@@ -148,7 +148,7 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(PRESETS),
             help="settings of a known algorithm; the file and all options go before it",
         ),
-        click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file"),
+        click.option("--config", "config_file", type=_PATH, help="TOML file"),
         click.option(
             "--set",
             "assignments",
@@ -171,10 +171,10 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--force", is_flag=True, help="run a mode that the check advises against")
 @click.option("--yes", is_flag=True, help="answer every question with yes")
 @click.option("--check-only", is_flag=True, help="print what would run, and end")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: runs/<env>__...]")
+@click.option("--run-dir", type=_PATH, help="[default: runs/<env>__...]")
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="RUN",
     help="go on with a run in its directory; limits count from its beginning",
 )
@@ -306,7 +306,7 @@ def watch(run: str, console: Any) -> int:
 
 
 @cli.command("eval", short_help="Show how good a policy is, beside the baselines.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_PATH)
 @click.option("--episodes", default=100, type=click.IntRange(1), help="held-out episodes")
 @click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")

@@ -140,6 +140,17 @@ def detect() -> Machine:
     )
 
 
+def port_error(host: str, port: int) -> str | None:
+    """Why a TCP port cannot be bound, in words; None if it can."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror
+    return None
+
+
 def raise_open_file_limit(needed: int) -> None:
     """Raise the soft limit of open files of this process and its children, if it is too low.
 

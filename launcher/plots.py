@@ -113,12 +113,14 @@ def read_metrics(run_dir: Path) -> Metrics:
 def plot_training(run_dir: Path) -> Path:
     """Draw ``training_results.png`` from ``metrics.jsonl``; works at any time of a run."""
     metrics = read_metrics(run_dir)
-    figure = training_figure(metrics, run_dir.name)
-    path = run_dir / PICTURE
-    # Whoever looks meanwhile sees the old picture or the new one, never half of one.
-    temporary = run_dir / f".{PICTURE}.{os.getpid()}.tmp"
+    return save_picture(training_figure(metrics, run_dir.name), run_dir / PICTURE, dpi=110)
+
+
+def save_picture(figure: Figure, path: Path, dpi: int) -> Path:
+    """Write a figure as PNG; who looks meanwhile sees the old picture or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=dpi)
         return temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.metrics import RunMetrics
 from launcher.rundir import CONFIG, CONFIGURED
 from launcher.state import RunState, read_state
 from pdqn import config as configuration
@@ -80,16 +80,19 @@ class PastRun:
         ]
 
     def _check_limits(self, config: Config) -> None:
-        counts = dict(_totals(self.state.metrics))
+        metrics = RunMetrics(None)
+        if self.state.metrics:
+            metrics.set_state(self.state.metrics)
+        counts = metrics.counts()
         for key, (counter, option) in _REACHED.items():
             limit = getattr(config.run, key)
-            if limit is not None and counts.get(counter, 0) >= limit:
+            if limit is not None and counts[counter] >= limit:
                 raise UsageError(
                     f"--resume {self.path}: run.{key} = {limit} is reached: the run has "
-                    f"{counts[counter]:.0f} {counter}; give a larger {option}, which counts from "
+                    f"{counts[counter]} {counter}; give a larger {option}, which counts from "
                     "the run's beginning"
                 )
-        seconds, limit = self.state.metrics.get("active_seconds", 0.0), config.run.time_seconds
+        seconds, limit = metrics.active_seconds(), config.run.time_seconds
         if limit is not None and seconds >= limit - 1.0:
             raise UsageError(
                 f"--resume {self.path}: run.time_seconds = {limit:g} is reached: the run has "
@@ -128,8 +131,3 @@ def _value(config: Config, section: str, key: str) -> Any:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _totals(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """What the actors have counted."""
-    return [(name, value) for role, name, value in metrics.get("totals", []) if role == "actor"]

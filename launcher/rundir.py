@@ -87,14 +87,19 @@ class RunDirectory:
         self._replace(SNAPSHOT, json.dumps(_plain(seen), separators=(",", ":")))
 
     def _replace(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        replace_text(self.path / name, text)
 
     def close(self) -> None:
         """Close the appenders."""
         self._metrics.close()
         self._events.close()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is either whole or as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def default_path(env_id: str, seed: int) -> Path:

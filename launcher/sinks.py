@@ -12,13 +12,13 @@ import netrc
 import os
 import queue
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from launcher.hardware import port_error
 from pdqn.config import Config
 from pdqn.errors import UsageError
 
@@ -75,16 +75,9 @@ def check_sinks(config: Config) -> None:
                 f"{setting} needs {module}: python -m pip install 'pdqn[{extra}]', or leave it out"
             )
     if config.system.metrics_port:
-        _check_port(config.system.metrics_host, config.system.metrics_port)
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UsageError(f"--metrics-port {port}: {host}: {error.strerror}") from error
+        host, port = config.system.metrics_host, config.system.metrics_port
+        if error := port_error(host, port):
+            raise UsageError(f"--metrics-port {port}: {host}: {error}")
 
 
 class WandbSink:

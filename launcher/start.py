@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import socket
 import sys
 import time
 from pathlib import Path
@@ -185,12 +184,8 @@ def parse_bind(bind: str) -> str:
 def _check_port(bind: str, host: str, port: str) -> None:
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--bind {bind}: {port!r} is no port; expected 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError as error:
-            raise UsageError(f"--bind {bind}: {error.strerror}") from error
+    if error := hardware.port_error(host, int(port)):
+        raise UsageError(f"--bind {bind}: {error}")
 
 
 def _agree(plan: Plan, agreed: bool) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.rundir import replace_text
 from pdqn.errors import UsageError
 
 STATE_FILE = "state.json"
@@ -44,9 +44,7 @@ class RunState:
             "format": FORMAT,
             "incarnations": [[role, index, n] for (role, index), n in self.incarnations.items()],
         }
-        temporary = directory / f".{STATE_FILE}.{os.getpid()}"
-        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        temporary.replace(directory / STATE_FILE)
+        replace_text(directory / STATE_FILE, json.dumps(content) + "\n")
 
 
 def read_state(directory: Path) -> RunState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 
 from actors.environments.circle_placement import CirclePlacementEnv
 from actors.environments.making import makers
+from launcher.plots import save_picture
 from pdqn import seeds
 from pdqn.errors import UsageError
 from pdqn.model import Model
@@ -53,12 +53,7 @@ def draw_strategy(model: Model, path: Path) -> Path:
         _show(row[0], f"policy, map {seed}", _placed(env, seed, lambda o, _, p=policy: p.act(o)))
         _show(row[1], "exact greedy", _placed(env, seed, lambda _, info: info["suggested_action"]))
         _draw_values(figure, row[2], policy.values(env.reset(seed=seed)[0]))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=80)
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return save_picture(figure, path, dpi=80)
 
 
 def record_film(model: Model, path: Path, episodes: int) -> int:

@@ -185,5 +185,5 @@ class EnvironmentSpec:
                     f"observation field {field.name} has {field.categories} categories"
                 )
         headline = values.get("headline_metric")
-        actions = int(values["num_actions"]), int(values.get("first_action", 0))
-        return cls(str(values["id"]), fields, actions[0], headline, actions[1])
+        first_action = int(values.get("first_action", 0))
+        return cls(str(values["id"]), fields, int(values["num_actions"]), headline, first_action)

@@ -175,3 +175,21 @@ def read_lines() -> Callable[[Path], list[dict[str, Any]]]:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     return read
+
+
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    """What a run in this process sets of torch is set back."""
+    # Few test modules need torch, which takes seconds to import.
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture costs more than the run; it has tests of its own."""
+    if "with_picture" not in request.fixturenames:
+        monkeypatch.setattr("launcher.session.draw_pictures", lambda _: None)

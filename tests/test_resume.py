@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +47,7 @@ COMMAND = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture costs more than the run; it has tests of its own."""
-    monkeypatch.setattr("launcher.session.draw_pictures", lambda _: None)
+pytestmark = pytest.mark.usefixtures("same_threads", "no_picture")
 
 
 def launch(directory: Path, *, resume: bool = False, **changes: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +76,7 @@ def untimed(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if not any(word in k for word in TIMED)}
 
 
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture costs more than the run; it has tests of its own."""
-    if "with_picture" not in request.fixturenames:
-        monkeypatch.setattr("launcher.session.draw_pictures", lambda _: None)
+pytestmark = pytest.mark.usefixtures("same_threads", "no_picture")
 
 
 @pytest.fixture
