@@ -695,9 +695,13 @@ def test_a_new_learner_goes_on_with_the_balance_of_the_one_before(make_run: Call
     first.close()
     second = run.client()
     assert second.receive(0.3, 0) is None, "what the first one sampled is forgotten"
-    run.insert(senders[0], 0, np.zeros(64), np.ones(64))
-    run.insert(senders[0], 0, np.zeros(64), np.ones(64))
-    run.sample(second)
+    # Two batches more make one due. What the shards gave the first one before they heard of each
+    # other, its two requested batches at most, comes on top.
+    for _ in range(4):
+        run.insert(senders[0], 0, np.zeros(64), np.ones(64))
+        if second.receive(0.3, 0) is not None:
+            return
+    pytest.fail("the second one gets nothing")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
