@@ -31,6 +31,7 @@ from pdqn.process import keep_little_free_memory
 from pdqn.specs import EnvironmentSpec
 from pdqn.stacking import FrameStacker
 from pdqn.telemetry import Episode, Telemetry
+from pdqn.transport import Network
 from replay.sender import TransitionSender, shard_of
 
 _REFRESH_SECONDS = 0.1
@@ -87,18 +88,18 @@ class Rollout:
         self._lengths = np.zeros(self._num_envs, np.int64)
         self.epsilons = np.zeros(self._num_envs)
         self.guidance = guidance_at(actor, 0)
-        self.set_actor_slots(identity.index + 1)
+        self.set_slot(identity.index, identity.index + 1)
 
-    def set_actor_slots(self, slots: int) -> None:
-        """Take this actor's share of a ladder over the environments of ``slots`` actors."""
+    def set_slot(self, slot: int, slots: int) -> None:
+        """Take a share of a ladder over the environments of ``slots`` actors, the ``slot``-th."""
         if self._noisy:
             return  # its layers' noise explores
-        slots = max(slots, self._index + 1)
+        slots = max(slots, slot + 1)
         ladder = epsilon_ladder(
             slots * self._num_envs, self._config.epsilon_base, self._config.epsilon_alpha
         )
         # Strided, so that every actor has both greedy and exploring environments.
-        self.epsilons = ladder[self._index :: slots]
+        self.epsilons = ladder[slot::slots]
 
     def set_learner_steps(self, learner_steps: int) -> None:
         """Take the guidance of this moment of the learner's."""
@@ -314,13 +315,18 @@ class Shipper:
         return now >= self._patience_ends
 
 
-def run_actor(address: str, index: int | None = None, log_path: Path | None = None) -> None:
+def run_actor(
+    address: str,
+    index: int | None = None,
+    log_path: Path | None = None,
+    network: Network | None = None,
+) -> None:
     """One actor process, from joining to leaving."""
     torch.set_num_threads(1)
     # Where processes outnumber cores, those that everybody waits for go first.
     os.nice(_NICENESS)
     keep_little_free_memory()
-    with role("actor", address, index, log_path) as (context, link, welcome):
+    with role("actor", address, index, log_path, network) as (context, link, welcome):
         act(context, link, welcome)
 
 
@@ -335,7 +341,7 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
     exhausted = False
     while not link.stopping:
         if follower.refresh():
-            rollout.set_actor_slots(link.pulse.actor_slots)
+            rollout.set_slot(link.pulse.actor_slot, link.pulse.actor_slots)
             rollout.set_learner_steps(follower.parameter_version or 0)
             rollout.report(link.telemetry)
         if link.exhausted and not exhausted:

@@ -22,8 +22,8 @@ class BestKeeper:
         known = load_model(path).score if path.is_file() else None
         self.score = -math.inf if known is None else known
 
-    def offer(self, result: Mapping[str, Any], network: QNetwork, version: int) -> None:
-        """Keep the parameters if their evaluation is the best one.
+    def offer(self, result: Mapping[str, Any], network: QNetwork, version: int) -> bool:
+        """Keep the parameters if their evaluation is the best one; whether they were kept.
 
         Args:
             result: what ``describe`` made of it.
@@ -32,6 +32,8 @@ class BestKeeper:
         """
         headline = self._spec.headline_metric
         score = result["return_mean"] if headline is None else result["metrics"][headline]
-        if score > self.score and self._path.parent.is_dir():
-            self.score = score
-            save_model(self._path, self._config, self._spec, network, version, score)
+        if score <= self.score or not self._path.parent.is_dir():
+            return False
+        self.score = score
+        save_model(self._path, self._config, self._spec, network, version, score)
+        return True

@@ -16,10 +16,13 @@ from actors.evaluation import describe, play
 from actors.follower import ParameterFollower
 from pdqn import seeds
 from pdqn.config import resolved
+from pdqn.errors import RunError
+from pdqn.files import RunFiles
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
 from pdqn.policy import greedy
+from pdqn.transport import Network
 
 _WAIT_SECONDS = 0.1
 
@@ -36,8 +39,10 @@ class Evaluator:
         self._network = build_network(welcome.spec, welcome.config.network)
         self._follower = ParameterFollower(context, link, welcome.run, self._network)
         set_noise(self._network, False)
-        path = Path(welcome.run_dir) / BEST_MODEL
-        self._best = BestKeeper(path, welcome.config, welcome.spec)
+        self._files = RunFiles(link, welcome)
+        if not self._files.here:
+            self._files.fetch(BEST_MODEL)
+        self._best = BestKeeper(self._files.path / BEST_MODEL, welcome.config, welcome.spec)
         self._seeds = seeds.held_out_seeds(resolved(welcome.config.evaluation.episodes))
         self._baselines: dict[str, NDArray[np.float64]] | None = None
         self._evaluated: int | None = None
@@ -63,6 +68,7 @@ class Evaluator:
     def close(self) -> None:
         """Close the sockets."""
         self._follower.close()
+        self._files.close()
 
     def _evaluate(self, version: int) -> None:
         self._link.telemetry.activity = f"evaluates the policy of step {version}"
@@ -80,11 +86,19 @@ class Evaluator:
             return
         self._evaluated = version
         result = describe(scores, self._welcome.spec, self._baselines)
-        self._best.offer(result, self._network, version)
+        if self._best.offer(result, self._network, version):
+            self._keep_best()
         result["best"] = self._best.score
         self._link.telemetry.count("evaluations")
         self._link.telemetry.evaluation({"parameter_version": version, **result})
         self._link.report()
+
+    def _keep_best(self) -> None:
+        """Bring the best parameters to the run's host if that is another one."""
+        try:
+            self._files.push(BEST_MODEL)
+        except RunError as error:
+            self._link.telemetry.note("checkpoint", f"the best parameters are not saved: {error}")
 
     def _compute_baselines(self) -> dict[str, NDArray[np.float64]]:
         env = VectorEnvironment(self._welcome.spec, self._welcome.config.evaluation_env_args, 1)
@@ -100,10 +114,15 @@ class Evaluator:
         return self._link.stopping or self._link.pulse.command != before
 
 
-def run_evaluator(address: str, index: int | None = None, log_path: Path | None = None) -> None:
+def run_evaluator(
+    address: str,
+    index: int | None = None,
+    log_path: Path | None = None,
+    network: Network | None = None,
+) -> None:
     """One evaluator process, from joining to leaving."""
     torch.set_num_threads(1)
-    with role("evaluator", address, index, log_path) as (context, link, welcome):
+    with role("evaluator", address, index, log_path, network) as (context, link, welcome):
         evaluator = Evaluator(context, link, welcome)
         evaluator.run()
         evaluator.close()

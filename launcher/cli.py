@@ -49,6 +49,38 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+class PortRange(click.ParamType[tuple[int, int]]):
+    """FIRST:LAST."""
+
+    name = "first:last"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Both ports."""
+        if isinstance(value, tuple):
+            return value
+        first, colon, last = str(value).partition(":")
+        numbers = colon and first.isdecimal() and last.isdecimal()
+        if not numbers or not 0 < int(first) <= int(last) < 65536:
+            self.fail(f"{value!r}; expected FIRST:LAST, ports from 1 to 65535", param, ctx)
+        return int(first), int(last)
+
+
+class Count(click.ParamType[int]):
+    """A number of processes, or ``auto``, which is 0 here."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        if value == "auto" or value == 0:
+            return 0
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r}; expected a number from 1 on, or auto", param, ctx)
+        return int(value)
+
+
 class KeyValue(click.ParamType[tuple[str, Any]]):
     """KEY=VALUE; the value is read like a TOML value if it is one, else as text."""
 
@@ -117,7 +149,32 @@ _GROUPS = {
     "Settings": ("preset", "config_file", "assignments"),
 }
 _SHOWN = ("run_dir", "resume", "console", "wandb", "metrics_port")
-_ASKED = ("check_only", "force", "yes", "bind")
+_ASKED = ("check_only", "force", "yes")
+_HOSTS = ("bind", "keys", "insecure", "advertise", "ports", "no_learner", "no_replay")
+
+
+def _reaching(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say how other hosts reach this one."""
+    advertise = click.option(
+        "--advertise",
+        metavar="HOST",
+        help="address at which other hosts reach this one  [default: by the route]",
+    )
+    ports = click.option(
+        "--port-range", "ports", type=PortRange(), help="ports that roles may bind, for firewalls"
+    )
+    return advertise(ports(command))
+
+
+def _joining(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a command that comes into a run of another host."""
+    key = click.option(
+        "--key", type=_PATH, metavar="FILE", help="this host's key file, from pdqn keys"
+    )
+    insecure = click.option(
+        "--insecure", is_flag=True, help="join a run off loopback that has no keys"
+    )
+    return key(insecure(command))
 
 
 def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,7 +221,7 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @cli.command(
     cls=GroupedCommand,
-    groups=_GROUPS | {"Where it shows": _SHOWN, "This command": _ASKED},
+    groups=_GROUPS | {"Where it shows": _SHOWN, "Other hosts": _HOSTS, "This command": _ASKED},
     short_help="Train: start all roles, and show how it goes.",
 )
 @_run_options
@@ -184,7 +241,18 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     default="auto",
     help="live view; auto: rich on a terminal, else plain lines",
 )
-@click.option("--bind", metavar="HOST[:PORT]", help="let other processes join over TCP (loopback)")
+@click.option(
+    "--bind", metavar="HOST[:PORT]", help="let other processes join over TCP; *: all addresses"
+)
+@click.option(
+    "--keys", type=_PATH, metavar="DIR", help="encrypt, and let in only whose keys are in DIR"
+)
+@click.option(
+    "--insecure", is_flag=True, help="bind off loopback without keys: anybody can read and join"
+)
+@_reaching
+@click.option("--no-learner", is_flag=True, help="start no learner here: one joins from elsewhere")
+@click.option("--no-replay", is_flag=True, help="start no replay here: it joins from elsewhere")
 @click.option("--wandb", is_flag=True, help="log to Weights & Biases, too (pdqn[wandb])")
 @click.option(
     "--metrics-port",
@@ -199,6 +267,12 @@ def launch(
     resume: Path | None,
     console: Any,
     bind: str | None,
+    keys: Path | None,
+    insecure: bool,
+    advertise: str | None,
+    ports: tuple[int, int] | None,
+    no_learner: bool,
+    no_replay: bool,
     **options: Any,
 ) -> int:
     """Train: start replay, learner, actors and evaluator, and show how it goes.
@@ -214,6 +288,7 @@ def launch(
     pdqn launch --env ALE/Breakout-v5 --preset rainbow --time 2h
     pdqn launch --set replay.memory=50%
     pdqn launch --resume runs/CartPole-v1__seed0__20260101-120000 --time 1h
+    pdqn launch --bind 10.0.0.1:7777 --keys keys --no-learner
     """
     interrupts = Interrupts().install()
     if resume is not None and run_dir is not None:
@@ -223,14 +298,24 @@ def launch(
     if console in ("auto", "rich") and sys.stderr.isatty():
         click.echo("pdqn: getting ready", err=True)
     from launcher import start
+    from launcher.access import open_run
 
+    elsewhere = [role for role, gone in (("learner", no_learner), ("replay", no_replay)) if gone]
+    access = open_run(
+        bind,
+        keys=keys,
+        insecure=insecure,
+        advertise=advertise,
+        ports=ports,
+        elsewhere=frozenset(elsewhere),
+    )
     return start.launch(
         config,
         interrupts,
         past=past,
         run_dir=run_dir,
         console=console,
-        bind=bind,
+        access=access,
         agreed=force or yes,
         check_only=check_only,
     )
@@ -260,27 +345,84 @@ def check(as_json: bool, **options: Any) -> int:
 def _role_command(role: str, summary: str, more: str = "") -> None:
     """Add the command that starts one role on this host."""
 
-    def command(join: str, count: int = 1) -> int:
+    def command(
+        join: str,
+        key: Path | None,
+        insecure: bool,
+        advertise: str | None,
+        ports: tuple[int, int] | None,
+        log_dir: Path | None,
+        count: int = 1,
+    ) -> int:
         interrupts = Interrupts().install()
-        from launcher import start
+        from launcher import access, agent, start
 
-        return start.join(role, join, count, interrupts)
+        door = access.find_door(join, key=key, insecure=insecure, advertise=advertise, ports=ports)
+        return start.join(agent.Part(role, count or None, log_dir), door, interrupts)
 
-    command.__doc__ = f"{summary}\n\n\b\npdqn {role} --join tcp://127.0.0.1:7777{more}"
-    wrapped = click.option(
-        "--join", required=True, metavar="ADDRESS", help="of a run: tcp://127.0.0.1:PORT"
-    )(command)
+    command.__doc__ = (
+        f"{summary}\n\n"
+        "Roles that end are started again; Ctrl-C takes them out of the run in order, and the end "
+        f"of the run ends them.\n\n\b\npdqn {role} --join tcp://127.0.0.1:7777{more}\n"
+        f"pdqn {role} --join tcp://10.0.0.1:7777 --key this-host.key{more}"
+    )
+    options = [
+        click.option("--join", required=True, metavar="ADDRESS", help="of a run: tcp://HOST:PORT"),
+        _joining,
+        _reaching,
+        click.option(
+            "--log-dir", type=_PATH, help="folder of the roles' logs  [default: standard error]"
+        ),
+    ]
     if role == "actor":
-        wrapped = click.option(
-            "--count", default=1, type=click.IntRange(1), help="actors to start here"
-        )(wrapped)
+        options.insert(
+            1,
+            click.option(
+                "--count", default=1, type=Count(), help="actors to start here; auto: one a core"
+            ),
+        )
+    wrapped: Any = command
+    for option in reversed(options):
+        wrapped = option(wrapped)
     cli.command(name=role, short_help=summary)(wrapped)
 
 
-_role_command("actor", "Join a run with one or more actors.", " --count 4")
+_role_command("actor", "Join a run with one or more actors.", " --count auto")
 _role_command("replay", "Join a run as one of its replays: the first that is missing.")
 _role_command("learner", "Join a run as its learner.")
 _role_command("evaluator", "Join a run as its evaluator.")
+
+
+@cli.command(short_help="Make the keys of encrypted runs between hosts.")
+@click.argument("directory", metavar="DIR", type=_PATH)
+@click.argument("names", metavar="[HOST ...]", nargs=-1)
+@click.option("--revoke", metavar="HOST", help="let this host in no longer, running or not")
+def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
+    """Make the keys with which hosts take part in a run, one file for each host.
+
+    DIR stays on the host that launches; each HOST.key goes to its host over a safe way. Naming
+    more hosts later, or revoking one, works while a run goes on.
+
+    \b
+    pdqn keys keys gpu-host actors-1 actors-2
+    scp keys/gpu-host.key gpu-host:
+    pdqn launch --bind 10.0.0.1:7777 --keys keys
+    pdqn keys keys --revoke actors-2
+    """
+    from launcher import keys as making
+
+    if revoke is not None:
+        if names:
+            raise UsageError(f"--revoke {revoke} takes no other names, got {' '.join(names)}")
+        making.revoke(directory, revoke)
+        click.echo(f"{revoke} is let in no longer")
+        return 0
+    made = making.make_keys(directory, names)
+    for path in made:
+        click.echo(str(path))
+    if not made:
+        click.echo(f"{directory} has its keys; name hosts to make more", err=True)
+    return 0
 
 
 @cli.command(short_help="Show a run, from another terminal or host.")
@@ -291,18 +433,20 @@ _role_command("evaluator", "Join a run as its evaluator.")
     default="auto",
     help="auto: rich on a terminal, else plain lines",
 )
-def watch(run: str, console: Any) -> int:
+@_joining
+def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
     """Show a run as it goes on, or how it ended, from its directory or from its address.
 
     \b
     pdqn watch runs/CartPole-v1__seed0__20260101-120000
     pdqn watch tcp://127.0.0.1:7777
+    pdqn watch tcp://10.0.0.1:7777 --key this-host.key
     pdqn watch runs/... --console json
     """
     interrupts = Interrupts().install()
     from launcher import watch as watching
 
-    return watching.watch(run, console, interrupts)
+    return watching.watch(run, console, interrupts, key=key, insecure=insecure)
 
 
 @cli.command("eval", short_help="Show how good a policy is, beside the baselines.")

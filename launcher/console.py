@@ -348,6 +348,7 @@ def progress_line(snapshot: Snapshot) -> str:
 def _parts(snapshot: Snapshot) -> Iterator[str]:
     yield f"[{duration(snapshot.elapsed_seconds)}]"
     yield "" if snapshot.stage == "running" else snapshot.stage
+    yield "NOT ENCRYPTED" if snapshot.insecure else ""
     yield f"waits for {snapshot.waiting_for}" if snapshot.waiting_for else ""
     if snapshot.progress is not None:
         yield f"{percent(snapshot.progress)}, {duration(snapshot.remaining_seconds)} left"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +18,16 @@ import zmq
 
 import pdqn
 from launcher.budget import Budgets
+from launcher.filestore import FileStore
 from launcher.metrics import MemberKey, RunMetrics
-from pdqn import wire
+from pdqn import transport, wire
 from pdqn.config import Config, resolved
-from pdqn.errors import UsageError
+from pdqn.errors import RunError, UsageError
 from pdqn.specs import EnvironmentSpec
 
-ROLES = ("actor", "replay", "learner", "evaluator")
+# A host is a supervisor elsewhere, which starts roles there and speaks for their host.
+ROLES = ("actor", "replay", "learner", "evaluator", "host")
+_BINDING = ("replay", "learner")
 _SINGLE = ("learner", "evaluator")
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
@@ -42,6 +45,8 @@ class Member:
     """One role that has joined.
 
     Attributes:
+        agent: name of the host's supervisor that started it; empty for the launcher's own roles.
+        user: public key that it was let in with; empty where nothing is encrypted.
         heard: monotonic time of its last message.
         reported: whether it has reported since joining.
     """
@@ -50,6 +55,8 @@ class Member:
     host: str
     pid: int
     heard: float
+    agent: str = ""
+    user: str = ""
     activity: str = ""
     endpoints: dict[str, str] = field(default_factory=dict)
     reported: bool = False
@@ -72,9 +79,10 @@ class Coordinator:
 
     Attributes:
         incarnations: how often each (role, index) has joined, those of earlier sessions included.
+        endpoint: where roles join.
         seen: what is sent to those who watch.
         events: what is to be written down, oldest first.
-        rejected: messages that were no messages.
+        rejected: messages that were no messages, or of somebody whose key was revoked.
 
     Raises:
         UsageError: the address cannot be bound.
@@ -91,24 +99,31 @@ class Coordinator:
         config: Config,
         spec: EnvironmentSpec,
         metrics: RunMetrics,
+        versions: Mapping[str, str] | None = None,
+        files: FileStore | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
         try:
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
+            self.endpoint = transport.bind(self._socket, address)
+        except (zmq.ZMQError, RunError) as error:
             self._socket.close()
-            raise UsageError(f"cannot bind {address}: {error.strerror}") from error
+            reason = error.strerror if isinstance(error, zmq.ZMQError) else error
+            raise UsageError(f"cannot bind {address}: {reason}") from error
         self._welcome = {
             "run": run,
             "run_dir": run_dir,
             "config": config.to_map(),
             "spec": spec.to_map(),
+            "versions": dict(versions or {}),
         }
         self._run = run
+        self._files = files
         self._role_bind = role_bind
+        self._context = context
+        self._clients: tuple[str, ...] = ()
         self._actors = config.actor.count or 0
         self._shards = config.replay.shards
         self._samples_per_insert: float | None = None
@@ -124,15 +139,13 @@ class Coordinator:
         self._limited = tuple(limits)
         self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
         self._final_version = 0
-        self._joined_actors = 0
+        self._given_up: set[int] = set()
+        self._slots: dict[int, int] = {}
+        self._condemned: defaultdict[str, deque[int]] = defaultdict(lambda: deque(maxlen=100))
+        self._place_actors()
         self.seen: Mapping[str, Any] = {}
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.rejected = 0
-
-    @property
-    def endpoint(self) -> str:
-        """Where roles join."""
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     @property
     def samples_per_insert(self) -> float:
@@ -146,15 +159,31 @@ class Coordinator:
         for _ in range(_MOST_MESSAGES_PER_TURN):
             if not self._socket.poll(0):
                 return
-            frames = self._socket.recv_multipart()
+            frames = self._socket.recv_multipart(copy=False)
             try:
                 if len(frames) != 2:
                     raise wire.WireError("malformed", f"{len(frames)} frames")
-                self._handle(frames[0], wire.decode_control(frames[1]))
+                user = self._user(frames[1])
+                self._handle(frames[0].bytes, wire.decode_control(frames[1].bytes), user)
             except (wire.WireError, KeyError, TypeError, ValueError) as error:
                 self.rejected += 1
                 if self.rejected < 100:
                     _log.warning("rejected a control message: %s", error)
+
+    def allow(self, clients: Iterable[str]) -> None:
+        """Let in these public keys only; whoever came in with another one is gone."""
+        allowed = frozenset(clients)
+        if allowed == frozenset(self._clients) or not isinstance(self._context, transport.Context):
+            return
+        self._clients = tuple(sorted(allowed))
+        self._context.allow(allowed)
+        for identity, member in list(self._members.items()):
+            if member.user not in allowed:
+                key = member.key
+                self.events.append(Event("revoked", key.role, key.index, f"on {member.host}"))
+                self._send(identity, "refuse", {"reason": "its key was revoked"})
+                self._remove(identity)
+        self._pulse_all()
 
     def command(self, roles: Iterable[str], command: str) -> None:
         """Tell roles what to do from now on."""
@@ -204,15 +233,44 @@ class Coordinator:
         return ", ".join(parts)
 
     def silent(self, seconds: float) -> list[Member]:
-        """Members not heard for so long."""
+        """Roles not heard for so long."""
         limit = time.monotonic() - seconds
-        return [member for member in self._members.values() if member.heard < limit]
+        return [m for m in self._members.values() if m.heard < limit and m.key.role != "host"]
+
+    def silent_hosts(self, seconds: float) -> list[Member]:
+        """Hosts of which nothing was heard for so long."""
+        limit = time.monotonic() - seconds
+        return [member for member in self.members("host") if member.heard < limit]
+
+    def host_of(self, member: Member) -> str:
+        """The name of a role's host; with a number where several hosts have the same name."""
+        hosts = [host for host in self.members("host") if host.host == member.host]
+        own = next((host.key.index for host in hosts if host.agent == member.agent), None)
+        return member.host if own is None or len(hosts) == 1 else f"{member.host} ({own + 1})"
 
     def lost(self, role: str, index: int) -> None:
         """The process of a role has ended without saying goodbye."""
         for identity, member in list(self._members.items()):
             if (member.key.role, member.key.index) == (role, index):
                 self._remove(identity)
+
+    def lose_host(self, agent: str) -> int:
+        """A host is not heard any more, and nothing on it; how many roles it had."""
+        gone = [identity for identity, m in self._members.items() if m.agent == agent]
+        for identity in gone:
+            self._remove(identity)
+        self._condemned.pop(agent, None)
+        return len(gone) - 1
+
+    def condemn(self, member: Member) -> None:
+        """Have the host of a role that hangs end its process."""
+        if member.agent:
+            self._condemned[member.agent].append(member.pid)
+
+    def give_up(self, actor: int) -> None:
+        """One of the launcher's own actors will not come back: others take its place."""
+        self._given_up.add(actor)
+        self._place_actors()
 
     def close(self) -> None:
         """Tell those who watch that this was all, and close the socket."""
@@ -221,13 +279,42 @@ class Coordinator:
             self._send(identity, "ended", {})
         self._socket.close()
 
-    def _handle(self, identity: bytes, message: dict[str, Any]) -> None:
+    def _user(self, frame: zmq.Frame) -> str:
+        """The public key of who sent a message; empty where nothing is encrypted.
+
+        Raises:
+            WireError: it has been revoked since the connection was made.
+        """
+        if not isinstance(self._context, transport.Context) or self._context.network.keys is None:
+            return ""
+        user = str(frame.get("User-Id"))
+        if user not in self._clients:
+            raise wire.WireError("malformed", f"a message of {user}, which is not let in any more")
+        return user
+
+    def _handle(self, identity: bytes, message: dict[str, Any], user: str) -> None:
         if message["type"] == "join":
-            self._join(identity, message)
+            self._join(identity, message, user)
+        elif message["type"] == "rejoin":
+            self._rejoin(identity, message, user)
         elif message["type"] == "watch":
             self._watch(identity)
+        elif identity in self._members and message["type"] in ("file", "fetch"):
+            self._exchange_file(identity, self._members[identity], message)
         elif identity in self._members:
             self._hear(identity, self._members[identity], message)
+        elif message["type"] == "telemetry":
+            self._send(identity, "unknown", {})
+
+    def _exchange_file(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
+        """Take or give a piece of a file of a role on another host."""
+        member.heard = time.monotonic()
+        if self._files is None:
+            raise wire.WireError("malformed", "a file, and this run has no directory")
+        if message["type"] == "file":
+            self._send(identity, "filed", self._files.take(member.key.role, message))
+        else:
+            self._send(identity, "piece", self._files.give(message))
 
     def _watch(self, identity: bytes) -> None:
         """Show somebody the run; remember the newest few who asked."""
@@ -237,7 +324,7 @@ class Coordinator:
             del self._watchers[next(iter(self._watchers))]
         self._send(identity, "seen", dict(self.seen))
 
-    def _join(self, identity: bytes, message: dict[str, Any]) -> None:
+    def _join(self, identity: bytes, message: dict[str, Any], user: str) -> None:
         role = message["role"]
         refusal = self._refusal(role, message)
         if refusal:
@@ -248,21 +335,47 @@ class Coordinator:
         incarnation = self.incarnations[role, index]
         self.incarnations[role, index] += 1
         key = MemberKey(role, index, incarnation)
-        member = Member(key, str(message["host"]), int(message["pid"]), time.monotonic())
-        self._members[identity] = member
-        if role == "actor":
-            self._joined_actors = max(self._joined_actors, index + 1)
+        member = _member(key, message, user)
+        self._add(identity, member)
         bind = self._role_bind.replace("{role}", f"{role}-{index}-{incarnation}")
         welcome = {
             **self._welcome,
             "index": index,
             "incarnation": incarnation,
             "bind": bind,
-            "pulse": self._pulse(key),
+            "pulse": self._pulse(member),
         }
         self._send(identity, "welcome", welcome)
         where = f"{role} {index} on {member.host}, pid {member.pid}, incarnation {incarnation}"
         self.events.append(Event("joined", role, index, where))
+
+    def _rejoin(self, identity: bytes, message: dict[str, Any], user: str) -> None:
+        """Give a role that was not heard for a while its place back, if that is still free."""
+        key = MemberKey(str(message["role"]), int(message["index"]), int(message["incarnation"]))
+        place = (key.role, key.index)
+        last = self.incarnations.get(place, 0) - 1
+        if message["run"] != self._run or key.role not in ROLES or last != key.incarnation:
+            self._send(identity, "refuse", {"reason": "somebody else has taken it"})
+            return
+        # On a connection that was made anew it has another identity.
+        for former, member in list(self._members.items()):
+            if member.key == key:
+                del self._members[former]
+        member = _member(key, message, user)
+        self._add(identity, member)
+        self.events.append(Event("rejoined", key.role, key.index, f"on {member.host}"))
+        self._send(identity, "pulse", self._pulse(member))
+
+    def _add(self, identity: bytes, member: Member) -> None:
+        self._members[identity] = member
+        if member.key.role == "actor":
+            self._place_actors()
+
+    def _place_actors(self) -> None:
+        """Share the epsilon ladder among the actors that are there or will be again."""
+        own = set(range(self._actors)) - self._given_up
+        indices = own | {member.key.index for member in self.members("actor")}
+        self._slots = {index: slot for slot, index in enumerate(sorted(indices))}
 
     def _refusal(self, role: Any, message: dict[str, Any]) -> str:
         if role not in ROLES:
@@ -284,6 +397,8 @@ class Coordinator:
         below = self._shards if role == "replay" else _MOST_MEMBERS
         if isinstance(wanted, int) and 0 <= wanted < below and wanted not in taken:
             return wanted
+        if role == "host":
+            return sum(name == "host" for name, _ in self.incarnations)
         # Those who join from elsewhere come after the indices of this host's own actors.
         first = self._actors if role == "actor" else 0
         return next(i for i in range(first, first + len(taken) + 1) if i not in taken)
@@ -309,11 +424,13 @@ class Coordinator:
         elif moved:
             self._pulse_all()
         else:
-            self._send(identity, "pulse", self._pulse(member.key))
+            self._send(identity, "pulse", self._pulse(member))
 
     def _remove(self, identity: bytes) -> None:
         member = self._members.pop(identity)
         self._budgets.forget(member.key)
+        if member.key.role == "actor":
+            self._place_actors()
         if self._commands[member.key.role] in ("hold", "run"):
             self._metrics.forget(member.key.role, member.key.index)
         if member.endpoints:
@@ -325,11 +442,15 @@ class Coordinator:
             merged |= member.endpoints
         return merged
 
-    def _pulse(self, key: MemberKey) -> dict[str, Any]:
+    def _pulse(self, member: Member) -> dict[str, Any]:
+        key = member.key
         return {
             "command": self._commands[key.role],
             "endpoints": self._endpoints(),
-            "actor_slots": max(self._actors, self._joined_actors),
+            "actor_slot": self._slots.get(key.index, 0),
+            "actor_slots": max(1, len(self._slots)),
+            "clients": self._clients if key.role in _BINDING else (),
+            "condemned": list(self._condemned[member.agent]) if key.role == "host" else (),
             "final_version": self._final_version,
             "samples_per_insert": self._samples_per_insert,
             "saves": self._saves,
@@ -348,11 +469,17 @@ class Coordinator:
 
     def _pulse_all(self) -> None:
         for identity, member in self._members.items():
-            self._send(identity, "pulse", self._pulse(member.key))
+            self._send(identity, "pulse", self._pulse(member))
 
     def _send(self, identity: bytes, kind: str, content: dict[str, Any]) -> None:
         # A ROUTER drops what is for a peer that is gone or does not read: pulses are repeated.
         self._socket.send_multipart([identity, wire.encode_control(kind, content)])
+
+
+def _member(key: MemberKey, message: Mapping[str, Any], user: str) -> Member:
+    agent = str(message.get("agent") or "")[:80]
+    host = str(message["host"])[:80]
+    return Member(key, host, int(message["pid"]), time.monotonic(), agent, user)
 
 
 def _check_report(message: dict[str, Any]) -> None:

@@ -47,6 +47,7 @@ STATE_STYLES = {  # from the best state to the worst
 _UNUSUAL = tuple(STATE_STYLES)[1:]
 _WIDE = 160  # columns from which four panels stand in a row instead of two
 _LOW = 24  # the height that everything but charts must fit into
+_HOST_WIDTH = 12  # columns for a host's name
 _CHART_MIN = 7  # lines of a chart with its frame
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _BRAILLE = 0x2800
@@ -168,6 +169,7 @@ def _header(snapshot: Snapshot, width: int) -> Lines:
     state, why = health(snapshot)
     left = Text.assemble(
         (" pdqn ", "bold reverse"),
+        (" not encrypted ", "bold red reverse") if snapshot.insecure else "",
         " ",
         (snapshot.env, FIGURE),
         (f"  {snapshot.mode} · seed {snapshot.seed}", LABEL),
@@ -417,11 +419,15 @@ def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | No
 def _roles(members: Sequence[MemberView], inner: int, limit: int) -> Lines:
     """One line for all actors together, and one for each other role.
 
-    Where there is too little room for all of several replays, they share a line, too.
+    Where there are several hosts, each has a line of its own instead of the actors. Where there is
+    too little room for all of several replays, they share a line, too.
     """
     actors = [member for member in members if member.role == "actor"]
-    others = [member for member in members if member.role != "actor"]
-    lines = [_group_line("actors", actors, inner)] if actors else []
+    others = [member for member in members if member.role not in ("actor", "host")]
+    hosts = [member for member in members if member.role == "host"]
+    lines = [_host_line(host, members, inner) for host in hosts]
+    if actors and not hosts:
+        lines.append(_group_line("actors", actors, inner))
     replays = [member for member in others if member.role == "replay"]
     if len(replays) > 1 and len(lines) + len(others) > limit:
         lines.append(_group_line("replays", replays, inner))
@@ -449,6 +455,19 @@ def _group_line(name: str, members: Sequence[MemberView], inner: int) -> Text:
     return _role_line(name, worst, ", ".join(words), (cpu, memory), inner)
 
 
+def _host_line(host: MemberView, members: Sequence[MemberView], inner: int) -> Text:
+    """What a host does in the run, and how busy it is."""
+    there = [m for m in members if m.host == host.host and m.role != "host"]
+    count = Counter(member.role for member in there)
+    words = [plural(n, role) if role == "actor" else role for role, n in sorted(count.items())]
+    states = Counter(member.state for member in there)
+    words += [f"{states[state]} {state}" for state in _UNUSUAL if states[state]]
+    worst = max([host.state, *states], key=list(STATE_STYLES).index)
+    load = (host.cpu_percent, host.memory_bytes)
+    name = f"{host.host:<{_HOST_WIDTH}.{_HOST_WIDTH}} "
+    return _role_line(name, worst, ", ".join(words) or "nothing yet", load, inner)
+
+
 def _member_line(member: MemberView, others: Sequence[MemberView], inner: int) -> Text:
     alone = sum(other.role == member.role for other in others) == 1
     name = member.role if alone else f"{member.role} {member.index}"
@@ -458,7 +477,7 @@ def _member_line(member: MemberView, others: Sequence[MemberView], inner: int) -
 
 def _role_line(name: str, state: str, doing: str, load: tuple[float, int], inner: int) -> Text:
     figures = Text.assemble((f"{load[0]:4.0f}%", FIGURE), (f" {size(load[1]):>7}", LABEL))
-    line = Text.assemble(("● ", STATE_STYLES[state]), (f"{name:<10.10}", FIGURE))
+    line = Text.assemble(("● ", STATE_STYLES[state]), (f"{name:<10}", FIGURE))
     line.append(doing, LABEL if state == "alive" else STATE_STYLES[state])
     return _ends(line, figures, inner)
 

@@ -27,7 +27,7 @@ from launcher.hardware import (
     raise_open_file_limit,
 )
 from launcher.human import number, plural, size
-from pdqn.config import Config, memory_bytes
+from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 from replay.buffer import compressed_bytes, dense_bytes
@@ -80,6 +80,8 @@ ACTOR_BYTES, ACTIVATIONS_PER_OBSERVATION = 80 * MB, 200
 LEARNER_BYTES = {"cpu": 1 * GB, "cuda": 3 * GB}
 REPLAY_BYTES, EVALUATOR_BYTES, LAUNCHER_BYTES = 300 * MB, 400 * MB, 300 * MB
 ACTORS_MEMORY_SHARE = 0.5
+# Of a host that has nothing but actors.
+HOST_MEMORY_SHARE = 0.8
 
 GPU_FREE_BYTES_MIN = 2 * GB
 SHM_BYTES_MIN = 16 * MB
@@ -141,7 +143,7 @@ def plan(
     _plan_limiter(draft)
     _plan_evaluation(draft)
     processes = actors + draft.config.replay.shards
-    open_files = FILES_PER_PROCESS * processes + FILES_OF_THE_REST
+    open_files = open_files_of(processes)
     _check_machine(draft, open_files)
     return Plan(
         mode=mode,
@@ -207,6 +209,24 @@ class Storage:
 def actors_for(cores: int) -> int:
     """Actor processes for so many cores, leaving one in sixteen to the other roles."""
     return max(1, cores - max(1, cores // 16))
+
+
+def open_files_of(processes: int) -> int:
+    """Files that a supervisor of so many processes has open, and the processes' own share."""
+    return FILES_PER_PROCESS * processes + FILES_OF_THE_REST
+
+
+def actors_for_host(machine: Machine, config: Config, spec: EnvironmentSpec) -> int:
+    """Actor processes for a host that has nothing else to do for a run of this configuration."""
+    each = _actor_bytes(spec, resolved(config.actor.envs_per_actor))
+    room = int(HOST_MEMORY_SHARE * machine.ram_available_bytes / each)
+    return max(1, min(machine.cores, room))
+
+
+def _actor_bytes(spec: EnvironmentSpec, envs: int) -> int:
+    """What an actor with so many environments is expected to take."""
+    seen = sum(field.stored_bytes * field.stack for field in spec.fields)
+    return ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * seen * envs
 
 
 class _Draft:
@@ -315,8 +335,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     draft.settle("actor", "discount", PLACEMENT_DISCOUNT if _is_placement(spec) else DISCOUNT)
     is_atari = spec.id.startswith(atari.NAMESPACE)
     draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if is_atari else 0.0)
-    seen = sum(field.stored_bytes * field.stack for field in spec.fields)
-    each = ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * seen * envs
+    each = _actor_bytes(spec, envs)
     count = _plan_actor_count(draft, mode, each)
     draft.memory.append((plural(count, "actor"), count * each))
     return count

@@ -13,6 +13,7 @@ import actors.evaluator
 import learner.process
 import replay.server
 from pdqn.errors import JoinRefusedError
+from pdqn.transport import Network
 
 EXIT_REFUSED = 3
 ROLES = {
@@ -23,10 +24,16 @@ ROLES = {
 }
 
 
-def run_role(role: str, address: str, index: int | None, log_path: Path | None) -> None:
+def run_role(
+    role: str,
+    address: str,
+    index: int | None,
+    log_path: Path | None,
+    network: Network | None = None,
+) -> None:
     """Be one role, from joining to leaving; the target of its process."""
     try:
-        ROLES[role](address, index, log_path)
+        ROLES[role](address, index, log_path, network)
     except JoinRefusedError as error:
         print(f"pdqn: {error}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
         sys.exit(EXIT_REFUSED)

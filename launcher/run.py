@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -11,15 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import zmq
+import psutil
 
+from actors.environments.making import package_versions
+from launcher.access import Access
 from launcher.coordinator import Coordinator, Event, Member
-from launcher.human import size
+from launcher.filestore import FileStore
+from launcher.human import plural, size
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.keyboard import MORE
 from launcher.session import Session
 from launcher.snapshot import MemberState, MemberView
 from launcher.supervisor import Ended, Supervisor
+from pdqn import transport
 from pdqn.config import resolved
 
 _TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
@@ -49,23 +54,25 @@ class Run:
 
     Args:
         session: what the run is and where it shows.
-        bind: HOST:PORT that other processes may join at; None for this host's own roles only.
+        access: how other hosts take part; by default not at all.
     """
 
-    def __init__(self, session: Session, bind: str | None = None) -> None:
+    def __init__(self, session: Session, access: Access | None = None) -> None:
+        self._access = access or Access()
         self._session = session
         self._config = session.config
         self._metrics = session.metrics
         self._sockets = Path(tempfile.mkdtemp(prefix="pdqn-"))
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = transport.Context(self._access.network)
         try:
-            self._coordinator = self._make_coordinator(bind)
+            self._coordinator = self._make_coordinator()
         except BaseException:
             self._remove_sockets()
             raise
-        endpoint, logs = self._coordinator.endpoint, session.run_dir.logs
-        allowed = self._config.system.restarts
-        self._supervisor = Supervisor(endpoint, logs, allowed, session.restarts)
+        logs, allowed = session.run_dir.logs, self._config.system.restarts
+        self._supervisor = Supervisor(
+            self._local_endpoint(), logs, allowed, session.restarts, self._access.network
+        )
         session.state.incarnations = self._coordinator.incarnations
         self._dead: set[tuple[str, int]] = set()
         self._next_check = 0.0
@@ -94,29 +101,49 @@ class Run:
             self._remove_sockets()
         return session.conclude(reason, self._member_views())
 
-    def _make_coordinator(self, bind: str | None) -> Coordinator:
-        address = f"ipc://{self._sockets}/coordinator" if bind is None else f"tcp://{bind}"
+    def _make_coordinator(self) -> Coordinator:
+        address, bind = f"ipc://{self._sockets}/coordinator", self._access.address
         role_bind = f"ipc://{self._sockets}/{{role}}-{{name}}"
         if bind is not None:
-            role_bind = f"tcp://{bind.rpartition(':')[0]}:*"
-        return Coordinator(
+            address, role_bind = f"tcp://{bind}", "tcp://{host}:*"
+        directory, run = self._session.run_dir, uuid.uuid4().hex
+        directory.name_run(run)
+        coordinator = Coordinator(
             self._context,
             address,
-            run=uuid.uuid4().hex,
-            run_dir=str(self._session.run_dir.path.resolve()),
+            run=run,
+            run_dir=str(directory.path.resolve()),
             role_bind=role_bind,
             config=self._config,
             spec=self._session.spec,
             metrics=self._metrics,
+            versions=package_versions(self._config.run.env),
+            files=FileStore(directory.path, self._config.checkpoint.keep),
             incarnations=self._session.state.incarnations,
         )
+        if self._access.clients is not None:
+            coordinator.allow(self._access.clients.clients)
+        return coordinator
+
+    def _local_endpoint(self) -> str:
+        """Where this host's own roles join."""
+        endpoint, local = self._coordinator.endpoint, self._access.local_address
+        if local is None:
+            return endpoint
+        address, key = transport.split(endpoint)
+        host, port = local.rpartition(":")[0], address.rpartition(":")[2]
+        return transport.endpoint_of(f"tcp://{host}:{port}", key)
 
     def _start_roles(self) -> None:
-        if self._coordinator.endpoint.startswith("tcp://"):
-            self._session.say(f"other processes join with --join {self._coordinator.endpoint}")
-        for shard in range(self._config.replay.shards):
-            self._supervisor.start("replay", shard)
-        self._supervisor.start("learner", 0)
+        if self._access.address is not None:
+            where = transport.split(self._coordinator.endpoint)[0]
+            self._session.say(f"other processes join with --join {where}")
+        elsewhere = self._access.elsewhere
+        if "replay" not in elsewhere:
+            for shard in range(self._config.replay.shards):
+                self._supervisor.start("replay", shard)
+        if "learner" not in elsewhere:
+            self._supervisor.start("learner", 0)
         if self._config.evaluation.enabled:
             self._supervisor.start("evaluator", 0)
         for index in range(resolved(self._config.actor.count)):
@@ -142,6 +169,9 @@ class Run:
         while self._coordinator.events:
             self._handle_event(self._coordinator.events.popleft())
         if self._session.tick():
+            if self._access.clients is not None:
+                self._coordinator.allow(self._access.clients.look())
+            self._lose_hosts()
             self._end_silent()
             self._notice_standstill()
         self._session.record()
@@ -165,6 +195,8 @@ class Run:
                 self._handle_end(ended)
         if session.stage == "starting":
             self._maybe_begin()
+        elif self._access.elsewhere and session.stage == "running":
+            session.waiting_for = self._coordinator.missing()
 
     def _maybe_begin(self) -> None:
         """Let the actors step once all roles are there, or enough of them for long enough."""
@@ -177,8 +209,14 @@ class Run:
             self._metrics.expect_steps(time.monotonic())
             self._coordinator.command(["actor", "evaluator"], "run")
             session.run_dir.event("running", seconds=round(waited, 3))
-        elif waited > _JOIN_SECONDS and self._config.actor.count:
+        elif waited > self._join_seconds:
             session.failure = f"still waiting for {session.waiting_for}"
+
+    @property
+    def _join_seconds(self) -> float:
+        """How long the run waits for its roles; longer for those that a person starts."""
+        by_hand = self._access.elsewhere or not self._config.actor.count
+        return self._config.system.join_seconds if by_hand else _JOIN_SECONDS
 
     def _handle_end(self, ended: Ended) -> None:
         name = f"{ended.role} {ended.index}"
@@ -193,11 +231,17 @@ class Run:
             session.say(f"{name} ended ({ended.cause}); starts again in {wait}")
             return
         self._dead.add((ended.role, ended.index))
+        if ended.role == "actor":
+            self._coordinator.give_up(ended.index)
         session.say(f"{name} ended ({ended.cause}) too often and is given up")
         dead_actors = sum(role == "actor" for role, _ in self._dead)
         if ended.role == "learner" or (ended.role == "replay" and not self._has_replay()):
             session.failure = f"{name} cannot be kept alive"
-        elif ended.role == "actor" and dead_actors == self._config.actor.count:
+        elif (
+            ended.role == "actor"
+            and dead_actors == self._config.actor.count
+            and not self._coordinator.count("actor")
+        ):
             session.failure = "no actor can be kept alive"
 
     def _has_replay(self) -> bool:
@@ -214,6 +258,16 @@ class Run:
             text = f"{event.role} {event.index}: {event.text} (see {log})"
             self._session.note_error(text, event.trace)
 
+    def _lose_hosts(self) -> None:
+        """Notice hosts that have vanished; they may come back, and their roles with them."""
+        limit = self._config.system.host_timeout_seconds
+        for host in self._coordinator.silent_hosts(limit):
+            name = self._coordinator.host_of(host)
+            roles = self._coordinator.lose_host(host.agent)
+            self._session.run_dir.event("vanished", role="host", index=host.key.index, roles=roles)
+            lost = f"not heard for {limit:g} s, is gone with {plural(roles, 'role')}"
+            self._session.say(f"host {name}: {lost}")
+
     def _end_silent(self) -> None:
         limit = self._config.system.heartbeat_timeout_seconds
         for member in self._coordinator.silent(limit):
@@ -221,7 +275,10 @@ class Run:
             self._session.run_dir.event("silent", role=key.role, index=key.index, pid=member.pid)
             self._session.say(f"{key.role} {key.index}: not heard for {limit:g} s, is ended")
             self._coordinator.lost(key.role, key.index)
-            self._supervisor.kill(key.role, key.index)
+            if member.agent:
+                self._coordinator.condemn(member)
+            else:
+                self._supervisor.kill(key.role, key.index)
 
     def _notice_standstill(self) -> None:
         """A run that has not stepped for minutes is not going to: say who waits for what."""
@@ -240,6 +297,7 @@ class Run:
         """Actors flush, replay takes what is under way, the learner saves, and all leave."""
         coordinator = self._coordinator
         self._supervisor.stop_restarting()
+        coordinator.command(["host"], "drain")
         coordinator.command(["actor"], "stop")
         coordinator.command(["replay"], "drain")
         self._wait(lambda: not coordinator.count("actor"), budget.actors)
@@ -250,7 +308,10 @@ class Run:
         coordinator.finish(self._metrics.learner_steps())
         self._wait(lambda: not coordinator.count("evaluator"), budget.evaluator)
         coordinator.command(["evaluator"], "stop")
-        self._wait(lambda: not self._supervisor.alive(), budget.last)
+        coordinator.command(["host"], "stop")
+        self._wait(
+            lambda: not self._supervisor.alive() and not coordinator.count("host"), budget.last
+        )
 
     def _wait(self, done: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -274,26 +335,34 @@ class Run:
     def _member_views(self) -> list[MemberView]:
         joined = {(m.key.role, m.key.index): m for m in self._coordinator.members()}
         local = self._supervisor.slots()
-        return [
+        views = [
             self._view(role, index, joined.get((role, index)), local.get((role, index)))
             for role, index in sorted(joined.keys() | local.keys())
         ]
+        return [*views, self._own_host()] if self._coordinator.count("host") else views
+
+    def _own_host(self) -> MemberView:
+        """This host, as the others describe themselves."""
+        memory = psutil.virtual_memory()
+        used = memory.total - memory.available
+        name, pid = socket.gethostname(), os.getpid()
+        return MemberView("host", -1, name, pid, "alive", "", psutil.cpu_percent(), used)
 
     def _view(
         self, role: str, index: int, member: Member | None, process: MemberState | None
     ) -> MemberView:
         if member is None:
-            return MemberView(role, index, "", 0, process or "starting")
+            return MemberView(role, index, socket.gethostname(), 0, process or "starting")
         gauges = self._metrics.member_gauges(role, index)
         return MemberView(
             role,
             index,
-            member.host,
+            self._coordinator.host_of(member),
             member.pid,
             self._joined_state(member),
             member.activity or _gpu(gauges),
-            gauges.get("cpu_percent", 0.0),
-            int(gauges.get("memory_bytes", 0)),
+            gauges.get("host_cpu_percent", gauges.get("cpu_percent", 0.0)),
+            int(gauges.get("host_memory_bytes", gauges.get("memory_bytes", 0))),
             member.key.incarnation,
         )
 

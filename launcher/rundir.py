@@ -15,13 +15,14 @@ from typing import Any, TextIO
 
 from pdqn.config import Config
 from pdqn.errors import UsageError
+from pdqn.files import RUN_ID
 
 # The configuration as it was filled in for the machine, and as people wrote it.
 CONFIG, CONFIGURED = "config.toml", "configured.toml"
 SUMMARY, SNAPSHOT, EVENTS = "summary.json", "snapshot.json", "events.jsonl"
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.02
 _TEMPORARY = re.compile(
-    r"\.(config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
+    r"\.(run_id|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
     r"learner\.pth|(training_results|strategy)\.png)\.\d+(\.tmp)?"
 )
 
@@ -66,6 +67,10 @@ class RunDirectory:
         """Write the configuration as it was filled in, and as people wrote it."""
         self._replace(CONFIGURED, configured.to_toml())
         self._replace(CONFIG, config.to_toml())
+
+    def name_run(self, run: str) -> None:
+        """Write down which run this is: roles that find it here work in this directory."""
+        self._replace(RUN_ID, run)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl."""

@@ -33,6 +33,7 @@ class Session:
         controls: what each key does, beside those for the end and for help.
         stage: starting, running, paused, stopping or done.
         waiting_for: what the run cannot start without, in words.
+        insecure: what leaves this host is neither encrypted nor authenticated.
         failure: why the run cannot go on; None while it can.
         restarts: restarts by role, those of earlier sessions included.
         seen: what those who watch are shown; empty before there is anything.
@@ -61,6 +62,7 @@ class Session:
         self.controls: dict[str, Callable[[], None]] = {}
         self.stage = "starting"
         self.waiting_for = ""
+        self.insecure = False
         self.failure: str | None = None
         self.restarts = self.state.restarts
         self._first_error: str | None = None
@@ -239,6 +241,7 @@ class Session:
             seed=run.seed,
             stage=self.stage,
             waiting_for=waiting,
+            insecure=self.insecure,
             elapsed_seconds=self.elapsed_seconds,
             progress=progress,
             remaining_seconds=remaining,

@@ -26,15 +26,16 @@ MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dea
 
 @dataclass(frozen=True)
 class MemberView:
-    """One role of the run.
+    """One role of the run, or one of its hosts where there are several.
 
     Attributes:
-        role: actor, replay, learner or evaluator.
+        role: actor, replay, learner, evaluator or host.
+        host: name of its host, distinct from those of other hosts.
         state: starting (no report yet), alive, late (reports overdue), restarting, stopped
             (ended as asked), dead (given up).
         activity: what it does or waits for, in a few words ("waits for the learner").
-        cpu_percent: of one core, since its last report.
-        memory_bytes: resident set.
+        cpu_percent: of one core, since its last report; of a host, of all its cores.
+        memory_bytes: resident set; of a host, what is in use.
     """
 
     role: str
@@ -86,6 +87,7 @@ class Snapshot:
         bottleneck: who limits whom, in words ("learner-bound: actors wait 43%").
         rejected: transitions that replay refused, by reason.
         first_error: first line of the first error of the run, and the log it stands in.
+        insecure: what leaves the launcher's host is neither encrypted nor authenticated.
         history: series of recent values by metric name, oldest first, for sparklines; keys are
             the metric names of metrics.jsonl such as ``rollout/ep_rew_mean`` and ``train/loss``.
     """
@@ -133,6 +135,7 @@ class Snapshot:
     rejected: dict[str, int]
     first_error: str | None
     history: dict[str, tuple[float, ...]]
+    insecure: bool = False
 
     def to_map(self) -> dict[str, Any]:
         """Plain data for who watches from another process."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import sys
-import time
 from pathlib import Path
 
 import click
 import rich.console
 
 from actors.environments.factory import VectorEnvironment, describe_environment
-from launcher import hardware, machine, probe, rundir
+from launcher import agent, hardware, machine, probe, rundir
+from launcher.access import Access, Door
 from launcher.console import Console, Kind, make_console
 from launcher.hardware import Machine
 from launcher.human import duration
@@ -24,14 +23,11 @@ from launcher.session import Session
 from launcher.single import SingleRun
 from launcher.sinks import check_sinks
 from launcher.state import RunState, read_state
-from launcher.supervisor import Supervisor
 from learner.objective import check_combinations
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.networks import build_network
 from pdqn.specs import EnvironmentSpec
-
-_LEAVE_SECONDS = 8.0
 
 
 def prepare(config: Config) -> tuple[EnvironmentSpec, Machine, Plan]:
@@ -76,12 +72,11 @@ def launch(
     past: PastRun | None,
     run_dir: Path | None,
     console: Kind,
-    bind: str | None,
+    access: Access,
     agreed: bool,
     check_only: bool,
 ) -> int:
     """Check, then train; the exit code."""
-    address = None if bind is None else parse_bind(bind)
     spec, here, plan = prepare(config)
     resolved = plan.config
     if past is not None:
@@ -93,18 +88,23 @@ def launch(
         click.echo("interrupted before anything was started", err=True)
         return 0
     single = resolved.run.mode == "single"
-    if single and address is not None:
+    if single and access.address is not None:
         raise UsageError("--bind: mode single is one process, nobody can join it")
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     directory.write_config(resolved, config)
     view = make_console(console, sys.stdout)
     for text in (*(f"warning: {warning}" for warning in plan.warnings), plan.replay):
         view.message(text)
+    if access.insecure:
+        view.message(
+            f"warning: nothing is encrypted, and whoever reaches {access.address} can join"
+        )
     hardware.raise_open_file_limit(plan.open_files)
     if past is not None:
         _tell_resumed(directory, view, state, past.config, resolved)
     session = Session(resolved, spec, directory, view, interrupts, state)
-    return SingleRun(session).execute() if single else Run(session, address).execute()
+    session.insecure = access.insecure
+    return SingleRun(session).execute() if single else Run(session, access).execute()
 
 
 def _open_directory(
@@ -138,54 +138,13 @@ def check(config: Config, *, as_json: bool) -> int:
     return _print_check(here, plan, as_json=as_json)
 
 
-def join(role: str, address: str, count: int, interrupts: Interrupts) -> int:
+def join(part: agent.Part, door: Door, interrupts: Interrupts) -> int:
     """Be part of a run from another process until it ends; the exit code."""
-    if not address.startswith(("tcp://", "ipc://")):
-        raise UsageError(f"--join {address}: expected tcp://HOST:PORT or ipc://PATH")
-    supervisor = Supervisor(address, None, restarts=5)
-    code = 0
-    try:
-        for index in range(count):
-            supervisor.start(role, index)
-        while supervisor.busy() and not interrupts.count:
-            for ended in supervisor.check():
-                click.echo(f"pdqn: {ended.role}: {ended.cause}", err=True)
-                code = 1 if ended.restart_seconds is None else code
-            time.sleep(0.1)
-        supervisor.ask_to_leave()
-        supervisor.join(_LEAVE_SECONDS, [role])
-    finally:
-        supervisor.kill_all()
-    return code
 
+    def say(text: str) -> None:
+        click.echo(f"pdqn: {text}", err=True)
 
-def parse_bind(bind: str) -> str:
-    """``HOST:PORT`` that can be bound, with ``*`` for any free port.
-
-    Raises:
-        UsageError: no such address, not on loopback, or in use.
-    """
-    host, _, port = bind.rpartition(":") if ":" in bind else (bind, "", "*")
-    host = {"localhost": "127.0.0.1"}.get(host, host)
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        raise UsageError(f"--bind {bind}: expected HOST or HOST:PORT, HOST an address") from None
-    if not loopback:
-        raise UsageError(
-            f"--bind {bind}: {host} is not on loopback, and what leaves this host would be neither "
-            "encrypted nor authenticated; bind 127.0.0.1"
-        )
-    if port != "*":
-        _check_port(bind, host, port)
-    return f"{host}:{port}"
-
-
-def _check_port(bind: str, host: str, port: str) -> None:
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UsageError(f"--bind {bind}: {port!r} is no port; expected 1 to 65535")
-    if error := hardware.port_error(host, int(port)):
-        raise UsageError(f"--bind {bind}: {error}")
+    return agent.take_part(door.endpoint, part, door.network, say, interrupts)
 
 
 def _agree(plan: Plan, agreed: bool) -> None:

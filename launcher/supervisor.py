@@ -19,10 +19,12 @@ from pathlib import Path
 
 from launcher import preload
 from launcher.snapshot import MemberState
+from pdqn.transport import Network
 
 _FIRST_BACKOFF_SECONDS = 0.5
 _LARGEST_BACKOFF_SECONDS = 30.0
 _STABLE_SECONDS = 60.0
+_WARM_UP_SECONDS = 120.0
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -80,6 +82,9 @@ class Supervisor:
         logs: folder of the roles' logs; None leaves them on standard error.
         restarts: of a role, before it is given up.
         restarted: how often each role has been started again; counted on.
+        network: how the roles reach others; None on the launcher's own host, without keys.
+        own_indices: whether the roles ask for the indices that they have here; elsewhere the
+            coordinator gives them others.
     """
 
     def __init__(
@@ -88,38 +93,56 @@ class Supervisor:
         logs: Path | None,
         restarts: int,
         restarted: dict[str, int] | None = None,
+        network: Network | None = None,
+        *,
+        own_indices: bool = True,
     ) -> None:
         self._address = address
         self._logs = logs
         self._restarts = restarts
         self._slots: dict[tuple[str, int], _Slot] = {}
         self._stopping = False
+        self._network = network
+        self._own_indices = own_indices
         self._context = _context()
         self.restarted = {} if restarted is None else restarted
+
+    def set_restarts(self, restarts: int) -> None:
+        """Allow so many restarts of every role that is started from now on."""
+        self._restarts = restarts
+
+    def warm_up(self) -> None:
+        """Wait until the forkserver has imported what roles need: only then does it start any."""
+        process = self._context.Process(target=int)  # pyright: ignore[reportAttributeAccessIssue]
+        process.start()
+        process.join(_WARM_UP_SECONDS)
 
     def start(self, role: str, index: int) -> None:
         """Start a role."""
         slot = self._slots.setdefault((role, index), _Slot(RestartPolicy(self._restarts)))
         log = None if self._logs is None else self._logs / f"{role}-{index}.log"
-        hint = None if self._logs is None else index
+        wanted = index if self._own_indices else None
         process = self._context.Process(  # pyright: ignore[reportAttributeAccessIssue]
-            target=preload.run_role, args=(role, self._address, hint, log), name=f"{role} {index}"
+            target=preload.run_role,
+            args=(role, self._address, wanted, log, self._network),
+            name=f"{role} {index}",
         )
         process.start()
         slot.process = process
         slot.started, slot.start_at = time.monotonic(), None
 
-    def check(self) -> list[Ended]:
-        """Notice what ended, and start again what is due."""
+    def check(self, *, may_start: bool = True) -> list[Ended]:
+        """Notice what ended, and start again what is due, if that makes sense now."""
         ended = []
         for (role, index), slot in self._slots.items():
             process = slot.process
             if process is not None and not process.is_alive():
                 slot.process = None
-                if process.exitcode == 0 and (self._stopping or self._logs is None):
+                if process.exitcode == 0 and self._stopping:
                     continue
                 ended.append(self._ended(role, index, slot, process))
-            if slot.start_at is not None and time.monotonic() >= slot.start_at:
+            due = slot.start_at is not None and time.monotonic() >= slot.start_at
+            if due and may_start:
                 self.restarted[role] = self.restarted.get(role, 0) + 1
                 self.start(role, index)
         return ended
@@ -129,6 +152,14 @@ class Supervisor:
         slot = self._slots.get((role, index))
         if slot is not None and slot.process is not None:
             slot.process.kill()
+
+    def kill_process(self, pid: int) -> bool:
+        """End the process with this pid at once; False if it is none of these."""
+        for slot in self._slots.values():
+            if slot.process is not None and slot.process.pid == pid:
+                slot.process.kill()
+                return True
+        return False
 
     def stop_restarting(self) -> None:
         """From now on processes are expected to end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -10,12 +11,14 @@ from typing import Any, Protocol
 
 import zmq
 
+from launcher.access import find_door
 from launcher.console import Console, Kind, make_console
 from launcher.interrupts import Interrupts
 from launcher.rundir import CONFIG, SNAPSHOT, SUMMARY, is_open
 from launcher.snapshot import Snapshot
-from pdqn import wire
+from pdqn import transport, wire
 from pdqn.errors import RunError, UsageError
+from pdqn.transport import Context
 
 KEYS = {"q": "leave; the run goes on", "?": "show or hide this help"}
 _TURN_SECONDS = 0.1
@@ -82,14 +85,15 @@ class Directory:
 class Address:
     """A run seen through its coordinator."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: Path | None = None, *, insecure: bool = False) -> None:
+        door = find_door(address, key=key, insecure=insecure)
         self._address = address
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = Context(door.network)
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
         try:
-            self._socket.connect(address)
+            transport.connect(self._socket, door.endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise UsageError(f"{address}: {error.strerror}; expected tcp://HOST:PORT") from error
@@ -102,7 +106,9 @@ class Address:
         now = time.monotonic()
         if now - self._asked >= _ASK_SECONDS:
             self._asked = now
-            self._socket.send(wire.encode_control("watch", {}), zmq.NOBLOCK)
+            # Without a connection there is nowhere to put it.
+            with contextlib.suppress(zmq.Again):
+                self._socket.send(wire.encode_control("watch", {}), zmq.NOBLOCK)
         found = None
         while self._socket.poll(0):
             message = wire.decode_control(self._socket.recv())
@@ -126,15 +132,25 @@ class Address:
         self._context.destroy(linger=0)
 
 
-def watch(target: str, console: Kind, interrupts: Interrupts) -> int:
+def watch(
+    target: str,
+    console: Kind,
+    interrupts: Interrupts,
+    *,
+    key: Path | None = None,
+    insecure: bool = False,
+) -> int:
     """Show a run until it ends, or until the person leaves; the exit code.
 
     Args:
         target: a run directory, or the address of a coordinator.
         console: how to show it.
         interrupts: Ctrl-C leaves.
+        key: file with which a run on another host lets this one in.
+        insecure: look at a run off loopback without one.
     """
-    source: Source = Address(target) if "://" in target else Directory(Path(target))
+    remote = "://" in target
+    source = Address(target, key, insecure=insecure) if remote else Directory(Path(target))
     view = make_console(console, sys.stdout, keys=KEYS)
     view.start()
     try:

@@ -63,12 +63,14 @@ class Saver:
             return True
         return steps > 0 and time.monotonic() - self._saved >= settings.period_seconds
 
-    def save(self, learner: Learner) -> None:
-        """Save now."""
+    def save(self, learner: Learner) -> tuple[str, str]:
+        """Save now; the files written, below the directory."""
         self._saved, self._saved_steps = time.monotonic(), learner.learner_steps
-        save_checkpoint(self._run_dir, learner.get_state(), self._config.checkpoint.keep)
+        keep = self._config.checkpoint.keep
+        checkpoint = save_checkpoint(self._run_dir, learner.get_state(), keep)
         path = self._run_dir / FINAL_MODEL
         save_model(path, self._config, self._spec, learner.online, learner.learner_steps)
+        return (checkpoint / _FILE).relative_to(self._run_dir).as_posix(), FINAL_MODEL
 
 
 def save_checkpoint(run_dir: Path, state: Mapping[str, Any], keep: int) -> Path:
@@ -76,11 +78,16 @@ def save_checkpoint(run_dir: Path, state: Mapping[str, Any], keep: int) -> Path:
     path = run_dir / _FOLDER / f"step-{state['learner_steps']:09d}"
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / _FILE, dict(state))
+    prune(run_dir, keep)
+    return path
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest ``keep``."""
     kept = list(checkpoints(run_dir))[:keep]
     for old in _directories(run_dir):
         if old not in kept:
             shutil.rmtree(old)
-    return path
 
 
 def checkpoints(run_dir: Path) -> Iterator[Path]:

@@ -15,8 +15,11 @@ from learner.learner import Learner
 from learner.staging import Stager
 from pdqn import seeds
 from pdqn.config import resolved
+from pdqn.errors import RunError
+from pdqn.files import RunFiles
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.parameters import ParameterPublisher, Parameters
+from pdqn.transport import Network
 from replay.client import SampleClient
 
 _WAIT_SECONDS = 0.1
@@ -33,16 +36,17 @@ class LearnerProcess:
         self._welcome = welcome
         self._link = link
         self._learner = Learner(welcome.config, welcome.spec)
-        self._saver = Saver(Path(welcome.run_dir), welcome.config, welcome.spec)
-        self._saver.restore(self._learner, partial(link.telemetry.note, "checkpoint"))
+        self._files = RunFiles(link, welcome)
+        self._saver = Saver(self._files.path, welcome.config, welcome.spec)
+        self._restore()
         link.telemetry.gauge("learner_steps", self._learner.learner_steps)
         self._gpu = GpuGauge(self._learner.device)
         self._stager = Stager(self._learner.tensors, self._learner.device)
         config, incarnation = welcome.config, welcome.incarnation
         rng = seeds.generator(config.run.seed, "sample client", 0, incarnation)
         self._client = SampleClient(context, welcome.spec, config, rng)
-        self._publisher = ParameterPublisher(context, welcome.address("parameters"))
-        link.serve_at({"parameters": self._publisher.endpoint})
+        self._context = context
+        self._serve()
         self._published_steps = 0
         self._published = time.monotonic()
         self._saves_asked = link.pulse.saves
@@ -70,6 +74,14 @@ class LearnerProcess:
         """Close the sockets."""
         self._client.close()
         self._publisher.close()
+        self._files.close()
+
+    def _serve(self) -> None:
+        """Publish parameters from now on, and tell everybody where."""
+        self._revocations = self._link.revocations
+        address = self._welcome.address("parameters")
+        self._publisher = ParameterPublisher(self._context, address)
+        self._link.serve_at({"parameters": self._publisher.endpoint})
 
     def _await_batch(self) -> None:
         """Stage the next batch, or none when it is time to look at other things."""
@@ -109,6 +121,11 @@ class LearnerProcess:
             self._next_link = now + _LINK_SECONDS
             self._report_client()
             self._link.poll()
+            if self._revocations != self._link.revocations:
+                # Every connection ends; those whose keys are still let in come back.
+                self._publisher.close()
+                self._serve()
+                self._publish()
             self._publisher.serve()
 
     def _report_client(self) -> None:
@@ -146,13 +163,42 @@ class LearnerProcess:
             self._save()
 
     def _save(self) -> None:
-        self._saver.save(self._learner)
+        """Save, and bring it to the run's host if that is another one."""
+        written = self._saver.save(self._learner)
+        try:
+            self._files.push(*written)
+        except RunError as error:
+            self._link.telemetry.note("checkpoint", f"not saved: {error}; tries again next time")
+            return
         self._link.telemetry.count("checkpoints")
 
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint that can be read."""
+        say = partial(self._link.telemetry.note, "checkpoint")
+        if self._files.here:
+            self._saver.restore(self._learner, say)
+            return
+        for index in range(self._config.checkpoint.keep):
+            path = self._files.fetch("checkpoint", index)
+            if path is None:
+                return
+            try:
+                self._saver.restore(self._learner, say)
+                return
+            except RunError:
+                # It has been said. An older one would not be looked at beside it.
+                path.unlink()
+        raise RunError("none of the run's checkpoints can be read")
 
-def run_learner(address: str, index: int | None = None, log_path: Path | None = None) -> None:
+
+def run_learner(
+    address: str,
+    index: int | None = None,
+    log_path: Path | None = None,
+    network: Network | None = None,
+) -> None:
     """One learner process, from joining to leaving."""
-    with role("learner", address, index, log_path) as (context, link, welcome):
+    with role("learner", address, index, log_path, network) as (context, link, welcome):
         torch.set_num_threads(resolved(welcome.config.learner.threads))
         process = LearnerProcess(context, link, welcome)
         process.learn()

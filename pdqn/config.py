@@ -289,6 +289,12 @@ class SystemConfig:
     heartbeat_timeout_seconds: float = setting(
         30.0, "a silent role is restarted, an orphaned one ends, after this long", above=0
     )
+    host_timeout_seconds: float = setting(
+        15.0, "another host that is silent for this long has vanished, with all its roles", above=0
+    )
+    join_seconds: float = setting(
+        3600.0, "how long a run waits for roles that a person starts on other hosts", above=0
+    )
     restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
     wandb: bool = setting(False, "log to Weights & Biases, too (pdqn[wandb])")
     metrics_port: int = setting(

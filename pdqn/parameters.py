@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import zmq
 
-from pdqn import wire
+from pdqn import transport, wire
 
 _TOPIC = b"pdqn-parameters-"
 _REPEAT_SECONDS = 0.25
+_TRY_AGAIN_SECONDS = 1.0
 MAX_PARAMETER_BYTES = 1 << 30
 
 
@@ -87,22 +88,21 @@ def matches(tensors: Mapping[str, torch.Tensor], network: torch.nn.Module) -> bo
 
 
 class ParameterPublisher:
-    """Publishes parameters; remembers the last for those who come later."""
+    """Publishes parameters; remembers the last for those who come later.
+
+    Attributes:
+        endpoint: where subscribers connect.
+    """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._socket = context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
-        self._socket.bind(address)
+        self.endpoint = transport.bind(self._socket, address)
         self._last: bytes | None = None
         self._sent = -_REPEAT_SECONDS
         self._wanted = False
-
-    @property
-    def endpoint(self) -> str:
-        """Where subscribers connect."""
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def publish(self, parameters: Parameters) -> None:
         """Send to all subscribers."""
@@ -130,19 +130,16 @@ class ParameterSubscriber:
     """Receives the newest parameters and drops all that are older."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, run: str) -> None:
-        self._socket = context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PARAMETER_BYTES)
-        self._socket.setsockopt(zmq.CONFLATE, 1)
-        self._socket.subscribe(_TOPIC)
-        self._socket.connect(address)
+        self._context, self._address = context, address
         self._run = run
         self._newest = (-1, -1)
         self.rejected = 0
+        self._open()
 
     def latest(self, timeout_seconds: float = 0.0) -> Parameters | None:
         """Parameters newer than the last returned, or None when there are none in time."""
         if not self._socket.poll(int(timeout_seconds * 1000)):
+            self._try_again()
             return None
         data = self._socket.recv(copy=False).buffer
         try:
@@ -158,4 +155,21 @@ class ParameterSubscriber:
 
     def close(self) -> None:
         """Close the socket."""
+        self._refusals.close()
         self._socket.close()
+
+    def _open(self) -> None:
+        self._opened = time.monotonic()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PARAMETER_BYTES)
+        self._socket.setsockopt(zmq.CONFLATE, 1)
+        self._socket.subscribe(_TOPIC)
+        self._refusals = transport.Refusals(self._socket)
+        transport.connect(self._socket, self._address)
+
+    def _try_again(self) -> None:
+        """Connect anew when not let in: the learner may not have heard yet who may."""
+        if time.monotonic() - self._opened >= _TRY_AGAIN_SECONDS and self._refusals.reason():
+            self.close()
+            self._open()

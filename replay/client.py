@@ -26,7 +26,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from pdqn import wire
+from pdqn import transport, wire
 from pdqn.config import Config
 from pdqn.specs import EnvironmentSpec
 from replay.limiter import make_limiter
@@ -46,6 +46,7 @@ from replay.shared_memory import SharedMemory, SharedMemoryError
 
 # Shards are asked for their state this often; a single one only to find requests that got lost.
 _STATE_SECONDS = 0.05
+_TRY_AGAIN_SECONDS = 1.0
 _ONLY_SHARD_STATE_SECONDS = 1.0
 _STATE_PATIENCE_SECONDS = 1.0
 _MOST_ANSWERS_PER_TURN = 256
@@ -78,6 +79,8 @@ class _Shard:
     """A connection to a shard.
 
     Attributes:
+        refusals: tells when the shard does not let this client in.
+        opened: monotonic time at which the connection was made.
         parts: outstanding requests for rows, by number.
         updates: bytes of keys and of priorities that wait for a request to go with.
         asked: monotonic time of the last request.
@@ -89,6 +92,8 @@ class _Shard:
     index: int
     address: str
     socket: zmq.Socket[bytes]
+    refusals: transport.Refusals
+    opened: float
     parts: dict[int, _Part] = field(default_factory=dict)
     updates: deque[tuple[bytes, bytes]] = field(default_factory=deque)
     asked: float = -1e9
@@ -208,6 +213,7 @@ class SampleClient:
             self._hear()
             self._ask_ahead()
             now = time.monotonic()
+            self._try_again(now)
             self._ask_states(now)
             if self._ready:
                 self._held.append(self._ready.popleft())
@@ -261,9 +267,17 @@ class SampleClient:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_ARRAYS_BYTES)
-        socket.connect(address)
-        self._shards[index] = _Shard(index, address, socket)
+        refusals = transport.Refusals(socket)
+        transport.connect(socket, address)
+        self._shards[index] = _Shard(index, address, socket, refusals, time.monotonic())
         self._poller.register(socket, zmq.POLLIN)
+
+    def _try_again(self, now: float) -> None:
+        """Connect anew to shards that did not let this client in: they may not know it yet."""
+        for shard in list(self._shards.values()):
+            if now - shard.opened >= _TRY_AGAIN_SECONDS and shard.refusals.reason():
+                self._drop(shard)
+                self._add(shard.index, shard.address)
 
     def _drop(self, shard: _Shard) -> None:
         self._disconnect(shard)
@@ -274,6 +288,7 @@ class SampleClient:
 
     def _disconnect(self, shard: _Shard) -> None:
         self._poller.unregister(shard.socket)
+        shard.refusals.close()
         shard.socket.close()
         shard.alive = False
         del self._shards[shard.index]

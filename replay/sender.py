@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable
 
 import zmq
 
+from pdqn import transport
+
 _POLL_SECONDS = 0.1
 _REOPEN_SECONDS = 0.2
 _MOST_IN_PIPE = 1000
@@ -31,6 +33,7 @@ _BROKEN = (
     | zmq.EVENT_CLOSED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 UNKNOWN = -1
 
@@ -152,14 +155,14 @@ class TransitionSender:
         # Not less: the handshake's own messages count, too.
         self._sub.setsockopt(zmq.MAXMSGSIZE, 1024)
         self._sub.subscribe(self._topic)
-        self._sub.connect(acknowledgements)
+        transport.connect(self._sub, acknowledgements)
         self._push = self._context.socket(zmq.PUSH)
         self._push.setsockopt(zmq.LINGER, 0)
         self._push.setsockopt(zmq.RECONNECT_IVL, -1)
         # Never reached: the window is the bound.
         self._push.setsockopt(zmq.SNDHWM, _MOST_IN_PIPE)
         self._monitor = self._push.get_monitor_socket(_BROKEN)
-        self._push.connect(transitions)
+        transport.connect(self._push, transitions)
         self._poller = zmq.Poller()
         self._poller.register(self._sub, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)

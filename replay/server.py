@@ -14,11 +14,12 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from pdqn import seeds, wire
+from pdqn import seeds, transport, wire
 from pdqn.config import Config, resolved
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
+from pdqn.transport import Network
 from replay.buffer import PrioritizedBuffer, make_store
 from replay.limiter import make_limiter
 from replay.samples import (
@@ -296,6 +297,11 @@ class Outlet:
         """What is to be done now and then."""
         self._attachments.drop_silent(time.monotonic())
 
+    def serve_at(self, socket: zmq.Socket[bytes]) -> None:
+        """Answer at this socket from now on; who asked at the one before asks again."""
+        self._socket = socket
+        self._pending.clear()
+
     def _can_answer(self, request: SampleRequest) -> bool:
         return self._buffer.size > 0 and self._limiter.limiter.can_sample(request.rows)
 
@@ -394,22 +400,44 @@ class ReplayServer:
             welcome.spec, welcome.run, self._buffer, link.telemetry, config.actor.window
         )
         self._blocked = BlockedTime(link.telemetry)
-        self._pull, self._router, self._acks = _sockets(context, welcome)
+        self._context, self._welcome = context, welcome
+        self._bind()
         self._outlet = Outlet(self._router, welcome, self._buffer, self._limiter, link.telemetry)
-        shard = welcome.index
-        link.serve_at(
+
+    def _bind(self) -> None:
+        """Make the sockets, and tell everybody where they are."""
+        self._revocations = self._link.revocations
+        self._pull, self._router, self._acks = _sockets(
+            self._context, self._welcome.config.actor.window
+        )
+        shard, welcome = self._welcome.index, self._welcome
+        served = {
+            "transitions": self._pull,
+            "samples": self._router,
+            "acknowledgements": self._acks,
+        }
+        self._link.serve_at(
             {
-                f"acknowledgements/{shard}": self._acks.getsockopt_string(zmq.LAST_ENDPOINT),
-                f"transitions/{shard}": self._pull.getsockopt_string(zmq.LAST_ENDPOINT),
-                f"samples/{shard}": self._router.getsockopt_string(zmq.LAST_ENDPOINT),
+                f"{name}/{shard}": transport.bind(socket, welcome.address(name))
+                for name, socket in served.items()
             }
         )
         self._all, self._learner_only = zmq.Poller(), zmq.Poller()
         for poller in (self._all, self._learner_only):
-            link.register(poller)
+            self._link.register(poller)
             poller.register(self._router, zmq.POLLIN)
             poller.register(self._acks, zmq.POLLIN)
         self._all.register(self._pull, zmq.POLLIN)
+
+    def _bind_anew(self) -> None:
+        """Drop every connection: those whose keys are still let in come back by themselves.
+
+        Nothing is lost: actors send again what is not acknowledged, the learner asks again.
+        """
+        for socket in (self._pull, self._router, self._acks):
+            socket.close(0)
+        self._bind()
+        self._outlet.serve_at(self._router)
 
     def serve(self) -> None:
         """Take and answer until told to stop."""
@@ -491,6 +519,8 @@ class ReplayServer:
     def _attend(self) -> None:
         """What need not be looked at all the time."""
         self._link.poll()
+        if self._revocations != self._link.revocations:
+            self._bind_anew()
         self._greet()
         self._follow_target()
         self._outlet.attend()
@@ -535,9 +565,14 @@ class ReplayServer:
         return self._outlet.waits_for
 
 
-def run_replay(address: str, index: int | None = None, log_path: Path | None = None) -> None:
+def run_replay(
+    address: str,
+    index: int | None = None,
+    log_path: Path | None = None,
+    network: Network | None = None,
+) -> None:
     """One replay process, from joining to leaving."""
-    with role("replay", address, index, log_path) as (context, link, welcome):
+    with role("replay", address, index, log_path, network) as (context, link, welcome):
         ReplayServer(context, link, welcome).serve()
 
 
@@ -554,12 +589,12 @@ class _BoundedWarning:
 
 
 def _sockets(
-    context: zmq.Context[zmq.Socket[bytes]], welcome: Welcome
+    context: zmq.Context[zmq.Socket[bytes]], window: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """The bound sockets for transitions, samples and acknowledgements."""
+    """The sockets for transitions, samples and acknowledgements, not bound yet."""
     pull = context.socket(zmq.PULL)
     # What waits here is bounded by the actors' windows of unacknowledged batches.
-    pull.setsockopt(zmq.RCVHWM, welcome.config.actor.window)
+    pull.setsockopt(zmq.RCVHWM, window)
     pull.setsockopt(zmq.MAXMSGSIZE, wire.MAX_TRANSITION_BYTES)
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
@@ -572,7 +607,4 @@ def _sockets(
     acks.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
     # A subscriber whose connection broke subscribes again, maybe before the old one is gone.
     acks.setsockopt(zmq.XPUB_VERBOSE, 1)
-    acks.bind(welcome.address("acknowledgements"))
-    pull.bind(welcome.address("transitions"))
-    router.bind(welcome.address("samples"))
     return pull, router, acks

@@ -39,7 +39,11 @@ class Command:
     """
 
     def __init__(
-        self, arguments: tuple[str, ...], directory: Path, variables: Mapping[str, str]
+        self,
+        arguments: tuple[str, ...],
+        directory: Path,
+        variables: Mapping[str, str],
+        prefix: tuple[str, ...] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         name = f"command-{len(list(directory.glob('command-*.out')))}"
@@ -51,7 +55,7 @@ class Command:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PDQN_")}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("pdqn")), *arguments],
+                [*prefix, str(Path(sys.executable).with_name("pdqn")), *arguments],
                 cwd=directory,
                 env=environment | {"COLUMNS": "300", "TMPDIR": self._temporary.name, **variables},
                 stdin=subprocess.DEVNULL,
@@ -158,10 +162,15 @@ def eventually() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def pdqn_command() -> StartCommand:
-    """``pdqn_command(*arguments, directory=..., **variables)`` starts the real command."""
+    """``pdqn_command(*arguments, directory=..., **variables)`` starts the real command.
 
-    def start(*arguments: str, directory: Path, **variables: str) -> Command:
-        return Command(arguments, directory, variables)
+    A ``prefix`` is a command that runs it, such as ``ip netns exec HOST``.
+    """
+
+    def start(
+        *arguments: str, directory: Path, prefix: tuple[str, ...] = (), **variables: str
+    ) -> Command:
+        return Command(arguments, directory, variables, prefix)
 
     return start
 

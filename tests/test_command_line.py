@@ -97,7 +97,19 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "no such file": (["--config", "none.toml"], ["none.toml", "No such file"]),
     "unknown environment": (["--env", "Nowhere-v0"], ["Nowhere-v0", "doesn't exist"]),
     "bad env-arg value": (["--env-arg", "map_size=abc"], ["map_size='abc'", "whole number"]),
-    "not on loopback": (["--bind", "0.0.0.0:7777"], ["--bind 0.0.0.0:7777", "not on loopback"]),
+    "not on loopback": (
+        ["--bind", "0.0.0.0:7777", "--advertise", "head"],
+        ["--bind 0.0.0.0:7777", "not on loopback", "pdqn keys", "--insecure"],
+    ),
+    "no such address here": (
+        ["--bind", "192.0.2.7:7777", "--insecure"],
+        ["--bind 192.0.2.7:7777", "Cannot assign requested address"],
+    ),
+    "no address": (["--bind", "head:7777"], ["--bind head:7777", "an IPv4 address"]),
+    "no keys": (["--bind", "127.0.0.1", "--keys", "none"], ["none/head.key: no such key file"]),
+    "keys for nobody": (["--keys", "none"], ["--keys is for a run that others join: give --bind"]),
+    "learner from nowhere": (["--no-learner"], ["--no-learner", "give --bind"]),
+    "port range": (["--bind", "127.0.0.1", "--port-range", "9:8"], ["'9:8'", "FIRST:LAST"]),
     "ultra on a small machine": (["--mode", "ultra", "--steps", "1"], ["ultra is for", "--force"]),
     "unknown key in a file": (
         ["--config", "command-unknown.toml"],
@@ -126,6 +138,17 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
 OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "join what": (["actor"], ["--join"]),
     "join where": (["actor", "--join", "somewhere"], ["expected tcp://HOST:PORT"]),
+    "join without a port": (["actor", "--join", "tcp://head"], ["tcp://head has no port"]),
+    "join without a key": (
+        ["actor", "--join", "tcp://10.0.0.1:7"],
+        ["tcp://10.0.0.1:7 is not on loopback", "--key", "--insecure"],
+    ),
+    "join with a key that is none": (
+        ["actor", "--join", "tcp://10.0.0.1:7", "--key", "none.key"],
+        ["none.key: no such key file"],
+    ),
+    "watch without a key": (["watch", "tcp://10.0.0.1:7"], ["not on loopback", "--key"]),
+    "revoke and make": (["keys", "keys", "one", "--revoke", "two"], ["--revoke two", "one"]),
     "join how many": (["actor", "--join", "tcp://127.0.0.1:1", "--count", "0"], ["--count"]),
     "eval what": (["eval", "nowhere"], ["nowhere is neither a model file nor a run directory"]),
     "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from rich.console import Console as Terminal
 
 from launcher import human
-from launcher.console import RichConsole, make_console, summary_rows
+from launcher.console import (
+    RichConsole,
+    make_console,
+    progress_line,
+    progress_map,
+    summary_rows,
+)
 from launcher.dashboard import chart, health, limiting_stage, render, sparkline
 from launcher.snapshot import EvaluationView, MemberView, Snapshot
 
@@ -249,6 +255,40 @@ def test_many_replays_do_not_push_the_rest_off_the_screen() -> None:
     text = "\n".join(lines_of(snapshot(members=(*members, member("learner"))), 80, 24))
     assert "replays   20 alive" in text
     assert "● learner" in text
+
+
+def test_several_hosts_have_a_line_each_with_what_they_do_and_how_busy_they_are() -> None:
+    def on(host: str, *roles: str) -> list[MemberView]:
+        load = {"cpu_percent": 61.0, "memory_bytes": 9_000_000_000}
+        there = [member(role, index, host=host) for index, role in enumerate(roles)]
+        return [member("host", host=host, **load), *there]
+
+    members = (
+        *on("head", "evaluator"),
+        *on("gpu-host", "learner", "replay"),
+        *on("actors-7-long-name", *["actor"] * 30),
+        member("actor", 40, host="actors-7-long-name", state="late"),
+    )
+    lines = lines_of(snapshot(members=members), 200, 50)
+    shown = [" ".join(line.split("● ", 1)[1].split()) for line in lines if "61%" in line]
+    assert [line.rpartition(" 61%")[0] for line in shown] == [
+        "head evaluator",
+        "gpu-host learner, replay",
+        "actors-7-lon 31 actors, 1 late",
+    ]
+    assert all("9.00 GB" in line for line in shown)
+    text = "\n".join(lines_of(snapshot(members=members), 80, 24))
+    for host in ("head", "gpu-host", "actors-7-lon"):
+        assert f"● {host}" in text
+
+
+def test_a_run_that_is_not_encrypted_says_so_all_the_time() -> None:
+    for width, height in ((80, 24), (200, 50)):
+        assert "not encrypted" in "\n".join(lines_of(snapshot(insecure=True), width, height))
+        assert "not encrypted" not in "\n".join(lines_of(snapshot(), width, height))
+    assert "NOT ENCRYPTED" in progress_line(snapshot(insecure=True))
+    assert "NOT ENCRYPTED" not in progress_line(snapshot())
+    assert progress_map(snapshot(insecure=True))["insecure"] is True
 
 
 def test_what_waits_in_replay_is_shown_in_its_stage() -> None:

@@ -23,6 +23,7 @@ from pdqn.errors import RunError, UsageError
 from pdqn.link import CoordinatorLink, Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Episode, Telemetry
+from pdqn.transport import Context, Network
 from replay.client import SampleClient
 from replay.sender import TransitionSender
 
@@ -63,12 +64,17 @@ class Hub:
             spec=SPEC,
             metrics=self.metrics,
         )
+        self.contexts: list[Context] = []
         self._pool = ThreadPoolExecutor(1)
         self._links: list[CoordinatorLink] = []
         self._sockets: list[zmq.Socket[bytes]] = []
 
-    def join(self, role: str, index: int | None = None) -> tuple[CoordinatorLink, Welcome]:
-        link = CoordinatorLink(self.context, self.coordinator.endpoint, role, index=index)
+    def join(
+        self, role: str, index: int | None = None, context: Context | None = None
+    ) -> tuple[CoordinatorLink, Welcome]:
+        link = CoordinatorLink(
+            context or self.context, self.coordinator.endpoint, role, index=index
+        )
         self._links.append(link)
         answer = self._pool.submit(link.join, 30.0)
         self.until(answer.done)
@@ -105,7 +111,8 @@ class Hub:
 
     def close(self) -> None:
         self._pool.shutdown()
-        self.context.destroy(linger=0)
+        for context in (self.context, *self.contexts):
+            context.destroy(linger=0)
 
 
 @pytest.fixture
@@ -309,6 +316,107 @@ def test_a_role_knows_that_its_launcher_is_gone_when_it_hears_nothing(eventually
 
 
 # ---- pulses ----
+
+
+# ---- places ----
+
+
+def test_who_was_not_heard_for_a_while_gets_the_old_place_back(hub: Hub):
+    link, welcome = hub.join("actor")
+    link.telemetry.count("environment_steps", 5)
+    hub.poll_until(link, lambda: next(hub.coordinator.members("actor")).reported)
+    hub.coordinator.lost("actor", welcome.index)
+    assert hub.coordinator.count("actor") == 0
+    hub.poll_until(link, lambda: hub.coordinator.count("actor"))
+    member = next(hub.coordinator.members("actor"))
+    assert (member.key.index, member.key.incarnation) == (welcome.index, 0)
+    assert [event.index for event in hub.events("rejoined")] == [welcome.index]
+    link.telemetry.count("environment_steps", 2)
+    hub.poll_until(link, lambda: hub.metrics.counts()["environment_steps"] == 7)
+
+
+def test_a_place_that_somebody_else_has_by_now_is_not_given_back(hub: Hub):
+    link, _ = hub.join("actor", 1)
+    hub.coordinator.lost("actor", 1)
+    hub.join("actor", 1)
+
+    def poll() -> None:
+        hub.poll_until(link, lambda: False)
+
+    with pytest.raises(RunError, match="no place for it any more: somebody else has taken it"):
+        poll()
+    assert hub.coordinator.count("actor") == 1
+
+
+def test_a_role_of_another_run_is_given_no_place(hub: Hub):
+    stranger = hub.stranger()
+    where = {"run": "another", "index": 0, "incarnation": 0}
+    stranger.send(wire.encode_control("rejoin", request() | where))
+    hub.until(lambda: stranger.poll(0))
+    assert wire.decode_control(stranger.recv())["type"] == "refuse"
+    assert hub.coordinator.count("actor") == 0
+
+
+def test_actors_share_the_ladder_without_gaps_whoever_comes_and_goes(hub: Hub):
+    """The run has two actors of its own, of which the second never came."""
+    links = [hub.join("actor", index)[0] for index in (0, 5, 7)]
+
+    def slots() -> list[tuple[int, int]]:
+        for link in links:
+            link.poll()
+        return [(link.pulse.actor_slot, link.pulse.actor_slots) for link in links]
+
+    hub.until(lambda: slots() == [(0, 4), (2, 4), (3, 4)])
+    hub.coordinator.give_up(1)
+    hub.coordinator.command(["actor"], "run")
+    hub.until(lambda: slots() == [(0, 3), (1, 3), (2, 3)])
+    links.pop(1).leave()
+    hub.until(lambda: slots() == [(0, 2), (1, 2)])
+
+
+# ---- hosts ----
+
+
+def host(hub: Hub, agent: str, role: str = "host") -> CoordinatorLink:
+    context = Context(Network(agent=agent))
+    hub.contexts.append(context)
+    return hub.join(role, context=context)[0]
+
+
+def test_a_host_that_is_silent_takes_its_roles_with_it_and_nobody_elses(hub: Hub):
+    host(hub, "one")
+    two = host(hub, "two")
+    for agent in ("one", "one", "two"):
+        host(hub, agent, "actor")
+    hub.join("actor", 0)
+    hub.poll_until(two, lambda: len(hub.coordinator.silent_hosts(0.0)) == 2)
+    assert hub.coordinator.lose_host("one") == 2
+    left = sorted((m.agent, m.key.role) for m in hub.coordinator.members())
+    assert left == [("", "actor"), ("two", "actor"), ("two", "host")]
+    assert not hub.coordinator.silent(60.0)
+
+
+def test_the_host_of_a_role_that_hangs_is_told_to_end_it(hub: Hub):
+    link = host(hub, "one")
+    host(hub, "one", "actor")
+    member = next(hub.coordinator.members("actor"))
+    hub.coordinator.condemn(member)
+    hub.poll_until(link, lambda: link.pulse.condemned == (member.pid,))
+
+
+def test_hosts_of_the_same_name_are_told_apart(hub: Hub):
+    hub.join("actor", 0)
+    host(hub, "one")
+    members = hub.coordinator.members
+    (first,) = members("host")
+    assert hub.coordinator.host_of(first) == first.host
+    host(hub, "two")
+    names = {hub.coordinator.host_of(member) for member in members("host")}
+    assert names == {f"{first.host} (1)", f"{first.host} (2)"}
+    assert hub.coordinator.host_of(next(members("actor"))) == first.host
+
+
+# ---- where everybody is ----
 
 
 def test_endpoints_are_told_to_everybody_and_withdrawn_when_their_server_is_lost(hub: Hub):

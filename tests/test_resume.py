@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from launcher import start
+from launcher.access import Access
 from launcher.interrupts import Interrupts
 from launcher.metrics import MemberKey, RunMetrics
 from launcher.resume import read_run
@@ -60,7 +61,7 @@ def launch(directory: Path, *, resume: bool = False, **changes: dict[str, Any]) 
         past=past,
         run_dir=None if past else directory,
         console="off",
-        bind=None,
+        access=Access(),
         agreed=True,
         check_only=False,
     )

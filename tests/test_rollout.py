@@ -216,7 +216,7 @@ def test_noisy_layers_take_the_place_of_epsilon():
         ("more", {"actor": {"envs_per_actor": 2, "discount": 0.9, "segment_length": 8}}),
     )
     rollout = rollout_of(config)
-    rollout.set_actor_slots(4)
+    rollout.set_slot(0, 4)
     assert rollout.epsilons.tolist() == [0.0, 0.0]
     first = [parameter.clone() for parameter in rollout._network.buffers()]
     shipped(rollout, 1)

@@ -64,7 +64,8 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
     made: list[Supervisor] = []
 
     def make(address: str = NOBODY, *, restarts: int = 5, logs: bool = True) -> Supervisor:
-        made.append(Supervisor(address, tmp_path / "logs" if logs else None, restarts))
+        folder = tmp_path / "logs" if logs else None
+        made.append(Supervisor(address, folder, restarts, own_indices=logs))
         return made[-1]
 
     yield make

@@ -67,7 +67,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 def test_an_address_that_is_none_is_refused_and_one_without_a_run_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    with pytest.raises(UsageError, match=r"tcp://nowhere: .* expected tcp://HOST:PORT"):
+    with pytest.raises(UsageError, match=r"tcp://nowhere has no port; expected tcp://HOST:PORT"):
         Address("tcp://nowhere")
     monkeypatch.setattr("launcher.watch._PATIENCE_SECONDS", 0.0)
     source = Address("tcp://127.0.0.1:9")

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import gymnasium
@@ -60,6 +61,20 @@ def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
             partial(factory, **env_args), None if vector is None else partial(vector, **env_args)
         )
     return Makers(partial(gymnasium.make, env_id, **env_args), _native(env_id, name, env_args))
+
+
+def package_versions(env_id: str) -> dict[str, str]:
+    """Versions of the installed packages that an environment comes from, by name."""
+    module = env_id.rpartition(":")[0]
+    if not module:
+        registration.register()
+        spec = gymnasium.registry.get(env_id)
+        module = spec.entry_point if spec is not None and isinstance(spec.entry_point, str) else ""
+    prefixes = {atari.NAMESPACE: "ale_py", MINATAR: "minatar"}
+    known = next((package for start, package in prefixes.items() if env_id.startswith(start)), None)
+    top = known or module.partition(":")[0].partition(".")[0]
+    names = ["gymnasium", *metadata.packages_distributions().get(top, [])]
+    return {name: metadata.version(name) for name in names}
 
 
 def make_vector(

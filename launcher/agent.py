@@ -1,0 +1,182 @@
+"""A host's part of a run that was started elsewhere: a supervisor that joins as ``host``.
+
+It starts this host's roles, starts again what ends, and ends when the run does. To the coordinator
+it speaks for the host: while its heartbeats come, a role that is silent hangs, and the host is told
+to end it; when they do not, the host has vanished, and all its roles with it. While the coordinator
+is not heard nothing is started, since nothing could join.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from actors.environments.factory import describe_environment
+from actors.environments.making import package_versions
+from launcher import hardware, machine
+from launcher.interrupts import Interrupts
+from launcher.supervisor import Supervisor
+from pdqn.errors import RunError, UsageError
+from pdqn.link import CoordinatorLink, Welcome
+from pdqn.specs import EnvironmentSpec
+from pdqn.transport import Context, Network
+
+_TURN_SECONDS = 0.1
+_HEARD_SECONDS = 5.0
+_PATIENCE_SECONDS = 120.0
+_LEAVE_SECONDS = 8.0
+_GAUGE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a host does in a run.
+
+    Attributes:
+        role: that its processes have.
+        count: processes; None for as many actors as fit the host.
+        logs: folder of their logs; None leaves them on standard error.
+    """
+
+    role: str
+    count: int | None = 1
+    logs: Path | None = None
+
+
+def take_part(
+    endpoint: str, part: Part, network: Network, say: Callable[[str], None], interrupts: Interrupts
+) -> int:
+    """Be part of a run until it ends; the exit code.
+
+    Args:
+        endpoint: of the coordinator.
+        part: what to do.
+        network: how this host reaches others.
+        say: takes lines for a person.
+        interrupts: asks to leave.
+
+    Raises:
+        RunError: the run does not answer, or refuses this host.
+        UsageError: the run's environment is another one here.
+    """
+    network = replace(network, agent=uuid.uuid4().hex)
+    context = Context(network)
+    try:
+        supervisor = Supervisor(endpoint, part.logs, 0, network=network, own_indices=False)
+        # First: a host that has joined must be heard from every second.
+        supervisor.warm_up()
+        link = CoordinatorLink(context, endpoint, "host")
+        welcome = link.join()
+        try:
+            agent = _Agent(link, welcome, supervisor, part, say)
+        except (RunError, UsageError) as error:
+            link.leave(str(error))
+            raise
+        return agent.run(interrupts)
+    finally:
+        context.destroy(linger=1000)
+
+
+class _Agent:
+    def __init__(
+        self,
+        link: CoordinatorLink,
+        welcome: Welcome,
+        supervisor: Supervisor,
+        part: Part,
+        say: Callable[[str], None],
+    ) -> None:
+        self._link, self._supervisor, self._part, self._say = link, supervisor, part, say
+        self._count = self._prepare(welcome)
+        hardware.raise_open_file_limit(machine.open_files_of(self._count))
+        supervisor.set_restarts(welcome.config.system.restarts)
+        self._next_gauge = 0.0
+        self._code = 0
+
+    def _prepare(self, welcome: Welcome) -> int:
+        """Check that the host fits the run; how many processes it is to have.
+
+        Making an environment can take longer than the run waits for a sign of life.
+        """
+
+        def prepare() -> int:
+            check_environment(welcome)
+            if self._part.count is not None:
+                return self._part.count
+            return machine.actors_for_host(hardware.detect(), welcome.config, welcome.spec)
+
+        with ThreadPoolExecutor(1) as pool:
+            count = pool.submit(prepare)
+            while not count.done():
+                self._link.poll(_TURN_SECONDS)
+            return count.result()
+
+    def run(self, interrupts: Interrupts) -> int:
+        """Start the roles and keep them; the exit code."""
+        try:
+            for index in range(self._count):
+                self._supervisor.start(self._part.role, index)
+                self._link.poll()
+            self._say(f"{self._count} x {self._part.role} on this host")
+            while self._supervisor.busy() and not interrupts.count:
+                self._turn()
+            self._supervisor.ask_to_leave()
+            self._supervisor.join(_LEAVE_SECONDS, [self._part.role])
+        finally:
+            self._supervisor.kill_all()
+        self._link.leave()
+        return self._code
+
+    def _turn(self) -> None:
+        self._gauge()
+        self._link.poll(_TURN_SECONDS)
+        if self._link.pulse.command in ("drain", "stop"):
+            self._supervisor.stop_restarting()
+        for pid in self._link.pulse.condemned:
+            if self._supervisor.kill_process(pid):
+                self._say(f"process {pid} hangs, and is ended")
+        silent = self._link.silent_seconds
+        for ended in self._supervisor.check(may_start=silent < _HEARD_SECONDS):
+            again = "" if ended.restart_seconds is None else "; starts again"
+            self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")
+            self._code = 1 if ended.restart_seconds is None else self._code
+        if silent > _PATIENCE_SECONDS:
+            raise RunError(f"the run has not been heard for {silent:.0f} s")
+
+    def _gauge(self) -> None:
+        """Say how busy the host is."""
+        if time.monotonic() < self._next_gauge:
+            return
+        self._next_gauge = time.monotonic() + _GAUGE_SECONDS
+        memory = psutil.virtual_memory()
+        self._link.telemetry.gauge("host_cpu_percent", psutil.cpu_percent())
+        self._link.telemetry.gauge("host_memory_bytes", memory.total - memory.available)
+
+
+def check_environment(welcome: Welcome) -> None:
+    """Check that the run's environment is the same one here.
+
+    Raises:
+        UsageError: it cannot be made, is of another version, or has other observations or actions.
+    """
+    run = welcome.config.run
+    versions = package_versions(run.env)
+    for name, theirs in welcome.versions.items():
+        if (ours := versions.get(name, "no")) != theirs:
+            raise UsageError(f"this host has {ours} {name}, the run {theirs}: install that here")
+    here = describe_environment(run.env, run.env_args).stacked(welcome.spec.frame_stack)
+    if here != welcome.spec:
+        difference = _difference(here, welcome.spec)
+        raise UsageError(f"{run.env} is another environment on this host: {difference}")
+
+
+def _difference(here: EnvironmentSpec, there: EnvironmentSpec) -> str:
+    ours, theirs = here.to_map(), there.to_map()
+    name = next(name for name in theirs if ours.get(name) != theirs[name])
+    return f"its {name} is {ours.get(name)!r:.200}, the run's {theirs[name]!r:.200}"

@@ -1,0 +1,81 @@
+"""A host that joins a run: whether it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from actors.environments.factory import describe_environment
+from actors.environments.making import package_versions
+from launcher.agent import check_environment
+from launcher.hardware import Machine
+from launcher.machine import ACTOR_BYTES, actors_for_host
+from pdqn.config import build
+from pdqn.errors import UsageError
+from pdqn.link import Welcome
+from pdqn.specs import EnvironmentSpec, FieldSpec
+
+CONFIG = build(("test", {"run": {"env": "CartPole-v1"}, "actor": {"envs_per_actor": 8}}))
+SPEC = describe_environment("CartPole-v1", {})
+
+
+def welcome(**changes: object) -> Welcome:
+    plain = Welcome("run", 0, 0, CONFIG, SPEC, "", "", package_versions("CartPole-v1"))
+    return dataclasses.replace(plain, **changes)
+
+
+def test_the_same_environment_is_welcome():
+    check_environment(welcome())
+
+
+def test_another_version_of_the_package_is_refused_with_a_sentence_that_says_which():
+    there = package_versions("CartPole-v1") | {"gymnasium": "0.1"}
+    sentence = (
+        f"this host has {package_versions('CartPole-v1')['gymnasium']} gymnasium, the run 0.1"
+    )
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        check_environment(welcome(versions=there))
+
+
+def test_a_package_that_is_missing_is_named():
+    with pytest.raises(UsageError, match=r"this host has no nowhere, the run 2.0: install that"):
+        check_environment(welcome(versions={"nowhere": "2.0"}))
+
+
+def test_other_observations_are_refused_with_a_sentence_that_says_which():
+    other = EnvironmentSpec("CartPole-v1", (FieldSpec("observation", (5,), "float32"),), 2)
+    with pytest.raises(UsageError, match=r"another environment on this host: its fields is .*4"):
+        check_environment(welcome(spec=other))
+
+
+def test_an_environment_that_is_not_here_is_refused():
+    config = build(("test", {"run": {"env": "Nowhere-v0"}}))
+    with pytest.raises(UsageError, match="Nowhere"):
+        check_environment(welcome(config=config, versions={}))
+
+
+def test_the_package_of_an_environment_is_the_one_that_makes_it():
+    assert list(package_versions("CartPole-v1")) == ["gymnasium"]
+    assert {"gymnasium", "pdqn"} == set(package_versions("pdqn/CirclePlacement-v0"))
+    assert "numpy" in package_versions("numpy.random:factory")
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory_bytes", "actors"),
+    [(32, 10**12, 32), (1, 10**12, 1), (64, 10 * ACTOR_BYTES, 7), (4, 1, 1)],
+)
+def test_a_host_gets_an_actor_a_core_as_far_as_its_memory_goes(
+    cores: int, memory_bytes: int, actors: int
+):
+    here = dataclasses.replace(machine(), cores=cores, ram_available_bytes=memory_bytes)
+    assert actors_for_host(here, CONFIG, SPEC) == actors
+
+
+def machine() -> Machine:
+    return Machine(
+        hostname="here", system="Linux", cores=1, physical_cores=1, logical_cores=1,
+        ram_total_bytes=1, ram_available_bytes=1, gpus=(), open_files_soft=1024,
+        open_files_hard=1024, shm_free_bytes=0, versions={}, optional={},
+    )  # fmt: skip

@@ -1,0 +1,291 @@
+"""Who gets through to encrypted sockets, and what others see of what goes over the wire."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as sockets
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from pdqn import transport
+from pdqn.errors import RunError
+from pdqn.transport import Context, KeyPair, Network
+
+Eventually = Callable[..., Any]
+SECRET = b"an observation that nobody else may see"
+LOOPBACK = "tcp://127.0.0.1:*"
+QUIET_MILLISECONDS = 300
+
+
+def new_keys() -> KeyPair:
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public.decode(), secret.decode())
+
+
+class KeepingContext(Context):
+    """Holds its sockets until it is destroyed, so that tests need no names for them."""
+
+    _kept: list[Any] = []  # noqa: RUF012 - replaced by each one's own
+
+    def socket(self, *arguments: Any, **options: Any) -> Any:
+        made = super().socket(*arguments, **options)
+        self._kept = [*self._kept, made]
+        return made
+
+
+@pytest.fixture
+def context() -> Iterator[Callable[..., Context]]:
+    """``context(keys, **network)`` makes the context of a process."""
+    made: list[Context] = []
+
+    def make(keys: KeyPair | None = None, **network: Any) -> Context:
+        made.append(KeepingContext(Network(keys, **network)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.destroy(linger=0)
+
+
+class Server:
+    """A PULL that lets in some keys."""
+
+    def __init__(self, context: Context, *clients: KeyPair) -> None:
+        self.context = context
+        context.allow(keys.public for keys in clients)
+        self.pull = context.socket(zmq.PULL)
+        self.endpoint = transport.bind(self.pull, LOOPBACK)
+
+    @property
+    def address(self) -> str:
+        return transport.split(self.endpoint)[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+
+def push(context: zmq.Context[Any], endpoint: str, data: bytes = SECRET) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.PUSH)
+    transport.connect(socket, endpoint)
+    with contextlib.suppress(zmq.Again):  # there may be no connection to put it on
+        socket.send(data, zmq.NOBLOCK)
+    return socket
+
+
+# ---- endpoints ----
+
+
+def test_an_endpoint_has_the_address_and_the_key_of_who_serves_there(context: Any):
+    keys = new_keys()
+    server = Server(context(keys))
+    assert transport.split(server.endpoint) == (server.address, keys.public)
+    assert transport.split("tcp://10.0.0.1:7") == ("tcp://10.0.0.1:7", None)
+    assert transport.endpoint_of("tcp://10.0.0.1:7", None) == "tcp://10.0.0.1:7"
+
+
+def test_the_secret_key_is_in_no_representation():
+    keys = new_keys()
+    assert keys.secret not in repr(Network(keys))
+
+
+def test_the_advertised_address_is_what_others_are_told(context: Any):
+    server = Server(context(None, advertise="head.example"))
+    assert server.endpoint.startswith("tcp://head.example:")
+
+
+def test_roles_bind_within_the_range_of_ports_until_none_is_free(context: Any):
+    with sockets.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        one = context(None, ports=(port, port + 1))
+        assert transport.bind(one.socket(zmq.PULL), LOOPBACK) == f"tcp://127.0.0.1:{port + 1}"
+        with pytest.raises(RunError, match=f"no port of {port} to {port + 1} is free at 127.0.0.1"):
+            transport.bind(one.socket(zmq.PULL), LOOPBACK)
+
+
+def test_the_route_to_this_host_begins_and_ends_here():
+    assert transport.route_to("tcp://127.0.0.1:7777|key") == "127.0.0.1"
+    with pytest.raises(RunError, match=r"tcp://no-such-host.invalid:1: "):
+        transport.route_to("tcp://no-such-host.invalid:1")
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("ipc:///somewhere", True), ("tcp://127.0.0.1:1", True), ("tcp://127.9.9.9:1", True),
+        ("tcp://localhost:1", True), ("tcp://0.0.0.0:1", False), ("tcp://10.0.0.1:1", False),
+        ("tcp://head:1", False),
+    ],
+)  # fmt: skip
+def test_what_stays_on_this_host(address: str, loopback: bool):
+    assert transport.is_loopback(address) == loopback
+
+
+# ---- who gets in ----
+
+
+def test_who_is_listed_gets_through_and_is_known_by_the_key(context: Any):
+    client = new_keys()
+    server = Server(context(new_keys()), client)
+    push(context(client), server.endpoint)
+    assert server.pull.poll(5000)
+    frame = server.pull.recv(copy=False)
+    assert frame.bytes == SECRET
+    assert frame.get("User-Id") == client.public
+
+
+def test_an_unlisted_a_wrong_and_no_key_get_nothing_through(context: Any):
+    listed, stranger = new_keys(), new_keys()
+    server = Server(context(new_keys()), listed)
+    push(context(stranger), server.endpoint)
+    push(context(listed), transport.endpoint_of(server.address, stranger.public))
+    push(context(), server.address)
+    assert not server.pull.poll(QUIET_MILLISECONDS)
+    push(context(listed), server.endpoint)
+    assert server.pull.poll(5000), "and who is listed still does"
+
+
+def test_a_publisher_tells_strangers_nothing(context: Any):
+    listed, stranger = new_keys(), new_keys()
+    one = context(new_keys())
+    one.allow([listed.public])
+    publisher = one.socket(zmq.XPUB)
+    endpoint = transport.bind(publisher, LOOPBACK)
+    subscribers = []
+    for keys, where in (
+        (stranger, endpoint),
+        (None, transport.split(endpoint)[0]),
+        (listed, endpoint),
+    ):
+        subscriber = context(keys).socket(zmq.SUB)
+        subscriber.subscribe(b"")
+        transport.connect(subscriber, where)
+        subscribers.append(subscriber)
+    assert publisher.poll(5000)
+    publisher.recv()  # the listed one's subscription
+    assert not publisher.poll(QUIET_MILLISECONDS), "the others' are not even heard"
+    publisher.send(SECRET)
+    assert [bool(s.poll(QUIET_MILLISECONDS)) for s in subscribers] == [False, False, True]
+
+
+def test_a_revoked_key_gets_in_no_more_and_who_serves_is_told_to_bind_anew(context: Any):
+    kept, revoked = new_keys(), new_keys()
+    server = Server(context(new_keys()), kept, revoked)
+    assert not server.context.allow([kept.public, revoked.public]), "nothing was revoked"
+    assert not server.context.allow([kept.public, revoked.public, new_keys().public])
+    assert server.context.allow([kept.public])
+    push(context(revoked), server.endpoint)
+    assert not server.pull.poll(QUIET_MILLISECONDS)
+
+
+def test_with_keys_nothing_is_sent_in_the_clear_and_without_none_to_who_has_some(context: Any):
+    with pytest.raises(RunError, match=r"tcp://10.0.0.1:1 has no key: nothing is sent there"):
+        transport.connect(context(new_keys()).socket(zmq.PUSH), "tcp://10.0.0.1:1")
+    endpoint = transport.endpoint_of("tcp://10.0.0.1:1", new_keys().public)
+    with pytest.raises(RunError, match="has a key, and this process none"):
+        transport.connect(context().socket(zmq.PUSH), endpoint)
+
+
+@pytest.mark.parametrize(
+    ("client", "asks", "said"),
+    [
+        ("stranger", "server", "does not let in this host's key"),
+        ("listed", "other", "is not the run that this host's key is for"),
+        (None, "server", "is encrypted: give the key file"),
+        ("listed", "plain", "or not encrypted"),
+    ],
+)
+def test_who_is_not_let_in_hears_why(
+    context: Any, eventually: Eventually, client: str | None, asks: str, said: str
+):
+    keys = {"listed": new_keys(), "stranger": new_keys(), "server": new_keys()}
+    server = Server(context(keys["server"]), keys["listed"])
+    plain = Server(context())
+    endpoints = {
+        "server": server.endpoint if client else server.address,
+        "other": transport.endpoint_of(server.address, new_keys().public),
+        "plain": transport.endpoint_of(plain.address, new_keys().public),
+    }
+    socket = context(keys[client] if client else None).socket(zmq.PUSH)
+    refusals = transport.Refusals(socket)
+    transport.connect(socket, endpoints[asks])
+    assert said in eventually(refusals.reason)
+    refusals.close()
+
+
+# ---- those who speak something else, and those who listen ----
+
+
+def test_scanners_and_garbage_do_no_harm(context: Any):
+    client = new_keys()
+    server = Server(context(new_keys()), client)
+    for sent in (b"", b"GET / HTTP/1.1\r\nHost: head\r\n\r\n", bytes(range(256)) * 64, b"\xff" * 9):
+        with sockets.create_connection(("127.0.0.1", server.port)) as scanner:
+            scanner.sendall(sent)
+    for _ in range(50):
+        sockets.create_connection(("127.0.0.1", server.port)).close()
+    assert not server.pull.poll(QUIET_MILLISECONDS)
+    push(context(client), server.endpoint)
+    assert server.pull.poll(5000)
+    assert server.pull.recv() == SECRET
+
+
+class Tap:
+    """A cable with somebody who writes down all that goes over it, in both directions."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = sockets.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.seen = bytearray()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            one, _ = self._listener.accept()
+            other = sockets.create_connection(("127.0.0.1", self._target))
+            for source, target in ((one, other), (other, one)):
+                self._threads.append(threading.Thread(target=self._copy, args=(source, target)))
+                self._threads[-1].start()
+
+    def _copy(self, source: sockets.socket, target: sockets.socket) -> None:
+        with contextlib.suppress(OSError), source:
+            while data := source.recv(1 << 16):
+                self.seen += data
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(sockets.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(sockets.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(10)
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_on_the_wire_nothing_can_be_read(context: Any, encrypted: bool):
+    client = new_keys() if encrypted else None
+    server = Server(context(new_keys() if encrypted else None), *[client] if client else [])
+    tap = Tap(server.port)
+    key = transport.split(server.endpoint)[1]
+    one = context(client)
+    push(one, transport.endpoint_of(f"tcp://127.0.0.1:{tap.port}", key))
+    assert server.pull.poll(5000)
+    assert server.pull.recv() == SECRET
+    one.destroy(linger=0)
+    tap.close()
+    assert (SECRET in tap.seen) == (not encrypted), "the tap itself works"
+    assert len(tap.seen) > len(SECRET)
+
+
+def test_a_context_without_keys_starts_no_thread(context: Any):
+    before = threading.active_count()
+    Server(context())
+    assert threading.active_count() == before
