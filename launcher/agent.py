@@ -100,16 +100,17 @@ class _Agent:
         self._code = 0
 
     def _prepare(self, welcome: Welcome) -> int:
-        """Check that the host fits the run; how many processes it is to have.
+        """Check that the host fits the run, and settle what is left to it; how many processes.
 
         Making an environment can take longer than the run waits for a sign of life.
         """
 
         def prepare() -> int:
             check_environment(welcome)
-            if self._part.count is not None:
-                return self._part.count
-            return machine.actors_for_host(hardware.detect(), welcome.config, welcome.spec)
+            here, config, spec = hardware.detect(), welcome.config, welcome.spec
+            if self._part.role == "learner":
+                self._supervisor.settings = machine.learner_settings(here, config, spec)
+            return self._part.count or machine.actors_for_host(here, config, spec)
 
         with ThreadPoolExecutor(1) as pool:
             count = pool.submit(prepare)

@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,6 +129,7 @@ def plan(
     config: Config,
     spec: EnvironmentSpec,
     block_bytes_per_transition: float | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Plan:
     """Size a run of this configuration in this environment for this machine.
 
@@ -137,8 +139,10 @@ def plan(
         spec: of the environment.
         block_bytes_per_transition: bytes of compressed frames for each transition, as measured;
             without it frames are taken to compress to nothing less than they are.
+        elsewhere: roles that will join from other hosts. What depends on a learner's host is left
+            to that.
     """
-    draft, mode, why, actors = _without_buffer(machine, config, spec)
+    draft, mode, why, actors = _without_buffer(machine, config, spec, elsewhere)
     _plan_buffer(draft, block_bytes_per_transition)
     _plan_limiter(draft)
     _plan_evaluation(draft)
@@ -232,8 +236,11 @@ def _actor_bytes(spec: EnvironmentSpec, envs: int) -> int:
 class _Draft:
     """A plan in the making: the configuration so far, and what there is to say about it."""
 
-    def __init__(self, machine: Machine, config: Config, spec: EnvironmentSpec) -> None:
+    def __init__(
+        self, machine: Machine, config: Config, spec: EnvironmentSpec, elsewhere: Collection[str]
+    ) -> None:
         self.machine = machine
+        self.elsewhere = elsewhere
         self.config = config
         self.spec = spec
         self.scale = "large" if spec.observation_bytes > LARGE_OBSERVATION_BYTES else "small"
@@ -266,10 +273,10 @@ class _Draft:
 
 
 def _without_buffer(
-    machine: Machine, config: Config, spec: EnvironmentSpec
+    machine: Machine, config: Config, spec: EnvironmentSpec, elsewhere: Collection[str] = ()
 ) -> tuple[_Draft, Mode, str, int]:
     """Everything that is planned before the buffer; (draft, mode, why, actors)."""
-    draft = _Draft(machine, config, spec)
+    draft = _Draft(machine, config, spec, elsewhere)
     draft.settle("run", "frame_stack", spec.frame_stack)
     mode, why = _choose_mode(draft)
     # In this order: the learner takes the cores that actors leave, the buffer the memory.
@@ -389,6 +396,18 @@ def _plan_actor_count(draft: _Draft, mode: Mode, each_bytes: int) -> int:
 
 
 def _plan_learner(draft: _Draft, actors: int) -> None:
+    rate = draft.settle("learner", "learning_rate", LEARNING_RATE[draft.scale])
+    draft.settle("learner", "learning_rate_final", rate)
+    draft.settle("learner", "micro_batch_size", draft.config.learner.batch_size)
+    if "learner" in draft.elsewhere:
+        return
+    device = _plan_device(draft, actors)
+    draft.memory.append(("learner", LEARNER_BYTES[device]))
+    _check_gpu(draft, device)
+
+
+def _plan_device(draft: _Draft, actors: int) -> str:
+    """Settle what depends on the learner's host: device, precision and threads; the device."""
     gpu = draft.machine.learner_gpu
     device = draft.settle("learner", "device", "cpu" if gpu is None else "cuda")
     # Older GPUs emulate bfloat16, more slowly than they compute float32.
@@ -396,11 +415,22 @@ def _plan_learner(draft: _Draft, actors: int) -> None:
     draft.settle("learner", "precision", "bfloat16" if fast_bfloat16 else "float32")
     left = max(1, draft.machine.cores - actors)
     draft.settle("learner", "threads", min(4 if device == "cuda" else 8, left))
-    rate = draft.settle("learner", "learning_rate", LEARNING_RATE[draft.scale])
-    draft.settle("learner", "learning_rate_final", rate)
-    draft.settle("learner", "micro_batch_size", draft.config.learner.batch_size)
-    draft.memory.append(("learner", LEARNER_BYTES[device]))
-    _check_gpu(draft, device)
+    return device
+
+
+def learner_settings(
+    machine: Machine, config: Config, spec: EnvironmentSpec
+) -> dict[str, dict[str, Any]]:
+    """What a run leaves to the host of its learner, for a host that has nothing else to do.
+
+    Raises:
+        UsageError: a GPU is asked for, and there is none.
+    """
+    draft = _Draft(machine, config, spec, ())
+    _check_gpu(draft, _plan_device(draft, 0))
+    if draft.errors:
+        raise UsageError("; ".join(draft.errors))
+    return {section: dict(values) for section, values in draft.layer.items()}
 
 
 def _plan_network(draft: _Draft) -> None:
@@ -463,6 +493,11 @@ def _plan_buffer(draft: _Draft, measured: float | None) -> None:
     config, budget = draft.config, _budget(draft)
     storage = _storage(draft, measured)
     _warn_of_less(draft, budget)
+    if "replay" in draft.elsewhere and draft.is_open("replay", "memory"):
+        draft.warnings.append(
+            f"replay joins from another host, and is sized for this one's {size(budget)}: set "
+            "replay.memory to what that has"
+        )
     wanted = config.replay.capacity or CAPACITY_MAX[draft.scale]
     store = config.replay.store
     if store == "auto":

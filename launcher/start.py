@@ -30,8 +30,14 @@ from pdqn.networks import build_network
 from pdqn.specs import EnvironmentSpec
 
 
-def prepare(config: Config) -> tuple[EnvironmentSpec, Machine, Plan]:
+def prepare(
+    config: Config, elsewhere: frozenset[str] = frozenset()
+) -> tuple[EnvironmentSpec, Machine, Plan]:
     """Fill in every automatic setting for this machine and environment, and check the whole.
+
+    Args:
+        config: as people wrote it.
+        elsewhere: roles that will join from other hosts.
 
     Raises:
         UsageError: settings that cannot work, whatever the machine.
@@ -45,9 +51,10 @@ def prepare(config: Config) -> tuple[EnvironmentSpec, Machine, Plan]:
     if config.actor.guidance or config.actor.guidance_final:
         _check_guidance(config, spec)
     here = hardware.detect()
-    plan = machine.plan(here, config, spec)
+    plan = machine.plan(here, config, spec, None, elsewhere)
     if machine.measures_frames(here, config, spec):
-        plan = machine.plan(here, config, spec, probe.block_bytes_per_transition(plan.config, spec))
+        measured = probe.block_bytes_per_transition(plan.config, spec)
+        plan = machine.plan(here, config, spec, measured, elsewhere)
     return spec, here, plan
 
 
@@ -77,7 +84,7 @@ def launch(
     check_only: bool,
 ) -> int:
     """Check, then train; the exit code."""
-    spec, here, plan = prepare(config)
+    spec, here, plan = prepare(config, access.elsewhere)
     resolved = plan.config
     if past is not None:
         past.check(resolved)

@@ -10,12 +10,13 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from launcher import preload
 from launcher.snapshot import MemberState
@@ -85,6 +86,9 @@ class Supervisor:
         network: how the roles reach others; None on the launcher's own host, without keys.
         own_indices: whether the roles ask for the indices that they have here; elsewhere the
             coordinator gives them others.
+
+    Attributes:
+        settings: of this host, for roles that are started from now on.
     """
 
     def __init__(
@@ -102,7 +106,8 @@ class Supervisor:
         self._restarts = restarts
         self._slots: dict[tuple[str, int], _Slot] = {}
         self._stopping = False
-        self._network = network
+        self._network = network or Network()
+        self.settings: Mapping[str, Mapping[str, Any]] = {}
         self._own_indices = own_indices
         self._context = _context()
         self.restarted = {} if restarted is None else restarted
@@ -124,7 +129,7 @@ class Supervisor:
         wanted = index if self._own_indices else None
         process = self._context.Process(  # pyright: ignore[reportAttributeAccessIssue]
             target=preload.run_role,
-            args=(role, self._address, wanted, log, self._network),
+            args=(role, self._address, wanted, log, replace(self._network, settings=self.settings)),
             name=f"{role} {index}",
         )
         process.start()

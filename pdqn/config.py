@@ -374,9 +374,14 @@ def resolved(value: Value | None) -> Value:
     return value
 
 
-def from_map(values: Layer) -> Config:
-    """The configuration that ``Config.to_map`` wrote; checked like any other input."""
-    return build(("received configuration", values))
+def from_map(values: Layer, here: Layer | None = None) -> Config:
+    """The configuration that ``Config.to_map`` wrote; checked like any other input.
+
+    Args:
+        values: as it was written.
+        here: settings of this host, which take their place.
+    """
+    return build(("received configuration", values), ("this host", here or {}))
 
 
 def read_toml(path: Path) -> Layer:

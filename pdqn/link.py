@@ -258,7 +258,7 @@ class CoordinatorLink:
             self.telemetry.count("reports_dropped")
 
     def _welcomed(self, message: dict[str, Any]) -> Welcome:
-        config = from_map(message["config"])
+        config = from_map(message["config"], self._network.settings)
         self._place = {name: message[name] for name in ("run", "index", "incarnation")}
         self._period_seconds = config.system.telemetry_seconds
         self._timeout_seconds = config.system.heartbeat_timeout_seconds

@@ -19,7 +19,7 @@ import errno
 import ipaddress
 import logging
 import socket as sockets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +60,14 @@ class Network:
         ports: first and last that may be bound; None for any.
         agent: who started the process, where that was not the run's launcher: one name for all
             processes that come and go with it.
+        settings: of this host, by section and key; they take the place of the run's.
     """
 
     keys: KeyPair | None = None
     advertise: str | None = None
     ports: tuple[int, int] | None = None
     agent: str = ""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Context(zmq.Context[Socket]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -142,6 +143,14 @@ def test_a_role_that_joins_learns_what_the_run_is(hub: Hub):
     member = next(hub.coordinator.members("learner"))
     assert member.pid == os.getpid()
     assert [event.role for event in hub.events("joined")] == ["learner"]
+
+
+def test_settings_of_a_host_take_the_place_of_the_runs(hub: Hub):
+    context = Context(Network(settings={"learner": {"threads": 7}}))
+    hub.contexts.append(context)
+    _, welcome = hub.join("learner", context=context)
+    assert welcome.config.learner.threads == 7
+    assert dataclasses.replace(welcome.config, learner=CONFIG.learner) == CONFIG
 
 
 def test_actors_from_elsewhere_come_after_the_indices_of_this_hosts_own(hub: Hub):

@@ -24,13 +24,14 @@ from launcher.machine import (
     actors_for,
     as_json,
     detect,
+    learner_settings,
     measures_frames,
     plan,
     raise_open_file_limit,
     report,
 )
 from pdqn.config import Config, NetworkConfig, build
-from pdqn.errors import RunError
+from pdqn.errors import RunError, UsageError
 from pdqn.networks import network_sizes
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.buffer import compressed_bytes, dense_bytes
@@ -178,6 +179,36 @@ def test_the_learner_takes_the_cores_that_actors_leave() -> None:
     assert threads(12) == 4
     assert threads(0) == 8
     assert threads(0, (H200,)) == 4
+
+
+def test_what_depends_on_a_learners_host_is_left_to_that_host() -> None:
+    here, config = machine(), configured(learner={"threads": 3})
+    draft = plan(here, config, CART_POLE, elsewhere={"learner"})
+    left = draft.config.learner
+    assert (left.device, left.precision, left.threads) == ("auto", "auto", 3)
+    assert "learner" not in dict(draft.memory)
+    assert left.learning_rate is not None
+    assert learner_settings(machine(gpus=(H200,)), draft.config, CART_POLE) == {
+        "learner": {"device": "cuda", "precision": "bfloat16"}
+    }
+    assert learner_settings(here, Config(), CART_POLE) == {
+        "learner": {"device": "cpu", "precision": "float32", "threads": 8}
+    }
+
+
+def test_a_gpu_that_is_asked_for_is_looked_for_where_the_learner_is() -> None:
+    config = configured(learner={"device": "cuda"})
+    assert plan(machine(), config, CART_POLE).errors
+    assert not plan(machine(), config, CART_POLE, elsewhere={"learner"}).errors
+    with pytest.raises(UsageError, match="there is no GPU that torch can use"):
+        learner_settings(machine(), config, CART_POLE)
+
+
+def test_a_replay_elsewhere_should_be_given_its_memory() -> None:
+    warned = plan(machine(), Config(), CART_POLE, elsewhere={"replay"}).warnings
+    assert any("set replay.memory to what that has" in warning for warning in warned)
+    given = configured(replay={"memory": "1GB"})
+    assert not plan(machine(), given, CART_POLE, elsewhere={"replay"}).warnings
 
 
 def test_old_gpus_compute_in_float32() -> None:
