@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher import hardware
-from launcher.keys import AllowedClients, read_head, read_key
+from launcher.keys import AllowedClients, make_keys, parse_key, read_head, read_key
 from pdqn import transport
 from pdqn.errors import RunError, UsageError
 from pdqn.transport import Network
 
 EVERYWHERE = "0.0.0.0"
+CLUSTER_KEY = "dask"
 # Of documentation (RFC 5737): the route there is the one to everywhere else.
 _SOMEWHERE = "tcp://192.0.2.1:9"
 
@@ -27,12 +29,16 @@ class Access:
         network: keys, advertised address and ports of the launcher's own roles.
         clients: who may join; None where nothing is encrypted.
         elsewhere: roles that are not started here, and join from other hosts.
+        pins: hosts of a cluster that roles must be placed on, by role.
+        key_text: text of the key file of the hosts of a cluster; empty without keys.
     """
 
     address: str | None = None
     network: Network = field(default_factory=Network)
     clients: AllowedClients | None = None
     elsewhere: frozenset[str] = frozenset()
+    pins: Mapping[str, str] = field(default_factory=dict)
+    key_text: str = ""
 
     @property
     def local_address(self) -> str | None:
@@ -90,6 +96,47 @@ def open_run(
     return access
 
 
+def open_on_cluster(
+    here: str,
+    bind: str | None,
+    *,
+    keys: Path,
+    insecure: bool,
+    advertise: str | None,
+    ports: tuple[int, int] | None,
+    pins: Mapping[str, str],
+) -> Access:
+    """How a run is open to the workers of a cluster.
+
+    Args:
+        here: this host's address on the way to the cluster.
+        bind: HOST[:PORT]; by default a free port there.
+        keys: directory of the run's keys; what is missing there is made, where keys are needed.
+        insecure: off loopback, too, without keys.
+        advertise: address at which workers reach this host.
+        ports: first and last that roles here may bind.
+        pins: hosts that roles must be placed on, by role.
+
+    Raises:
+        UsageError: as ``open_run``.
+    """
+    bind = bind or here
+    on_loopback = transport.is_loopback(f"tcp://{parse_bind(bind)}")
+    used = None if insecure or (on_loopback and not keys.exists()) else keys
+    text = ""
+    if used is not None:
+        path = keys / f"{CLUSTER_KEY}.key"
+        if not path.exists():
+            make_keys(keys, (CLUSTER_KEY,))
+        read_key(path)
+        text = path.read_text(encoding="utf-8")
+    elsewhere = frozenset({"actor", "learner", "replay"})
+    access = open_run(
+        bind, keys=used, insecure=insecure, advertise=advertise, ports=ports, elsewhere=elsewhere
+    )
+    return replace(access, pins=dict(pins), key_text=text)
+
+
 @dataclass(frozen=True)
 class Door:
     """How a process on another host comes into a run.
@@ -106,12 +153,19 @@ class Door:
 def find_door(
     address: str,
     *,
-    key: Path | None,
+    key: Path | str | None,
     insecure: bool,
     advertise: str | None = None,
     ports: tuple[int, int] | None = None,
 ) -> Door:
     """What the options of a command that joins say.
+
+    Args:
+        address: of the run.
+        key: this host's key file, or its text.
+        insecure: off loopback, too, without one.
+        advertise: address at which other hosts reach this one.
+        ports: first and last that roles may bind.
 
     Raises:
         UsageError: no such address, or a run off loopback without a key.
@@ -127,7 +181,7 @@ def find_door(
                 "host with --key, or --insecure if the run has no keys"
             )
         return Door(address, Network(None, advertise, ports))
-    host_key = read_key(key)
+    host_key = read_key(key) if isinstance(key, Path) else parse_key(key)
     endpoint = transport.endpoint_of(address, host_key.head)
     return Door(endpoint, Network(host_key.keys, advertise, ports))
 

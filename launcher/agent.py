@@ -65,7 +65,7 @@ def take_part(
         RunError: the run does not answer, or refuses this host.
         UsageError: the run's environment is another one here.
     """
-    network = replace(network, agent=uuid.uuid4().hex)
+    network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
     try:
         supervisor = Supervisor(endpoint, part.logs, 0, network=network, own_indices=False)
@@ -94,8 +94,8 @@ class _Agent:
     ) -> None:
         self._link, self._supervisor, self._part, self._say = link, supervisor, part, say
         self._count = self._prepare(welcome)
-        hardware.raise_open_file_limit(machine.open_files_of(self._count))
         supervisor.set_restarts(welcome.config.system.restarts)
+        self._resized = 0
         self._next_gauge = 0.0
         self._code = 0
 
@@ -121,9 +121,7 @@ class _Agent:
     def run(self, interrupts: Interrupts) -> int:
         """Start the roles and keep them; the exit code."""
         try:
-            for index in range(self._count):
-                self._supervisor.start(self._part.role, index)
-                self._link.poll()
+            self._resize()
             self._say(f"{self._count} x {self._part.role} on this host")
             while self._supervisor.busy() and not interrupts.count:
                 self._turn()
@@ -139,6 +137,8 @@ class _Agent:
         self._link.poll(_TURN_SECONDS)
         if self._link.pulse.command in ("drain", "stop"):
             self._supervisor.stop_restarting()
+        else:
+            self._resize()
         for pid in self._link.pulse.condemned:
             if self._supervisor.kill_process(pid):
                 self._say(f"process {pid} hangs, and is ended")
@@ -149,6 +149,14 @@ class _Agent:
             self._code = 1 if ended.restart_seconds is None else self._code
         if silent > _PATIENCE_SECONDS:
             raise RunError(f"the run has not been heard for {silent:.0f} s")
+
+    def _resize(self) -> None:
+        """Have as many processes as the run wants of this host, or as it began with."""
+        wanted = self._link.pulse.count or self._count
+        if wanted != self._resized:
+            self._resized = wanted
+            hardware.raise_open_file_limit(machine.open_files_of(wanted))
+            self._supervisor.resize(self._part.role, wanted)
 
     def _gauge(self) -> None:
         """Say how busy the host is."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,7 @@ _GROUPS = {
 _SHOWN = ("run_dir", "resume", "console", "wandb", "metrics_port")
 _ASKED = ("check_only", "force", "yes")
 _HOSTS = ("bind", "keys", "insecure", "advertise", "ports", "no_learner", "no_replay")
+_DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
 
 
 def _reaching(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,6 +178,32 @@ def _joining(command: Callable[..., Any]) -> Callable[..., Any]:
         "--insecure", is_flag=True, help="join a run off loopback that has no keys"
     )
     return key(insecure(command))
+
+
+def _on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which Dask cluster."""
+    options = [
+        click.option(
+            "--dask",
+            metavar="ADDRESS",
+            help="place the roles on a Dask cluster: a scheduler's address or file, or local",
+        ),
+        click.option(
+            "--dask-python",
+            default=sys.executable,
+            metavar="PATH",
+            show_default="this one",
+            help="interpreter on the workers that has pdqn",
+        ),
+        click.option(
+            "--dask-slots",
+            type=click.IntRange(1),
+            help="actors that a worker has room for  [default: its threads]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,7 +250,13 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @cli.command(
     cls=GroupedCommand,
-    groups=_GROUPS | {"Where it shows": _SHOWN, "Other hosts": _HOSTS, "This command": _ASKED},
+    groups={
+        **_GROUPS,
+        "Where it shows": _SHOWN,
+        "Other hosts": _HOSTS,
+        "Dask": _DASK,
+        "This command": _ASKED,
+    },
     short_help="Train: start all roles, and show how it goes.",
 )
 @_run_options
@@ -253,6 +288,15 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_reaching
 @click.option("--no-learner", is_flag=True, help="start no learner here: one joins from elsewhere")
 @click.option("--no-replay", is_flag=True, help="start no replay here: it joins from elsewhere")
+@_on_dask
+@click.option(
+    "--dask-pin",
+    "dask_pins",
+    multiple=True,
+    type=KeyValue(),
+    metavar="ROLE=HOST",
+    help="place learner or replay on this host; may be repeated",
+)
 @click.option("--wandb", is_flag=True, help="log to Weights & Biases, too (pdqn[wandb])")
 @click.option(
     "--metrics-port",
@@ -273,6 +317,10 @@ def launch(
     ports: tuple[int, int] | None,
     no_learner: bool,
     no_replay: bool,
+    dask: str | None,
+    dask_python: str,
+    dask_slots: int | None,
+    dask_pins: tuple[tuple[str, Any], ...],
     **options: Any,
 ) -> int:
     """Train: start replay, learner, actors and evaluator, and show how it goes.
@@ -289,6 +337,7 @@ def launch(
     pdqn launch --set replay.memory=50%
     pdqn launch --resume runs/CartPole-v1__seed0__20260101-120000 --time 1h
     pdqn launch --bind 10.0.0.1:7777 --keys keys --no-learner
+    pdqn launch --actors 120 --dask tcp://scheduler:8786
     """
     interrupts = Interrupts().install()
     if resume is not None and run_dir is not None:
@@ -298,47 +347,70 @@ def launch(
     if console in ("auto", "rich") and sys.stderr.isatty():
         click.echo("pdqn: getting ready", err=True)
     from launcher import start
-    from launcher.access import open_run
+    from launcher.access import open_on_cluster, open_run
 
     elsewhere = [role for role, gone in (("learner", no_learner), ("replay", no_replay)) if gone]
-    access = open_run(
-        bind,
-        keys=keys,
-        insecure=insecure,
-        advertise=advertise,
-        ports=ports,
-        elsewhere=frozenset(elsewhere),
-    )
-    return start.launch(
-        config,
-        interrupts,
-        past=past,
-        run_dir=run_dir,
-        console=console,
-        access=access,
-        agreed=force or yes,
-        check_only=check_only,
-    )
+    reach = {"insecure": insecure, "advertise": advertise, "ports": ports}
+    with contextlib.ExitStack() as stack:
+        cluster = None
+        if dask is None:
+            access = open_run(bind, keys=keys, elsewhere=frozenset(elsewhere), **reach)
+        else:
+            pins = _pins(dask_pins, elsewhere)
+            cluster = start.connect(dask, dask_python, dask_slots)
+            stack.callback(cluster.close)
+            made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pdqn-"))) / "keys"
+            access = open_on_cluster(
+                cluster.own_address, bind, keys=keys or made, pins=pins, **reach
+            )
+        return start.launch(
+            config,
+            interrupts,
+            past=past,
+            run_dir=run_dir,
+            console=console,
+            access=access,
+            agreed=force or yes,
+            check_only=check_only,
+            cluster=cluster,
+        )
+
+
+def _pins(given: tuple[tuple[str, Any], ...], elsewhere: list[str]) -> dict[str, str]:
+    """Hosts by role."""
+    for role in elsewhere:
+        raise UsageError(f"--no-{role}: with --dask it is placed on the cluster; use --dask-pin")
+    pins = {role: str(host) for role, host in given}
+    for role in pins.keys() - {"learner", "replay"}:
+        raise UsageError(f"--dask-pin {role}={pins[role]}: expected learner or replay")
+    return pins
 
 
 @cli.command(
     cls=GroupedCommand,
-    groups=_GROUPS,
+    groups={**_GROUPS, "Dask": _DASK[:3]},
     short_help="Show what this machine has, and what would run.",
 )
 @_run_options
+@_on_dask
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-def check(as_json: bool, **options: Any) -> int:
+def check(
+    as_json: bool, dask: str | None, dask_python: str, dask_slots: int | None, **options: Any
+) -> int:
     """Show what this machine has, what would run on it, and what is in the way.
 
-    Exits with 1 if a run could not work.
+    With --dask it shows a cluster, and which worker would get which roles. Exits with 1 if a run
+    could not work.
 
     \b
     pdqn check
     pdqn check --env CartPole-v1 --actors 64
+    pdqn check --actors 120 --dask tcp://scheduler:8786
     """
     from launcher import start
 
+    if dask is not None:
+        return start.check_cluster(_layers(options), dask, dask_python, dask_slots, as_json=as_json)
     return start.check(_layers(options), as_json=as_json)
 
 
@@ -352,11 +424,14 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
         advertise: str | None,
         ports: tuple[int, int] | None,
         log_dir: Path | None,
+        leash: bool,
         count: int = 1,
     ) -> int:
         interrupts = Interrupts().install()
         from launcher import access, agent, start
 
+        if leash:
+            return start.join_on_leash(agent.Part(role, count or None, log_dir), join, interrupts)
         door = access.find_door(join, key=key, insecure=insecure, advertise=advertise, ports=ports)
         return start.join(agent.Part(role, count or None, log_dir), door, interrupts)
 
@@ -370,6 +445,7 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
         click.option("--join", required=True, metavar="ADDRESS", help="of a run: tcp://HOST:PORT"),
         _joining,
         _reaching,
+        click.option("--leash", is_flag=True, hidden=True),
         click.option(
             "--log-dir", type=_PATH, help="folder of the roles' logs  [default: standard error]"
         ),

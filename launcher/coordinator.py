@@ -77,6 +77,20 @@ class Event:
 class Coordinator:
     """A ROUTER that all roles join. Use from one thread.
 
+    Args:
+        context: of the process.
+        address: to bind.
+        run: id of the run.
+        run_dir: its directory on this host.
+        role_bind: address pattern where roles bind.
+        config: of the run.
+        spec: of its environment.
+        metrics: takes the reports.
+        versions: of the packages that the environment comes from.
+        files: takes and gives files of the directory; None for none.
+        own_actors: that the launcher starts itself; by default all that are configured.
+        incarnations: as below, of earlier sessions.
+
     Attributes:
         incarnations: how often each (role, index) has joined, those of earlier sessions included.
         endpoint: where roles join.
@@ -101,6 +115,7 @@ class Coordinator:
         metrics: RunMetrics,
         versions: Mapping[str, str] | None = None,
         files: FileStore | None = None,
+        own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
@@ -125,6 +140,7 @@ class Coordinator:
         self._context = context
         self._clients: tuple[str, ...] = ()
         self._actors = config.actor.count or 0
+        self._own_actors = self._actors if own_actors is None else own_actors
         self._shards = config.replay.shards
         self._samples_per_insert: float | None = None
         self._configured_ratio = config.replay.samples_per_insert
@@ -140,6 +156,7 @@ class Coordinator:
         self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
         self._final_version = 0
         self._given_up: set[int] = set()
+        self._counts: dict[str, int] = {}
         self._slots: dict[int, int] = {}
         self._condemned: defaultdict[str, deque[int]] = defaultdict(lambda: deque(maxlen=100))
         self._place_actors()
@@ -267,6 +284,12 @@ class Coordinator:
         if member.agent:
             self._condemned[member.agent].append(member.pid)
 
+    def resize(self, agent: str, count: int) -> None:
+        """Have a host run so many actors from now on, at least one."""
+        if self._counts.get(agent) != count:
+            self._counts[agent] = count
+            self._pulse_all()
+
     def give_up(self, actor: int) -> None:
         """One of the launcher's own actors will not come back: others take its place."""
         self._given_up.add(actor)
@@ -373,7 +396,7 @@ class Coordinator:
 
     def _place_actors(self) -> None:
         """Share the epsilon ladder among the actors that are there or will be again."""
-        own = set(range(self._actors)) - self._given_up
+        own = set(range(self._own_actors)) - self._given_up
         indices = own | {member.key.index for member in self.members("actor")}
         self._slots = {index: slot for slot, index in enumerate(sorted(indices))}
 
@@ -400,7 +423,7 @@ class Coordinator:
         if role == "host":
             return sum(name == "host" for name, _ in self.incarnations)
         # Those who join from elsewhere come after the indices of this host's own actors.
-        first = self._actors if role == "actor" else 0
+        first = self._own_actors if role == "actor" else 0
         return next(i for i in range(first, first + len(taken) + 1) if i not in taken)
 
     def _hear(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
@@ -451,6 +474,7 @@ class Coordinator:
             "actor_slots": max(1, len(self._slots)),
             "clients": self._clients if key.role in _BINDING else (),
             "condemned": list(self._condemned[member.agent]) if key.role == "host" else (),
+            "count": self._counts.get(member.agent, 0) if key.role == "host" else 0,
             "final_version": self._final_version,
             "samples_per_insert": self._samples_per_insert,
             "saves": self._saves,

@@ -34,6 +34,7 @@ PACKAGES = (
 OPTIONAL = {
     "atari": "ale-py", "minatar": "MinAtar", "gpu": "nvidia-ml-py", "video": "imageio-ffmpeg",
     "onnx": "onnxscript", "prometheus": "prometheus-client", "wandb": "wandb",
+    "dask": "distributed",
 }  # fmt: skip
 
 _CGROUP_ROOT = "/sys/fs/cgroup"

@@ -105,11 +105,19 @@ def read_key(path: Path) -> HostKey:
     Raises:
         UsageError: no such file, or one that others can read, or that holds no keys.
     """
-    content = _read_secret(path)
-    head = content.get("head")
-    if not _is_key(head):
-        raise UsageError(f"{path} names no run that it is for; expected a file made by pdqn keys")
-    return HostKey(str(content.get("name")), _pair(path, content), str(head))
+    return _host_key(path, _read_secret(path))
+
+
+def parse_key(text: str) -> HostKey:
+    """What a key file's text holds.
+
+    Raises:
+        UsageError: no keys.
+    """
+    try:
+        return _host_key(Path("key"), tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the text of a key file is none: {error}") from error
 
 
 def read_allowed(directory: Path) -> dict[str, str]:
@@ -164,6 +172,13 @@ class AllowedClients:
 
     def _read(self) -> frozenset[str]:
         return frozenset([self._head, *read_allowed(self._directory).values()])
+
+
+def _host_key(path: Path, content: dict[str, object]) -> HostKey:
+    head = content.get("head")
+    if not _is_key(head):
+        raise UsageError(f"{path} names no run that it is for; expected a file made by pdqn keys")
+    return HostKey(str(content.get("name")), _pair(path, content), str(head))
 
 
 def _new_pair() -> dict[str, str]:

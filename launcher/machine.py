@@ -295,7 +295,7 @@ def _choose_mode(draft: _Draft) -> tuple[Mode, str]:
     if not draft.is_open("run", "mode"):
         return draft.settle("run", "mode", None), "asked for"
     has = _described(machine.cores, machine.learner_gpu)
-    if machine.cores == 1:
+    if machine.cores == 1 and not draft.elsewhere:
         return draft.settle("run", "mode", "single"), "one core: all roles in one process"
     if _fits_ultra(machine):
         return draft.settle("run", "mode", "ultra"), has
@@ -331,7 +331,8 @@ def _described(cores: int, gpu: Gpu | None) -> str:
 def _plan_actors(draft: _Draft, mode: Mode) -> int:
     spec, scale = draft.spec, draft.scale
     envs = (ULTRA_ENVS_PER_ACTOR if mode == "ultra" else ENVS_PER_ACTOR)[scale]
-    if (draft.config.actor.count or 0) > draft.machine.cores:
+    here = "actor" not in draft.elsewhere
+    if here and (draft.config.actor.count or 0) > draft.machine.cores:
         envs //= 2  # they take turns: memory is what there is too little of
     envs = draft.settle("actor", "envs_per_actor", envs)
     length = _segment_length(draft.config.actor.n_step, spec.frame_stack)
@@ -344,6 +345,8 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if is_atari else 0.0)
     each = _actor_bytes(spec, envs)
     count = _plan_actor_count(draft, mode, each)
+    if not here:
+        return 0
     draft.memory.append((plural(count, "actor"), count * each))
     return count
 
@@ -387,7 +390,7 @@ def _plan_actor_count(draft: _Draft, mode: Mode, each_bytes: int) -> int:
         )
         wanted = max(1, room)
     count = draft.settle("actor", "count", wanted)
-    if count > cores:
+    if count > cores and "actor" not in draft.elsewhere:
         draft.warnings.append(
             f"actor.count = {count} on {plural(cores, 'core')}: actors will take turns; "
             f"--actors {actors_for(cores)} leaves room for the other roles"

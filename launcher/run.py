@@ -17,6 +17,8 @@ import psutil
 from actors.environments.making import package_versions
 from launcher.access import Access
 from launcher.coordinator import Coordinator, Event, Member
+from launcher.dask_cluster import DaskCluster
+from launcher.dask_roles import DaskRoles, Wanted
 from launcher.filestore import FileStore
 from launcher.human import plural, size
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
@@ -26,6 +28,7 @@ from launcher.snapshot import MemberState, MemberView
 from launcher.supervisor import Ended, Supervisor
 from pdqn import transport
 from pdqn.config import resolved
+from pdqn.errors import RunError
 
 _TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
 _JOIN_SECONDS = 120.0
@@ -55,10 +58,15 @@ class Run:
     Args:
         session: what the run is and where it shows.
         access: how other hosts take part; by default not at all.
+        cluster: where all roles but the evaluator are, in place of this host.
     """
 
-    def __init__(self, session: Session, access: Access | None = None) -> None:
+    def __init__(
+        self, session: Session, access: Access | None = None, cluster: DaskCluster | None = None
+    ) -> None:
         self._access = access or Access()
+        self._cluster = cluster
+        self._dask: DaskRoles | None = None
         self._session = session
         self._config = session.config
         self._metrics = session.metrics
@@ -119,6 +127,7 @@ class Run:
             metrics=self._metrics,
             versions=package_versions(self._config.run.env),
             files=FileStore(directory.path, self._config.checkpoint.keep),
+            own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
         )
         if self._access.clients is not None:
@@ -146,11 +155,32 @@ class Run:
             self._supervisor.start("learner", 0)
         if self._config.evaluation.enabled:
             self._supervisor.start("evaluator", 0)
-        for index in range(resolved(self._config.actor.count)):
+        if self._cluster is not None:
+            self._dask = self._place_roles(self._cluster)
+        local = 0 if "actor" in elsewhere else resolved(self._config.actor.count)
+        for index in range(local):
             if self._session.interrupts.count:
                 return
             self._supervisor.start("actor", index)
             self._turn(0.0)
+
+    def _place_roles(self, cluster: DaskCluster) -> DaskRoles:
+        config = self._config
+        wanted = Wanted(
+            resolved(config.actor.count),
+            config.replay.shards,
+            self._access.pins,
+            transport.split(self._coordinator.endpoint)[0],
+            self._access.key_text,
+        )
+        return DaskRoles(
+            cluster,
+            wanted,
+            self._coordinator,
+            self._session.say,
+            config.system.restarts,
+            self._session.restarts,
+        )
 
     def _train(self) -> str:
         """Watch the run until it is to end; the reason."""
@@ -193,10 +223,19 @@ class Run:
             self._coordinator.lost(ended.role, ended.index)
             if session.stage != "stopping":
                 self._handle_end(ended)
+        self._follow_cluster()
         if session.stage == "starting":
             self._maybe_begin()
         elif self._access.elsewhere and session.stage == "running":
             session.waiting_for = self._coordinator.missing()
+
+    def _follow_cluster(self) -> None:
+        if self._dask is None:
+            return
+        try:
+            self._dask.turn()
+        except RunError as error:
+            self._session.failure = self._session.failure or str(error)
 
     def _maybe_begin(self) -> None:
         """Let the actors step once all roles are there, or enough of them for long enough."""
@@ -297,6 +336,8 @@ class Run:
         """Actors flush, replay takes what is under way, the learner saves, and all leave."""
         coordinator = self._coordinator
         self._supervisor.stop_restarting()
+        if self._dask is not None:
+            self._dask.stop_restarting()
         coordinator.command(["host"], "drain")
         coordinator.command(["actor"], "stop")
         coordinator.command(["replay"], "drain")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import click
@@ -11,8 +16,10 @@ import rich.console
 
 from actors.environments.factory import VectorEnvironment, describe_environment
 from launcher import agent, hardware, machine, probe, rundir
-from launcher.access import Access, Door
+from launcher.access import Access, Door, find_door
+from launcher.cluster_report import cluster_rows, cluster_table
 from launcher.console import Console, Kind, make_console
+from launcher.dask_cluster import DaskCluster
 from launcher.hardware import Machine
 from launcher.human import duration
 from launcher.interrupts import Interrupts
@@ -24,10 +31,14 @@ from launcher.single import SingleRun
 from launcher.sinks import check_sinks
 from launcher.state import RunState, read_state
 from learner.objective import check_combinations
+from pdqn import config as configuration
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.networks import build_network
 from pdqn.specs import EnvironmentSpec
+
+# How long roles have to leave once the leash is cut.
+_LEASH_SECONDS = 15.0
 
 
 def prepare(
@@ -82,8 +93,11 @@ def launch(
     access: Access,
     agreed: bool,
     check_only: bool,
+    cluster: DaskCluster | None = None,
 ) -> int:
     """Check, then train; the exit code."""
+    if cluster is not None:
+        config = on_cluster(config, cluster)
     spec, here, plan = prepare(config, access.elsewhere)
     resolved = plan.config
     if past is not None:
@@ -111,7 +125,47 @@ def launch(
         _tell_resumed(directory, view, state, past.config, resolved)
     session = Session(resolved, spec, directory, view, interrupts, state)
     session.insecure = access.insecure
-    return SingleRun(session).execute() if single else Run(session, access).execute()
+    return SingleRun(session).execute() if single else Run(session, access, cluster).execute()
+
+
+def connect(where: str, python: str, slots: int | None) -> DaskCluster:
+    """A Dask cluster, with what its workers have.
+
+    Raises:
+        UsageError: no cluster, no workers, or none that has pdqn.
+    """
+    cluster = DaskCluster(where, python, slots)
+    described = cluster.describe()
+    if not cluster.workers:
+        cluster.close()
+        reasons = sorted({one["error"] for one in described.values() if "error" in one})
+        raise UsageError(f"--dask {where}: " + ("; ".join(reasons) or "it has no workers"))
+    return cluster
+
+
+def check_cluster(
+    config: Config, where: str, python: str, slots: int | None, *, as_json: bool
+) -> int:
+    """Print a Dask cluster, and which worker would get which roles; the exit code."""
+    with contextlib.closing(DaskCluster(where, python, slots)) as cluster:
+        described = cluster.describe()
+        config = on_cluster(config, cluster)
+        rows = cluster_rows(described, cluster.workers, config.actor.count or 0, config)
+    if as_json:
+        click.echo(json.dumps({"ok": any(row["roles"] for row in rows), "workers": rows}, indent=2))
+    else:
+        rich.console.Console().print(cluster_table(where, rows))
+    return 0 if any(row["roles"] for row in rows) else 1
+
+
+def on_cluster(config: Config, cluster: DaskCluster) -> Config:
+    """The configuration with an actor for every slot, where their number is left open."""
+    if config.actor.count is not None:
+        return config
+    slots = sum(worker.slots for worker in cluster.workers.values())
+    return configuration.build(
+        ("cluster", {"actor": {"count": max(1, slots)}}), ("given", config.to_map())
+    )
 
 
 def _open_directory(
@@ -152,6 +206,23 @@ def join(part: agent.Part, door: Door, interrupts: Interrupts) -> int:
         click.echo(f"pdqn: {text}", err=True)
 
     return agent.take_part(door.endpoint, part, door.network, say, interrupts)
+
+
+def join_on_leash(part: agent.Part, address: str, interrupts: Interrupts) -> int:
+    """Be part of a run for as long as standard input is open; its first line says as whom."""
+    first = json.loads(sys.stdin.readline())
+    door = find_door(address, key=first["key"] or None, insecure=True)
+    network = dataclasses.replace(door.network, agent=first["agent"])
+
+    def follow() -> None:
+        while sys.stdin.readline():
+            pass
+        interrupts.count = max(1, interrupts.count)
+        time.sleep(_LEASH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=follow, name="leash", daemon=True).start()
+    return join(part, Door(door.endpoint, network), interrupts)
 
 
 def _agree(plan: Plan, agreed: bool) -> None:

@@ -6,6 +6,7 @@ in seconds and share most of their memory. Where there is no forkserver, they ar
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -73,6 +74,7 @@ class _Slot:
     process: BaseProcess | None = None
     started: float = 0.0
     start_at: float | None = None
+    retired: bool = False
 
 
 class Supervisor:
@@ -139,8 +141,11 @@ class Supervisor:
     def check(self, *, may_start: bool = True) -> list[Ended]:
         """Notice what ended, and start again what is due, if that makes sense now."""
         ended = []
-        for (role, index), slot in self._slots.items():
+        for (role, index), slot in list(self._slots.items()):
             process = slot.process
+            if slot.retired and (process is None or not process.is_alive()):
+                del self._slots[role, index]
+                continue
             if process is not None and not process.is_alive():
                 slot.process = None
                 if process.exitcode == 0 and self._stopping:
@@ -165,6 +170,18 @@ class Supervisor:
                 slot.process.kill()
                 return True
         return False
+
+    def resize(self, role: str, count: int) -> None:
+        """Have so many processes of a role: start more, or ask the last ones to leave."""
+        present = [i for (r, i), s in self._slots.items() if r == role and not s.retired]
+        for index in sorted(present)[count:]:
+            slot = self._slots[role, index]
+            slot.retired, slot.start_at = True, None
+            if slot.process is not None:
+                slot.process.terminate()
+        free = (i for i in itertools.count() if (role, i) not in self._slots)
+        for index in itertools.islice(free, max(0, count - len(present))):
+            self.start(role, index)
 
     def stop_restarting(self) -> None:
         """From now on processes are expected to end."""

@@ -88,6 +88,7 @@ class Pulse:
         saves: how often the learner has been asked to save at once.
         allowed: how far an actor's counters may go, by name, where the run has limits.
         clients: public keys that may connect to this role, where the run is encrypted.
+        count: how many processes a host is to have; 0 for as many as it began with.
         condemned: pids of a host's roles that hang: it is to end them.
     """
 
@@ -100,6 +101,7 @@ class Pulse:
     saves: int = 0
     allowed: dict[str, int] = field(default_factory=dict)
     clients: tuple[str, ...] = ()
+    count: int = 0
     condemned: tuple[int, ...] = ()
 
     def shards(self, name: str) -> dict[int, str]:
@@ -347,6 +349,7 @@ class CoordinatorLink:
                 saves=int(message.get("saves") or 0),
                 allowed={str(k): int(v) for k, v in (message.get("allowed") or {}).items()},
                 clients=tuple(map(str, message.get("clients") or ())),
+                count=int(message.get("count") or 0),
                 condemned=tuple(map(int, message.get("condemned") or ())),
             )
             if isinstance(self._context, Context):

@@ -413,6 +413,15 @@ def test_the_host_of_a_role_that_hangs_is_told_to_end_it(hub: Hub):
     hub.poll_until(link, lambda: link.pulse.condemned == (member.pid,))
 
 
+def test_a_host_is_told_how_many_actors_it_is_to_have(hub: Hub):
+    one, two = host(hub, "one"), host(hub, "two")
+    assert one.pulse.count == 0, "as many as it began with"
+    hub.coordinator.resize("one", 7)
+    hub.poll_until(one, lambda: one.pulse.count == 7)
+    two.poll()
+    assert two.pulse.count == 0
+
+
 def test_hosts_of_the_same_name_are_told_apart(hub: Hub):
     hub.join("actor", 0)
     host(hub, "one")

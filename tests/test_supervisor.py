@@ -158,6 +158,24 @@ def test_a_role_that_is_refused_says_so_in_a_line_and_is_not_started_again(
     assert "Traceback" not in log
 
 
+def test_a_number_of_processes_grows_and_shrinks_and_who_was_sent_away_stays_away(
+    make: Callable[..., Supervisor], eventually: Eventually
+):
+    supervisor = make()
+    supervisor.resize("actor", 2)
+    first = {named(eventually, f"pdqn actor {index}").pid for index in (0, 1)}
+    supervisor.resize("actor", 3)
+    third = named(eventually, "pdqn actor 2")
+    supervisor.resize("actor", 1)
+    eventually(lambda: supervisor.check() or supervisor.alive() == 1)
+    assert set(supervisor.slots()) == {("actor", 0)}
+    assert not third.is_running()
+    supervisor.resize("actor", 2)
+    again = named(eventually, "pdqn actor 1")
+    assert again.pid not in first
+    assert supervisor.restarted == {}
+
+
 def test_asked_to_leave_they_leave_and_are_not_started_again(
     make: Callable[..., Supervisor], eventually: Eventually
 ):

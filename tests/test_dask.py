@@ -1,0 +1,245 @@
+"""Runs on Dask clusters of real processes: workers die and come, and the run goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import StartCommand
+
+pytest.importorskip("distributed", reason="needs pdqn[dask]")
+
+Eventually = Callable[..., Any]
+ReadLines = Callable[[Path], list[dict[str, Any]]]
+
+RUN = [
+    "--env", "CartPole-v1", "--console", "plain", "--run-dir", "run",
+    "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
+    "--set", "replay.samples_per_insert=4", "--set", "learner.batch_size=16",
+    "--set", "system.telemetry_seconds=0.2", "--set", "system.metrics_seconds=0.2",
+    "--set", "checkpoint.period_seconds=1", "--set", "evaluation.enabled=false",
+]  # fmt: skip
+TIGHT = 60.0
+
+
+class Cluster:
+    """A scheduler and workers, each a process of its own."""
+
+    def __init__(self, directory: Path, eventually: Eventually) -> None:
+        self._directory, self._eventually = directory, eventually
+        self.file = directory / "scheduler.json"
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.scheduler = self._dask(
+            "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-jupyter",
+            "--scheduler-file", str(self.file),
+        )  # fmt: skip
+        eventually(self.file.exists, TIGHT)
+
+    def add(self, name: str) -> None:
+        self.workers[name] = self._dask(
+            "worker", "--scheduler-file", str(self.file), "--no-nanny", "--nthreads", "2",
+            "--no-dashboard", "--name", name, "--host", "127.0.0.1",
+            "--local-directory", str(self._directory / name),
+        )  # fmt: skip
+
+    def roles(self, name: str) -> dict[int, str]:
+        """Titles of the roles that run under a worker, by process id."""
+        found: dict[int, str] = {}
+        if self.workers[name].poll() is not None:
+            return found
+        for process in psutil.Process(self.workers[name].pid).children(recursive=True):
+            try:
+                title = " ".join(process.cmdline()).strip()
+            except psutil.NoSuchProcess:
+                continue
+            if title.startswith("pdqn "):
+                found[process.pid] = title
+        return found
+
+    def having(self, role: str) -> list[str]:
+        """Names of the workers that have a role."""
+        return [
+            name
+            for name in self.workers
+            if any(title.startswith(f"pdqn {role} ") for title in self.roles(name).values())
+        ]
+
+    def kill(self, name: str) -> list[int]:
+        """End a worker as if its machine had lost power; what it had is left to itself."""
+        left = list(self.roles(name))
+        worker = self.workers.pop(name)
+        worker.send_signal(signal.SIGKILL)
+        worker.wait(10)
+        return left
+
+    def actors(self) -> int:
+        titles = (title for name in self.workers for title in self.roles(name).values())
+        return sum(title.startswith("pdqn actor ") for title in titles)
+
+    def close(self) -> None:
+        for process in (*self.workers.values(), self.scheduler):
+            process.terminate()
+        for process in (*self.workers.values(), self.scheduler):
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _dask(self, *arguments: str) -> subprocess.Popen[bytes]:
+        log = self._directory / f"dask-{arguments[0]}-{len(self.workers)}.log"
+        with log.open("wb") as file:
+            command = [sys.executable, "-m", "dask", *arguments]
+            return subprocess.Popen(command, stdout=file, stderr=file, cwd=self._directory)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, eventually: Eventually) -> Iterator[Cluster]:
+    directory = tmp_path / "cluster"
+    directory.mkdir()
+    made = Cluster(directory, eventually)
+    yield made
+    made.close()
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
+    cluster: Cluster,
+    pdqn_command: StartCommand,
+    eventually: Eventually,
+    read_lines: ReadLines,
+    tmp_path: Path,
+):
+    for name in ("a", "b", "c"):
+        cluster.add(name)
+    path = tmp_path / "run"
+
+    def metric(name: str) -> float:
+        lines = read_lines(path / "metrics.jsonl")
+        return next((line[name] for line in reversed(lines) if line.get(name) is not None), 0)
+
+    def grows() -> None:
+        for _ in range(2):
+            before = metric("environment_steps"), metric("learner_steps")
+            eventually(
+                lambda b=before: (
+                    metric("environment_steps") > b[0] and metric("learner_steps") > b[1]
+                ),
+                TIGHT,
+            )
+
+    options = ("--dask", str(cluster.file), "--actors", "4")
+    with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
+        eventually(lambda: metric("learner_steps") > 0, TIGHT)
+        assert run.role("actor") is None, "nothing but the evaluator is on the launcher's host"
+        (learner,), (replay,) = cluster.having("learner"), cluster.having("replay")
+        assert learner != replay
+        only_actors = next(name for name in "abc" if name not in (learner, replay))
+        left = cluster.kill(only_actors)
+        eventually(lambda: gone(left), 20.0)
+        eventually(lambda: len(cluster.having("actor")) == 2, TIGHT)
+        grows()
+
+        left = cluster.kill(replay)
+        eventually(lambda: cluster.having("replay") == [learner], TIGHT)
+        eventually(lambda: gone(left), 20.0)
+        grows()
+
+        cluster.add("d")
+        eventually(lambda: "d" in cluster.having("actor"), TIGHT)
+        eventually(lambda: cluster.actors() == 4, TIGHT)
+        grows()
+        run.interrupt()
+        assert run.wait(30.0) == 0, run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["exit_reason"] == "interrupted"
+    assert summary["restarts"]["replay"] == 1
+    assert summary["restarts"]["actor"] >= 2
+    assert "is gone, and with it" in run.stdout
+    assert (path / "final_model.pth").exists()
+
+
+def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):
+    options = ("--dask", "local", "--actors", "2", "--episodes", "40")
+    with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
+        assert run.wait(120.0) == 0, run.stderr
+    assert not run.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["exit_reason"] == "episodes"
+    assert summary["transitions"]["lost"] == 0
+
+
+def test_a_run_whose_scheduler_is_lost_ends_with_everything_saved(
+    cluster: Cluster,
+    pdqn_command: StartCommand,
+    eventually: Eventually,
+    read_lines: ReadLines,
+    tmp_path: Path,
+):
+    cluster.add("a")
+    options = ("--dask", str(cluster.file), "--actors", "1")
+    with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
+        path = tmp_path / "run" / "metrics.jsonl"
+        eventually(lambda: any(x.get("learner_steps", 0) > 0 for x in read_lines(path)), TIGHT)
+        cluster.scheduler.send_signal(signal.SIGKILL)
+        assert run.wait(60.0) == 1, run.stderr
+    assert "the Dask scheduler does not answer any more" in run.stdout + run.stderr
+    assert (tmp_path / "run" / "final_model.pth").exists()
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_check_shows_the_workers_and_what_they_would_get(
+    cluster: Cluster, pdqn_command: StartCommand, tmp_path: Path
+):
+    cluster.add("a")
+    cluster.add("b")
+    arguments = ("check", "--env", "CartPole-v1", "--actors", "7", "--dask", str(cluster.file))
+
+    def check(*more: str) -> dict[str, Any]:
+        with pdqn_command(*arguments, "--json", *more, directory=tmp_path) as command:
+            command.wait()
+        assert not command.stderr
+        return json.loads(command.stdout)
+
+    shown = check()
+    while len(shown["workers"]) < 2:  # they come one after the other
+        shown = check()
+    roles = sorted(role for worker in shown["workers"] for role in worker["roles"])
+    assert roles == ["3 actors", "4 actors", "learner 0", "replay 0"]
+    assert shown["ok"]
+    assert {worker["slots"] for worker in shown["workers"]} == {2}
+    without = check("--dask-python", "/no/such/python")
+    assert not without["ok"]
+    assert "/no/such/python" in without["workers"][0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--dask", "tcp://127.0.0.1:9"], "--dask tcp://127.0.0.1:9: no scheduler answers"),
+        (["--dask", "nowhere.json"], "--dask nowhere.json: expected tcp://HOST:PORT"),
+        (["--dask", "local", "--no-learner"], "--no-learner: with --dask it is placed"),
+        (["--dask", "local", "--dask-pin", "actor=x"], "--dask-pin actor=x: expected learner or"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line(
+    pdqn_command: StartCommand, tmp_path: Path, options: list[str], said: str
+):
+    with pdqn_command("launch", *RUN, *options, directory=tmp_path) as command:
+        assert command.wait() == 2, command.stdout
+    assert command.stderr.startswith(f"pdqn: {said}")
+    assert command.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
