@@ -59,7 +59,6 @@ class Rollout:
         self._config = actor
         self._spec = spec
         self._network = network
-        self._index = identity.index
         key = (config.run.seed, "actor", identity.index, identity.incarnation)
         self._rng = seeds.generator(*key)
         self._noisy = config.network.noisy

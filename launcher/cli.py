@@ -633,6 +633,37 @@ def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
     return benchmark.bench_replay(data, seconds, as_json=as_json)
 
 
+@bench.command(
+    "hosts",
+    cls=GroupedCommand,
+    groups=_GROUPS,
+    short_help="What a transition costs, and how many actors saturate what.",
+)
+@_run_options
+@click.option(
+    "--seconds",
+    "part_seconds",
+    default=4.0,
+    type=click.FloatRange(0.1, 600),
+    help="of each part",
+)
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def bench_hosts(part_seconds: float, as_json: bool, **options: Any) -> int:
+    """Measure what a transition costs on its way, and from that how large a run can be.
+
+    Bytes on the wire, processor time of every process that touches it, encryption included; then
+    how many actors saturate a link, a replay process, this learner, and the coordinator.
+
+    \b
+    pdqn bench hosts
+    pdqn bench hosts --env CartPole-v1 --set learner.publish_seconds=5
+    """
+    config = _layers(options)
+    from launcher import bench_hosts as benchmark
+
+    return benchmark.bench_hosts(config, part_seconds, as_json=as_json)
+
+
 @cli.command(short_help="Print what completes commands and options in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from itertools import islice
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from actors.segments import join_segments
-from launcher import bench
+from launcher import bench, bench_hosts
 from launcher.bench_data import RECORDINGS, record
 from pdqn import wire
+from pdqn.config import build
 from pdqn.errors import UsageError
 
 
@@ -69,3 +71,22 @@ def test_every_stage_and_every_phase_with_real_processes_has_a_figure(capsys, mo
     assert 40 < result["stages"]["bytes, dense"] < 80
     shown = bench._table({"cartpole": result})
     assert [column.header for column in shown.columns] == ["", "cartpole"]
+
+
+@pytest.mark.usefixtures("same_threads")
+@pytest.mark.parametrize("env", [["CartPole-v1"], ["pdqn/CirclePlacement-v0"]])
+def test_what_a_transition_costs_is_measured_piece_by_piece(capsys: Any, env: list[str]):
+    run: dict[str, Any] = {"env": env[0]}
+    if env[0].startswith("pdqn"):
+        run["env_args"] = {"map_size": 16, "radii": [3, 2, 1]}
+    learner = {"batch_size": 16, "threads": 1}
+    config = build(("test", {"run": run, "learner": learner, "actor": {"count": 1}}))
+    assert bench_hosts.bench_hosts(config, 0.2, as_json=True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert all(value > 0 for value in shown["costs"].values())
+    assert {"this learner", "a replay process", "10 Gbit/s to replay"} <= {
+        limit["what"] for limit in shown["limits"]
+    }
+    assert 20 < shown["costs"]["wire_bytes"] < 2000
+    assert bench_hosts.bench_hosts(config, 0.1, as_json=False) == 0
+    assert "actors that saturate" in capsys.readouterr().out
