@@ -61,6 +61,7 @@ class Rollout:
         self._network = network
         key = (config.run.seed, "actor", identity.index, identity.incarnation)
         self._rng = seeds.generator(*key)
+        self._temperature = actor.temperature if actor.exploration == "boltzmann" else None
         self._noisy = config.network.noisy
         self._noise = torch.Generator().manual_seed(seeds.torch_seed(*key))
         self._env = VectorEnvironment(
@@ -126,7 +127,7 @@ class Rollout:
         if self._noisy:
             resample_noise(self._network, self._noise)
         values = action_values(self._network, self._observation)
-        choice = epsilon_greedy(values, self.epsilons, self._rng, self._guide())
+        choice = epsilon_greedy(values, self.epsilons, self._rng, self._guide(), self._temperature)
         packed = self._spec.pack(self._frames)
         self._recorder.record(packed, choice.actions, choice.chosen, choice.values)
         transition = self._env.step(choice.actions)

@@ -63,17 +63,19 @@ def epsilon_greedy(
     epsilons: NDArray[np.float64],
     rng: np.random.Generator,
     guide: Guide | None = None,
+    temperature: float | None = None,
 ) -> Choice:
     """Choose greedily, or with probability epsilon explore.
 
-    Exploration is uniform among the valid actions, or follows a guide for its share of the cases
-    if what it suggests is valid.
+    Exploration is uniform among the valid actions, or by the softmax of their values, or follows
+    a guide for its share of the cases if what it suggests is valid.
 
     Args:
         values: float32[batch, actions], -inf where an action is not valid.
         epsilons: [batch].
         rng: source of the exploration.
         guide: an expert, if there is one.
+        temperature: of the softmax, in units of the values; None explores uniformly.
     """
     every = np.arange(len(values))
     best = values.argmax(axis=1)
@@ -83,10 +85,27 @@ def epsilon_greedy(
         if guide is not None and rng.random() < guide.share and _may(valid, guide.suggested[i]):
             actions[i] = guide.suggested[i]
         else:
-            actions[i] = rng.choice(np.flatnonzero(valid))
+            actions[i] = _explored(values[i], np.flatnonzero(valid), rng, temperature)
     # A final observation without a valid action is worth nothing and is never bootstrapped from.
     largest = np.nan_to_num(values[every, best], neginf=0.0)
     return Choice(actions, values[every, actions], largest)
+
+
+def _explored(
+    values: NDArray[np.float32],
+    valid: NDArray[np.intp],
+    rng: np.random.Generator,
+    temperature: float | None,
+) -> int:
+    """One of the valid actions, drawn uniformly or with probability ~ exp(value / temperature)."""
+    if temperature is None:
+        return int(rng.choice(valid))
+    scaled = values[valid].astype(np.float64) / temperature
+    odds = np.exp(scaled - scaled.max()).cumsum()
+    if not np.isfinite(odds[-1]):  # of a network that has diverged
+        return int(rng.choice(valid))
+    drawn = np.searchsorted(odds, rng.random() * odds[-1], side="right")
+    return int(valid[min(drawn, len(valid) - 1)])  # where rounding carries it beyond the last
 
 
 def _may(valid: NDArray[np.bool_], action: int) -> bool:

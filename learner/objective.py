@@ -70,7 +70,10 @@ class TensorBatch:
         """The transitions ``start`` to ``stop - 1``, without copying them."""
         if start == 0 and stop >= len(self):
             return self
-        rows = slice(start, stop)
+        return self.rows(slice(start, stop))
+
+    def rows(self, rows: slice | Tensor) -> TensorBatch:
+        """Some of the transitions: a slice does not copy them, int64[any] does."""
         return TensorBatch(
             {name: values[rows] for name, values in self.observation.items()},
             {name: values[rows] for name, values in self.bootstrap_observation.items()},
@@ -141,6 +144,8 @@ class Objective:
         self._prepare = online.prepare  # has no parameters: both networks share what it makes
         self._online, self._target = _Function(config, online), _Function(config, target)
         self._support = online.support
+        # A GPU would have to be waited for, and a compiled network compiled for another size.
+        self._selects = config.learner.device == "cpu" and not config.learner.compile
 
     def losses(self, batch: TensorBatch) -> Losses:
         """Losses and priorities of a batch; under autocast for lower precision."""
@@ -168,11 +173,27 @@ class Objective:
         """float32[batch, k]: equally likely returns, or probabilities of the support's atoms."""
         returns = (batch.n_step_return + bonus)[:, None]
         if self._support is None:
-            return returns + batch.discount[:, None] * self._following(batch)
+            return returns + self._discounted(batch)
         values, chooser, mask = self._bootstrap(batch)
         probabilities = select(values.distribution, best_actions(chooser, mask)).softmax(dim=1)
         valid = batch.discount if mask is None else batch.discount * mask.any(dim=1)
         return projected(returns + valid[:, None] * self._support, probabilities, self._support)
+
+    def _discounted(self, batch: TensorBatch) -> Tensor:
+        """What the bootstrap observations are worth, discounted, float32[batch, k].
+
+        On the CPU only those that are bootstrapped from are computed: a return that reaches the
+        end of its episode is known.
+        """
+        if not self._selects or batch.discount.all():
+            return batch.discount[:, None] * self._following(batch)
+        rows = batch.discount.nonzero()[:, 0]
+        worth = torch.zeros(len(batch), 1)
+        if len(rows):
+            part = batch.rows(rows)
+            following = part.discount[:, None] * self._following(part)
+            worth = worth.expand(-1, following.shape[1]).index_copy(0, rows, following)
+        return worth
 
     def _following(self, batch: TensorBatch) -> Tensor:
         """What the bootstrap observation is worth, float32[batch, k]."""

@@ -124,9 +124,15 @@ class ActorConfig:
         0.4, "epsilon ladder: base^(1 + alpha i/(n-1))", at_least=0, at_most=1
     )
     epsilon_alpha: float = setting(7.0, "epsilon ladder: alpha", at_least=0)
+    exploration: Literal["uniform", "boltzmann"] = setting(
+        "uniform", "exploring actions: all valid ones alike, or by the softmax of their values"
+    )
+    temperature: float = setting(
+        1.0, "of Boltzmann exploration: the difference of values that makes a factor e", above=0
+    )
     guidance: float = setting(
         0.0,
-        "share of exploring actions that are the environment's suggested one, not uniform",
+        "share of exploring actions that are the environment's suggested one",
         at_least=0,
         at_most=1,
     )

@@ -31,11 +31,14 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def learner_of(
-    spec: EnvironmentSpec = SPEC, replay: dict[str, Any] | None = None, **changes: Any
+    spec: EnvironmentSpec = SPEC,
+    replay: dict[str, Any] | None = None,
+    network: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Learner:
     settings = {"learning_rate": 1e-2, "device": "cpu", "precision": "float32", **changes}
-    network = {"hidden": 16, "layers": 1}
-    layer = {"learner": settings, "network": network, "replay": replay or {}}
+    sizes = {"hidden": 16, "layers": 1, **(network or {})}
+    layer = {"learner": settings, "network": sizes, "replay": replay or {}}
     return Learner(build(("test", layer)), spec)
 
 
@@ -125,6 +128,26 @@ def test_the_mask_of_the_bootstrap_observation_is_unpacked_and_used():
     targets = np.array([1.0, 2.0 + 0.5 * values[1, 1]])
     result = learn(learner, sample)
     assert result.priorities == pytest.approx(np.abs(targets - values[:, 0]), abs=1e-5)
+
+
+def test_a_batch_whose_returns_reach_the_end_of_their_episodes_asks_no_network_what_follows(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    learner = learner_of()
+    monkeypatch.setattr(learner.target, "trunk", None)  # would raise
+    assert not learn(learner, sample_of(discount=np.zeros(8, np.float32))).skipped
+
+
+@pytest.mark.parametrize("change", [{}, {"distribution": "quantile"}, {"munchausen": True}])
+def test_only_what_is_bootstrapped_from_is_computed_and_nothing_changes(change: dict[str, Any]):
+    network = {"distribution": change.pop("distribution", "none")}
+    discounts = np.array([0, 0.9, 0, 0.9, 0.9, 0, 0, 0.5], np.float32)
+    sample = sample_of(discount=discounts)
+    some, every = learner_of(network=network, **change), learner_of(network=network, **change)
+    every._objective._selects = False
+    found, wanted = learn(some, sample), learn(every, sample)
+    np.testing.assert_allclose(found.priorities, wanted.priorities, rtol=1e-5)
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
 
 
 def test_the_target_is_updated_exactly_every_period():

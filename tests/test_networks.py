@@ -164,7 +164,7 @@ class TestMLP:
 
 
 class TestQMap:
-    @pytest.mark.parametrize("size", [16, 32, 64])
+    @pytest.mark.parametrize("size", [16, 40, 128])
     @pytest.mark.parametrize("dueling", [True, False])
     def test_every_cell_of_a_map_has_a_value(self, size, dueling):
         network = build_network(map_spec(size), NetworkConfig(channels=8, dueling=dueling))
@@ -248,7 +248,9 @@ class TestQMap:
         assert isinstance(network, QMap)
         assert isinstance(plain, QMap)
         observation = observations(16, 4)
-        reward = network.prepare(observation)[0][:, 1].flatten(1) / 10.0
+        planes, _, heaviest = network.prepare(observation)
+        reward = planes[:, 1].flatten(1) / 10.0
+        assert (heaviest > 0).all()
         valid = observation["action_mask"].bool()
         dueling = values_of(network, observation)
         advantage = values_of(plain, observation)
@@ -272,6 +274,33 @@ class TestQMap:
             observation[name] = torch.zeros_like(observation[name])
         observation["progress"] = torch.ones(2, 2)
         assert values_of(network, observation).isfinite().all()
+
+    @pytest.mark.parametrize("dueling", [True, False])
+    def test_the_last_circle_is_worth_its_reward_whatever_was_learned(self, dueling):
+        config = NetworkConfig(channels=8, dueling=dueling)
+        network = trained(build_network(map_spec(16), config))
+        observation = observations(16, 3)
+        observation["placed"][:] = 1
+        observation["placed"][:, 7] = 0
+        observation["radii"][:, 7] = observation["radius"][:, 0]
+        reward = network.prepare(observation)[0][:, 1].flatten(1) / 10.0
+        torch.testing.assert_close(values_of(network, observation), reward, rtol=0, atol=0)
+
+    def test_what_is_left_is_measured_by_the_heaviest_cells(self):
+        observation = observations(32, 2)
+        observation["progress"][:, 1] = 0.25
+        observation["placed"][:] = 1
+        observation["placed"][:, 3:6] = 0
+        observation["radii"][:, 3:6] = torch.tensor([5.0, 4.0, 2.0])
+        observation["radius"][:, 0] = 5.0
+        _, scalars, heaviest = build_network(map_spec(32), NetworkConfig()).prepare(observation)
+        cells = np.sort(observation["map"].double().numpy().reshape(2, -1))[:, ::-1]
+        shares = cells / cells.sum(axis=1, keepdims=True) * 0.75
+        later = int(np.pi * (4.0**2 + 2.0**2))
+        np.testing.assert_allclose(heaviest, shares[:, :later].sum(axis=1), rtol=1e-4)
+        counts = [later, int(np.pi * 10), int(np.pi * 5)]
+        densities = [shares[:, :count].mean(axis=1) * 32**2 - 2.0 for count in counts]
+        np.testing.assert_allclose(scalars[:, -3:], np.stack(densities, 1), rtol=1e-3, atol=1e-4)
 
     def test_preparing_involves_no_parameters(self):
         network = build_network(map_spec(16), NetworkConfig(channels=8))
@@ -300,7 +329,7 @@ def test_the_reward_plane_is_the_reward_that_the_environment_gives(radii):
     observation = env.reset([1, 2, 3, 4])
     compared = 0
     for _ in range(20):
-        planes, _ = network.prepare(tensors(observation))
+        planes = network.prepare(tensors(observation))[0]
         actions = random_valid_actions(observation["action_mask"], rng)
         rewards = planes[:, 1].flatten(1).numpy()[np.arange(4), actions] / 10.0
         transition = env.step(actions)

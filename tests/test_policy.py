@@ -158,6 +158,29 @@ class TestEpsilonGreedy:
         np.testing.assert_array_equal(values, before)
 
 
+class TestBoltzmann:
+    def test_exploring_actions_are_drawn_by_the_softmax_of_their_values(self):
+        values = np.repeat(floats(1.0, -np.inf, 1.0 + np.log(2), 1.0 - 0.5 * np.log(16)), 9000, 0)
+        choice = epsilon_greedy(values, np.ones(9000), np.random.default_rng(0), temperature=0.5)
+        counts = Counter(choice.actions.tolist())
+        # Odds of 16, 64 and 1 of 81; six standard deviations of a binomial count are at most 240.
+        assert counts.keys() == {0, 2, 3}
+        wanted = {0: 9000 * 16 / 81, 2: 9000 * 64 / 81, 3: 9000 / 81}
+        assert all(abs(counts[action] - count) < 240 for action, count in wanted.items())
+
+    @pytest.mark.parametrize("temperature", [1e-30, 1e30])
+    def test_extreme_temperatures_are_greedy_or_uniform(self, temperature):
+        values = np.repeat(floats(-3e4, 2, -np.inf, 2.5), 600, axis=0)
+        rng = np.random.default_rng(0)
+        actions = epsilon_greedy(values, np.ones(600), rng, temperature=temperature).actions
+        assert set(actions.tolist()) == ({3} if temperature < 1 else {0, 1, 3})
+
+    def test_it_explores_no_more_often_than_epsilon_says(self):
+        values = np.repeat(floats(0, 1e-3), 1000, axis=0)
+        rng = np.random.default_rng(0)
+        assert (epsilon_greedy(values, np.zeros(1000), rng, temperature=1.0).actions == 1).all()
+
+
 class TestFinalObservations:
     def test_an_observation_without_any_valid_action_is_worth_0(self):
         seen = observation([[3, 4], [-3, -4]], [[0, 0], [0, 1]])
@@ -186,8 +209,9 @@ def test_acting_leaves_no_gradients_behind():
     assert network.layer.weight.grad is None
 
 
-def test_a_network_that_has_diverged_still_explores() -> None:
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_a_network_that_has_diverged_still_explores(temperature: float | None) -> None:
     values = np.full((4, 3), np.nan, np.float32)
     values[:, 1] = -np.inf
-    choice = epsilon_greedy(values, np.ones(4), np.random.default_rng(0))
+    choice = epsilon_greedy(values, np.ones(4), np.random.default_rng(0), temperature=temperature)
     assert set(choice.actions.tolist()) <= {0, 2}

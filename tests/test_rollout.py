@@ -194,6 +194,22 @@ def test_with_guidance_a_rollout_follows_until_it_has_decayed():
     assert min(e[2] for e in followed) > max(e[2] for e in alone)
 
 
+# ---- the softmax of values ----
+
+
+def test_boltzmann_exploration_is_by_the_values_of_the_network():
+    run = {"env": PLACEMENT, "env_args": {"map_size": 32}}
+    explored = {"epsilon_base": 1.0, "epsilon_alpha": 0}
+    coverages = []
+    for changes in ({}, {"exploration": "boltzmann", "temperature": 1e-6}):
+        rollout, telemetry = rollout_of(config_of(run, **explored, **changes)), Telemetry()
+        shipped(rollout, 13, telemetry)
+        coverages.append([episode[2] for episode in telemetry.report()["episodes"]])
+        rollout.close()
+    # Untrained, the network plays exact greedy, and so does a softmax as cold as this.
+    assert max(coverages[0]) < min(coverages[1])
+
+
 # ---- rewards ----
 
 

@@ -25,7 +25,7 @@ _SIZES: dict[str, dict[str, int | None]] = {
     "conv": {"hidden": 128, "layers": 1, "channels": 16},
     "nature": {"hidden": 512, "layers": 1, "channels": 32},
     "impala": {"hidden": 256, "layers": 1, "channels": 16},
-    "qmap": {"hidden": None, "layers": None, "channels": 32},
+    "qmap": {"hidden": None, "layers": None, "channels": 24},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,11 +17,14 @@ from pdqn.networks.interface import QNetwork
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
 QMAP_FIELDS = frozenset({"map", "radius", "radii", "placed", "progress", ACTION_MASK})
-_PATCH = 8
-# Blocks of cells that the fine path sees as one. With 2 x 2 a learner step takes twice as long.
-_FINE, _FINE_CHANNELS = 4, 16
+# Map sizes are multiples of the larger block. Large maps have large discs, so coarse blocks do.
+_SMALL_BLOCK, _LARGE_BLOCK, _LARGE_MAP = 4, 8, 128
 # Immediate rewards of a placement are a few percent; this brings them to the size of the map.
 _REWARD_SCALE = 10.0
+# What a greedy policy collects of the heaviest cells, about: where learning starts.
+_USUAL_SHARE = 0.8
+# Parts of the later discs' cells for which the network is told the density of the heaviest.
+_PARTS = (1.0, 0.5, 0.25)
 
 
 def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
@@ -35,8 +39,8 @@ def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
             "accepted is 1, or network.kind = mlp"
         )
     size = _field_shape(spec, "map")[0]
-    if size % _PATCH:
-        raise UsageError(f"map_size = {size}: the Q-map network needs a multiple of {_PATCH}")
+    if size % _LARGE_BLOCK:
+        raise UsageError(f"map_size = {size}: the Q-map network needs a multiple of {_LARGE_BLOCK}")
     if config.distribution != "none":
         raise UsageError(
             f"network.distribution = {config.distribution}: the Q-map network has a value for each "
@@ -54,77 +58,93 @@ class QMap(QNetwork):
     """A value for every cell of a map: fully convolutional, for circle placement.
 
     The value of a placement is its immediate reward, which follows from the observation, plus what
-    it leaves for the circles after it, which is learned. Two paths learn it: 8 x 8 patches of the
-    planes (map, immediate reward of every centre, valid centres) pass dilated residual
-    convolutions that see most of the map; finer convolutions see single cells, which a patch's
-    channels cannot hold. Their last layers start at zero: an untrained network plays
-    exact greedy, but for the rounding of the map.
+    it leaves for the circles after it, which is learned as a share of the heaviest cells, as many
+    as the later discs have. So errors shrink with what there is left to collect, and the last
+    circle's value is exact.
+
+    Blocks of 4 x 4 cells (8 x 8 from 128 x 128 on) of the planes (map, immediate reward of every
+    centre, valid centres) pass dilated residual convolutions that see most of the map; what these
+    find modulates a second look at the blocks. Each block has one advantage, interpolated between
+    the middles of blocks, since what a placement leaves changes little from a cell to the next.
+    The last layers start at zero: an untrained network plays exact greedy, but for the rounding
+    of the map.
     """
 
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         super().__init__()
         self.size = _field_shape(spec, "map")[0]
-        scalars = 1 + 2 * _field_shape(spec, "radii")[0] + 2
-        planes, channels, fine = 3, resolved(config.channels), _FINE_CHANNELS
+        scalars = 1 + 2 * _field_shape(spec, "radii")[0] + 2 + len(_PARTS)
+        planes, channels = 3, resolved(config.channels)
+        self.block = block = _LARGE_BLOCK if self.size >= _LARGE_MAP else _SMALL_BLOCK
         self.condition = nn.Sequential(nn.Linear(scalars, 64), nn.ReLU())
-        self.embed = nn.Conv2d(planes, channels, _PATCH, stride=_PATCH)
+        self.embed = nn.Conv2d(planes, channels, block, stride=block)
         self.shift = nn.Linear(64, channels)
         self.layers = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=d, dilation=d) for d in (1, 2, 4, 1)
+            nn.Conv2d(channels, channels, 3, padding=d, dilation=d) for d in (1, 2, 4, 2, 1)
         )
-        self.spread = nn.Conv2d(channels, fine * (_PATCH // _FINE) ** 2, 1)
-        self.fine = nn.Conv2d(planes, fine, _FINE, stride=_FINE)
-        self.fine_scale = nn.Linear(64, fine)
-        self.mix = nn.Conv2d(fine, fine, 3, padding=1)
-        self.advantage = nn.Conv2d(fine, _FINE**2, 1)
+        self.spread = nn.Conv2d(channels, channels, 1)
+        self.fine = nn.Conv2d(planes, channels, block, stride=block)
+        self.fine_scale = nn.Linear(64, channels)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        self.advantage = nn.Conv2d(channels, 1, 1)
         self.direct = nn.Linear(64, planes)
         self.value = nn.Sequential(nn.Linear(channels + 64, 64), nn.ReLU(), nn.Linear(64, 1))
         self._dueling = config.dueling
-        for layer in (self.advantage, self.direct):
-            nn.init.zeros_(layer.weight)
+        last = self.value[-1]
+        for layer in (self.advantage, self.direct, last):
+            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         # Convolutions of few cells or few channels take half the time with channels last; the
         # full-resolution planes would only pay for the conversion.
-        for part in (self.layers, self.mix, self.advantage):
+        for part in (self.layers, self.spread, self.mix, self.advantage):
             part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Planes float32[batch, 3, N, N] and scalars float32[batch, 3 + 2 slots]."""
+        """Planes float32[batch, 3, N, N], scalars float32[batch, 6 + 2 slots], and float32[batch].
+
+        The last is what the heaviest cells hold, as many as the discs after this one have, as a
+        share of the original map.
+        """
         maps = observation["map"].float()
         mask = observation[ACTION_MASK].reshape(maps.shape).float()
         radius, progress = observation["radius"].float(), observation["progress"].float()
         # The map is relative to its maximum; what is left of it and what was collected tell the
         # original sum, and so the exact reward of every centre.
         original = maps.sum(dim=(1, 2)) / (1.0 - progress[:, 1]).clamp_min(1e-3)
-        sums = disc_sums(maps, radius[:, 0])
-        rewards = sums / original.clamp_min(1e-6)[:, None, None]
+        shares = maps / original.clamp_min(1e-6)[:, None, None]
+        rewards = disc_sums(shares, radius[:, 0])
         planes = torch.stack([maps, _REWARD_SCALE * rewards, mask], dim=1)
+        squares = observation["radii"].float().square() * (1.0 - observation["placed"].float())
+        later = math.pi * (squares.sum(dim=1) - radius[:, 0].square()).clamp_min(0.0)
+        heaviest, densities = _heaviest(shares, later)
         scale = 8.0 / self.size
         scalars = [
             radius * scale,
             observation["radii"].float() * scale,
             observation["placed"].float(),
             progress,
+            densities,
         ]
-        return planes, torch.cat(scalars, dim=1)
+        return planes, torch.cat(scalars, dim=1), heaviest
 
     def forward(self, *prepared: Tensor) -> Tensor:
         """Action values, [batch, N * N]."""
-        planes, scalars = prepared
+        planes, scalars, heaviest = prepared
         condition = self.condition(scalars)
         hidden = self._hidden(planes, condition)
         advantage = self._advantage(planes, hidden, condition)
         # What the environment will pay at once needs no learning.
         reward = planes[:, 1].flatten(1) / _REWARD_SCALE
         if not self._dueling:
-            return reward + advantage
+            return reward + heaviest[:, None] * (_USUAL_SHARE + advantage)
         pooled = torch.cat([hidden.mean(dim=(2, 3)), condition], dim=1)
         valid = planes[:, 2].flatten(1)
         mean = (advantage * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)
-        return reward + self.value(pooled) + advantage - mean
+        share = _USUAL_SHARE + self.value(pooled) + advantage - mean
+        return reward + heaviest[:, None] * share
 
     def _hidden(self, planes: Tensor, condition: Tensor) -> Tensor:
-        """The patches, having seen most of the map: [batch, channels, N / 8, N / 8]."""
+        """The blocks, having seen most of the map: [batch, channels, N / block, N / block]."""
         hidden = functional.relu(self.embed(planes) + self.shift(condition)[:, :, None, None])
         hidden = hidden.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
@@ -132,18 +152,43 @@ class QMap(QNetwork):
         return hidden
 
     def _advantage(self, planes: Tensor, hidden: Tensor, condition: Tensor) -> Tensor:
-        """What a placement leaves for later, [batch, N * N]."""
+        """What a placement leaves for later, as a share of the heaviest cells, [batch, N * N]."""
         scale = 1.0 + self.fine_scale(condition)[:, :, None, None]
-        context = functional.pixel_shuffle(self.spread(hidden), _PATCH // _FINE)
-        fine = functional.relu(self.fine(planes) * scale + context)
+        fine = functional.relu(self.fine(planes) * scale + self.spread(hidden))
         fine = fine.contiguous(memory_format=torch.channels_last)
         fine = fine + functional.relu(self.mix(fine))
         direct = torch.bmm(self.direct(condition)[:, None], planes.flatten(2))[:, 0]
-        return functional.pixel_shuffle(self.advantage(fine), _FINE).flatten(1) + direct
+        blocks = self.advantage(fine).contiguous()
+        cells = functional.interpolate(blocks, scale_factor=self.block, mode="bilinear")
+        return cells.flatten(1) + direct
 
 
 def _field_shape(spec: EnvironmentSpec, name: str) -> tuple[int, ...]:
     return next(field.shape for field in spec.fields if field.name == name)
+
+
+def _heaviest(shares: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
+    """What the heaviest cells hold, as many as the later discs have; and how dense they are.
+
+    Args:
+        shares: float32[batch, N, N], of the map's weight.
+        later: float32[batch], the area of the later discs, in cells.
+
+    Returns:
+        float32[batch], the share that so many of the heaviest cells hold, 0 for no disc; and
+        float32[batch, 3], how many times as heavy as the mean of the original map all of these
+        cells are, the heaviest half, and the heaviest quarter, less 2, which brings it near 0.
+    """
+    cells = shares[0].numel()
+    flat = shares.flatten(1)
+    if flat.device.type == "cpu":  # where numpy sorts several times as fast as torch does
+        ordered = torch.from_numpy(np.sort(flat.numpy()))
+    else:
+        ordered = flat.sort(dim=1).values
+    sums = ordered.flip(1).cumsum(dim=1)
+    counts = (later[:, None] * later.new_tensor(_PARTS)).clamp(1, cells).long()
+    heaviest = sums.gather(1, counts - 1)
+    return torch.where(later > 0, heaviest[:, 0], 0.0), heaviest / counts * cells - 2.0
 
 
 def disc_sums(maps: Tensor, radii: Tensor) -> Tensor:
