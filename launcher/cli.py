@@ -22,7 +22,7 @@ from pdqn.errors import RunError, UsageError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
-PRESETS = ("dqn", "apex", "rainbow")
+PRESETS = ("dqn", "apex", "rainbow", "placement")
 
 
 _PATH = click.Path(path_type=Path)
@@ -232,7 +232,7 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--preset",
             type=click.Choice(PRESETS),
-            help="settings of a known algorithm; the file and all options go before it",
+            help="settings of a known algorithm or problem; the file and options go before it",
         ),
         click.option("--config", "config_file", type=_PATH, help="TOML file"),
         click.option(
@@ -346,23 +346,26 @@ def launch(
     config = _layers(options, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
         click.echo("pdqn: getting ready", err=True)
-    from launcher import start
     from launcher.access import open_on_cluster, open_run
 
     elsewhere = [role for role, gone in (("learner", no_learner), ("replay", no_replay)) if gone]
     reach = {"insecure": insecure, "advertise": advertise, "ports": ports}
     with contextlib.ExitStack() as stack:
-        cluster = None
+        cluster, access = None, None
         if dask is None:
+            # Before the imports, which take seconds.
             access = open_run(bind, keys=keys, elsewhere=frozenset(elsewhere), **reach)
-        else:
-            pins = _pins(dask_pins, elsewhere)
+        pins = _pins(dask_pins, elsewhere) if dask else {}
+        from launcher import start
+
+        if dask is not None:
             cluster = start.connect(dask, dask_python, dask_slots)
             stack.callback(cluster.close)
             made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pdqn-"))) / "keys"
             access = open_on_cluster(
                 cluster.own_address, bind, keys=keys or made, pins=pins, **reach
             )
+        assert access is not None
         return start.launch(
             config,
             interrupts,
@@ -428,12 +431,18 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
         count: int = 1,
     ) -> int:
         interrupts = Interrupts().install()
-        from launcher import access, agent, start
+        from launcher.access import find_door
 
-        if leash:
-            return start.join_on_leash(agent.Part(role, count or None, log_dir), join, interrupts)
-        door = access.find_door(join, key=key, insecure=insecure, advertise=advertise, ports=ports)
-        return start.join(agent.Part(role, count or None, log_dir), door, interrupts)
+        door = None
+        if not leash:
+            # Before the imports, which take seconds.
+            door = find_door(join, key=key, insecure=insecure, advertise=advertise, ports=ports)
+        from launcher import agent, start
+
+        part = agent.Part(role, count or None, log_dir)
+        if door is None:
+            return start.join_on_leash(part, join, interrupts)
+        return start.join(part, door, interrupts)
 
     command.__doc__ = (
         f"{summary}\n\n"

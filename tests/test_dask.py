@@ -87,13 +87,9 @@ class Cluster:
 
     def close(self) -> None:
         for process in (*self.workers.values(), self.scheduler):
-            process.terminate()
+            process.kill()
         for process in (*self.workers.values(), self.scheduler):
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait()
 
     def _dask(self, *arguments: str) -> subprocess.Popen[bytes]:
         log = self._directory / f"dask-{arguments[0]}-{len(self.workers)}.log"
@@ -115,6 +111,7 @@ def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
     cluster: Cluster,
     pdqn_command: StartCommand,
@@ -182,6 +179,7 @@ def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):
     assert summary["transitions"]["lost"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_whose_scheduler_is_lost_ends_with_everything_saved(
     cluster: Cluster,
     pdqn_command: StartCommand,
@@ -229,7 +227,11 @@ def test_check_shows_the_workers_and_what_they_would_get(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--dask", "tcp://127.0.0.1:9"], "--dask tcp://127.0.0.1:9: no scheduler answers"),
+        pytest.param(
+            ["--dask", "tcp://127.0.0.1:9"],
+            "--dask tcp://127.0.0.1:9: no scheduler answers",
+            marks=pytest.mark.slow,
+        ),
         (["--dask", "nowhere.json"], "--dask nowhere.json: expected tcp://HOST:PORT"),
         (["--dask", "local", "--no-learner"], "--no-learner: with --dask it is placed"),
         (["--dask", "local", "--dask-pin", "actor=x"], "--dask-pin actor=x: expected learner or"),

@@ -239,6 +239,7 @@ def test_a_learner_whose_batches_are_staged_ahead_takes_the_same_steps():
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++"))), reason="no C++ compiler")
 def test_a_compiled_learner_takes_the_steps_of_a_plain_one(tmp_path, monkeypatch):
