@@ -284,6 +284,8 @@ class Shipper:
         live = self._live_shards()
         stay = self._shard in live and self._sender.unacknowledged > 0
         shard = self._shard if stay else self._wanted_shard(live)
+        if any(map(self._link.pulse.is_revoked, self._sender.addresses)):
+            self._sender.close()
         if shard is not None:
             self._shard = shard
             self._sender.connect(*live[shard])

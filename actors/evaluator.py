@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,11 @@ class Evaluator:
     """Evaluates the newest parameters from time to time, and the final ones when asked."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        link: CoordinatorLink,
+        welcome: Welcome,
+        files: RunFiles,
     ) -> None:
         self._link = link
         self._welcome = welcome
@@ -39,7 +44,7 @@ class Evaluator:
         self._network = build_network(welcome.spec, welcome.config.network)
         self._follower = ParameterFollower(context, link, welcome.run, self._network)
         set_noise(self._network, False)
-        self._files = RunFiles(link, welcome)
+        self._files = files
         if not self._files.here:
             self._files.fetch(BEST_MODEL)
         self._best = BestKeeper(self._files.path / BEST_MODEL, welcome.config, welcome.spec)
@@ -68,7 +73,6 @@ class Evaluator:
     def close(self) -> None:
         """Close the sockets."""
         self._follower.close()
-        self._files.close()
 
     def _evaluate(self, version: int) -> None:
         self._link.telemetry.activity = f"evaluates the policy of step {version}"
@@ -122,7 +126,10 @@ def run_evaluator(
 ) -> None:
     """One evaluator process, from joining to leaving."""
     torch.set_num_threads(1)
-    with role("evaluator", address, index, log_path, network) as (context, link, welcome):
-        evaluator = Evaluator(context, link, welcome)
+    with (
+        role("evaluator", address, index, log_path, network) as (context, link, welcome),
+        closing(RunFiles(link, welcome)) as files,
+    ):
+        evaluator = Evaluator(context, link, welcome, files)
         evaluator.run()
         evaluator.close()

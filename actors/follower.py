@@ -59,6 +59,10 @@ class ParameterFollower:
             self._subscriber.close()
 
     def _follow(self, address: str) -> None:
+        if self._link.pulse.is_revoked(self._address):
+            self.close()
+            self._subscriber, self._address = None, ""
+        # Without a learner now, what the last one sent may still be on its way.
         if address and address != self._address:
             self.close()
             self._subscriber = ParameterSubscriber(self._context, address, self._run)

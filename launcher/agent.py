@@ -144,6 +144,8 @@ class _Agent:
                 self._say(f"process {pid} hangs, and is ended")
         silent = self._link.silent_seconds
         for ended in self._supervisor.check(may_start=silent < _HEARD_SECONDS):
+            # Its place is free at once, for the one that is started next.
+            self._link.tell("ended", {"pid": ended.pid})
             again = "" if ended.restart_seconds is None else "; starts again"
             self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")
             self._code = 1 if ended.restart_seconds is None else self._code

@@ -437,12 +437,12 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
         if not leash:
             # Before the imports, which take seconds.
             door = find_door(join, key=key, insecure=insecure, advertise=advertise, ports=ports)
-        from launcher import agent, start
+        from launcher import agent, joining
 
         part = agent.Part(role, count or None, log_dir)
         if door is None:
-            return start.join_on_leash(part, join, interrupts)
-        return start.join(part, door, interrupts)
+            return joining.join_on_leash(part, join, interrupts)
+        return joining.join(part, door, interrupts)
 
     command.__doc__ = (
         f"{summary}\n\n"

@@ -139,6 +139,7 @@ class Coordinator:
         self._role_bind = role_bind
         self._context = context
         self._clients: tuple[str, ...] = ()
+        self._revoked: set[str] = set()
         self._actors = config.actor.count or 0
         self._own_actors = self._actors if own_actors is None else own_actors
         self._shards = config.replay.shards
@@ -157,6 +158,7 @@ class Coordinator:
         self._final_version = 0
         self._given_up: set[int] = set()
         self._counts: dict[str, int] = {}
+        self._gone: set[str] = set()
         self._slots: dict[int, int] = {}
         self._condemned: defaultdict[str, deque[int]] = defaultdict(lambda: deque(maxlen=100))
         self._place_actors()
@@ -192,6 +194,7 @@ class Coordinator:
         allowed = frozenset(clients)
         if allowed == frozenset(self._clients) or not isinstance(self._context, transport.Context):
             return
+        self._revoked = (self._revoked | set(self._clients)) - allowed
         self._clients = tuple(sorted(allowed))
         self._context.allow(allowed)
         for identity, member in list(self._members.items()):
@@ -271,8 +274,15 @@ class Coordinator:
             if (member.key.role, member.key.index) == (role, index):
                 self._remove(identity)
 
-    def lose_host(self, agent: str) -> int:
-        """A host is not heard any more, and nothing on it; how many roles it had."""
+    def lose_host(self, agent: str, *, for_good: bool = False) -> int:
+        """A host is not heard any more, and nothing on it; how many roles it had.
+
+        Args:
+            agent: its supervisor's name.
+            for_good: nothing of it gets its place back.
+        """
+        if for_good:
+            self._gone.add(agent)
         gone = [identity for identity, m in self._members.items() if m.agent == agent]
         for identity in gone:
             self._remove(identity)
@@ -322,12 +332,23 @@ class Coordinator:
             self._rejoin(identity, message, user)
         elif message["type"] == "watch":
             self._watch(identity)
+        elif identity in self._members and message["type"] == "ended":
+            self._ended(self._members[identity], int(message["pid"]))
         elif identity in self._members and message["type"] in ("file", "fetch"):
             self._exchange_file(identity, self._members[identity], message)
         elif identity in self._members:
             self._hear(identity, self._members[identity], message)
         elif message["type"] == "telemetry":
             self._send(identity, "unknown", {})
+
+    def _ended(self, host: Member, pid: int) -> None:
+        """A host tells that a process of its own has ended: its place is free at once."""
+        host.heard = time.monotonic()
+        if pid in self._condemned[host.agent]:
+            self._condemned[host.agent].remove(pid)
+        for identity, member in list(self._members.items()):
+            if host.agent and (member.agent, member.pid) == (host.agent, pid):
+                self._remove(identity)
 
     def _exchange_file(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
         """Take or give a piece of a file of a role on another host."""
@@ -377,7 +398,8 @@ class Coordinator:
         key = MemberKey(str(message["role"]), int(message["index"]), int(message["incarnation"]))
         place = (key.role, key.index)
         last = self.incarnations.get(place, 0) - 1
-        if message["run"] != self._run or key.role not in ROLES or last != key.incarnation:
+        gone = message["run"] != self._run or message.get("agent") in self._gone
+        if gone or key.role not in ROLES or last != key.incarnation:
             self._send(identity, "refuse", {"reason": "somebody else has taken it"})
             return
         # On a connection that was made anew it has another identity.
@@ -385,9 +407,13 @@ class Coordinator:
             if member.key == key:
                 del self._members[former]
         member = _member(key, message, user)
+        member.endpoints = {str(k): str(v) for k, v in (message.get("endpoints") or {}).items()}
         self._add(identity, member)
         self.events.append(Event("rejoined", key.role, key.index, f"on {member.host}"))
-        self._send(identity, "pulse", self._pulse(member))
+        if member.endpoints:
+            self._pulse_all()
+        else:
+            self._send(identity, "pulse", self._pulse(member))
 
     def _add(self, identity: bytes, member: Member) -> None:
         self._members[identity] = member
@@ -407,6 +433,8 @@ class Coordinator:
             return f"it runs pdqn {message.get('package')!r:.20}, the run {pdqn.__version__}"
         if self._commands[role] == "stop":
             return "the run is stopping"
+        if role == "host" and not message.get("agent"):
+            return "a host must say who it is"
         if role in _SINGLE and self.count(role):
             return f"the run has a {role} already"
         if role == "replay" and self.count(role) >= self._shards:
@@ -473,6 +501,7 @@ class Coordinator:
             "actor_slot": self._slots.get(key.index, 0),
             "actor_slots": max(1, len(self._slots)),
             "clients": self._clients if key.role in _BINDING else (),
+            "revoked": sorted(self._revoked),
             "condemned": list(self._condemned[member.agent]) if key.role == "host" else (),
             "count": self._counts.get(member.agent, 0) if key.role == "host" else 0,
             "final_version": self._final_version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import queue
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pdqn.transport import route_to
 LOCAL = "local"
 _CONNECT_SECONDS = 10.0
 _DESCRIBE_SECONDS = 150.0
-_LOOK_SECONDS = 2.0
+_LOOK_SECONDS, _ANSWER_SECONDS = 2.0, 2.0
 _GONE_SECONDS = 10.0
 _ENDING_SECONDS = 3.0
 _TOPIC = "all"
@@ -70,7 +71,7 @@ class DaskCluster:
         self._excluded: set[str] = set()
         self._next_look = 0.0
         self._heard = time.monotonic()
-        self._client.register_plugin(self._task.RoleProcesses())
+        self._registered = False
         self._client.subscribe_topic(_TOPIC, self._events.put)
         self._look()
 
@@ -146,11 +147,14 @@ class DaskCluster:
 
     def start(self, key: str, worker: str, command: list[str], first_line: str) -> None:
         """Start a process in a worker, and nowhere else."""
+        if not self._registered:
+            self._client.register_plugin(self._task.RoleProcesses())
+            self._registered = True
         self._futures[key] = self._client.submit(
             self._task.hold_role,
             key,
             [self._python, *command],
-            first_line,
+            self._task.Secret(first_line),
             key=key,
             workers=[worker],
             allow_other_workers=False,
@@ -162,7 +166,8 @@ class DaskCluster:
         """Have a process leave; it is not heard of again."""
         future = self._futures.pop(key, None)
         if future is not None:
-            future.cancel()
+            # It waits for the scheduler, which may hang; the run must not.
+            threading.Thread(target=future.cancel, daemon=True).start()
 
     def endings(self) -> list[Ending]:
         """Processes that have ended since the last call, without being stopped."""
@@ -215,7 +220,10 @@ class DaskCluster:
         if not self.is_heard:
             return
         try:
-            found = self._client.scheduler_info(n_workers=-1).get("workers")
+            identity = self._client.scheduler.identity
+            found = self._client.sync(identity, n_workers=-1, callback_timeout=_ANSWER_SECONDS).get(
+                "workers"
+            )
         except (OSError, TimeoutError, ValueError):
             return
         if found is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,7 +31,7 @@ class Hosts(Protocol):
         """Have a host run so many actors."""
         ...
 
-    def lose_host(self, agent: str) -> int:
+    def lose_host(self, agent: str, *, for_good: bool = False) -> int:
         """A host is gone."""
         ...
 
@@ -99,7 +100,8 @@ class DaskRoles:
         self._restarted = restarted
         self._cluster, self._wanted, self._hosts, self._say = cluster, wanted, hosts, say
         self._restarts = restarts
-        self._numbers = itertools.count()
+        # Keys of tasks are of the whole cluster, and other runs may be there.
+        self._run, self._numbers = uuid.uuid4().hex[:12], itertools.count()
         self._servers: dict[tuple[str, int], _Seat] = {}
         self._groups: dict[str, _Seat] = {}
         self._stopping = False
@@ -126,7 +128,8 @@ class DaskRoles:
             self._arrange()
         now = time.monotonic()
         for seat in (*self._servers.values(), *self._groups.values()):
-            if not seat.agent and now >= seat.start_at:
+            there = seat.worker in self._cluster.workers
+            if there and not seat.agent and now >= seat.start_at:
                 self._start(seat)
 
     def stop_restarting(self) -> None:
@@ -188,7 +191,7 @@ class DaskRoles:
     # ---- processes ----
 
     def _start(self, seat: _Seat) -> None:
-        seat.agent = f"pdqn-{seat.role}-{next(self._numbers)}"
+        seat.agent = f"pdqn-{self._run}-{seat.role}-{next(self._numbers)}"
         seat.started = time.monotonic()
         command = [*_PROGRAM, seat.role, "--join", self._wanted.address, "--leash"]
         if seat.role == "actor":
@@ -201,7 +204,7 @@ class DaskRoles:
         if seat.agent:
             self._say(f"Dask worker {seat.worker} is gone, and with it {self._described(seat)}")
             self._cluster.stop(seat.agent)
-            self._hosts.lose_host(seat.agent)
+            self._hosts.lose_host(seat.agent, for_good=True)
             self._count_restart(seat)
         seat.agent = ""
         if seat.role == "actor":
@@ -214,7 +217,7 @@ class DaskRoles:
             return
         last = ending.tail.strip().rpartition("\n")[2]
         what = f"{self._described(seat)} on {seat.worker}: {ending.cause}"
-        self._hosts.lose_host(seat.agent)
+        self._hosts.lose_host(seat.agent, for_good=True)
         seat.agent = ""
         wait = seat.policy.after_end(time.monotonic() - seat.started)
         if wait is None:

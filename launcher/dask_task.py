@@ -16,7 +16,7 @@ from typing import Any
 
 from distributed import WorkerPlugin, get_worker, secede
 
-PLUGIN = "pdqn-roles"
+PLUGIN = "pdqn-roles-1"
 _POLL_SECONDS = 0.1
 _LEAVE_SECONDS = 10.0
 _TAIL_BYTES = 4000
@@ -28,6 +28,8 @@ class RoleProcesses(WorkerPlugin):
     """The processes of a worker's tasks; none of them outlives its task, or the worker."""
 
     name = PLUGIN
+    # Another run's registration must not tear this one down, and end its processes.
+    idempotent = True
 
     def setup(self, worker: Any) -> None:
         """Begin with none."""
@@ -52,7 +54,18 @@ class RoleProcesses(WorkerPlugin):
             process.stdin.close()
 
 
-def hold_role(key: str, command: list[str], first_line: str) -> dict[str, Any]:
+class Secret:
+    """A text that no representation shows: Dask logs the arguments of tasks that fail."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        """Not the text."""
+        return "Secret(...)"
+
+
+def hold_role(key: str, command: list[str], first_line: Secret) -> dict[str, Any]:
     """Be there as long as a role's process is; how it ended.
 
     Args:
@@ -66,20 +79,23 @@ def hold_role(key: str, command: list[str], first_line: str) -> dict[str, Any]:
     plugin: Any = get_worker().plugins[PLUGIN]
     environment = {k: v for k, v in os.environ.items() if k not in _LEFT_OUT}
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env=environment,
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return {"code": 127, "pid": 0, "tail": f"{command[0]}: {error.strerror}"}
         with plugin.lock:
             plugin.processes[key] = process
         secede()
         assert process.stdin is not None
         try:
-            process.stdin.write(first_line.encode() + b"\n")
+            process.stdin.write(first_line.text.encode() + b"\n")
             process.stdin.flush()
         except OSError:
             pass  # it has ended already, and has said why

@@ -44,6 +44,7 @@ class FileStore:
             raise WireError("malformed", f"a file {name!r:.60} of {role}")
         if not isinstance(data, bytes) or not 0 <= int(offset) <= int(size) <= _MOST_BYTES:
             raise WireError("malformed", f"a piece of {name} that is none")
+        answer = {"name": name, "push": piece.get("push"), "offset": offset}
         path = self._run_dir / name
         # Like the temporary files of processes here, which have their pid for a number.
         temporary = path.with_name(f".{path.name}.0")
@@ -54,8 +55,8 @@ class FileStore:
                 if _CHECKPOINT.fullmatch(name):
                     prune(self._run_dir, self._keep)
         except OSError as error:
-            return {"name": name, "error": f"{error.filename or path}: {error.strerror}"}
-        return {"name": name}
+            return {**answer, "error": f"{error.filename or path}: {error.strerror}"}
+        return answer
 
     def give(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """A piece of a file; without a name if there is no such file.
@@ -71,13 +72,14 @@ class FileStore:
             path = self._run_dir / BEST_MODEL
         else:
             raise WireError("malformed", f"a request for {name!r:.60}")
+        answer = {"wanted": name, "index": index, "offset": offset}
         if path is None or not path.is_file() or offset < 0:
-            return {"name": "", "offset": 0, "size": 0, "data": b""}
+            return {**answer, "name": "", "size": 0, "data": b""}
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(PIECE_BYTES)
-        name = path.relative_to(self._run_dir).as_posix()
-        return {"name": name, "offset": offset, "size": path.stat().st_size, "data": data}
+        found = path.relative_to(self._run_dir).as_posix()
+        return {**answer, "name": found, "size": path.stat().st_size, "data": data}
 
     def _write(self, path: Path, offset: int, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

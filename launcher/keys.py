@@ -22,7 +22,6 @@ from pathlib import Path
 import tomli_w
 import zmq
 
-from launcher.rundir import replace_text
 from pdqn.errors import UsageError
 from pdqn.transport import KeyPair
 
@@ -187,12 +186,18 @@ def _new_pair() -> dict[str, str]:
 
 
 def _allow(directory: Path, keys: dict[str, str]) -> None:
-    replace_text(directory / ALLOWED, tomli_w.dumps({"keys": keys}))
-    (directory / ALLOWED).chmod(0o600)
+    temporary = directory / f".{ALLOWED}.{os.getpid()}"
+    _write_own(temporary, tomli_w.dumps({"keys": keys}))
+    temporary.replace(directory / ALLOWED)
 
 
 def _write_secret(path: Path, content: dict[str, str]) -> None:
     text = f"# Secret: copy it to its host in a safe way only.\n{tomli_w.dumps(content)}"
+    _write_own(path, text)
+
+
+def _write_own(path: Path, text: str) -> None:
+    """Make a file that is its owner's from the first moment."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
 

@@ -114,6 +114,9 @@ class Run:
         role_bind = f"ipc://{self._sockets}/{{role}}-{{name}}"
         if bind is not None:
             address, role_bind = f"tcp://{bind}", "tcp://{host}:*"
+        if self._access.clients is not None:
+            # Before anybody can knock: who is refused does not come again.
+            self._context.allow(self._access.clients.clients)
         directory, run = self._session.run_dir, uuid.uuid4().hex
         directory.name_run(run)
         coordinator = Coordinator(

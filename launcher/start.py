@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import os
 import sys
-import threading
-import time
 from pathlib import Path
 
 import click
 import rich.console
 
 from actors.environments.factory import VectorEnvironment, describe_environment
-from launcher import agent, hardware, machine, probe, rundir
-from launcher.access import Access, Door, find_door
+from launcher import hardware, machine, probe, rundir
+from launcher.access import Access
 from launcher.cluster_report import cluster_rows, cluster_table
 from launcher.console import Console, Kind, make_console
 from launcher.dask_cluster import DaskCluster
@@ -36,9 +32,6 @@ from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.networks import build_network
 from pdqn.specs import EnvironmentSpec
-
-# How long roles have to leave once the leash is cut.
-_LEASH_SECONDS = 15.0
 
 
 def prepare(
@@ -197,32 +190,6 @@ def check(config: Config, *, as_json: bool) -> int:
     """Print the machine and the plan; the exit code."""
     _, here, plan = prepare(config)
     return _print_check(here, plan, as_json=as_json)
-
-
-def join(part: agent.Part, door: Door, interrupts: Interrupts) -> int:
-    """Be part of a run from another process until it ends; the exit code."""
-
-    def say(text: str) -> None:
-        click.echo(f"pdqn: {text}", err=True)
-
-    return agent.take_part(door.endpoint, part, door.network, say, interrupts)
-
-
-def join_on_leash(part: agent.Part, address: str, interrupts: Interrupts) -> int:
-    """Be part of a run for as long as standard input is open; its first line says as whom."""
-    first = json.loads(sys.stdin.readline())
-    door = find_door(address, key=first["key"] or None, insecure=True)
-    network = dataclasses.replace(door.network, agent=first["agent"])
-
-    def follow() -> None:
-        while sys.stdin.readline():
-            pass
-        interrupts.count = max(1, interrupts.count)
-        time.sleep(_LEASH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=follow, name="leash", daemon=True).start()
-    return join(part, Door(door.endpoint, network), interrupts)
 
 
 def _agree(plan: Plan, agreed: bool) -> None:

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from launcher import preload
+from launcher import entry
 from launcher.snapshot import MemberState
 from pdqn.transport import Network
 
@@ -76,6 +76,11 @@ class _Slot:
     start_at: float | None = None
     retired: bool = False
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is, or will be again, one of those that are wanted."""
+        return not self.retired and (self.process is not None or self.start_at is not None)
+
 
 class Supervisor:
     """The roles' processes of this host.
@@ -130,7 +135,7 @@ class Supervisor:
         log = None if self._logs is None else self._logs / f"{role}-{index}.log"
         wanted = index if self._own_indices else None
         process = self._context.Process(  # pyright: ignore[reportAttributeAccessIssue]
-            target=preload.run_role,
+            target=entry.run_role,
             args=(role, self._address, wanted, log, replace(self._network, settings=self.settings)),
             name=f"{role} {index}",
         )
@@ -173,7 +178,7 @@ class Supervisor:
 
     def resize(self, role: str, count: int) -> None:
         """Have so many processes of a role: start more, or ask the last ones to leave."""
-        present = [i for (r, i), s in self._slots.items() if r == role and not s.retired]
+        present = [i for (r, i), s in self._slots.items() if r == role and s.counts]
         for index in sorted(present)[count:]:
             slot = self._slots[role, index]
             slot.retired, slot.start_at = True, None
@@ -242,7 +247,7 @@ class Supervisor:
 
     def _ended(self, role: str, index: int, slot: _Slot, process: BaseProcess) -> Ended:
         lived = time.monotonic() - slot.started
-        final = self._stopping or process.exitcode == preload.EXIT_REFUSED
+        final = self._stopping or process.exitcode == entry.EXIT_REFUSED
         wait = None if final else slot.policy.after_end(lived)
         slot.start_at = None if wait is None else time.monotonic() + wait
         return Ended(role, index, process.pid or 0, _cause(process.exitcode), wait)
@@ -251,7 +256,7 @@ class Supervisor:
 def _cause(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
-    return "refused" if exit_code == preload.EXIT_REFUSED else f"exit code {exit_code}"
+    return "refused" if exit_code == entry.EXIT_REFUSED else f"exit code {exit_code}"
 
 
 def _context() -> BaseContext:

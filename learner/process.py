@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -30,13 +31,17 @@ class LearnerProcess:
     """Sockets, files and clocks around a Learner."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        link: CoordinatorLink,
+        welcome: Welcome,
+        files: RunFiles,
     ) -> None:
         self._config = welcome.config
         self._welcome = welcome
         self._link = link
         self._learner = Learner(welcome.config, welcome.spec)
-        self._files = RunFiles(link, welcome)
+        self._files = files
         self._saver = Saver(self._files.path, welcome.config, welcome.spec)
         self._restore()
         link.telemetry.gauge("learner_steps", self._learner.learner_steps)
@@ -74,7 +79,6 @@ class LearnerProcess:
         """Close the sockets."""
         self._client.close()
         self._publisher.close()
-        self._files.close()
 
     def _serve(self) -> None:
         """Publish parameters from now on, and tell everybody where."""
@@ -180,8 +184,10 @@ class LearnerProcess:
             return
         for index in range(self._config.checkpoint.keep):
             path = self._files.fetch("checkpoint", index)
-            if path is None:
+            if path is None and not index:
                 return
+            if path is None:
+                break
             try:
                 self._saver.restore(self._learner, say)
                 return
@@ -200,6 +206,7 @@ def run_learner(
     """One learner process, from joining to leaving."""
     with role("learner", address, index, log_path, network) as (context, link, welcome):
         torch.set_num_threads(resolved(welcome.config.learner.threads))
-        process = LearnerProcess(context, link, welcome)
-        process.learn()
-        process.close()
+        with closing(RunFiles(link, welcome)) as files:
+            process = LearnerProcess(context, link, welcome, files)
+            process.learn()
+            process.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class RunFiles:
     def __init__(self, link: CoordinatorLink, welcome: Welcome) -> None:
         self._link = link
         self.here = is_here(welcome)
+        self._pushes = 0
         self.path = Path(welcome.run_dir if self.here else tempfile.mkdtemp(prefix="pdqn-"))
 
     def push(self, *names: str) -> None:
@@ -48,8 +50,14 @@ class RunFiles:
         """
         if self.here:
             return
-        for name in names:
-            self._push(name)
+        failures: list[RunError] = []
+        for name in names:  # of several, one may get through
+            try:
+                self._push(name)
+            except RunError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def fetch(self, name: str, index: int = 0) -> Path | None:
         """Get a file of the run's directory; None if there is none.
@@ -63,7 +71,7 @@ class RunFiles:
         offset = 0
         while True:
             self._link.ask("fetch", {"name": name, "index": index, "offset": offset})
-            piece = self._answer("piece")
+            piece = self._answer("piece", wanted=name, index=index, offset=offset)
             if not piece["name"]:
                 return None
             target = self.path / piece["name"]
@@ -81,26 +89,29 @@ class RunFiles:
 
     def _push(self, name: str) -> None:
         path = self.path / name
-        size, unanswered = path.stat().st_size, 0
+        self._pushes += 1
+        size, unanswered = path.stat().st_size, deque[int]()
         for offset, data in _pieces(path):
-            self._link.ask("file", {"name": name, "offset": offset, "size": size, "data": data})
-            unanswered += 1
-            while unanswered >= _PIECES_AHEAD:
-                self._answer("filed")
-                unanswered -= 1
-        for _ in range(unanswered):
-            self._answer("filed")
+            piece = {"name": name, "push": self._pushes, "offset": offset, "size": size}
+            self._link.ask("file", piece | {"data": data})
+            unanswered.append(offset)
+            if len(unanswered) >= _PIECES_AHEAD:
+                self._answer("filed", push=self._pushes, offset=unanswered.popleft())
+        for offset in unanswered:
+            self._answer("filed", push=self._pushes, offset=offset)
 
-    def _answer(self, kind: str) -> dict[str, Any]:
+    def _answer(self, kind: str, **wanted: Any) -> dict[str, Any]:
+        """The answer with these values; one to something that was given up is passed over."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
             self._link.poll(0.1)
             while self._link.answers:
                 answer = self._link.answers.popleft()
+                if answer["type"] != kind or any(answer.get(k) != v for k, v in wanted.items()):
+                    continue
                 if answer.get("error"):
                     raise RunError(f"the run's host cannot take a file: {answer['error']}")
-                if answer["type"] == kind:
-                    return answer
+                return answer
         raise RunError(f"the run's host did not answer for {_PATIENCE_SECONDS:g} s")
 
 

@@ -88,6 +88,7 @@ class Pulse:
         saves: how often the learner has been asked to save at once.
         allowed: how far an actor's counters may go, by name, where the run has limits.
         clients: public keys that may connect to this role, where the run is encrypted.
+        revoked: public keys that are let in no longer.
         count: how many processes a host is to have; 0 for as many as it began with.
         condemned: pids of a host's roles that hang: it is to end them.
     """
@@ -101,8 +102,13 @@ class Pulse:
     saves: int = 0
     allowed: dict[str, int] = field(default_factory=dict)
     clients: tuple[str, ...] = ()
+    revoked: frozenset[str] = frozenset()
     count: int = 0
     condemned: tuple[int, ...] = ()
+
+    def is_revoked(self, endpoint: str) -> bool:
+        """Whether somebody serves there who is let in no longer."""
+        return transport.split(endpoint)[1] in self.revoked
 
     def shards(self, name: str) -> dict[int, str]:
         """Where the replays that are alive serve this, by index: from endpoints ``name/index``."""
@@ -237,6 +243,10 @@ class CoordinatorLink:
         if not self._try_to_send(kind, content):
             raise RunError(f"there is no connection to {self._shown}")
 
+    def tell(self, kind: str, content: dict[str, Any]) -> None:
+        """Tell the coordinator something; without a connection it is not told."""
+        self._try_to_send(kind, content)
+
     def leave(self, reason: str = "", trace: str = "") -> None:
         """Say goodbye with the final figures, and close.
 
@@ -290,7 +300,7 @@ class CoordinatorLink:
         now = time.monotonic()
         if now >= self._next_rejoin:
             self._next_rejoin = now + _REJOIN_SECONDS
-            request = {**self._request(), **self._place}
+            request = {**self._request(), **self._place, "endpoints": self._serves}
             self._try_to_send("rejoin", request)
 
     def _request(self) -> dict[str, Any]:
@@ -349,6 +359,7 @@ class CoordinatorLink:
                 saves=int(message.get("saves") or 0),
                 allowed={str(k): int(v) for k, v in (message.get("allowed") or {}).items()},
                 clients=tuple(map(str, message.get("clients") or ())),
+                revoked=frozenset(map(str, message.get("revoked") or ())),
                 count=int(message.get("count") or 0),
                 condemned=tuple(map(int, message.get("condemned") or ())),
             )

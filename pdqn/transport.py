@@ -19,6 +19,7 @@ import errno
 import ipaddress
 import logging
 import socket as sockets
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ _KEY_CHARACTERS = 40
 # host that vanished would be noticed when TCP gives up, after a quarter of an hour.
 _HEARTBEAT_MILLISECONDS, _SILENCE_MILLISECONDS = 3000, 10_000
 _CONNECT_MILLISECONDS = 3000
+_FREE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -265,13 +267,19 @@ def _watch_connection(socket: Socket, address: str) -> None:
 
 def _bind_in_range(socket: Socket, host: str, ports: tuple[int, int]) -> None:
     first, last = ports
-    for port in range(first, last + 1):
-        try:
-            socket.bind(f"{host}:{port}")
-            return
-        except zmq.ZMQError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
+    # A port of a socket that was closed just now is free a moment later.
+    deadline = time.monotonic() + _FREE_SECONDS
+    while True:
+        for port in range(first, last + 1):
+            try:
+                socket.bind(f"{host}:{port}")
+                return
+            except zmq.ZMQError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(_FREE_SECONDS / 20)
     raise RunError(f"no port of {first} to {last} is free at {host.removeprefix('tcp://')}")
 
 

@@ -14,6 +14,7 @@ another batch, the client makes new memory for all its slots then, and takes its
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import time
@@ -365,8 +366,10 @@ class SampleClient:
             keys=keys,
             priorities=priorities,
         )
-        # Never full: what is outstanding is bounded by prefetch.
-        shard.socket.send(encode_request(request), zmq.NOBLOCK)
+        # Never full: what is outstanding is bounded by prefetch. There may be no connection, where
+        # a shard did not let this client in; its rows are asked for again on the next one.
+        with contextlib.suppress(zmq.Again):
+            shard.socket.send(encode_request(request), zmq.NOBLOCK)
         shard.asked = time.monotonic()
         return self._requests
 

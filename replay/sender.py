@@ -113,6 +113,11 @@ class TransitionSender:
         """Batches that replay has not acknowledged."""
         return len(self._unacknowledged)
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it is connected to."""
+        return self._addresses or ()
+
     def connect(self, transitions: str, acknowledgements: str) -> None:
         """Send to this replay from now on; what another did not acknowledge is sent again."""
         if (transitions, acknowledgements) == self._addresses:

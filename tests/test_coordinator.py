@@ -20,7 +20,7 @@ from launcher.metrics import RunMetrics
 from launcher.supervisor import Supervisor
 from pdqn import wire
 from pdqn.config import Config, build
-from pdqn.errors import RunError, UsageError
+from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.link import CoordinatorLink, Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Episode, Telemetry
@@ -342,6 +342,47 @@ def test_who_was_not_heard_for_a_while_gets_the_old_place_back(hub: Hub):
     assert [event.index for event in hub.events("rejoined")] == [welcome.index]
     link.telemetry.count("environment_steps", 2)
     hub.poll_until(link, lambda: hub.metrics.counts()["environment_steps"] == 7)
+
+
+def test_who_is_back_serves_where_it_did_from_that_moment(hub: Hub):
+    replay, _ = hub.join("replay")
+    actor, _ = hub.join("actor")
+    served = {"transitions/0": "tcp://a:1", "acknowledgements/0": "tcp://a:2"}
+    replay.serve_at(served)
+    hub.poll_until(replay, lambda: actor.poll() or actor.pulse.endpoints == served)
+    hub.coordinator.lost("replay", 0)
+    hub.until(lambda: actor.poll() or not actor.pulse.endpoints)
+    replay.report()
+    hub.poll_until(replay, lambda: hub.events("rejoined"))
+    member = next(hub.coordinator.members("replay"))
+    assert member.endpoints == served, "before its next report"
+
+
+def test_what_was_placed_elsewhere_for_good_gets_no_place_back(hub: Hub):
+    link = host(hub, "one", "learner")
+    assert hub.coordinator.lose_host("one", for_good=True) == 0
+    with pytest.raises(RunError, match="no place for it any more"):
+        hub.poll_until(link, lambda: False)
+    hub.join("learner")
+
+
+def test_a_process_that_ended_leaves_its_place_to_the_next_at_once(hub: Hub):
+    agent = host(hub, "one")
+    host(hub, "one", "learner")
+    stranger = host(hub, "two")
+    stranger.tell("ended", {"pid": os.getpid()})
+    agent.tell("ended", {"pid": os.getpid() + 1})
+    for _ in range(5):
+        hub.coordinator.poll(0.05)
+    assert hub.coordinator.count("learner") == 1, "it was neither that host nor that process"
+    agent.tell("ended", {"pid": os.getpid()})
+    hub.until(lambda: not hub.coordinator.count("learner"))
+    host(hub, "one", "learner")
+
+
+def test_a_host_that_does_not_say_who_it_is_is_refused(hub: Hub):
+    with pytest.raises(JoinRefusedError, match="a host must say who it is"):
+        hub.join("host")
 
 
 def test_a_place_that_somebody_else_has_by_now_is_not_given_back(hub: Hub):

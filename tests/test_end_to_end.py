@@ -266,6 +266,28 @@ def test_actors_join_a_run_from_another_command(
     assert actors == {0, 1}
 
 
+def test_a_learner_of_another_command_that_is_killed_is_started_again_there(
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+):
+    address = f"127.0.0.1:{free_port()}"
+    options = ["--bind", address, "--no-learner", "--actors", "1", *NO_EVALUATOR]
+    with (
+        pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command,
+        pdqn_command("learner", "--join", f"tcp://{address}", directory=tmp_path / "x") as other,
+    ):
+        run = observe(command)
+        run.learns()
+        first = other.role("learner")
+        assert first is not None
+        assert command.role("learner") is None
+        first.send_signal(signal.SIGKILL)
+        run.until(lambda: run.joined("learner", 1))
+        run.grows("learner_steps")
+        run.interrupt()
+        assert other.wait(STOP_SECONDS) == 0, other.stderr
+    assert "killed by SIGKILL; starts again" in other.stderr
+
+
 # ---- Ctrl-C ----
 
 

@@ -39,7 +39,8 @@ def piece(name: str, data: bytes, offset: int = 0, size: int | None = None) -> d
 
 def test_a_file_is_there_with_its_last_piece_and_not_before(tmp_path: Path):
     store = FileStore(tmp_path, keep=2)
-    assert store.take("learner", piece(FINAL_MODEL, b"one ", 0, 8)) == {"name": FINAL_MODEL}
+    answer = store.take("learner", piece(FINAL_MODEL, b"one ", 0, 8) | {"push": 5})
+    assert answer == {"name": FINAL_MODEL, "push": 5, "offset": 0}
     assert not (tmp_path / FINAL_MODEL).exists()
     store.take("learner", piece(FINAL_MODEL, b"more", 4, 8))
     assert (tmp_path / FINAL_MODEL).read_bytes() == b"one more"

@@ -1,0 +1,36 @@
+"""Where a role's process begins. A supervisor imports this and not what a role needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from pdqn.errors import JoinRefusedError
+from pdqn.transport import Network
+
+EXIT_REFUSED = 3
+
+
+def run_role(
+    role: str,
+    address: str,
+    index: int | None,
+    log_path: Path | None,
+    network: Network | None = None,
+) -> None:
+    """Be one role, from joining to leaving; the target of its process."""
+    from launcher.preload import ROLES  # there already, where a forkserver has imported it
+
+    try:
+        ROLES[role](address, index, log_path, network)
+    except JoinRefusedError as error:
+        print(f"pdqn: {error}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
+        sys.exit(EXIT_REFUSED)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The role has closed all that is its own. What the interpreter would still tear down takes
+    # a hundred actors on few cores longer than a person waits after Ctrl-C.
+    os._exit(0)
