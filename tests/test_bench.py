@@ -54,6 +54,7 @@ def test_atari_without_its_package_says_how_to_get_it(monkeypatch):
         record("atari")
 
 
+@pytest.mark.slow
 def test_every_stage_and_every_phase_with_real_processes_has_a_figure(capsys, monkeypatch):
     monkeypatch.setattr(bench, "_NAMES", {"auto": "shared memory"})
     result = bench.measure(RECORDINGS["cartpole"](), seconds=0.3)

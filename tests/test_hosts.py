@@ -270,6 +270,7 @@ def test_a_host_whose_key_is_revoked_is_out_and_the_others_go_on(run: Run):
     assert run.summary()["restarts"] == dict.fromkeys(ROLES, 0)
 
 
+@pytest.mark.slow
 def test_a_host_without_the_right_key_is_told_nothing(run: Run):
     with run.launch() as head:
         run.until(lambda: (run.path / "events.jsonl").exists())
