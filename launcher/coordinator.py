@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -266,7 +267,8 @@ class Coordinator:
         """The name of a role's host; with a number where several hosts have the same name."""
         hosts = [host for host in self.members("host") if host.host == member.host]
         own = next((host.key.index for host in hosts if host.agent == member.agent), None)
-        return member.host if own is None or len(hosts) == 1 else f"{member.host} ({own + 1})"
+        alone = len(hosts) == 1 and member.host != socket.gethostname()
+        return member.host if own is None or alone else f"{member.host} ({own + 1})"
 
     def lost(self, role: str, index: int) -> None:
         """The process of a role has ended without saying goodbye."""

@@ -47,7 +47,7 @@ STATE_STYLES = {  # from the best state to the worst
 _UNUSUAL = tuple(STATE_STYLES)[1:]
 _WIDE = 160  # columns from which four panels stand in a row instead of two
 _LOW = 24  # the height that everything but charts must fit into
-_HOST_WIDTH = 12  # columns for a host's name
+_HOST_WIDTH, _HOST_WIDTH_MIN = 12, 8  # columns for a host's name
 _CHART_MIN = 7  # lines of a chart with its frame
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _BRAILLE = 0x2800
@@ -464,7 +464,8 @@ def _host_line(host: MemberView, members: Sequence[MemberView], inner: int) -> T
     words += [f"{states[state]} {state}" for state in _UNUSUAL if states[state]]
     worst = max([host.state, *states], key=list(STATE_STYLES).index)
     load = (host.cpu_percent, host.memory_bytes)
-    name = f"{host.host:<{_HOST_WIDTH}.{_HOST_WIDTH}} "
+    width = max(_HOST_WIDTH_MIN, min(_HOST_WIDTH, inner - 27))
+    name = f"{host.host:<{width}.{width}} "
     return _role_line(name, worst, ", ".join(words) or "nothing yet", load, inner)
 
 

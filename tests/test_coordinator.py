@@ -463,16 +463,19 @@ def test_a_host_is_told_how_many_actors_it_is_to_have(hub: Hub):
     assert two.pulse.count == 0
 
 
-def test_hosts_of_the_same_name_are_told_apart(hub: Hub):
+def test_hosts_of_the_same_name_are_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     hub.join("actor", 0)
     host(hub, "one")
     members = hub.coordinator.members
     (first,) = members("host")
+    assert hub.coordinator.host_of(first) == f"{first.host} (1)", "the launcher is there, too"
+    assert hub.coordinator.host_of(next(members("actor"))) == first.host
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     assert hub.coordinator.host_of(first) == first.host
+    monkeypatch.undo()
     host(hub, "two")
     names = {hub.coordinator.host_of(member) for member in members("host")}
     assert names == {f"{first.host} (1)", f"{first.host} (2)"}
-    assert hub.coordinator.host_of(next(members("actor"))) == first.host
 
 
 # ---- where everybody is ----
