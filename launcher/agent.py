@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from actors.environments.factory import describe_environment
 from actors.environments.making import package_versions
 from launcher import hardware, machine
@@ -165,9 +163,9 @@ class _Agent:
         if time.monotonic() < self._next_gauge:
             return
         self._next_gauge = time.monotonic() + _GAUGE_SECONDS
-        memory = psutil.virtual_memory()
-        self._link.telemetry.gauge("host_cpu_percent", psutil.cpu_percent())
-        self._link.telemetry.gauge("host_memory_bytes", memory.total - memory.available)
+        cpu_percent, memory_bytes = hardware.load()
+        self._link.telemetry.gauge("host_cpu_percent", cpu_percent)
+        self._link.telemetry.gauge("host_memory_bytes", memory_bytes)
 
 
 def check_environment(welcome: Welcome) -> None:

@@ -141,6 +141,12 @@ def detect() -> Machine:
     )
 
 
+def load() -> tuple[float, int]:
+    """How busy this host is: percent of all its cores since the last call, and bytes in use."""
+    memory = psutil.virtual_memory()
+    return psutil.cpu_percent(), memory.total - memory.available
+
+
 def port_error(host: str, port: int) -> str | None:
     """Why a TCP port cannot be bound, in words; None if it can."""
     with socket.socket() as probe:

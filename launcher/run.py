@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from actors.environments.making import package_versions
+from launcher import hardware
 from launcher.access import Access
 from launcher.coordinator import Coordinator, Event, Member
 from launcher.dask_cluster import DaskCluster
@@ -111,9 +110,12 @@ class Run:
 
     def _make_coordinator(self) -> Coordinator:
         address, bind = f"ipc://{self._sockets}/coordinator", self._access.address
+        versions: dict[str, str] = {}
         role_bind = f"ipc://{self._sockets}/{{role}}-{{name}}"
         if bind is not None:
             address, role_bind = f"tcp://{bind}", "tcp://{host}:*"
+            # Only other hosts compare them, and looking through all packages takes a moment.
+            versions = package_versions(self._config.run.env)
         if self._access.clients is not None:
             # Before anybody can knock: who is refused does not come again.
             self._context.allow(self._access.clients.clients)
@@ -128,7 +130,7 @@ class Run:
             config=self._config,
             spec=self._session.spec,
             metrics=self._metrics,
-            versions=package_versions(self._config.run.env),
+            versions=versions,
             files=FileStore(directory.path, self._config.checkpoint.keep),
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
@@ -387,10 +389,8 @@ class Run:
 
     def _own_host(self) -> MemberView:
         """This host, as the others describe themselves."""
-        memory = psutil.virtual_memory()
-        used = memory.total - memory.available
         name, pid = socket.gethostname(), os.getpid()
-        return MemberView("host", -1, name, pid, "alive", "", psutil.cpu_percent(), used)
+        return MemberView("host", -1, name, pid, "alive", "", *hardware.load())
 
     def _view(
         self, role: str, index: int, member: Member | None, process: MemberState | None

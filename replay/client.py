@@ -214,13 +214,13 @@ class SampleClient:
             self._hear()
             self._ask_ahead()
             now = time.monotonic()
-            self._try_again(now)
             self._ask_states(now)
             if self._ready:
                 self._held.append(self._ready.popleft())
                 return self._held[-1].sample
             if now >= deadline:
                 return None
+            self._try_again(now)  # nothing came: not with every batch that does
             self._wait(min(deadline - now, self._state_seconds))
 
     def release(self, sample: Sample, priorities: NDArray[np.float32] | None) -> None:
