@@ -20,6 +20,7 @@ import pytest
 _HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
 _LEAVE_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
+_STOP_SECONDS = 20.0
 
 
 def wait_until(happened: Callable[[], Any], seconds: float = 30.0) -> Any:
@@ -115,6 +116,67 @@ class Command:
 
 
 StartCommand = Callable[..., Command]
+ReadLines = Callable[[Path], list[dict[str, Any]]]
+
+
+class Observed:
+    """A run that goes on, as seen from its directory."""
+
+    def __init__(
+        self, command: Command, eventually: Callable[..., Any], read_lines: ReadLines
+    ) -> None:
+        self.command = command
+        self.path = command.directory / "run"
+        self._eventually = eventually
+        self._read_lines = read_lines
+
+    def until(self, happened: Callable[[], Any], seconds: float = 60.0) -> Any:
+        def happened_or_ended() -> Any:
+            answer = happened()
+            if not answer and self.command.process.poll() is not None:
+                pytest.fail(f"the run ended: {self.command.stdout}\n{self.command.stderr}")
+            return answer
+
+        return self._eventually(happened_or_ended, seconds)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [e for e in self._read_lines(self.path / "events.jsonl") if e["event"] == kind]
+
+    def metric(self, name: str) -> float:
+        """The newest value; 0 before the first."""
+        lines = self._read_lines(self.path / "metrics.jsonl")
+        return next((line[name] for line in reversed(lines) if line.get(name) is not None), 0)
+
+    def grows(self, *names: str) -> None:
+        """Wait until counters have grown twice: what is seen now may be of before."""
+        for _ in range(2):
+            before = {name: self.metric(name) for name in names}
+            self.until(lambda b=before: all(self.metric(name) > b[name] for name in names))
+
+    def learns(self) -> None:
+        """Wait until the run steps and learns."""
+        self.until(lambda: self.metric("learner_steps") > 0)
+
+    def role(self, role: str, index: int = 0) -> psutil.Process:
+        return self.until(lambda: self.command.role(role, index))
+
+    def joined(self, role: str, incarnation: int) -> bool:
+        texts = [event["text"] for event in self.events("joined") if event["role"] == role]
+        return any(text.endswith(f"incarnation {incarnation}") for text in texts)
+
+    def checkpoints(self) -> list[int]:
+        """Learner steps of the whole checkpoints, in order."""
+        files = (self.path / "checkpoints").glob("step-*/learner.pth")
+        return sorted(int(file.parent.name[5:]) for file in files)
+
+    def interrupt(self) -> dict[str, Any]:
+        """Ctrl-C once; the summary."""
+        self.command.interrupt()
+        assert self.command.wait(_STOP_SECONDS) == 0, self.command.stderr
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
 
 
 def _session(process: psutil.Process) -> int:
@@ -184,6 +246,12 @@ def read_lines() -> Callable[[Path], list[dict[str, Any]]]:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def observe(eventually: Callable[..., Any], read_lines: ReadLines) -> Callable[[Command], Observed]:
+    """``observe(command)`` is the run of a ``pdqn launch`` with ``--run-dir run``."""
+    return lambda command: Observed(command, eventually, read_lines)
 
 
 @pytest.fixture

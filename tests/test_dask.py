@@ -14,12 +14,13 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import StartCommand
+    from conftest import Command, Observed, StartCommand
 
 pytest.importorskip("distributed", reason="needs pdqn[dask]")
 
 Eventually = Callable[..., Any]
 ReadLines = Callable[[Path], list[dict[str, Any]]]
+Observe = Callable[["Command"], "Observed"]
 
 RUN = [
     "--env", "CartPole-v1", "--console", "plain", "--run-dir", "run",
@@ -116,30 +117,15 @@ def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
     cluster: Cluster,
     pdqn_command: StartCommand,
     eventually: Eventually,
-    read_lines: ReadLines,
+    observe: Observe,
     tmp_path: Path,
 ):
     for name in ("a", "b", "c"):
         cluster.add(name)
-    path = tmp_path / "run"
-
-    def metric(name: str) -> float:
-        lines = read_lines(path / "metrics.jsonl")
-        return next((line[name] for line in reversed(lines) if line.get(name) is not None), 0)
-
-    def grows() -> None:
-        for _ in range(2):
-            before = metric("environment_steps"), metric("learner_steps")
-            eventually(
-                lambda b=before: (
-                    metric("environment_steps") > b[0] and metric("learner_steps") > b[1]
-                ),
-                TIGHT,
-            )
-
     options = ("--dask", str(cluster.file), "--actors", "4")
     with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
-        eventually(lambda: metric("learner_steps") > 0, TIGHT)
+        seen = observe(run)
+        seen.learns()
         assert run.role("actor") is None, "nothing but the evaluator is on the launcher's host"
         (learner,), (replay,) = cluster.having("learner"), cluster.having("replay")
         assert learner != replay
@@ -147,26 +133,26 @@ def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
         left = cluster.kill(only_actors)
         eventually(lambda: gone(left), 20.0)
         eventually(lambda: len(cluster.having("actor")) == 2, TIGHT)
-        grows()
+        seen.grows("environment_steps", "learner_steps")
 
         left = cluster.kill(replay)
         eventually(lambda: cluster.having("replay") == [learner], TIGHT)
         eventually(lambda: gone(left), 20.0)
-        grows()
+        seen.grows("environment_steps", "learner_steps")
 
         cluster.add("d")
         eventually(lambda: "d" in cluster.having("actor"), TIGHT)
         eventually(lambda: cluster.actors() == 4, TIGHT)
-        grows()
+        seen.grows("environment_steps", "learner_steps")
         run.interrupt()
         assert run.wait(30.0) == 0, run.stderr
     assert "Traceback" not in run.stdout + run.stderr
-    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    summary = seen.summary()
     assert summary["exit_reason"] == "interrupted"
     assert summary["restarts"]["replay"] == 1
     assert summary["restarts"]["actor"] >= 2
     assert "is gone, and with it" in run.stdout
-    assert (path / "final_model.pth").exists()
+    assert (seen.path / "final_model.pth").exists()
 
 
 def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):

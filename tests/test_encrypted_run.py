@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +18,11 @@ from pdqn.link import CoordinatorLink, Pulse
 from pdqn.transport import Context, KeyPair, Network
 
 if TYPE_CHECKING:
-    from conftest import StartCommand
+    from conftest import Command, Observed, StartCommand
 
 Eventually = Callable[..., Any]
 ReadLines = Callable[[Path], list[dict[str, Any]]]
+Observe = Callable[["Command"], "Observed"]
 
 RUN = [
     "--env", "CartPole-v1", "--console", "plain", "--run-dir", "run", "--actors", "1",
@@ -117,15 +117,12 @@ def test_only_listed_keys_get_anything_or_change_anything_at_any_socket(
     pdqn_command: StartCommand,
     eventually: Eventually,
     read_lines: ReadLines,
+    observe: Observe,
     tmp_path: Path,
     closing: list[Any],
 ):
     make_keys(tmp_path / "keys", ("insider",))
     key = read_key(tmp_path / "keys" / "insider.key")
-
-    def metric(name: str) -> float:
-        lines = read_lines(tmp_path / "run" / "metrics.jsonl")
-        return next((line[name] for line in reversed(lines) if line.get(name) is not None), 0)
 
     def knock(keys: KeyPair | None) -> Knocking:
         closing.append(Knocking(keys, endpoints))
@@ -133,12 +130,13 @@ def test_only_listed_keys_get_anything_or_change_anything_at_any_socket(
 
     options = ("--bind", "127.0.0.1", "--keys", "keys")
     with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
+        seen = observe(run)
         found = eventually(lambda: [x for x in run.stdout.splitlines() if "--join tcp://" in x])
         head = transport.endpoint_of(found[0].split()[-1], key.head)
         insider = Insider(head, key.keys)
         closing.append(insider)
         eventually(lambda: DOORS.keys() - {"coordinator"} <= insider.pulse.endpoints.keys())
-        eventually(lambda: metric("learner_steps") > 0, 60.0)
+        eventually(lambda: seen.metric("learner_steps") > 0, 60.0)
         endpoints = {**insider.pulse.endpoints, "coordinator": head}
 
         listed = knock(key.keys)
@@ -151,14 +149,14 @@ def test_only_listed_keys_get_anything_or_change_anything_at_any_socket(
         eventually(lambda: "revoked" in (tmp_path / "run" / "events.jsonl").read_text())
         eventually(lambda: listed.drain() or not listed.answered(QUIET_MILLISECONDS), 20.0)
         assert knock(key.keys).answered(QUIET_MILLISECONDS) == set()
-        before = metric("learner_steps")
-        eventually(lambda: metric("learner_steps") > before + 10)
+        before = seen.metric("learner_steps")
+        eventually(lambda: seen.metric("learner_steps") > before + 10)
         run.interrupt()
         assert run.wait(20.0) == 0, run.stderr
     assert "Traceback" not in run.stdout + run.stderr
     last = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
     assert last["learner_steps"] > 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    summary = seen.summary()
     # What the listed one pushed is the only garbage that was looked at, if even that was.
     assert summary["transitions"]["rejected"] <= 1
     assert summary["transitions"]["lost"] == 0

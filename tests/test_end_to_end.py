@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 import torch
 
 from pdqn.model import load_model
 
 if TYPE_CHECKING:
-    from conftest import Command, StartCommand
+    from conftest import Command, Observed, StartCommand
 
 Eventually = Callable[..., Any]
 ReadLines = Callable[[Path], list[dict[str, Any]]]
@@ -36,70 +35,7 @@ NO_EVALUATOR = ["--set", "evaluation.enabled=false"]
 STOP_SECONDS = 20.0
 
 
-class Observed:
-    """A run that goes on, as seen from its directory."""
-
-    def __init__(self, command: Command, eventually: Eventually, read_lines: ReadLines) -> None:
-        self.command = command
-        self.path = command.directory / "run"
-        self._eventually = eventually
-        self._read_lines = read_lines
-
-    def until(self, happened: Callable[[], Any], seconds: float = 60.0) -> Any:
-        def happened_or_ended() -> Any:
-            answer = happened()
-            if not answer and self.command.process.poll() is not None:
-                pytest.fail(f"the run ended: {self.command.stdout}\n{self.command.stderr}")
-            return answer
-
-        return self._eventually(happened_or_ended, seconds)
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [e for e in self._read_lines(self.path / "events.jsonl") if e["event"] == kind]
-
-    def metric(self, name: str) -> float:
-        """The newest value; 0 before the first."""
-        lines = self._read_lines(self.path / "metrics.jsonl")
-        return next((line[name] for line in reversed(lines) if line.get(name) is not None), 0)
-
-    def grows(self, *names: str) -> None:
-        """Wait until counters have grown twice: what is seen now may be of before."""
-        for _ in range(2):
-            before = {name: self.metric(name) for name in names}
-            self.until(lambda b=before: all(self.metric(name) > b[name] for name in names))
-
-    def learns(self) -> None:
-        """Wait until the run steps and learns."""
-        self.until(lambda: self.metric("learner_steps") > 0)
-
-    def role(self, role: str, index: int = 0) -> psutil.Process:
-        return self.until(lambda: self.command.role(role, index))
-
-    def joined(self, role: str, incarnation: int) -> bool:
-        texts = [event["text"] for event in self.events("joined") if event["role"] == role]
-        return any(text.endswith(f"incarnation {incarnation}") for text in texts)
-
-    def checkpoints(self) -> list[int]:
-        """Learner steps of the whole checkpoints, in order."""
-        files = (self.path / "checkpoints").glob("step-*/learner.pth")
-        return sorted(int(file.parent.name[5:]) for file in files)
-
-    def interrupt(self) -> dict[str, Any]:
-        """Ctrl-C once; the summary."""
-        self.command.interrupt()
-        assert self.command.wait(STOP_SECONDS) == 0, self.command.stderr
-        return self.summary()
-
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def observe(eventually: Eventually, read_lines: ReadLines) -> Callable[[Command], Observed]:
-    return lambda command: Observed(command, eventually, read_lines)
-
-
-Observe = Callable[["Command"], Observed]
+Observe = Callable[["Command"], "Observed"]
 
 
 def free_port() -> int:

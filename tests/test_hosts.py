@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pdqn.model import load_model
 
 if TYPE_CHECKING:
-    from conftest import Command, StartCommand
+    from conftest import Command, Observed, StartCommand
 
-Eventually = Callable[..., Any]
-ReadLines = Callable[[Path], list[dict[str, Any]]]
+Observe = Callable[["Command"], "Observed"]
 
 ROLES = ("actor", "replay", "learner", "evaluator")
 HOSTS = ("head", "replay", "learner", "left", "right")
@@ -110,14 +108,11 @@ class Run:
     """A run on the head, and who takes part on other hosts."""
 
     def __init__(
-        self, network: Network, start: StartCommand, directory: Path, eventually: Eventually,
-        read_lines: ReadLines,
-    ) -> None:  # fmt: skip
-        self.network, self._start, self.directory = network, start, directory
-        self._eventually, self._read_lines = eventually, read_lines
-        self.keys = directory / "keys"
-        self.commands: dict[str, Command] = {}
-        self.path = directory / "head" / "run"
+        self, network: Network, start: StartCommand, observe: Observe, directory: Path
+    ) -> None:
+        self.network, self._start, self._observe = network, start, observe
+        self.directory, self.keys = directory, directory / "keys"
+        self.seen: Observed
 
     def make_keys(self) -> None:
         names = [name for name in HOSTS if name != "head"]
@@ -126,7 +121,9 @@ class Run:
 
     def launch(self, *options: str) -> Command:
         bind = ["--bind", f"10.77.0.1:{PORT}", "--keys", str(self.keys), "--actors", "0"]
-        return self.on("head", "launch", *SMALL, *bind, *options)
+        command = self.on("head", "launch", *SMALL, *bind, *options)
+        self.seen = self._observe(command)
+        return command
 
     def join(self, host: str, role: str, *options: str) -> Command:
         key = ["--key", str(self.keys / f"{host}.key")]
@@ -134,56 +131,23 @@ class Run:
 
     def on(self, host: str, *arguments: str, at: str = "") -> Command:
         directory = self.directory / (at or host)
-        command = self._start(*arguments, directory=directory, prefix=self.network.on(host))
-        self.commands[at or host] = command
-        return command
-
-    def until(self, happened: Callable[[], Any], seconds: float = 60.0) -> Any:
-        def happened_or_ended() -> Any:
-            answer = happened()
-            head = self.commands["head"]
-            if not answer and head.process.poll() is not None:
-                pytest.fail(f"the run ended: {head.stdout}\n{head.stderr}")
-            return answer
-
-        return self._eventually(happened_or_ended, seconds)
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [e for e in self._read_lines(self.path / "events.jsonl") if e["event"] == kind]
-
-    def metric(self, name: str) -> float:
-        lines = self._read_lines(self.path / "metrics.jsonl")
-        return next((line[name] for line in reversed(lines) if line.get(name) is not None), 0)
-
-    def grows(self, *names: str) -> None:
-        for _ in range(2):
-            before = {name: self.metric(name) for name in names}
-            self.until(lambda b=before: all(self.metric(name) > b[name] for name in names))
+        return self._start(*arguments, directory=directory, prefix=self.network.on(host))
 
     @property
     def ladder(self) -> tuple[float, float]:
         """Least and most that an environment of those who are there explores."""
         name = "rollout/exploration_rate"
-        return self.metric(f"{name}_min"), self.metric(f"{name}_max")
-
-    def interrupt(self) -> None:
-        head = self.commands["head"]
-        head.interrupt()
-        assert head.wait(20.0) == 0, head.stderr
-
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        return self.seen.metric(f"{name}_min"), self.seen.metric(f"{name}_max")
 
 
 @pytest.fixture
 def run(
     network: Network,
     pdqn_command: StartCommand,
+    observe: Observe,
     tmp_path: Path,
-    eventually: Eventually,
-    read_lines: ReadLines,
 ) -> Run:
-    made = Run(network, pdqn_command, tmp_path, eventually, read_lines)
+    made = Run(network, pdqn_command, observe, tmp_path)
     made.make_keys()
     return made
 
@@ -206,46 +170,50 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
         run.join("left", "actor", "--count", "2") as left,
         run.join("right", "actor", "--count", "1") as right,
     ):
-        run.until(lambda: (run.path / "events.jsonl").exists())
-        assert "waits for replay (0 of 1), learner (0 of 1), actor (0 of 1)" in run.until(
+        run.seen.until(lambda: (run.seen.path / "events.jsonl").exists())
+        assert "waits for replay (0 of 1), learner (0 of 1), actor (0 of 1)" in run.seen.until(
             lambda: head.stdout if "waits for" in head.stdout else ""
         )
-        run.until(lambda: run.metric("learner_steps") > 0)
+        run.seen.until(lambda: run.seen.metric("learner_steps") > 0)
         everybody = roles_of(left, right)
         run.network.cut("left")
         cut = time.monotonic()
-        run.until(lambda: run.events("vanished"), 25.0)
-        assert run.events("vanished")[0]["roles"] == 2
-        run.until(lambda: run.ladder == pytest.approx((0.4**8, 0.4)))  # all of it is one actor's
-        run.grows("environment_steps", "learner_steps")
-        run.until(lambda: time.monotonic() - cut > cut_seconds)
+        run.seen.until(lambda: run.seen.events("vanished"), 25.0)
+        assert run.seen.events("vanished")[0]["roles"] == 2
+        run.seen.until(
+            lambda: run.ladder == pytest.approx((0.4**8, 0.4))
+        )  # all of it is one actor's
+        run.seen.grows("environment_steps", "learner_steps")
+        run.seen.until(lambda: time.monotonic() - cut > cut_seconds)
         run.network.mend("left")
-        run.until(lambda: len(run.events("rejoined")) == 3, 30.0)
-        run.grows("environment_steps", "learner_steps")
+        run.seen.until(lambda: len(run.seen.events("rejoined")) == 3, 30.0)
+        run.seen.grows("environment_steps", "learner_steps")
         assert roles_of(left, right) == everybody, "nobody had to be started again"
-        run.interrupt()
+        run.seen.interrupt()
         for other in (replay, learner, left, right):
             assert other.wait(20.0) == 0, other.stderr
             assert "Traceback" not in other.stderr
-    summary = run.summary()
+    summary = run.seen.summary()
     assert summary["exit_reason"] == "interrupted"
     assert summary["transitions"]["lost"] == 0
     assert summary["transitions"]["received"] > 0
     for host in ("replay", "learner", "left", "right"):
         assert not (run.directory / host / "run").exists(), "files go to the run's own host"
-    assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]
+    assert (
+        load_model(run.seen.path / "final_model.pth").parameter_version == summary["learner_steps"]
+    )
 
 
 def test_delay_and_loss_slow_a_run_and_do_nothing_else(run: Run):
     run.network.disturb("left", "delay", "40ms", "10ms", "loss", "2%")
     with run.launch() as head, run.join("left", "actor", "--count", "2") as left:
-        run.until(lambda: (run.path / "events.jsonl").exists())
-        run.grows("environment_steps", "learner_steps")
-        run.interrupt()
+        run.seen.until(lambda: (run.seen.path / "events.jsonl").exists())
+        run.seen.grows("environment_steps", "learner_steps")
+        run.seen.interrupt()
         assert left.wait(20.0) == 0, left.stderr
         assert head.process.returncode == 0
-    assert run.summary()["transitions"]["lost"] == 0
-    assert run.summary()["restarts"] == dict.fromkeys(ROLES, 0)
+    assert run.seen.summary()["transitions"]["lost"] == 0
+    assert run.seen.summary()["restarts"] == dict.fromkeys(ROLES, 0)
 
 
 @pytest.mark.slow
@@ -255,25 +223,25 @@ def test_a_host_whose_key_is_revoked_is_out_and_the_others_go_on(run: Run):
         run.join("left", "actor") as left,
         run.join("right", "actor", "--count", "auto") as right,
     ):
-        run.until(lambda: (run.path / "events.jsonl").exists())
-        run.until(lambda: {e["role"] for e in run.events("joined")} >= {"actor", "host"})
-        run.until(lambda: len(roles_of(left)) == 1 and len(roles_of(right)) >= 1)
-        run.grows("environment_steps", "learner_steps")
+        run.seen.until(lambda: (run.seen.path / "events.jsonl").exists())
+        run.seen.until(lambda: {e["role"] for e in run.seen.events("joined")} >= {"actor", "host"})
+        run.seen.until(lambda: len(roles_of(left)) == 1 and len(roles_of(right)) >= 1)
+        run.seen.grows("environment_steps", "learner_steps")
         with run.on("head", "keys", str(run.keys), "--revoke", "left", at="keys") as revoke:
             assert revoke.wait() == 0, revoke.stderr
         assert left.wait(20.0) == 1, left.stderr
         assert "no place for it any more: its key was revoked" in left.stderr
-        assert {event["role"] for event in run.events("revoked")} == {"host", "actor"}
-        run.grows("environment_steps", "learner_steps")
-        run.interrupt()
+        assert {event["role"] for event in run.seen.events("revoked")} == {"host", "actor"}
+        run.seen.grows("environment_steps", "learner_steps")
+        run.seen.interrupt()
         assert right.wait(20.0) == 0, right.stderr
-    assert run.summary()["restarts"] == dict.fromkeys(ROLES, 0)
+    assert run.seen.summary()["restarts"] == dict.fromkeys(ROLES, 0)
 
 
 @pytest.mark.slow
 def test_a_host_without_the_right_key_is_told_nothing(run: Run):
     with run.launch() as head:
-        run.until(lambda: (run.path / "events.jsonl").exists())
+        run.seen.until(lambda: (run.seen.path / "events.jsonl").exists())
         address = f"tcp://10.77.0.1:{PORT}"
         with run.on("left", "actor", "--join", address) as other:
             assert other.wait() == 2
@@ -281,6 +249,6 @@ def test_a_host_without_the_right_key_is_told_nothing(run: Run):
         with run.on("left", "replay", "--join", address, "--insecure") as other:
             assert other.wait() == 1
             assert "is encrypted: give the key file" in other.stderr
-        assert {event["role"] for event in run.events("joined")} <= {"replay", "learner"}
-        run.interrupt()
+        assert {event["role"] for event in run.seen.events("joined")} <= {"replay", "learner"}
+        run.seen.interrupt()
         assert head.process.returncode == 0
