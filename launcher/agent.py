@@ -66,7 +66,9 @@ def take_part(
     network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
     try:
-        supervisor = Supervisor(endpoint, part.logs, 0, network=network, own_indices=False)
+        supervisor = Supervisor(
+            endpoint, part.logs, 0, network=network, own_indices=False, warm=part.role == "actor"
+        )
         # First: a host that has joined must be heard from every second.
         supervisor.warm_up()
         link = CoordinatorLink(context, endpoint, "host")

@@ -78,7 +78,12 @@ class Run:
             raise
         logs, allowed = session.run_dir.logs, self._config.system.restarts
         self._supervisor = Supervisor(
-            self._local_endpoint(), logs, allowed, session.restarts, self._access.network
+            self._local_endpoint(),
+            logs,
+            allowed,
+            session.restarts,
+            self._access.network,
+            warm=self._actors_here > 0,
         )
         session.state.incarnations = self._coordinator.incarnations
         self._dead: set[tuple[str, int]] = set()
@@ -162,12 +167,16 @@ class Run:
             self._supervisor.start("evaluator", 0)
         if self._cluster is not None:
             self._dask = self._place_roles(self._cluster)
-        local = 0 if "actor" in elsewhere else resolved(self._config.actor.count)
-        for index in range(local):
+        for index in range(self._actors_here):
             if self._session.interrupts.count:
                 return
             self._supervisor.start("actor", index)
             self._turn(0.0)
+
+    @property
+    def _actors_here(self) -> int:
+        elsewhere = "actor" in self._access.elsewhere
+        return 0 if elsewhere else resolved(self._config.actor.count)
 
     def _place_roles(self, cluster: DaskCluster) -> DaskRoles:
         config = self._config

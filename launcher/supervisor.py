@@ -93,6 +93,7 @@ class Supervisor:
         network: how the roles reach others; None on the launcher's own host, without keys.
         own_indices: whether the roles ask for the indices that they have here; elsewhere the
             coordinator gives them others.
+        warm: whether there will be actors, for which the forkserver prepares what they share.
 
     Attributes:
         settings: of this host, for roles that are started from now on.
@@ -107,6 +108,7 @@ class Supervisor:
         network: Network | None = None,
         *,
         own_indices: bool = True,
+        warm: bool = True,
     ) -> None:
         self._address = address
         self._logs = logs
@@ -116,7 +118,7 @@ class Supervisor:
         self._network = network or Network()
         self.settings: Mapping[str, Mapping[str, Any]] = {}
         self._own_indices = own_indices
-        self._context = _context()
+        self._context = _context(warm)
         self.restarted = {} if restarted is None else restarted
 
     def set_restarts(self, restarts: int) -> None:
@@ -124,7 +126,7 @@ class Supervisor:
         self._restarts = restarts
 
     def warm_up(self) -> None:
-        """Wait until the forkserver has imported what roles need: only then does it start any."""
+        """Wait until the forkserver has imported what it shares: only then does it start roles."""
         process = self._context.Process(target=int)  # pyright: ignore[reportAttributeAccessIssue]
         process.start()
         process.join(_WARM_UP_SECONDS)
@@ -259,14 +261,14 @@ def _cause(exit_code: int | None) -> str:
     return "refused" if exit_code == entry.EXIT_REFUSED else f"exit code {exit_code}"
 
 
-def _context() -> BaseContext:
+def _context(warm: bool) -> BaseContext:
     """The forkserver, started so that Ctrl-C reaches neither it nor its children."""
     for name in _SINGLE_THREADED:
         os.environ.setdefault(name, "1")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "launcher.warm"])
+    context.set_forkserver_preload(["__main__", *(["launcher.warm"] if warm else [])])
     # First: starting the tracker would unblock the signal again.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
