@@ -10,12 +10,15 @@ import zmq
 from pdqn.errors import RunError
 from pdqn.link import CoordinatorLink
 from pdqn.parameters import ParameterSubscriber, matches
+from pdqn.transport import network_of
 
 _REFRESH_SECONDS = 0.1
 
 
 class ParameterFollower:
     """Polls the coordinator and the learner a few times a second; follows both when they move.
+
+    Where this host has a relay, the parameters come from there.
 
     Attributes:
         parameter_version: learner steps of the network's parameters; None before the first.
@@ -32,6 +35,7 @@ class ParameterFollower:
         self._link = link
         self._run = run
         self._network = network
+        self._relay = network_of(context).relay
         self._subscriber: ParameterSubscriber | None = None
         self._address = ""
         self._next_refresh = 0.0
@@ -44,7 +48,7 @@ class ParameterFollower:
             return False
         self._next_refresh = now + _REFRESH_SECONDS
         self._link.poll()
-        self._follow(self._link.pulse.endpoints.get("parameters", ""))
+        self._follow(self._relay or self._link.pulse.endpoints.get("parameters", ""))
         newest = self._subscriber.latest() if self._subscriber else None
         if newest is not None:
             if not matches(newest.tensors, self._network):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def open_on_cluster(
     here: str,
     bind: str | None,
     *,
-    keys: Path,
+    keys: Path | None,
     insecure: bool,
     advertise: str | None,
     ports: tuple[int, int] | None,
@@ -111,7 +112,8 @@ def open_on_cluster(
     Args:
         here: this host's address on the way to the cluster.
         bind: HOST[:PORT]; by default a free port there.
-        keys: directory of the run's keys; what is missing there is made, where keys are needed.
+        keys: directory of the run's keys; what is missing there is made. None for keys of this
+            run only, where it needs some: no file of them is left.
         insecure: off loopback, too, without keys.
         advertise: address at which workers reach this host.
         ports: first and last that roles here may bind.
@@ -122,19 +124,36 @@ def open_on_cluster(
     """
     bind = bind or here
     on_loopback = transport.is_loopback(f"tcp://{parse_bind(bind)}")
-    used = None if insecure or (on_loopback and not keys.exists()) else keys
-    text = ""
-    if used is not None:
-        path = keys / f"{CLUSTER_KEY}.key"
-        if not path.exists():
-            make_keys(keys, (CLUSTER_KEY,))
-        read_key(path)
-        text = path.read_text(encoding="utf-8")
     elsewhere = frozenset({"actor", "learner", "replay"})
-    access = open_run(
-        bind, keys=used, insecure=insecure, advertise=advertise, ports=ports, elsewhere=elsewhere
-    )
-    return replace(access, pins=dict(pins), key_text=text)
+
+    def open_with(used: Path | None) -> Access:
+        text = "" if used is None else _cluster_key(used)
+        access = open_run(
+            bind,
+            keys=used,
+            insecure=insecure,
+            advertise=advertise,
+            ports=ports,
+            elsewhere=elsewhere,
+        )
+        return replace(access, pins=dict(pins), key_text=text)
+
+    if keys is not None or insecure or on_loopback:
+        return open_with(None if insecure else keys)
+    with tempfile.TemporaryDirectory(prefix="pdqn-") as folder:
+        access = open_with(Path(folder) / "keys")
+        assert access.clients is not None
+        access.clients.settle()
+    return access
+
+
+def _cluster_key(keys: Path) -> str:
+    """Text of the key file of a cluster's hosts, which is made if there is none."""
+    path = keys / f"{CLUSTER_KEY}.key"
+    if not path.exists():
+        make_keys(keys, (CLUSTER_KEY,))
+    read_key(path)
+    return path.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

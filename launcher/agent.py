@@ -8,10 +8,12 @@ is not heard nothing is started, since nothing could join.
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from actors.environments.making import package_versions
 from launcher import hardware, machine
 from launcher.interrupts import Interrupts
 from launcher.supervisor import Supervisor
+from pdqn.broadcast import Relay
 from pdqn.errors import RunError, UsageError
 from pdqn.link import CoordinatorLink, Welcome
 from pdqn.specs import EnvironmentSpec
@@ -30,6 +33,7 @@ _HEARD_SECONDS = 5.0
 _PATIENCE_SECONDS = 120.0
 _LEAVE_SECONDS = 8.0
 _GAUGE_SECONDS = 1.0
+_STARTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -66,21 +70,41 @@ def take_part(
     network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
     try:
-        supervisor = Supervisor(
-            endpoint, part.logs, 0, network=network, own_indices=False, warm=part.role == "actor"
-        )
-        # First: a host that has joined must be heard from every second.
-        supervisor.warm_up()
-        link = CoordinatorLink(context, endpoint, "host")
-        welcome = link.join()
-        try:
-            agent = _Agent(link, welcome, supervisor, part, say)
-        except (RunError, UsageError) as error:
-            link.leave(str(error))
-            raise
-        return agent.run(interrupts)
+        with _relay_for(part, network) as relay:
+            supervisor = Supervisor(
+                endpoint,
+                part.logs,
+                0,
+                network=replace(network, relay=relay.endpoint if relay else ""),
+                own_indices=False,
+                warm=part.role == "actor",
+            )
+            # First: a host that has joined must be heard from every second.
+            supervisor.warm_up()
+            link = CoordinatorLink(context, endpoint, "host")
+            welcome = link.join()
+            try:
+                agent = _Agent(link, welcome, supervisor, relay, part, say)
+            except (RunError, UsageError) as error:
+                link.leave(str(error))
+                raise
+            return agent.run(interrupts)
     finally:
         context.destroy(linger=1000)
+
+
+@contextmanager
+def _relay_for(part: Part, network: Network) -> Iterator[Relay | None]:
+    """What receives the parameters for all of a host's actors; they would each, otherwise."""
+    if part.role != "actor":
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="pdqn-") as folder:
+        relay = Relay(network, f"ipc://{folder}/parameters")
+        try:
+            yield relay
+        finally:
+            relay.close()
 
 
 class _Agent:
@@ -89,10 +113,12 @@ class _Agent:
         link: CoordinatorLink,
         welcome: Welcome,
         supervisor: Supervisor,
+        relay: Relay | None,
         part: Part,
         say: Callable[[str], None],
     ) -> None:
         self._link, self._supervisor, self._part, self._say = link, supervisor, part, say
+        self._relay, self._source = relay, ""
         self._count = self._prepare(welcome)
         supervisor.set_restarts(welcome.config.system.restarts)
         self._resized = 0
@@ -135,6 +161,7 @@ class _Agent:
     def _turn(self) -> None:
         self._gauge()
         self._link.poll(_TURN_SECONDS)
+        self._follow_learner()
         if self._link.pulse.command in ("drain", "stop"):
             self._supervisor.stop_restarting()
         else:
@@ -156,9 +183,20 @@ class _Agent:
         """Have as many processes as the run wants of this host, or as it began with."""
         wanted = self._link.pulse.count or self._count
         if wanted != self._resized:
-            self._resized = wanted
             hardware.raise_open_file_limit(machine.open_files_of(wanted))
-            self._supervisor.resize(self._part.role, wanted)
+        while wanted != self._resized:
+            # A few at a time: the run must hear of this host while a hundred start.
+            self._resized = min(wanted, self._resized + _STARTS_AT_ONCE)
+            self._supervisor.resize(self._part.role, self._resized)
+            self._link.poll()
+
+    def _follow_learner(self) -> None:
+        """Have the relay receive from where the learner is now."""
+        if self._relay is not None:
+            # Without a learner now, what the last one sent may still be on its way.
+            source = self._link.pulse.endpoints.get("parameters") or self._source
+            self._source = "" if self._link.pulse.is_revoked(source) else source
+            self._relay.follow(self._source)
 
     def _gauge(self) -> None:
         """Say how busy the host is."""

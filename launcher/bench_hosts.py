@@ -44,10 +44,10 @@ _CURVE_OVERHEAD_BYTES = 40  # of a message: nonce, tag and flags (RFC 26), and i
 _REPORTS = 2000
 
 
-def bench_hosts(config: Config, seconds: float, *, as_json: bool) -> int:
+def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bool) -> int:
     """Measure and print; the exit code."""
     spec, _, plan = prepare(config)
-    costs = measure(plan.config, spec, seconds)
+    costs = measure(plan.config, spec, seconds, host_actors)
     found = limits(costs)
     if as_json:
         shown = {"costs": dataclasses.asdict(costs), "limits": [vars(one) for one in found]}
@@ -64,7 +64,7 @@ def bench_hosts(config: Config, seconds: float, *, as_json: bool) -> int:
     return 0
 
 
-def measure(config: Config, spec: EnvironmentSpec, seconds: float) -> Costs:
+def measure(config: Config, spec: EnvironmentSpec, seconds: float, host_actors: int) -> Costs:
     """What a run of this configuration costs on this machine, piece by piece."""
     torch.set_num_threads(1)
     actor_rate, encoded = _measure_actor(config, spec, seconds)
@@ -84,6 +84,7 @@ def measure(config: Config, spec: EnvironmentSpec, seconds: float) -> Costs:
         learner_rate=_measure_learner(learner, config, spec, seconds),
         parameter_bytes=len(parameters.encode(Parameters(_RUN, 0, 0, learner.online.state_dict()))),
         publish_seconds=config.learner.publish_seconds,
+        host_actors=host_actors,
         samples_per_insert=resolved(config.replay.samples_per_insert),
         crypt_seconds_per_byte=crypt,
         report_seconds=_measure_coordinator(config, spec),

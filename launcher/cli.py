@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -361,10 +360,7 @@ def launch(
         if dask is not None:
             cluster = start.connect(dask, dask_python, dask_slots)
             stack.callback(cluster.close)
-            made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pdqn-"))) / "keys"
-            access = open_on_cluster(
-                cluster.own_address, bind, keys=keys or made, pins=pins, **reach
-            )
+            access = open_on_cluster(cluster.own_address, bind, keys=keys, pins=pins, **reach)
         assert access is not None
         return start.launch(
             config,
@@ -656,8 +652,15 @@ def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
     type=click.FloatRange(0.1, 600),
     help="of each part",
 )
+@click.option(
+    "--host-actors",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1),
+    help="on each host: they get parameters together",
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-def bench_hosts(part_seconds: float, as_json: bool, **options: Any) -> int:
+def bench_hosts(part_seconds: float, host_actors: int, as_json: bool, **options: Any) -> int:
     """Measure what a transition costs on its way, and from that how large a run can be.
 
     Bytes on the wire, processor time of every process that touches it, encryption included; then
@@ -670,7 +673,7 @@ def bench_hosts(part_seconds: float, as_json: bool, **options: Any) -> int:
     config = _layers(options)
     from launcher import bench_hosts as benchmark
 
-    return benchmark.bench_hosts(config, part_seconds, as_json=as_json)
+    return benchmark.bench_hosts(config, part_seconds, host_actors, as_json=as_json)
 
 
 @cli.command(short_help="Print what completes commands and options in a shell.")

@@ -32,6 +32,8 @@ _BINDING = ("replay", "learner")
 _SINGLE = ("learner", "evaluator")
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
+# Pieces of a file that come slower than this apart do not come any more.
+_FILE_SECONDS = 2.0
 _MOST_MEMBERS = 1 << 20
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _EVALUATED = {
@@ -157,6 +159,7 @@ class Coordinator:
         self._limited = tuple(limits)
         self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
         self._final_version = 0
+        self._file_heard = -math.inf
         self._given_up: set[int] = set()
         self._counts: dict[str, int] = {}
         self._gone: set[str] = set()
@@ -352,12 +355,18 @@ class Coordinator:
             if host.agent and (member.agent, member.pid) == (host.agent, pid):
                 self._remove(identity)
 
+    @property
+    def receives_file(self) -> bool:
+        """Whether a file of a role on another host is on its way."""
+        return time.monotonic() - self._file_heard < _FILE_SECONDS
+
     def _exchange_file(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
         """Take or give a piece of a file of a role on another host."""
         member.heard = time.monotonic()
         if self._files is None:
             raise wire.WireError("malformed", "a file, and this run has no directory")
         if message["type"] == "file":
+            self._file_heard = time.monotonic()
             self._send(identity, "filed", self._files.take(member.key.role, message))
         else:
             self._send(identity, "piece", self._files.give(message))

@@ -92,13 +92,15 @@ def hold_role(key: str, command: list[str], first_line: Secret) -> dict[str, Any
             return {"code": 127, "pid": 0, "tail": f"{command[0]}: {error.strerror}"}
         with plugin.lock:
             plugin.processes[key] = process
+        if not _is_wanted(key):  # cancelled before the plugin knew of the process
+            plugin.end(key)
         secede()
         assert process.stdin is not None
         try:
             process.stdin.write(first_line.text.encode() + b"\n")
             process.stdin.flush()
-        except OSError:
-            pass  # it has ended already, and has said why
+        except (OSError, ValueError):
+            pass  # it has ended already, and has said why; or its pipe was closed just now
         while process.poll() is None and key in plugin.processes:
             time.sleep(_POLL_SECONDS)
         try:
@@ -110,6 +112,12 @@ def hold_role(key: str, command: list[str], first_line: Secret) -> dict[str, Any
         errors.seek(max(0, errors.tell() - _TAIL_BYTES))
         tail = errors.read().decode(errors="replace")
     return {"code": code, "pid": process.pid, "tail": tail}
+
+
+def _is_wanted(key: str) -> bool:
+    """Whether a task that runs here has not been cancelled."""
+    task = get_worker().state.tasks.get(key)
+    return task is not None and task.state in ("executing", "long-running")
 
 
 def describe_worker(python: str) -> dict[str, Any]:

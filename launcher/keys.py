@@ -12,6 +12,7 @@ Key files are secret: they are made for their owner alone, and refused when othe
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -168,6 +169,10 @@ class AllowedClients:
             except UsageError:
                 self.clients = frozenset([self._head])
         return self.clients
+
+    def settle(self) -> None:
+        """Keep to who is let in now: the file may go."""
+        self._next_look = math.inf
 
     def _read(self) -> frozenset[str]:
         return frozenset([self._head, *read_allowed(self._directory).values()])

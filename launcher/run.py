@@ -358,7 +358,11 @@ class Run:
         self._wait(lambda: not coordinator.count("actor"), budget.actors)
         self._wait(lambda: not self._metrics.in_flight(), budget.drain)
         coordinator.command(["learner"], "stop")
-        self._wait(lambda: not coordinator.count("learner"), budget.learner)
+        self._wait(
+            lambda: not coordinator.count("learner"),
+            budget.learner,
+            unless=lambda: coordinator.receives_file,
+        )
         coordinator.command(["replay"], "stop")
         coordinator.finish(self._metrics.learner_steps())
         self._wait(lambda: not coordinator.count("evaluator"), budget.evaluator)
@@ -368,10 +372,16 @@ class Run:
             lambda: not self._supervisor.alive() and not coordinator.count("host"), budget.last
         )
 
-    def _wait(self, done: Callable[[], bool], seconds: float) -> None:
+    def _wait(
+        self,
+        done: Callable[[], bool],
+        seconds: float,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Wait so long, and on for as long as ``unless`` says that it is worth it."""
         deadline = time.monotonic() + seconds
         hurried = self._session.interrupts.count > 0
-        while not done() and time.monotonic() < deadline:
+        while not done() and (time.monotonic() < deadline or unless()):
             self._turn(0.02)
             if self._session.interrupts.count and not hurried:
                 # The person does not want to wait for what is left.

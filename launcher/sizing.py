@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.human import number, size
+from launcher.human import number, plural, size
 
 # Of a link's bits, what TCP and IP leave for data.
 _USABLE = 0.94
@@ -22,8 +22,9 @@ class Costs:
         insert_seconds: CPU time of replay for each transition that comes.
         sample_seconds: CPU time of replay for each transition that is sampled.
         learner_rate: transitions per second that the learner trains on, with the threads it has.
-        parameter_bytes: of one publication to one actor.
+        parameter_bytes: of one publication to one host.
         publish_seconds: between publications.
+        host_actors: actors on a host; it hands on what it gets to all of them.
         samples_per_insert: transitions sampled for each that comes.
         crypt_seconds_per_byte: CPU time of either side of an encrypted connection.
         report_seconds: CPU time of the coordinator for a report, its answer included.
@@ -38,6 +39,7 @@ class Costs:
     learner_rate: float
     parameter_bytes: float
     publish_seconds: float
+    host_actors: int
     samples_per_insert: float
     crypt_seconds_per_byte: float
     report_seconds: float
@@ -97,10 +99,11 @@ def _coordinator(costs: Costs) -> Limit:
 def _publisher(costs: Costs) -> Limit:
     each = costs.parameter_bytes * costs.crypt_seconds_per_byte
     why = (
-        f"a core encrypts {size(costs.parameter_bytes)} for each actor, every "
+        f"a core encrypts {size(costs.parameter_bytes)} for {_each_host(costs)}, every "
         f"{costs.publish_seconds:g} s (learner.publish_seconds)"
     )
-    return Limit("encrypting parameters", costs.publish_seconds / each, why)
+    hosts = costs.publish_seconds / each
+    return Limit("encrypting parameters", hosts * costs.host_actors, why)
 
 
 def _link_of_replay(costs: Costs, gigabits: int) -> Limit:
@@ -111,8 +114,13 @@ def _link_of_replay(costs: Costs, gigabits: int) -> Limit:
 
 def _link_of_learner(costs: Costs, gigabits: int) -> Limit:
     each = costs.parameter_bytes / costs.publish_seconds
-    why = f"{size(each)}/s of parameters to each actor"
-    return Limit(f"{gigabits} Gbit/s from the learner", _bytes_per_second(gigabits) / each, why)
+    why = f"{size(each)}/s of parameters to {_each_host(costs)}"
+    actors = _bytes_per_second(gigabits) / each * costs.host_actors
+    return Limit(f"{gigabits} Gbit/s from the learner", actors, why)
+
+
+def _each_host(costs: Costs) -> str:
+    return f"each host of {plural(costs.host_actors, 'actor')}"
 
 
 def _bytes_per_second(gigabits: int) -> float:

@@ -317,7 +317,7 @@ class CoordinatorLink:
 
     @property
     def _network(self) -> Network:
-        return self._context.network if isinstance(self._context, Context) else Network()
+        return transport.network_of(self._context)
 
     @property
     def _shown(self) -> str:

@@ -63,6 +63,8 @@ class Network:
         agent: who started the process, where that was not the run's launcher: one name for all
             processes that come and go with it.
         settings: of this host, by section and key; they take the place of the run's.
+        relay: endpoint on this host where the learner's parameters are to be had; empty where
+            there is none, and every process gets them from the learner.
     """
 
     keys: KeyPair | None = None
@@ -70,6 +72,7 @@ class Network:
     ports: tuple[int, int] | None = None
     agent: str = ""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    relay: str = ""
 
 
 class Context(zmq.Context[Socket]):
@@ -197,7 +200,7 @@ def bind(socket: Socket, address: str) -> str:
         ZMQError: the address cannot be bound.
     """
     context: Any = socket.context
-    keys, network = _keys(socket), _network(socket)
+    keys, network = _keys(socket), network_of(socket.context)
     if keys is not None:
         context.authenticate()
         _set_keys(socket, keys)
@@ -212,6 +215,11 @@ def bind(socket: Socket, address: str) -> str:
     else:
         socket.bind(address)
     return endpoint_of(_seen_from_elsewhere(socket, network), keys.public if keys else None)
+
+
+def network_of(context: zmq.Context[Any]) -> Network:
+    """What a context knows of the network; an ordinary one knows nothing."""
+    return context.network if isinstance(context, Context) else Network()
 
 
 def route_to(endpoint: str) -> str:
@@ -241,13 +249,8 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _network(socket: Socket) -> Network:
-    context: Any = socket.context
-    return context.network if isinstance(context, Context) else Network()
-
-
 def _keys(socket: Socket) -> KeyPair | None:
-    return _network(socket).keys
+    return network_of(socket.context).keys
 
 
 def _set_keys(socket: Socket, keys: KeyPair) -> None:

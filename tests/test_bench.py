@@ -79,12 +79,12 @@ def test_what_a_transition_costs_is_measured_piece_by_piece(capsys: Any):
     run = {"env": "pdqn/CirclePlacement-v0", "env_args": {"map_size": 16, "radii": [3, 2, 1]}}
     learner = {"batch_size": 16, "threads": 1}
     config = build(("test", {"run": run, "learner": learner, "actor": {"count": 1}}))
-    assert bench_hosts.bench_hosts(config, 0.2, as_json=True) == 0
+    assert bench_hosts.bench_hosts(config, 0.2, 30, as_json=True) == 0
     shown = json.loads(capsys.readouterr().out)
     assert all(value > 0 for value in shown["costs"].values())
     assert {"this learner", "a replay process", "10 Gbit/s to replay"} <= {
         limit["what"] for limit in shown["limits"]
     }
     assert 20 < shown["costs"]["wire_bytes"] < 2000
-    assert bench_hosts.bench_hosts(config, 0.1, as_json=False) == 0
+    assert bench_hosts.bench_hosts(config, 0.1, 30, as_json=False) == 0
     assert "actors that saturate" in capsys.readouterr().out

@@ -123,6 +123,10 @@ class Host:
         self._links.append(link)
         return RunFiles(link, link.join())
 
+    @property
+    def receives_file(self) -> bool:
+        return self._coordinator.receives_file
+
     def silence(self) -> None:
         self._stop.set()
         self._thread.join(10)
@@ -173,6 +177,16 @@ def test_files_of_any_size_come_over_whole_and_back(host: Host, size: int):
     assert learner.fetch("checkpoint") == learner.path / CHECKPOINT
     assert (learner.path / CHECKPOINT).read_bytes() == content(size)[:size]
     assert learner.fetch("checkpoint", 1) is None
+    learner.close()
+
+
+def test_a_run_that_stops_knows_whether_a_file_still_comes(host: Host, eventually: Any):
+    learner = host.files("learner")
+    assert not host.receives_file
+    (learner.path / FINAL_MODEL).write_bytes(b"x")
+    learner.push(FINAL_MODEL)
+    assert host.receives_file, "the next one may follow at once"
+    eventually(lambda: not host.receives_file)
     learner.close()
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,20 @@ class Network:
     def on(self, host: str) -> tuple[str, ...]:
         """What runs a command on a host."""
         return ("ip", "netns", "exec", f"{self._prefix}-{host}")
+
+    def connections(self, host: str) -> Counter[str]:
+        """How many others have to what a host has bound, by their address."""
+        listens, talks = (
+            subprocess.run(
+                [*self.on(host), "ss", "-Hnt", *which], capture_output=True, text=True, check=True
+            ).stdout.splitlines()
+            for which in (["-l"], ["state", "established"])
+        )
+        bound = {line.split()[3].rpartition(":")[2] for line in listens}
+        ends = (line.split()[-2:] for line in talks)
+        return Counter(
+            theirs.rpartition(":")[0] for ours, theirs in ends if ours.rpartition(":")[2] in bound
+        )
 
     def cut(self, host: str) -> None:
         ip("-n", self._switch, "link", "set", host, "down")
@@ -175,6 +190,13 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
             lambda: head.stdout if "waits for" in head.stdout else ""
         )
         run.seen.until(lambda: run.seen.metric("learner_steps") > 0)
+        # Of a learner that has taken hundreds of steps, actors act on what it published.
+        run.seen.until(lambda: run.seen.metric("learner_steps") > 300)
+        run.seen.until(
+            lambda: run.seen.metric("learner/policy_lag") < run.seen.metric("learner_steps") / 3
+        )
+        # All actors of a host get it over one connection.
+        assert run.network.connections("learner") == {"10.77.0.4": 1, "10.77.0.5": 1}
         everybody = roles_of(left, right)
         run.network.cut("left")
         cut = time.monotonic()

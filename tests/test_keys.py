@@ -9,6 +9,7 @@ import pytest
 import zmq
 
 from launcher import keys
+from launcher.access import Access, open_on_cluster
 from pdqn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +63,39 @@ def test_a_run_sees_within_a_second_or_so_who_is_let_in(tmp_path: Path, eventual
     eventually(lambda: clients.look() == {head, one})
     (tmp_path / keys.ALLOWED).chmod(0o666)
     eventually(lambda: clients.look() == {head})  # what everybody can write is no list
+
+
+def test_keys_of_one_run_on_a_cluster_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    access = on_cluster("0.0.0.0", keys=None)
+    assert list(tmp_path.iterdir()) == []
+    assert access.clients is not None
+    cluster = keys.parse_key(access.key_text)
+    head = access.network.keys
+    assert head is not None
+    assert cluster.head == head.public
+    everybody = {cluster.head, cluster.keys.public}
+    assert access.clients.clients == everybody
+    monkeypatch.setattr("time.monotonic", lambda: 1e12)
+    assert access.clients.look() == everybody, "the files are not looked for again"
+
+
+def test_a_cluster_gets_a_key_in_a_directory_of_keys_and_keeps_it(tmp_path: Path):
+    first = on_cluster("127.0.0.1", keys=tmp_path / "keys")
+    assert keys.read_key(tmp_path / "keys" / "dask.key") == keys.parse_key(first.key_text)
+    assert on_cluster("127.0.0.1", keys=tmp_path / "keys").key_text == first.key_text
+
+
+def test_a_cluster_on_this_host_needs_no_keys(tmp_path: Path):
+    assert on_cluster("127.0.0.1", keys=None).clients is None
+
+
+def on_cluster(here: str, *, keys: Path | None) -> Access:
+    return open_on_cluster(
+        here, None, keys=keys, insecure=False, advertise="10.0.0.1", ports=None, pins={}
+    )
 
 
 def refused(question, *arguments) -> str:

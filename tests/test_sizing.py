@@ -17,6 +17,7 @@ COSTS = Costs(
     learner_rate=40_000.0,
     parameter_bytes=1e6,
     publish_seconds=2.0,
+    host_actors=30,
     samples_per_insert=4.0,
     crypt_seconds_per_byte=1e-9,
     report_seconds=1e-4,
@@ -34,12 +35,12 @@ def test_worked_numbers():
     assert found["a replay process"] == pytest.approx(1 / 8.9e-6 / 1000)
     assert found["this learner"] == pytest.approx(40_000 / 4 / 1000)
     assert found["the coordinator"] == pytest.approx(10_000)
-    # A megabyte in 1 ms, every two seconds.
-    assert found["encrypting parameters"] == pytest.approx(2000)
+    # A megabyte in 1 ms, every two seconds: 2000 hosts of 30 actors.
+    assert found["encrypting parameters"] == pytest.approx(60_000)
     # 0.94 of 125 MB/s.
     assert found["1 Gbit/s to replay"] == pytest.approx(117.5e6 / 100 / 1000)
     assert found["10 Gbit/s to replay"] == pytest.approx(1175e6 / 100 / 1000)
-    assert found["1 Gbit/s from the learner"] == pytest.approx(117.5e6 / 0.5e6)
+    assert found["1 Gbit/s from the learner"] == pytest.approx(117.5e6 / 0.5e6 * 30)
 
 
 def test_the_first_to_be_reached_comes_first():
@@ -50,7 +51,7 @@ def test_the_first_to_be_reached_comes_first():
 
 def test_publishing_less_often_and_sampling_less_makes_room():
     rarely = actors(dataclasses.replace(COSTS, publish_seconds=20.0))
-    assert rarely["1 Gbit/s from the learner"] == pytest.approx(2350)
+    assert rarely["1 Gbit/s from the learner"] == pytest.approx(70_500)
     fewer = actors(dataclasses.replace(COSTS, samples_per_insert=0.5))
     assert fewer["this learner"] == pytest.approx(80)
     assert fewer["a replay process"] == pytest.approx(1 / 4.7e-6 / 1000)

@@ -1,0 +1,159 @@
+"""A relay: one subscription for a whole host, and all its processes get what is newest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from pdqn.broadcast import Publisher, Relay, Subscriber
+from pdqn.errors import RunError
+from pdqn.transport import Context, KeyPair, Network
+
+
+def new_keys() -> KeyPair:
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public.decode(), secret.decode())
+
+
+class Net:
+    """Opens what a test needs, and closes it."""
+
+    def __init__(self, folder: Path, eventually: Callable[..., Any]) -> None:
+        self._folder, self._eventually = folder, eventually
+        self._contexts: list[Context] = []
+        self._relays: list[Relay] = []
+        self._sockets: list[Publisher | Subscriber | zmq.Socket[bytes]] = []
+
+    def context(self, keys: KeyPair | None = None, *clients: KeyPair) -> Context:
+        context = Context(Network(keys))
+        context.allow([client.public for client in clients])
+        self._contexts.append(context)
+        return context
+
+    def publisher(self, keys: KeyPair | None = None, *clients: KeyPair) -> Publisher:
+        publisher = Publisher(self.context(keys, *clients), "tcp://127.0.0.1:*")
+        self._sockets.append(publisher)
+        return publisher
+
+    def subscriber(self, endpoint: str, keys: KeyPair | None = None) -> Subscriber:
+        subscriber = Subscriber(self.context(keys), endpoint)
+        self._sockets.append(subscriber)
+        return subscriber
+
+    def bare(self, kind: int) -> zmq.Socket[bytes]:
+        """A socket that does as it is told."""
+        socket = self.context().socket(kind)
+        self._sockets.append(socket)
+        return socket
+
+    def relay(self, source: Publisher | None, keys: KeyPair | None = None) -> Relay:
+        relay = Relay(Network(keys), f"ipc://{self._folder}/relay-{len(self._relays)}")
+        self._relays.append(relay)
+        relay.follow(source.endpoint if source else "")
+        return relay
+
+    def receive(self, subscriber: Subscriber, *publishers: Publisher) -> bytes:
+        """The next message that comes while publishers serve."""
+
+        def look() -> memoryview | None:
+            for publisher in publishers:
+                publisher.serve()
+            return subscriber.receive(0.01)
+
+        return bytes(self._eventually(look))
+
+    def arrives(self, text: bytes, subscriber: Subscriber, *publishers: Publisher) -> None:
+        """Wait for a message; what was sent before may come again, for those who are new."""
+        while self.receive(subscriber, *publishers) != text:
+            pass
+
+    def close(self) -> None:
+        for relay in self._relays:
+            relay.close()
+        for socket in self._sockets:
+            socket.close()
+        for context in self._contexts:
+            context.destroy(linger=0)
+
+
+@pytest.fixture
+def net(tmp_path: Path, eventually: Any) -> Iterator[Net]:
+    net = Net(tmp_path, eventually)
+    yield net
+    net.close()
+
+
+def test_all_get_what_is_published_and_the_publisher_has_one_subscriber(net: Net, eventually: Any):
+    bare = net.bare(zmq.XPUB)
+    bare.setsockopt(zmq.XPUB_VERBOSE, 1)
+    bare.bind("tcp://127.0.0.1:*")
+    relay = net.relay(None)
+    relay.follow(bare.getsockopt_string(zmq.LAST_ENDPOINT))
+    subscription = eventually(lambda: bare.poll(10) and bare.recv())
+    subscribers = [net.subscriber(relay.endpoint) for _ in range(5)]
+    bare.send(subscription[1:] + b"one")
+    assert [net.receive(subscriber) for subscriber in subscribers] == [b"one"] * 5
+    bare.send(subscription[1:] + b"two")
+    for subscriber in subscribers:
+        net.arrives(b"two", subscriber)
+    assert not bare.poll(0), f"somebody else has subscribed: {bare.recv()!r}"
+
+
+def test_who_comes_late_gets_the_last_message_though_its_sender_is_gone(net: Net):
+    publisher = net.publisher()
+    relay = net.relay(publisher)
+    publisher.send(b"last words")
+    first = net.subscriber(relay.endpoint)
+    assert net.receive(first, publisher) == b"last words"
+    publisher.close()
+    for _ in range(3):
+        late = net.subscriber(relay.endpoint)
+        assert net.receive(late) == b"last words"
+
+
+def test_it_follows_a_sender_that_moves(net: Net):
+    old, new = net.publisher(), net.publisher()
+    relay = net.relay(old)
+    subscriber = net.subscriber(relay.endpoint)
+    old.send(b"old")
+    assert net.receive(subscriber, old) == b"old"
+    relay.follow(new.endpoint)
+    new.send(b"new")
+    net.arrives(b"new", subscriber, new)
+
+
+def test_only_the_hosts_own_processes_are_let_in(net: Net, eventually: Any):
+    ours, learners, others = new_keys(), new_keys(), new_keys()
+    publisher = net.publisher(learners, ours)
+    relay = net.relay(publisher, ours)
+    publisher.send(b"secret")
+    assert net.receive(net.subscriber(relay.endpoint, ours), publisher) == b"secret"
+    stranger = net.subscriber(relay.endpoint, others)
+    naked = net.bare(zmq.SUB)
+    naked.subscribe(b"")
+    naked.connect(relay.endpoint.partition("|")[0])
+    # What comes after them reaches who is let in, and neither of the two.
+    last = net.subscriber(relay.endpoint, ours)
+    for text in (b"again", b"and again"):
+        publisher.send(text)
+        net.arrives(text, last, publisher)
+    assert stranger.receive(0.2) is None
+    assert not naked.poll(200)
+
+
+def test_a_relay_that_fails_says_so(net: Net, eventually: Any):
+    relay = net.relay(None)
+    endpoint = "tcp://127.0.0.1:1|" + new_keys().public  # and the relay has no keys
+
+    def failure() -> str:
+        try:
+            relay.follow(endpoint)
+        except RunError as error:
+            return str(error)
+        return ""
+
+    assert "relay of parameters failed: tcp://127.0.0.1:1 has a key" in eventually(failure)
