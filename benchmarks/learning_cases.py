@@ -151,20 +151,10 @@ def atari() -> Case:
 
 
 def placement(map_size: int, radii: str) -> Case:
-    """Circle placement, beside its baselines.
-
-    Returns reach to the end of the episode, which has at most 15 circles: to bootstrap costs two
-    passes of the network, and errors of the values are as large as what is to be learned. So that
-    exploring leaves these returns what they are nearly, it is rare and cold.
-    """
+    """Circle placement, beside its baselines."""
     # As many learner steps as twenty minutes have on two cores.
     learner_steps = {64: 14_000, 128: 8_000}[map_size]
-    settings = (
-        *("--set", "actor.n_step=15", "--set", "replay.samples_per_insert=2"),
-        *("--set", "actor.exploration=boltzmann", "--set", "actor.temperature=0.002"),
-        *("--set", "actor.epsilon_base=0.1", "--set", "actor.epsilon_alpha=0"),
-        *decaying(1e-3, 1e-5, learner_steps),
-    )
+    settings = placement_settings(learner_steps, samples_per_insert=2)
     return Case(
         name=f"placement-{map_size}-{radii}",
         title=f"CirclePlacement {map_size} x {map_size}, {radii} radii: beside exact greedy",
@@ -204,10 +194,11 @@ def parallel_cartpole() -> Case:
 
 
 def parallel_placement() -> Case:
-    """The same on circle placement."""
+    """The same on circle placement, with its settings, but for more samples per insert."""
     shared = (
         *placed(64, "fixed"),
-        *("--steps", "30000", "--set", "replay.samples_per_insert=8", *evaluated(64), *period(15)),
+        *("--steps", "30000", *placement_settings(3_750, samples_per_insert=8)),
+        *(*evaluated(64), *period(15)),
     )
     title = "CirclePlacement 64 x 64, fixed radii: one process and many"
     return parallel("parallel-placement64", title, shared, 900.0)
@@ -265,6 +256,21 @@ def ablation() -> Case:
 def placed(map_size: int, radii: str) -> tuple[str, ...]:
     """Arguments for circle placement, the environment that ``pdqn launch`` trains on unasked."""
     return ("--env-arg", f"map_size={map_size}", "--env-arg", f"radii={radii}")
+
+
+def placement_settings(learner_steps: int, samples_per_insert: int) -> tuple[str, ...]:
+    """Of circle placement, for so many learner steps.
+
+    Returns reach to the end of the episode, which has at most 15 circles: to bootstrap costs two
+    passes of the network, and errors of the values are as large as what is to be learned. So that
+    exploring leaves these returns what they are nearly, it is rare and cold.
+    """
+    return (
+        *("--set", "actor.n_step=15", "--set", f"replay.samples_per_insert={samples_per_insert}"),
+        *("--set", "actor.exploration=boltzmann", "--set", "actor.temperature=0.002"),
+        *("--set", "actor.epsilon_base=0.1", "--set", "actor.epsilon_alpha=0"),
+        *decaying(1e-3, 1e-5, learner_steps),
+    )
 
 
 def minatar_settings(env_id: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from benchmarks.learning_cases import Case, System, cases
 from benchmarks.learning_results import (
     COLUMNS,
     Result,
+    above,
     band,
     first_at,
     later_half_means,
@@ -28,6 +29,7 @@ from benchmarks.learning_results import (
 START = "<!-- results: written by python -m benchmarks.learning report -->"
 END = "<!-- end of results -->"
 NOT_RUN = "not run yet"
+GREEDY = "exact_greedy"
 # Okabe and Ito's palette: told apart with any kind of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 _HEAD = ("case", "system", "result", "seeds", "wall time", "commit", "command")
@@ -175,7 +177,7 @@ def one_baseline(result: Result) -> str:
     mean, error = evaluation["return_mean"], evaluation["return_error"]
     words = f"{mean:.4f} ± {error:.4f}"
     for name, value in evaluation.get("baselines", {}).items():
-        if name == "exact_greedy":
+        if name == GREEDY:
             difference, uncertainty = evaluation["differences"][name]
             paired = f"paired {difference:+.4f} ± {uncertainty:.4f}"
             return f"{words}; {mean / value:.1%} of exact greedy ({value:.4f}); {paired}"
@@ -205,10 +207,13 @@ def picture(case: Case, mine: Sequence[Result], path: Path) -> None:
     figure = Figure(figsize=(7.0, 4.2), dpi=120, layout=ConstrainedLayoutEngine())
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    what = "evaluated return"
+    if case.measure == "baseline":
+        mine, what = [above(result, GREEDY) for result in mine], "return above exact greedy's"
     for system, colour in zip(case.systems, COLOURS, strict=False):
         draw(axes, case, [r for r in mine if r.system == system.name], system.name, colour)
-    draw_references(axes, case, mine)
-    axes.set(title=case.title, xlabel=_LABELS[case.over], ylabel="evaluated return")
+    draw_references(axes, case)
+    axes.set(title=case.title, xlabel=_LABELS[case.over], ylabel=what)
     axes.title.set_fontsize(11)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
@@ -232,21 +237,27 @@ def draw(axes: Axes, case: Case, mine: Sequence[Result], label: str, colour: str
         seeds = f"mean and range of {len(curves)} seeds"
     else:
         return
+    if case.measure == "baseline":
+        seeds = seeds.replace(", ± standard error", "")
+        draw_final(axes, [r for r in mine if r.curve], column, colour)
     axes.plot(x, mean, color=colour, linewidth=1.6, label=f"{label} ({seeds})")
     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def draw_references(axes: Axes, case: Case, mine: Sequence[Result]) -> None:
-    """The threshold, and the environment's baselines below which a policy has learned little."""
-    if case.measure == "threshold":
-        axes.axhline(case.threshold, color="#555555", linestyle="--", linewidth=1)
-    if case.measure != "baseline":
-        return
-    known = [r.final["evaluation"]["baselines"] for r in mine if "evaluation" in r.final]
-    for name, style in (("exact_greedy", "--"), ("random", ":")):
-        values = [baselines[name] for baselines in known if name in baselines]
-        if values:
-            label = f"{name.replace('_', ' ')}, {statistics.mean(values):.3f}"
-            axes.axhline(
-                statistics.mean(values), color="#555555", linestyle=style, linewidth=1, label=label
-            )
+def draw_final(axes: Axes, mine: Sequence[Result], column: int, colour: str) -> None:
+    """The final policies' paired differences, of more maps than the curves', with their errors."""
+    for result in mine:
+        if evaluation := result.final.get("evaluation"):
+            difference, error = evaluation["differences"][GREEDY]
+            label = f"seed {result.seed}, at the end on {evaluation['episodes']} maps"
+            axes.errorbar(
+                result.curve[-1][column], difference, error, color=colour, fmt="o", capsize=3,
+                markersize=4, label=label,
+            )  # fmt: skip
+
+
+def draw_references(axes: Axes, case: Case) -> None:
+    """What a policy is measured by: the threshold, or exact greedy."""
+    level = {"threshold": case.threshold, "baseline": 0.0}.get(case.measure)
+    if level is not None:
+        axes.axhline(level, color="#555555", linestyle="--", linewidth=1)

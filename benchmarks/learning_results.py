@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Result:
         curve: of every evaluation, the values of ``COLUMNS``. Seconds count from the start of the
             process; a peer's leave its evaluations out.
         final: figures of the end, by name; ``evaluation`` is that of the final policy.
+        baselines: of the environment on the maps of the curve's evaluations, by name.
     """
 
     case: str
@@ -47,6 +48,7 @@ class Result:
     wall_seconds: float
     curve: list[list[float]]
     final: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict)
 
     @property
     def final_return(self) -> float:
@@ -126,6 +128,24 @@ def curve_of_metrics(lines: Iterable[dict[str, Any]], offset_seconds: float) -> 
         for line in lines
         if line.get("eval/return_mean") is not None
     ]
+
+
+def baselines_of_metrics(lines: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The environment's baselines on the seeds of the evaluations; none before the first."""
+    prefix = "eval/baseline/"
+    found: dict[str, float] = {}
+    for line in lines:
+        found |= {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
+    return found
+
+
+def above(result: Result, baseline: str) -> Result:
+    """The same with a curve of differences from a baseline on the same maps.
+
+    What maps differ by is left out of it, the standard errors too.
+    """
+    level = result.baselines.get(baseline, 0.0)
+    return replace(result, curve=[[*p[:2], p[2] - level, 0.0] for p in result.curve])
 
 
 def stays_from(curve: Sequence[Sequence[float]], threshold: float) -> float | None:

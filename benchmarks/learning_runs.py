@@ -12,13 +12,13 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.learning_cases import Case, System
-from benchmarks.learning_results import Result, curve_of_metrics
+from benchmarks.learning_results import Result, baselines_of_metrics, curve_of_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 _START_AND_END_SECONDS = 300.0
@@ -118,7 +118,8 @@ def run_ours(
         final["evaluation"] = evaluate(tools, run_dir, asked, folder)
     clock = next(e["clock"] - e["time_seconds"] for e in json_lines(run_dir / "events.jsonl"))
     curve = curve_of_metrics(json_lines(metrics), clock - launched)
-    return described(case, system, seed, command, wall, curve, final)
+    result = described(case, system, seed, command, wall, curve, final)
+    return replace(result, baselines=baselines_of_metrics(json_lines(metrics)))
 
 
 def evaluate(tools: Tools, run_dir: Path, asked: list[str], folder: Path) -> dict[str, Any]:

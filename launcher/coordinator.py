@@ -38,7 +38,7 @@ _MOST_MEMBERS = 1 << 20
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _EVALUATED = {
     "parameter_version", "episodes", "return_mean", "return_error", "metrics", "errors",
-    "baselines", "best",
+    "baselines", "differences", "best",
 }  # fmt: skip
 _log = logging.getLogger("coordinator")
 

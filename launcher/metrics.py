@@ -247,6 +247,9 @@ class RunMetrics:
             line[f"eval/{name}_error"] = evaluation["errors"][name]
         for name, value in evaluation["baselines"].items():
             line[f"eval/baseline/{name}"] = value
+        for name, (difference, error) in evaluation["differences"].items():
+            line[f"eval/difference/{name}"] = difference
+            line[f"eval/difference/{name}_error"] = error
         return line
 
     def counts(self) -> dict[str, int]:

@@ -15,7 +15,9 @@ from benchmarks import learning, learning_report
 from benchmarks.learning_cases import PDQN, SB3, Case, System, cases
 from benchmarks.learning_results import (
     Result,
+    above,
     band,
+    baselines_of_metrics,
     curve_of_metrics,
     first_at,
     later_half_means,
@@ -193,6 +195,19 @@ def test_a_policy_is_shown_beside_exact_greedy():
         "0.4950 ± 0.0020; 99.0% of exact greedy (0.5000); paired -0.0050 ± 0.0010"
     )
     assert result.final_return == 0.495
+
+
+def test_a_curve_is_set_against_a_baseline_on_its_own_maps():
+    lines = [
+        {"eval/baseline/exact_greedy": 0.5, "eval/baseline/random": 0.2, "eval/return_mean": 0.4},
+        {"learner_steps": 7},
+    ]
+    assert baselines_of_metrics(lines) == {"exact_greedy": 0.5, "random": 0.2}
+    assert baselines_of_metrics(lines[1:]) == {}
+    result = replace(EXAMPLE, curve=[[100.0, 10.0, 0.4, 0.05]], baselines={"exact_greedy": 0.5})
+    ((steps, wall, difference, error),) = above(result, "exact_greedy").curve
+    assert (steps, wall, error) == (100.0, 10.0, 0.0)
+    assert difference == pytest.approx(-0.1)
 
 
 def test_returns_have_a_mean_an_error_and_each_seed():

@@ -50,6 +50,7 @@ def evaluation_of(score: float) -> dict[str, Any]:
         "metrics": {"coverage": 0.25},
         "errors": {"coverage": 0.125},
         "baselines": {"random": 0.1},
+        "differences": {"random": [0.15, 0.03]},
         "best": 5.0,
     }
 
@@ -302,6 +303,7 @@ def test_an_evaluation_is_written_once_and_shown_until_the_next():
     assert line["eval/coverage"] == 0.25
     assert line["eval/coverage_error"] == 0.125
     assert line["eval/baseline/random"] == 0.1
+    assert (line["eval/difference/random"], line["eval/difference/random_error"]) == (0.15, 0.03)
     assert line["eval/best"] == 5.0
 
 
