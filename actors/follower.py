@@ -12,7 +12,7 @@ from pdqn.link import CoordinatorLink
 from pdqn.parameters import ParameterSubscriber, matches
 from pdqn.transport import network_of
 
-_REFRESH_SECONDS = 0.1
+_REFRESH_SECONDS, _REVOKED_SECONDS = 0.1, 2.0
 
 
 class ParameterFollower:
@@ -37,7 +37,8 @@ class ParameterFollower:
         self._network = network
         self._relay = network_of(context).relay
         self._subscriber: ParameterSubscriber | None = None
-        self._address = ""
+        self._learner, self._address = "", ""
+        self._not_before = 0.0
         self._next_refresh = 0.0
         self.parameter_version: int | None = None
 
@@ -48,7 +49,7 @@ class ParameterFollower:
             return False
         self._next_refresh = now + _REFRESH_SECONDS
         self._link.poll()
-        self._follow(self._relay or self._link.pulse.endpoints.get("parameters", ""))
+        self._follow(self._link.pulse.endpoints.get("parameters", ""))
         newest = self._subscriber.latest() if self._subscriber else None
         if newest is not None:
             if not matches(newest.tensors, self._network):
@@ -62,12 +63,17 @@ class ParameterFollower:
         if self._subscriber is not None:
             self._subscriber.close()
 
-    def _follow(self, address: str) -> None:
-        if self._link.pulse.is_revoked(self._address):
+    def _follow(self, learner: str) -> None:
+        now = time.monotonic()
+        if self._link.pulse.is_revoked(self._learner):
             self.close()
-            self._subscriber, self._address = None, ""
+            self._subscriber, self._learner, self._address = None, "", ""
+            # A relay may hear a moment later that what it has is to be forgotten.
+            self._not_before = now + _REVOKED_SECONDS
         # Without a learner now, what the last one sent may still be on its way.
-        if address and address != self._address:
+        self._learner = learner or self._learner
+        address = self._relay or self._learner
+        if address and address != self._address and now >= self._not_before:
             self.close()
             self._subscriber = ParameterSubscriber(self._context, address, self._run)
             self._address = address

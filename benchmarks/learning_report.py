@@ -209,7 +209,7 @@ def picture(case: Case, mine: Sequence[Result], path: Path) -> None:
     axes = figure.subplots()
     what = "evaluated return"
     if case.measure == "baseline":
-        mine, what = [above(result, GREEDY) for result in mine], "return above exact greedy's"
+        mine, what = [above(r, GREEDY) for r in mine if r.baselines], "return above exact greedy's"
     for system, colour in zip(case.systems, COLOURS, strict=False):
         draw(axes, case, [r for r in mine if r.system == system.name], system.name, colour)
     draw_references(axes, case)

@@ -144,7 +144,7 @@ def above(result: Result, baseline: str) -> Result:
 
     What maps differ by is left out of it, the standard errors too.
     """
-    level = result.baselines.get(baseline, 0.0)
+    level = result.baselines[baseline]
     return replace(result, curve=[[*p[:2], p[2] - level, 0.0] for p in result.curve])
 
 

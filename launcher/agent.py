@@ -145,17 +145,27 @@ class _Agent:
             return count.result()
 
     def run(self, interrupts: Interrupts) -> int:
-        """Start the roles and keep them; the exit code."""
+        """Start the roles and keep them; the exit code.
+
+        Raises:
+            RunError: the host can take part no longer; its roles have left.
+        """
+        failure: RunError | None = None
         try:
-            self._resize()
-            self._say(f"{self._count} x {self._part.role} on this host")
-            while self._supervisor.busy() and not interrupts.count:
-                self._turn()
+            try:
+                self._resize()
+                self._say(f"{self._count} x {self._part.role} on this host")
+                while self._supervisor.busy() and not interrupts.count:
+                    self._turn()
+            except RunError as error:
+                failure = error
             self._supervisor.ask_to_leave()
             self._supervisor.join(_LEAVE_SECONDS, [self._part.role])
         finally:
             self._supervisor.kill_all()
-        self._link.leave()
+        self._link.leave(str(failure or ""))
+        if failure is not None:
+            raise failure
         return self._code
 
     def _turn(self) -> None:
@@ -193,9 +203,11 @@ class _Agent:
     def _follow_learner(self) -> None:
         """Have the relay receive from where the learner is now."""
         if self._relay is not None:
+            if self._link.pulse.is_revoked(self._source):
+                self._relay.forget()
+                self._source = ""
             # Without a learner now, what the last one sent may still be on its way.
-            source = self._link.pulse.endpoints.get("parameters") or self._source
-            self._source = "" if self._link.pulse.is_revoked(source) else source
+            self._source = self._link.pulse.endpoints.get("parameters") or self._source
             self._relay.follow(self._source)
 
     def _gauge(self) -> None:

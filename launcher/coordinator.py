@@ -33,7 +33,7 @@ _SINGLE = ("learner", "evaluator")
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
 # Pieces of a file that come slower than this apart do not come any more.
-_FILE_SECONDS = 2.0
+_FILE_SECONDS = 5.0
 _MOST_MEMBERS = 1 << 20
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _EVALUATED = {
@@ -159,7 +159,7 @@ class Coordinator:
         self._limited = tuple(limits)
         self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
         self._final_version = 0
-        self._file_heard = -math.inf
+        self._filed: dict[str, float] = {}
         self._given_up: set[int] = set()
         self._counts: dict[str, int] = {}
         self._gone: set[str] = set()
@@ -355,10 +355,9 @@ class Coordinator:
             if host.agent and (member.agent, member.pid) == (host.agent, pid):
                 self._remove(identity)
 
-    @property
-    def receives_file(self) -> bool:
+    def receives_file(self, role: str) -> bool:
         """Whether a file of a role on another host is on its way."""
-        return time.monotonic() - self._file_heard < _FILE_SECONDS
+        return time.monotonic() - self._filed.get(role, -math.inf) < _FILE_SECONDS
 
     def _exchange_file(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
         """Take or give a piece of a file of a role on another host."""
@@ -366,8 +365,8 @@ class Coordinator:
         if self._files is None:
             raise wire.WireError("malformed", "a file, and this run has no directory")
         if message["type"] == "file":
-            self._file_heard = time.monotonic()
             self._send(identity, "filed", self._files.take(member.key.role, message))
+            self._filed[member.key.role] = time.monotonic()
         else:
             self._send(identity, "piece", self._files.give(message))
 
@@ -561,8 +560,24 @@ def _check_report(message: dict[str, Any]) -> None:
     if not isinstance(notes, list) or not all(_is_note(note) for note in notes):
         raise wire.WireError("malformed", "a note that is no pair of texts")
     evaluation = message.get("evaluation")
-    if evaluation and not (isinstance(evaluation, dict) and evaluation.keys() >= _EVALUATED):
+    if evaluation and not _is_evaluation(evaluation):
         raise wire.WireError("malformed", "an evaluation without its figures")
+
+
+def _is_evaluation(evaluation: Any) -> bool:
+    if not isinstance(evaluation, dict) or not evaluation.keys() >= _EVALUATED:
+        return False
+    groups = [evaluation[name] for name in ("metrics", "errors", "baselines", "differences")]
+    if not all(isinstance(group, dict) for group in groups):
+        return False
+    *means, differences = groups
+    pairs = [pair for pair in differences.values() if isinstance(pair, list) and len(pair) == 2]
+    figures = [value for values in (*(g.values() for g in means), *pairs) for value in values]
+    return (
+        len(pairs) == len(differences)
+        and evaluation["metrics"].keys() <= evaluation["errors"].keys()
+        and all(isinstance(value, int | float) for value in figures)
+    )
 
 
 def _is_note(note: Any) -> bool:

@@ -18,7 +18,7 @@ from distributed import WorkerPlugin, get_worker, secede
 
 PLUGIN = "pdqn-roles-1"
 _POLL_SECONDS = 0.1
-_LEAVE_SECONDS = 10.0
+_LEAVE_SECONDS = 14.0  # the process itself takes less, unless it hangs
 _TAIL_BYTES = 4000
 # Of the nanny, for threads of the worker; a learner must not inherit it.
 _LEFT_OUT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -47,8 +47,10 @@ class StopBudget:
 
 
 PATIENT = StopBudget(actors=10.0, drain=5.0, learner=15.0, evaluator=60.0, last=2.0)
-# A person pressed Ctrl-C: all of it, and the plot after it, within ten seconds.
+# A person pressed Ctrl-C: all of it, and the plot after it, within ten seconds. Only what a learner
+# on another host is sending takes longer.
 HURRIED = StopBudget(actors=2.5, drain=1.0, learner=2.5, evaluator=0.0, last=0.5)
+_FILES_SECONDS = 300.0
 
 
 class Run:
@@ -361,7 +363,7 @@ class Run:
         self._wait(
             lambda: not coordinator.count("learner"),
             budget.learner,
-            unless=lambda: coordinator.receives_file,
+            goes_on=lambda: coordinator.receives_file("learner"),
         )
         coordinator.command(["replay"], "stop")
         coordinator.finish(self._metrics.learner_steps())
@@ -376,12 +378,13 @@ class Run:
         self,
         done: Callable[[], bool],
         seconds: float,
-        unless: Callable[[], bool] = lambda: False,
+        goes_on: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Wait so long, and on for as long as ``unless`` says that it is worth it."""
+        """Wait so long, and longer while something goes on that is worth it, which has a bound."""
         deadline = time.monotonic() + seconds
+        last = deadline + _FILES_SECONDS
         hurried = self._session.interrupts.count > 0
-        while not done() and (time.monotonic() < deadline or unless()):
+        while not done() and ((now := time.monotonic()) < deadline or (now < last and goes_on())):
             self._turn(0.02)
             if self._session.interrupts.count and not hurried:
                 # The person does not want to wait for what is left.

@@ -2,7 +2,7 @@
 
 Importing torch, loading compiled kernels, and a network's first pass cost a process two seconds and
 a hundred megabytes. Done here, the actors share both. Nothing here may start a thread: threads do
-not survive a fork. Roles of which a host has one do this for themselves: they would save nothing.
+not survive a fork. The other roles, of which a host has one or a few, do this for themselves.
 """
 
 from __future__ import annotations

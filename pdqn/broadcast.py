@@ -66,6 +66,10 @@ class Publisher:
             self._socket.send(self._last)
             self._sent, self._wanted = time.monotonic(), False
 
+    def forget(self) -> None:
+        """Send the last message to nobody any more."""
+        self._last, self._wanted = None, False
+
     def close(self) -> None:
         """Close the socket; what is queued is still sent for a second."""
         self._socket.close()
@@ -131,7 +135,8 @@ class Relay:
             self._context.allow([network.keys.public])
         self._publisher = Publisher(self._context, address)
         self.endpoint = self._publisher.endpoint
-        self._source = ""
+        # Whom to receive from, and how often what came before was to be forgotten.
+        self._source = ("", 0)
         self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -145,7 +150,12 @@ class Relay:
         """
         if self._failure is not None:
             raise RunError(f"the relay of parameters failed: {self._failure}") from self._failure
-        self._source = endpoint
+        if endpoint != self._source[0]:
+            self._source = (endpoint, self._source[1])
+
+    def forget(self) -> None:
+        """Receive from nobody, and hand on nothing of what has come: its sender is not trusted."""
+        self._source = ("", self._source[1] + 1)
 
     def close(self) -> None:
         """End the thread, and close the sockets."""
@@ -155,20 +165,25 @@ class Relay:
     def _run(self) -> None:
         try:
             self._hand_on()
-        except (RunError, zmq.ZMQError) as error:
+        except Exception as error:  # noqa: BLE001 - follow raises it in the thread that asks
             self._failure = error
         finally:
             self._context.destroy(linger=1000)
 
     def _hand_on(self) -> None:
+        forgotten = 0
         while not self._closing.is_set():
             source = self._source
-            if not source:
+            endpoint, forget = source
+            if forget != forgotten:
+                self._publisher.forget()
+                forgotten = forget
+            if not endpoint:
                 self._closing.wait(_TURN_SECONDS)
                 self._publisher.serve()
                 continue
-            with closing(Subscriber(self._context, source)) as subscriber:
-                while source == self._source and not self._closing.is_set():
+            with closing(Subscriber(self._context, endpoint)) as subscriber:
+                while source is self._source and not self._closing.is_set():
                     if (message := subscriber.receive(_TURN_SECONDS)) is not None:
                         self._publisher.send(message)
                     self._publisher.serve()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from actors.environments.factory import describe_environment
 from actors.environments.making import package_versions
-from launcher.agent import check_environment
+from launcher.agent import Part, _Agent, check_environment
 from launcher.hardware import Machine
+from launcher.interrupts import Interrupts
 from launcher.machine import ACTOR_BYTES, actors_for_host
 from pdqn.config import build
-from pdqn.errors import UsageError
-from pdqn.link import Welcome
+from pdqn.errors import RunError, UsageError
+from pdqn.link import Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.telemetry import Telemetry
 
 CONFIG = build(("test", {"run": {"env": "CartPole-v1"}, "actor": {"envs_per_actor": 8}}))
 SPEC = describe_environment("CartPole-v1", {})
@@ -79,3 +85,50 @@ def machine() -> Machine:
         ram_total_bytes=1, ram_available_bytes=1, gpus=(), open_files_soft=1024,
         open_files_hard=1024, shm_free_bytes=0, versions={}, optional={},
     )  # fmt: skip
+
+
+class Supervised:
+    """Roles that only say what was asked of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., bool]:
+        return lambda *_, **__: self.asked.append(name) or name == "busy"
+
+
+class Line:
+    """A line to a run that has no place for this host any more."""
+
+    def __init__(self) -> None:
+        self.pulse, self.telemetry, self.silent_seconds = Pulse(), Telemetry(), 0.0
+        self.left: list[str] = []
+        self.over = False
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        if self.over:
+            raise RunError("it is over")
+
+    def leave(self, reason: str) -> None:
+        self.left.append(reason)
+
+
+def test_a_host_that_cannot_go_on_lets_its_roles_leave_and_says_why():
+    supervised, line = Supervised(), Line()
+    here: Any = (line, welcome(), supervised, None, Part("actor", 2), str)
+    agent = _Agent(*here)
+    line.over = True
+    with pytest.raises(RunError, match="it is over"):
+        agent.run(Interrupts())
+    assert line.left == ["it is over"]
+    asked = supervised.asked
+    assert asked.index("ask_to_leave") < asked.index("join") < asked.index("kill_all")
+
+
+@pytest.mark.parametrize("module", ["launcher.joining", "replay.server"])
+def test_joining_and_replay_do_without_torch(module: str):
+    check = f"import sys, {module}; print('torch' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", check], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert answer.stdout.strip() == "False"

@@ -126,6 +126,21 @@ def test_it_follows_a_sender_that_moves(net: Net):
     net.arrives(b"new", subscriber, new)
 
 
+def test_what_came_from_a_sender_that_is_not_trusted_any_more_reaches_nobody_new(net: Net):
+    thief, learner = net.publisher(), net.publisher()
+    relay = net.relay(thief)
+    thief.send(b"forged")
+    assert net.receive(net.subscriber(relay.endpoint), thief) == b"forged"
+    relay.forget()
+    relay.follow(learner.endpoint)
+    learner.send(b"real")
+    net.arrives(b"real", net.subscriber(relay.endpoint), learner)
+    assert net.receive(net.subscriber(relay.endpoint), learner) == b"real"
+    relay.forget()
+    thief.send(b"forged again")
+    assert net.subscriber(relay.endpoint).receive(1.0) is None
+
+
 def test_only_the_hosts_own_processes_are_let_in(net: Net, eventually: Any):
     ours, learners, others = new_keys(), new_keys(), new_keys()
     publisher = net.publisher(learners, ours)

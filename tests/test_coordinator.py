@@ -727,6 +727,14 @@ GARBAGE = {
     "join without a pid": [wire.encode_control("join", request(pid="x"))],
     "role is a map": [wire.encode_control("join", request(role={"a": 1}, pid=None))],
 }
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    figures = dict.fromkeys(("parameter_version", "episodes", "return_mean", "return_error"), 1)
+    groups: dict[str, Any] = {"metrics": {}, "errors": {}, "baselines": {}, "differences": {}}
+    return {**figures, **groups, "best": 1.0, **changes}
+
+
 BAD_REPORTS: dict[str, dict[str, Any]] = {
     "endpoints are a list": {"endpoints": ["x"]},
     "counters are a list": {"counters": [1]},
@@ -739,6 +747,10 @@ BAD_REPORTS: dict[str, dict[str, Any]] = {
     "an episode's score is a text": {"episodes": [["x", 1, None]]},
     "evaluation is a text": {"evaluation": "good"},
     "evaluation lacks its figures": {"evaluation": {"episodes": 3}},
+    "a difference has no error": {"evaluation": evaluation(differences={"random": 1.0})},
+    "a difference is a text": {"evaluation": evaluation(differences={"random": ["x", 1.0]})},
+    "a metric has no error": {"evaluation": evaluation(metrics={"coverage": 0.5})},
+    "baselines are a list": {"evaluation": evaluation(baselines=[0.5])},
 }
 
 
@@ -773,6 +785,17 @@ def test_a_report_that_makes_no_sense_is_counted_and_not_used(hub: Hub, name: st
     hub.metrics.line(1.0, 10)
     assert hub.metrics.counts()["environment_steps"] == 0
     assert hub.metrics.take_evaluations() == []
+
+
+def test_an_evaluation_with_all_its_figures_is_used(hub: Hub):
+    stranger = hub.stranger()
+    stranger.send(wire.encode_control("join", request()))
+    hub.until(lambda: hub.coordinator.count("actor"))
+    good = evaluation(
+        metrics={"coverage": 0.5}, errors={"coverage": 0.1}, differences={"random": [0.1, 0.01]}
+    )
+    stranger.send(wire.encode_control("telemetry", {"evaluation": good}))
+    hub.until(lambda: hub.metrics.take_evaluations() == [good])
 
 
 def test_garbage_from_the_coordinator_is_counted_by_the_role(hub: Hub, eventually: Eventually):

@@ -123,9 +123,8 @@ class Host:
         self._links.append(link)
         return RunFiles(link, link.join())
 
-    @property
-    def receives_file(self) -> bool:
-        return self._coordinator.receives_file
+    def receives_file(self, role: str) -> bool:
+        return self._coordinator.receives_file(role)
 
     def silence(self) -> None:
         self._stop.set()
@@ -182,11 +181,12 @@ def test_files_of_any_size_come_over_whole_and_back(host: Host, size: int):
 
 def test_a_run_that_stops_knows_whether_a_file_still_comes(host: Host, eventually: Any):
     learner = host.files("learner")
-    assert not host.receives_file
+    assert not host.receives_file("learner")
     (learner.path / FINAL_MODEL).write_bytes(b"x")
     learner.push(FINAL_MODEL)
-    assert host.receives_file, "the next one may follow at once"
-    eventually(lambda: not host.receives_file)
+    assert host.receives_file("learner"), "the next one may follow at once"
+    assert not host.receives_file("evaluator")
+    eventually(lambda: not host.receives_file("learner"))
     learner.close()
 
 

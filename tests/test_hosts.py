@@ -196,7 +196,8 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
             lambda: run.seen.metric("learner/policy_lag") < run.seen.metric("learner_steps") / 3
         )
         # All actors of a host get it over one connection.
-        assert run.network.connections("learner") == {"10.77.0.4": 1, "10.77.0.5": 1}
+        once = {"10.77.0.4": 1, "10.77.0.5": 1}
+        run.seen.until(lambda: run.network.connections("learner") == once)
         everybody = roles_of(left, right)
         run.network.cut("left")
         cut = time.monotonic()
