@@ -360,6 +360,7 @@ def launch(
         if dask is not None:
             cluster = start.connect(dask, dask_python, dask_slots)
             stack.callback(cluster.close)
+            pins = {role: cluster.host_of(host) for role, host in pins.items()}
             access = open_on_cluster(cluster.own_address, bind, keys=keys, pins=pins, **reach)
         assert access is not None
         return start.launch(

@@ -446,7 +446,7 @@ class Coordinator:
         if role == "host" and not message.get("agent"):
             return "a host must say who it is"
         if role in _SINGLE and self.count(role):
-            return f"the run has a {role} already"
+            return f"the run has {'an' if role == 'evaluator' else 'a'} {role} already"
         if role == "replay" and self.count(role) >= self._shards:
             several = f"its {self._shards} replays" if self._shards > 1 else "a replay"
             return f"the run has {several} already"

@@ -67,6 +67,7 @@ class DaskCluster:
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._workers: dict[str, ClusterWorker] = {}
         self._gpus: dict[str, int] = {}
+        self._hosts: dict[str, str] = {}
         self._futures: dict[str, Any] = {}
         self._excluded: set[str] = set()
         self._next_look = 0.0
@@ -123,9 +124,15 @@ class DaskCluster:
             a: d if isinstance(d, dict) else {"error": str(d)} for a, d in found.items()
         }
         self._gpus = {a: len(d.get("gpus", ())) for a, d in descriptions.items()}
+        named = {a: d["hostname"] for a, d in descriptions.items() if "hostname" in d}
+        self._hosts = {str(name): _host(address) for address, name in named.items()}
         self._excluded |= {a for a, d in descriptions.items() if "error" in d}
         self._look()
         return descriptions
+
+    def host_of(self, name: str) -> str:
+        """The host in the addresses of workers whose machine has this name; else the name."""
+        return self._hosts.get(name, name)
 
     def exclude(self, worker: str) -> None:
         """Take a worker for gone: nothing can be kept alive there."""

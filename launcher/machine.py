@@ -513,7 +513,8 @@ def _plan_buffer(draft: _Draft, measured: float | None) -> None:
     needed = storage.bytes_of(store, capacity)
     taken = min(budget, COMPRESSED_HEADROOM * needed) if store == "compressed" else needed
     draft.set_memory(taken)
-    draft.memory.append(("buffer" if storage.shards == 1 else "buffers", taken))
+    if "replay" not in draft.elsewhere:
+        draft.memory.append(("buffer" if storage.shards == 1 else "buffers", taken))
     draft.replay = _replay_sentence(draft, needed, budget, measured)
     if largest < config.learner.batch_size:
         draft.errors.append(_too_little(draft, budget))
@@ -526,6 +527,8 @@ def _budget(draft: _Draft) -> int:
     available = draft.machine.ram_available_bytes
     room = max(0, available - sum(amount for _, amount in draft.memory))
     memory = draft.config.replay.memory
+    if memory is not None and "replay" in draft.elsewhere:
+        return memory_bytes(memory, available)  # what other hosts have is not known here
     share = int(CAPACITY_MEMORY_SHARE * available)
     return min(room, share if memory is None else memory_bytes(memory, available))
 

@@ -197,13 +197,14 @@ def test_a_run_of_several_replays_waits_for_all_of_them_and_refuses_more(eventua
     hub.close()
 
 
-@pytest.mark.parametrize("role", ["replay", "learner", "evaluator"])
-def test_a_second_of_a_kind_is_refused_with_a_sentence(hub: Hub, role: str):
+@pytest.mark.parametrize("named", ["a replay", "a learner", "an evaluator"])
+def test_a_second_of_a_kind_is_refused_with_a_sentence(hub: Hub, named: str):
+    role = named.partition(" ")[2]
     hub.join(role)
-    with pytest.raises(RunError, match=f"refused this {role}: the run has a {role} already"):
+    with pytest.raises(RunError, match=f"refused this {role}: the run has {named} already"):
         hub.join(role)
     assert hub.coordinator.count(role) == 1
-    assert [event.text for event in hub.events("refused")] == [f"the run has a {role} already"]
+    assert [event.text for event in hub.events("refused")] == [f"the run has {named} already"]
 
 
 def test_another_version_of_the_package_is_refused(hub: Hub):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -122,7 +123,8 @@ def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
 ):
     for name in ("a", "b", "c"):
         cluster.add(name)
-    options = ("--dask", str(cluster.file), "--actors", "4")
+    pin = ("--dask-pin", f"replay={socket.gethostname()}")  # as pdqn check --dask shows it
+    options = ("--dask", str(cluster.file), "--actors", "4", *pin)
     with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
         seen = observe(run)
         seen.learns()

@@ -211,6 +211,16 @@ def test_a_replay_elsewhere_should_be_given_its_memory() -> None:
     assert not plan(machine(), given, CART_POLE, elsewhere={"replay"}).warnings
 
 
+def test_a_replay_elsewhere_may_be_larger_than_this_hosts_memory() -> None:
+    here = machine(ram_available_bytes=8 * GB)
+    given = configured(replay={"memory": "64GB", "store": "dense", "capacity": 500_000_000})
+    mine, others = (plan(here, given, CART_POLE, elsewhere=where) for where in ((), {"replay"}))
+    assert any("at most 62097000 fit" in error for error in mine.errors)
+    assert not others.errors
+    assert not others.warnings
+    assert not {"buffer", "buffers"} & dict(others.memory).keys()
+
+
 def test_old_gpus_compute_in_float32() -> None:
     old = dataclasses.replace(H200, compute_capability=(7, 0))
     assert plan(machine(gpus=(old,)), Config(), CART_POLE).config.learner.precision == "float32"
