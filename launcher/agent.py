@@ -118,7 +118,7 @@ class _Agent:
         say: Callable[[str], None],
     ) -> None:
         self._link, self._supervisor, self._part, self._say = link, supervisor, part, say
-        self._relay, self._source = relay, ""
+        self._relay = relay
         self._count = self._prepare(welcome)
         supervisor.set_restarts(welcome.config.system.restarts)
         self._resized = 0
@@ -203,12 +203,8 @@ class _Agent:
     def _follow_learner(self) -> None:
         """Have the relay receive from where the learner is now."""
         if self._relay is not None:
-            if self._link.pulse.is_revoked(self._source):
-                self._relay.forget()
-                self._source = ""
-            # Without a learner now, what the last one sent may still be on its way.
-            self._source = self._link.pulse.endpoints.get("parameters") or self._source
-            self._relay.follow(self._source)
+            pulse = self._link.pulse
+            self._relay.follow(pulse.endpoints.get("parameters", ""), pulse.revoked)
 
     def _gauge(self) -> None:
         """Say how busy the host is."""

@@ -11,7 +11,7 @@ import math
 import socket
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -354,6 +354,15 @@ class Coordinator:
         for identity, member in list(self._members.items()):
             if host.agent and (member.agent, member.pid) == (host.agent, pid):
                 self._remove(identity)
+
+    @property
+    def revoked(self) -> Set[str]:
+        """Public keys that were let in, and are no longer."""
+        return self._revoked
+
+    def served_at(self, name: str) -> str:
+        """Where something is served; empty where it is not."""
+        return self._endpoints().get(name, "")
 
     def receives_file(self, role: str) -> bool:
         """Whether a file of a role on another host is on its way."""

@@ -258,7 +258,9 @@ def _local_cluster(distributed: Any) -> Any:
         n_workers=workers,
         threads_per_worker=max(1, cores // workers),
         processes=True,
-        dashboard_address=None,
+        # There are HTTP servers without dashboards, too: on loopback, at free ports.
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
     )
 
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.environments.making import package_versions
@@ -26,6 +26,7 @@ from launcher.session import Session
 from launcher.snapshot import MemberState, MemberView
 from launcher.supervisor import Ended, Supervisor
 from pdqn import transport
+from pdqn.broadcast import Relay
 from pdqn.config import resolved
 from pdqn.errors import RunError
 
@@ -79,12 +80,18 @@ class Run:
             self._remove_sockets()
             raise
         logs, allowed = session.run_dir.logs, self._config.system.restarts
+        network = self._access.network
+        # Parameters from another host cross the network once for all that act here.
+        self._relay: Relay | None = None
+        if "learner" in self._access.elsewhere and self._actors_here:
+            self._relay = Relay(network, f"ipc://{self._sockets}/parameters")
+            network = replace(network, relay=self._relay.endpoint)
         self._supervisor = Supervisor(
             self._local_endpoint(),
             logs,
             allowed,
             session.restarts,
-            self._access.network,
+            network,
             warm=self._actors_here > 0,
         )
         session.state.incarnations = self._coordinator.incarnations
@@ -111,6 +118,8 @@ class Run:
             self._stop(HURRIED if session.interrupts.count or session.failure else PATIENT)
         finally:
             self._supervisor.kill_all()
+            if self._relay is not None:
+                self._relay.close()
             self._coordinator.close()
             self._remove_sockets()
         return session.conclude(reason, self._member_views())
@@ -214,6 +223,8 @@ class Run:
             self._supervise()
         while self._coordinator.events:
             self._handle_event(self._coordinator.events.popleft())
+        if self._relay is not None:
+            self._follow_learner(self._relay)
         if self._session.tick():
             if self._access.clients is not None:
                 self._coordinator.allow(self._access.clients.look())
@@ -224,6 +235,12 @@ class Run:
         self._session.obey_keys()
         self._session.show(self._member_views)
         self._coordinator.seen = self._session.seen
+
+    def _follow_learner(self, relay: Relay) -> None:
+        try:
+            relay.follow(self._coordinator.served_at("parameters"), self._coordinator.revoked)
+        except RunError as error:
+            self._session.failure = self._session.failure or str(error)
 
     def _pause(self) -> None:
         self._coordinator.command(["actor"], "hold" if self._session.pause() else "run")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Container
 from contextlib import closing
 
 import zmq
@@ -142,20 +143,23 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self._thread.start()
 
-    def follow(self, endpoint: str) -> None:
-        """Receive from there from now on; empty for from nobody.
+    def follow(self, endpoint: str, revoked: Container[str] = ()) -> None:
+        """Receive from there from now on.
+
+        Args:
+            endpoint: empty while there is none: what the last one sent may still be on its way.
+            revoked: public keys that are let in no longer; what came from them is forgotten.
 
         Raises:
             RunError: the relay has failed.
         """
         if self._failure is not None:
             raise RunError(f"the relay of parameters failed: {self._failure}") from self._failure
-        if endpoint != self._source[0]:
-            self._source = (endpoint, self._source[1])
-
-    def forget(self) -> None:
-        """Receive from nobody, and hand on nothing of what has come: its sender is not trusted."""
-        self._source = ("", self._source[1] + 1)
+        source, forgotten = self._source
+        if transport.split(source)[1] in revoked:
+            source, forgotten = "", forgotten + 1
+        if (endpoint or source, forgotten) != self._source:
+            self._source = (endpoint or source, forgotten)
 
     def close(self) -> None:
         """End the thread, and close the sockets."""

@@ -126,19 +126,21 @@ def test_it_follows_a_sender_that_moves(net: Net):
     net.arrives(b"new", subscriber, new)
 
 
-def test_what_came_from_a_sender_that_is_not_trusted_any_more_reaches_nobody_new(net: Net):
-    thief, learner = net.publisher(), net.publisher()
-    relay = net.relay(thief)
+def test_what_came_from_a_sender_that_is_revoked_reaches_nobody_new(net: Net):
+    ours, thiefs, learners = new_keys(), new_keys(), new_keys()
+    thief, learner = net.publisher(thiefs, ours), net.publisher(learners, ours)
+    relay = net.relay(thief, ours)
     thief.send(b"forged")
-    assert net.receive(net.subscriber(relay.endpoint), thief) == b"forged"
-    relay.forget()
-    relay.follow(learner.endpoint)
-    learner.send(b"real")
-    net.arrives(b"real", net.subscriber(relay.endpoint), learner)
-    assert net.receive(net.subscriber(relay.endpoint), learner) == b"real"
-    relay.forget()
+    assert net.receive(net.subscriber(relay.endpoint, ours), thief) == b"forged"
+    relay.follow("", {thiefs.public})
     thief.send(b"forged again")
-    assert net.subscriber(relay.endpoint).receive(1.0) is None
+    late = net.subscriber(relay.endpoint, ours)
+    assert late.receive(1.0) is None
+    relay.follow(learner.endpoint, {thiefs.public})
+    learner.send(b"real")
+    assert net.receive(late, learner) == b"real"
+    relay.follow("", {thiefs.public})  # it is elsewhere for a while
+    assert net.receive(net.subscriber(relay.endpoint, ours), learner) == b"real"
 
 
 def test_only_the_hosts_own_processes_are_let_in(net: Net, eventually: Any):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -159,7 +160,13 @@ def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
 
 def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):
     options = ("--dask", "local", "--actors", "2", "--episodes", "40")
-    with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
+    with (
+        socket.socket() as taken,
+        pdqn_command("launch", *RUN, *options, directory=tmp_path) as run,
+    ):
+        with contextlib.suppress(OSError):  # somebody else has it, which does as well
+            taken.bind(("0.0.0.0", 8787))  # where Dask has a dashboard, unless told otherwise
+            taken.listen()
         assert run.wait(120.0) == 0, run.stderr
     assert not run.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))

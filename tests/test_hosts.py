@@ -227,6 +227,23 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
     )
 
 
+def test_actors_beside_the_launcher_share_a_connection_to_a_learner_elsewhere(run: Run):
+    with (
+        run.launch("--no-learner", "--actors", "2") as head,
+        run.join("learner", "learner") as learner,
+    ):
+        run.seen.until(lambda: (run.seen.path / "events.jsonl").exists())
+        run.seen.grows("environment_steps", "learner_steps")
+        run.seen.until(lambda: run.network.connections("learner") == {"10.77.0.1": 1})
+        run.seen.until(
+            lambda: run.seen.metric("learner/policy_lag") < run.seen.metric("learner_steps") / 3
+        )
+        run.seen.interrupt()
+        assert learner.wait(20.0) == 0, learner.stderr
+        assert head.process.returncode == 0
+    assert run.seen.summary()["transitions"]["lost"] == 0
+
+
 def test_delay_and_loss_slow_a_run_and_do_nothing_else(run: Run):
     run.network.disturb("left", "delay", "40ms", "10ms", "loss", "2%")
     with run.launch() as head, run.join("left", "actor", "--count", "2") as left:
