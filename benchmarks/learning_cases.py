@@ -169,7 +169,10 @@ def placement(map_size: int, radii: str) -> Case:
 def guidance() -> Case:
     """Whether an expert's choices help when exploring."""
     plain = (*placed(64, "fixed"), *period(20))
-    share = ("--set", "actor.guidance=0.5", "--set", "actor.guidance_decay_steps=20000")
+    share = (
+        *("--env-arg", "suggest=true", "--set", "actor.guidance=0.5"),
+        *("--set", "actor.guidance_decay_steps=20000"),
+    )
     return Case(
         name="guidance",
         title="CirclePlacement 64 x 64: exploring with exact greedy's choices",
