@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -30,6 +31,8 @@ COMMANDS = ("list", "report")
 def main() -> int:
     """Do what the command line says; the exit code."""
     chosen = parser().parse_args()
+    # A run is in a session of its own: without this it would outlive who waits for it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if chosen.case == "report":
         # Matplotlib is needed by nothing else here.
         from benchmarks.learning_report import report
