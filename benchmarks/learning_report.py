@@ -230,7 +230,7 @@ def draw(axes: Axes, case: Case, mine: Sequence[Result], label: str, colour: str
         x, mean, error = ([p[i] for p in curves[0]] for i in (column, 2, 3))
         low = [m - e for m, e in zip(mean, error, strict=True)]
         high = [m + e for m, e in zip(mean, error, strict=True)]
-        seeds = "1 seed, ± standard error"
+        seeds = "1 seed, ± standard error" if any(error) else "1 seed"
     elif curves:
         shared = band(curves, column)
         x, mean, low, high = (shared[name] for name in ("x", "mean", "low", "high"))
@@ -238,7 +238,6 @@ def draw(axes: Axes, case: Case, mine: Sequence[Result], label: str, colour: str
     else:
         return
     if case.measure == "baseline":
-        seeds = seeds.replace(", ± standard error", "")
         draw_final(axes, [r for r in mine if r.curve], column, colour)
     axes.plot(x, mean, color=colour, linewidth=1.6, label=f"{label} ({seeds})")
     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)

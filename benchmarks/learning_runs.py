@@ -117,9 +117,10 @@ def run_ours(
         command += "; pdqn " + shlex.join(asked)
         final["evaluation"] = evaluate(tools, run_dir, asked, folder)
     clock = next(e["clock"] - e["time_seconds"] for e in json_lines(run_dir / "events.jsonl"))
-    curve = curve_of_metrics(json_lines(metrics), clock - launched)
+    lines = json_lines(metrics)
+    curve = curve_of_metrics(lines, clock - launched)
     result = described(case, system, seed, command, wall, curve, final)
-    return replace(result, baselines=baselines_of_metrics(json_lines(metrics)))
+    return replace(result, baselines=baselines_of_metrics(lines))
 
 
 def evaluate(tools: Tools, run_dir: Path, asked: list[str], folder: Path) -> dict[str, Any]:

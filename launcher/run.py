@@ -223,8 +223,6 @@ class Run:
             self._supervise()
         while self._coordinator.events:
             self._handle_event(self._coordinator.events.popleft())
-        if self._relay is not None:
-            self._follow_learner(self._relay)
         if self._session.tick():
             if self._access.clients is not None:
                 self._coordinator.allow(self._access.clients.look())
@@ -236,9 +234,12 @@ class Run:
         self._session.show(self._member_views)
         self._coordinator.seen = self._session.seen
 
-    def _follow_learner(self, relay: Relay) -> None:
+    def _follow_learner(self) -> None:
+        """Have the relay receive from where the learner is now."""
+        if self._relay is None:
+            return
         try:
-            relay.follow(self._coordinator.served_at("parameters"), self._coordinator.revoked)
+            self._relay.follow(self._coordinator.served_at("parameters"), self._coordinator.revoked)
         except RunError as error:
             self._session.failure = self._session.failure or str(error)
 
@@ -257,6 +258,7 @@ class Run:
             if session.stage != "stopping":
                 self._handle_end(ended)
         self._follow_cluster()
+        self._follow_learner()
         if session.stage == "starting":
             self._maybe_begin()
         elif self._access.elsewhere and session.stage == "running":

@@ -143,7 +143,7 @@ def test_what_came_from_a_sender_that_is_revoked_reaches_nobody_new(net: Net):
     assert net.receive(net.subscriber(relay.endpoint, ours), learner) == b"real"
 
 
-def test_only_the_hosts_own_processes_are_let_in(net: Net, eventually: Any):
+def test_only_the_hosts_own_processes_are_let_in(net: Net):
     ours, learners, others = new_keys(), new_keys(), new_keys()
     publisher = net.publisher(learners, ours)
     relay = net.relay(publisher, ours)

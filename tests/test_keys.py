@@ -66,7 +66,7 @@ def test_a_run_sees_within_a_second_or_so_who_is_let_in(tmp_path: Path, eventual
 
 
 def test_keys_of_one_run_on_a_cluster_leave_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     access = on_cluster("0.0.0.0", keys=None)
