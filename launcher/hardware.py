@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -36,6 +37,8 @@ OPTIONAL = {
     "onnx": "onnxscript", "prometheus": "prometheus-client", "wandb": "wandb",
     "dask": "distributed",
 }  # fmt: skip
+# Of which torch.compile needs one, on any device.
+COMPILERS = ("c++", "g++", "clang++", "cl")
 
 _CGROUP_ROOT = "/sys/fs/cgroup"
 # cgroup v1 writes "no limit" as a number close to 2^63.
@@ -81,6 +84,7 @@ class Machine:
         shm_free_bytes: free space of /dev/shm; 0 if there is none.
         versions: Python and the packages that matter, by name; "" for one that is missing.
         optional: versions of what ``pdqn[extra]`` installs, by extra; "" for one that is missing.
+        compiler: path of a C++ compiler; "" for none.
     """
 
     hostname: str
@@ -96,6 +100,7 @@ class Machine:
     shm_free_bytes: int
     versions: Mapping[str, str]
     optional: Mapping[str, str] = field(default_factory=dict)
+    compiler: str = ""
 
     @property
     def torch_has_cuda(self) -> bool:
@@ -138,6 +143,7 @@ def detect() -> Machine:
         versions={"python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
         optional={extra: _version(name) for extra, name in OPTIONAL.items()},
+        compiler=next(filter(None, map(shutil.which, COMPILERS)), ""),
     )
 
 

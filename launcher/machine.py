@@ -20,6 +20,7 @@ from rich.text import Text
 
 from actors.environments import atari
 from launcher.hardware import (
+    COMPILERS,
     UNLIMITED,
     Gpu,
     Machine,
@@ -418,6 +419,11 @@ def _plan_device(draft: _Draft, actors: int) -> str:
     draft.settle("learner", "precision", "bfloat16" if fast_bfloat16 else "float32")
     left = max(1, draft.machine.cores - actors)
     draft.settle("learner", "threads", min(4 if device == "cuda" else 8, left))
+    if draft.config.learner.compile and not draft.machine.compiler:
+        draft.errors.append(
+            "learner.compile = true, but no C++ compiler is installed, which torch.compile needs: "
+            f"install one of {', '.join(COMPILERS)}, or use false"
+        )
     return device
 
 
@@ -427,7 +433,7 @@ def learner_settings(
     """What a run leaves to the host of its learner, for a host that has nothing else to do.
 
     Raises:
-        UsageError: a GPU is asked for, and there is none.
+        UsageError: a GPU is asked for, or compiling, and there is no GPU or compiler.
     """
     draft = _Draft(machine, config, spec, ())
     _check_gpu(draft, _plan_device(draft, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +56,14 @@ class Learner:
         self.online = build_network(spec, config.network).to(self.device)
         self.target = build_network(spec, config.network).to(self.device).requires_grad_(False)
         self.target.load_state_dict(self.online.state_dict())
+        self.online.train()
         self._optimizer = torch.optim.Adam(
             self.online.parameters(),
             lr=resolved(config.learner.learning_rate),  # set anew before every step
             eps=config.learner.adam_epsilon,
             fused=True,
         )
+        _allocate_moments(self._optimizer)
         self.learner_steps = 0
         self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
@@ -68,6 +71,7 @@ class Learner:
         self._noise = torch.Generator().manual_seed(seeds.torch_seed(config.run.seed, "noise"))
         self.micro_batch_size = config.learner.micro_batch_size or config.learner.batch_size
         self.out_of_memory = 0
+        self._whole_on_device = True
 
     @property
     def importance_sampling_exponent(self) -> float:
@@ -87,25 +91,30 @@ class Learner:
         return linear(first, first if final is None else final, steps, self.learner_steps)
 
     def tensors(self, sample: Sample) -> TensorBatch:
-        """Unpack a Sample and bring it to the device.
+        """Unpack a Sample and bring it to the device, unless that has no memory for all of it.
 
-        On the CPU the tensors may be the sample's own memory: it must stay until the step is done.
+        On the host the tensors may be the sample's own memory: it must stay until the step is done.
         """
         weights = importance_weights(sample.sampling_priority, self.importance_sampling_exponent)
-        return TensorBatch(
+        batch = TensorBatch(
             observation=self._observation(sample.observation),
             bootstrap_observation=self._observation(sample.bootstrap_observation),
-            action=self._tensor(sample.action).long(),
-            n_step_return=self._tensor(sample.n_step_return),
-            discount=self._tensor(sample.discount),
-            importance_weight=self._tensor(weights),
+            action=_tensor(sample.action).long(),
+            n_step_return=_tensor(sample.n_step_return),
+            discount=_tensor(sample.discount),
+            importance_weight=_tensor(weights),
         )
+        if self._whole_on_device:
+            with suppress(torch.OutOfMemoryError):
+                return batch.to(self.device)
+            self._keep_on_host()
+        return batch
 
     def step(self, batch: TensorBatch, meanwhile: Callable[[], None] = _nothing) -> StepResult:
         """One step of gradient descent on a batch.
 
         Args:
-            batch: on the device.
+            batch: what ``tensors`` made.
             meanwhile: what to do while a GPU computes, before its figures are waited for.
 
         Raises:
@@ -134,10 +143,10 @@ class Learner:
     def _accumulate(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
         """Gradients of the whole batch; in smaller parts from now on if memory does not suffice."""
         while True:
-            try:
+            with suppress(torch.OutOfMemoryError):
                 return self._backward(batch)
-            except torch.OutOfMemoryError as error:
-                self._halve_micro_batch(error)
+            # Not before: the error holds what was computed until then.
+            self._make_room(batch)
 
     def _backward(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
         """Gradients of a batch, part by part: ([loss, mean Q], priorities), on the device."""
@@ -145,7 +154,7 @@ class Learner:
         sums = torch.zeros(2, device=self.device)
         priorities: list[Tensor] = []
         for start in range(0, len(batch), self.micro_batch_size):
-            part = batch.part(start, start + self.micro_batch_size)
+            part = batch.part(start, start + self.micro_batch_size).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
                 found = self._objective.losses(part)
             loss = (part.importance_weight * found.loss).sum() / len(batch)
@@ -154,22 +163,38 @@ class Learner:
             priorities.append(found.priority)
         return sums, torch.cat(priorities)
 
-    def _halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
+    def _make_room(self, batch: TensorBatch) -> None:
+        """Need less memory from now on: smaller parts first, then no whole batch on the device."""
         self._optimizer.zero_grad()
+        if self.micro_batch_size > 1:
+            self.micro_batch_size = -(-self.micro_batch_size // 2)
+            self._note_out_of_memory()
+        elif self._whole_on_device:
+            batch.leave_device()
+            self._keep_on_host()
+        else:
+            raise RunError("out of GPU memory with one transition at a time")
+
+    def _keep_on_host(self) -> None:
+        """Batches stay on the host from now on, and are brought to the device in parts."""
+        self._whole_on_device = False
+        self._note_out_of_memory()
+
+    def _note_out_of_memory(self) -> None:
+        self.out_of_memory += 1
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.micro_batch_size == 1:
-            raise RunError("out of GPU memory with one transition at a time") from error
-        self.micro_batch_size = -(-self.micro_batch_size // 2)
-        self.out_of_memory += 1
 
     def _update_target(self) -> None:
         if self._config.target_update == "soft":
-            rate = self._config.target_update_rate
             with torch.no_grad():
                 pairs = zip(self.online.parameters(), self.target.parameters(), strict=True)
                 for ours, theirs in pairs:
-                    theirs.lerp_(ours, rate)
+                    theirs.lerp_(ours, self._config.target_update_rate)
+                # What a network counts without learning it, such as the means of a batch norm.
+                buffers = zip(self.online.buffers(), self.target.buffers(), strict=True)
+                for ours, theirs in buffers:
+                    theirs.copy_(ours)
         elif self.learner_steps % self._config.target_update_period == 0:
             self.target.load_state_dict(self.online.state_dict())
 
@@ -186,9 +211,10 @@ class Learner:
         telemetry.gauge("micro_batch_size", self.micro_batch_size)
         if telemetry.counters["out_of_memory"] != self.out_of_memory:
             telemetry.counters["out_of_memory"] = self.out_of_memory
+            brought = "" if self._whole_on_device else " and copied"
             telemetry.note(
                 "out_of_memory",
-                f"out of GPU memory: a batch of {self._config.batch_size} is computed "
+                f"out of GPU memory: a batch of {self._config.batch_size} is computed{brought} "
                 f"{self.micro_batch_size} at a time from now on",
             )
 
@@ -214,14 +240,24 @@ class Learner:
         self._noise.set_state(state["noise_state"])
 
     def _observation(self, packed: Observation) -> dict[str, Tensor]:
-        return {name: self._tensor(a) for name, a in self._spec.unpack(packed).items()}
+        return {name: _tensor(a) for name, a in self._spec.unpack(packed).items()}
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        # Torch would warn of memory that is read-only, though nobody writes to it.
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    # Torch would warn of memory that is read-only, though nobody writes to it.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _allocate_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Let Adam have its memory now: what a step needs is known from the first one on then."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # set anew before every step
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for state in optimizer.state.values():
+        state["step"].zero_()
+    optimizer.zero_grad()
 
 
 def _device(name: str) -> torch.device:

@@ -1,13 +1,14 @@
 """What the learner minimises: losses of a batch under the options of the configuration.
 
 Priorities are absolute TD errors of the expected values, whatever is learned: that is what actors
-send with new transitions, so that old and new ones compare.
+send with new transitions, so that old and new ones compare. Under Munchausen they do so roughly:
+actors know no bonus and no soft value.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,13 +33,11 @@ from pdqn.networks.heads import expected
 from pdqn.specs import ACTION_MASK
 
 _Prepared = tuple[Tensor, ...]
-# Of which torch.compile needs one, on any device.
-_COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
-@dataclass(frozen=True)
+@dataclass
 class TensorBatch:
-    """A Sample on the learner's device; binary fields are unpacked to bool.
+    """A Sample as tensors; binary fields are unpacked to bool.
 
     Attributes:
         observation: fields [batch, ...].
@@ -66,6 +65,22 @@ class TensorBatch:
         yield from self.bootstrap_observation.values()
         yield from (self.action, self.n_step_return, self.discount, self.importance_weight)
 
+    def to(self, device: torch.device) -> TensorBatch:
+        """On a device; nobody waits for the copies to a GPU.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no memory for it.
+        """
+        if self.action.device.type == device.type:
+            return self
+        return self._each(lambda tensor: _moved(tensor, device))
+
+    def leave_device(self) -> None:
+        """Bring this very batch to the host, whoever holds it: its memory there is free then."""
+        host = self._each(Tensor.cpu)
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(host, field.name))
+
     def part(self, start: int, stop: int) -> TensorBatch:
         """The transitions ``start`` to ``stop - 1``, without copying them."""
         if start == 0 and stop >= len(self):
@@ -74,14 +89,21 @@ class TensorBatch:
 
     def rows(self, rows: slice | Tensor) -> TensorBatch:
         """Some of the transitions: a slice does not copy them, int64[any] does."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TensorBatch:
         return TensorBatch(
-            {name: values[rows] for name, values in self.observation.items()},
-            {name: values[rows] for name, values in self.bootstrap_observation.items()},
-            self.action[rows],
-            self.n_step_return[rows],
-            self.discount[rows],
-            self.importance_weight[rows],
+            {name: change(values) for name, values in self.observation.items()},
+            {name: change(values) for name, values in self.bootstrap_observation.items()},
+            change(self.action),
+            change(self.n_step_return),
+            change(self.discount),
+            change(self.importance_weight),
         )
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Losses(NamedTuple):
@@ -128,10 +150,12 @@ def check_combinations(config: Config) -> None:
             f"learner.micro_batch_size = {micro}, but learner.batch_size = {learner.batch_size}: "
             "at most that many can be computed at once"
         )
-    if learner.compile and not any(map(shutil.which, _COMPILERS)):
+    explores = config.actor.guidance or config.actor.guidance_final
+    if network.noisy and (explores or config.actor.exploration != "uniform"):
+        what = "actor.guidance" if explores else f"actor.exploration = {config.actor.exploration}"
         raise UsageError(
-            "learner.compile = true, but no C++ compiler is installed, which torch.compile needs: "
-            f"install one of {', '.join(_COMPILERS)}, or use false"
+            f"network.noisy = true with {what}: noise explores in place of random actions, so that "
+            "nothing would follow it; use network.noisy = false, or leave that away"
         )
 
 
@@ -167,7 +191,9 @@ class Objective:
         return huber_losses(predicted[:, 0], target[:, 0], delta)
 
     def _mean(self, target: Tensor) -> Tensor:
-        return target.mean(dim=1) if self._support is None else target @ self._support
+        if self._support is None:
+            return target.mean(dim=1)
+        return (target * self._support).sum(dim=1)  # autocast would round a product of matrices
 
     def _aim(self, batch: TensorBatch, bonus: Tensor | float) -> Tensor:
         """float32[batch, k]: equally likely returns, or probabilities of the support's atoms."""

@@ -111,13 +111,7 @@ class LearnerProcess:
             sample = self._client.receive(0.0, self._learner.learner_steps)
             if sample is None:
                 return
-            try:
-                self._stager.put(sample)
-            except torch.OutOfMemoryError:
-                self._stager.ahead = 0
-                self._client.release(sample, None)
-                text = "out of GPU memory: no batch is copied ahead from now on"
-                self._link.telemetry.note("out_of_memory", text)
+            self._stager.put(sample)
 
     def _communicate(self) -> None:
         now = time.monotonic()

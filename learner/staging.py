@@ -58,6 +58,7 @@ class Stager:
             current = torch.cuda.current_stream(self._stream.device)
             current.wait_stream(self._stream)
             for tensor in batch.tensors():
-                # Allocated on the other stream: not to be reused there while this one computes.
-                tensor.record_stream(current)
+                if tensor.is_cuda:  # not where the GPU had no memory for the batch
+                    # Allocated on the other stream: not to be reused there while this one computes.
+                    tensor.record_stream(current)
         return sample, batch

@@ -233,7 +233,7 @@ class LearnerConfig:
     publish_seconds: float = setting(0.25, "least time between publications", at_least=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the learner computes")
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "of the forward passes")
-    compile: bool = setting(False, "compile the step with torch.compile")
+    compile: bool = setting(False, "compile the networks with torch.compile")
     threads: int | None = setting(None, "CPU threads of the learner", at_least=1)
 
 

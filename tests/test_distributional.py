@@ -22,7 +22,7 @@ from learner.losses import (
 from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.networks import build_network, resample_noise, set_noise
-from pdqn.networks.heads import expected
+from pdqn.networks.heads import Head, expected
 from pdqn.networks.noisy import NoisyLinear
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
@@ -164,6 +164,25 @@ class TestHeads:
         distribution = network.distribution(*prepared)
         assert distribution.shape == (2, 3, 7)
         torch.testing.assert_close(network(*prepared), expected(distribution, network.support))
+
+    def test_means_are_as_exact_under_autocast(self):
+        torch.manual_seed(0)
+        logits, support = torch.randn(4, 3, 51), torch.linspace(-10, 10, 51)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = expected(logits, support)
+        torch.testing.assert_close(found, expected(logits, support), atol=1e-5, rtol=0)
+
+    def test_a_large_value_does_not_round_advantages_away_under_autocast(self):
+        head = Head(2, 3, small())
+        assert isinstance(head.advantage, torch.nn.Linear)
+        assert isinstance(head.value, torch.nn.Linear)
+        with torch.no_grad():
+            head.advantage.weight.zero_()
+            head.advantage.bias.copy_(torch.tensor([0.0, 0.01, 0.02]))
+            head.value.bias.fill_(100.0)
+            with torch.autocast("cpu", torch.bfloat16):
+                values = head(torch.ones(1, 2))[0]
+        torch.testing.assert_close(values.diff(), torch.full((2,), 0.01), atol=2e-4, rtol=0)
 
     def test_a_support_that_does_not_rise_is_refused(self):
         config = small(distribution="categorical", value_min=1.0, value_max=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.learner import Learner
 from pdqn.config import NetworkConfig, build
 from pdqn.errors import UsageError
 from pdqn.networks import QNetwork, build_network, network_sizes
 from pdqn.networks.encoders import Convolutions, ImpalaResNet, NatureCNN, as_image
 from pdqn.networks.fused import FusedNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from replay.samples import Sample
 
 SCREEN = FieldSpec("observation", (84, 84), "uint8", stack=4)
 GRID = FieldSpec("observation", (10, 10, 4), "bool", binary=True)
@@ -206,12 +209,43 @@ def no_network(spec: EnvironmentSpec, config: NetworkConfig) -> int:
     return 7
 
 
+def plain_module(spec: EnvironmentSpec, config: NetworkConfig) -> torch.nn.Module:
+    return torch.nn.Linear(2, 4)
+
+
+class Own(QNetwork):
+    """Drops half of what it sees while it learns, and has a distribution."""
+
+    def __init__(self, atoms: int, support: Tensor | None) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 4 * atoms))
+        self.support = support
+
+    def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return (observation["speed"],)
+
+    def forward(self, *prepared: Tensor) -> Tensor:
+        return self.distribution(*prepared).mean(dim=2)
+
+    def distribution(self, *prepared: Tensor) -> Tensor:
+        return self.layers(prepared[0]).unflatten(1, (4, -1))
+
+
+def without_support(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
+    return Own(config.atoms, None)
+
+
+def with_seven_returns(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
+    return Own(config.atoms, torch.zeros(7))
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("test_image_networks:bad_shape", r"forward gave \[2, 5\] for two observations, not"),
         ("test_image_networks:not_finite", r"forward gave values that are not finite"),
-        ("test_image_networks:no_network", r"it made int; a torch.nn.Module"),
+        ("test_image_networks:no_network", r"it made int; a pdqn\.networks\.QNetwork"),
+        ("test_image_networks:plain_module", r"it made Linear; a pdqn\.networks\.QNetwork"),
         ("test_image_networks:nothing", r"has no attribute 'nothing'"),
         ("no_such_module:make", r"No module named 'no_such_module'"),
     ],
@@ -219,6 +253,47 @@ def no_network(spec: EnvironmentSpec, config: NetworkConfig) -> int:
 def test_an_own_network_that_does_not_fit_is_refused(name: str, words: str):
     with pytest.raises(UsageError, match=rf"network\.kind = {name}: .*{words}"):
         build_network(spec_of(SPEED), NetworkConfig(kind=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution", "shape"),
+    [
+        ("without_support", "categorical", r"None, but .* needs \[51\]"),
+        ("with_seven_returns", "categorical", r"\[7\], but .* needs \[51\]"),
+        ("with_seven_returns", "quantile", r"\[7\], but .* needs None"),
+    ],
+)
+def test_atoms_that_stand_for_no_returns_are_refused(name: str, distribution: Any, shape: str):
+    config = NetworkConfig(kind=f"test_image_networks:{name}", distribution=distribution)
+    with pytest.raises(UsageError, match=rf"its support has the shape {shape}"):
+        build_network(spec_of(SPEED), config)
+
+
+def test_a_network_is_built_for_acting_without_dropout():
+    kind = "test_image_networks:without_support"
+    network = build_network(spec_of(SPEED), NetworkConfig(kind=kind, distribution="quantile"))
+    prepared = network.prepare({"speed": torch.ones(3, 2)})
+    assert torch.equal(network(*prepared), network(*prepared))
+
+
+def test_the_documented_example_learns(own_module: str):
+    settings = {"device": "cpu", "precision": "float32", "learning_rate": 1e-2}
+    layer = {"learner": settings, "network": {"kind": f"{own_module}:make"}}
+    learner = Learner(build(("test", layer)), spec_of(SPEED))
+    rng = np.random.default_rng(0)
+    observation = {"speed": rng.normal(size=(8, 2)).astype(np.float32)}
+    sample = Sample(
+        keys=np.arange(8),
+        observation=observation,
+        bootstrap_observation=observation,
+        action=np.zeros(8, np.int32),
+        n_step_return=np.ones(8, np.float32),
+        discount=np.zeros(8, np.float32),
+        sampling_priority=np.ones(8),
+        parameter_version=np.zeros(8, np.int64),
+    )
+    losses = [learner.step(learner.tensors(sample)).loss for _ in range(100)]
+    assert losses[-1] < 0.1 * losses[0]
 
 
 def test_options_that_an_own_network_cannot_honour_are_refused(own_module: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 import torch._inductor.config
 
 from learner.learner import Learner, StepResult
-from learner.objective import check_combinations
+from learner.objective import TensorBatch, check_combinations
 from learner.staging import Stager
 from pdqn.config import Config, build
 from pdqn.errors import RunError, UsageError
+from pdqn.networks import QNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.samples import Sample
 
@@ -67,6 +69,20 @@ def learn(learner: Learner, sample: Sample) -> StepResult:
 
 def parameters(learner: Learner) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in learner.online.state_dict().items()}
+
+
+class Counting(QNetwork):
+    """One that counts batches, as a user's own may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)
+
+    def prepare(self, observation: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (observation["observation"],)
+
+    def forward(self, *prepared: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.norm(prepared[0]))
 
 
 COMBINATIONS = [
@@ -178,7 +194,56 @@ def test_only_a_single_transition_that_does_not_fit_ends_it(monkeypatch: pytest.
     tried = out_of_memory_above(learner, 0, monkeypatch)
     with pytest.raises(RunError, match="out of GPU memory with one transition at a time"):
         learn(learner, sample_of())
-    assert tried == [8, 4, 2, 1]
+    # The last time with the batch on the host.
+    assert tried == [8, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize("fitting", [1, 3, 7])
+def test_a_batch_that_does_not_fit_the_device_is_brought_there_in_parts(
+    monkeypatch: pytest.MonkeyPatch, fitting: int
+):
+    whole, tight = Learner(config_of(), SPEC), Learner(config_of(), SPEC)
+    one = learn(whole, sample_of())
+    move = TensorBatch.to
+
+    def bounded(batch: TensorBatch, device: torch.device) -> TensorBatch:
+        if len(batch) > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return move(batch, device)
+
+    monkeypatch.setattr(TensorBatch, "to", bounded)
+    other = learn(tight, sample_of())
+    assert tight.micro_batch_size == {1: 1, 3: 2, 7: 4}[fitting]
+    np.testing.assert_allclose(one.priorities, other.priorities, atol=1e-6)
+    for name, tensor in parameters(whole).items():
+        torch.testing.assert_close(tensor, parameters(tight)[name], atol=1e-6, rtol=1e-5)
+    assert not learn(tight, sample_of(1)).skipped
+
+
+def test_a_batch_makes_room_for_a_single_transition_by_leaving_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """As if activations of one row fitted only where the batch does not lie beside them."""
+    whole, tight = Learner(config_of(), SPEC), Learner(config_of(), SPEC)
+    one = learn(whole, sample_of())
+    losses, leave = tight._objective.losses, TensorBatch.leave_device
+    left: list[TensorBatch] = []
+
+    def note(batch: TensorBatch) -> None:
+        leave(batch)
+        left.append(batch)
+
+    def bounded(batch: TensorBatch) -> Any:
+        if len(batch) > 1 or not left:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return losses(batch)
+
+    monkeypatch.setattr(TensorBatch, "leave_device", note)
+    monkeypatch.setattr(tight._objective, "losses", bounded)
+    batch = tight.tensors(sample_of())
+    other = tight.step(batch)
+    assert left == [batch], "it is the very one that others hold"
+    np.testing.assert_allclose(one.priorities, other.priorities, atol=1e-6)
 
 
 def test_a_soft_target_follows_by_its_rate_every_step():
@@ -190,6 +255,29 @@ def test_a_soft_target_follows_by_its_rate_every_step():
         torch.testing.assert_close(tensor, before[name] + 0.25 * (online[name] - before[name]))
 
 
+def test_what_a_network_counts_without_learning_it_follows_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("learner.learner.build_network", lambda *_: Counting())
+    tracking = Learner(config_of({"target_update": "soft", "target_update_rate": 0.25}), SPEC)
+    learn(tracking, sample_of())
+    ours, theirs = tracking.online.state_dict(), tracking.target.state_dict()
+    assert ours["norm.num_batches_tracked"] == theirs["norm.num_batches_tracked"] == 2
+    torch.testing.assert_close(ours["norm.running_mean"], theirs["norm.running_mean"])
+    assert not torch.equal(ours["layer.weight"], theirs["layer.weight"])
+
+
+def test_moments_that_are_there_before_the_first_step_change_nothing_of_it():
+    made = Learner(config_of(), SPEC)
+    assert {int(s["step"]) for s in made.get_state()["optimizer"]["state"].values()} == {0}
+    plain = copy.deepcopy(made.online)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-2, eps=config_of().learner.adam_epsilon)
+    learn(made, sample_of())
+    for ours, theirs in zip(plain.parameters(), made.online.parameters(), strict=True):
+        ours.grad = theirs.grad
+    adam.step()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(tensor, made.online.state_dict()[name], atol=1e-7, rtol=1e-6)
+
+
 def test_a_restored_noisy_learner_goes_on_exactly_as_the_first_one():
     first, second = (Learner(config_of(noisy=True), SPEC) for _ in range(2))
     learn(first, sample_of())
@@ -199,15 +287,30 @@ def test_a_restored_noisy_learner_goes_on_exactly_as_the_first_one():
 
 
 @pytest.mark.parametrize(
-    ("learner", "network", "words"),
+    ("sections", "words"),
     [
-        ({"munchausen": True}, {"distribution": "categorical"}, "munchausen = true with"),
-        ({"micro_batch_size": 9}, {}, "micro_batch_size = 9, but learner.batch_size = 8"),
+        (
+            {"learner": {"munchausen": True}, "network": {"distribution": "categorical"}},
+            "munchausen = true with",
+        ),
+        ({"learner": {"micro_batch_size": 65}}, "micro_batch_size = 65, but learner.batch_size"),
+        (
+            {"network": {"noisy": True}, "actor": {"exploration": "boltzmann"}},
+            "noisy = true with actor.exploration = boltzmann",
+        ),
+        (
+            {"network": {"noisy": True}, "actor": {"guidance": 0.5}},
+            "noisy = true with actor.guidance",
+        ),
+        (
+            {"network": {"noisy": True}, "actor": {"guidance_final": 0.1}},
+            "noisy = true with actor.guidance",
+        ),
     ],
 )
-def test_what_does_not_combine_is_refused(learner: Any, network: Any, words: str):
+def test_what_does_not_combine_is_refused(sections: Any, words: str):
     with pytest.raises(UsageError, match=words):
-        check_combinations(config_of(learner, **network))
+        check_combinations(build(("test", sections)))
 
 
 def test_work_for_the_meantime_is_done_once_a_step_before_the_parameters_change():
@@ -249,9 +352,3 @@ def test_a_compiled_learner_takes_the_steps_of_a_plain_one(tmp_path, monkeypatch
     for seed in range(2):
         one, other = learn(plain, sample_of(seed)), learn(compiled, sample_of(seed))
         np.testing.assert_allclose(one.priorities, other.priorities, atol=1e-4)
-
-
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(UsageError, match=r"learner\.compile = true, but no C\+\+ compiler"):
-        check_combinations(config_of({"compile": True}))

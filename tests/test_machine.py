@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -225,6 +226,16 @@ def test_old_gpus_compute_in_float32() -> None:
     old = dataclasses.replace(H200, compute_capability=(7, 0))
     assert plan(machine(gpus=(old,)), Config(), CART_POLE).config.learner.precision == "float32"
     assert plan(machine(gpus=(H200,)), Config(), CART_POLE).config.learner.precision == "bfloat16"
+
+
+def test_compiling_needs_a_compiler_on_the_learners_host() -> None:
+    config = configured(learner={"compile": True})
+    words = r"learner\.compile = true, but no C\+\+ compiler"
+    assert re.match(words, plan(machine(), config, CART_POLE).errors[0])
+    assert not plan(machine(compiler="/usr/bin/c++"), config, CART_POLE).errors
+    assert not plan(machine(), config, CART_POLE, elsewhere={"learner"}).errors
+    with pytest.raises(UsageError, match=words):
+        learner_settings(machine(), config, CART_POLE)
 
 
 def test_ultra_is_advised_against_without_cores_or_gpu() -> None:

@@ -286,6 +286,25 @@ class TestQMap:
         reward = network.prepare(observation)[0][:, 1].flatten(1) / 10.0
         torch.testing.assert_close(values_of(network, observation), reward, rtol=0, atol=0)
 
+    @pytest.mark.parametrize("dueling", [True, False])
+    def test_low_precision_keeps_what_placements_differ_by(self, dueling):
+        """What all placements share is a hundred times as large as what tells them apart."""
+        network = build_network(map_spec(32), NetworkConfig(channels=8, dueling=dueling))
+        assert isinstance(network, QMap)
+        with torch.no_grad():
+            network.advantage.weight.normal_(0, 0.01)
+        prepared = network.prepare(observations(32, 4))
+        reward = prepared[0][:, 1].flatten(1) / 10.0
+        with torch.no_grad():
+            exact = network(*prepared) - reward
+            with torch.autocast("cpu", torch.bfloat16):
+                rough = network(*prepared) - reward
+        spread = exact.std(dim=1)
+        assert (spread < 0.05 * exact.mean(dim=1)).all()
+        differences = [v - v.mean(dim=1, keepdim=True) for v in (exact, rough)]
+        errors = (differences[0] - differences[1]).std(dim=1)
+        assert (errors < 0.03 * spread).all()
+
     def test_what_is_left_is_measured_by_the_heaviest_cells(self):
         observation = observations(32, 2)
         observation["progress"][:, 1] = 0.25

@@ -27,6 +27,15 @@ def test_a_preset_is_made_of_settings_that_go_together(name: str):
     assert config != Config()
 
 
+def test_rainbow_learns_as_often_and_renews_its_target_after_as_many_frames_as_the_paper_says():
+    config, frames_per_step = preset("rainbow"), 4
+    samples_per_insert = config.replay.samples_per_insert
+    assert samples_per_insert is not None
+    steps_per_batch = config.learner.batch_size / samples_per_insert
+    assert steps_per_batch == 4
+    assert config.learner.target_update_period * steps_per_batch * frames_per_step == 32_000
+
+
 def test_every_file_is_a_preset_and_every_preset_a_file():
     assert {path.stem for path in FOLDER.glob("*.toml")} == set(PRESETS)
 

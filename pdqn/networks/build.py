@@ -52,7 +52,7 @@ def network_sizes(spec: EnvironmentSpec, config: NetworkConfig) -> NetworkConfig
 
 
 def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
-    """A freshly initialised network for an environment.
+    """A freshly initialised network for an environment, in evaluation mode.
 
     Raises:
         UsageError: no network fits the environment's observations, or options do not combine.
@@ -60,11 +60,11 @@ def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     sized = network_sizes(spec, config)
     _check_distribution(sized)
     if ":" in sized.kind:
-        return _build_own(spec, sized)
+        return _build_own(spec, sized).eval()
     if sized.kind == "qmap":
         check_qmap(spec, sized)
-        return QMap(spec, sized)
-    return FusedNetwork(spec, sized)
+        return QMap(spec, sized).eval()
+    return FusedNetwork(spec, sized).eval()
 
 
 def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
@@ -105,11 +105,20 @@ def _build_own(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     """What ``package.module:factory`` makes of (spec, config), tried once."""
     where = f"network.kind = {config.kind}"
     network = _call_factory(where, spec, config)
-    own = getattr(type(network), "distribution", QNetwork.distribution)
+    own = type(network).distribution
     if config.distribution != "none" and own is QNetwork.distribution:
         raise UsageError(
             f"{where}: it has no method distribution, which network.distribution = "
             f"{config.distribution} needs; set that to none"
+        )
+    support = network.support
+    atoms = None if support is None else list(support.shape)
+    wanted = [config.atoms] if config.distribution == "categorical" else None
+    if atoms != wanted:
+        raise UsageError(
+            f"{where}: its support has the shape {atoms}, but network.distribution = "
+            f"{config.distribution} needs {wanted}: the returns of the atoms where it is "
+            "categorical, else None"
         )
     if config.noisy and not noisy_layers(network):
         raise UsageError(
@@ -123,22 +132,22 @@ def _build_own(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     return network
 
 
-def _call_factory(where: str, spec: EnvironmentSpec, config: NetworkConfig) -> Any:
+def _call_factory(where: str, spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     module, _, name = config.kind.partition(":")
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{where}: {error}") from error
     network = factory(spec, config)
-    if not isinstance(network, torch.nn.Module) or not hasattr(network, "prepare"):
+    if not isinstance(network, QNetwork):
         raise UsageError(
-            f"{where}: it made {type(network).__name__}; a torch.nn.Module with the methods "
-            "prepare and forward is needed"
+            f"{where}: it made {type(network).__name__}; a pdqn.networks.QNetwork is needed, with "
+            "the methods prepare and forward"
         )
     return network
 
 
-def _try_once(where: str, network: Any, spec: EnvironmentSpec, config: NetworkConfig) -> None:
+def _try_once(where: str, network: QNetwork, spec: EnvironmentSpec, config: NetworkConfig) -> None:
     """Two observations of zeros must give finite values of the right shape."""
     zeros = {
         f.name: torch.from_numpy(np.zeros((2, *f.stacked_shape), "bool" if f.binary else f.dtype))

@@ -41,10 +41,11 @@ class Head(nn.Module):
 
     def distribution(self, features: Tensor) -> Tensor:
         """Logits or quantiles, float[batch, num_actions, atoms]; one atom where it is a mean."""
-        advantage = self.advantage(features).unflatten(1, (-1, self._atoms))
+        # Of lower precision under autocast: the value would round what the actions differ by.
+        advantage = self.advantage(features).float().unflatten(1, (-1, self._atoms))
         if self.value is None:
             return advantage
-        value = self.value(features)[:, None]
+        value = self.value(features).float()[:, None]
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -64,5 +65,6 @@ def expected(distribution: Tensor, support: Tensor | None) -> Tensor:
         return distribution[:, :, 0]
     if support is None:
         return distribution.mean(dim=2)
-    # The sum over atoms is exact enough only in single precision.
-    return distribution.float().softmax(dim=2) @ support
+    # Exact enough only in single precision, in which autocast leaves a sum, unlike a product of
+    # matrices.
+    return (distribution.float().softmax(dim=2) * support).sum(dim=2)

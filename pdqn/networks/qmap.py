@@ -140,7 +140,7 @@ class QMap(QNetwork):
         pooled = torch.cat([hidden.mean(dim=(2, 3)), condition], dim=1)
         valid = planes[:, 2].flatten(1)
         mean = (advantage * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)
-        share = _USUAL_SHARE + self.value(pooled) + advantage - mean
+        share = _USUAL_SHARE + self.value(pooled).float() + advantage - mean
         return reward + heaviest[:, None] * share
 
     def _hidden(self, planes: Tensor, condition: Tensor) -> Tensor:
@@ -152,7 +152,11 @@ class QMap(QNetwork):
         return hidden
 
     def _advantage(self, planes: Tensor, hidden: Tensor, condition: Tensor) -> Tensor:
-        """What a placement leaves for later, as a share of the heaviest cells, [batch, N * N]."""
+        """What a placement leaves for later, as a share of the heaviest cells.
+
+        float32[batch, N * N], whatever the precision of the layers: what is added to it would
+        round the differences between placements away.
+        """
         scale = 1.0 + self.fine_scale(condition)[:, :, None, None]
         fine = functional.relu(self.fine(planes) * scale + self.spread(hidden))
         fine = fine.contiguous(memory_format=torch.channels_last)
@@ -160,7 +164,7 @@ class QMap(QNetwork):
         direct = torch.bmm(self.direct(condition)[:, None], planes.flatten(2))[:, 0]
         blocks = self.advantage(fine).contiguous()
         cells = functional.interpolate(blocks, scale_factor=self.block, mode="bilinear")
-        return cells.flatten(1) + direct
+        return cells.flatten(1).float() + direct
 
 
 def _field_shape(spec: EnvironmentSpec, name: str) -> tuple[int, ...]:
