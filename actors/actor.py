@@ -86,6 +86,7 @@ class Rollout:
         self._observation = self._stacker.reset(self._frames)
         self._scores = np.zeros(self._num_envs)
         self._lengths = np.zeros(self._num_envs, np.int64)
+        self._failures = 0
         self.epsilons = np.zeros(self._num_envs)
         self.guidance = guidance_at(actor, 0)
         self.set_slot(identity.index, identity.index + 1)
@@ -169,7 +170,9 @@ class Rollout:
 
     def _account(self, transition: Transition, telemetry: Telemetry) -> None:
         telemetry.count("environment_steps", self._num_envs)
-        telemetry.count("environment_failures", float(transition.failed.sum()))
+        failures = self._env.failures
+        telemetry.count("environment_failures", failures - self._failures)
+        self._failures = failures
         self._scores += transition.rewards
         self._lengths += 1
         ended = transition.terminated | transition.truncated

@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.environments.factory import VectorEnvironment
+from pdqn.errors import RunError
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 from pdqn.stacking import FrameStacker
 
 Act = Callable[[Observation], NDArray[np.int64]]
+# Atari's games are cut after as many, and what has no limit of its own must end some time.
+MAX_EPISODE_STEPS = 27_000
 _MOST_ENVIRONMENTS = 16
+_FAILURES_ALLOWED = 4
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,10 @@ class Scores:
     """Episodes on held-out seeds.
 
     Attributes:
-        returns: float64[episodes], undiscounted.
+        returns: float64[episodes], undiscounted; NaN where the environment failed.
         lengths: int64[episodes].
-        headline: float64[episodes], the environment's headline metric; NaN without one.
+        headline: float64[episodes], the environment's headline metric; NaN without one, and where
+            an episode was cut before its end.
     """
 
     returns: NDArray[np.float64]
@@ -39,8 +44,11 @@ def play(
     env_args: Mapping[str, Any],
     seeds: Sequence[int],
     should_stop: Callable[[], bool] = lambda: False,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
 ) -> Scores | None:
     """Play one episode for every seed; None when told to stop before the end.
+
+    An environment that fails is built anew for the next seed.
 
     Args:
         act: from a batch of observations, stacked as the spec says, to actions int64[batch].
@@ -48,49 +56,69 @@ def play(
         env_args: its keyword arguments.
         seeds: of the episodes.
         should_stop: asked at every step.
+        max_episode_steps: an episode is cut after so many, and counts as far as it went.
+
+    Raises:
+        RunError: no episode could be played, or an environment failed for several seeds in a row.
     """
     parts: list[Scores] = []
     width = min(_MOST_ENVIRONMENTS, len(seeds))
-    env = VectorEnvironment(spec, env_args, width)
+    env = VectorEnvironment(spec, env_args, width, failures_allowed=_FAILURES_ALLOWED)
     try:
         for start in range(0, len(seeds), width):
             # The last batch is filled up with seeds whose episodes are not counted.
             batch = [*seeds[start : start + width], *seeds[:width]][:width]
-            part = _play_batch(act, env, batch, should_stop)
+            part = _play_batch(act, env, batch, should_stop, max_episode_steps)
             if part is None:
                 return None
             parts.append(part)
     finally:
         env.close()
     n = len(seeds)
-    return Scores(
+    scores = Scores(
         returns=np.concatenate([part.returns for part in parts])[:n],
         lengths=np.concatenate([part.lengths for part in parts])[:n],
         headline=np.concatenate([part.headline for part in parts])[:n],
     )
+    if np.isnan(_compared(scores, spec)).all():
+        raise RunError(f"none of {n} held-out episodes of {spec.id} could be played to its end")
+    return scores
 
 
 def _play_batch(
-    act: Act, env: VectorEnvironment, seeds: Sequence[int], should_stop: Callable[[], bool]
+    act: Act,
+    env: VectorEnvironment,
+    seeds: Sequence[int],
+    should_stop: Callable[[], bool],
+    max_episode_steps: int,
 ) -> Scores | None:
     returns = np.zeros(env.num_envs)
     lengths = np.zeros(env.num_envs, np.int64)
     headline = np.full(env.num_envs, np.nan)
-    playing = np.ones(env.num_envs, bool)
     stacker = FrameStacker(env.spec, env.num_envs)
+    failures = env.failures_each
     observation = stacker.reset(env.reset(seeds))
-    while playing.any():
+    # Where a reset failed, another seed's episode has begun.
+    playing = env.failures_each == failures
+    returns[~playing] = np.nan
+    while playing.any() and lengths.max() < max_episode_steps:
         if should_stop():
             return None
         transition = env.step(act(observation))
         ended = transition.terminated | transition.truncated
-        observation = stacker.push(transition.observation, ended)
+        observation = stacker.push(transition.observation, ended | transition.failed)
         returns[playing] += transition.rewards[playing]
+        returns[playing & transition.failed] = np.nan
         lengths[playing] += 1
         ended &= playing
         headline[ended] = transition.headline[ended]
-        playing &= ~ended
+        playing &= ~(ended | transition.failed)
     return Scores(returns, lengths, headline)
+
+
+def _compared(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
+    """What episodes are compared by, float64[episodes]: the headline metric, or the return."""
+    return scores.returns if spec.headline_metric is None else scores.headline
 
 
 def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
@@ -116,20 +144,28 @@ def describe(
 ) -> dict[str, Any]:
     """Plain data of an evaluation: means with standard errors, beside the baselines.
 
+    Episodes without a score are left out, of the policy and of the baselines alike.
+
     Args:
-        scores: of the policy.
+        scores: of the policy; at least one episode has a score.
         spec: the environment.
         baselines: headline metric (or return, without one) of each baseline on the same seeds,
             float64[episodes].
 
     Returns:
-        episodes, return_mean, return_error, length_mean, metrics {name: mean},
+        episodes, dropped, return_mean, return_error, length_mean, metrics {name: mean},
         errors {name: standard error}, baselines {name: mean}, baseline_errors, and differences
         {name: [mean, standard error]} of the policy minus each baseline, paired by seed.
     """
-    compared = scores.returns if spec.headline_metric is None else scores.headline
+    compared = _compared(scores, spec)
+    kept = np.isfinite(compared)
+    for values in baselines.values():
+        kept &= np.isfinite(values)
+    scores = Scores(scores.returns[kept], scores.lengths[kept], scores.headline[kept])
+    compared, baselines = compared[kept], {name: v[kept] for name, v in baselines.items()}
     result: dict[str, Any] = {
         "episodes": len(scores.returns),
+        "dropped": int((~kept).sum()),
         "return_mean": float(scores.returns.mean()),
         "return_error": standard_error(scores.returns),
         "length_mean": float(scores.lengths.mean()),

@@ -85,11 +85,15 @@ class Evaluator:
             env_args,
             self._seeds,
             self._interrupted,
+            self._welcome.config.evaluation.max_episode_steps,
         )
         if scores is None:
             return
         self._evaluated = version
         result = describe(scores, self._welcome.spec, self._baselines)
+        if result["dropped"]:
+            text = f"{result['dropped']} of {len(self._seeds)} held-out episodes have no score"
+            self._link.telemetry.note("evaluation", text)
         if self._best.offer(result, self._network, version):
             self._keep_best()
         result["best"] = self._best.score

@@ -536,6 +536,13 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 @click.option("--episodes", default=100, type=click.IntRange(1), help="held-out episodes")
 @click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option(
+    "--max-episode-steps",
+    default=27_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="an episode is cut after so many, and counts as far as it went",
+)
 @click.option("--video", type=_PATH, help="film the first episodes: gif, webp, png or mp4")
 @click.option("--video-episodes", default=3, type=click.IntRange(1, 100), help="to film")
 def evaluate(
@@ -543,6 +550,7 @@ def evaluate(
     episodes: int,
     best: bool,
     as_json: bool,
+    max_episode_steps: int,
     video: Path | None,
     video_episodes: int,
 ) -> int:
@@ -559,7 +567,14 @@ def evaluate(
     from launcher import evaluate as evaluation
 
     film = None if video is None else evaluation.Film(video, video_episodes)
-    return evaluation.evaluate(run, episodes, best=best, as_json=as_json, film=film)
+    return evaluation.evaluate(
+        run,
+        episodes,
+        best=best,
+        as_json=as_json,
+        film=film,
+        max_episode_steps=max_episode_steps,
+    )
 
 
 @cli.command(short_help="Draw a run's pictures, or compare several runs.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from actors.environments.factory import VectorEnvironment
-from actors.evaluation import describe, play, random_act
+from actors.evaluation import MAX_EPISODE_STEPS, Act, Scores, describe, play, random_act
 from launcher.strategy import check_film, record_film
 from pdqn import seeds
-from pdqn.errors import RunError
 from pdqn.model import Model, load_model
 from pdqn.policy import greedy, model_path
 
@@ -32,7 +33,13 @@ class Film:
 
 
 def evaluate(
-    path: Path, episodes: int, *, best: bool = False, as_json: bool, film: Film | None = None
+    path: Path,
+    episodes: int,
+    *,
+    best: bool = False,
+    as_json: bool,
+    film: Film | None = None,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
 ) -> int:
     """Evaluate a run directory or a model file, and print the result.
 
@@ -42,18 +49,23 @@ def evaluate(
         best: of a run, the parameters that evaluated best while it trained; else its last ones.
         as_json: print JSON.
         film: what to film.
+        max_episode_steps: an episode is cut after so many, and counts as far as it went.
     """
     torch.set_num_threads(1)
     if film is not None:
         check_film(film.path)
     model = load_model(model_path(path, best=best))
     held_out = seeds.held_out_seeds(episodes)
-    scores = play(
-        lambda observation: greedy(model.network, observation), model.spec, model.env_args, held_out
+    playing = partial(
+        play,
+        spec=model.spec,
+        env_args=model.env_args,
+        seeds=held_out,
+        max_episode_steps=max_episode_steps,
     )
-    if scores is None:
-        raise RunError("the evaluation was stopped")
-    result = describe(scores, model.spec, _baselines(model, held_out))
+    scores = playing(partial(greedy, model.network))
+    assert scores is not None, "nothing stops it"
+    result = describe(scores, model.spec, _baselines(model, held_out, playing))
     result["parameter_version"] = model.parameter_version
     if as_json:
         click.echo(json.dumps(result))
@@ -69,7 +81,7 @@ def table(model: Model, result: dict[str, Any]) -> Table:
     """Policy and baselines, with standard errors and paired differences."""
     name = model.spec.headline_metric or "return"
     drawn = Table(
-        title=f"{model.spec.id}: {result['episodes']} held-out episodes, "
+        title=f"{model.spec.id}: {result['episodes']} held-out episodes{_without_score(result)}, "
         f"parameters of learner step {result['parameter_version']}",
         caption="± standard errors; differences are paired by seed",
     )
@@ -93,7 +105,13 @@ def table(model: Model, result: dict[str, Any]) -> Table:
     return drawn
 
 
-def _baselines(model: Model, held_out: list[int]) -> dict[str, NDArray[np.float64]]:
+def _without_score(result: dict[str, Any]) -> str:
+    return f" ({result['dropped']} more have no score)" if result["dropped"] else ""
+
+
+def _baselines(
+    model: Model, held_out: list[int], playing: Callable[[Act], Scores | None]
+) -> dict[str, NDArray[np.float64]]:
     """The environment's own baselines, or at least the random policy."""
     env = VectorEnvironment(model.spec, model.env_args, 1)
     try:
@@ -102,7 +120,6 @@ def _baselines(model: Model, held_out: list[int]) -> dict[str, NDArray[np.float6
         env.close()
     if own:
         return own
-    act = random_act(model.spec, seeds.generator(0, "random baseline"))
-    scores = play(act, model.spec, model.env_args, held_out)
+    scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))
     assert scores is not None
     return {"random": scores.returns if model.spec.headline_metric is None else scores.headline}

@@ -344,12 +344,25 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     draft.settle("actor", "discount", PLACEMENT_DISCOUNT if _is_placement(spec) else DISCOUNT)
     is_atari = spec.id.startswith(atari.NAMESPACE)
     draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if is_atari else 0.0)
+    if is_atari:
+        _score_whole_games(draft)
     each = _actor_bytes(spec, envs)
     count = _plan_actor_count(draft, mode, each)
     if not here:
         return 0
     draft.memory.append((plural(count, "actor"), count * each))
     return count
+
+
+def _score_whole_games(draft: _Draft) -> None:
+    """Where a life is an episode of training, a game is still one of evaluation."""
+    evaluation = draft.config.evaluation
+    if not draft.config.run.env_args.get("life_loss") or "life_loss" in evaluation.env_args:
+        return
+    env_args = {**evaluation.env_args, "life_loss": False}
+    draft.layer["evaluation"]["env_args"] = env_args
+    evaluation = dataclasses.replace(evaluation, env_args=env_args)
+    draft.config = dataclasses.replace(draft.config, evaluation=evaluation)
 
 
 def frame_stack(spec: EnvironmentSpec) -> int:

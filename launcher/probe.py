@@ -45,7 +45,9 @@ def _play(config: Config, spec: EnvironmentSpec) -> list[Segment]:
         discount=resolved(actor.discount),
         segment_length=resolved(actor.segment_length),
     )
-    environment = VectorEnvironment(spec, config.run.env_args, 1)
+    environment = VectorEnvironment(
+        spec, config.run.env_args, 1, failures_allowed=actor.environment_failures - 1
+    )
     try:
         observation = environment.reset(seeds.environment_seeds(seed, 0, 1, 0))
         segments: list[Segment] = []
@@ -71,6 +73,7 @@ def _step(
     actions = _random_actions(observation, spec, rng)
     recorder.record(spec.pack(observation), actions, no_value, no_value)
     result = environment.step(actions)
+    recorder.drop(result.failed)
     final = result.final_observation
     segments = recorder.finish(
         result.rewards,

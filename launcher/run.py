@@ -216,13 +216,14 @@ class Run:
     def _turn(self, timeout_seconds: float) -> None:
         """Everything that happens again and again, while training and while stopping."""
         self._coordinator.poll(timeout_seconds)
+        # First what a role has said of its end, then that it has ended.
+        while self._coordinator.events:
+            self._handle_event(self._coordinator.events.popleft())
         # Not with every message: asking a hundred processes whether they live takes a millisecond.
         now = time.monotonic()
         if now >= self._next_check:
             self._next_check = now + _CHECK_SECONDS
             self._supervise()
-        while self._coordinator.events:
-            self._handle_event(self._coordinator.events.popleft())
         if self._session.tick():
             if self._access.clients is not None:
                 self._coordinator.allow(self._access.clients.look())

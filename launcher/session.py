@@ -66,6 +66,7 @@ class Session:
         self.failure: str | None = None
         self.restarts = self.state.restarts
         self._first_error: str | None = None
+        self._traced = False
         self._unwritable = False
         self._recorder = Recorder(run_dir, make_sinks(config, run_dir.path, self.say))
         log = run_dir.logs / "pictures.log"
@@ -94,16 +95,20 @@ class Session:
         self._messages.append((self.elapsed_seconds, text))
 
     def note_error(self, text: str, trace: str = "") -> None:
-        """Remember and show the first error; later ones are in events and logs.
+        """Remember and show the first error, and the first that has a traceback.
+
+        Later ones are in events and logs.
 
         Args:
             text: one line.
             trace: the traceback, where it is known.
         """
-        if self._first_error is None:
-            self._first_error = text
-            for line in (*trace.splitlines(), text):
-                self.say(line)
+        if self._first_error is not None and (not trace or self._traced):
+            return
+        self._first_error = self._first_error or text
+        self._traced = self._traced or bool(trace)
+        for line in (*trace.splitlines(), text):
+            self.say(line)
 
     def note(self, kind: str, role: str, index: int, text: str) -> None:
         """Write down what a role tells, and show what a person should see."""

@@ -25,6 +25,7 @@ from learner.checkpoint import Saver
 from learner.learner import Learner
 from pdqn import seeds
 from pdqn.config import resolved
+from pdqn.errors import RunError
 from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
 from pdqn.policy import greedy
@@ -89,18 +90,32 @@ class SingleRun:
             if session.stage == "paused":
                 time.sleep(_PAUSED_SECONDS)
             else:
-                self._act()
-                self._learn()
+                self._turn()
             self._communicate()
         session.stage = "stopping"
         self._save()
         self._refresh()
-        if not session.interrupts.count:
+        if not session.interrupts.count and not session.failure:
             self._evaluate()
         self._report()
         self._rollout.close()
         self._buffer.close()
         return session.conclude(reason, self._members())
+
+    def _turn(self) -> None:
+        """Act once, and learn as often as that allows; what cannot go on ends the run."""
+        try:
+            self._act()
+            self._learn()
+        except RunError as error:
+            self._session.failure = self._note_error(error)
+
+    def _note_error(self, error: RunError) -> str:
+        """Show an error, with the traceback that follows its first line; that line."""
+        text, _, trace = str(error).partition("\n")
+        text = f"{type(error).__name__}: {text}"
+        self._session.note_error(text, trace)
+        return text
 
     def _act(self) -> None:
         segments = self._rollout.step(self._telemetry["actor"])
@@ -178,13 +193,18 @@ class SingleRun:
         spec, env_args = self._session.spec, self._config.evaluation_env_args
         held_out = seeds.held_out_seeds(resolved(self._config.evaluation.episodes))
         set_noise(self._acting, False)
-        scores = play(
-            lambda observation: greedy(self._acting, observation),
-            spec,
-            env_args,
-            held_out,
-            lambda: self._session.interrupts.count > 0,
-        )
+        try:
+            scores = play(
+                lambda observation: greedy(self._acting, observation),
+                spec,
+                env_args,
+                held_out,
+                self._has_no_time,
+                self._config.evaluation.max_episode_steps,
+            )
+        except RunError as error:
+            self._note_error(error)
+            scores = None
         set_noise(self._acting, True)
         if scores is None:
             return
@@ -195,6 +215,13 @@ class SingleRun:
         result["best"] = self._best.score
         evaluation = {"parameter_version": self._acting_version, **result}
         self._telemetry["evaluator"].evaluation(evaluation)
+
+    def _has_no_time(self) -> bool:
+        """Whether an evaluation is to be given up: the run ends, or a person ends even its end."""
+        session = self._session
+        return session.interrupts.count > 0 or (
+            session.stage == "running" and bool(session.end_reason())
+        )
 
     def _pause(self) -> None:
         self._session.pause()

@@ -270,6 +270,9 @@ class EvaluationConfig:
     episodes: int | None = setting(None, "episodes an evaluation", at_least=1)
     period_seconds: float = setting(20.0, "time between starts of evaluations", above=0)
     env_args: dict[str, Any] = setting({}, "arguments of the environment that differ here")
+    max_episode_steps: int = setting(
+        27_000, "steps after which an episode is cut and counts as far as it went", at_least=1
+    )
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actors.environments import atari
 from actors.environments.factory import VectorEnvironment, describe_environment
+from launcher import machine
+from pdqn.config import build
 from pdqn.errors import UsageError
-from pdqn.specs import FieldSpec
+from pdqn.specs import EnvironmentSpec, FieldSpec
 
 pytest.importorskip("ale_py")
 BREAKOUT = "ALE/Breakout-v5"
+SCREEN = EnvironmentSpec(BREAKOUT, (FieldSpec("observation", (84, 84), "uint8"),), 4)
 
 
 def play(steps: int, **env_args: Any) -> tuple[list[Any], VectorEnvironment]:
@@ -49,6 +54,54 @@ def test_with_life_loss_an_episode_ends_with_each_life():
     env.close()
     ends = [sum(int(step.terminated.sum()) for step in steps) for steps in (whole, lives)]
     assert ends[1] >= 3 * max(1, ends[0])
+
+
+def test_a_lost_life_does_not_begin_a_new_game():
+    env = atari.make_vector(BREAKOUT, 2, life_loss=True)
+    every: Any = [3, 4]  # the base class declares only one int
+    _, infos = env.reset(seed=every)
+    rng, lives, seen = np.random.default_rng(0), infos["lives"], set()
+    frames = infos["episode_frame_number"]
+    for _ in range(600):
+        _, _, terminated, truncated, infos = env.step(rng.integers(4, size=2))
+        left, began = infos["lives"], infos["episode_frame_number"] < frames
+        assert not truncated.any()
+        for i in np.flatnonzero(terminated):
+            # One life less, or the game was over and all of them are there again.
+            assert left[i] == (5 if began[i] else lives[i] - 1)
+            assert began[i] == (lives[i] == 1)
+            seen.add(int(lives[i]))
+        assert not (began & ~terminated).any()
+        lives, frames = left, infos["episode_frame_number"]
+    assert seen == {5, 4, 3, 2, 1}, "the last lives were played, too"
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_args", "evaluation", "expected"),
+    [
+        ({"life_loss": True}, {}, {"life_loss": False}),
+        ({"life_loss": True, "noop_max": 1}, {"frame_skip": 2}, {"life_loss": False}),
+        ({"life_loss": True}, {"life_loss": True}, {"life_loss": True}),
+        ({}, {}, {}),
+    ],
+)
+def test_evaluations_play_whole_games_unless_told_otherwise(
+    env_args: dict[str, Any], evaluation: dict[str, Any], expected: dict[str, Any]
+):
+    layer = {
+        "run": {"env": BREAKOUT, "env_args": env_args},
+        "evaluation": {"env_args": evaluation},
+    }
+    planned = machine.plan(machine.detect(), build(("test", layer)), SCREEN).config
+    assert planned.evaluation_env_args == {**env_args, **evaluation, **expected}
+    assert planned.run.env_args == env_args
+
+
+def test_rewards_are_clipped_for_learning_only_in_atari():
+    for spec, clip in ((SCREEN, 1.0), (dataclasses.replace(SCREEN, id="my:game"), 0.0)):
+        planned = machine.plan(machine.detect(), build(("test", {})), spec).config
+        assert planned.actor.reward_clip == clip
 
 
 def test_one_seed_gives_one_course_of_the_game():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import gymnasium
@@ -13,8 +13,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from actors.environments import guard
 from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.environments.guard import EnvironmentFailedError
 from actors.evaluation import Scores, describe, play, random_act, standard_error
+from pdqn.errors import RunError
 from pdqn.networks.qmap import disc_sums
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 
@@ -26,6 +29,8 @@ COUNTDOWN = "pdqn-test/Countdown-v0"
 class Countdown(gymnasium.Env[Any, Any]):
     """Counts down from 1 + seed % 5 to 0, or is cut short after 3 steps; a step is worth the seed.
 
+    Some seeds raise in their first step (``bad``), or in reset (``unborn``).
+
     Later episodes, with no seed of their own, would be worth a fortune.
     """
 
@@ -33,14 +38,21 @@ class Countdown(gymnasium.Env[Any, Any]):
     observation_space = spaces.Box(0, 99, (1,), np.float32)
     action_space = spaces.Discrete(2)
 
+    def __init__(self, bad: Collection[int] = (), unborn: Collection[int] = ()) -> None:
+        self.bad, self.unborn = bad, unborn
+
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
+        if seed in self.unborn:
+            raise RuntimeError("it is not born")
         self.worth = 1_000_000 if seed is None else seed
         self.left = 1 + self.worth % 5
         self.steps = 0
         return np.array([self.left], np.float32), {}
 
     def step(self, action: Any) -> Any:
+        if self.worth in self.bad:
+            raise RuntimeError("it is stuck")
         self.left -= 1
         self.steps += 1
         seen = np.array([self.left], np.float32)
@@ -117,6 +129,47 @@ class TestPlay:
         assert play(wait, spec, {}, list(range(40)), should_stop) is None
         assert len(asked) == steps_before + 1
 
+    def test_an_episode_whose_environment_fails_has_no_score_and_the_others_have_theirs(
+        self, monkeypatch
+    ):
+        monkeypatch.setattr(guard.time, "sleep", lambda _: None)
+        spec = describe_environment(COUNTDOWN, {})
+        seeds = [100 + 7 * k for k in range(41)]
+        whole = play(wait, spec, {}, seeds)
+        scores = play(wait, spec, {"bad": {107, 121, 310}}, seeds)
+        assert whole is not None
+        assert scores is not None
+        bad = np.isin(seeds, [107, 121, 310])
+        assert np.isnan(scores.returns[bad]).all()
+        np.testing.assert_array_equal(scores.returns[~bad], whole.returns[~bad])
+        np.testing.assert_array_equal(scores.lengths[~bad], whole.lengths[~bad])
+
+    def test_an_episode_whose_reset_fails_is_not_taken_for_another_seeds(self, monkeypatch):
+        monkeypatch.setattr(guard.time, "sleep", lambda _: None)
+        spec = describe_environment(COUNTDOWN, {})
+        scores = play(wait, spec, {"unborn": {107}}, [100, 107, 114])
+        assert scores is not None
+        assert np.isnan(scores.returns).tolist() == [False, True, False]
+
+    def test_an_environment_that_always_fails_is_an_error_with_its_traceback(self, monkeypatch):
+        monkeypatch.setattr(guard.time, "sleep", lambda _: None)
+        spec, seeds = describe_environment(COUNTDOWN, {}), list(range(100, 300))
+        with pytest.raises(EnvironmentFailedError, match=r"5 times in a row(.|\n)*it is stuck"):
+            play(wait, spec, {"bad": set(range(10**6))}, seeds)
+        with pytest.raises(RunError, match="none of 2 held-out episodes of pdqn-test/Countdown-v0"):
+            play(wait, spec, {"bad": {100, 101}}, [100, 101])
+
+    def test_an_episode_without_end_is_cut_and_counts_as_far_as_it_went(self):
+        spec = describe_environment("CliffWalking-v1", {})
+
+        def up_and_down(observation: Observation) -> np.ndarray:
+            return np.where(observation["observation"] // 12 == 3, 0, 2)
+
+        scores = play(up_and_down, spec, {}, [1, 2, 3], max_episode_steps=50)
+        assert scores is not None
+        assert scores.lengths.tolist() == [50, 50, 50]
+        assert scores.returns.tolist() == [-50, -50, -50]
+
     def test_an_environment_without_a_headline_metric_has_none(self):
         spec = describe_environment("CartPole-v1", {})
         scores = play(wait, spec, {}, [1, 2])
@@ -184,6 +237,23 @@ class TestNumbers:
         assert result["metrics"] == {}
         assert result["errors"] == {}
         assert result["differences"] == {"random": [2, pytest.approx(1)]}
+
+    def test_what_has_no_score_is_left_out_everywhere(self):
+        spec = EnvironmentSpec("x", (), 2)
+        scores = Scores(array(2, math.nan, 6, 9), np.array([1, 7, 3, 4]), array(*[math.nan] * 4))
+        result = describe(scores, spec, {"random": array(1, 100, 3, math.nan)})
+        assert (result["episodes"], result["dropped"]) == (2, 2)
+        assert result["return_mean"] == 4
+        assert result["length_mean"] == 2
+        assert result["baselines"] == {"random": 2}
+        # 1 and 3 better.
+        assert result["differences"] == {"random": [2, pytest.approx(1)]}
+
+    def test_an_episode_that_was_cut_has_no_headline(self):
+        scores = Scores(array(2, 4), np.array([1, 2]), array(math.nan, 0.5))
+        result = describe(scores, EnvironmentSpec("x", (), 2, "coverage"), {})
+        assert (result["episodes"], result["dropped"]) == (1, 1)
+        assert result["metrics"] == {"coverage": 0.5}
 
     def test_without_baselines_there_is_nothing_to_compare(self):
         scores = Scores(array(2, 4), np.array([1, 2]), array(1, 2))

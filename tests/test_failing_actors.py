@@ -84,6 +84,23 @@ def test_one_that_crashes_its_process_costs_one_restart(
     assert f"environments: {first} {second}" in recorded
 
 
+def test_an_actor_that_is_given_up_does_not_end_a_run_that_has_another_one(
+    pdqn_command: StartCommand, read_lines: ReadLines, tmp_path: Path
+):
+    bad = environment_seeds(0, first=0, num_envs=2, incarnation=0)
+    options = ["--actors", "2", "--steps", "3000", "--env-arg", "how=segfault"]
+    options += ["--env-arg", f"bad_seeds={bad}", "--set", "system.restarts=0"]
+    with pdqn_command(*RUN, *options, directory=tmp_path, **PATH) as command:
+        assert command.wait() == 0, command.stderr
+        shown = command.stdout
+    assert "actor 0 ended (killed by SIGSEGV) too often and is given up" in shown
+    summary = summary_of(tmp_path)
+    assert summary["exit_reason"] == "steps"
+    assert summary["restarts"]["actor"] == 0
+    ended = [e for e in read_lines(tmp_path / "run" / "events.jsonl") if e["event"] == "ended"]
+    assert [(e["role"], e["index"]) for e in ended if "role" in e] == [("actor", 0)]
+
+
 def test_one_that_hangs_is_ended_and_the_others_go_on(
     pdqn_command: StartCommand, eventually: Eventually, read_lines: ReadLines, tmp_path: Path
 ):

@@ -73,6 +73,16 @@ def test_nothing_of_a_broken_episode_is_shipped_and_nothing_of_the_others_is_mis
     assert telemetry.counters["environment_steps"] == 60
 
 
+def test_a_reset_that_fails_is_counted_like_a_step_that_does():
+    bad = seeds.environment_seeds(0, 0, 3, 0)[1]
+    run = {"env": TRAP, "env_args": {"how": "reset", "bad_seeds": (bad,)}}
+    rollout, telemetry = rollout_of(config_of(run)), Telemetry()
+    shipped(rollout, LENGTH, telemetry)
+    rollout.close()
+    assert telemetry.counters["environment_failures"] == 1
+    assert telemetry.counters["episodes"] == 3
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_recorder_that_drops_ships_what_one_without_the_failed_episodes_ships(data: Any):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actors.environments.factory import describe_environment
-from launcher.console import SilentConsole
+from launcher.console import Console, SilentConsole
 from launcher.interrupts import Interrupts
 from launcher.rundir import RunDirectory
 from launcher.session import Session
@@ -59,11 +59,21 @@ def config_of(run: dict[str, Any], replay: dict[str, Any] | None = None, **learn
     return build(("test", layer))
 
 
-def session_of(config: Config, directory: Path) -> Session:
+class Listening(SilentConsole):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def session_of(config: Config, directory: Path, console: Console | None = None) -> Session:
     spec = describe_environment(config.run.env, config.run.env_args, config.run.frame_stack or 1)
     run_dir = RunDirectory(directory)
     run_dir.write_config(config, config)
-    return Session(config, spec, run_dir, SilentConsole(), Interrupts())
+    return Session(config, spec, run_dir, console or SilentConsole(), Interrupts())
 
 
 def execute(config: Config, directory: Path) -> Session:
@@ -242,3 +252,76 @@ def test_stored_observations_are_those_of_their_step_and_not_of_a_later_one(
     assert stored <= seen
     # Three placements an episode, four environments: nearly every map is another one.
     assert len(stored) > 100
+
+
+# ---- environments that fail ----
+
+TRAP = {"env": "failing_environments:broken", "steps": 600}
+
+
+def with_evaluation(config: Config, **evaluation: Any) -> Config:
+    return build(("test", config.to_map()), ("evaluation", {"evaluation": evaluation}))
+
+
+def test_an_environment_that_always_fails_ends_the_run_after_a_last_save(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = config_of({**TRAP, "env_args": {"bad_seeds": []}})
+    console = Listening()
+    session = session_of(config, tmp_path, console)
+    assert SingleRun(session).execute() == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["exit_reason"] == "failed"
+    expected = "EnvironmentFailedError: an environment failed 5 times in a row: RuntimeError: the"
+    assert summary["first_error"].startswith(expected)
+    assert expected in capsys.readouterr().err
+    assert "Traceback (most recent call last):" in console.said
+    assert len(list(checkpoints(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "episodes"), [([1_000_000], 1), ([], None)], ids=["one seed", "every seed"]
+)
+def test_evaluations_whose_environments_fail_do_not_end_the_run(
+    tmp_path: Path, bad: list[int], episodes: int | None
+):
+    config = with_evaluation(
+        config_of({**TRAP, "env_args": {"bad_seeds": [-1]}}), env_args={"bad_seeds": bad}
+    )
+    session = execute(config, tmp_path)
+    assert session.metrics.counts()["environment_steps"] >= 600
+    evaluation = json.loads((tmp_path / "summary.json").read_text())["eval"]
+    assert (evaluation and evaluation["episodes"]) == episodes
+
+
+def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path):
+    """Nothing of cliff walking ends an episode but the goal, which nobody has learned to find."""
+    run = {"env": "CliffWalking-v1", "time_seconds": 1.0}
+    config = with_evaluation(config_of(run), period_seconds=0.01, max_episode_steps=10**9)
+    session = session_of(config, tmp_path)
+    evaluate, stages = SingleRun._evaluate, []
+
+    def noted(single: SingleRun) -> None:
+        stages.append(session.stage)
+        if session.stage == "running":  # the last one has no end here but its bound
+            evaluate(single)
+
+    single = SingleRun(session)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SingleRun, "_evaluate", noted)
+        assert single.execute() == 0
+    assert stages == ["running", "stopping"]
+    assert json.loads((tmp_path / "summary.json").read_text())["exit_reason"] == "time"
+
+
+def test_the_first_traceback_is_shown_though_another_error_came_before(tmp_path: Path):
+    console = Listening()
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, console)
+    session.note_error("actor 3: killed by SIGSEGV")
+    session.note_error("actor 4: exit code 1")
+    session.note_error("actor 5: KeyError", "Traceback\n  first")
+    session.note_error("actor 6: KeyError", "Traceback\n  second")
+    assert console.said == [
+        *("actor 3: killed by SIGSEGV", "Traceback", "  first", "actor 5: KeyError"),
+    ]
+    session.run_dir.close()

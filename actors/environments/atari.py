@@ -42,7 +42,7 @@ def make_vector(
             al. 2018).
         full_action_space: all 18 actions instead of those that the game uses.
         noop_max: an episode begins with up to so many frames without action.
-        life_loss: a lost life ends the episode; the game goes on with the next one.
+        life_loss: a lost life ends the episode; the game goes on, and the next one begins there.
         fire_reset: an episode begins with the fire button where there is one.
         max_episode_frames: an episode is truncated after so many.
 
@@ -68,18 +68,20 @@ def make_vector(
         stack_num=1,
         frameskip=frame_skip,
         noop_max=noop_max,
-        episodic_life=life_loss,
+        episodic_life=False,  # with it a lost life begins a new game, which never comes to the rest
         reward_clipping=False,
         use_fire_reset=fire_reset,
     )
-    return _SingleFrames(native)
+    return _Game(native, life_loss=life_loss)
 
 
-class _SingleFrames(VectorWrapper):
-    """The frames without the axis of a stack, and a seed for each environment."""
+class _Game(VectorWrapper):
+    """Frames without the axis of a stack, a seed for each environment, and lives as episodes."""
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: VectorEnv, *, life_loss: bool) -> None:
         super().__init__(env)
+        self._life_loss = life_loss
+        self._lives = np.zeros(env.num_envs, np.int64)
         box = env.single_observation_space
         assert isinstance(box, spaces.Box)
         self.single_observation_space = spaces.Box(0, 255, box.shape[1:], np.uint8)
@@ -89,6 +91,7 @@ class _SingleFrames(VectorWrapper):
         """Begin an episode everywhere; ``seed`` is one for all, or one for each."""
         each: Any = np.asarray(seed, np.int64) if isinstance(seed, list) else seed
         frames, infos = self.env.reset(seed=each, options=options)
+        self._lives = np.array(infos["lives"])
         return frames[:, 0], infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -96,4 +99,8 @@ class _SingleFrames(VectorWrapper):
         frames, rewards, terminated, truncated, infos = self.env.step(np.asarray(actions))
         if "final_obs" in infos:
             infos = {**infos, "final_obs": infos["final_obs"][:, 0]}
+        if self._life_loss:
+            # Where a game has ended there are all the lives of the next one.
+            terminated = terminated | (infos["lives"] < self._lives) & ~truncated
+        self._lives = np.array(infos["lives"])
         return frames[:, 0], rewards, terminated, truncated, infos

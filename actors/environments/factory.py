@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,16 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from actors.environments.guard import FAILED, FailureRecord
-from actors.environments.making import Makers, MaskedObservation, has_mask, make_vector, makers
+from actors.environments.guard import FAILED, Backoff, FailureRecord, close_broken
+from actors.environments.making import (
+    Makers,
+    MaskedBatch,
+    MaskedObservation,
+    has_mask,
+    make_guarded,
+    make_native,
+    makers,
+)
 from pdqn.errors import UsageError
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import (
@@ -41,6 +49,7 @@ from pdqn.specs import (
 )
 
 SUGGESTED = "suggested_action"
+_EVERY_ZERO: Any = [0]  # a seed for each of one; the base class declares only one int
 _log = logging.getLogger("environment")
 # The keys and positions that lead to a part of an observation, from the outside in.
 Path = tuple[Any, ...]
@@ -92,22 +101,29 @@ def describe_environment(
         UsageError: it cannot be made, or its spaces are not supported; the message says which.
     """
     made = makers(env_id, env_args)
+    with _refused(env_id), closing(_one(made)) as env:
+        headline = getattr(env.unwrapped, "headline_metric", None)
+        masked = has_mask(env) or _masks_in_info(env)
+        spec = _spec_of(env_id, env, masked, headline)
+    if made.single is not None:
+        with _refused(env_id):
+            _check_batch(made, spec)
+    return spec.stacked(frame_stack)
+
+
+@contextmanager
+def _refused(env_id: str) -> Iterator[None]:
+    """Whatever an environment raises, in one line."""
     try:
-        env = _one(made)
+        yield
+    except UsageError:
+        raise
     except _NOT_MADE as error:
         raise UsageError(f"environment {env_id}: {_first_line(error)}") from error
-    try:
-        headline = getattr(env.unwrapped, "headline_metric", None)
-        actions, observations = _single_spaces(env)
-        num_actions, first_action = _actions(env_id, actions)
-        fields = _fields(env_id, observations)
-        if _masks_in_info(env):
-            fields = _fields(env_id, MaskedObservation(env).observation_space)
-        _check_mask(env_id, fields, num_actions)
-        spec = EnvironmentSpec(env_id, fields, num_actions, headline, first_action)
-        return spec.stacked(frame_stack)
-    finally:
-        env.close()
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {_first_line(error)} ({at.filename}:{at.lineno})"
+        raise UsageError(f"environment {env_id}: {what}") from error
 
 
 def _one(made: Makers) -> Any:
@@ -120,17 +136,39 @@ def _one(made: Makers) -> Any:
 
 def _masks_in_info(env: Any) -> bool:
     """Whether an environment tells the valid actions in its info and not in its observation."""
-    if isinstance(env, VectorEnv) or has_mask(env):
-        return False
-    _, info = env.reset(seed=0)
+    _, info = env.reset(seed=_EVERY_ZERO if isinstance(env, VectorEnv) else 0)
     return ACTION_MASK in info
 
 
-def _single_spaces(env: Any) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
-    """Of actions and observations of one environment, of one or of a batch."""
-    if isinstance(env, VectorEnv):
-        return env.single_action_space, env.single_observation_space
-    return env.action_space, env.observation_space
+def _spec_of(env_id: str, env: Any, masked: bool, headline: str | None) -> EnvironmentSpec:
+    """What one environment, or a batch, looks like."""
+    batch = isinstance(env, VectorEnv)
+    if masked and not has_mask(env):
+        env = MaskedBatch(env) if batch else MaskedObservation(env)
+    actions = env.single_action_space if batch else env.action_space
+    num_actions, first_action = _actions(env_id, actions)
+    fields = _fields(env_id, env.single_observation_space if batch else env.observation_space)
+    _check_mask(env_id, fields, num_actions)
+    return EnvironmentSpec(env_id, fields, num_actions, headline, first_action)
+
+
+def _check_batch(made: Makers, spec: EnvironmentSpec) -> None:
+    """Make what actors will step, where it is another thing than one environment."""
+    native = make_native(made, 1, masked=spec.masked)
+    if native is None:
+        return
+    with closing(native):
+        found = _spec_of(spec.id, native, spec.masked, spec.headline_metric)
+        native.reset(seed=_EVERY_ZERO)
+    if found != spec:
+        raise UsageError(
+            f"environment {spec.id}: its batch has the observations {_listed(found)} and "
+            f"{found.num_actions} actions, a single one {_listed(spec)} and {spec.num_actions}"
+        )
+
+
+def _listed(spec: EnvironmentSpec) -> str:
+    return ", ".join(f"{f.name} {f.dtype}{list(f.shape)}" for f in spec.fields)
 
 
 class VectorEnvironment:
@@ -158,6 +196,7 @@ class VectorEnvironment:
         self._made = makers(spec.id, env_args)
         self._allowed = failures_allowed
         self._record = FailureRecord(failures_allowed)  # of a native batch
+        self._backoff = Backoff()
         self._seeds = [0] * num_envs
         self._make()
         leaves = _leaves(self._env.single_observation_space)
@@ -166,12 +205,20 @@ class VectorEnvironment:
 
     @property
     def failures(self) -> int:
-        """How often environments have raised so far."""
+        """How often environments have raised so far; a native batch raises as a whole."""
         return self._record.total + sum(env.record.total for env in self._guarded)
+
+    @property
+    def failures_each(self) -> NDArray[np.int64]:
+        """The same for each environment, int64[num_envs]."""
+        if not self._guarded:
+            return np.full(self.num_envs, self._record.total)
+        return np.array([env.record.total for env in self._guarded])
 
     def reset(self, seeds: Sequence[int]) -> Observation:
         """Begin an episode everywhere; environment i with ``seeds[i]``."""
         self._seeds = [int(seed) for seed in seeds]
+        self._backoff.begin_step()
         every: Any = self._seeds  # the base class declares only one int
         observation, infos = self._env.reset(seed=every)
         self.suggested = self._suggested(infos)
@@ -183,6 +230,7 @@ class VectorEnvironment:
         Raises:
             EnvironmentFailedError: an environment failed too often in a row.
         """
+        self._backoff.begin_step()
         if self._guarded:
             return self._step(actions)
         try:
@@ -214,12 +262,14 @@ class VectorEnvironment:
 
     def _rebuilt(self, trace: str) -> Transition:
         """A native batch fails as a whole: all of its episodes are void."""
-        time.sleep(self._record.failed(trace))
-        self._env.close()
-        self._make()
-        seeds = [rebuilt_seed(s, self._record.total) for s in self._seeds]
-        _log.info("a batch of environments was built anew; its seeds are %s", seeds)
-        observation = self.reset(seeds)
+        observation = None
+        while observation is None:
+            self._backoff.wait(self._record.failed(trace))
+            try:
+                observation = self._begin_anew()
+            except Exception:  # noqa: BLE001 - environments raise anything
+                _log.exception("a batch of environments could not be built anew")
+                trace = traceback.format_exc()
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         nothing = np.full(self.num_envs, np.nan)
         rewards = np.zeros(self.num_envs)
@@ -227,12 +277,27 @@ class VectorEnvironment:
             observation, rewards, none, none.copy(), {}, nothing, every, self.suggested
         )
 
+    def _begin_anew(self) -> Observation:
+        close_broken(self._env)
+        self._make()
+        seeds = [rebuilt_seed(s, self._record.total) for s in self._seeds]
+        _log.info("a batch of environments was built anew; its seeds are %s", seeds)
+        return self.reset(seeds)
+
     def _make(self) -> None:
-        self._env, self._guarded = make_vector(
+        masked, self._guarded = self.spec.masked, []
+        native = make_native(self._made, self.num_envs, masked=masked)
+        if native is not None:
+            self._env = native
+            return
+        headline = self.spec.headline_metric
+        self._env, self._guarded = make_guarded(
             self._made,
             self.num_envs,
-            masked=self.spec.masked,
+            masked=masked,
             failures_allowed=self._allowed,
+            backoff=self._backoff,
+            told=(SUGGESTED,) if headline is None else (SUGGESTED, headline),
         )
 
     def _failed(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -269,8 +334,10 @@ class VectorEnvironment:
 
     def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
         values = np.full(self.num_envs, np.nan)
-        if self.spec.headline_metric is not None and ended.any():
-            values[ended] = infos["final_info"][self.spec.headline_metric][ended]
+        name, told = self.spec.headline_metric, infos.get("final_info", {})
+        if name in told:
+            known = ended & told.get(f"_{name}", True)
+            values[known] = told[name][known]
         return values
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import gymnasium
@@ -63,12 +63,52 @@ class FailureRecord:
         self._in_a_row = 0
 
 
-class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Catches what an environment raises, and builds it anew before its next episode."""
+class Backoff:
+    """Waits before environments of a batch are built anew, at most the longest wait a step."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], allowed: int) -> None:
+    def __init__(self) -> None:
+        self._waited_seconds = 0.0
+
+    def begin_step(self) -> None:
+        """From here on environments are stepped, or reset, once."""
+        self._waited_seconds = 0.0
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long, less what others of the batch have waited in this step."""
+        time.sleep(max(0.0, seconds - self._waited_seconds))
+        self._waited_seconds = max(seconds, self._waited_seconds)
+
+
+def close_broken(env: Any) -> None:
+    """Close what has failed: it may hold a port or a process that its successor needs."""
+    try:
+        env.close()
+    except Exception:  # noqa: BLE001 - environments raise anything
+        _log.exception("an environment that had failed could not be closed")
+
+
+class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Catches what an environment raises, and builds it anew before its next episode.
+
+    Args:
+        make: the environment.
+        allowed: failures in a row.
+        backoff: shared by a batch.
+        told: keys of the info that somebody reads. Others are left out, since a batch cannot hold
+            what has another shape or type from one environment to the next.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env[Any, Any]],
+        allowed: int,
+        backoff: Backoff,
+        told: Collection[str] = (),
+    ) -> None:
         super().__init__(make())
         self._make = make
+        self._backoff = backoff
+        self._told = tuple(told)
         self.record = FailureRecord(allowed)
         self._broken = False
         self._seed: int | None = None
@@ -82,6 +122,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         while True:
             try:
                 if self._broken:
+                    close_broken(self.env)
                     self.env, self._broken = self._make(), False
                     seed = None if self._seed is None else self._next_seed(self._seed)
                     _log.info("an environment was built anew; its seed is %s", seed)
@@ -90,7 +131,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
                 _log.exception("an environment failed in reset")
                 self._note_failure()
             else:
-                return self._last, info
+                return self._last, self._read(info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; where that raises, the episode is truncated and its info says ``FAILED``."""
@@ -102,16 +143,21 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             return self._last, 0.0, False, True, {FAILED: True}
         if terminated or truncated:
             self.record.finished()
-        return self._last, reward, terminated, truncated, info
+        return self._last, reward, terminated, truncated, self._read(info)
 
     def close(self) -> None:
-        """Close it, unless it is broken already."""
-        if not self._broken:
+        """Close it; what a broken one raises then is written to the log."""
+        if self._broken:
+            close_broken(self.env)
+        else:
             super().close()
+
+    def _read(self, info: dict[str, Any]) -> dict[str, Any]:
+        return {key: info[key] for key in self._told if info.get(key) is not None}
 
     def _note_failure(self) -> None:
         self._broken = True
-        time.sleep(self.record.failed(traceback.format_exc()))
+        self._backoff.wait(self.record.failed(traceback.format_exc()))
 
     def _next_seed(self, seed: int) -> int:
         """Another seed: the same episode would fail in the same way."""

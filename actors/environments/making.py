@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -12,10 +12,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
 
 from actors.environments import atari, registration
-from actors.environments.guard import GuardedEnvironment
+from actors.environments.guard import Backoff, GuardedEnvironment
 from pdqn.errors import UsageError
 from pdqn.specs import ACTION_MASK, PLAIN_FIELD
 
@@ -77,25 +79,42 @@ def package_versions(env_id: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def make_vector(
-    made: Makers, num_envs: int, *, masked: bool, failures_allowed: int
+def make_native(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | None:
+    """The environment's own batch; None where it has none that resets in the same step.
+
+    Args:
+        made: how.
+        num_envs: of the batch.
+        masked: whether observations have an action mask, in themselves or from the info.
+    """
+    if made.vector is None:
+        return None
+    native = made.vector(num_envs)
+    if native.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+        native.close()
+        return None
+    return MaskedBatch(native) if masked and not has_mask(native) else native
+
+
+def make_guarded(
+    made: Makers,
+    num_envs: int,
+    *,
+    masked: bool,
+    failures_allowed: int,
+    backoff: Backoff,
+    told: Collection[str],
 ) -> tuple[VectorEnv, list[GuardedEnvironment]]:
-    """Batch-native where that resets in the same step, else one environment after another.
+    """One environment after another, each with a guard of its own.
 
     Args:
         made: how.
         num_envs: of the batch.
         masked: whether observations have an action mask, in themselves or from the info.
         failures_allowed: of each environment, in a row.
-
-    Returns:
-        The batch, and its environments where they are stepped one after another.
+        backoff: of the batch.
+        told: keys of the info that are passed on.
     """
-    if made.vector is not None:
-        native = made.vector(num_envs)
-        if native.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
-            return native, []
-        native.close()
     single = made.single
     assert single is not None, "a batch that is the only way resets within a step"
 
@@ -103,16 +122,16 @@ def make_vector(
         env = _CopiedObservation(single())
         return MaskedObservation(env) if masked and not has_mask(env) else env
 
-    guarded = [GuardedEnvironment(make, failures_allowed) for _ in range(num_envs)]
+    guarded = [GuardedEnvironment(make, failures_allowed, backoff, told) for _ in range(num_envs)]
     batch = SyncVectorEnv(
         [partial(_given, env) for env in guarded], autoreset_mode=AutoresetMode.SAME_STEP
     )
     return batch, guarded
 
 
-def has_mask(env: Environment) -> bool:
+def has_mask(env: Environment | VectorEnv) -> bool:
     """Whether the observation itself has an action mask."""
-    space = env.observation_space
+    space = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
     return isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces
 
 
@@ -121,28 +140,65 @@ class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: Environment) -> None:
         super().__init__(env)
-        assert isinstance(env.action_space, spaces.Discrete)
-        mask = spaces.Box(0, 1, (int(env.action_space.n),), np.int8)
-        inner = env.observation_space
-        parts = inner.spaces if isinstance(inner, spaces.Dict) else {PLAIN_FIELD: inner}
-        self._plain = not isinstance(inner, spaces.Dict)
-        self.observation_space = spaces.Dict({**parts, ACTION_MASK: mask})
+        self.observation_space = _masked_space(env.observation_space, env.action_space)
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         observation, info = self.env.reset(**arguments)
-        return self._with_mask(observation, info), info
+        return _with_mask(observation, _told_mask(info)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._with_mask(observation, info), reward, terminated, truncated, info
+        return _with_mask(observation, _told_mask(info)), reward, terminated, truncated, info
 
-    def _with_mask(self, observation: Any, info: Mapping[str, Any]) -> dict[str, Any]:
-        if ACTION_MASK not in info:
-            raise KeyError(f'no info["{ACTION_MASK}"], though the first reset had one')
-        parts = {PLAIN_FIELD: observation} if self._plain else dict(observation)
-        return {**parts, ACTION_MASK: np.asarray(info[ACTION_MASK], np.int8)}
+
+class MaskedBatch(VectorWrapper):
+    """The same of a batch: ``infos["action_mask"]``, one row for each environment.
+
+    That of a final observation is looked for in ``infos["final_info"]``.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        space = _masked_space(env.single_observation_space, env.single_action_space)
+        self.single_observation_space = space
+        self.observation_space = batch_space(space, env.num_envs)
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode everywhere."""
+        observation, infos = self.env.reset(**arguments)
+        return _with_mask(observation, _told_mask(infos)), infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all environments."""
+        observation, rewards, terminated, truncated, infos = self.env.step(actions)
+        cut = np.flatnonzero(truncated & ~terminated)
+        if len(cut):
+            masks = _told_mask(infos.get("final_info", {}))
+            final = np.full(self.num_envs, None, object)
+            for i in cut:
+                final[i] = _with_mask(infos["final_obs"][i], masks[i])
+            infos = {**infos, "final_obs": final}
+        return _with_mask(observation, _told_mask(infos)), rewards, terminated, truncated, infos
+
+
+def _masked_space(inner: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> spaces.Dict:
+    assert isinstance(actions, spaces.Discrete)
+    mask = spaces.Box(0, 1, (int(actions.n),), np.int8)
+    parts = inner.spaces if isinstance(inner, spaces.Dict) else {PLAIN_FIELD: inner}
+    return spaces.Dict({**parts, ACTION_MASK: mask})
+
+
+def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
+    if ACTION_MASK not in info:
+        raise KeyError(f'no info["{ACTION_MASK}"], though the first reset had one')
+    return np.asarray(info[ACTION_MASK], np.int8)
+
+
+def _with_mask(observation: Any, mask: NDArray[np.int8]) -> dict[str, Any]:
+    parts = dict(observation) if isinstance(observation, Mapping) else {PLAIN_FIELD: observation}
+    return {**parts, ACTION_MASK: mask}
 
 
 class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
