@@ -1,0 +1,71 @@
+"""How each of several actors explores: by noise of its own, or by its share of one ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from actors.actor import Identity, Rollout
+from actors.environments.factory import describe_environment
+from pdqn.config import build
+from pdqn.networks import build_network
+from pdqn.telemetry import Telemetry
+
+ACTORS, ENVIRONMENTS = 4, 3
+# Worked from the paper's formula: 0.4 ^ (1 + 7 i / 11).
+LADDER = [0.4 ** (1 + 7 * i / 11) for i in range(ACTORS * ENVIRONMENTS)]
+
+
+@contextmanager
+def rollouts_of(noisy: bool = False, actors: int = ACTORS) -> Iterator[list[Rollout]]:
+    """Actors that begin with the same network, as those of a run do."""
+    actor = {"envs_per_actor": ENVIRONMENTS, "discount": 0.9, "segment_length": 8}
+    network = {"noisy": noisy, "hidden": 8, "layers": 1}
+    layer = {"run": {"env": "CartPole-v1"}, "actor": actor, "network": network}
+    config = build(("test", layer))
+    spec = describe_environment(config.run.env, {}, 1)
+    with ExitStack() as stack:
+        rollouts = []
+        for index in range(actors):
+            torch.manual_seed(0)
+            net = build_network(spec, config.network)
+            rollouts.append(Rollout(config, spec, net, Identity(index, 0)))
+            stack.callback(rollouts[-1].close)
+        yield rollouts
+
+
+def test_every_step_of_every_noisy_actor_draws_noise_of_its_own_and_no_epsilon_is_added():
+    drawn, telemetry = [], Telemetry()
+    with rollouts_of(noisy=True, actors=2) as rollouts:
+        for step in range(3):
+            for slot, rollout in enumerate(rollouts):
+                rollout.step(telemetry)
+                rollout.set_slot(slot, 2 + step)
+                assert rollout.epsilons.tolist() == [0.0] * ENVIRONMENTS
+                drawn.append([noise.clone() for noise in rollout._network.buffers()])
+    for layer in zip(*drawn, strict=True):
+        assert len({tuple(noise.tolist()) for noise in layer}) == 6
+
+
+def test_the_shares_of_all_actors_are_one_ladder_and_each_has_of_both_ends():
+    with rollouts_of() as rollouts:
+        for slot, rollout in enumerate(rollouts):
+            rollout.set_slot(slot, ACTORS)
+        shares = [rollout.epsilons.tolist() for rollout in rollouts]
+    assert sorted(np.concatenate(shares), reverse=True) == pytest.approx(LADDER)
+    for share in shares:
+        assert max(share) >= LADDER[ACTORS - 1] * 0.999, "one of the four that explore most"
+        assert min(share) <= LADDER[-ACTORS] * 1.001, "one of the four that explore least"
+
+
+def test_an_actor_that_is_not_yet_counted_makes_room_for_itself():
+    with rollouts_of() as rollouts:
+        # The last of four, who knows of itself alone, and of fewer than there are.
+        wanted = pytest.approx(LADDER[3::4])
+        assert rollouts[3].epsilons.tolist() == wanted
+        rollouts[3].set_slot(3, 1)
+        assert rollouts[3].epsilons.tolist() == wanted
