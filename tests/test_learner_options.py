@@ -6,6 +6,7 @@ import copy
 import itertools
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -345,10 +346,24 @@ def test_a_learner_whose_batches_are_staged_ahead_takes_the_same_steps():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++"))), reason="no C++ compiler")
-def test_a_compiled_learner_takes_the_steps_of_a_plain_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "network"),
+    [
+        ({}, {}),
+        ({"precision": "bfloat16"}, {}),
+        ({}, {"distribution": "categorical", "noisy": True}),
+        ({"munchausen": True, "micro_batch_size": 3}, {"distribution": "quantile"}),
+    ],
+    ids=["plain", "bfloat16", "categorical and noisy", "munchausen in parts"],
+)
+def test_a_compiled_learner_takes_the_steps_of_a_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, network: Any
+):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool that stays behind
-    plain, compiled = Learner(config_of(), SPEC), Learner(config_of({"compile": True}), SPEC)
-    for seed in range(2):
-        one, other = learn(plain, sample_of(seed)), learn(compiled, sample_of(seed))
-        np.testing.assert_allclose(one.priorities, other.priorities, atol=1e-4)
+    plain = Learner(config_of(settings, **network), SPEC)
+    compiled = Learner(config_of({**settings, "compile": True}, **network), SPEC)
+    tolerance = 1e-4 if "precision" not in settings else 2e-2
+    with torch._inductor.config.patch(compile_threads=1):  # no pool that stays behind
+        for seed in range(2):
+            one, other = learn(plain, sample_of(seed)), learn(compiled, sample_of(seed))
+            np.testing.assert_allclose(one.priorities, other.priorities, atol=tolerance)
