@@ -738,6 +738,8 @@ def _plan_table(plan: Plan) -> Table:
     config, defaults = dataclasses.asdict(plan.config), dataclasses.asdict(Config())
     for section, key in _REPORTED:
         value = config[section][key]
+        if value == {}:
+            continue
         configured = key not in plan.layer.get(section, {}) and value != defaults[section][key]
         table.add_row(f"{section}.{key}", f"{value}" + ("  (configured)" if configured else ""))
     return table
@@ -777,4 +779,5 @@ _REPORTED = (
     ("learner", "threads"),
     ("learner", "learning_rate"),
     ("evaluation", "episodes"),
+    ("evaluation", "env_args"),
 )
