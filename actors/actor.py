@@ -272,7 +272,7 @@ class Shipper:
         self._count_wait()
         self._link.poll()
         self._follow_shards()
-        return not self._link.orphaned and not self._out_of_patience()
+        return not self._out_of_patience()
 
     def _count_wait(self) -> None:
         now = time.monotonic()

@@ -29,11 +29,14 @@ class BestKeeper:
             result: what ``describe`` made of it.
             network: with these parameters.
             version: learner steps.
+
+        Raises:
+            OSError: the file cannot be written; the next one may be kept.
         """
         headline = self._spec.headline_metric
         score = result["return_mean"] if headline is None else result["metrics"][headline]
         if score <= self.score or not self._path.parent.is_dir():
             return False
-        self.score = score
         save_model(self._path, self._config, self._spec, network, version, score)
+        self.score = score
         return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,18 +96,18 @@ class Evaluator:
         if result["dropped"]:
             text = f"{result['dropped']} of {len(self._seeds)} held-out episodes have no score"
             self._link.telemetry.note("evaluation", text)
-        if self._best.offer(result, self._network, version):
-            self._keep_best()
+        self._keep_best(result, version)
         result["best"] = self._best.score
         self._link.telemetry.count("evaluations")
         self._link.telemetry.evaluation({"parameter_version": version, **result})
         self._link.report()
 
-    def _keep_best(self) -> None:
-        """Bring the best parameters to the run's host if that is another one."""
+    def _keep_best(self, result: Mapping[str, Any], version: int) -> None:
+        """Save the best parameters, and bring them to the run's host if that is another one."""
         try:
-            self._files.push(BEST_MODEL)
-        except RunError as error:
+            if self._best.offer(result, self._network, version):
+                self._files.push(BEST_MODEL)
+        except (OSError, RunError) as error:
             self._link.telemetry.note("checkpoint", f"the best parameters are not saved: {error}")
 
     def _compute_baselines(self) -> dict[str, NDArray[np.float64]]:

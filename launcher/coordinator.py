@@ -24,6 +24,7 @@ from launcher.metrics import MemberKey, RunMetrics
 from pdqn import transport, wire
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, UsageError
+from pdqn.link import LAST_SAVE
 from pdqn.specs import EnvironmentSpec
 
 # A host is a supervisor elsewhere, which starts roles there and speaks for their host.
@@ -188,10 +189,11 @@ class Coordinator:
                     raise wire.WireError("malformed", f"{len(frames)} frames")
                 user = self._user(frames[1])
                 self._handle(frames[0].bytes, wire.decode_control(frames[1].bytes), user)
-            except (wire.WireError, KeyError, TypeError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever a message does, the run goes on
                 self.rejected += 1
                 if self.rejected < 100:
-                    _log.warning("rejected a control message: %s", error)
+                    foreseen = isinstance(error, wire.WireError)
+                    _log.warning("rejected a control message: %s", error, exc_info=not foreseen)
 
     def allow(self, clients: Iterable[str]) -> None:
         """Let in these public keys only; whoever came in with another one is gone."""
@@ -273,10 +275,17 @@ class Coordinator:
         alone = len(hosts) == 1 and member.host != socket.gethostname()
         return member.host if own is None or alone else f"{member.host} ({own + 1})"
 
-    def lost(self, role: str, index: int) -> None:
-        """The process of a role has ended without saying goodbye."""
+    def lost(self, role: str, index: int, pid: int | None = None) -> None:
+        """The process of a role has ended without saying goodbye.
+
+        Args:
+            role: what it was.
+            index: its number.
+            pid: of a process of this host; whoever has taken its place elsewhere stays.
+        """
         for identity, member in list(self._members.items()):
-            if (member.key.role, member.key.index) == (role, index):
+            same = (member.key.role, member.key.index) == (role, index)
+            if same and (pid is None or (member.pid == pid and not member.agent)):
                 self._remove(identity)
 
     def lose_host(self, agent: str, *, for_good: bool = False) -> int:
@@ -364,6 +373,10 @@ class Coordinator:
         """Where something is served; empty where it is not."""
         return self._endpoints().get(name, "")
 
+    def is_saving(self) -> bool:
+        """Whether the learner has said that it saves for the last time."""
+        return any(member.activity == LAST_SAVE for member in self.members("learner"))
+
     def receives_file(self, role: str) -> bool:
         """Whether a file of a role on another host is on its way."""
         return time.monotonic() - self._filed.get(role, -math.inf) < _FILE_SECONDS
@@ -418,7 +431,7 @@ class Coordinator:
         place = (key.role, key.index)
         last = self.incarnations.get(place, 0) - 1
         gone = message["run"] != self._run or message.get("agent") in self._gone
-        if gone or key.role not in ROLES or last != key.incarnation:
+        if gone or key.role not in ROLES or last != key.incarnation or last < 0:
             self._send(identity, "refuse", {"reason": "somebody else has taken it"})
             return
         # On a connection that was made anew it has another identity.
@@ -559,8 +572,11 @@ def _check_report(message: dict[str, Any]) -> None:
     counters, gauges, endpoints = (
         message.get(name) or {} for name in ("counters", "gauges", "endpoints")
     )
-    if not all(isinstance(part, dict) for part in (counters, gauges, endpoints)):
+    parts = (counters, gauges, endpoints)
+    if not all(isinstance(part, dict) for part in parts):
         raise wire.WireError("malformed", "a report whose parts are no maps")
+    if not all(isinstance(name, str) for part in parts for name in part):
+        raise wire.WireError("malformed", "a report with a name that is no text")
     if not all(isinstance(value, int | float) for value in gauges.values()):
         raise wire.WireError("malformed", "a gauge that is no number")
     if not all(isinstance(v, int | float) and math.isfinite(v) for v in counters.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,8 +50,9 @@ class FileStore:
         # Like the temporary files of processes here, which have their pid for a number.
         temporary = path.with_name(f".{path.name}.0")
         try:
-            self._write(temporary, int(offset), data)
-            if int(offset) + len(data) >= int(size):
+            last = int(offset) + len(data) >= int(size)
+            self._write(temporary, int(offset), data, last=last)
+            if last:
                 temporary.replace(path)
                 if _CHECKPOINT.fullmatch(name):
                     prune(self._run_dir, self._keep)
@@ -81,7 +83,7 @@ class FileStore:
         found = path.relative_to(self._run_dir).as_posix()
         return {**answer, "name": found, "size": path.stat().st_size, "data": data}
 
-    def _write(self, path: Path, offset: int, data: bytes) -> None:
+    def _write(self, path: Path, offset: int, data: bytes, *, last: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if offset == 0:
             path.unlink(missing_ok=True)
@@ -90,3 +92,6 @@ class FileStore:
             raise WireError("malformed", f"a piece at {offset} of a file of {written} bytes")
         with path.open("ab") as file:
             file.write(data)
+            if last:
+                file.flush()
+                os.fsync(file.fileno())  # before it takes the place of what is safe

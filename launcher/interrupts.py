@@ -1,4 +1,4 @@
-"""Ctrl-C: once means stop in order, twice means end now."""
+"""Ctrl-C, or a terminal that is closed: once means stop in order, twice means end now."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ EXIT_INTERRUPTED_TWICE = 130
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM from the moment it is installed.
+    """Counts SIGINT, SIGTERM and SIGHUP from the moment it is installed.
+
+    SIGHUP comes when the terminal is closed; where it is ignored from the start (``nohup``), it
+    stays ignored.
 
     Attributes:
         count: how many came.
@@ -23,8 +26,9 @@ class Interrupts:
 
     def install(self) -> Interrupts:
         """Take over the signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
         return self
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:

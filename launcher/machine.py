@@ -32,6 +32,7 @@ from launcher.human import number, plural, size
 from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
+from pdqn.wire import MAX_TRANSITION_BYTES
 from replay.buffer import compressed_bytes, dense_bytes
 from replay.limiter import make_limiter
 from replay.samples import SlotLayout, slot_count
@@ -341,6 +342,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     fitting = BATCH_BYTES // max(1, spec.observation_bytes)
     batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))
     draft.settle("actor", "batch_transitions", batch)
+    _check_segment(draft)
     draft.settle("actor", "discount", PLACEMENT_DISCOUNT if _is_placement(spec) else DISCOUNT)
     is_atari = spec.id.startswith(atari.NAMESPACE)
     draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if is_atari else 0.0)
@@ -384,6 +386,19 @@ def _segment_length(n_step: int, frame_stack: int) -> int:
         return max(SEGMENT_LENGTH, 4 * n_step)
     shortest = (n_step + frame_stack - 1) / REPEATED_SHARE
     return SEGMENT_LENGTH * (int(shortest // SEGMENT_LENGTH) + 1)
+
+
+def _check_segment(draft: _Draft) -> None:
+    """Refuse segments of which a single one is more than a message may hold."""
+    actor, spec = draft.config.actor, draft.spec
+    length = resolved(actor.segment_length)
+    frames = length + actor.n_step + spec.frame_stack
+    if frames * spec.observation_bytes > MAX_TRANSITION_BYTES:
+        draft.errors.append(
+            f"actor.segment_length = {length}: {frames} frames of {size(spec.observation_bytes)} "
+            f"are more than the {size(MAX_TRANSITION_BYTES)} that a message may hold: set it to at "
+            f"most {max(0, MAX_TRANSITION_BYTES // spec.observation_bytes - frames + length)}"
+        )
 
 
 def _plan_actor_count(draft: _Draft, mode: Mode, each_bytes: int) -> int:
@@ -505,6 +520,21 @@ def _plan_limiter(draft: _Draft) -> None:
         make_limiter(draft.config)
     except UsageError as error:
         draft.errors.append(str(error))
+    _check_batch_fits(draft)
+
+
+def _check_batch_fits(draft: _Draft) -> None:
+    """Refuse a shard that is too small for what actors send at once."""
+    actor, replay = draft.config.actor, draft.config.replay
+    # Segments are gathered until there are enough.
+    most = resolved(actor.batch_transitions) - 1 + resolved(actor.segment_length)
+    each = -(-resolved(replay.capacity) // replay.shards)
+    if each < most:
+        draft.errors.append(
+            f"replay.capacity = {replay.capacity} in {plural(replay.shards, 'shard')}: actors send "
+            f"up to {most} transitions at once, so at least {most * replay.shards} are needed, or "
+            "a smaller actor.batch_transitions and actor.segment_length"
+        )
 
 
 # ---- the buffer ----

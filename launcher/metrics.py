@@ -341,10 +341,12 @@ class RunMetrics:
         return max(0, self._unseen() - self._missing_before)
 
     def _unseen(self) -> int:
-        """Sent less seen, over all sessions."""
+        """Sent less seen, over all sessions.
+
+        What came twice was sent, and counted by its actor, once; what strangers sent, never.
+        """
         seen = sum(
-            self._totals["replay", f"transitions_{name}"]
-            for name in ("received", "duplicate", "rejected")
+            self._totals["replay", f"transitions_{name}"] for name in ("received", "refused")
         )
         return int(self._totals["actor", "transitions_sent"] - seen)
 

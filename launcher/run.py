@@ -49,9 +49,10 @@ class StopBudget:
 
 PATIENT = StopBudget(actors=10.0, drain=5.0, learner=15.0, evaluator=60.0, last=2.0)
 # A person pressed Ctrl-C: all of it, and the plot after it, within ten seconds. Only what a learner
-# on another host is sending takes longer.
+# is writing, or sending from another host, takes longer.
 HURRIED = StopBudget(actors=2.5, drain=1.0, learner=2.5, evaluator=0.0, last=0.5)
 _FILES_SECONDS = 300.0
+_LAST_SAVE_SECONDS = 10.0
 
 
 class Run:
@@ -116,6 +117,11 @@ class Run:
             session.stage, session.waiting_for = "stopping", ""
             session.run_dir.event("stopping", reason=reason)
             self._stop(HURRIED if session.interrupts.count or session.failure else PATIENT)
+        except Exception:
+            # Of this program's own making: what was learned is not to be lost with it.
+            self._supervisor.ask_to_leave()
+            self._supervisor.join(_LAST_SAVE_SECONDS, ["learner"])
+            raise
         finally:
             self._supervisor.kill_all()
             if self._relay is not None:
@@ -255,7 +261,7 @@ class Run:
     def _supervise(self) -> None:
         session = self._session
         for ended in self._supervisor.check():
-            self._coordinator.lost(ended.role, ended.index)
+            self._coordinator.lost(ended.role, ended.index, ended.pid)
             if session.stage != "stopping":
                 self._handle_end(ended)
         self._follow_cluster()
@@ -383,11 +389,14 @@ class Run:
         self._wait(
             lambda: not coordinator.count("learner"),
             budget.learner,
-            goes_on=lambda: coordinator.receives_file("learner"),
+            goes_on=lambda: coordinator.is_saving() or coordinator.receives_file("learner"),
         )
+        if coordinator.count("learner"):
+            self._session.say("learner 0 has not left in time: its last checkpoint is what remains")
         coordinator.command(["replay"], "stop")
         coordinator.finish(self._metrics.learner_steps())
-        self._wait(lambda: not coordinator.count("evaluator"), budget.evaluator)
+        hurried = self._session.interrupts.count > 0
+        self._wait(lambda: not coordinator.count("evaluator"), 0.0 if hurried else budget.evaluator)
         coordinator.command(["evaluator"], "stop")
         coordinator.command(["host"], "stop")
         self._wait(

@@ -100,10 +100,20 @@ class RunDirectory:
         self._events.close()
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is either whole or as it was."""
+def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a file that is either whole or as it was.
+
+    Args:
+        path: of the file.
+        text: what it is to hold.
+        durable: whole even if the power goes; takes as long as the disk does.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 

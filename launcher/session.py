@@ -221,13 +221,16 @@ class Session:
         last = self.snapshot(members)
         self.console.update(last)
         summary = self._summary(reason)
-        self.run_dir.write_summary(summary)
+        with self._may_fail():
+            self.run_dir.write_summary(summary)
         self.save_state()
-        self._recorder.close()
+        with self._may_fail():
+            self._recorder.close()
         self._draw()
         self.run_dir.event("ended", reason=reason)
         self._publish(last)
-        self.run_dir.close()
+        with self._may_fail():
+            self.run_dir.close()
         self.console.stop()
         self.console.finish(summary, self._error())
         return 1 if self.failure else 0

@@ -211,7 +211,11 @@ class SingleRun:
         env = VectorEnvironment(spec, env_args, 1)
         result = describe(scores, spec, env.baselines(held_out))
         env.close()
-        self._best.offer(result, self._acting, self._acting_version)
+        try:
+            self._best.offer(result, self._acting, self._acting_version)
+        except OSError as error:
+            text = f"the best parameters are not saved: {error}"
+            self._session.note("checkpoint", "evaluator", 0, text)
         result["best"] = self._best.score
         evaluation = {"parameter_version": self._acting_version, **result}
         self._telemetry["evaluator"].evaluation(evaluation)
@@ -233,7 +237,11 @@ class SingleRun:
         self._session.say(f"samples_per_insert is {target:g} from now on")
 
     def _save(self) -> None:
-        self._saver.save(self._learner)
+        try:
+            self._saver.save(self._learner)
+        except OSError as error:
+            text = f"not saved: {error}; tries again next time"
+            self._session.note("checkpoint", "learner", 0, text)
 
     def _end_now(self) -> None:
         """The second Ctrl-C."""

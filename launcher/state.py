@@ -44,7 +44,7 @@ class RunState:
             "format": FORMAT,
             "incarnations": [[role, index, n] for (role, index), n in self.incarnations.items()],
         }
-        replace_text(directory / STATE_FILE, json.dumps(content) + "\n")
+        replace_text(directory / STATE_FILE, json.dumps(content) + "\n", durable=True)
 
 
 def read_state(directory: Path) -> RunState:

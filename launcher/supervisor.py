@@ -21,6 +21,7 @@ from typing import Any
 
 from launcher import entry
 from launcher.snapshot import MemberState
+from pdqn.process import LEAVE, OF_GROUP
 from pdqn.transport import Network
 
 _FIRST_BACKOFF_SECONDS = 0.5
@@ -185,7 +186,7 @@ class Supervisor:
             slot = self._slots[role, index]
             slot.retired, slot.start_at = True, None
             if slot.process is not None:
-                slot.process.terminate()
+                _ask_to_leave(slot.process)
         free = (i for i in itertools.count() if (role, i) not in self._slots)
         for index in itertools.islice(free, max(0, count - len(present))):
             self.start(role, index)
@@ -227,8 +228,8 @@ class Supervisor:
         """Ask everything that still runs to leave in order."""
         self.stop_restarting()
         for slot in self._slots.values():
-            if slot.process is not None and slot.process.is_alive():
-                slot.process.terminate()
+            if slot.process is not None:
+                _ask_to_leave(slot.process)
 
     def kill_all(self) -> None:
         """End everything that still runs, at once."""
@@ -255,6 +256,11 @@ class Supervisor:
         return Ended(role, index, process.pid or 0, _cause(process.exitcode), wait)
 
 
+def _ask_to_leave(process: BaseProcess) -> None:
+    if process.is_alive() and process.pid is not None:
+        os.kill(process.pid, LEAVE)  # not reaped yet: the number is still its own
+
+
 def _cause(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
@@ -262,17 +268,18 @@ def _cause(exit_code: int | None) -> str:
 
 
 def _context(warm: bool) -> BaseContext:
-    """The forkserver, started so that Ctrl-C reaches neither it nor its children."""
+    """The forkserver, started so that nothing that the group is told reaches it or its children."""
     for name in _SINGLE_THREADED:
         os.environ.setdefault(name, "1")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *(["launcher.warm"] if warm else [])])
-    # First: starting the tracker would unblock the signal again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
     try:
+        # First: starting the tracker unblocks some of them again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.errors import RunError
 from pdqn.files import RunFiles
-from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.link import LAST_SAVE, CoordinatorLink, Welcome, role
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient
@@ -73,6 +74,8 @@ class LearnerProcess:
             self._learner.account(self._link.telemetry, result)
             self._maybe_publish()
         self._publish()
+        self._link.telemetry.activity = LAST_SAVE
+        self._link.report()
         self._save()
 
     def close(self) -> None:
@@ -89,11 +92,7 @@ class LearnerProcess:
 
     def _await_batch(self) -> None:
         """Stage the next batch, or none when it is time to look at other things."""
-        pulse = self._link.pulse
-        shards = pulse.shards("samples")
-        self._client.connect(shards)
-        target = pulse.samples_per_insert or resolved(self._config.replay.samples_per_insert)
-        self._client.set_samples_per_insert(target)
+        shards = self._follow_replay()
         started = time.monotonic()
         if not shards:
             # Whoever speaks next is the coordinator.
@@ -104,6 +103,15 @@ class LearnerProcess:
         self._link.telemetry.activity = "" if sample is not None else "waits for batches"
         if sample is not None:
             self._stager.put(sample)
+
+    def _follow_replay(self) -> Mapping[int, str]:
+        """Ask the shards that are there now for what is wanted now; where they are."""
+        pulse = self._link.pulse
+        shards = pulse.shards("samples")
+        self._client.connect(shards)
+        target = pulse.samples_per_insert or resolved(self._config.replay.samples_per_insert)
+        self._client.set_samples_per_insert(target)
+        return shards
 
     def _stage_ahead(self) -> None:
         """Bring what has come already to the device while that computes."""
@@ -119,6 +127,8 @@ class LearnerProcess:
             self._next_link = now + _LINK_SECONDS
             self._report_client()
             self._link.poll()
+            # Here, too: with batches ahead it may never wait for one.
+            self._follow_replay()
             if self._revocations != self._link.revocations:
                 # Every connection ends; those whose keys are still let in come back.
                 self._publisher.close()
@@ -162,10 +172,9 @@ class LearnerProcess:
 
     def _save(self) -> None:
         """Save, and bring it to the run's host if that is another one."""
-        written = self._saver.save(self._learner)
         try:
-            self._files.push(*written)
-        except RunError as error:
+            self._files.push(*self._saver.save(self._learner))
+        except (OSError, RunError) as error:
             self._link.telemetry.note("checkpoint", f"not saved: {error}; tries again next time")
             return
         self._link.telemetry.count("checkpoints")

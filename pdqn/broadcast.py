@@ -30,6 +30,7 @@ _REPEAT_SECONDS = 0.25
 _TRY_AGAIN_SECONDS = 1.0
 _TURN_SECONDS = 0.05
 _CLOSE_SECONDS = 5.0
+_MOST_SUBSCRIPTIONS_PER_TURN = 1000
 MAX_MESSAGE_BYTES = 1 << 30
 
 
@@ -45,6 +46,7 @@ class Publisher:
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # of subscriptions; not what it sends
         self.endpoint = transport.bind(self._socket, address)
         self._last: bytes | None = None
         self._sent = -_REPEAT_SECONDS
@@ -57,7 +59,9 @@ class Publisher:
 
     def serve(self) -> None:
         """Send the last message again if somebody new is there; call this often."""
-        while self._socket.poll(0):
+        for _ in range(_MOST_SUBSCRIPTIONS_PER_TURN):
+            if not self._socket.poll(0):
+                break
             self._wanted |= self._socket.recv()[:1] == b"\x01"
         if self._wanted and time.monotonic() - self._sent >= _REPEAT_SECONDS:
             self._send()

@@ -44,6 +44,8 @@ _REJOIN_SECONDS = 1.0
 _ANSWERS = ("piece", "filed")
 _MOST_ANSWERS = 16
 COMMANDS = ("hold", "run", "drain", "finish", "stop")
+# What a learner says it does when it saves for the last time, which is worth waiting for.
+LAST_SAVE = "saves for the last time"
 
 
 @dataclass(frozen=True)

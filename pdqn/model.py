@@ -7,7 +7,7 @@ import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -87,10 +87,28 @@ def load_model(path: Path) -> Model:
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """``torch.save`` to a file that is either whole or not there."""
+    """``torch.save`` to a file that is either whole or not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    try:
+        with temporary.open("wb") as file:
+            _save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _save(content: dict[str, Any], file: BinaryIO) -> None:
+    try:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    except RuntimeError as error:
+        # Torch's writer stumbles over what it could not write, and tells that instead.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise

@@ -16,6 +16,11 @@ from types import FrameType
 
 import setproctitle
 
+# What a supervisor asks a role to leave with. Not SIGTERM, which `timeout`, systemd and batch
+# systems send to all processes of a group at once: the launcher then ends the run in order.
+LEAVE = signal.SIGUSR1
+# What reaches the whole process group.
+OF_GROUP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _ORPHAN_GRACE_SECONDS = 5.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -28,12 +33,12 @@ class ParentWatch:
     ``gone`` and leaves in order; if it hangs, it is ended after a few seconds.
 
     Attributes:
-        gone: the parent has ended, or has asked this process to leave with SIGTERM.
+        gone: the parent has ended, or has asked this process to leave with ``LEAVE``.
     """
 
     def __init__(self) -> None:
         self.gone = False
-        signal.signal(signal.SIGTERM, self._told)
+        signal.signal(LEAVE, self._told)
         self._parent = multiprocessing.parent_process()
         if self._parent is not None:
             threading.Thread(target=self._watch, name="parent watch", daemon=True).start()
@@ -55,7 +60,7 @@ def set_title(role: str, index: int | None) -> None:
 
 
 def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
-    """Make this process a role: named, logging, deaf to the terminal's Ctrl-C.
+    """Make this process a role: named, logging, deaf to what the whole process group is told.
 
     Args:
         role: actor, replay, learner or evaluator.
@@ -63,9 +68,10 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
         log_path: file that takes the log, standard output and standard error; None leaves them.
     """
     set_title(role, index)
-    # Ctrl-C reaches the whole process group; it is the launcher that decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    # It is the launcher that decides what Ctrl-C, or a terminal that was closed, means.
+    for number in OF_GROUP:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUP)
     if log_path is not None:
         _redirect_output(log_path)
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr, force=True)

@@ -125,12 +125,14 @@ class WireError(ValueError):
     Attributes:
         reason: one of ``REASONS``, to count by.
         count: transitions in the message, as far as it is known.
+        sender: (actor, incarnation, sequence) where a TransitionBatch says so; else None.
     """
 
     def __init__(self, reason: Reason, detail: str = "", count: int = 0) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason: Reason = reason
         self.count = count
+        self.sender: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,7 @@ def decode_transitions(
             for number, (block, frames) in enumerate(zip(header["blocks"], sizes, strict=True))
         ]
     except WireError as error:
-        error.count = min(count, MAX_TRANSITIONS)
+        error.count, error.sender = min(count, MAX_TRANSITIONS), (actor, incarnation, sequence)
         raise
     return TransitionBatch(run, actor, incarnation, sequence, version, columns, blocks)
 

@@ -157,25 +157,53 @@ class Intake:
         try:
             batch = wire.decode_transitions(data, self._spec, self._run)
         except wire.WireError as error:
-            self._reject(error.reason, str(error), error.count)
-            return 0, None
+            return 0, self._refuse(error)
         stream = (batch.actor, batch.incarnation)
         try:
-            missing = self._sequences.take(stream, batch.sequence)
+            is_new = self._is_new(stream, batch.sequence, batch.count)
         except ValueError as error:
             self._reject("sequence", f"sequence: {error}", batch.count)
             return 0, None
+        return self._insert(batch) if is_new else 0, stream
+
+    def _is_new(self, stream: Stream, sequence: int, count: int) -> bool:
+        """Take in a batch's number; a batch that was here already is counted.
+
+        Raises:
+            ValueError: a number that no actor comes to.
+        """
+        missing = self._sequences.take(stream, sequence)
         if missing is None:
-            self._telemetry.count("transitions_duplicate", batch.count)
-            return 0, stream
+            self._telemetry.count("transitions_duplicate", count)
+            return False
         self._telemetry.count("batches_missing", missing)
-        return self._insert(batch), stream
+        return True
+
+    def _refuse(self, error: wire.WireError) -> Stream | None:
+        """Count what cannot be used; whom to acknowledge it to all the same.
+
+        An actor sends what is not acknowledged again, and does not go on before it is.
+        """
+        if error.sender is None:
+            self._reject(error.reason, str(error), error.count)
+            return None
+        actor, incarnation, sequence = error.sender
+        try:
+            is_new = self._is_new((actor, incarnation), sequence, error.count)
+        except ValueError as jump:
+            self._reject("sequence", f"sequence: {jump}", error.count)
+            return None
+        if is_new:
+            self._reject(error.reason, str(error), error.count)
+            self._telemetry.count("transitions_refused", error.count)
+        return actor, incarnation
 
     def _insert(self, batch: wire.TransitionBatch) -> int:
         try:
             self._buffer.insert(batch.columns, batch.blocks, batch.parameter_version)
         except ValueError as error:
             self._reject("too large", f"too large: {error}", batch.count)
+            self._telemetry.count("transitions_refused", batch.count)
             return 0
         lag = max(0, self.learner_steps - batch.parameter_version)
         self._telemetry.count("policy_lag_sum", lag * batch.count)

@@ -104,9 +104,9 @@ class Command:
         titled = (p for p in self.members() if _title(p) == f"pdqn {role} {index}")
         return next(titled, None)
 
-    def interrupt(self) -> None:
-        """Ctrl-C: the terminal sends SIGINT to the whole process group."""
-        os.killpg(self.process.pid, signal.SIGINT)
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Ctrl-C: the terminal sends SIGINT to the whole process group; or another signal."""
+        os.killpg(self.process.pid, number)
 
     def _await_the_end(self) -> list[psutil.Process]:
         deadline = time.monotonic() + _LEAVE_SECONDS

@@ -279,6 +279,24 @@ def test_what_a_lost_incarnation_still_says_is_not_counted(hub: Hub):
     assert hub.metrics.total("actor", "environment_steps") == 0
 
 
+def test_a_process_that_ends_takes_nobody_with_it_who_has_its_place_elsewhere(hub: Hub):
+    hub.join("replay", 0)
+    pid = next(hub.coordinator.members("replay")).pid
+    hub.coordinator.lost("replay", 0, pid + 1)
+    assert hub.coordinator.count("replay") == 1
+    hub.coordinator.lost("replay", 0, pid)
+    assert hub.coordinator.count("replay") == 0
+
+
+def test_nobody_comes_back_who_never_was_there(hub: Hub):
+    stranger = hub.stranger()
+    again = {"role": "actor", "index": 5, "incarnation": -1, "run": "the-run"}
+    stranger.send(wire.encode_control("rejoin", request(**again, endpoints=[1])))
+    hub.until(lambda: stranger.poll(0))
+    assert wire.decode_control(stranger.recv())["type"] == "refuse"
+    assert hub.coordinator.count("actor") == 0
+
+
 def test_each_incarnation_binds_at_an_address_of_its_own(hub: Hub):
     _, first = hub.join("replay")
     hub.coordinator.lost("replay", 0)
@@ -726,6 +744,7 @@ GARBAGE = {
     "other version": [b"\x82\xa7version\xcd\x03\xe7\xa4type\xa4join"],
     "join without a role": [wire.encode_control("join", {"package": pdqn.__version__})],
     "join without a pid": [wire.encode_control("join", request(pid="x"))],
+    "join with an endless pid": [wire.encode_control("join", request(pid=float("inf")))],
     "role is a map": [wire.encode_control("join", request(role={"a": 1}, pid=None))],
 }
 
@@ -752,6 +771,9 @@ BAD_REPORTS: dict[str, dict[str, Any]] = {
     "a difference is a text": {"evaluation": evaluation(differences={"random": ["x", 1.0]})},
     "a metric has no error": {"evaluation": evaluation(metrics={"coverage": 0.5})},
     "baselines are a list": {"evaluation": evaluation(baselines=[0.5])},
+    "a counter's name is no text": {"counters": {b"environment_steps": 1}},
+    "a gauge's name is no text": {"gauges": {b"epsilon": 1.0}},
+    "an episode's length is not finite": {"episodes": [[1.0, float("inf"), None]]},
 }
 
 

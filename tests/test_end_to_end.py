@@ -35,6 +35,34 @@ NO_EVALUATOR = ["--set", "evaluation.enabled=false"]
 STOP_SECONDS = 20.0
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_what_the_whole_process_group_is_told_ends_a_run_in_order(
+    pdqn_command: StartCommand,
+    eventually: Eventually,
+    read_lines: ReadLines,
+    tmp_path: Path,
+    number: signal.Signals,
+):
+    """A terminal that is closed tells it to, or ``timeout``, or a batch system."""
+    options = ["--actors", "2", "--time", "120s", *NO_EVALUATOR]
+
+    def learner_steps() -> int:
+        lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+        return lines[-1]["learner_steps"] if lines else 0
+
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
+        eventually(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), 60)
+        eventually(lambda: learner_steps() > 0, 60)
+        command.interrupt(number)
+        assert command.wait(STOP_SECONDS) == 0, command.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["exit_reason"] == "interrupted"
+    assert summary["first_error"] is None
+    assert set(summary["restarts"].values()) == {0}
+    assert summary["transitions"]["lost"] == summary["transitions"]["unsent"] == 0
+    assert load_model(tmp_path / "run" / "final_model.pth").parameter_version > 0
+
+
 Observe = Callable[["Command"], "Observed"]
 
 

@@ -228,6 +228,25 @@ def test_old_gpus_compute_in_float32() -> None:
     assert plan(machine(gpus=(H200,)), Config(), CART_POLE).config.learner.precision == "bfloat16"
 
 
+def test_a_shard_that_could_not_hold_what_is_sent_at_once_is_refused() -> None:
+    config = configured(replay={"capacity": 200, "shards": 4})
+    sized = plan(machine(), config, CART_POLE)
+    assert any(
+        re.match(r"replay\.capacity = 200 in 4 shards: actors send up to 79 .* 316 are", error)
+        for error in sized.errors
+    )
+    fits = configured(replay={"capacity": 316, "shards": 4}, learner={"batch_size": 16})
+    assert plan(machine(), fits, CART_POLE).errors == []
+
+
+def test_segments_that_no_message_can_hold_are_refused() -> None:
+    camera = FieldSpec("observation", (2000, 2000), "uint8")
+    sized = plan(machine(), Config(), EnvironmentSpec("test/Camera-v0", (camera,), 2))
+    assert any(re.match(r"actor\.segment_length = 16: 20 frames", e) for e in sized.errors)
+    fits = configured(actor={"segment_length": 12})
+    assert plan(machine(), fits, EnvironmentSpec("test/Camera-v0", (camera,), 2)).errors == []
+
+
 def test_compiling_needs_a_compiler_on_the_learners_host() -> None:
     config = configured(learner={"compile": True})
     words = r"learner\.compile = true, but no C\+\+ compiler"

@@ -215,8 +215,10 @@ def test_what_is_in_flight_was_sent_and_has_not_been_seen():
         metrics,
         "replay",
         transitions_received=90,
+        # What came twice, and what strangers sent, was not counted by any actor.
         transitions_duplicate=3,
-        transitions_rejected=7,
+        transitions_rejected=11,
+        transitions_refused=10,
         batches_missing=1,
     )
     assert metrics.in_flight() == 20
@@ -332,6 +334,7 @@ def test_the_summary_adds_up():
         transitions_received=180,
         transitions_duplicate=5,
         transitions_rejected=2,
+        transitions_refused=2,
         samples=720,
         policy_lag_sum=90,
         bytes_received=9000,
@@ -354,7 +357,7 @@ def test_the_summary_adds_up():
     assert summary["transitions"] == {
         "sent": 190,
         "received": 180,
-        "lost": 3,
+        "lost": 8,
         "duplicate": 5,
         "rejected": 2,
         "unsent": 4,

@@ -14,7 +14,7 @@ import zmq
 from numpy.typing import NDArray
 
 from launcher.coordinator import Coordinator, Member
-from launcher.metrics import RunMetrics
+from launcher.metrics import MemberKey, RunMetrics
 from pdqn import wire
 from pdqn.config import Config, build
 from pdqn.link import CoordinatorLink
@@ -735,6 +735,33 @@ def test_garbage_from_actors_is_counted_by_reason_and_harms_nothing(bench: Bench
     bench.send(sender, actor=3)
     bench.flush(sender)
     bench.until(lambda: bench.total("transitions_received") == BATCH)
+
+
+def test_an_actor_whose_batches_cannot_be_used_goes_on(bench: Bench):
+    """A sensor may give numbers that are not finite, and give others later."""
+    sender, not_finite = bench.sender(window=2), np.full(BATCH, np.inf, np.float32)
+    for _ in range(5):
+        bench.send(sender, n_step_return=not_finite)
+    bench.send(sender)
+    bench.flush(sender)
+    bench.until(lambda: bench.total("transitions_received") == BATCH)
+    assert bench.metrics.rejected() == {"not finite": 5}
+    assert bench.total("transitions_rejected") == bench.total("transitions_refused") == 5 * BATCH
+    assert bench.total("batches_missing") == 0
+    bench.metrics.ingest(
+        MemberKey("actor", 0, 0), {"counters": {"transitions_sent": 6.0 * BATCH}}, 1.0
+    )
+    assert bench.metrics.in_flight() == 0
+
+
+def test_what_cannot_be_used_and_comes_twice_is_counted_once(bench: Bench):
+    push = bench.socket(zmq.PUSH, "transitions/0")
+    data = encoded(0, n_step_return=np.full(BATCH, np.nan, np.float32))
+    push.send(data)
+    push.send(data)
+    bench.until(lambda: bench.total("transitions_duplicate") == BATCH)
+    assert bench.total("transitions_refused") == BATCH
+    assert bench.metrics.rejected() == {"not finite": 1}
 
 
 def test_a_message_of_several_frames_is_garbage_in_each(bench: Bench):

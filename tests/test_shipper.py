@@ -188,6 +188,23 @@ def test_a_shard_that_is_known_by_half_is_not_alive(replays: Replays, eventually
     eventually(lambda: replays.sequences == [[0], []])
 
 
+def test_an_actor_that_is_asked_to_leave_still_brings_what_it_has(
+    replays: Replays, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+):
+    replays.tell(0, 1)
+    replays.shards[1].acknowledging.clear()
+    replays.ship()
+    replays.ship()
+    monkeypatch.setattr(CoordinatorLink, "orphaned", property(lambda _: True))
+    thread = replays.shipping()  # the window is full
+    eventually(lambda: replays.link.telemetry.activity == "waits for replay")
+    replays.shards[1].acknowledging.set()
+    thread.join()
+    replays.shipper.finish()
+    assert replays.sequences == [[], [0, 1, 2]]
+    assert replays.link.telemetry.counters["transitions_unsent"] == 0
+
+
 def test_while_its_shard_is_gone_another_gets_what_was_not_acknowledged(
     replays: Replays, eventually: Eventually
 ):
