@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.coordinator import Coordinator
-from launcher.metrics import RunMetrics
+from launcher.metrics import MemberKey, RunMetrics
+from learner.process import LearnerProcess
 from pdqn import wire
 from pdqn.config import Config, build
+from pdqn.files import RUN_ID, RunFiles
 from pdqn.link import CoordinatorLink
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.client import SampleClient
@@ -534,6 +536,10 @@ class Run:
         found = {m.key.index: m.endpoints.get(f"{name}/{m.key.index}", "") for m in members}
         return {index: address for index, address in found.items() if address}
 
+    def sampled(self, shard: int) -> float:
+        """How many rows a shard has given."""
+        return self.metrics.counted(MemberKey("replay", shard, 0)).get("samples", 0.0)
+
     def sender(self, shard: int, actor: int, window: int = 100) -> TransitionSender:
         sender = TransitionSender(self.context, actor, 0, window)
         sender.connect(self.served("transitions")[shard], self.served("acknowledgements")[shard])
@@ -736,3 +742,46 @@ def test_killing_a_shard_does_not_stop_the_run(make_run: Callable[..., Run], tra
         return values == {0, 7}
 
     run.until(has_rows_of_the_new_one)
+
+
+def learn_without_looking(run: Run) -> None:
+    """A learner that looks for shards in no step, as one does whose batches are always there."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        link = CoordinatorLink(context, run.coordinator.endpoint, "learner")
+        welcome = link.join()
+        process = LearnerProcess(context, link, welcome, RunFiles(link, welcome))
+
+        def take() -> None:
+            sample = process._client.receive(0.1, process._learner.learner_steps)
+            if sample is not None:
+                process._stager.put(sample)
+
+        process._await_batch = take
+        process.learn()
+        process.close()
+        link.leave()
+    finally:
+        context.destroy(linger=1000)
+
+
+def test_a_learner_that_never_waits_for_batches_asks_a_shard_that_comes_later(
+    eventually: Eventually, tmp_path: Path
+):
+    learner = {"device": "cpu", "precision": "float32", "learning_rate": 1e-3, "threads": 1}
+    changes = {"learner": learner, "network": {"hidden": 8, "layers": 1}}
+    (tmp_path / RUN_ID).write_text(RUN, encoding="utf-8")  # where it saves
+    run = Run(eventually, tmp_path, build(("test", config_of(2).to_map()), ("learner", changes)))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            learning = pool.submit(learn_without_looking, run)
+            for shard in range(2):
+                run.start_process(shard)
+                run.until(lambda shard=shard: shard in run.served("samples"))
+                run.insert(run.sender(shard, actor=shard), shard, np.zeros(64), np.ones(64))
+                run.until(lambda shard=shard: run.sampled(shard) > 256)
+            run.coordinator.command(["learner"], "stop")
+            run.until(learning.done)
+            learning.result()
+    finally:
+        run.close()
