@@ -86,12 +86,12 @@ class SingleRun:
         session.console.start()
         session.interrupts.on_second = self._end_now
         session.stage = "running"
-        while not (reason := session.end_reason()):
-            if session.stage == "paused":
-                time.sleep(_PAUSED_SECONDS)
-            else:
-                self._turn()
-            self._communicate()
+        try:
+            reason = self._train()
+        except Exception:
+            # Of this program's own making: what was learned is not to be lost with it.
+            self._save()
+            raise
         session.stage = "stopping"
         self._save()
         self._refresh()
@@ -101,6 +101,16 @@ class SingleRun:
         self._rollout.close()
         self._buffer.close()
         return session.conclude(reason, self._members())
+
+    def _train(self) -> str:
+        """Act and learn until the run is to end; the reason."""
+        while not (reason := self._session.end_reason()):
+            if self._session.stage == "paused":
+                time.sleep(_PAUSED_SECONDS)
+            else:
+                self._turn()
+            self._communicate()
+        return reason
 
     def _turn(self) -> None:
         """Act once, and learn as often as that allows; what cannot go on ends the run."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,36 @@ PLACEMENT = ["--env-arg", "map_size=16", "--env-arg", "radii=[3, 2, 1]", *SMALL]
 CART_POLE = ["--env", "CartPole-v1", "--console", "plain", *SMALL]
 NO_EVALUATOR = ["--set", "evaluation.enabled=false"]
 STOP_SECONDS = 20.0
+
+
+# A pdqn whose launcher has an error of its own after some learner steps.
+BROKEN_LAUNCHER = """
+import runpy, sys
+import launcher.session
+
+def show(self, members):
+    if self.metrics.learner_steps() > 20:
+        raise ZeroDivisionError("an error in the launcher")
+
+if __name__ == "__main__":
+    launcher.session.Session.show = show
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_an_error_of_the_launchers_own_loses_nothing_that_was_learned(
+    pdqn_command: StartCommand, tmp_path: Path
+):
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN_LAUNCHER, encoding="utf-8")
+    options = ["--actors", "1", "--time", "120s", *NO_EVALUATOR]
+    with pdqn_command(
+        "launch", *CART_POLE, *options, directory=tmp_path, prefix=(sys.executable, str(script))
+    ) as command:
+        assert command.wait() == 1
+        assert "ZeroDivisionError" in command.stderr
+    assert load_model(tmp_path / "run" / "final_model.pth").parameter_version > 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])

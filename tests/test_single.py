@@ -314,6 +314,23 @@ def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path):
     assert json.loads((tmp_path / "summary.json").read_text())["exit_reason"] == "time"
 
 
+def test_an_error_of_the_programs_own_loses_nothing_that_was_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    session = session_of(config_of({"env": "CartPole-v1", "steps": 10**6}), tmp_path)
+    single = SingleRun(session)
+
+    def show(_: Any) -> None:
+        if session.metrics.total("learner", "learner_steps") > 20:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(session, "show", show)
+    with pytest.raises(ZeroDivisionError):
+        single.execute()
+    assert load_model(tmp_path / "final_model.pth").parameter_version > 20
+    session.run_dir.close()
+
+
 def test_the_first_traceback_is_shown_though_another_error_came_before(tmp_path: Path):
     console = Listening()
     session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, console)
