@@ -43,7 +43,7 @@ COMPILERS = ("c++", "g++", "clang++", "cl")
 _CGROUP_ROOT = "/sys/fs/cgroup"
 # cgroup v1 writes "no limit" as a number close to 2^63.
 _NO_MEMORY_LIMIT = 1 << 60
-_NVIDIA_DRIVER_FILES = ("/proc/driver/nvidia", "/dev/dxg")
+_NVIDIA_DRIVER_FILES = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 _TORCH_PROBE = """
 import json, torch
 count = torch.cuda.device_count()
@@ -301,24 +301,38 @@ def visible_gpus(
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    if importlib.util.find_spec("pynvml") is not None:
-        return visible_gpus(_nvml_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    known = None if _names_a_part(visible) else _nvml_gpus()
+    if known is not None:
+        return visible_gpus(known, visible)
     if any(Path(path).exists() for path in _NVIDIA_DRIVER_FILES):
         return _torch_gpus()
     return ()
 
 
-def _nvml_gpus() -> list[tuple[str, Gpu]]:
-    """All GPUs with their uuids from NVIDIA's management library; it makes no CUDA context."""
+def _names_a_part(cuda_visible_devices: str | None) -> bool:
+    """Whether parts of GPUs (MIG) are chosen: the management library lists whole ones."""
+    entries = (cuda_visible_devices or "").split(",")
+    return any(entry.strip().startswith("MIG-") for entry in entries)
+
+
+def _nvml_gpus() -> list[tuple[str, Gpu]] | None:
+    """All GPUs with their uuids from NVIDIA's management library; it makes no CUDA context.
+
+    None where it cannot tell: the package or the driver is missing, or a question is refused, as
+    that for the memory of a GPU of which only a part is ours.
+    """
+    if importlib.util.find_spec("pynvml") is None:
+        return None
     nvml: Any = importlib.import_module("pynvml")
     try:
         nvml.nvmlInit()
+        try:
+            return [_nvml_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        finally:
+            nvml.nvmlShutdown()
     except nvml.NVMLError:
-        return []  # the package is there, a driver is not
-    try:
-        return [_nvml_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
-    finally:
-        nvml.nvmlShutdown()
+        return None
 
 
 def _nvml_gpu(nvml: Any, index: int) -> tuple[str, Gpu]:

@@ -9,12 +9,15 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from launcher import hardware
 from launcher.hardware import CgroupLimits, Gpu, cgroup_limits, usable_cores, visible_gpus
 from launcher.machine import (
     COMPRESSED_SAFETY,
@@ -37,6 +40,8 @@ from pdqn.networks import network_sizes
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.buffer import compressed_bytes, dense_bytes
 from replay.samples import SampleLayout
+
+LookAtGpus = Callable[..., tuple[Gpu, ...]]
 
 H200 = Gpu("NVIDIA H200", 150 * GB, 149 * GB, (9, 0))
 PLACEMENT = EnvironmentSpec(
@@ -650,6 +655,89 @@ def test_visible_devices_are_chosen_as_cuda_does() -> None:
     assert visible_gpus(both, "1, 0") == (second, first)
     assert visible_gpus(both, "GPU-bb") == (second,)
     assert visible_gpus(both, "0,7,1") == (first,)
+
+
+class FakeError(Exception):
+    pass
+
+
+def refuse(*_: Any) -> Any:
+    raise FakeError("Insufficient Permissions")
+
+
+PROBED_TORCH = """
+from types import SimpleNamespace
+part = SimpleNamespace(name="H100 MIG 1g.10gb", total_memory=10, major=9, minor=0)
+cuda = SimpleNamespace(
+    device_count=lambda: 1,
+    get_device_properties=lambda index: part,
+    mem_get_info=lambda index: (8, 10),
+)
+"""
+PART = Gpu("H100 MIG 1g.10gb", 10, 8, (9, 0))
+
+
+@pytest.fixture
+def look_at_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LookAtGpus:
+    """Look at a machine with a driver, two whole GPUs in a made-up management library, and a torch
+    that is given a part of one."""
+    (tmp_path / "torch.py").write_text(PROBED_TORCH, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(hardware, "_NVIDIA_DRIVER_FILES", (str(tmp_path),))
+
+    def look(visible: str | None, **functions: Any) -> tuple[Gpu, ...]:
+        nvml = ModuleType("pynvml")
+        nvml.__spec__ = SimpleNamespace()  # type: ignore[assignment]
+        standard = {
+            "NVMLError": FakeError,
+            "nvmlInit": lambda: None,
+            "nvmlShutdown": lambda: None,
+            "nvmlDeviceGetCount": lambda: 2,
+            "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=80, free=79),
+            "nvmlDeviceGetCudaComputeCapability": lambda _: (9, 0),
+            "nvmlDeviceGetName": lambda index: f"H100 {index}",
+            "nvmlDeviceGetUUID": lambda index: f"GPU-{index}{index}",
+        }
+        for name, value in {**standard, **functions}.items():
+            setattr(nvml, name, value)
+        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return detect().gpus
+
+    return look
+
+
+def test_whole_gpus_are_told_by_the_management_library(look_at_gpus: LookAtGpus) -> None:
+    first, second = Gpu("H100 0", 80, 79, (9, 0)), Gpu("H100 1", 80, 79, (9, 0))
+    assert look_at_gpus(None) == (first, second)
+    assert look_at_gpus("GPU-11") == (second,)
+    assert look_at_gpus("") == ()
+
+
+@pytest.mark.parametrize("visible", ["MIG-7a1b-22", "0, MIG-7a1b-22", "MIG-GPU-00/1/0"])
+def test_parts_of_gpus_are_told_by_torch(look_at_gpus: LookAtGpus, visible: str) -> None:
+    assert look_at_gpus(visible) == (PART,)
+
+
+@pytest.mark.parametrize(
+    "function", ["nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUUID"]
+)
+def test_torch_is_asked_where_the_management_library_refuses_to_tell(
+    look_at_gpus: LookAtGpus, function: str
+) -> None:
+    assert look_at_gpus(None, **{function: refuse}) == (PART,)
+
+
+def test_without_a_driver_torch_is_not_asked(
+    look_at_gpus: LookAtGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_NVIDIA_DRIVER_FILES", ())
+    assert look_at_gpus("MIG-7a1b-22") == ()
+    assert look_at_gpus(None, nvmlInit=refuse) == ()
 
 
 def test_this_machine_can_be_looked_at() -> None:
