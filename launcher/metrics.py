@@ -220,13 +220,15 @@ class RunMetrics:
         return values
 
     def line(self, elapsed_seconds: float, capacity: int) -> dict[str, Any]:
-        """A line of metrics.jsonl."""
+        """A line of metrics.jsonl: numbers alone, since a run has a hundred thousand lines a week.
+
+        The scores of the last episodes, which pictures draw, stand in the state.
+        """
         return {
             "time_seconds": round(elapsed_seconds, 3),
             **self.counts(),
             **self.current(),
             "replay/capacity": capacity,
-            "episodes_recent": list(self._distribution),
         }
 
     def evaluation_line(

@@ -5,9 +5,11 @@ Everything is drawn with Matplotlib's objects: no pyplot, no global state, no di
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from launcher.rundir import SUMMARY
+from launcher.state import STATE_FILE
+
 Floats = NDArray[np.float64]
 
 PICTURE = "training_results.png"
 _X = "environment_steps"
 _BASELINE = "eval/baseline/"
+_RECENT = "episodes_recent"
 _NOT_HEADLINES = frozenset(
     {
         "ep_rew_mean",
@@ -46,10 +52,17 @@ _BASELINE_COLOURS = (RED, GREEN, PURPLE, ORANGE, SKY)
 
 @dataclass(frozen=True)
 class Metrics:
-    """The lines of ``metrics.jsonl``, oldest first, and what ``summary.json`` has to say."""
+    """What a run has written of itself.
+
+    Attributes:
+        lines: of ``metrics.jsonl``, oldest first.
+        summary: what ``summary.json`` has to say.
+        recent: scores of the last episodes in training.
+    """
 
     lines: tuple[dict[str, Any], ...]
     summary: dict[str, Any]
+    recent: tuple[Any, ...] = ()
 
     def series(self, key: str, over: str = _X) -> tuple[Floats, Floats]:
         """The finite values of a metric, and those of another on the same lines."""
@@ -102,12 +115,9 @@ class Metrics:
 
 def read_metrics(run_dir: Path) -> Metrics:
     """What a run has written so far; lines that were cut off are left out."""
-    try:
-        text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        text = ""
-    objects = (_object(line) for line in text.splitlines())
-    return Metrics(tuple(o for o in objects if o), _read_summary(run_dir / "summary.json"))
+    lines, written = _read_lines(run_dir / "metrics.jsonl")
+    recent = _list_in(_read_object(run_dir / STATE_FILE).get("metrics"), "distribution") or written
+    return Metrics(tuple(lines), _read_object(run_dir / SUMMARY), tuple(recent))
 
 
 def plot_training(run_dir: Path) -> Path:
@@ -209,8 +219,7 @@ def _draw_buffer(axes: Axes, metrics: Metrics) -> bool:
 def _draw_distribution(axes: Axes, metrics: Metrics) -> bool:
     name = metrics.score[0]
     axes.set_title(f"{name} of the last episodes in training")
-    recent = metrics.last("episodes_recent")
-    values = [value for value in recent if _is_finite(value)] if isinstance(recent, list) else []
+    values = [value for value in metrics.recent if _is_finite(value)]
     if not values:
         return False
     mean = float(np.mean(values))
@@ -375,17 +384,44 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _object(line: str) -> dict[str, Any]:
-    """The JSON object on a line, or an empty one if a kill has cut it off."""
+# ---- files ----
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The objects on a file's lines, and the newest scores of episodes among them.
+
+    Earlier versions wrote the scores with every line: only the newest are kept in memory.
+    """
+    lines: list[dict[str, Any]] = []
+    recent: list[Any] = []
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            found = _object(line.decode("utf-8", "replace"))
+            recent = _list_in(found, _RECENT) or recent
+            found.pop(_RECENT, None)
+            if found:
+                # The lines of a long run have millions of names between them, and few different.
+                lines.append({sys.intern(name): value for name, value in found.items()})
+    return lines, recent
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        return _object(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return {}
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object in a text, or an empty one if a kill has cut it off."""
+    try:
+        value = json.loads(text)
     except json.JSONDecodeError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        return _object(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        return {}
+def _list_in(value: Any, name: str) -> list[Any]:
+    """The list of that name in an object; empty where there is none."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, list) else []

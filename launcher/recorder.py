@@ -10,8 +10,6 @@ from tensorboard.summary import Writer
 from launcher.rundir import RunDirectory
 from launcher.sinks import Sink
 
-_NOT_SCALARS = {"episodes_recent"}
-
 
 class Recorder:
     """Appends lines of metrics; the x axis of TensorBoard is environment_steps.
@@ -33,7 +31,7 @@ class Recorder:
             sink.write(line)
         step = line["environment_steps"]
         for name, value in line.items():
-            if isinstance(value, int | float) and name not in _NOT_SCALARS:
+            if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()
 

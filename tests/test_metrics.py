@@ -470,7 +470,6 @@ def test_a_line_goes_to_metrics_and_its_numbers_to_tensorboard(
     assert [line["environment_steps"] for line in lines] == [30, 40]
     assert lines[0]["rollout/coverage"] == 0.25
     assert lines[0]["replay/capacity"] == 50
-    assert lines[0]["episodes_recent"] == [0.25]
     assert lines[0]["train/loss"] is None
     assert lines[1]["rollout/exploration_rate"] is None
     drawn = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})

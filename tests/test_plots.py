@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from launcher.plots import plot_training, read_metrics, smoothed, training_figure
+from launcher.state import RunState
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -53,6 +54,18 @@ def write(run_dir: Path, *lines: dict[str, Any], rest: str = "") -> Path:
     return run_dir
 
 
+def write_state(run_dir: Path, scores: list[float]) -> None:
+    RunState(metrics={"distribution": scores}).write(run_dir)
+
+
+def distribution(run_dir: Path) -> list[str]:
+    """What the panel of the last episodes' scores says of them."""
+    figure = training_figure(read_metrics(run_dir), run_dir.name)
+    (axes,) = [axes for axes in figure.axes if "last episodes" in axes.get_title()]
+    legend = axes.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
 def texts(run_dir: Path) -> list[str]:
     """Everything that is written in the picture's panels, panel by panel."""
     figure = training_figure(read_metrics(run_dir), run_dir.name)
@@ -66,12 +79,13 @@ def test_a_whole_run_becomes_one_picture(tmp_path: Path) -> None:
     rng = random.Random(0)
     lines = [training_line(1000 * index) for index in range(100)]
     lines[50:50] = [evaluation_line(50_000)]
-    lines[-1]["episodes_recent"] = [rng.gauss(0.38, 0.03) for _ in range(200)]
     write(tmp_path, *lines)
+    write_state(tmp_path, [rng.gauss(0.38, 0.03) for _ in range(200)])
     path = plot_training(tmp_path)
     assert path == tmp_path / "training_results.png"
     assert path.read_bytes().startswith(PNG)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "training_results.png"]
+    names = ["metrics.jsonl", "state.json", "training_results.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     panels = texts(tmp_path)
     assert "no data yet" not in " ".join(panels)
     assert "greedy 0.414" in panels[0]
@@ -110,6 +124,30 @@ def test_a_line_that_a_kill_cut_off_is_skipped(tmp_path: Path) -> None:
 def test_lines_that_are_no_objects_are_skipped(tmp_path: Path) -> None:
     write(tmp_path, training_line(1), rest='[1, 2]\n\n"text"\n')
     assert len(read_metrics(tmp_path).lines) == 1
+
+
+def test_the_last_scores_are_drawn_from_what_the_run_knows_now(tmp_path: Path) -> None:
+    write(tmp_path, training_line(1, episodes_recent=[0.1]), training_line(2))
+    write_state(tmp_path, [0.25, 0.75])
+    assert distribution(tmp_path) == ["mean 0.5, 2 episodes"]
+
+
+@pytest.mark.parametrize("state", [None, "", "{}", '{"metrics": {}}', '{"metrics": []}'])
+def test_the_last_scores_of_a_run_of_an_earlier_version_are_those_of_its_newest_line(
+    tmp_path: Path, state: str | None
+) -> None:
+    lines = [training_line(step, episodes_recent=[0.1 * step] * step) for step in (1, 2, 3)]
+    write(tmp_path, *lines, evaluation_line(3), {"episodes_recent": None})
+    if state is not None:
+        (tmp_path / "state.json").write_text(state, encoding="utf-8")
+    assert distribution(tmp_path) == ["mean 0.3, 3 episodes"]
+
+
+def test_the_scores_of_older_lines_are_not_kept_in_memory(tmp_path: Path) -> None:
+    lines = [training_line(step, episodes_recent=[0.5] * 500) for step in (1, 2, 3)]
+    metrics = read_metrics(write(tmp_path, *lines))
+    assert [len(line) for line in metrics.lines] == [len(training_line(1))] * 3
+    assert metrics.recent == (0.5,) * 500
 
 
 def test_series_are_finite_pairs(tmp_path: Path) -> None:

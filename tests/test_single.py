@@ -12,6 +12,7 @@ import torch
 from actors.environments.factory import describe_environment
 from launcher.console import Console, SilentConsole
 from launcher.interrupts import Interrupts
+from launcher.plots import read_metrics
 from launcher.rundir import RunDirectory
 from launcher.session import Session
 from launcher.single import SingleRun
@@ -182,6 +183,19 @@ def test_everything_that_a_run_leaves_is_there(tmp_path: Path):
     assert state is not None
     assert state["learner_steps"] == summary["learner_steps"]
     assert len(list(checkpoints(tmp_path))) == 1
+
+
+def test_figures_are_lines_of_numbers_and_the_scores_of_the_last_episodes_are_kept_beside_them(
+    tmp_path: Path, read_lines: Any
+):
+    execute(config_of({"env": "CartPole-v1", "steps": 400}), tmp_path)
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    values = [value for line in lines for value in line.values()]
+    assert {type(value) for value in values} <= {int, float, bool, type(None)}
+    drawn = read_metrics(tmp_path)
+    # CartPole rewards every step with 1.
+    assert len(drawn.recent) == lines[-1]["episodes"] > 0
+    assert sum(drawn.recent) <= lines[-1]["environment_steps"]
 
 
 def test_the_last_evaluation_is_of_the_final_parameters(tmp_path: Path):
