@@ -434,9 +434,11 @@ def from_assignments(assignments: Iterable[str]) -> Layer:
 def parse_value(text: str) -> Any:
     """A TOML value if the text is one, else the text itself: ``64``, ``true``, ``fixed``."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    # A text of several lines may be more than a value.
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def settings() -> Iterable[tuple[str, Any, str]]:
@@ -493,9 +495,10 @@ def _as_type(value: Any, kind: Any) -> Any:
         return float(value)
     if kind is str:
         return str(value)
-    if not isinstance(value, Mapping):
+    table = parse_value(value) if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
         raise TypeError
-    return dict(value)
+    return dict(table)
 
 
 def _as_bool(value: Any) -> bool:
@@ -533,7 +536,7 @@ def _describe(kind: Any, bounds: Mapping[str, Any]) -> str:
     if kind is bool:
         return "true or false"
     if kind not in (int, float):
-        return bounds["words"] if kind is str else "a table"
+        return bounds["words"] if kind is str else "a table such as {level = 3, fast = true}"
     words = ["a whole number" if kind is int else "a number"]
     names = {"at_least": "of at least", "above": "above", "at_most": "and at most"}
     words += [f"{text} {bounds[key]}" for key, text in names.items() if bounds[key] is not None]

@@ -94,6 +94,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "unknown section": (["--set", "trainer.x=1"], ["unknown section trainer", "learner"]),
     "unknown key": (["--set", "learner.batch=1"], ["unknown key learner.batch", "batch_size"]),
     "bad value": (["--set", "learner.batch_size=big"], ["learner.batch_size = 'big'", "number"]),
+    "no table": (
+        ["--set", "evaluation.env_args=level=3"],
+        ["--set: evaluation.env_args = 'level=3'", "a table such as {level = 3, fast = true}"],
+    ),
     "no such file": (["--config", "none.toml"], ["none.toml", "No such file"]),
     "unknown environment": (["--env", "Nowhere-v0"], ["Nowhere-v0", "doesn't exist"]),
     "bad env-arg value": (["--env-arg", "map_size=abc"], ["map_size='abc'", "whole number"]),
@@ -340,9 +344,17 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "--seed": (["--seed", "11"], "run.seed", 11),
     "--set": (["--set", "learner.batch_size=16"], "learner.batch_size", 16),
     "--set again": (["--set", "evaluation.enabled=false"], "evaluation.enabled", False),
+    "--set of a table": (["--set", "evaluation.env_args={sutton_barto_reward=false}"],
+                         "evaluation.env_args",
+                         {"sutton_barto_reward": False, "render_mode": "rgb_array"}),
     "--config": (["--config", "command-settings.toml"], "replay.min_size", 70),
 }  # fmt: skip
-VARIABLES = {"PDQN_RUN__SEED": "7", "PDQN_REPLAY__CAPACITY": "6000", "PDQN_LEARNER__THREADS": "1"}
+VARIABLES = {
+    "PDQN_RUN__SEED": "7",
+    "PDQN_REPLAY__CAPACITY": "6000",
+    "PDQN_LEARNER__THREADS": "1",
+    "PDQN_EVALUATION__ENV_ARGS": "{render_mode='rgb_array'}",
+}
 FILE = """
 [replay]
 min_size = 70

@@ -101,6 +101,9 @@ def test_option_variable_and_file_have_the_documented_order(tmp_path):
         ("learner", "device", "cuda", "cuda"),
         ("run", "env", "CartPole-v1", "CartPole-v1"),
         ("run", "env_args", {"map_size": 16}, {"map_size": 16}),
+        ("run", "env_args", "{map_size = 16, radii = [5, 4]}", {"map_size": 16, "radii": [5, 4]}),
+        ("evaluation", "env_args", "{life_loss=true}", {"life_loss": True}),
+        ("evaluation", "env_args", "{}", {}),
         ("run", "episodes", "auto", None),
         ("run", "episodes", None, None),
         ("run", "mode", "auto", "auto"),
@@ -139,7 +142,13 @@ def test_values_are_converted_to_the_type_of_their_setting(section, key, value, 
         ("learner", "double", 1, "expected true or false"),
         ("learner", "device", "tpu", "expected one of auto, cpu, cuda"),
         ("learner", "device", ["cpu"], "expected one of auto, cpu, cuda"),
-        ("run", "env_args", "map_size=16", "expected a table"),
+        ("run", "env_args", "map_size=16", "expected a table such as {level = 3, fast = true}"),
+        ("run", "env_args", "{map_size=16", "expected a table"),
+        ("run", "env_args", "{map_size=[}", "expected a table"),
+        ("run", "env_args", "[16]", "expected a table"),
+        ("run", "env_args", "16", "expected a table"),
+        ("run", "env_args", "", "expected a table"),
+        ("run", "env_args", ["map_size"], "expected a table"),
         ("replay", "memory", "much", "expected an amount such as 8GB, 500MB or 8000000000, or a"),
         ("replay", "memory", "101%", "or a share of the RAM such as 25% or auto"),
     ],
@@ -353,6 +362,8 @@ def test_an_assignment_of_another_form_is_refused(text):
         ('"64"', "64"),
         ("fixed", "fixed"),
         ("5,4,3", "5,4,3"),
+        ("{a = 1}", {"a": 1}),
+        ("1\nb = 2", "1\nb = 2"),
         ("", ""),
     ],
 )
@@ -365,6 +376,20 @@ def test_a_setting_that_is_still_auto_cannot_be_used():
     assert resolved(0) == 0
     with pytest.raises(RuntimeError, match="still auto"):
         resolved(None)
+
+
+def test_tables_are_given_as_texts_by_variable_and_by_assignment() -> None:
+    variables = from_environment({"PDQN_EVALUATION__ENV_ARGS": "{life_loss=true, level=1}"})
+    assignments = from_assignments(["evaluation.env_args={level = 2}", 'run.env_args={id = "a=b"}'])
+    config = build(("environment variable", variables), ("--set", assignments))
+    assert config.evaluation.env_args == {"life_loss": True, "level": 2}
+    assert config.run.env_args == {"id": "a=b"}
+
+
+def test_a_text_that_is_more_than_a_table_is_refused_in_one_line() -> None:
+    message = refusal("run", "env_args", "{level = 3}\nfast = true")
+    assert "expected a table" in message
+    assert len(message.splitlines()) == 1
 
 
 def test_arguments_of_the_environment_are_merged_over_the_layers() -> None:
