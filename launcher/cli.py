@@ -579,14 +579,19 @@ def evaluate(
 
 @cli.command(short_help="Draw a run's pictures, or compare several runs.")
 @click.argument("runs", metavar="RUN [RUN ...]", nargs=-1, required=True, type=_PATH)
-@click.option("--out", default="comparison.png", type=_PATH, help="the picture of several runs")
-def plot(runs: tuple[Path, ...], out: Path) -> int:
+@click.option(
+    "--out",
+    type=_PATH,
+    help="the picture of several runs  [default: comparison.png], or of one run's curves",
+)
+def plot(runs: tuple[Path, ...], out: Path | None) -> int:
     """Draw a run's pictures again, into its directory, or compare several runs in one picture.
 
     Runs that differ by their seed alone are drawn as one curve with a band.
 
     \b
     pdqn plot runs/CartPole-v1__seed0__20260101-120000
+    pdqn plot runs/CartPole-v1__seed0__20260101-120000 --out curves.pdf
     pdqn plot runs/a runs/b runs/c --out n_step.png
     """
     for run in runs:
@@ -594,15 +599,16 @@ def plot(runs: tuple[Path, ...], out: Path) -> int:
             raise UsageError(f"{run} holds no metrics.jsonl")
     if len(runs) == 1:
         from launcher.pictures import draw_pictures
+        from launcher.plots import plot_training
 
-        for path in draw_pictures(runs[0]):
-            click.echo(str(path))
-        return 0
-    from launcher.compare import draw_comparison
+        drawn = draw_pictures(runs[0]) if out is None else [plot_training(runs[0], out)]
+    else:
+        from launcher.compare import draw_comparison
 
-    for group in draw_comparison(runs, out):
-        click.echo(group.label)
-    click.echo(str(out))
+        out = out or Path("comparison.png")
+        drawn = [*(group.label for group in draw_comparison(runs, out)), out]
+    for line in drawn:
+        click.echo(str(line))
     return 0
 
 

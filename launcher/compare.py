@@ -15,7 +15,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from launcher.plots import Floats, Metrics, read_metrics, smoothed
+from launcher.outputs import check_output
+from launcher.plots import (
+    PICTURE_FORMATS,
+    Floats,
+    Metrics,
+    read_metrics,
+    save_picture,
+    smoothed,
+)
 from launcher.rundir import CONFIGURED
 from pdqn.config import read_toml
 from pdqn.errors import UsageError
@@ -47,11 +55,13 @@ def draw_comparison(run_dirs: Sequence[Path], path: Path) -> list[Group]:
 
     Args:
         run_dirs: of the runs.
-        path: of the picture.
+        path: of the picture; its ending says the format.
 
     Raises:
-        UsageError: a directory holds no run, or their scores are not the same thing.
+        UsageError: the picture cannot be written, a directory holds no run, or their scores are
+            not the same thing.
     """
+    check_output("--out", path, PICTURE_FORMATS)
     groups = grouped(run_dirs)
     names = {metrics.score[0] for group in groups for metrics in group.runs}
     if len(names) > 1:
@@ -72,7 +82,7 @@ def draw_comparison(run_dirs: Sequence[Path], path: Path) -> list[Group]:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     columns = 2 if max(map(len, labels), default=0) <= _SHORT_LABEL else 1
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dpi=110)
     return groups
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from launcher.outputs import check_output
 from pdqn.errors import UsageError
 from pdqn.model import Model, load_model
 from pdqn.networks import QNetwork
@@ -20,6 +21,7 @@ from pdqn.policy import model_path
 from pdqn.specs import EnvironmentSpec
 
 _NEEDED = ("onnx", "onnxscript")
+_FORMATS = (".onnx",)
 _EXAMPLES = 2
 
 
@@ -43,12 +45,14 @@ def export_onnx(run: Path, path: Path, *, best: bool = False) -> list[str]:
 
     Args:
         run: a run directory or a model file.
-        path: of the file.
+        path: of the file, ``.onnx``.
         best: of a run, the parameters that evaluated best.
 
     Raises:
-        UsageError: packages are missing, or the network cannot be written as ONNX.
+        UsageError: the file cannot be written, packages are missing, or the network cannot be
+            written as ONNX.
     """
+    check_output("--onnx", path, _FORMATS)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(

@@ -23,12 +23,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from launcher.outputs import check_output
 from launcher.rundir import SUMMARY
 from launcher.state import STATE_FILE
 
 Floats = NDArray[np.float64]
 
 PICTURE = "training_results.png"
+PICTURE_FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 _X = "environment_steps"
 _BASELINE = "eval/baseline/"
 _RECENT = "episodes_recent"
@@ -120,17 +122,27 @@ def read_metrics(run_dir: Path) -> Metrics:
     return Metrics(tuple(lines), _read_object(run_dir / SUMMARY), tuple(recent))
 
 
-def plot_training(run_dir: Path) -> Path:
-    """Draw ``training_results.png`` from ``metrics.jsonl``; works at any time of a run."""
-    metrics = read_metrics(run_dir)
-    return save_picture(training_figure(metrics, run_dir.name), run_dir / PICTURE, dpi=110)
+def plot_training(run_dir: Path, path: Path | None = None) -> Path:
+    """Draw the curves of a run from ``metrics.jsonl``, at any time of it; where they lie.
+
+    Args:
+        run_dir: of the run.
+        path: of the picture; else it is ``training_results.png`` of the run.
+
+    Raises:
+        UsageError: there can be no picture of that name.
+    """
+    if path is not None:
+        check_output("--out", path, PICTURE_FORMATS)
+    figure = training_figure(read_metrics(run_dir), run_dir.name)
+    return save_picture(figure, path or run_dir / PICTURE, dpi=110)
 
 
 def save_picture(figure: Figure, path: Path, dpi: int) -> Path:
-    """Write a figure as PNG; who looks meanwhile sees the old picture or the new one."""
+    """Write a figure as its name ends; who looks meanwhile sees the old picture or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=dpi)
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
         return temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from actors.environments.circle_placement import CirclePlacementEnv
 from actors.environments.making import makers
+from launcher.outputs import check_output
 from launcher.plots import save_picture
 from pdqn import seeds
 from pdqn.errors import UsageError
@@ -84,12 +85,10 @@ def check_film(path: Path) -> None:
     """Refuse a film that could not be written.
 
     Raises:
-        UsageError: its format is not known, or needs a package that is missing.
+        UsageError: its format is not known or needs a package that is missing, or the file cannot
+            be written.
     """
-    if path.suffix.lower() not in FILM_FORMATS:
-        raise UsageError(f"--video {path}: expected a name that ends in {', '.join(FILM_FORMATS)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--video {path}: there is no folder {path.parent}")
+    check_output("--video", path, FILM_FORMATS)
     if path.suffix.lower() == ".mp4":
         _ffmpeg(path)
 

@@ -158,7 +158,12 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),
     "do what": (["trian"], ["trian"]),
     "watch what": (["watch", "nowhere"], ["nowhere is no run directory"]),
-    "export what": (["export", "nowhere", "--onnx", "x"], ["nowhere is neither a model file"]),
+    "export what": (["export", "nowhere", "--onnx", "x.onnx"], ["nowhere is neither a model file"]),
+    "export where": (
+        ["export", "nowhere", "--onnx", "none/x.onnx"],
+        ["--onnx none/x.onnx: there is no folder none"],
+    ),
+    "export how": (["export", "nowhere", "--onnx", "x"], ["--onnx x: expected a name", ".onnx"]),
     "film how": (["eval", "nowhere", "--video", "x.avi"], ["--video x.avi", ".gif, .webp"]),
     "complete in what": (["completion", "dos"], ["'dos'", "bash"]),
 }
@@ -323,6 +328,22 @@ def test_launch_with_check_only_starts_nothing(checks: dict[str, Answer]):
     code, stdout, stderr = checks["check only"]
     assert (code, stderr) == (0, "")
     assert "pdqn launch can start" in stdout
+
+
+# ---- plot ----
+
+
+def test_the_picture_of_one_run_is_written_where_it_is_asked_for(tmp_path: Path):
+    run, out = tmp_path / "run", tmp_path / "my.png"
+    run.mkdir()
+    line = {"environment_steps": 100, "time_seconds": 1.0, "rollout/ep_rew_mean": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    done = CliRunner().invoke(cli, ["plot", str(run), "--out", str(out)])
+    assert (done.exit_code, done.stdout) == (0, f"{out}\n")
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+    done = CliRunner().invoke(cli, ["plot", str(run)])
+    assert (done.exit_code, done.stdout) == (0, f"{run / 'training_results.png'}\n")
 
 
 # ---- options ----

@@ -51,6 +51,13 @@ def test_the_q_map_is_refused_with_what_to_use(tmp_path: Path):
         export_onnx(tmp_path / "m.pth", tmp_path / "policy.onnx")
 
 
+def test_a_file_that_could_not_be_written_is_refused_before_the_network_is_read(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"policy\.onnx: there is no folder .*nowhere"):
+        export_onnx(tmp_path / "none.pth", tmp_path / "nowhere" / "policy.onnx")
+    with pytest.raises(UsageError, match=r"policy\.foo: expected a name that ends in \.onnx"):
+        export_onnx(tmp_path / "none.pth", tmp_path / "policy.foo")
+
+
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"export needs onnx and onnxscript: .*pdqn\[onnx\]"):

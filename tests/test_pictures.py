@@ -17,6 +17,7 @@ from actors.environments.factory import describe_environment
 from launcher import strategy
 from launcher.compare import band, draw_comparison, grouped
 from launcher.pictures import PictureDrawer, draw_pictures
+from launcher.plots import plot_training
 from launcher.rundir import RunDirectory
 from launcher.strategy import check_film, draw_strategy, record_film
 from pdqn.config import Config, NetworkConfig, RunConfig, build
@@ -27,6 +28,10 @@ from pdqn.policy import Policy
 
 Eventually = Callable[..., Any]
 PLACEMENT = "pdqn/CirclePlacement-v0"
+SIGNATURES = {
+    "png": b"PNG", "pdf": b"%PDF", "svg": b"<?xml", "jpg": b"JFIF", "jpeg": b"JFIF",
+    "webp": b"WEBP",
+}  # fmt: skip
 
 
 def model_of(path: Path, env: str, **env_args: Any) -> Model:
@@ -152,6 +157,35 @@ def test_runs_are_drawn_beside_each_other(tmp_path: Path):
         assert picture.size == (1540, 990)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.pdf", "a.svg", "a.jpg", "a.jpeg", "a.webp"])
+def test_a_picture_is_written_as_its_name_ends(tmp_path: Path, name: str):
+    runs = [run_of(tmp_path / "a"), run_of(tmp_path / "b", actor={"n_step": 5})]
+    contents = []
+    for draw in (lambda path: draw_comparison(runs, path), lambda p: plot_training(runs[0], p)):
+        draw(tmp_path / name)
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] != contents[1]
+    assert all(SIGNATURES[name[2:].lower()] in content[:100] for content in contents)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", name}
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("a.foo", r"--out .*a\.foo: expected a name that ends in \.png, \.pdf"),
+    ("a", r"--out .*a: expected a name that ends in"),
+    ("nowhere/a.png", r"--out .*a\.png: there is no folder .*nowhere"),
+    ("folder.png", r"--out .*folder\.png cannot be written"),
+])  # fmt: skip
+def test_a_picture_that_could_not_be_written_is_refused_first(
+    tmp_path: Path, name: str, words: str
+):
+    runs = [run_of(tmp_path / "run"), tmp_path / "no run at all"]
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UsageError, match=words):
+        draw_comparison(runs, tmp_path / name)
+    with pytest.raises(UsageError, match=words):
+        plot_training(runs[0], tmp_path / name)
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="is no run directory"):
         grouped([run_of(tmp_path / "a"), tmp_path])
@@ -183,6 +217,9 @@ def test_what_cannot_be_filmed_is_refused(tmp_path: Path):
         check_film(tmp_path / "policy.avi")
     with pytest.raises(UsageError, match="there is no folder"):
         check_film(tmp_path / "nowhere" / "policy.gif")
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.gif cannot be written"):
+        check_film(tmp_path / "folder.gif")
     model = model_of(tmp_path / "m.pth", "CliffWalking-v1")
     model = Model(model.network, model.spec, {"bad_argument": 1}, 7)
     with pytest.raises(UsageError, match="does not render rgb_array"):
