@@ -189,7 +189,6 @@ def _on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--dask-python",
-            default=sys.executable,
             metavar="PATH",
             show_default="this one",
             help="interpreter on the workers that has pdqn",
@@ -317,7 +316,7 @@ def launch(
     no_learner: bool,
     no_replay: bool,
     dask: str | None,
-    dask_python: str,
+    dask_python: str | None,
     dask_slots: int | None,
     dask_pins: tuple[tuple[str, Any], ...],
     **options: Any,
@@ -339,6 +338,7 @@ def launch(
     pdqn launch --actors 120 --dask tcp://scheduler:8786
     """
     interrupts = Interrupts().install()
+    _check_dask_options(dask, python=dask_python, slots=dask_slots, pin=dask_pins)
     if resume is not None and run_dir is not None:
         raise UsageError(f"--run-dir {run_dir}: a resumed run goes on in its own, {resume}")
     past = None if resume is None else read_run(resume)
@@ -358,7 +358,7 @@ def launch(
         from launcher import start
 
         if dask is not None:
-            cluster = start.connect(dask, dask_python, dask_slots)
+            cluster = start.connect(dask, dask_python or sys.executable, dask_slots)
             stack.callback(cluster.close)
             pins = {role: cluster.host_of(host) for role, host in pins.items()}
             access = open_on_cluster(cluster.own_address, bind, keys=keys, pins=pins, **reach)
@@ -374,6 +374,13 @@ def launch(
             check_only=check_only,
             cluster=cluster,
         )
+
+
+def _check_dask_options(dask: str | None, **others: Any) -> None:
+    """Refuse options of a Dask cluster where there is none, rather than to pass over them."""
+    for name, value in others.items():
+        if value and dask is None:
+            raise UsageError(f"--dask-{name} is for roles on a Dask cluster: give --dask")
 
 
 def _pins(given: tuple[tuple[str, Any], ...], elsewhere: list[str]) -> dict[str, str]:
@@ -395,7 +402,11 @@ def _pins(given: tuple[tuple[str, Any], ...], elsewhere: list[str]) -> dict[str,
 @_on_dask
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def check(
-    as_json: bool, dask: str | None, dask_python: str, dask_slots: int | None, **options: Any
+    as_json: bool,
+    dask: str | None,
+    dask_python: str | None,
+    dask_slots: int | None,
+    **options: Any,
 ) -> int:
     """Show what this machine has, what would run on it, and what is in the way.
 
@@ -407,11 +418,14 @@ def check(
     pdqn check --env CartPole-v1 --actors 64
     pdqn check --actors 120 --dask tcp://scheduler:8786
     """
+    _check_dask_options(dask, python=dask_python, slots=dask_slots)
     from launcher import start
 
+    config = _layers(options)
     if dask is not None:
-        return start.check_cluster(_layers(options), dask, dask_python, dask_slots, as_json=as_json)
-    return start.check(_layers(options), as_json=as_json)
+        python = dask_python or sys.executable
+        return start.check_cluster(config, dask, python, dask_slots, as_json=as_json)
+    return start.check(config, as_json=as_json)
 
 
 def _role_command(role: str, summary: str, more: str = "") -> None:

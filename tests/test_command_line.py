@@ -113,6 +113,12 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "no keys": (["--bind", "127.0.0.1", "--keys", "none"], ["none/head.key: no such key file"]),
     "keys for nobody": (["--keys", "none"], ["--keys is for a run that others join: give --bind"]),
     "learner from nowhere": (["--no-learner"], ["--no-learner", "give --bind"]),
+    "slots of no cluster": (
+        ["--dask-slots", "30"],
+        ["--dask-slots is for roles on a Dask cluster: give --dask"],
+    ),
+    "python of no cluster": (["--dask-python", "/opt/python"], ["--dask-python", "give --dask"]),
+    "pinned to no cluster": (["--dask-pin", "learner=gpu"], ["--dask-pin", "give --dask"]),
     "port range": (["--bind", "127.0.0.1", "--port-range", "9:8"], ["'9:8'", "FIRST:LAST"]),
     "ultra on a small machine": (["--mode", "ultra", "--steps", "1"], ["ultra is for", "--force"]),
     "unknown key in a file": (
@@ -157,6 +163,7 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "eval what": (["eval", "nowhere"], ["nowhere is neither a model file nor a run directory"]),
     "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),
     "do what": (["trian"], ["trian"]),
+    "check no cluster": (["check", "--dask-slots", "3"], ["--dask-slots", "give --dask"]),
     "watch what": (["watch", "nowhere"], ["nowhere is no run directory"]),
     "export what": (["export", "nowhere", "--onnx", "x.onnx"], ["nowhere is neither a model file"]),
     "export where": (
