@@ -34,13 +34,16 @@ class Keyboard:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stdin if stream is None else stream
+        # Python has no standard input where a shell has closed it (<&-).
+        self._stream: TextIO | None = sys.stdin if stream is None else stream
         self._fd = -1
         self._before: list[object] | None = None
         self._foreground = True
 
     def start(self) -> None:
         """Take keys from now on; without a terminal of its own it has none to take."""
+        if self._stream is None:
+            return
         try:
             self._fd = self._stream.fileno()
         except (OSError, ValueError):

@@ -198,7 +198,7 @@ def _agree(plan: Plan, agreed: bool) -> None:
         raise UsageError("; ".join(plan.errors))
     if plan.advises_against is None or agreed:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(f"{plan.advises_against}; --force or --yes runs it all the same")
     click.confirm(f"{plan.advises_against}. Run it all the same?", abort=True)
 

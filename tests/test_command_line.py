@@ -239,6 +239,16 @@ def test_other_commands_refuse_in_one_line_too(refusals: dict[str, Answer], name
     assert_refused(refusals[name], *OTHERS[name][1])
 
 
+def test_nobody_is_asked_where_standard_input_is_closed(pdqn_command: Any, tmp_path: Path):
+    if fits_ultra():
+        pytest.skip("this machine fits mode ultra")
+    arguments = ("launch", "--mode", "ultra", "--steps", "1")
+    closed = ("sh", "-c", 'exec "$@" <&-', "sh")
+    with pdqn_command(*arguments, directory=tmp_path, prefix=closed) as command:
+        answer = command.wait(), command.stdout, command.stderr
+    assert_refused(answer, "ultra is for", "--force or --yes runs it all the same")
+
+
 def test_an_unknown_environment_variable_is_refused(run: Run):
     answer = run("launch", PDQN_LEARNER__BATCHSIZE="3")
     assert_refused(answer, "environment variable", "unknown key learner.batchsize")

@@ -127,6 +127,27 @@ def test_without_a_terminal_there_are_no_keys(tmp_path: Path):
             keyboard.stop()
 
 
+def test_without_a_standard_input_there_are_no_keys(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    keyboard = Keyboard()
+    keyboard.start()
+    assert keyboard.read() == ""
+    keyboard.stop()
+
+
+def test_a_run_is_shown_on_a_terminal_whose_standard_input_is_closed(
+    in_terminal: Callable[..., TerminalProgram], tmp_path: Path
+):
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh"]
+    pdqn = str(Path(sys.executable).with_name("pdqn"))
+    arguments = [*RUN, "--mode", "single", "--steps", "200"]
+    program = in_terminal(*closed, pdqn, *arguments, directory=tmp_path)
+    assert program.process.wait(60) == 0, program.shown[-3000:].decode()
+    assert b"throughput" in program.shown
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["exit_reason"] == "steps"
+
+
 @pytest.mark.parametrize("mode", ["parallel", "single"])
 def test_a_run_is_paused_saved_changed_and_ended_by_keys(
     in_terminal: Callable[..., TerminalProgram],
