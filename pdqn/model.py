@@ -80,10 +80,11 @@ def load_model(path: Path) -> Model:
         network = build_network(spec, NetworkConfig(**content["network"]))
         network.load_state_dict(content["parameters"])
         env_args, version = dict(content["env_args"]), int(content["parameter_version"])
+        score = None if content["score"] is None else float(content["score"])
     except _UNREADABLE as error:
         raise UsageError(f"{path}: not a model that this version reads ({error})") from error
     set_noise(network, False)
-    return Model(network.eval(), spec, env_args, version, content["score"])
+    return Model(network.eval(), spec, env_args, version, score)
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

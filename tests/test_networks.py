@@ -472,6 +472,8 @@ class TestModelFile:
             {"parameters": None},
             {"env_args": 7},
             {"parameter_version": "new"},
+            {"score": "good"},
+            {"score": [1.0]},
         ],
     )
     def test_a_file_of_another_content_is_refused(self, tmp_path, change):
@@ -479,6 +481,18 @@ class TestModelFile:
         saved(path)
         torch.save(torch.load(path, weights_only=True) | change, path)
         with pytest.raises(UsageError, match=r"not a model that this version reads"):
+            load_model(path)
+
+    @pytest.mark.parametrize(
+        "part", ["spec", "env_args", "network", "parameter_version", "score", "parameters"]
+    )
+    def test_a_file_that_lacks_a_part_is_refused(self, tmp_path, part):
+        path = tmp_path / "model.pth"
+        saved(path)
+        content = torch.load(path, weights_only=True)
+        del content[part]
+        torch.save(content, path)
+        with pytest.raises(UsageError, match=rf"not a model that this version reads \('{part}'\)"):
             load_model(path)
 
     @pytest.mark.parametrize("content", [[1, 2], {}, torch.zeros(3), "text"])
