@@ -88,7 +88,9 @@ def render(
         kept.insert(3, _charts(snapshot, width, chart_height))
         spare -= chart_height
     kept.append(_events(messages, width, spare))
-    return Group(*[line for block in kept for line in block][:height])
+    lines = [line for block in kept for line in block][:height]
+    # Frames have a least width: where even that is too much, what is at the right is cut off.
+    return Group(*[_fixed(line, width) if line.cell_len > width else line for line in lines])
 
 
 def health(snapshot: Snapshot) -> tuple[Health, str]:
@@ -484,11 +486,14 @@ def _role_line(name: str, state: str, doing: str, load: tuple[float, int], inner
 
 
 def _actor_strip(actors: Iterable[MemberView], inner: int, height: int) -> Lines:
-    """One mark for each actor, coloured by its state."""
-    ordered = sorted(actors, key=lambda actor: (actor.host, actor.index))[: height * (inner - 2)]
+    """One mark for each actor, coloured by its state; none where there is no column for one."""
+    columns = inner - 2
+    if columns < 1:
+        return []
+    ordered = sorted(actors, key=lambda actor: (actor.host, actor.index))[: height * columns]
     lines = []
-    for start in range(0, len(ordered), inner - 2):
-        row = ordered[start : start + inner - 2]
+    for start in range(0, len(ordered), columns):
+        row = ordered[start : start + columns]
         lines.append(Text.assemble("  ", *[("▪", STATE_STYLES[actor.state]) for actor in row]))
     return lines
 

@@ -23,6 +23,7 @@ from launcher.console import (
     summary_rows,
 )
 from launcher.dashboard import chart, health, limiting_stage, render, sparkline
+from launcher.keyboard import KEYS
 from launcher.snapshot import EvaluationView, MemberView, Snapshot
 
 SUMMARY = {
@@ -174,6 +175,34 @@ def test_the_picture_fits_the_terminal(
     lines = lines_of(view, width, height, *[(float(i), f"event {i} " * 40) for i in range(60)])
     assert len(lines) <= height
     assert max(map(len, lines)) <= width
+
+
+def hosts_at_work() -> tuple[MemberView, ...]:
+    hosts = [member("host", host=host) for host in ("head", "actors-1")]
+    actors = [member("actor", index, host="actors-1") for index in range(9)]
+    return (*hosts, *actors, member("learner"), *[member("replay", index) for index in range(3)])
+
+
+@pytest.mark.parametrize("height", [1, 5, 10, 24, 40, 60])
+def test_the_picture_fits_every_narrow_terminal(height: int) -> None:
+    events = [(1.0, "an event"), (2.0, "another event, which is longer")]
+    views = {
+        "several actors": snapshot(9, first_error="KeyError: 'map'", insecure=True),
+        "two actors": snapshot(2, progress=None),
+        "several hosts": snapshot(members=hosts_at_work()),
+        "starting": starting(),
+    }
+    for width in range(1, 61):
+        for name, view in views.items():
+            lines = lines_of(view, width, height, *events)
+            assert len(lines) <= height, (name, width)
+            assert max(map(len, lines)) <= width, (name, width)
+
+
+@pytest.mark.parametrize("width", [1, 4, 10, 30])
+def test_the_keys_are_explained_in_every_narrow_terminal(width: int) -> None:
+    explained = render(snapshot(2), width, 40, keys=KEYS)
+    assert all(len(str(line)) <= width for line in explained.renderables)
 
 
 def test_a_small_terminal_shows_everything_that_matters() -> None:
