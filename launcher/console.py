@@ -1,7 +1,7 @@
 """What a person, a log file or another program sees of a run while it goes on.
 
 A console is fed snapshots and messages and draws what it is due: it never slows the run down, and
-a terminal or pipe that has gone away does not end the run.
+a terminal or pipe that has gone away, or that nobody reads, neither ends nor stops the run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rich.text import Text
 from launcher.dashboard import evaluation_score, render
 from launcher.human import duration, number, percent, plural, size, uncertainty
 from launcher.keyboard import KEYS, Keyboard
+from launcher.output import Output, describe_loss
 from launcher.snapshot import Snapshot
 
 Kind = Literal["auto", "rich", "plain", "json", "off"]
@@ -48,7 +49,7 @@ class Console(Protocol):
         ...
 
     def message(self, text: str) -> None:
-        """Show an event, such as a restart; no event is lost."""
+        """Show an event, such as a restart; none is lost while somebody reads."""
         ...
 
     def pressed(self) -> str:
@@ -60,7 +61,7 @@ class Console(Protocol):
         ...
 
     def stop(self) -> None:
-        """Leave the stream as it was."""
+        """Leave the stream as it was, with all of it written, if somebody reads."""
         ...
 
 
@@ -125,13 +126,12 @@ class _LineConsole:
     """What plain and json share: lines at intervals, on a stream that may go away."""
 
     def __init__(self, stream: TextIO, interval_seconds: float, clock: Clock) -> None:
-        self._stream = stream
+        self._output = Output(stream, tell_loss=lambda lines: self._event(describe_loss(lines)))
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._due = -math.inf
         self._stage = ""
         self._unwritten: Snapshot | None = None
-        self._lost_stream = False
 
     def start(self) -> None:
         """Nothing to take: lines just follow each other."""
@@ -146,9 +146,21 @@ class _LineConsole:
         """None: lines are for files and programs."""
         return ""
 
+    def message(self, text: str) -> None:
+        """Write the event at once."""
+        self._write(self._event(text))
+
+    def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
+        """Write the last state and the summary."""
+        self._write_latest()
+        for line in self._last_lines(summary, error):
+            self._write(line)
+        self._output.drain()
+
     def stop(self) -> None:
         """Write the last state, if it has not been written."""
         self._write_latest()
+        self._output.drain()
 
     def _write_latest(self) -> None:
         if self._unwritten is None:
@@ -159,52 +171,42 @@ class _LineConsole:
         self._unwritten = None
 
     def _write(self, line: str) -> None:
-        if self._lost_stream:
-            return
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        line = line.encode(encoding, "backslashreplace").decode(encoding)
-        try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            # The reader has gone (a closed pipe, a closed file): the run goes on without it.
-            self._lost_stream = True
+        self._output.write(line + "\n")
+
+    def _event(self, text: str) -> str:
+        raise NotImplementedError
 
     def _progress_line(self, snapshot: Snapshot) -> str:
+        raise NotImplementedError
+
+    def _last_lines(self, summary: Mapping[str, Any], error: str | None) -> Iterator[str]:
         raise NotImplementedError
 
 
 class PlainConsole(_LineConsole):
     """One line of text every few seconds, for log files and simple terminals."""
 
-    def message(self, text: str) -> None:
-        """Write the event at once."""
-        self._write(text)
-
-    def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
-        """Write the last state and the summary."""
-        self.stop()
-        for title, text in summary_rows(summary, error):
-            self._write(f"{title:<12} {text}")
+    def _event(self, text: str) -> str:
+        return text
 
     def _progress_line(self, snapshot: Snapshot) -> str:
         return progress_line(snapshot)
+
+    def _last_lines(self, summary: Mapping[str, Any], error: str | None) -> Iterator[str]:
+        return (f"{title:<12} {text}" for title, text in summary_rows(summary, error))
 
 
 class JsonConsole(_LineConsole):
     """One JSON object a line: ``event`` is progress, message or summary."""
 
-    def message(self, text: str) -> None:
-        """Write the event at once."""
-        self._write(_dumps({"event": "message", "text": text}))
-
-    def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
-        """Write the last state and the summary."""
-        self.stop()
-        self._write(_dumps({"event": "summary", "error": error, "summary": dict(summary)}))
+    def _event(self, text: str) -> str:
+        return _dumps({"event": "message", "text": text})
 
     def _progress_line(self, snapshot: Snapshot) -> str:
         return _dumps({"event": "progress", **progress_map(snapshot)})
+
+    def _last_lines(self, summary: Mapping[str, Any], error: str | None) -> Iterator[str]:
+        yield _dumps({"event": "summary", "error": error, "summary": dict(summary)})
 
 
 class RichConsole:
@@ -217,7 +219,12 @@ class RichConsole:
 
     def __init__(self, stream: TextIO, clock: Clock, keys: Mapping[str, str] = KEYS) -> None:
         self._keys = keys
-        self._terminal = Terminal(file=stream, highlight=False, soft_wrap=False)
+        self._output = Output(stream)
+        self._terminal = Terminal(
+            file=self._output,  # pyright: ignore[reportArgumentType]
+            highlight=False,
+            soft_wrap=False,
+        )
         self._live = Live(
             console=self._terminal,
             auto_refresh=False,
@@ -279,6 +286,7 @@ class RichConsole:
             style = "red" if title in ("error", "failed") else ""
             table.add_row(Text(title, f"bold {style}"), Text(text, style))
         self._terminal.print(table)
+        self._output.drain()
 
     def stop(self) -> None:
         """Leave the screen, and print the last picture and every message where they stay."""
@@ -294,11 +302,16 @@ class RichConsole:
             width, height = self._terminal.size
             # One line less than the terminal: the cursor stands below the picture.
             self._terminal.print(render(self._latest, width, height - 1))
+        # All messages follow in one piece, which fits whatever its size once nothing else waits.
+        self._output.drain()
         self._print_messages()
+        self._output.drain()
 
     def _draw_if_due(self) -> None:
         if not self._drawing or self._latest is None or self._clock() < self._due:
             return
+        if self._output.waiting:
+            return  # a slow terminal gets fewer frames, and one that is stopped gets none
         screen = self._terminal.size
         if screen != self._screen:
             # A terminal that was resized has moved and wrapped what stood there.
@@ -307,14 +320,14 @@ class RichConsole:
         begun = time.thread_time()
         keys = self._keys if self._help else {}
         self._live.update(render(self._latest, *screen, self._messages, keys), refresh=True)
-        # Counted from the end, so that a slow terminal gets fewer frames, not all of our time; and
-        # a large picture of many actors gets fewer than a small one.
+        # A large picture of many actors is drawn less often than a small one.
         drawing = time.thread_time() - begun
         self._due = self._clock() + max(_FRAME_SECONDS, drawing / _DRAWING_SHARE)
 
     def _print_messages(self) -> None:
-        for elapsed, text in self._messages:
-            self._terminal.print(Text(f"{duration(elapsed):>7}  {text}"))
+        if self._messages:
+            lines = (f"{duration(elapsed):>7}  {text}" for elapsed, text in self._messages)
+            self._terminal.print(Text("\n".join(lines)))
         self._messages.clear()
 
 

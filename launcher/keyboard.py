@@ -38,7 +38,6 @@ class Keyboard:
         self._stream: TextIO | None = sys.stdin if stream is None else stream
         self._fd = -1
         self._before: list[object] | None = None
-        self._foreground = True
 
     def start(self) -> None:
         """Take keys from now on; without a terminal of its own it has none to take."""
@@ -50,19 +49,16 @@ class Keyboard:
             return
         if self._before is None and self._in_foreground():
             self._before = termios.tcgetattr(self._fd)
-            tty.setcbreak(self._fd)
+            self._take()
 
     def read(self) -> str:
         """The keys pressed since the last call."""
-        if self._before is None:
-            return ""
         # In the background, reading or setting the terminal would stop the whole run.
-        foreground, was = self._in_foreground(), self._foreground
-        self._foreground = foreground
-        if not foreground:
+        if self._before is None or not self._in_foreground():
             return ""
-        if not was:  # the shell has set the terminal as it likes it
-            tty.setcbreak(self._fd)
+        with contextlib.suppress(termios.error):  # it has been hung up
+            if termios.tcgetattr(self._fd)[tty.LFLAG] & termios.ICANON:
+                self._take()  # a shell has had it meanwhile, and has set it as it likes it
         if not select.select([self._fd], [], [], 0.0)[0]:
             return ""
         try:
@@ -79,7 +75,17 @@ class Keyboard:
         if before is None or not self._in_foreground():
             return  # or the shell has it, and has set it already
         with contextlib.suppress(termios.error):  # it has been hung up
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, before)  # pyright: ignore[reportArgumentType]
+            termios.tcsetattr(self._fd, termios.TCSANOW, before)  # pyright: ignore[reportArgumentType]
+
+    def _take(self) -> None:
+        """Have keys come one by one and unseen, and Ctrl-S be one of them: it freezes nothing."""
+        mode = termios.tcgetattr(self._fd)
+        mode[tty.IFLAG] &= ~termios.IXON
+        mode[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON)
+        mode[tty.CC][termios.VMIN], mode[tty.CC][termios.VTIME] = 1, 0
+        # Now, and not once the terminal has taken what was written to it: that may be never.
+        termios.tcsetattr(self._fd, termios.TCSANOW, mode)
+        termios.tcflush(self._fd, termios.TCIFLUSH)
 
     def _in_foreground(self) -> bool:
         try:

@@ -45,6 +45,7 @@ class Command:
         directory: Path,
         variables: Mapping[str, str],
         prefix: tuple[str, ...] = (),
+        output: int | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         name = f"command-{len(list(directory.glob('command-*.out')))}"
@@ -60,7 +61,7 @@ class Command:
                 cwd=directory,
                 env=environment | {"COLUMNS": "300", "TMPDIR": self._temporary.name, **variables},
                 stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdout=out if output is None else output,
                 stderr=err,
                 start_new_session=True,
             )
@@ -226,13 +227,18 @@ def eventually() -> Callable[..., Any]:
 def pdqn_command() -> StartCommand:
     """``pdqn_command(*arguments, directory=..., **variables)`` starts the real command.
 
-    A ``prefix`` is a command that runs it, such as ``ip netns exec HOST``.
+    A ``prefix`` is a command that runs it, such as ``ip netns exec HOST``; an ``output`` is the
+    descriptor of where it writes to, in place of a file.
     """
 
     def start(
-        *arguments: str, directory: Path, prefix: tuple[str, ...] = (), **variables: str
+        *arguments: str,
+        directory: Path,
+        prefix: tuple[str, ...] = (),
+        output: int | None = None,
+        **variables: str,
     ) -> Command:
-        return Command(arguments, directory, variables, prefix)
+        return Command(arguments, directory, variables, prefix, output)
 
     return start
 

@@ -55,6 +55,9 @@ class TerminalProgram:
     def attributes(self) -> list[Any]:
         return termios.tcgetattr(self._slave)
 
+    def set_attributes(self, attributes: list[Any]) -> None:
+        termios.tcsetattr(self._slave, termios.TCSANOW, attributes)
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -114,6 +117,30 @@ def test_keys_come_at_once_without_echo_and_arrows_mean_nothing(
     eventually(lambda: b"GOT" in program.shown, 10)
     assert b"GOT 'pqs!' ''" in program.shown
     assert program.shown.count(b"pqs") == 1, "nothing is echoed"
+    assert program.attributes() == program.before
+
+
+def test_ctrl_s_is_a_key_and_does_not_freeze_what_is_shown(
+    in_terminal: Callable[..., TerminalProgram], eventually: Eventually, tmp_path: Path
+):
+    program = in_terminal(sys.executable, "-c", READ_KEYS, directory=tmp_path)
+    eventually(lambda: b"READY" in program.shown, 30)
+    program.press("\x13!")
+    assert program.process.wait(30) == 0
+    eventually(lambda: b"GOT '\\x13!'" in program.shown, 10)
+    assert program.attributes() == program.before
+
+
+def test_a_terminal_that_a_shell_has_had_meanwhile_is_taken_again(
+    in_terminal: Callable[..., TerminalProgram], eventually: Eventually, tmp_path: Path
+):
+    program = in_terminal(sys.executable, "-c", READ_KEYS, directory=tmp_path)
+    eventually(lambda: b"READY" in program.shown, 30)
+    taken = program.attributes()
+    program.set_attributes(program.before)
+    eventually(lambda: program.attributes() == taken, 10)
+    program.press("!")
+    assert program.process.wait(30) == 0
     assert program.attributes() == program.before
 
 
