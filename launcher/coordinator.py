@@ -25,6 +25,7 @@ from pdqn import transport, wire
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, UsageError
 from pdqn.link import LAST_SAVE
+from pdqn.listening import Listening
 from pdqn.specs import EnvironmentSpec
 
 # A host is a supervisor elsewhere, which starts roles there and speaks for their host.
@@ -51,7 +52,7 @@ class Member:
     Attributes:
         agent: name of the host's supervisor that started it; empty for the launcher's own roles.
         user: public key that it was let in with; empty where nothing is encrypted.
-        heard: monotonic time of its last message.
+        heard: when its last message came, by the coordinator's time of listening.
         reported: whether it has reported since joining.
     """
 
@@ -151,6 +152,9 @@ class Coordinator:
         self._configured_ratio = config.replay.samples_per_insert
         self._saves = 0
         self._metrics = metrics
+        system = config.system
+        timeout_seconds = min(system.heartbeat_timeout_seconds, system.host_timeout_seconds)
+        self._listening = Listening(timeout_seconds)
         self._members: dict[bytes, Member] = {}
         self.incarnations = Counter(incarnations)
         self._commands: dict[str, str] = dict.fromkeys(ROLES, "run")
@@ -176,9 +180,16 @@ class Coordinator:
         """What every replay is to aim at."""
         return self._samples_per_insert or resolved(self._configured_ratio)
 
+    @property
+    def was_away(self) -> bool:
+        """Whether this process had not listened for seconds when it last did: it was stopped."""
+        return self._listening.was_away
+
     def poll(self, timeout_seconds: float) -> None:
         """Handle what roles sent; wait up to the timeout for the first message."""
-        if not self._socket.poll(int(timeout_seconds * 1000)):
+        arrived = self._socket.poll(int(timeout_seconds * 1000))
+        self._listening.turn()
+        if not arrived:
             return
         for _ in range(_MOST_MESSAGES_PER_TURN):
             if not self._socket.poll(0):
@@ -259,14 +270,17 @@ class Coordinator:
         return ", ".join(parts)
 
     def silent(self, seconds: float) -> list[Member]:
-        """Roles not heard for so long."""
-        limit = time.monotonic() - seconds
-        return [m for m in self._members.values() if m.heard < limit and m.key.role != "host"]
+        """Roles not heard for so long, by all that was listened to."""
+        roles = (member for member in self._members.values() if member.key.role != "host")
+        return [member for member in roles if self.silent_seconds(member) > seconds]
 
     def silent_hosts(self, seconds: float) -> list[Member]:
         """Hosts of which nothing was heard for so long."""
-        limit = time.monotonic() - seconds
-        return [member for member in self.members("host") if member.heard < limit]
+        return [host for host in self.members("host") if self.silent_seconds(host) > seconds]
+
+    def silent_seconds(self, member: Member) -> float:
+        """How long a member has not been heard."""
+        return self._listening.seconds - member.heard
 
     def host_of(self, member: Member) -> str:
         """The name of a role's host; with a number where several hosts have the same name."""
@@ -357,7 +371,7 @@ class Coordinator:
 
     def _ended(self, host: Member, pid: int) -> None:
         """A host tells that a process of its own has ended: its place is free at once."""
-        host.heard = time.monotonic()
+        host.heard = self._listening.seconds
         if pid in self._condemned[host.agent]:
             self._condemned[host.agent].remove(pid)
         for identity, member in list(self._members.items()):
@@ -383,7 +397,7 @@ class Coordinator:
 
     def _exchange_file(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
         """Take or give a piece of a file of a role on another host."""
-        member.heard = time.monotonic()
+        member.heard = self._listening.seconds
         if self._files is None:
             raise wire.WireError("malformed", "a file, and this run has no directory")
         if message["type"] == "file":
@@ -411,7 +425,7 @@ class Coordinator:
         incarnation = self.incarnations[role, index]
         self.incarnations[role, index] += 1
         key = MemberKey(role, index, incarnation)
-        member = _member(key, message, user)
+        member = _member(key, message, user, self._listening.seconds)
         self._add(identity, member)
         bind = self._role_bind.replace("{role}", f"{role}-{index}-{incarnation}")
         welcome = {
@@ -438,7 +452,7 @@ class Coordinator:
         for former, member in list(self._members.items()):
             if member.key == key:
                 del self._members[former]
-        member = _member(key, message, user)
+        member = _member(key, message, user, self._listening.seconds)
         member.endpoints = {str(k): str(v) for k, v in (message.get("endpoints") or {}).items()}
         self._add(identity, member)
         self.events.append(Event("rejoined", key.role, key.index, f"on {member.host}"))
@@ -488,10 +502,10 @@ class Coordinator:
 
     def _hear(self, identity: bytes, member: Member, message: dict[str, Any]) -> None:
         _check_report(message)
-        member.heard = time.monotonic()
+        member.heard = self._listening.seconds
         member.reported = True
         member.activity = str(message.get("activity") or "")[:80]
-        self._metrics.ingest(member.key, message, member.heard)
+        self._metrics.ingest(member.key, message, time.monotonic())
         endpoints = {str(k): str(v) for k, v in (message.get("endpoints") or {}).items()}
         moved = endpoints != member.endpoints
         for kind, text in message.get("notes") or []:
@@ -561,10 +575,10 @@ class Coordinator:
         self._socket.send_multipart([identity, wire.encode_control(kind, content)])
 
 
-def _member(key: MemberKey, message: Mapping[str, Any], user: str) -> Member:
+def _member(key: MemberKey, message: Mapping[str, Any], user: str, heard: float) -> Member:
     agent = str(message.get("agent") or "")[:80]
     host = str(message["host"])[:80]
-    return Member(key, host, int(message["pid"]), time.monotonic(), agent, user)
+    return Member(key, host, int(message["pid"]), heard, agent, user)
 
 
 def _check_report(message: dict[str, Any]) -> None:

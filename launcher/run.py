@@ -222,6 +222,9 @@ class Run:
     def _turn(self, timeout_seconds: float) -> None:
         """Everything that happens again and again, while training and while stopping."""
         self._coordinator.poll(timeout_seconds)
+        if self._coordinator.was_away:
+            # Stopped, with all that steps here, and going on: that was no standstill.
+            self._metrics.expect_steps(time.monotonic())
         # First what a role has said of its end, then that it has ended.
         while self._coordinator.events:
             self._handle_event(self._coordinator.events.popleft())
@@ -463,7 +466,7 @@ class Run:
 
     def _joined_state(self, member: Member) -> MemberState:
         late = 3 * self._config.system.telemetry_seconds + 1
-        if time.monotonic() - member.heard > late:
+        if self._coordinator.silent_seconds(member) > late:
             return "late"
         return "alive" if member.reported else "starting"
 

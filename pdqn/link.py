@@ -34,6 +34,7 @@ import pdqn
 from pdqn import process, transport, wire
 from pdqn.config import Config, from_map
 from pdqn.errors import JoinRefusedError, RunError
+from pdqn.listening import Listening
 from pdqn.process import ParentWatch
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
@@ -160,10 +161,11 @@ class CoordinatorLink:
         self._place: dict[str, Any] = {}
         self._next_rejoin = 0.0
         self._process = psutil.Process()
-        self._heard = time.monotonic()
         self._next_report = 0.0
         self._period_seconds = 1.0
         self._timeout_seconds = 30.0
+        self._listening = Listening(self._timeout_seconds)
+        self._heard = self._listening.seconds
         self._serves: dict[str, str] = {}
         self.pulse = Pulse()
         self.telemetry = Telemetry()
@@ -183,8 +185,8 @@ class CoordinatorLink:
 
     @property
     def silent_seconds(self) -> float:
-        """How long the coordinator has not been heard."""
-        return time.monotonic() - self._heard
+        """How long the coordinator has not been heard, by all that was listened to."""
+        return self._listening.seconds - self._heard
 
     def join(self, timeout_seconds: float = 60.0) -> Welcome:
         """Ask to take part until answered.
@@ -219,9 +221,10 @@ class CoordinatorLink:
 
     def poll(self, timeout_seconds: float = 0.0) -> None:
         """Take in what the coordinator sent, and report if it is time."""
-        if self._socket.poll(int(timeout_seconds * 1000)):
-            while self._socket.poll(0):
-                self._receive(self._socket.recv())
+        arrived = self._socket.poll(int(timeout_seconds * 1000))
+        self._listening.turn()
+        while arrived and self._socket.poll(0):
+            self._receive(self._socket.recv())
         if time.monotonic() >= self._next_report:
             self.report()
 
@@ -276,7 +279,8 @@ class CoordinatorLink:
         self._place = {name: message[name] for name in ("run", "index", "incarnation")}
         self._period_seconds = config.system.telemetry_seconds
         self._timeout_seconds = config.system.heartbeat_timeout_seconds
-        self._heard = time.monotonic()
+        self._listening = Listening(self._timeout_seconds)
+        self._heard = self._listening.seconds
         self._read_pulse(message["pulse"])
         return Welcome(
             run=message["run"],
@@ -338,7 +342,7 @@ class CoordinatorLink:
         except wire.WireError:
             self.telemetry.count("control_rejected")
             return
-        self._heard = time.monotonic()
+        self._heard = self._listening.seconds
         if message["type"] == "pulse":
             self._read_pulse(message)
         elif message["type"] in _ANSWERS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from pdqn import wire
 from pdqn.config import Config, build
 from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.link import CoordinatorLink, Pulse, Welcome
+from pdqn.listening import Listening
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Episode, Telemetry
 from pdqn.transport import Context, Network
@@ -341,6 +343,92 @@ def test_a_role_knows_that_its_launcher_is_gone_when_it_hears_nothing(eventually
     assert link.orphaned
     assert link.pulse.command != "stop"
     hub.close()
+
+
+class Stops:
+    """Time in which processes were stopped, on top of the time that passes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._seconds = 0.0
+        monkeypatch.setattr("pdqn.listening.monotonic", lambda: time.monotonic() + self._seconds)
+
+    def stop(self, seconds: float) -> None:
+        self._seconds += seconds
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch) -> Stops:
+    return Stops(monkeypatch)
+
+
+def test_silence_is_counted_only_while_one_listens(stops: Stops):
+    listening = Listening(30.0)
+    stops.stop(4.0)
+    listening.turn()
+    assert listening.seconds == pytest.approx(4.0, abs=1.0)
+    assert not listening.was_away
+    stops.stop(1000.0)
+    listening.turn()
+    assert listening.seconds == pytest.approx(10.0, abs=1.0), "a fifth of 30 s more"
+    assert listening.was_away
+    listening.turn()
+    assert not listening.was_away
+
+
+def test_who_listens_seldom_notices_silence_all_the_same(stops: Stops):
+    listening = Listening(30.0)
+    for _ in range(6):
+        stops.stop(29.0)
+        listening.turn()
+    assert listening.seconds > 30.0
+
+
+def test_a_role_that_was_stopped_does_not_take_its_launcher_for_gone(hub: Hub, stops: Stops):
+    link, _ = hub.join("actor", 0)
+    stops.stop(1000.0)
+    assert not link.stopping, "it looks at that before it listens"
+    link.poll()
+    assert not link.stopping, "and the coordinator, stopped as well, has not answered yet"
+    hub.poll_until(link, lambda: link.silent_seconds == 0.0)
+
+
+def test_a_role_that_was_stopped_notices_a_launcher_that_is_gone_now(hub: Hub, stops: Stops):
+    link, _ = hub.join("actor", 0)
+    stops.stop(1000.0)
+    link.poll()
+    for _ in range(5):
+        assert not link.orphaned
+        stops.stop(12.0)
+        link.poll()
+    assert link.orphaned
+
+
+def test_a_coordinator_that_was_stopped_takes_no_role_and_no_host_for_silent(
+    hub: Hub, stops: Stops
+):
+    hub.join("actor", 0)
+    host(hub, "one")
+    limits = CONFIG.system.heartbeat_timeout_seconds, CONFIG.system.host_timeout_seconds
+    stops.stop(1000.0)
+    assert not hub.coordinator.silent(limits[0])
+    assert not hub.coordinator.silent_hosts(limits[1])
+    hub.coordinator.poll(0.0)
+    assert hub.coordinator.was_away
+    assert not hub.coordinator.silent(limits[0])
+    assert not hub.coordinator.silent_hosts(limits[1])
+
+
+def test_a_role_that_hangs_after_a_stop_is_found_and_no_other(hub: Hub, stops: Stops):
+    hub.join("actor", 0)
+    lively, _ = hub.join("actor", 1)
+    member = next(m for m in hub.coordinator.members() if m.key.index == 1)
+    stops.stop(1000.0)
+    hub.coordinator.poll(0.0)
+    for _ in range(60):
+        stops.stop(1.0)
+        lively.report()
+        hub.until(lambda: hub.coordinator.silent_seconds(member) == 0.0)
+    assert [m.key.index for m in hub.coordinator.silent(50.0)] == [0]
 
 
 # ---- pulses ----

@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import torch
 
@@ -338,6 +340,32 @@ def test_ctrl_c_twice_ends_everything_at_once(
         command.interrupt()
         assert command.wait(STOP_SECONDS) == 130
     assert "Traceback" not in command.stdout + command.stderr
+
+
+# ---- Ctrl-Z ----
+
+
+def test_a_run_that_is_stopped_for_long_goes_on_without_a_restart(
+    pdqn_command: StartCommand, observe: Observe, eventually: Eventually, tmp_path: Path
+):
+    options = ["--actors", "2", "--set", "system.heartbeat_timeout_seconds=3"]
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
+        run = observe(command)
+        run.learns()
+        assert run.role("evaluator"), "every role is there"
+        stopped = command.members()
+        for process in stopped:
+            process.suspend()
+        eventually(lambda: all(p.status() == psutil.STATUS_STOPPED for p in stopped))
+        time.sleep(5.0)  # longer than a silent role is waited for
+        for process in stopped:
+            process.resume()
+        run.grows("environment_steps", "learner_steps")
+        summary = run.interrupt()
+    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["transitions"]["lost"] == 0
+    assert summary["first_error"] is None
+    assert not [kind for kind in ("silent", "rejoined", "failed") if run.events(kind)]
 
 
 # ---- what dies ----
