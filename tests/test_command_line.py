@@ -239,6 +239,7 @@ def test_other_commands_refuse_in_one_line_too(refusals: dict[str, Answer], name
     assert_refused(refusals[name], *OTHERS[name][1])
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_where_standard_input_is_closed(pdqn_command: Any, tmp_path: Path):
     if fits_ultra():
         pytest.skip("this machine fits mode ultra")

@@ -68,7 +68,9 @@ def test_an_error_of_the_launchers_own_loses_nothing_that_was_learned(
     assert load_model(tmp_path / "run" / "final_model.pth").parameter_version > 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGHUP, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_what_the_whole_process_group_is_told_ends_a_run_in_order(
     pdqn_command: StartCommand,
     eventually: Eventually,
@@ -83,7 +85,9 @@ def test_what_the_whole_process_group_is_told_ends_a_run_in_order(
         lines = read_lines(tmp_path / "run" / "metrics.jsonl")
         return lines[-1]["learner_steps"] if lines else 0
 
-    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
+    # The tests may be run where a terminal that is closed is of no account.
+    heard = ("env", "--default-signal=HUP")
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path, prefix=heard) as command:
         eventually(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), 60)
         eventually(lambda: learner_steps() > 0, 60)
         command.interrupt(number)
@@ -263,6 +267,7 @@ def test_actors_join_a_run_from_another_command(
     assert actors == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_learner_of_another_command_that_is_killed_is_started_again_there(
     pdqn_command: StartCommand, observe: Observe, tmp_path: Path
 ):
@@ -345,6 +350,7 @@ def test_ctrl_c_twice_ends_everything_at_once(
 # ---- Ctrl-Z ----
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_for_long_goes_on_without_a_restart(
     pdqn_command: StartCommand, observe: Observe, eventually: Eventually, tmp_path: Path
 ):

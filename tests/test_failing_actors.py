@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from pdqn.seeds import environment_seeds
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def test_one_that_crashes_its_process_costs_one_restart(
     assert f"environments: {first} {second}" in recorded
 
 
+@pytest.mark.slow
 def test_an_actor_that_is_given_up_does_not_end_a_run_that_has_another_one(
     pdqn_command: StartCommand, read_lines: ReadLines, tmp_path: Path
 ):

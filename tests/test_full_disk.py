@@ -66,7 +66,7 @@ def in_the_way(folder: Path) -> None:
         return
 
 
-@pytest.mark.parametrize("mode", ["parallel", "single"])
+@pytest.mark.parametrize("mode", ["parallel", pytest.param("single", marks=pytest.mark.slow)])
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(
     pdqn_command: StartCommand,
     eventually: Eventually,

@@ -162,6 +162,7 @@ def test_without_a_standard_input_there_are_no_keys(monkeypatch: pytest.MonkeyPa
     keyboard.stop()
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_on_a_terminal_whose_standard_input_is_closed(
     in_terminal: Callable[..., TerminalProgram], tmp_path: Path
 ):

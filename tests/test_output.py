@@ -218,6 +218,7 @@ def summary_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "run" / "summary.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("console", ["plain", "json"])
 def test_a_run_whose_lines_nobody_reads_goes_on_and_ends(
     pdqn_command: StartCommand, pipe: Pipe, tmp_path: Path, console: str
