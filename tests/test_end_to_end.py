@@ -473,6 +473,7 @@ def test_a_run_fails_only_when_its_last_replay_is_given_up(
     assert run.summary()["exit_reason"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_run_whose_replay_cannot_be_kept_alive_fails(
     pdqn_command: StartCommand, observe: Observe, tmp_path: Path
 ):

@@ -32,6 +32,7 @@ def summary_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "run" / "summary.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_an_environment_that_raises_once_costs_its_episode_and_nothing_else(
     pdqn_command: StartCommand, tmp_path: Path
 ):
@@ -66,6 +67,7 @@ def test_one_that_always_raises_ends_the_run_with_its_first_traceback(
     )
 
 
+@pytest.mark.slow
 def test_one_that_crashes_its_process_costs_one_restart(
     pdqn_command: StartCommand, read_lines: ReadLines, tmp_path: Path
 ):

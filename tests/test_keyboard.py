@@ -176,7 +176,7 @@ def test_a_run_is_shown_on_a_terminal_whose_standard_input_is_closed(
     assert summary["exit_reason"] == "steps"
 
 
-@pytest.mark.parametrize("mode", ["parallel", "single"])
+@pytest.mark.parametrize("mode", ["parallel", pytest.param("single", marks=pytest.mark.slow)])
 def test_a_run_is_paused_saved_changed_and_ended_by_keys(
     in_terminal: Callable[..., TerminalProgram],
     eventually: Eventually,
