@@ -20,6 +20,7 @@ from dataclasses import fields
 from typing import Any, Literal, Protocol, TextIO
 
 from rich.console import Console as Terminal
+from rich.console import RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -301,7 +302,7 @@ class RichConsole:
         if self._latest is not None:
             width, height = self._terminal.size
             # One line less than the terminal: the cursor stands below the picture.
-            self._terminal.print(render(self._latest, width, height - 1))
+            self._terminal.print(_picture(self._latest, width, height - 1))
         # All messages follow in one piece, which fits whatever its size once nothing else waits.
         self._output.drain()
         self._print_messages()
@@ -319,7 +320,8 @@ class RichConsole:
             self._screen = screen
         begun = time.thread_time()
         keys = self._keys if self._help else {}
-        self._live.update(render(self._latest, *screen, self._messages, keys), refresh=True)
+        picture = _picture(self._latest, *screen, self._messages, keys)
+        self._live.update(picture, refresh=True)
         # A large picture of many actors is drawn less often than a small one.
         drawing = time.thread_time() - begun
         self._due = self._clock() + max(_FRAME_SECONDS, drawing / _DRAWING_SHARE)
@@ -351,6 +353,15 @@ class _Lines(io.TextIOBase):
             self._take(self._rest)
         self._rest = ""
         super().close()
+
+
+def _picture(snapshot: Snapshot, *arguments: Any) -> RenderableType:
+    """What ``render`` makes of it; a picture that cannot be drawn ends no run."""
+    try:
+        return render(snapshot, *arguments)
+    except Exception as error:  # noqa: BLE001 - of this program's own making, and only a picture
+        what = f"{type(error).__name__}: {error}"
+        return Text(f"this picture cannot be drawn ({what}); the run goes on")
 
 
 def progress_line(snapshot: Snapshot) -> str:

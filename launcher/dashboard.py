@@ -149,7 +149,8 @@ def chart(
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if not finite:
         return [Text("no data yet", LABEL)]
-    low, high = min(*finite, *marks.values()), max(*finite, *marks.values())
+    shown = [*finite, *marks.values()]
+    low, high = min(shown), max(shown)
     labels = {0: number(high), height - 1: number(low)} if high > low else {height - 1: number(low)}
     margin = max(map(len, labels.values()))
     columns = max(1, width - margin - 1)

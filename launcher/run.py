@@ -118,7 +118,9 @@ class Run:
             session.run_dir.event("stopping", reason=reason)
             self._stop(HURRIED if session.interrupts.count or session.failure else PATIENT)
         except Exception:
-            # Of this program's own making: what was learned is not to be lost with it.
+            # Of this program's own making: what was learned is not to be lost with it, and the
+            # terminal is to show it.
+            session.console.stop()
             self._supervisor.ask_to_leave()
             self._supervisor.join(_LAST_SAVE_SECONDS, ["learner"])
             raise

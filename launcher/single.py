@@ -89,7 +89,9 @@ class SingleRun:
         try:
             reason = self._train()
         except Exception:
-            # Of this program's own making: what was learned is not to be lost with it.
+            # Of this program's own making: what was learned is not to be lost with it, and the
+            # terminal is to show it.
+            session.console.stop()
             self._save()
             raise
         session.stage = "stopping"

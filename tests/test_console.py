@@ -384,12 +384,13 @@ def test_sparklines_rise_with_the_values() -> None:
     st.lists(st.none() | st.floats(allow_nan=True), max_size=50),
     st.integers(1, 60),
     st.integers(1, 12),
+    st.sampled_from([{}, {"level": 0.5}]),
 )
 def test_charts_fit_their_frame_whatever_the_values_are(
-    values: list[float | None], width: int, height: int
+    values: list[float | None], width: int, height: int, marks: dict[str, float]
 ) -> None:
     assert len(sparkline(values, width)) <= width
-    assert len(chart(values, width, height, {"level": 0.5})) in (1, height)
+    assert len(chart(values, width, height, marks)) in (1, height)
 
 
 def test_a_chart_goes_from_the_lower_left_to_the_upper_right() -> None:
@@ -536,6 +537,22 @@ def test_rich_leaves_the_last_picture_and_every_message_behind(terminal: FakeTer
     assert "777 episodes" in left_behind
     assert all(f"event number {index}." in left_behind for index in range(50))
     assert "the learner died" in left_behind
+
+
+def test_a_picture_that_cannot_be_drawn_ends_nothing_and_says_why(
+    terminal: FakeTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise TypeError("'float' object is not iterable")
+
+    monkeypatch.setattr("launcher.console.render", broken)
+    console = RichConsole(terminal, Clock())
+    console.start()
+    console.update(snapshot())
+    console.finish(SUMMARY, None)
+    shown = terminal.getvalue().replace("\n", " ").replace("\r", "")
+    assert "this picture cannot be drawn (TypeError: 'float' object is not iterable)" in shown
+    assert "12.3k episodes" in shown
 
 
 def test_rich_turns_stray_output_into_messages(terminal: FakeTerminal) -> None:
