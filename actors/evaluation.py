@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.environments.factory import VectorEnvironment
+from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import RunError
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 from pdqn.stacking import FrameStacker
 
 Act = Callable[[Observation], NDArray[np.int64]]
-# Atari's games are cut after as many, and what has no limit of its own must end some time.
-MAX_EPISODE_STEPS = 27_000
 _MOST_ENVIRONMENTS = 16
 _FAILURES_ALLOWED = 4
 
@@ -80,7 +79,7 @@ def play(
         lengths=np.concatenate([part.lengths for part in parts])[:n],
         headline=np.concatenate([part.headline for part in parts])[:n],
     )
-    if np.isnan(_compared(scores, spec)).all():
+    if np.isnan(scored(scores, spec)).all():
         raise RunError(f"none of {n} held-out episodes of {spec.id} could be played to its end")
     return scores
 
@@ -116,7 +115,7 @@ def _play_batch(
     return Scores(returns, lengths, headline)
 
 
-def _compared(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
+def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
     """What episodes are compared by, float64[episodes]: the headline metric, or the return."""
     return scores.returns if spec.headline_metric is None else scores.headline
 
@@ -157,7 +156,7 @@ def describe(
         errors {name: standard error}, baselines {name: mean}, baseline_errors, and differences
         {name: [mean, standard error]} of the policy minus each baseline, paired by seed.
     """
-    compared = _compared(scores, spec)
+    compared = scored(scores, spec)
     kept = np.isfinite(compared)
     for values in baselines.values():
         kept &= np.isfinite(values)

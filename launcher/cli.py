@@ -552,7 +552,7 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option(
     "--max-episode-steps",
-    default=27_000,
+    default=configuration.MAX_EPISODE_STEPS,
     show_default=True,
     type=click.IntRange(1),
     help="an episode is cut after so many, and counts as far as it went",

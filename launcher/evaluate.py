@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from actors.environments.factory import VectorEnvironment
-from actors.evaluation import MAX_EPISODE_STEPS, Act, Scores, describe, play, random_act
+from actors.evaluation import Act, Scores, describe, play, random_act, scored
 from launcher.strategy import check_film, record_film
 from pdqn import seeds
+from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.model import Model, load_model
 from pdqn.policy import greedy, model_path
 
@@ -122,4 +123,4 @@ def _baselines(
         return own
     scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))
     assert scores is not None
-    return {"random": scores.returns if model.spec.headline_metric is None else scores.headline}
+    return {"random": scored(scores, model.spec)}

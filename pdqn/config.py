@@ -79,6 +79,8 @@ def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
     return int(amount)
 
 
+# Atari's games are cut after as many, and what has no limit of its own must end some time.
+MAX_EPISODE_STEPS = 27_000
 NETWORK_KINDS = ("auto", "mlp", "conv", "nature", "impala", "qmap")
 
 
@@ -271,7 +273,9 @@ class EvaluationConfig:
     period_seconds: float = setting(20.0, "time between starts of evaluations", above=0)
     env_args: dict[str, Any] = setting({}, "arguments of the environment that differ here")
     max_episode_steps: int = setting(
-        27_000, "steps after which an episode is cut and counts as far as it went", at_least=1
+        MAX_EPISODE_STEPS,
+        "steps after which an episode is cut and counts as far as it went",
+        at_least=1,
     )
 
 

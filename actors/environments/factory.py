@@ -101,12 +101,12 @@ def describe_environment(
         UsageError: it cannot be made, or its spaces are not supported; the message says which.
     """
     made = makers(env_id, env_args)
-    with _refused(env_id), closing(_one(made)) as env:
-        headline = getattr(env.unwrapped, "headline_metric", None)
-        masked = has_mask(env) or _masks_in_info(env)
-        spec = _spec_of(env_id, env, masked, headline)
-    if made.single is not None:
-        with _refused(env_id):
+    with _refused(env_id):
+        with closing(_one(made)) as env:
+            headline = getattr(env.unwrapped, "headline_metric", None)
+            masked = has_mask(env) or _masks_in_info(env)
+            spec = _spec_of(env_id, env, masked, headline)
+        if made.single is not None:
             _check_batch(made, spec)
     return spec.stacked(frame_stack)
 
