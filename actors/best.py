@@ -13,6 +13,11 @@ from pdqn.networks import QNetwork
 from pdqn.specs import EnvironmentSpec
 
 
+def not_kept(error: Exception) -> str:
+    """What an evaluator says of parameters that it could not keep."""
+    return f"the best parameters are not saved: {error}"
+
+
 class BestKeeper:
     """Keeps the parameters of the best evaluation so far as a model file."""
 

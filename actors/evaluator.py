@@ -13,7 +13,7 @@ import torch
 import zmq
 from numpy.typing import NDArray
 
-from actors.best import BestKeeper
+from actors.best import BestKeeper, not_kept
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
 from actors.follower import ParameterFollower
@@ -108,7 +108,7 @@ class Evaluator:
             if self._best.offer(result, self._network, version):
                 self._files.push(BEST_MODEL)
         except (OSError, RunError) as error:
-            self._link.telemetry.note("checkpoint", f"the best parameters are not saved: {error}")
+            self._link.telemetry.note("checkpoint", not_kept(error))
 
     def _compute_baselines(self) -> dict[str, NDArray[np.float64]]:
         env = VectorEnvironment(self._welcome.spec, self._welcome.config.evaluation_env_args, 1)

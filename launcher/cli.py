@@ -612,6 +612,8 @@ def plot(runs: tuple[Path, ...], out: Path | None) -> int:
         if not (run / "metrics.jsonl").is_file():
             raise UsageError(f"{run} holds no metrics.jsonl")
     if len(runs) == 1:
+        if out is None and not os.access(runs[0], os.W_OK):
+            raise UsageError(f"{runs[0]} cannot be written to: name the picture with --out")
         from launcher.pictures import draw_pictures
         from launcher.plots import plot_training
 

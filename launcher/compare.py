@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from launcher.outputs import check_output
+from launcher.output_files import check_output
 from launcher.plots import (
     PICTURE_FORMATS,
     Floats,

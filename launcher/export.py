@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from launcher.outputs import check_output
+from launcher.output_files import check_output
 from pdqn.errors import UsageError
 from pdqn.model import Model, load_model
 from pdqn.networks import QNetwork
+from pdqn.networks.qmap import QMap
 from pdqn.policy import model_path
 from pdqn.specs import EnvironmentSpec
 
@@ -106,7 +107,7 @@ def example_fields(spec: EnvironmentSpec) -> dict[str, Tensor]:
 
 
 def _check_exportable(model: Model) -> None:
-    if {"map", "radii"} <= {field.name for field in model.spec.fields}:
+    if isinstance(model.network, QMap):
         raise UsageError(
             f"{model.spec.id}: the Q-map network derives exact rewards with a compiled kernel, "
             "which ONNX has no operator for; use pdqn.load_policy"

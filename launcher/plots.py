@@ -23,7 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from launcher.outputs import check_output
+from launcher.output_files import check_output
 from launcher.rundir import SUMMARY
 from launcher.state import STATE_FILE
 

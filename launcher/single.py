@@ -12,7 +12,7 @@ import time
 import torch
 
 from actors.actor import Identity, Rollout
-from actors.best import BestKeeper
+from actors.best import BestKeeper, not_kept
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
 from actors.segments import join_segments
@@ -21,7 +21,7 @@ from launcher.keyboard import MORE
 from launcher.metrics import MemberKey
 from launcher.session import Session
 from launcher.snapshot import MemberView
-from learner.checkpoint import Saver
+from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner
 from pdqn import seeds
 from pdqn.config import resolved
@@ -74,7 +74,7 @@ class SingleRun:
         self._next_report = 0.0
         session.controls = {
             "p": self._pause,
-            "s": self._save,
+            "s": self._save_as_asked,
             "+": lambda: self._scale_samples_per_insert(MORE),
             "-": lambda: self._scale_samples_per_insert(1 / MORE),
         }
@@ -226,8 +226,7 @@ class SingleRun:
         try:
             self._best.offer(result, self._acting, self._acting_version)
         except OSError as error:
-            text = f"the best parameters are not saved: {error}"
-            self._session.note("checkpoint", "evaluator", 0, text)
+            self._session.note("checkpoint", "evaluator", 0, not_kept(error))
         result["best"] = self._best.score
         evaluation = {"parameter_version": self._acting_version, **result}
         self._telemetry["evaluator"].evaluation(evaluation)
@@ -248,12 +247,19 @@ class SingleRun:
         self._session.note("samples_per_insert", "replay", 0, f"{target:g} from now on")
         self._session.say(f"samples_per_insert is {target:g} from now on")
 
-    def _save(self) -> None:
+    def _save_as_asked(self) -> None:
+        if self._save():
+            self._session.note("saved", "learner", 0, saved(self._learner))
+
+    def _save(self) -> bool:
+        """Save; whether that was done."""
         try:
             self._saver.save(self._learner)
         except OSError as error:
-            text = f"not saved: {error}; tries again next time"
-            self._session.note("checkpoint", "learner", 0, text)
+            self._session.note("checkpoint", "learner", 0, not_saved(error))
+            return False
+        self._telemetry["learner"].count("checkpoints")
+        return True
 
     def _end_now(self) -> None:
         """The second Ctrl-C."""

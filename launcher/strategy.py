@@ -16,7 +16,7 @@ from PIL import Image
 
 from actors.environments.circle_placement import CirclePlacementEnv
 from actors.environments.making import makers
-from launcher.outputs import check_output
+from launcher.output_files import check_output
 from launcher.plots import save_picture
 from pdqn import seeds
 from pdqn.errors import UsageError

@@ -23,6 +23,16 @@ _log = logging.getLogger("learner")
 _FOLDER, _FILE = "checkpoints", "learner.pth"
 
 
+def not_saved(error: Exception) -> str:
+    """What a learner says of a save that failed."""
+    return f"not saved: {error}; tries again next time"
+
+
+def saved(learner: Learner) -> str:
+    """What a learner says of a save that a person asked for."""
+    return f"saved at learner step {learner.learner_steps}"
+
+
 class Saver:
     """Saves a learner into a run directory when that is due: a checkpoint, and the model file.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import zmq
 
-from learner.checkpoint import Saver
+from learner.checkpoint import Saver, not_saved, saved
 from learner.gpu import GpuGauge
 from learner.learner import Learner
 from learner.staging import Stager
@@ -163,21 +163,20 @@ class LearnerProcess:
     def _maybe_save(self) -> None:
         if self._link.pulse.saves != self._saves_asked:
             self._saves_asked = self._link.pulse.saves
-            self._save()
-            self._link.telemetry.note(
-                "saved", f"saved at learner step {self._learner.learner_steps}"
-            )
+            if self._save():
+                self._link.telemetry.note("saved", saved(self._learner))
         elif self._saver.due(self._learner.learner_steps):
             self._save()
 
-    def _save(self) -> None:
-        """Save, and bring it to the run's host if that is another one."""
+    def _save(self) -> bool:
+        """Save, and bring it to the run's host if that is another one; whether that was done."""
         try:
             self._files.push(*self._saver.save(self._learner))
         except (OSError, RunError) as error:
-            self._link.telemetry.note("checkpoint", f"not saved: {error}; tries again next time")
-            return
+            self._link.telemetry.note("checkpoint", not_saved(error))
+            return False
         self._link.telemetry.count("checkpoints")
+        return True
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint that can be read."""

@@ -364,6 +364,15 @@ def test_the_picture_of_one_run_is_written_where_it_is_asked_for(tmp_path: Path)
     assert (done.exit_code, done.stdout) == (0, f"{run / 'training_results.png'}\n")
 
 
+def test_pictures_of_a_run_that_is_somebody_elses_need_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "metrics.jsonl").touch()
+    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+    done = CliRunner().invoke(cli, ["plot", str(tmp_path)])
+    assert str(done.exception) == f"{tmp_path} cannot be written to: name the picture with --out"
+
+
 # ---- options ----
 
 # Every option of launch that is a setting, and what must stand in config.toml.

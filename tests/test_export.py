@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,19 @@ pytest.importorskip("onnxscript")
 runtime: Any = pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "nested_environment:offset"])
+class Places(gymnasium.Env[Any, Any]):
+    """A pixel of an image is chosen; the image is larger than what is looked at pixel by pixel."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (33, 34, 2), np.uint8)
+    action_space = gymnasium.spaces.Discrete(33 * 34)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.zeros((33, 34, 2), np.uint8), {}
+
+
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "nested_environment:offset", "nested_environment:Places"]
+)
 def test_the_file_gives_the_networks_values_for_any_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str
 ):
@@ -49,6 +62,12 @@ def test_the_q_map_is_refused_with_what_to_use(tmp_path: Path):
     saved(tmp_path / "m.pth", "pdqn/CirclePlacement-v0", map_size=16)
     with pytest.raises(UsageError, match=r"ONNX has no operator for; use pdqn\.load_policy"):
         export_onnx(tmp_path / "m.pth", tmp_path / "policy.onnx")
+
+
+def test_a_map_of_placements_is_written_where_its_network_can_be(tmp_path: Path):
+    spec = saved(tmp_path / "m.pth", "pdqn/CirclePlacement-v0", kind="mlp", map_size=16)
+    names = export_onnx(tmp_path / "m.pth", tmp_path / "policy.onnx")
+    assert names == [field.name for field in spec.fields]
 
 
 def test_a_file_that_could_not_be_written_is_refused_before_the_network_is_read(tmp_path: Path):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_full_disk import in_the_way
 
 from launcher.keyboard import Keyboard
 
@@ -92,6 +93,8 @@ def in_terminal() -> Iterator[Callable[..., TerminalProgram]]:
 
 READ_KEYS = """
 import sys, time
+from test_full_disk import in_the_way
+
 from launcher.keyboard import Keyboard
 keyboard = Keyboard()
 keyboard.start()
@@ -205,7 +208,13 @@ def test_a_run_is_paused_saved_changed_and_ended_by_keys(
     program.press("?")
     waits_for(lambda: b"stop, with everything saved" in program.shown)
     program.press("?s")
-    waits_for(lambda: list((run / "checkpoints").glob("*/learner.pth")))
+    waits_for(lambda: events("saved"))
+    assert list((run / "checkpoints").glob("*/learner.pth"))
+    in_the_way(run / "checkpoints")
+    program.press("s")
+    waits_for(lambda: any("tries again next time" in e["text"] for e in events("checkpoint")))
+    (run / "checkpoints").unlink()
+    assert len(events("saved")) == 1
     program.press("p")
     waits_for(lambda: events("paused"))
     # What was on its way when the key was pressed still arrives.

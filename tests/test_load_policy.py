@@ -24,11 +24,13 @@ from pdqn.policy import greedy, named_parts
 from pdqn.specs import EnvironmentSpec
 
 
-def saved(path: Path, env: str, *, frame_stack: int = 1, **env_args: Any) -> EnvironmentSpec:
+def saved(
+    path: Path, env: str, *, frame_stack: int = 1, kind: str = "auto", **env_args: Any
+) -> EnvironmentSpec:
     """A model of a network that was not trained; its spec."""
     torch.manual_seed(1)
     spec = describe_environment(env, env_args, frame_stack)
-    config = Config(run=RunConfig(env=env, env_args=env_args), network=NetworkConfig())
+    config = Config(run=RunConfig(env=env, env_args=env_args), network=NetworkConfig(kind=kind))
     save_model(path, config, spec, build_network(spec, config.network), 7)
     return spec
 
