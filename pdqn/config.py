@@ -81,7 +81,7 @@ def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
 
 # Atari's games are cut after as many, and what has no limit of its own must end some time.
 MAX_EPISODE_STEPS = 27_000
-NETWORK_KINDS = ("auto", "mlp", "conv", "nature", "impala", "qmap")
+NETWORK_KINDS = ("auto", "mlp", "conv", "nature", "impala", "spatial", "qmap")
 
 
 def network_kind(text: str) -> None:
@@ -247,7 +247,7 @@ class NetworkConfig:
         "auto",
         "by default chosen by the observation",
         check=network_kind,
-        words="auto, mlp, conv, nature, impala, qmap, or package.module:factory",
+        words="auto, mlp, conv, nature, impala, spatial, qmap, or package.module:factory",
     )
     dueling: bool = setting(True, "separate value and advantage streams")
     layer_norm: bool = setting(False, "normalise hidden layers, which steadies large step sizes")

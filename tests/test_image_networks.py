@@ -269,6 +269,12 @@ def test_atoms_that_stand_for_no_returns_are_refused(name: str, distribution: An
         build_network(spec_of(SPEED), config)
 
 
+def test_the_returns_of_atoms_follow_an_own_network_to_its_device():
+    network = Own(3, torch.zeros(3)).to("meta")
+    assert network.support is not None
+    assert network.support.device.type == "meta"
+
+
 def test_a_network_is_built_for_acting_without_dropout():
     kind = "test_image_networks:without_support"
     network = build_network(spec_of(SPEED), NetworkConfig(kind=kind, distribution="quantile"))

@@ -16,6 +16,7 @@ from pdqn.networks.fused import FusedNetwork, images
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.noisy import noisy_layers
 from pdqn.networks.qmap import QMAP_FIELDS, QMap, check_qmap
+from pdqn.networks.spatial import SpatialNetwork, place_images
 from pdqn.specs import EnvironmentSpec
 from pdqn.wire import MAX_COLUMNS
 
@@ -25,6 +26,7 @@ _SIZES: dict[str, dict[str, int | None]] = {
     "conv": {"hidden": 128, "layers": 1, "channels": 16},
     "nature": {"hidden": 512, "layers": 1, "channels": 32},
     "impala": {"hidden": 256, "layers": 1, "channels": 16},
+    "spatial": {"hidden": 128, "layers": 4, "channels": 32},
     "qmap": {"hidden": None, "layers": None, "channels": 24},
 }
 
@@ -64,6 +66,8 @@ def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     if sized.kind == "qmap":
         check_qmap(spec, sized)
         return QMap(spec, sized).eval()
+    if sized.kind == "spatial":
+        return SpatialNetwork(spec, sized).eval()
     return FusedNetwork(spec, sized).eval()
 
 
@@ -73,6 +77,8 @@ def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
     if config.kind == "auto":
         if names >= QMAP_FIELDS:
             return "qmap"
+        if place_images(spec):
+            return "spatial"
         if not sides:
             return "mlp"
         return "nature" if max(sides) >= NATURE_SIDE_MIN else "conv"
@@ -81,13 +87,22 @@ def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
             f"network.kind = qmap needs the observation fields {', '.join(sorted(QMAP_FIELDS))}; "
             f"{spec.id} has {', '.join(sorted(names))}"
         )
+    if config.kind == "spatial" and not place_images(spec):
+        raise UsageError(
+            f"network.kind = spatial needs images with a pixel for each of {spec.num_actions} "
+            f"actions; {spec.id} has {_shapes(spec)}: use auto"
+        )
     least = {"conv": 8, "impala": 8, "nature": NATURE_SIDE_MIN}.get(config.kind)
     if least is not None and max(sides, default=0) < least:
         raise UsageError(
             f"network.kind = {config.kind} needs an image of at least {least} x {least}; {spec.id} "
-            f"has {', '.join(f'{f.name} {list(f.shape)}' for f in spec.fields)}: use mlp or auto"
+            f"has {_shapes(spec)}: use mlp or auto"
         )
     return config.kind
+
+
+def _shapes(spec: EnvironmentSpec) -> str:
+    return ", ".join(f"{field.name} {list(field.shape)}" for field in spec.fields)
 
 
 def _check_distribution(config: NetworkConfig) -> None:

@@ -19,7 +19,7 @@ from pdqn.networks.encoders import (
     NatureCNN,
     as_image,
 )
-from pdqn.networks.heads import Head, dense
+from pdqn.networks.heads import Head, categorical_support, dense, expected
 from pdqn.networks.interface import QNetwork
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
@@ -48,11 +48,7 @@ class FusedNetwork(QNetwork):
             nn.LayerNorm(size) if config.layer_norm else nn.Identity() for size in sizes[1:]
         )
         self.head = Head(sizes[-1], spec.num_actions, config)
-
-    @property
-    def support(self) -> Tensor | None:  # type: ignore[override]
-        """Of the head's distribution."""
-        return self.head.support
+        self.support = categorical_support(config)
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """float32[batch, inputs, H, W] of every image, and float32[batch, values] of the rest."""
@@ -62,11 +58,11 @@ class FusedNetwork(QNetwork):
 
     def forward(self, *prepared: Tensor) -> Tensor:
         """Expected returns, float[batch, num_actions]."""
-        return self.head(self._features(*prepared))
+        return expected(self.distribution(*prepared), self.support)
 
     def distribution(self, *prepared: Tensor) -> Tensor:
         """Logits or quantiles, float[batch, num_actions, atoms]."""
-        return self.head.distribution(self._features(*prepared))
+        return self.head(self._features(*prepared))
 
     def _features(self, *prepared: Tensor) -> Tensor:
         count = len(self._images)

@@ -19,38 +19,52 @@ def dense(inputs: int, outputs: int, config: NetworkConfig) -> nn.Module:
 class Head(nn.Module):
     """The last layer of a network.
 
-    Dueling (Wang et al. 2016, eq. 9) adds a value to advantages without their mean; with a
-    distribution it does so for every atom (Hessel et al. 2018).
-
-    Attributes:
-        support: float32[atoms] of a categorical distribution (Bellemare et al. 2017), else None.
+    Dueling adds a value to the advantages; with a distribution it does so for every atom (Hessel
+    et al. 2018).
     """
-
-    support: Tensor | None
 
     def __init__(self, features: int, num_actions: int, config: NetworkConfig) -> None:
         super().__init__()
-        self._kind = config.distribution
-        self._atoms = 1 if self._kind == "none" else config.atoms
+        self._atoms = outputs_per_action(config)
         self.advantage = dense(features, num_actions * self._atoms, config)
         self.value = dense(features, self._atoms, config) if config.dueling else None
-        support = None
-        if self._kind == "categorical":
-            support = torch.linspace(config.value_min, config.value_max, config.atoms)
-        self.register_buffer("support", support, persistent=False)
-
-    def distribution(self, features: Tensor) -> Tensor:
-        """Logits or quantiles, float[batch, num_actions, atoms]; one atom where it is a mean."""
-        # Of lower precision under autocast: the value would round what the actions differ by.
-        advantage = self.advantage(features).float().unflatten(1, (-1, self._atoms))
-        if self.value is None:
-            return advantage
-        value = self.value(features).float()[:, None]
-        return value + advantage - advantage.mean(dim=1, keepdim=True)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Expected returns, float[batch, num_actions]."""
-        return expected(self.distribution(features), self.support)
+        """Logits or quantiles, float[batch, num_actions, atoms]; one atom where it is a mean."""
+        advantage = self.advantage(features).unflatten(1, (-1, self._atoms))
+        return dueling(advantage, None if self.value is None else self.value(features))
+
+
+def dueling(advantage: Tensor, value: Tensor | None) -> Tensor:
+    """Value and advantages without their mean (Wang et al. 2016, eq. 9), for every atom.
+
+    Args:
+        advantage: float[batch, num_actions, atoms].
+        value: float[batch, atoms]; None leaves the advantages as they are.
+
+    Returns:
+        float32[batch, num_actions, atoms].
+    """
+    # Of lower precision under autocast: the value would round what the actions differ by.
+    advantage = advantage.float()
+    if value is None:
+        return advantage
+    return value.float()[:, None] + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+def outputs_per_action(config: NetworkConfig) -> int:
+    """Values of an action: as many as there are atoms, or one for a mean."""
+    return 1 if config.distribution == "none" else config.atoms
+
+
+def categorical_support(config: NetworkConfig) -> Tensor | None:
+    """The returns that atoms stand for (Bellemare et al. 2017, sec. 4), float32[atoms].
+
+    None where the distribution is not categorical.
+    """
+    if config.distribution != "categorical":
+        return None
+    return torch.linspace(config.value_min, config.value_max, config.atoms)
 
 
 def expected(distribution: Tensor, support: Tensor | None) -> Tensor:

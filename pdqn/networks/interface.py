@@ -15,10 +15,14 @@ class QNetwork(nn.Module):
 
     Attributes:
         support: float32[atoms], returns that the atoms of a categorical distribution stand for;
-            None for other networks.
+            None for other networks. A buffer, which follows the network to its device.
     """
 
-    support: Tensor | None = None
+    support: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("support", None, persistent=False)
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Inputs of ``forward`` from a batch of unpacked observations; no parameters involved.
