@@ -18,7 +18,7 @@ from rich.table import Table
 
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import Act, Scores, describe, play, random_act, scored
-from launcher.strategy import check_film, record_film
+from launcher.films import check_camera, check_film, record_film
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.model import Model, load_model
@@ -56,6 +56,8 @@ def evaluate(
     if film is not None:
         check_film(film.path)
     model = load_model(model_path(path, best=best))
+    if film is not None:
+        check_camera(model)
     held_out = seeds.held_out_seeds(episodes)
     playing = partial(
         play,
@@ -73,8 +75,9 @@ def evaluate(
     else:
         rich.console.Console().print(table(model, result))
     if film is not None:
-        frames = record_film(model, film.path, film.episodes)
-        click.echo(f"{film.path}: {frames} frames", err=as_json)
+        frames, whole = record_film(model, film.path, film.episodes)
+        cut = "" if whole else ", then cut: the film would be too large"
+        click.echo(f"{film.path}: {frames} frames{cut}", err=as_json)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ import pytest
 from actors.environments import atari
 from actors.environments.factory import VectorEnvironment, describe_environment
 from launcher import machine
-from pdqn.config import build
+from launcher.films import record_film
+from pdqn import load_policy
+from pdqn.config import Config, RunConfig, build
 from pdqn.errors import UsageError
+from pdqn.model import load_model, save_model
+from pdqn.networks import build_network
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
 pytest.importorskip("ale_py")
@@ -54,6 +59,24 @@ def test_with_life_loss_an_episode_ends_with_each_life():
     env.close()
     ends = [sum(int(step.terminated.sum()) for step in steps) for steps in (whole, lives)]
     assert ends[1] >= 3 * max(1, ends[0])
+
+
+def test_a_policy_is_filmed_and_acts_on_the_frames_that_it_was_trained_on(tmp_path: Path):
+    spec = describe_environment(BREAKOUT, {}, 4)
+    env_args = {"max_episode_frames": 60}
+    config = Config(run=RunConfig(env=BREAKOUT, env_args=env_args))
+    path = tmp_path / "m.pth"
+    save_model(path, config, spec, build_network(spec, config.network), 7)
+    frames, whole = record_film(load_model(path), tmp_path / "policy.gif", episodes=1)
+    assert whole
+    assert 5 <= frames <= 60 // 4 + 1
+    # As docs/environments.md says.
+    env = atari.make_vector(BREAKOUT, 1)
+    policy = load_policy(path)
+    observations, _ = env.reset(seed=0)
+    for _ in range(3):
+        observations, *_ = env.step([policy.act(observations[0])])
+    env.close()
 
 
 def test_a_lost_life_does_not_begin_a_new_game():

@@ -8,23 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from actors.environments.factory import describe_environment
-from launcher import strategy
+from launcher import films, strategy
 from launcher.compare import band, draw_comparison, grouped
+from launcher.films import check_camera, check_film, record_film
 from launcher.pictures import PictureDrawer, draw_pictures
 from launcher.plots import plot_training
 from launcher.rundir import RunDirectory
-from launcher.strategy import check_film, draw_strategy, record_film
+from launcher.strategy import draw_strategy
 from pdqn.config import Config, NetworkConfig, RunConfig, build
 from pdqn.errors import UsageError
 from pdqn.model import Model, load_model, save_model
 from pdqn.networks import build_network
-from pdqn.policy import Policy
 
 Eventually = Callable[..., Any]
 PLACEMENT = "pdqn/CirclePlacement-v0"
@@ -197,7 +198,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("name", ["policy.gif", "policy.webp", "policy.png"])
 def test_a_film_has_a_frame_for_every_step_and_one_before(tmp_path: Path, name: str):
     model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
-    assert record_film(model, tmp_path / name, episodes=2) == 2 * 4
+    assert record_film(model, tmp_path / name, episodes=2) == (2 * 4, True)
     # Frames that look alike are merged by the format.
     with Image.open(tmp_path / name) as film:
         assert 2 <= getattr(film, "n_frames", 1) <= 8
@@ -207,7 +208,7 @@ def test_a_film_as_mp4(tmp_path: Path):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
     path = tmp_path / "policy.mp4"
-    assert record_film(model, path, episodes=1) == 4
+    assert record_film(model, path, episodes=1) == (4, True)
     frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
     assert frames == 4
 
@@ -223,9 +224,63 @@ def test_what_cannot_be_filmed_is_refused(tmp_path: Path):
     model = model_of(tmp_path / "m.pth", "CliffWalking-v1")
     model = Model(model.network, model.spec, {"bad_argument": 1}, 7)
     with pytest.raises(UsageError, match="does not render rgb_array"):
-        record_film(model, tmp_path / "policy.gif", episodes=1)
+        check_camera(model)
 
 
-def test_a_policy_that_was_filmed_is_the_one_that_acts(tmp_path: Path):
+BYTES = 548 * 512 * 3  # of a picture of circle placement on 16 x 16 cells
+
+
+@pytest.mark.parametrize(("bound", "most"), [("_MOST_FRAMES", 3), ("_MOST_BYTES", 3 * BYTES)])
+def test_a_film_is_cut_where_it_would_be_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+):
     model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
-    assert isinstance(Policy(model).model, Model)
+    monkeypatch.setattr(films, bound, most)
+    assert record_film(model, tmp_path / "policy.gif", episodes=2) == (3, False)
+
+
+class Screens(gymnasium.Env[Any, Any]):
+    """An environment that does not render; the n-th screen of an episode is n bright rows."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, dtype: Any = np.uint8) -> None:
+        self._step = 0
+        self.observation_space = gymnasium.spaces.Box(0, 255, (9, 8), dtype)
+
+    def _screen(self) -> Any:
+        screen = np.zeros((9, 8), self.observation_space.dtype)
+        screen[: self._step] = 200
+        return screen
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._step = 0
+        return self._screen(), {}
+
+    def step(self, action: Any) -> Any:
+        self._step += 1
+        return self._screen(), 1.0, self._step == 5, False, {}
+
+
+def test_an_environment_that_does_not_render_is_filmed_as_the_policy_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "my_screens", sys.modules[__name__])
+    model = model_of(tmp_path / "m.pth", "my_screens:Screens")
+    assert record_film(model, tmp_path / "policy.png", episodes=1) == (5, True)
+    with Image.open(tmp_path / "policy.png") as film:
+        assert film.size == (8 * 35, 9 * 35)
+        film.seek(3)
+        rows = np.asarray(film.convert("L"))[:, 0]
+    assert (rows > 0).sum() == 3 * 35
+
+
+def test_what_neither_renders_nor_shows_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "my_screens", sys.modules[__name__])
+    model = model_of(tmp_path / "m.pth", "my_screens:Screens", dtype="float32")
+    with pytest.raises(
+        UsageError, match=r"does not render rgb_array \(.*\), and no observation is an image"
+    ):
+        check_camera(model)
