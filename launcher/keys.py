@@ -214,7 +214,7 @@ def _read_secret(path: Path) -> dict[str, object]:
             raise UsageError(f"{path}: others can read it (mode {mode:04o}); chmod 600 {path}")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such key file; pdqn keys makes them") from None
+        raise UsageError(f"{path}: no such key file; pdqn keys makes them, on the head") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: no key file ({error})") from error
 

@@ -368,11 +368,14 @@ def _score_whole_games(draft: _Draft) -> None:
 
 
 def frame_stack(spec: EnvironmentSpec) -> int:
-    """How many frames a network needs: several of a grayscale screen, one of anything else."""
+    """How many frames a network needs: several of a grayscale screen, one of anything else.
+
+    A screen is [H, W], [H, W, 1] or [1, H, W].
+    """
     fields = [field for field in spec.fields if field.name != ACTION_MASK]
     screen = all(
         field.dtype == "uint8"
-        and len(field.shape) == 2
+        and len([side for side in field.shape if side > 1]) == 2
         and math.prod(field.shape) >= SCREEN_PIXELS_MIN
         for field in fields
     )

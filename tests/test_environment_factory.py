@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -55,6 +55,9 @@ class Walk(gymnasium.Env[Any, Any]):
         ended = bool(abs(self._place[0]) >= self._goal)
         distance = float(abs(self._place[0]))
         return self._seen(), distance, ended, False, {"distance": distance}
+
+    def baselines(self, seeds: Sequence[int]) -> dict[str, Any]:
+        return {"standing still": np.array([0.1 * seed for seed in seeds])}
 
     def _seen(self) -> Any:
         return self._place
@@ -421,8 +424,14 @@ class TestBatch:
         env.close()
 
     def test_environments_without_baselines_have_none(self):
-        env = VectorEnvironment(describe_environment(WALK, {}), {}, 1)
+        env = VectorEnvironment(describe_environment("CartPole-v1", {}), {}, 1)
         assert env.baselines([1, 2]) == {}
+        env.close()
+
+    @pytest.mark.parametrize("env_id", [WALK, DICT_WALK])
+    def test_baselines_may_be_those_of_a_single_environment(self, env_id):
+        env = VectorEnvironment(describe_environment(env_id, {}), {}, 2)
+        assert env.baselines([10, 20])["standing still"].tolist() == [1.0, 2.0]
         env.close()
 
 

@@ -28,6 +28,7 @@ from launcher.machine import (
     actors_for,
     as_json,
     detect,
+    frame_stack,
     learner_settings,
     measures_frames,
     plan,
@@ -155,6 +156,27 @@ def test_the_tolerance_lets_the_learner_prefetch() -> None:
 def test_segments_are_long_enough_for_the_n_steps_they_end_with() -> None:
     sized = plan(machine(), configured(actor={"n_step": 10}), PLACEMENT)
     assert sized.config.actor.segment_length == 40
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "frames"),
+    [
+        ((84, 84), "uint8", 4),
+        ((84, 84, 1), "uint8", 4),
+        ((1, 84, 84), "uint8", 4),
+        ((84, 84), "float32", 1),
+        ((84, 84, 3), "uint8", 1),
+        ((4, 84, 84), "uint8", 1),
+        ((10, 10), "uint8", 1),
+        ((1, 1296), "uint8", 1),
+    ],
+)
+def test_a_single_grayscale_screen_is_stacked(
+    shape: tuple[int, ...], dtype: str, frames: int
+) -> None:
+    screen = FieldSpec("observation", shape, dtype)
+    mask = FieldSpec("action_mask", (6,), "bool", binary=True)
+    assert frame_stack(EnvironmentSpec("test/Screen-v0", (mask, screen), 6)) == frames
 
 
 def test_configured_values_are_kept_and_planned_around() -> None:

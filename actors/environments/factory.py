@@ -312,7 +312,8 @@ class VectorEnvironment:
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Scores of the environment's own baselines on these seeds, by name; empty without any."""
-        compute = getattr(self._env.unwrapped, "baselines", None)
+        env = self._guarded[0] if self._guarded else self._env
+        compute = getattr(env.unwrapped, "baselines", None)
         return dict(compute(list(seeds))) if compute is not None else {}
 
     def close(self) -> None:
