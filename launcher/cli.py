@@ -575,7 +575,7 @@ def evaluate(
     \b
     pdqn eval runs/CartPole-v1__seed0__20260101-120000
     pdqn eval runs/.../final_model.pth --episodes 256
-    pdqn eval runs/... --best
+    pdqn eval runs/... --best                         (on seeds that did not choose them)
     pdqn eval runs/... --video policy.gif
     """
     from launcher import evaluate as evaluation

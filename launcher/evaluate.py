@@ -47,7 +47,8 @@ def evaluate(
     Args:
         path: either of them.
         episodes: on as many held-out seeds.
-        best: of a run, the parameters that evaluated best while it trained; else its last ones.
+        best: of a run, the parameters that evaluated best while it trained, on other seeds than
+            those that chose them; else its last ones.
         as_json: print JSON.
         film: what to film.
         max_episode_steps: an episode is cut after so many, and counts as far as it went.
@@ -58,7 +59,8 @@ def evaluate(
     model = load_model(model_path(path, best=best))
     if film is not None:
         check_camera(model)
-    held_out = seeds.held_out_seeds(episodes)
+    # The best parameters of many evaluations are better on their seeds than on others.
+    held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNUSED)
     playing = partial(
         play,
         spec=model.spec,

@@ -146,7 +146,7 @@ def plan(
     """
     draft, mode, why, actors = _without_buffer(machine, config, spec, elsewhere)
     _plan_buffer(draft, block_bytes_per_transition)
-    _plan_limiter(draft)
+    _plan_limiter(draft, mode)
     _plan_evaluation(draft)
     processes = actors + draft.config.replay.shards
     open_files = open_files_of(processes)
@@ -510,7 +510,7 @@ def _plan_samples(draft: _Draft) -> None:
         )
 
 
-def _plan_limiter(draft: _Draft) -> None:
+def _plan_limiter(draft: _Draft, mode: Mode) -> None:
     batch_size, capacity = draft.config.learner.batch_size, draft.config.replay.capacity
     assert capacity is not None  # the buffer is planned
     ratio = draft.settle("replay", "samples_per_insert", SAMPLES_PER_INSERT[draft.scale])
@@ -523,14 +523,16 @@ def _plan_limiter(draft: _Draft) -> None:
         make_limiter(draft.config)
     except UsageError as error:
         draft.errors.append(str(error))
-    _check_batch_fits(draft)
+    _check_batch_fits(draft, mode)
 
 
-def _check_batch_fits(draft: _Draft) -> None:
+def _check_batch_fits(draft: _Draft, mode: Mode) -> None:
     """Refuse a shard that is too small for what actors send at once."""
     actor, replay = draft.config.actor, draft.config.replay
-    # Segments are gathered until there are enough.
-    most = resolved(actor.batch_transitions) - 1 + resolved(actor.segment_length)
+    # An episode that ends when its segment is full leaves its last n steps in it, too.
+    most = resolved(actor.segment_length) + actor.n_step
+    if mode != "single":  # segments are gathered until there are enough
+        most += resolved(actor.batch_transitions) - 1
     each = -(-resolved(replay.capacity) // replay.shards)
     if each < most:
         draft.errors.append(

@@ -15,7 +15,7 @@ from actors.actor import Identity, Rollout
 from actors.best import BestKeeper, not_kept
 from actors.environments.factory import VectorEnvironment
 from actors.evaluation import describe, play
-from actors.segments import join_segments
+from actors.segments import Segment, join_segments
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.keyboard import MORE
 from launcher.metrics import MemberKey
@@ -23,7 +23,7 @@ from launcher.session import Session
 from launcher.snapshot import MemberView
 from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner
-from pdqn import seeds
+from pdqn import seeds, wire
 from pdqn.config import resolved
 from pdqn.errors import RunError
 from pdqn.model import BEST_MODEL
@@ -70,6 +70,7 @@ class SingleRun:
         self._rollout.note_seeds(self._telemetry["actor"])
         self._best = BestKeeper(session.run_dir.path / BEST_MODEL, config, spec)
         self._counted_before = session.metrics.counts()
+        self._told: set[str] = set()
         self._evaluated = time.monotonic()
         self._next_report = 0.0
         session.controls = {
@@ -132,16 +133,29 @@ class SingleRun:
     def _act(self) -> None:
         segments = self._rollout.step(self._telemetry["actor"])
         self._rollout.report(self._telemetry["actor"])
-        if not segments:
+        for segment in segments:
+            self._telemetry["actor"].count("transitions_sent", segment.count)
+            self._insert(segment)
+
+    def _insert(self, segment: Segment) -> None:
+        """Insert a segment, or count it as replay does where nothing could be learned from it."""
+        replay, spec = self._telemetry["replay"], self._session.spec
+        try:
+            wire.check_columns(segment.columns, spec, [segment.frame_count])
+            wire.check_frames(segment.frames, "a segment")
+        except wire.WireError as error:
+            replay.count(f"rejected/{error.reason}")
+            for name in ("rejected", "refused"):
+                replay.count(f"transitions_{name}", segment.count)
+            if error.reason not in self._told:
+                self._told.add(error.reason)
+                self._session.note("rejected", "replay", 0, f"the first of its kind: {error}")
             return
-        columns, blocks = join_segments(segments, self._session.spec)
-        inserted = self._buffer.insert(columns, blocks, self._acting_version)
+        inserted = self._buffer.insert(*join_segments([segment], spec), self._acting_version)
         self._limiter.inserted(len(inserted))
         lag = self._learner.learner_steps - self._acting_version
-        replay = self._telemetry["replay"]
         replay.count("transitions_received", len(inserted))
         replay.count("policy_lag_sum", lag * len(inserted))
-        self._telemetry["actor"].count("transitions_sent", len(inserted))
 
     def _learn(self) -> None:
         batch_size = self._config.learner.batch_size

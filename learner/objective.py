@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learner.losses import (
     best_actions,
@@ -33,6 +33,7 @@ from pdqn.networks.heads import expected
 from pdqn.specs import ACTION_MASK
 
 _Prepared = tuple[Tensor, ...]
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass
@@ -168,8 +169,12 @@ class Objective:
         self._prepare = online.prepare  # has no parameters: both networks share what it makes
         self._online, self._target = _Function(config, online), _Function(config, target)
         self._support = online.support
-        # A GPU would have to be waited for, and a compiled network compiled for another size.
-        self._selects = config.learner.device == "cpu" and not config.learner.compile
+        # A GPU would have to be waited for, a compiled network compiled for another size, and what
+        # batches are normalised by would be that of a few transitions.
+        normalises = any(isinstance(module, _BATCH_NORMS) for module in online.modules())
+        self._selects = config.learner.device == "cpu" and not (
+            config.learner.compile or normalises
+        )
 
     def losses(self, batch: TensorBatch) -> Losses:
         """Losses and priorities of a batch; under autocast for lower precision."""

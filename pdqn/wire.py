@@ -489,10 +489,7 @@ def _block_sizes(blocks: Any, spec: EnvironmentSpec) -> list[int]:
 def _block(number: int, block: Mapping[str, Any], frames: int, spec: EnvironmentSpec) -> FrameBlock:
     codec, body = _codec_and_body(block, f"block {number}")
     fields = _block_fields(codec, body, frames, spec, f"block {number}")
-    for name, values in fields.items():
-        if not _is_finite(values):
-            raise WireError("not finite", f"{shown(name)} in block {number}")
-        _check_booleans(name, values)
+    check_frames(fields, f"block {number}")
     return FrameBlock(fields, codec, body)
 
 
@@ -501,6 +498,22 @@ def _block_fields(
 ) -> Observation:
     raw = _decompress(codec, body, frames * spec.observation_bytes, where)
     return _split(raw, [(f.name, f.stored_dtype, (frames, *f.stored_shape)) for f in spec.fields])
+
+
+def check_frames(fields: Observation, where: str) -> None:
+    """Refuse frames that no network could learn from.
+
+    Args:
+        fields: of each, stored_dtype[frames, *stored_shape].
+        where: they are, in words.
+
+    Raises:
+        WireError: numbers that are not finite, or booleans other than 0 and 1.
+    """
+    for name, values in fields.items():
+        if not _is_finite(values):
+            raise WireError("not finite", f"{shown(name)} in {where}")
+        _check_booleans(name, values)
 
 
 def _is_finite(values: NDArray[Any]) -> bool:
@@ -549,6 +562,23 @@ def _transition_columns(
     if raw_bytes != needed:
         raise WireError("size", f"{raw_bytes} bytes claimed, the columns need {needed}")
     columns = _split(_decompress(*_codec_and_body(header, "body"), raw_bytes, "body"), layout)
+    check_columns(columns, spec, sizes)
+    return columns
+
+
+def check_columns(
+    columns: Mapping[str, NDArray[Any]], spec: EnvironmentSpec, sizes: Sequence[int]
+) -> None:
+    """Refuse transitions that nothing could be learned from.
+
+    Args:
+        columns: those of a TransitionBatch.
+        spec: of its environment.
+        sizes: frames of each of its blocks.
+
+    Raises:
+        WireError: numbers that are not finite, or outside of what they mean.
+    """
     _check_range(columns, "action", "action", 0, spec.num_actions - 1)
     _check_range(columns, "n_step_return", "not finite", -_LARGEST_FLOAT, _LARGEST_FLOAT)
     _check_range(columns, "discount", "discount", 0, 1)
@@ -557,7 +587,6 @@ def _transition_columns(
         _check_range(columns, name, "index", 0, sum(sizes) - 1)
     if spec.frame_stack > 1:
         _check_history(columns[HISTORY], sizes, spec.frame_stack)
-    return columns
 
 
 def _check_range(

@@ -45,6 +45,8 @@ class Trap(gymnasium.Env[Any, Any]):
         self._step += 1
         if self._step == 3 and self._is_bad():
             self._misbehave()
+            if self._how == "nan":
+                return self._observed(), float("nan"), False, False, {}
         return self._observed(), 1.0, self._step == LENGTH, False, {}
 
     def _is_bad(self) -> bool:

@@ -172,17 +172,20 @@ class TestHeads:
             found = expected(logits, support)
         torch.testing.assert_close(found, expected(logits, support), atol=1e-5, rtol=0)
 
-    def test_a_large_value_does_not_round_advantages_away_under_autocast(self):
-        head = Head(2, 3, small())
-        assert isinstance(head.advantage, torch.nn.Linear)
-        assert isinstance(head.value, torch.nn.Linear)
+    @pytest.mark.parametrize("dueling", [True, False])
+    def test_large_values_are_as_exact_under_autocast(self, dueling: bool):
+        torch.manual_seed(0)
+        head = Head(8, 3, small(dueling=dueling))
+        common = head.value if dueling else head.advantage
+        assert isinstance(common, torch.nn.Linear)
+        features = torch.randn(16, 8)
         with torch.no_grad():
-            head.advantage.weight.zero_()
-            head.advantage.bias.copy_(torch.tensor([0.0, 0.01, 0.02]))
-            head.value.bias.fill_(100.0)
+            common.bias.add_(100.0)
+            exact = head(features)
             with torch.autocast("cpu", torch.bfloat16):
-                values = head(torch.ones(1, 2))[0, :, 0]
-        torch.testing.assert_close(values.diff(), torch.full((2,), 0.01), atol=2e-4, rtol=0)
+                found = head(features)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
 
     def test_a_support_that_does_not_rise_is_refused(self):
         config = small(distribution="categorical", value_min=1.0, value_max=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -433,6 +434,38 @@ class TestBatch:
         env = VectorEnvironment(describe_environment(env_id, {}), {}, 2)
         assert env.baselines([10, 20])["standing still"].tolist() == [1.0, 2.0]
         env.close()
+
+
+class OneMask(gymnasium.Env[Any, Any]):
+    """Three steps, and a single mask that is kept: all actions at first, then one alone."""
+
+    observation_space = spaces.Box(0, 9, (2,), np.float32)
+    action_space = spaces.Discrete(4)
+
+    def __init__(self) -> None:
+        self._mask = np.ones(4, np.int8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._steps = 0
+        self._mask[:] = 1
+        return np.zeros(2, np.float32), {"action_mask": self._mask}
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        self._mask[:] = [0, 1, 0, 0]
+        return np.zeros(2, np.float32), 1.0, False, self._steps == 3, {"action_mask": self._mask}
+
+
+def test_the_mask_of_a_final_observation_is_not_that_of_the_next_episode(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(sys.modules, "one_mask", sys.modules[__name__])
+    env = VectorEnvironment(describe_environment("one_mask:OneMask", {}), {}, 1)
+    env.reset([0])
+    transition = [env.step(np.array([1])) for _ in range(3)][-1]
+    assert transition.final_observation["action_mask"].tolist() == [[0, 1, 0, 0]]
+    assert transition.observation["action_mask"].tolist() == [[1, 1, 1, 1]]
+    env.close()
 
 
 class Recording:

@@ -86,6 +86,24 @@ class Counting(QNetwork):
         return self.layer(self.norm(prepared[0]))
 
 
+@pytest.mark.parametrize("bootstrapped", [1, 2, 8])
+def test_batches_are_normalised_by_all_of_their_transitions(
+    monkeypatch: pytest.MonkeyPatch, bootstrapped: int
+):
+    monkeypatch.setattr("learner.learner.build_network", lambda *_: Counting())
+    learner = Learner(config_of({}), SPEC)
+    sample = sample_of()
+    sample.discount[:] = np.where(np.arange(8) < bootstrapped, 0.9, 0.0)
+    assert not learn(learner, sample).skipped
+    # Of the observations, and of those that double Q-learning chooses by.
+    counted = learner.online.get_buffer("norm.running_mean")
+    means = [
+        o["observation"].mean(axis=0) for o in (sample.observation, sample.bootstrap_observation)
+    ]
+    expected = 0.9 * 0.1 * means[0] + 0.1 * means[1]
+    np.testing.assert_allclose(counted, expected, rtol=1e-4, atol=1e-6)
+
+
 COMBINATIONS = [
     (distribution, dict(zip(("double", "munchausen", "dueling", "noisy"), flags, strict=True)))
     for distribution in ("none", "categorical", "quantile")

@@ -15,7 +15,8 @@ from gymnasium import spaces
 
 import pdqn
 from actors.environments.factory import describe_environment
-from actors.evaluation import play
+from actors.evaluation import Scores, play
+from launcher.evaluate import evaluate
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
 from pdqn.model import load_model, save_model
@@ -172,3 +173,22 @@ def test_importing_the_package_does_not_import_torch():
         [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("score", "first"), [(None, 1_000_000), (9.0, 2_000_000)])
+def test_parameters_that_evaluations_chose_are_judged_on_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: float | None, first: int
+):
+    spec = describe_environment("CartPole-v1", {})
+    config = Config(run=RunConfig(env="CartPole-v1"))
+    network = build_network(spec, config.network)
+    save_model(tmp_path / "m.pth", config, spec, network, 7, score)
+    played: list[int] = []
+
+    def noted(*arguments: Any, seeds: list[int], **others: Any) -> Scores | None:
+        played.extend(seeds)
+        return play(*arguments, seeds=seeds, **others)
+
+    monkeypatch.setattr("launcher.evaluate.play", noted)
+    assert evaluate(tmp_path / "m.pth", 3, as_json=True) == 0
+    assert set(played) == {first, first + 1, first + 2}

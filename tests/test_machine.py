@@ -259,11 +259,25 @@ def test_a_shard_that_could_not_hold_what_is_sent_at_once_is_refused() -> None:
     config = configured(replay={"capacity": 200, "shards": 4})
     sized = plan(machine(), config, CART_POLE)
     assert any(
-        re.match(r"replay\.capacity = 200 in 4 shards: actors send up to 79 .* 316 are", error)
+        re.match(r"replay\.capacity = 200 in 4 shards: actors send up to 82 .* 328 are", error)
         for error in sized.errors
     )
-    fits = configured(replay={"capacity": 316, "shards": 4}, learner={"batch_size": 16})
+    fits = configured(replay={"capacity": 328, "shards": 4}, learner={"batch_size": 16})
     assert plan(machine(), fits, CART_POLE).errors == []
+
+
+@pytest.mark.parametrize(("mode", "most"), [("single", 19), ("parallel", 82)])
+def test_an_episode_that_ends_with_its_segment_fits_with_its_last_steps(
+    mode: str, most: int
+) -> None:
+    def errors(capacity: int) -> list[str]:
+        config = configured(
+            run={"mode": mode}, replay={"capacity": capacity}, learner={"batch_size": 8}
+        )
+        return [e for e in plan(machine(), config, CART_POLE).errors if "at once" in e]
+
+    assert errors(most) == []
+    assert len(errors(most - 1)) == 1
 
 
 def test_segments_that_no_message_can_hold_are_refused() -> None:

@@ -36,6 +36,13 @@ def test_rainbow_learns_as_often_and_renews_its_target_after_as_many_frames_as_t
     assert config.learner.target_update_period * steps_per_batch * frames_per_step == 32_000
 
 
+def test_rainbow_begins_after_as_many_frames_and_corrects_its_sampling_as_slowly_as_the_paper():
+    config, frames_per_step = preset("rainbow"), 4
+    assert config.replay.min_size == 80_000 / frames_per_step
+    learner_steps = config.replay.importance_sampling_annealing_steps
+    assert learner_steps * 4 * frames_per_step == 200_000_000
+
+
 def test_every_file_is_a_preset_and_every_preset_a_file():
     assert {path.stem for path in FOLDER.glob("*.toml")} == set(PRESETS)
 

@@ -19,6 +19,7 @@ from launcher.single import SingleRun
 from learner.checkpoint import checkpoints, load_newest
 from pdqn.config import Config, build
 from pdqn.model import load_model
+from pdqn.seeds import environment_seeds
 
 PLACEMENT = {"env_args": {"map_size": 16, "radii": [3, 2, 1]}}
 NEVER = 1e9
@@ -306,6 +307,22 @@ def test_evaluations_whose_environments_fail_do_not_end_the_run(
     assert session.metrics.counts()["environment_steps"] >= 600
     evaluation = json.loads((tmp_path / "summary.json").read_text())["eval"]
     assert (evaluation and evaluation["episodes"]) == episodes
+
+
+def test_a_reward_that_is_no_number_is_refused_and_the_run_goes_on(tmp_path: Path, read_lines: Any):
+    bad = environment_seeds(3, 0, 4, 0)[:1]
+    config = config_of({**TRAP, "env_args": {"how": "nan", "bad_seeds": bad}})
+    session = execute(config, tmp_path)
+    assert session.metrics.counts()["environment_steps"] >= 600
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    transitions = summary["transitions"]
+    assert transitions["rejected"] > 0
+    assert transitions["received"] + transitions["rejected"] == transitions["sent"]
+    assert transitions["lost"] == 0
+    assert summary["learner_steps"] > 20
+    told = [e["text"] for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "rejected"]
+    assert len(told) == 1
+    assert "n_step_return of transition" in told[0]
 
 
 def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path):

@@ -103,6 +103,23 @@ def test_noise_moves_values_until_it_is_switched_off():
     assert torch.equal(values_of(network, observation=board), plain)
 
 
+@pytest.mark.parametrize("dueling", [True, False])
+def test_low_precision_keeps_what_places_differ_by(dueling: bool):
+    torch.manual_seed(0)
+    network = spatial(spec_of(BOARD, actions=120), dueling=dueling)
+    common = network.value if dueling else network.advantage
+    assert isinstance(common, torch.nn.Linear)
+    boards = {"observation": torch.randint(0, 256, (4, 10, 12, 3), dtype=torch.uint8)}
+    with torch.no_grad():
+        common.bias.add_(100.0)
+        exact = values_of(network, **boards)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = values_of(network, **boards)
+    differences = [values - values.mean(dim=1, keepdim=True) for values in (exact, rough)]
+    errors = (differences[0] - differences[1]).std(dim=1)
+    assert (errors < 0.03 * exact.std(dim=1)).all()
+
+
 def test_what_is_learned_in_one_half_holds_in_the_other():
     # One pixel is brighter than all others, and choosing it returns 1.
     side, batch, rng = 12, 64, np.random.default_rng(0)

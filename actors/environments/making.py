@@ -193,7 +193,8 @@ def _masked_space(inner: gymnasium.Space[Any], actions: gymnasium.Space[Any]) ->
 def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
     if ACTION_MASK not in info:
         raise KeyError(f'no info["{ACTION_MASK}"], though the first reset had one')
-    return np.asarray(info[ACTION_MASK], np.int8)
+    # A copy, as the observation beside it is one: an environment may keep a single mask.
+    return np.array(info[ACTION_MASK], np.int8)
 
 
 def _with_mask(observation: Any, mask: NDArray[np.int8]) -> dict[str, Any]:

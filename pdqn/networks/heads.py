@@ -31,25 +31,35 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits or quantiles, float[batch, num_actions, atoms]; one atom where it is a mean."""
-        advantage = self.advantage(features).unflatten(1, (-1, self._atoms))
-        return dueling(advantage, None if self.value is None else self.value(features))
+        advantage = in_single_precision(self.advantage, features).unflatten(1, (-1, self._atoms))
+        return dueling(advantage, self.value, features)
 
 
-def dueling(advantage: Tensor, value: Tensor | None) -> Tensor:
+def in_single_precision(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """A last layer outside of autocast, float32.
+
+    Returns may be a thousand times as large as what actions differ by: in bfloat16 a value near
+    100 is a multiple of a half.
+    """
+    with torch.autocast(inputs.device.type, enabled=False):
+        return layer(inputs.float())
+
+
+def dueling(advantage: Tensor, value: nn.Module | None, features: Tensor) -> Tensor:
     """Value and advantages without their mean (Wang et al. 2016, eq. 9), for every atom.
 
     Args:
-        advantage: float[batch, num_actions, atoms].
-        value: float[batch, atoms]; None leaves the advantages as they are.
+        advantage: float32[batch, num_actions, atoms].
+        value: the layer that gives float[batch, atoms]; None leaves the advantages as they are.
+        features: that it gets.
 
     Returns:
         float32[batch, num_actions, atoms].
     """
-    # Of lower precision under autocast: the value would round what the actions differ by.
-    advantage = advantage.float()
     if value is None:
         return advantage
-    return value.float()[:, None] + advantage - advantage.mean(dim=1, keepdim=True)
+    common = in_single_precision(value, features)[:, None]
+    return common + advantage - advantage.mean(dim=1, keepdim=True)
 
 
 def outputs_per_action(config: NetworkConfig) -> int:

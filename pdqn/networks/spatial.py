@@ -16,6 +16,7 @@ from pdqn.networks.heads import (
     dense,
     dueling,
     expected,
+    in_single_precision,
     outputs_per_action,
 )
 from pdqn.networks.interface import QNetwork
@@ -91,8 +92,8 @@ class SpatialNetwork(QNetwork):
         pooled = [blocks.mean(dim=(2, 3)), blocks.amax(dim=(2, 3))]
         whole = functional.relu(self.norm(self.whole(torch.cat([*pooled, *rest], dim=1))))
         pixels = self._pixels(blocks) + self.fine(planes) + self.spread(whole)[:, :, None, None]
-        advantage = self.advantage(functional.relu(pixels).flatten(2).transpose(1, 2))
-        return dueling(advantage, None if self.value is None else self.value(whole))
+        places = functional.relu(pixels).flatten(2).transpose(1, 2)
+        return dueling(in_single_precision(self.advantage, places), self.value, whole)
 
     def _blocks(self, planes: Tensor, rest: list[Tensor]) -> Tensor:
         """Blocks that have seen what surrounds them, [batch, channels, rows, columns]."""
