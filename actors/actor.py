@@ -246,6 +246,8 @@ class Shipper:
         telemetry = self._link.telemetry
         self._waiting_since = time.monotonic()
         self._return_to_own_shard()
+        # Also where nothing has to be waited for: one whose key was revoked gets nothing more.
+        self._follow_shards()
         sent = self._sender.send(data, self._while_waiting)
         self._count_wait()
         telemetry.count("transitions_sent" if sent else "transitions_unsent", batch.count)

@@ -8,6 +8,7 @@ is not heard nothing is started, since nothing could join.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 import uuid
@@ -24,6 +25,7 @@ from launcher.interrupts import Interrupts
 from launcher.supervisor import Supervisor
 from pdqn.broadcast import Relay
 from pdqn.errors import RunError, UsageError
+from pdqn.files import FOLDER_VARIABLE
 from pdqn.link import CoordinatorLink, Welcome
 from pdqn.specs import EnvironmentSpec
 from pdqn.transport import Context, Network
@@ -70,7 +72,7 @@ def take_part(
     network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
     try:
-        with _relay_for(part, network) as relay:
+        with _folder_of_roles() as folder, _relay_for(part, network, folder) as relay:
             supervisor = Supervisor(
                 endpoint,
                 part.logs,
@@ -94,17 +96,28 @@ def take_part(
 
 
 @contextmanager
-def _relay_for(part: Part, network: Network) -> Iterator[Relay | None]:
+def _folder_of_roles() -> Iterator[Path]:
+    """Where this host's roles have their files: a role that is killed cannot remove its own."""
+    with tempfile.TemporaryDirectory(prefix="pdqn-", ignore_cleanup_errors=True) as folder:
+        # Processes inherit it, those of the forkserver from the one that starts that.
+        os.environ[FOLDER_VARIABLE] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ[FOLDER_VARIABLE]
+
+
+@contextmanager
+def _relay_for(part: Part, network: Network, folder: Path) -> Iterator[Relay | None]:
     """What receives the parameters for all of a host's actors; they would each, otherwise."""
     if part.role != "actor":
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="pdqn-") as folder:
-        relay = Relay(network, f"ipc://{folder}/parameters")
-        try:
-            yield relay
-        finally:
-            relay.close()
+    relay = Relay(network, f"ipc://{folder}/parameters")
+    try:
+        yield relay
+    finally:
+        relay.close()
 
 
 class _Agent:
@@ -179,13 +192,16 @@ class _Agent:
         for pid in self._link.pulse.condemned:
             if self._supervisor.kill_process(pid):
                 self._say(f"process {pid} hangs, and is ended")
+            else:  # that has been told, but may have got lost
+                self._link.tell("ended", {"pid": pid})
         silent = self._link.silent_seconds
         for ended in self._supervisor.check(may_start=silent < _HEARD_SECONDS):
             # Its place is free at once, for the one that is started next.
             self._link.tell("ended", {"pid": ended.pid})
             again = "" if ended.restart_seconds is None else "; starts again"
             self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")
-            self._code = 1 if ended.restart_seconds is None else self._code
+            given_up = ended.restart_seconds is None and ended.wanted
+            self._code = 1 if given_up else self._code
         if silent > _PATIENCE_SECONDS:
             raise RunError(f"the run has not been heard for {silent:.0f} s")
 

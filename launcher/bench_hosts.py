@@ -41,7 +41,8 @@ _WARM_UP_SECONDS = 0.5
 _BATCHES_KEPT = 200
 _CRYPT_BYTES = 1 << 20
 _CURVE_OVERHEAD_BYTES = 40  # of a message: nonce, tag and flags (RFC 26), and its length
-_REPORTS = 2000
+# More would take long to join, and each of the members reports in its turn.
+_MEMBERS = _REPORTS = 2000
 
 
 def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bool) -> int:
@@ -205,21 +206,17 @@ def _measure_encryption(seconds: float) -> float:
 
 
 def _measure_coordinator(config: Config, spec: EnvironmentSpec) -> float:
-    """CPU seconds of the coordinator for a report and its answer."""
+    """CPU seconds of the coordinator for a report and its answer, in a run of many actors."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     coordinator = Coordinator(
-        context, "tcp://127.0.0.1:*", run=_RUN, run_dir="", role_bind="tcp://127.0.0.1:*",
+        context, "inproc://coordinator", run=_RUN, run_dir="", role_bind="tcp://127.0.0.1:*",
         config=config, spec=spec, metrics=RunMetrics(spec.headline_metric),
     )  # fmt: skip
-    socket = context.socket(zmq.DEALER)
-    socket.connect(coordinator.endpoint)
+    coordinator.command(["actor"], "run")
+    socket = _join_many(context, coordinator)
     telemetry = Telemetry()
     for name in ("environment_steps", "episodes", "transitions_sent", "bytes_sent", "wait_seconds"):
         telemetry.count(name, 1)
-    request = {"role": "actor", "index": 0, "host": "bench", "pid": 1, "package": pdqn.__version__}
-    socket.send(wire.encode_control("join", request))
-    while not socket.poll(0):
-        coordinator.poll(0.1)
     report = wire.encode_control("telemetry", {**telemetry.report(), "endpoints": {}})
     spent = 0.0
     for _ in range(_REPORTS):
@@ -231,6 +228,21 @@ def _measure_coordinator(config: Config, spec: EnvironmentSpec) -> float:
             socket.recv()
     context.destroy(linger=0)
     return spent / _REPORTS
+
+
+def _join_many(
+    context: zmq.Context[zmq.Socket[bytes]], coordinator: Coordinator
+) -> zmq.Socket[bytes]:
+    """A socket that is all the actors of a run: what it sends is of one after the other."""
+    socket = context.socket(zmq.DEALER)
+    for _ in range(_MEMBERS):
+        socket.connect(coordinator.endpoint)  # to the other side, each is somebody else
+    request = {"role": "actor", "host": "bench", "pid": 1, "package": pdqn.__version__}
+    for index in range(_MEMBERS):
+        socket.send(wire.encode_control("join", {**request, "index": index}))
+        coordinator.poll(1.0)
+        socket.recv()
+    return socket
 
 
 def _cpu_rate(counts: Iterator[int], seconds: float) -> float:

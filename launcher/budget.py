@@ -39,6 +39,7 @@ class Budget:
     def __init__(self, limit: int, batch: int) -> None:
         self._limit, self._batch = limit, batch
         self._shares: dict[Hashable, _Share] = {}
+        self._left = 0  # of all shares: a sum over thousands for every report would cost cores
 
     def note(self, actor: Hashable, done: int) -> int:
         """Take in what an actor has done; how far it may go, with nothing more."""
@@ -46,8 +47,7 @@ class Budget:
         if done > share.done:
             # A report that came early says little: the pace falls by half at most.
             share.pace = max(done - share.done, share.pace // 2)
-        share.done = done
-        share.allowed = max(share.allowed, done)
+        self._change(share, done, max(share.allowed, done))
         return share.allowed
 
     def allow(self, actor: Hashable, done: int, done_by_all: int) -> int:
@@ -60,21 +60,29 @@ class Budget:
         """
         self.note(actor, done)
         share, batch = self._shares[actor], self._batch
-        free = self._limit - done_by_all - sum(other.left for other in self._shares.values())
+        free = self._limit - done_by_all - self._left
         wanted = max(_AHEAD * batch, _AHEAD * share.pace)
         part = max(1, min(wanted, free // (2 * len(self._shares))) // batch) * batch
-        share.allowed += max(0, min(free, part - share.left))
+        self._change(share, done, share.allowed + max(0, min(free, part - share.left)))
         return share.allowed
 
     def take_back(self, actor: Hashable) -> int:
         """What an actor that stands still has not done is for the others; what it has done."""
         share = self._shares[actor]
-        share.allowed = share.done
+        self._change(share, share.done, share.done)
         return share.done
 
     def forget(self, actor: Hashable) -> None:
         """An actor is gone: what it has not done is for the others."""
-        self._shares.pop(actor, None)
+        share = self._shares.pop(actor, None)
+        if share is not None:
+            self._left -= share.left
+
+    def _change(self, share: _Share, done: int, allowed: int) -> None:
+        """Change a share, and with it what all have left."""
+        self._left -= share.left
+        share.done, share.allowed = done, allowed
+        self._left += share.left
 
 
 class Budgets:

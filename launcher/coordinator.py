@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 
 import pdqn
+from launcher.aside import Aside
 from launcher.budget import Budgets
 from launcher.filestore import FileStore
 from launcher.metrics import MemberKey, RunMetrics
@@ -38,6 +39,9 @@ _MOST_EVENTS = 1000
 _FILE_SECONDS = 5.0
 _MOST_MEMBERS = 1 << 20
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
+# What a report has that no later one has again.
+_ONCE = ("episodes", "evaluation", "notes")
+_ASIDE_BYTES = 4 << 20
 _EVALUATED = {
     "parameter_version", "episodes", "return_mean", "return_error", "metrics", "errors",
     "baselines", "differences", "best",
@@ -156,6 +160,9 @@ class Coordinator:
         timeout_seconds = min(system.heartbeat_timeout_seconds, system.host_timeout_seconds)
         self._listening = Listening(timeout_seconds)
         self._members: dict[bytes, Member] = {}
+        # Put together when it is asked for, since every pulse has it; None once it has changed.
+        self._served: dict[str, str] | None = None
+        self._aside = Aside(_ASIDE_BYTES)
         self.incarnations = Counter(incarnations)
         self._commands: dict[str, str] = dict.fromkeys(ROLES, "run")
         self._commands |= {"actor": "hold", "evaluator": "hold"}
@@ -366,8 +373,17 @@ class Coordinator:
             self._exchange_file(identity, self._members[identity], message)
         elif identity in self._members:
             self._hear(identity, self._members[identity], message)
-        elif message["type"] == "telemetry":
+        elif message["type"] in ("telemetry", "file", "fetch"):
             self._send(identity, "unknown", {})
+            self._set_aside(identity, message)
+
+    def _set_aside(self, identity: bytes, message: dict[str, Any]) -> None:
+        """Keep what somebody without a place tells only once, until the place is given back."""
+        if message["type"] != "telemetry" or not any(message.get(name) for name in _ONCE):
+            return
+        _check_report(message)
+        content = {name: value for name, value in message.items() if name != "type"}
+        self._aside.put(identity, wire.encode_control("telemetry", content))
 
     def _ended(self, host: Member, pid: int) -> None:
         """A host tells that a process of its own has ended: its place is free at once."""
@@ -401,8 +417,9 @@ class Coordinator:
         if self._files is None:
             raise wire.WireError("malformed", "a file, and this run has no directory")
         if message["type"] == "file":
-            self._send(identity, "filed", self._files.take(member.key.role, message))
+            taken = self._files.take(member.key.role, message)
             self._filed[member.key.role] = time.monotonic()
+            self._send(identity, "filed", taken)
         else:
             self._send(identity, "piece", self._files.give(message))
 
@@ -444,7 +461,8 @@ class Coordinator:
         key = MemberKey(str(message["role"]), int(message["index"]), int(message["incarnation"]))
         place = (key.role, key.index)
         last = self.incarnations.get(place, 0) - 1
-        gone = message["run"] != self._run or message.get("agent") in self._gone
+        aside = self._aside.take(identity)
+        gone = message["run"] != self._run or _agent(message) in self._gone
         if gone or key.role not in ROLES or last != key.incarnation or last < 0:
             self._send(identity, "refuse", {"reason": "somebody else has taken it"})
             return
@@ -460,9 +478,12 @@ class Coordinator:
             self._pulse_all()
         else:
             self._send(identity, "pulse", self._pulse(member))
+        for report in aside:
+            self._take_in(key, wire.decode_control(report))
 
     def _add(self, identity: bytes, member: Member) -> None:
         self._members[identity] = member
+        self._served = None
         if member.key.role == "actor":
             self._place_actors()
 
@@ -479,8 +500,10 @@ class Coordinator:
             return f"it runs pdqn {message.get('package')!r:.20}, the run {pdqn.__version__}"
         if self._commands[role] == "stop":
             return "the run is stopping"
-        if role == "host" and not message.get("agent"):
+        if role == "host" and not _agent(message):
             return "a host must say who it is"
+        if _agent(message) in self._gone:
+            return "its host was given up, and others have taken its place"
         if role in _SINGLE and self.count(role):
             return f"the run has {'an' if role == 'evaluator' else 'a'} {role} already"
         if role == "replay" and self.count(role) >= self._shards:
@@ -505,12 +528,11 @@ class Coordinator:
         member.heard = self._listening.seconds
         member.reported = True
         member.activity = str(message.get("activity") or "")[:80]
-        self._metrics.ingest(member.key, message, time.monotonic())
+        self._take_in(member.key, message)
         endpoints = {str(k): str(v) for k, v in (message.get("endpoints") or {}).items()}
         moved = endpoints != member.endpoints
-        for kind, text in message.get("notes") or []:
-            self.events.append(Event(kind, member.key.role, member.key.index, text))
-        member.endpoints = endpoints
+        if moved:
+            member.endpoints, self._served = endpoints, None
         if message["type"] == "leave":
             reason = str(message.get("reason") or "")[:400]
             kind = "failed" if reason else "left"
@@ -523,8 +545,15 @@ class Coordinator:
         else:
             self._send(identity, "pulse", self._pulse(member))
 
+    def _take_in(self, key: MemberKey, report: dict[str, Any]) -> None:
+        """Count what a role reports, and write down what it notes."""
+        self._metrics.ingest(key, report, time.monotonic())
+        for kind, text in report.get("notes") or []:
+            self.events.append(Event(kind, key.role, key.index, text))
+
     def _remove(self, identity: bytes) -> None:
         member = self._members.pop(identity)
+        self._served = None
         self._budgets.forget(member.key)
         if member.key.role == "actor":
             self._place_actors()
@@ -534,10 +563,11 @@ class Coordinator:
             self._pulse_all()
 
     def _endpoints(self) -> dict[str, str]:
-        merged: dict[str, str] = {}
-        for member in self._members.values():
-            merged |= member.endpoints
-        return merged
+        if self._served is None:
+            self._served = {}
+            for member in self._members.values():
+                self._served |= member.endpoints
+        return self._served
 
     def _pulse(self, member: Member) -> dict[str, Any]:
         key = member.key
@@ -576,9 +606,12 @@ class Coordinator:
 
 
 def _member(key: MemberKey, message: Mapping[str, Any], user: str, heard: float) -> Member:
-    agent = str(message.get("agent") or "")[:80]
     host = str(message["host"])[:80]
-    return Member(key, host, int(message["pid"]), heard, agent, user)
+    return Member(key, host, int(message["pid"]), heard, _agent(message), user)
+
+
+def _agent(message: Mapping[str, Any]) -> str:
+    return str(message.get("agent") or "")[:80]
 
 
 def _check_report(message: dict[str, Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ _DESCRIBE_SECONDS = 150.0
 _LOOK_SECONDS, _ANSWER_SECONDS = 2.0, 2.0
 _GONE_SECONDS = 10.0
 _ENDING_SECONDS = 3.0
+_NO_ANSWER = "the worker does not answer"
 _TOPIC = "all"
 
 
@@ -72,7 +75,6 @@ class DaskCluster:
         self._excluded: set[str] = set()
         self._next_look = 0.0
         self._heard = time.monotonic()
-        self._registered = False
         self._client.subscribe_topic(_TOPIC, self._events.put)
         self._look()
 
@@ -114,15 +116,15 @@ class DaskCluster:
     def describe(self) -> dict[str, dict[str, Any]]:
         """What each worker's machine has; ``error`` where the interpreter has no pdqn.
 
-        Workers with an error are left out from now on.
+        So it is where a worker does not answer, too. Those with an error are left out from now on.
+
+        Raises:
+            UsageError: the scheduler has gone.
         """
-        try:
-            found = self._client.run(self._task.describe_worker, self._python, on_error="return")
-        except (OSError, TimeoutError) as error:
-            raise UsageError(f"--dask {self._where}: {error}") from error
-        descriptions = {
-            a: d if isinstance(d, dict) else {"error": str(d)} for a, d in found.items()
-        }
+        self._look()
+        descriptions = self._ask_all()
+        if not self.is_heard:
+            raise UsageError(f"--dask {self._where}: the scheduler does not answer any more")
         self._gpus = {a: len(d.get("gpus", ())) for a, d in descriptions.items()}
         named = {a: d["hostname"] for a, d in descriptions.items() if "hostname" in d}
         self._hosts = {str(name): _host(address) for address, name in named.items()}
@@ -154,19 +156,9 @@ class DaskCluster:
 
     def start(self, key: str, worker: str, command: list[str], first_line: str) -> None:
         """Start a process in a worker, and nowhere else."""
-        if not self._registered:
-            self._client.register_plugin(self._task.RoleProcesses())
-            self._registered = True
-        self._futures[key] = self._client.submit(
-            self._task.hold_role,
-            key,
-            [self._python, *command],
-            self._task.Secret(first_line),
-            key=key,
-            workers=[worker],
-            allow_other_workers=False,
-            pure=False,
-            retries=0,
+        secret = self._task.Secret(first_line)
+        self._futures[key] = self._submit(
+            worker, self._task.hold_role, key, [self._python, *command], secret, key=key
         )
 
     def stop(self, key: str) -> None:
@@ -195,8 +187,38 @@ class DaskCluster:
     def _ending(self, key: str, future: Any) -> Ending:
         if future.status != "finished":
             return Ending(key, f"its worker: {future.status}")
-        result = future.result()
+        try:
+            # It is fetched from the worker, which may hang since.
+            result = future.result(timeout=_ANSWER_SECONDS)
+        except (OSError, TimeoutError, self._distributed.CancelledError):
+            return Ending(key, _NO_ANSWER)
         return Ending(key, f"exit code {result['code']}", str(result["tail"]))
+
+    def _submit(
+        self, worker: str, task: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any:
+        """Have a task run in a worker, and nowhere else; waits for nothing."""
+        only = {"workers": [worker], "allow_other_workers": False, "pure": False, "retries": 0}
+        return self._client.submit(task, *arguments, **only, **options)
+
+    def _ask_all(self) -> dict[str, dict[str, Any]]:
+        """What each worker says of its machine. All are asked at once, and waited for together."""
+        describe = self._task.describe_worker
+        asked = {self._submit(worker, describe, self._python): worker for worker in self._workers}
+        found: dict[str, dict[str, Any]] = {w: {"error": _NO_ANSWER} for w in self._workers}
+        answers = self._distributed.as_completed(
+            list(asked),
+            loop=self._client.loop,
+            with_results=True,
+            raise_errors=False,
+            timeout=_DESCRIBE_SECONDS,
+        )
+        with contextlib.suppress(TimeoutError):
+            for future, answer in answers:
+                found[asked[future]] = _description(answer)
+        for future in asked:
+            future.release()  # nobody wants to know any more: those that have not run do not
+        return found
 
     def _connect(self) -> Any:
         # What matters of what happens there is said here, in fewer words. Dask gives its loggers
@@ -262,6 +284,13 @@ def _local_cluster(distributed: Any) -> Any:
         dashboard_address="127.0.0.1:0",
         worker_dashboard_address="127.0.0.1:0",
     )
+
+
+def _description(answer: Any) -> dict[str, Any]:
+    """What a task says that describes a worker, or how it failed: (type, error, traceback)."""
+    if isinstance(answer, tuple):
+        return {"error": str(answer[1])}
+    return answer if isinstance(answer, dict) else {"error": _NO_ANSWER}
 
 
 def _netloc(address: str) -> str:

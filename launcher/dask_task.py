@@ -1,57 +1,27 @@
 """What runs inside the workers of a Dask cluster. It is sent there by value.
 
 Workers need nothing of this package: a role is a process of its own, of an interpreter that has it.
-In a worker's thread it would share the interpreter's lock with the worker's heartbeat.
+In a worker's thread it would share the interpreter's lock with the worker's heartbeat. Nothing is
+set up there beforehand, which would wait for every worker of the cluster.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import tempfile
-import threading
 import time
 from typing import Any
 
-from distributed import WorkerPlugin, get_worker, secede
+from distributed import Status, get_worker, secede
 
-PLUGIN = "pdqn-roles-1"
 _POLL_SECONDS = 0.1
 _LEAVE_SECONDS = 14.0  # the process itself takes less, unless it hangs
 _TAIL_BYTES = 4000
 # Of the nanny, for threads of the worker; a learner must not inherit it.
 _LEFT_OUT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-class RoleProcesses(WorkerPlugin):
-    """The processes of a worker's tasks; none of them outlives its task, or the worker."""
-
-    name = PLUGIN
-    # Another run's registration must not tear this one down, and end its processes.
-    idempotent = True
-
-    def setup(self, worker: Any) -> None:
-        """Begin with none."""
-        self.lock = threading.Lock()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
-        """End the process of a task that was cancelled."""
-        if finish in ("cancelled", "released", "forgotten"):
-            self.end(str(key))
-
-    def teardown(self, worker: Any) -> None:
-        """The worker ends."""
-        for key in list(self.processes):
-            self.end(key)
-
-    def end(self, key: str) -> None:
-        """Ask the process of a task to leave: its pipe comes to its end."""
-        with self.lock:
-            process = self.processes.pop(key, None)
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
 
 
 class Secret:
@@ -68,6 +38,9 @@ class Secret:
 def hold_role(key: str, command: list[str], first_line: Secret) -> dict[str, Any]:
     """Be there as long as a role's process is; how it ended.
 
+    The process outlives neither its task nor the worker: its input ends when the task is cancelled,
+    when the worker closes, and when the worker's own process ends, however that happens.
+
     Args:
         key: of this task.
         command: that starts the process.
@@ -76,7 +49,9 @@ def hold_role(key: str, command: list[str], first_line: Secret) -> dict[str, Any
     Returns:
         ``code``, ``pid``, and ``tail``, the end of what it wrote to standard error.
     """
-    plugin: Any = get_worker().plugins[PLUGIN]
+    worker = get_worker()
+    # First: a worker that closes waits for those that have not, and keeps them from doing so.
+    secede()
     environment = {k: v for k, v in os.environ.items() if k not in _LEFT_OUT}
     with tempfile.TemporaryFile() as errors:
         try:
@@ -90,34 +65,29 @@ def hold_role(key: str, command: list[str], first_line: Secret) -> dict[str, Any
             )
         except OSError as error:
             return {"code": 127, "pid": 0, "tail": f"{command[0]}: {error.strerror}"}
-        with plugin.lock:
-            plugin.processes[key] = process
-        if not _is_wanted(key):  # cancelled before the plugin knew of the process
-            plugin.end(key)
-        secede()
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it has ended already, and has said why
             process.stdin.write(first_line.text.encode() + b"\n")
             process.stdin.flush()
-        except (OSError, ValueError):
-            pass  # it has ended already, and has said why; or its pipe was closed just now
-        while process.poll() is None and key in plugin.processes:
+        while process.poll() is None and _is_wanted(worker, key):
             time.sleep(_POLL_SECONDS)
+        with contextlib.suppress(OSError):
+            process.stdin.close()
         try:
             code = process.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        plugin.end(key)
         errors.seek(max(0, errors.tell() - _TAIL_BYTES))
         tail = errors.read().decode(errors="replace")
     return {"code": code, "pid": process.pid, "tail": tail}
 
 
-def _is_wanted(key: str) -> bool:
-    """Whether a task that runs here has not been cancelled."""
-    task = get_worker().state.tasks.get(key)
-    return task is not None and task.state in ("executing", "long-running")
+def _is_wanted(worker: Any, key: str) -> bool:
+    """Whether a task that runs here has not been cancelled, and its worker goes on."""
+    task = worker.state.tasks.get(key)
+    runs = task is not None and task.state in ("executing", "long-running")
+    return runs and worker.status not in (Status.closing, Status.closed, Status.failed)
 
 
 def describe_worker(python: str) -> dict[str, Any]:

@@ -55,11 +55,12 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class Ended:
-    """A role's process ended without being asked to.
+    """A role's process ended without being asked to, or without doing as it was asked.
 
     Attributes:
         cause: in words ("exit code 1", "killed by SIGKILL").
-        restart_seconds: until it is started again; None if it is given up.
+        restart_seconds: until it is started again; None if it is not.
+        wanted: there was to be such a process; where it is not started again it is given up.
     """
 
     role: str
@@ -67,6 +68,7 @@ class Ended:
     pid: int
     cause: str
     restart_seconds: float | None
+    wanted: bool = True
 
 
 @dataclass
@@ -153,6 +155,10 @@ class Supervisor:
             process = slot.process
             if slot.retired and (process is None or not process.is_alive()):
                 del self._slots[role, index]
+                if process is not None and _was_killed(process):
+                    # It hung and could not say goodbye; who leaves in order has done that.
+                    cause = _cause(process.exitcode)
+                    ended.append(Ended(role, index, process.pid or 0, cause, None, wanted=False))
                 continue
             if process is not None and not process.is_alive():
                 slot.process = None
@@ -259,6 +265,11 @@ class Supervisor:
 def _ask_to_leave(process: BaseProcess) -> None:
     if process.is_alive() and process.pid is not None:
         os.kill(process.pid, LEAVE)  # not reaped yet: the number is still its own
+
+
+def _was_killed(process: BaseProcess) -> bool:
+    """Whether a signal ended it; one that is told to leave before it can heed that dies of it."""
+    return process.exitcode is not None and process.exitcode < 0 and process.exitcode != -LEAVE
 
 
 def _cause(exit_code: int | None) -> str:

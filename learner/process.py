@@ -77,6 +77,8 @@ class LearnerProcess:
         self._link.telemetry.activity = LAST_SAVE
         self._link.report()
         self._save()
+        # Once more: on a slow connection the last ones may have found no room behind others.
+        self._publish()
 
     def close(self) -> None:
         """Close the sockets."""

@@ -44,7 +44,9 @@ class Publisher:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._socket = context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.setsockopt(zmq.SNDHWM, 4)
+        # Few: what waits for a slow connection is old when it has passed. More than one, since the
+        # last message may be repeated for somebody new just before the next one is sent.
+        self._socket.setsockopt(zmq.SNDHWM, 2)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # of subscriptions; not what it sends
         self.endpoint = transport.bind(self._socket, address)

@@ -3,16 +3,21 @@
 Where the directory is the launcher's own, a role reads and writes it. Elsewhere it works in a
 directory of its own, and files go through the coordinator, in pieces: what it saves to there, what
 it goes on from to here. A piece is answered before more than a few others follow, so that no queue
-grows, and nothing waits longer than it takes to see that nobody answers.
+grows, and nothing waits longer than it takes to see that nobody answers. What gets lost with a
+connection is sent again once there is another.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import shutil
 import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +26,19 @@ from pdqn.link import CoordinatorLink, Welcome
 
 RUN_ID = "run_id"
 PIECE_BYTES = 1 << 19
+# Names the folder for such directories where whoever started the role keeps one, and removes it
+# also when a role could not remove its own.
+FOLDER_VARIABLE = "PDQN_FOLDER"
+_NEWEST = "checkpoint"
+_CHECKPOINT = re.compile(r"checkpoints/step-[0-9]{9,12}/learner\.pth")
 _PIECES_AHEAD = 4
 _PATIENCE_SECONDS = 20.0
+_LOST_SECONDS = 3.0
+_TRIES = 3
+
+
+class _LostError(RunError):
+    """The coordinator is heard, and does not answer: it has not got what was sent."""
 
 
 class RunFiles:
@@ -37,7 +53,7 @@ class RunFiles:
         self._link = link
         self.here = is_here(welcome)
         self._pushes = 0
-        self.path = Path(welcome.run_dir if self.here else tempfile.mkdtemp(prefix="pdqn-"))
+        self.path = Path(welcome.run_dir) if self.here else _own_directory()
 
     def push(self, *names: str) -> None:
         """Bring files to the run's directory; there they are whole or not there.
@@ -66,7 +82,7 @@ class RunFiles:
             name: of the file, or ``checkpoint`` for the newest but ``index``.
 
         Raises:
-            RunError: the coordinator does not answer.
+            RunError: the coordinator does not answer, or gives another file.
         """
         offset = 0
         while True:
@@ -74,7 +90,7 @@ class RunFiles:
             piece = self._answer("piece", wanted=name, index=index, offset=offset)
             if not piece["name"]:
                 return None
-            target = self.path / piece["name"]
+            target = self._target(name, piece["name"])
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("ab" if offset else "wb") as file:
                 file.write(piece["data"])
@@ -87,31 +103,61 @@ class RunFiles:
         if not self.here:
             shutil.rmtree(self.path, ignore_errors=True)
 
+    def _target(self, asked: str, given: Any) -> Path:
+        """Where a file goes that was asked for; nothing else is written, wherever it would go."""
+        if asked == _NEWEST:
+            fits = isinstance(given, str) and _CHECKPOINT.fullmatch(given)
+        else:
+            fits = given == asked
+        if not fits:
+            raise RunError(f"asked for {asked}, the run's host gives a file {given!r:.60}")
+        return self.path / given
+
     def _push(self, name: str) -> None:
-        path = self.path / name
+        """Bring a file, from its beginning again where pieces of it were lost on their way."""
         self._pushes += 1
+        for _ in range(_TRIES - 1):
+            with suppress(_LostError):
+                return self._push_once(name, _LOST_SECONDS)
+        return self._push_once(name, math.inf)
+
+    def _push_once(self, name: str, lost_seconds: float) -> None:
+        path = self.path / name
         size, unanswered = path.stat().st_size, deque[int]()
         for offset, data in _pieces(path):
             piece = {"name": name, "push": self._pushes, "offset": offset, "size": size}
             self._link.ask("file", piece | {"data": data})
             unanswered.append(offset)
             if len(unanswered) >= _PIECES_AHEAD:
-                self._answer("filed", push=self._pushes, offset=unanswered.popleft())
+                self._await_filed(unanswered.popleft(), lost_seconds)
         for offset in unanswered:
-            self._answer("filed", push=self._pushes, offset=offset)
+            self._await_filed(offset, lost_seconds)
 
-    def _answer(self, kind: str, **wanted: Any) -> dict[str, Any]:
-        """The answer with these values; one to something that was given up is passed over."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while time.monotonic() < deadline:
+    def _await_filed(self, offset: int, lost_seconds: float) -> None:
+        """Wait until a piece was taken: by any try, since with the last one the file is whole."""
+        self._answer("filed", lost_seconds, push=self._pushes, offset=offset)
+
+    def _answer(self, kind: str, lost_seconds: float = math.inf, **wanted: Any) -> dict[str, Any]:
+        """The answer with these values; one to something that was given up is passed over.
+
+        Args:
+            kind: of the answer.
+            lost_seconds: what was asked is lost when the coordinator says something else so much
+                later: it answers in order. While it says nothing it may be busy, or cut off.
+            wanted: values.
+        """
+        since = time.monotonic()
+        while time.monotonic() - since < _PATIENCE_SECONDS:
             self._link.poll(0.1)
             while self._link.answers:
                 answer = self._link.answers.popleft()
-                if answer["type"] != kind or any(answer.get(k) != v for k, v in wanted.items()):
+                if answer["type"] != kind:
                     continue
-                if answer.get("error"):
-                    raise RunError(f"the run's host cannot take a file: {answer['error']}")
-                return answer
+                if all(answer.get(k) == v for k, v in wanted.items()):
+                    return _without_error(answer)
+                since = time.monotonic()  # it works off what was sent before
+            if time.monotonic() - since - self._link.silent_seconds > lost_seconds:
+                raise _LostError("the run's host did not answer to a piece of a file")
         raise RunError(f"the run's host did not answer for {_PATIENCE_SECONDS:g} s")
 
 
@@ -122,6 +168,18 @@ def is_here(welcome: Welcome) -> bool:
         return path.read_text(encoding="utf-8") == welcome.run
     except OSError:
         return False
+
+
+def _own_directory() -> Path:
+    """A new directory that only this user can look into."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return Path(tempfile.mkdtemp(prefix="pdqn-", dir=folder or None))
+
+
+def _without_error(answer: dict[str, Any]) -> dict[str, Any]:
+    if answer.get("error"):
+        raise RunError(f"the run's host cannot take a file: {answer['error']}")
+    return answer
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -40,6 +40,7 @@ _KEY_CHARACTERS = 40
 # host that vanished would be noticed when TCP gives up, after a quarter of an hour.
 _HEARTBEAT_MILLISECONDS, _SILENCE_MILLISECONDS = 3000, 10_000
 _CONNECT_MILLISECONDS = 3000
+_CUT_SHORT_MOST = 3
 _FREE_SECONDS = 2.0
 
 
@@ -124,14 +125,19 @@ class Context(zmq.Context[Socket]):
 class Refusals:
     """Hears when a socket that connects is not let in; it would not try again by itself.
 
+    A connection that ends in the middle of its handshake may have been cut by the network, or by
+    who has other keys. The socket tries again; only when it ends so every time is it a refusal.
+
     Args:
         socket: before it connects.
     """
 
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
+        self._cut_short = 0  # one after the other
         self._monitor = socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
@@ -141,8 +147,16 @@ class Refusals:
         reason = ""
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
-            reason = _refusal(event, _keys(self._socket) is not None)
+            if self._is_final(event):
+                reason = _refusal(event, _keys(self._socket) is not None)
         return reason
+
+    def _is_final(self, event: int) -> bool:
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            self._cut_short += 1
+            return self._cut_short >= _CUT_SHORT_MOST
+        self._cut_short = 0
+        return event != zmq.EVENT_HANDSHAKE_SUCCEEDED
 
     def close(self) -> None:
         """Hear no more; call it before the socket is closed."""

@@ -6,9 +6,9 @@ however large the buffers of the transport are, so data is never older than that
 
 Who subscribes to acknowledgements is *greeted* with the present state: so nothing is sent before
 acknowledgements can arrive, and whatever is unacknowledged then is sent again, in order. That is
-so at the start, at another replay, and when a connection broke and was made anew; what replay has
-already it drops. A PUSH that has lost its connection is replaced and not left to connect again by
-itself, since what it sends afterwards would overtake what was lost.
+so at the start, at another replay, and when a connection broke, or was refused, and was made anew;
+what replay has already it drops. A PUSH that has lost its connection is replaced and not left to
+connect again by itself, since what it sends afterwards would overtake what was lost.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _BROKEN = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+# After these a SUB does not try again by itself, as it does when a connection is lost.
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 UNKNOWN = -1
 
 
@@ -94,7 +96,7 @@ class TransitionSender:
         self._window = window
         self._push: zmq.Socket[bytes] | None = None
         self._sub: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None  # of the PUSH
+        self._monitors: list[zmq.Socket[bytes]] = []  # of what is to be connected anew
         self._poller = zmq.Poller()
         self._broken = False
         self._reopen_at = 0.0
@@ -160,26 +162,28 @@ class TransitionSender:
         # Not less: the handshake's own messages count, too.
         self._sub.setsockopt(zmq.MAXMSGSIZE, 1024)
         self._sub.subscribe(self._topic)
+        self._monitors = [self._sub.get_monitor_socket(_REFUSED)]
         transport.connect(self._sub, acknowledgements)
         self._push = self._context.socket(zmq.PUSH)
         self._push.setsockopt(zmq.LINGER, 0)
         self._push.setsockopt(zmq.RECONNECT_IVL, -1)
         # Never reached: the window is the bound.
         self._push.setsockopt(zmq.SNDHWM, _MOST_IN_PIPE)
-        self._monitor = self._push.get_monitor_socket(_BROKEN)
+        self._monitors.append(self._push.get_monitor_socket(_BROKEN))
         transport.connect(self._push, transitions)
         self._poller = zmq.Poller()
-        self._poller.register(self._sub, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
+        for socket in (self._sub, *self._monitors):
+            self._poller.register(socket, zmq.POLLIN)
         self._reopen_at = time.monotonic() + _REOPEN_SECONDS
 
     def _close(self) -> None:
-        if self._push is not None:
-            self._push.disable_monitor()
-        for socket in (self._push, self._sub, self._monitor):
+        for socket in (self._push, self._sub):
             if socket is not None:
+                socket.disable_monitor()
                 socket.close()
-        self._push = self._sub = self._monitor = None
+        for monitor in self._monitors:
+            monitor.close()
+        self._push, self._sub, self._monitors = None, None, []
         self._greeted = self._broken = False
 
     def _transmit(self, data: bytes) -> None:
@@ -218,12 +222,12 @@ class TransitionSender:
 
     def _mend(self) -> None:
         """Connect anew where the connection broke, but not all the time."""
-        assert self._monitor is not None
-        try:
-            self._monitor.recv_multipart(zmq.NOBLOCK)
-            self._broken = True
-        except zmq.Again:
-            pass
+        for monitor in self._monitors:
+            try:
+                monitor.recv_multipart(zmq.NOBLOCK)
+                self._broken = True
+            except zmq.Again:
+                pass
         if self._broken:
             self._greeted = False
             if time.monotonic() >= self._reopen_at and self._addresses is not None:

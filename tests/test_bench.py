@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from actors.segments import join_segments
 from launcher import bench, bench_hosts
 from launcher.bench_data import RECORDINGS, record
+from launcher.coordinator import Coordinator
+from launcher.metrics import RunMetrics
 from pdqn import wire
 from pdqn.config import build
 from pdqn.errors import UsageError
+from pdqn.specs import EnvironmentSpec, FieldSpec
 
 
 @pytest.mark.parametrize("name", ["minatar", "atari"])
@@ -74,7 +78,29 @@ def test_every_stage_and_every_phase_with_real_processes_has_a_figure(capsys, mo
     assert [column.header for column in shown.columns] == ["", "cartpole"]
 
 
-@pytest.mark.usefixtures("same_threads")
+@pytest.fixture
+def few_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_hosts, "_MEMBERS", 20)
+
+
+@pytest.mark.usefixtures("few_members")
+def test_the_coordinator_is_measured_in_a_run_of_many_who_report_in_turn():
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    spec = EnvironmentSpec("test", (FieldSpec("observation", (4,), "float32"),), 2)
+    coordinator = Coordinator(
+        context, "inproc://here", run="run", run_dir="", role_bind="", config=build(),
+        spec=spec, metrics=RunMetrics(None),
+    )  # fmt: skip
+    socket = bench_hosts._join_many(context, coordinator)
+    assert coordinator.count("actor") == 20
+    for reported in range(20):
+        assert sum(member.reported for member in coordinator.members()) == reported
+        socket.send(wire.encode_control("telemetry", {}))
+        coordinator.poll(1.0)
+    context.destroy(linger=0)
+
+
+@pytest.mark.usefixtures("same_threads", "few_members")
 def test_what_a_transition_costs_is_measured_piece_by_piece(capsys: Any):
     run = {"env": "pdqn/CirclePlacement-v0", "env_args": {"map_size": 16, "radii": [3, 2, 1]}}
     learner = {"batch_size": 16, "threads": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 
 import pytest
 from hypothesis import given
@@ -71,6 +72,43 @@ def test_a_run_does_no_less_than_its_limit_and_at_most_a_batch_more(
         turns += 1
         assert turns < 100_000, "it never ends"
     assert limit <= fleet.counted < limit + batch
+
+
+class Summing(Budget):
+    """Adds up anew, every time, what all may still do."""
+
+    def note(self, actor: Hashable, done: int) -> int:
+        allowed = super().note(actor, done)
+        self._left = sum(share.left for share in self._shares.values())
+        return allowed
+
+
+_TURNS = st.lists(
+    st.tuples(
+        st.sampled_from(["is held", "goes on", "stands still", "is gone"]),
+        st.integers(0, 3),
+        st.integers(0, 90),
+        st.integers(0, 300),
+    ),
+    max_size=60,
+)
+
+
+@given(turns=_TURNS, limit=st.integers(1, 500), batch=st.integers(1, 16))
+def test_what_all_may_still_do_is_known_without_adding_it_up(
+    turns: list[tuple[str, int, int, int]], limit: int, batch: int
+):
+    def answer(budget: Budget, what: str, actor: int, done: int, done_by_all: int) -> int | None:
+        if what == "is gone":
+            return budget.forget(actor)
+        if what == "is held":
+            return budget.note(actor, done)
+        allowed = budget.allow(actor, done, done_by_all)
+        return budget.take_back(actor) if what == "stands still" else allowed
+
+    budget, summing = Budget(limit, batch), Summing(limit, batch)
+    for turn in turns:
+        assert answer(budget, *turn) == answer(summing, *turn)
 
 
 def test_parts_last_for_a_few_reports_and_become_small_in_the_end():

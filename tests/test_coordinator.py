@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import pdqn
+from launcher.aside import Aside
 from launcher.coordinator import Coordinator, Event
 from launcher.metrics import RunMetrics
 from launcher.supervisor import Supervisor
@@ -123,6 +127,11 @@ def hub(eventually: Eventually) -> Iterator[Hub]:
     hub = Hub(eventually)
     yield hub
     hub.close()
+
+
+def tell(hub: Hub, sender: bytes, kind: str, **content: Any) -> None:
+    """What comes of a message from one of many, for whom sockets would take too long."""
+    hub.coordinator._handle(sender, {"type": kind, **content}, "")
 
 
 def request(**changes: Any) -> dict[str, Any]:
@@ -473,6 +482,82 @@ def test_what_was_placed_elsewhere_for_good_gets_no_place_back(hub: Hub):
     hub.join("learner")
 
 
+def test_what_had_not_joined_when_it_was_placed_elsewhere_for_good_is_refused(hub: Hub):
+    hub.coordinator.lose_host("one", for_good=True)
+    for role in ("host", "learner"):
+        with pytest.raises(JoinRefusedError, match=f"refused this {role}: its host was given up"):
+            host(hub, "one", role)
+    host(hub, "two", "learner")
+
+
+def test_what_is_told_only_once_is_not_lost_while_who_tells_it_is_taken_for_gone(hub: Hub):
+    link, _ = hub.join("actor", 0)
+    hub.coordinator.lost("actor", 0)
+    link.telemetry.episode(Episode(7.0, 3))
+    link.telemetry.note("seeds", "1, 2, 3")
+    link.telemetry.evaluation(evaluation())
+    link.report()
+    hub.poll_until(link, lambda: any(m.reported for m in hub.coordinator.members("actor")))
+    assert hub.metrics.current()["rollout/ep_rew_mean"] == 7.0
+    assert hub.metrics.counts()["episodes"] == 1
+    assert [event.text for event in hub.events("seeds")] == ["1, 2, 3"]
+    assert hub.metrics.take_evaluations() == [evaluation()]
+
+
+def rejoin(hub: Hub, sender: bytes, index: int, **changes: Any) -> None:
+    """Ask for the place of an actor's newest incarnation."""
+    incarnation = hub.coordinator.incarnations["actor", index] - 1
+    place = {"run": "the-run", "index": index, "incarnation": incarnation}
+    tell(hub, sender, "rejoin", **request() | place | changes)
+
+
+def test_a_connection_made_anew_loses_nothing_that_is_told_only_once(hub: Hub):
+    tell(hub, b"before", "join", **request())
+    index = next(hub.coordinator.members("actor")).key.index
+    for score in (3.0, 5.0):
+        tell(hub, b"after", "telemetry", counters={"episodes": 2}, episodes=[[score, 1, None]])
+    rejoin(hub, b"after", index)
+    assert hub.coordinator.count("actor") == 1
+    assert hub.metrics.current()["rollout/ep_rew_mean"] == 4.0
+    assert hub.metrics.counts()["episodes"] == 2
+    tell(hub, b"after", "telemetry", counters={"episodes": 3}, episodes=[[7.0, 1, None]])
+    assert hub.metrics.current()["rollout/ep_rew_mean"] == 5.0, "and nothing is counted twice"
+
+
+def test_what_somebody_tells_whose_place_is_taken_is_not_counted(hub: Hub):
+    tell(hub, b"first", "join", **request(index=0))
+    hub.coordinator.lost("actor", 0)
+    tell(hub, b"second", "join", **request(index=0))
+    tell(hub, b"first", "telemetry", counters={"episodes": 1}, episodes=[[7.0, 1, None]])
+    for incarnation in (0, 1):  # refused, and then somebody's who lies
+        rejoin(hub, b"first", 0, incarnation=incarnation)
+    assert hub.metrics.counts()["episodes"] == 0
+    assert hub.metrics.current()["rollout/ep_rew_mean"] is None
+
+
+def test_of_those_who_never_get_a_place_only_the_newest_are_remembered():
+    aside = Aside(most_bytes=10)
+    for sender, message in ((b"a", b"1234"), (b"b", b"56"), (b"a", b"78"), (b"c", b"90")):
+        aside.put(sender, message)
+    aside.put(b"d", b"x")  # what was there came to ten bytes
+    assert aside.take(b"b") == []
+    assert aside.take(b"a") == [b"1234", b"78"]
+    assert aside.take(b"a") == []
+    aside.put(b"e", b"1234567")
+    assert [aside.take(sender) for sender in (b"c", b"d", b"e")] == [[b"90"], [b"x"], [b"1234567"]]
+    aside.put(b"f", b"too long by far")
+    assert aside.take(b"f") == []
+
+
+@pytest.mark.parametrize("kind", ["telemetry", "file", "fetch"])
+def test_who_has_no_place_is_told_so_whatever_it_wants(hub: Hub, kind: str):
+    stranger = hub.stranger()
+    stranger.send(wire.encode_control(kind, {"name": "checkpoint", "index": 0, "offset": 0}))
+    hub.until(lambda: stranger.poll(0))
+    assert wire.decode_control(stranger.recv())["type"] == "unknown"
+    assert hub.coordinator.rejected == 0
+
+
 def test_a_process_that_ended_leaves_its_place_to_the_next_at_once(hub: Hub):
     agent = host(hub, "one")
     host(hub, "one", "learner")
@@ -559,6 +644,8 @@ def test_the_host_of_a_role_that_hangs_is_told_to_end_it(hub: Hub):
     member = next(hub.coordinator.members("actor"))
     hub.coordinator.condemn(member)
     hub.poll_until(link, lambda: link.pulse.condemned == (member.pid,))
+    link.tell("ended", {"pid": member.pid})
+    hub.poll_until(link, lambda: not link.pulse.condemned)
 
 
 def test_a_host_is_told_how_many_actors_it_is_to_have(hub: Hub):
@@ -599,6 +686,43 @@ def test_endpoints_are_told_to_everybody_and_withdrawn_when_their_server_is_lost
     assert late.pulse.endpoints == {"samples": "ipc:///somewhere"}
     hub.coordinator.lost("replay", 0)
     hub.poll_until(learner, lambda: learner.pulse.endpoints == {})
+
+
+_ACTORS = st.integers(0, 3)
+_SERVED = st.dictionaries(st.sampled_from("ab"), st.sampled_from(["here", "there"]))
+_CHANGES = st.one_of(
+    st.tuples(st.just("join"), _ACTORS, st.none()),
+    st.tuples(st.sampled_from(["rejoin", "telemetry", "leave"]), _ACTORS, _SERVED),
+    st.tuples(st.sampled_from(["is lost", "takes its host with it"]), _ACTORS, st.none()),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(changes=st.lists(_CHANGES, max_size=30), anew=st.booleans())
+def test_what_is_told_of_who_serves_where_follows_every_change(
+    eventually: Eventually, changes: list[tuple[str, int, dict[str, str] | None]], anew: bool
+):
+    hub = Hub(eventually)
+    for kind, index, served in changes:
+        agent, sender = f"host {index % 2}", b"%d" % index
+        if kind == "is lost":
+            hub.coordinator.lost("actor", index)
+        elif kind == "takes its host with it":
+            hub.coordinator.lose_host(agent)
+        elif kind == "join":
+            tell(hub, sender, "join", **request(index=index, agent=agent))
+        elif kind == "rejoin":
+            again = sender + b" again" if anew else sender
+            rejoin(hub, again, index, agent=agent, endpoints=served)
+        else:
+            tell(hub, sender, kind, endpoints=served)
+        there: dict[str, str] = {}
+        for member in hub.coordinator.members():
+            there |= member.endpoints
+        assert {name: hub.coordinator.served_at(name) for name in "ab"} == {
+            name: there.get(name, "") for name in "ab"
+        }
+    hub.close()
 
 
 def test_a_pulse_tells_the_replays_that_are_alive_by_their_index(eventually: Eventually):
@@ -797,6 +921,43 @@ def test_reports_carry_counters_gauges_episodes_and_what_the_role_does(hub: Hub)
     assert hub.metrics.gauge("actor", "memory_bytes") is not None
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 3.0
     assert hub.metrics.counts()["episodes"] == 1
+
+
+def effort(work: Callable[[], Any]) -> int:
+    """How much Python something runs, turns of its loops included."""
+    steps = 0
+
+    def trace(*_: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+@pytest.mark.parametrize("limits", [{}, {"steps": 10**9, "episodes": 10**9}])
+def test_what_a_report_takes_does_not_grow_with_the_members(
+    eventually: Eventually, limits: dict[str, int]
+):
+    def effort_among(members: int) -> int:
+        hub = Hub(eventually, build(("test", {"run": limits})))
+        hub.coordinator.command(["actor"], "run")
+        for index in range(members):
+            tell(hub, b"%d" % index, "join", **request(index=index))
+        tell(hub, b"0", "telemetry", endpoints={"a": "here"})
+        spent = effort(lambda: tell(hub, b"1", "telemetry", counters={"environment_steps": 8}))
+        hub.close()
+        return spent
+
+    few, many = effort_among(2), effort_among(500)
+    assert few > 20
+    assert many < few + 100
 
 
 def test_telemetry_reports_counters_again_and_episodes_and_evaluations_once():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from conftest import Command, Observed, StartCommand
 
 pytest.importorskip("distributed", reason="needs pdqn[dask]")
+
+from launcher.dask_cluster import DaskCluster, Ending
 
 Eventually = Callable[..., Any]
 ReadLines = Callable[[Path], list[dict[str, Any]]]
@@ -110,8 +113,58 @@ def cluster(tmp_path: Path, eventually: Eventually) -> Iterator[Cluster]:
     made.close()
 
 
+@pytest.fixture
+def interpreter(tmp_path: Path) -> str:
+    """What passes for one that has pdqn, and starts at once."""
+    path = tmp_path / "python"
+    path.write_text('#!/bin/sh\necho \'{"hostname": "there", "gpus": ["one", "two"]}\'\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def found(cluster: DaskCluster, count: int) -> list[str]:
+    """The addresses of the workers, once they are so many."""
+    cluster.poll()
+    return list(cluster.workers) if len(cluster.workers) == count else []
+
+
 def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_hangs_is_told_as_such_and_keeps_nobody_waiting(
+    cluster: Cluster, interpreter: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("launcher.dask_cluster._DESCRIBE_SECONDS", 5.0)
+    for name in ("hangs", "works"):
+        cluster.add(name)
+    with contextlib.closing(DaskCluster(str(cluster.file), interpreter)) as seen:
+        eventually(lambda: found(seen, 2), TIGHT)
+        pids = {pid: address for address, pid in seen._client.run(os.getpid).items()}
+        hangs, works = (pids[cluster.workers[name].pid] for name in ("hangs", "works"))
+        cluster.workers["hangs"].send_signal(signal.SIGSTOP)
+        assert seen.describe() == {
+            hangs: {"error": "the worker does not answer"},
+            works: {"hostname": "there", "gpus": ["one", "two"]},
+        }
+        assert [(worker.address, worker.gpus) for worker in seen.workers.values()] == [(works, 2)]
+        seen.start("role", works, ["-c", "anything"], "a line")
+        assert eventually(seen.endings) == [Ending("role", "exit code 0")]
+
+
+@pytest.mark.timeout(60)
+def test_how_a_role_ended_is_not_waited_for_when_its_worker_hangs_since(
+    cluster: Cluster, interpreter: str, eventually: Eventually
+):
+    cluster.add("a")
+    with contextlib.closing(DaskCluster(str(cluster.file), interpreter)) as seen:
+        (worker,) = eventually(lambda: found(seen, 1), TIGHT)
+        seen.start("role", worker, ["-c", "anything"], "a line")
+        eventually(seen._futures["role"].done)
+        cluster.workers["a"].send_signal(signal.SIGSTOP)
+        assert seen.endings() == [Ending("role", "the worker does not answer")]
+        assert not seen.endings()
 
 
 @pytest.mark.slow

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import socket
+import stat
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import zmq
 
+from actors.environments.factory import describe_environment
 from launcher.coordinator import Coordinator
 from launcher.filestore import FileStore
 from launcher.metrics import RunMetrics
 from pdqn.config import build
 from pdqn.errors import RunError
-from pdqn.files import PIECE_BYTES, RUN_ID, RunFiles
+from pdqn.files import FOLDER_VARIABLE, PIECE_BYTES, RUN_ID, RunFiles
 from pdqn.link import CoordinatorLink
 from pdqn.model import BEST_MODEL, FINAL_MODEL
-from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.wire import WireError
 
-SPEC = EnvironmentSpec("CartPole-v1", (FieldSpec("observation", (4,), "float32"),), 2)
+if TYPE_CHECKING:
+    from conftest import StartCommand
+
+CONFIG = {
+    "run": {"env": "CartPole-v1"},
+    "actor": {"count": 1},
+    "system": {"telemetry_seconds": 0.2},
+}
 CHECKPOINT = "checkpoints/step-000000007/learner.pth"
 
 
@@ -96,6 +109,55 @@ def test_other_files_are_not_given(tmp_path: Path):
 # ---- over the wire ----
 
 
+class Cable:
+    """Brings connections to a port; the first breaks when so many bytes have gone through it."""
+
+    def __init__(self, endpoint: str, most_bytes: int) -> None:
+        self._port = int(endpoint.rpartition(":")[2])
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
+        self.ends: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._start(self._serve, most_bytes)
+
+    def close(self) -> None:
+        for end in (self._server, *self.ends):
+            _shut_down(end)
+        for thread in self._threads:
+            thread.join(10)
+        for end in (self._server, *self.ends):
+            end.close()
+
+    def _serve(self, most_bytes: float) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+            except OSError:
+                return
+            self.ends += [near, far]
+            self._start(self._carry, near, far, most_bytes)
+            self._start(self._carry, far, near, math.inf)
+            most_bytes = math.inf
+
+    def _carry(self, source: socket.socket, sink: socket.socket, most_bytes: float) -> None:
+        with contextlib.suppress(OSError):
+            while most_bytes > 0 and (data := source.recv(1 << 16)):
+                sink.sendall(data)
+                most_bytes -= len(data)
+        for end in (source, sink):
+            _shut_down(end)
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
+        self._threads[-1].start()
+
+
+def _shut_down(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is so already
+        end.shutdown(socket.SHUT_RDWR)
+
+
 class Host:
     """A coordinator in a thread of its own, and roles that have its directory or not."""
 
@@ -108,8 +170,8 @@ class Host:
             run="this run",
             run_dir=str(directory),
             role_bind="tcp://127.0.0.1:*",
-            config=build(("test", {"actor": {"count": 1}})),
-            spec=SPEC,
+            config=build(("test", CONFIG)),
+            spec=describe_environment("CartPole-v1", {}),
             metrics=RunMetrics(None),
             files=FileStore(directory, keep=2),
         )
@@ -117,11 +179,21 @@ class Host:
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
         self._links: list[CoordinatorLink] = []
+        self._cables: list[Cable] = []
 
-    def files(self, role: str) -> RunFiles:
-        link = CoordinatorLink(self._context, self._coordinator.endpoint, role)
+    @property
+    def endpoint(self) -> str:
+        return self._coordinator.endpoint
+
+    def files(self, role: str, cable: Cable | None = None) -> RunFiles:
+        endpoint = self.endpoint if cable is None else cable.endpoint
+        link = CoordinatorLink(self._context, endpoint, role)
         self._links.append(link)
         return RunFiles(link, link.join())
+
+    def cable(self, most_bytes: int) -> Cable:
+        self._cables.append(Cable(self.endpoint, most_bytes))
+        return self._cables[-1]
 
     def receives_file(self, role: str) -> bool:
         return self._coordinator.receives_file(role)
@@ -135,6 +207,8 @@ class Host:
         for link in self._links:
             link.leave()
         self._context.destroy(linger=0)
+        for cable in self._cables:
+            cable.close()
 
     def _serve(self) -> None:
         while not self._stop.is_set():
@@ -184,7 +258,8 @@ def test_a_run_that_stops_knows_whether_a_file_still_comes(host: Host, eventuall
     assert not host.receives_file("learner")
     (learner.path / FINAL_MODEL).write_bytes(b"x")
     learner.push(FINAL_MODEL)
-    assert host.receives_file("learner"), "the next one may follow at once"
+    # The next one may follow at once.
+    eventually(lambda: host.receives_file("learner"), 2.0)
     assert not host.receives_file("evaluator")
     eventually(lambda: not host.receives_file("learner"))
     learner.close()
@@ -208,6 +283,90 @@ def test_nobody_waits_forever_for_a_host_that_is_gone(host: Host, monkeypatch: p
     with pytest.raises(RunError, match=r"did not answer for 0.3 s"):
         learner.push(FINAL_MODEL)
     learner.close()
+
+
+def test_a_file_is_whole_although_the_connection_broke_while_it_was_brought(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pdqn.files._LOST_SECONDS", 0.5)
+    monkeypatch.setattr("pdqn.files._PATIENCE_SECONDS", 5.0)
+    cable = host.cable(9 * PIECE_BYTES)
+    learner = host.files("learner", cable)
+    whole = content(20 * PIECE_BYTES)
+    (learner.path / FINAL_MODEL).write_bytes(whole)
+    learner.push(FINAL_MODEL)
+    assert (host.directory / FINAL_MODEL).read_bytes() == whole
+    assert len(cable.ends) == 4, "there were two connections"
+    learner.close()
+
+
+def test_a_file_whose_pieces_are_lost_again_and_again_is_given_up(
+    host: Host, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+):
+    pieces = Counter[int]()
+
+    def lose(_: FileStore, __: str, piece: Mapping[str, Any]) -> dict[str, Any]:
+        pieces[piece["offset"]] += 1
+        raise WireError("malformed", "lost")
+
+    monkeypatch.setattr(FileStore, "take", lose)
+    monkeypatch.setattr("pdqn.files._LOST_SECONDS", 0.1)
+    monkeypatch.setattr("pdqn.files._PATIENCE_SECONDS", 1.0)
+    learner = host.files("learner")
+    (learner.path / FINAL_MODEL).write_bytes(content(9 * PIECE_BYTES))
+    with pytest.raises(RunError, match=r"did not answer for 1 s"):
+        learner.push(FINAL_MODEL)
+    # No more are on their way at a time.
+    eventually(lambda: pieces == {index * PIECE_BYTES: 3 for index in range(4)})
+    learner.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("checkpoint", "{elsewhere}/checkpoints/step-000000007/learner.pth"),
+        ("checkpoint", "../learner.pth"), ("checkpoint", "checkpoints/../../learner.pth"),
+        ("checkpoint", f"{CHECKPOINT}/../../../../x"), ("checkpoint", FINAL_MODEL),
+        ("checkpoint", f"x/{CHECKPOINT}"), ("checkpoint", 7), (BEST_MODEL, CHECKPOINT),
+        (BEST_MODEL, "{elsewhere}/best_model.pth"), (BEST_MODEL, f"../{BEST_MODEL}"),
+    ],
+)  # fmt: skip
+def test_nothing_is_written_that_was_not_asked_for(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, given: Any
+):
+    elsewhere = tmp_path / "elsewhere"
+    name = given.format(elsewhere=elsewhere) if isinstance(given, str) else given
+
+    def give(_: FileStore, request: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = {key: request[key] for key in ("index", "offset")} | {"wanted": request["name"]}
+        return {**wanted, "name": name, "size": 4, "data": b"owns"}
+
+    monkeypatch.setattr(FileStore, "give", give)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    files = host.files("learner")
+    with pytest.raises(RunError, match=r"^asked for \w+(.pth)?, the run's host gives a file .+$"):
+        files.fetch(asked)
+    assert [path for path in tmp_path.rglob("*") if path != files.path] == []
+    files.close()
+
+
+def test_what_a_role_that_was_killed_has_left_is_removed_by_its_host(
+    host: Host, pdqn_command: StartCommand, eventually: Callable[..., Any], tmp_path: Path
+):
+    with (
+        tempfile.TemporaryDirectory(prefix="t-") as folder,
+        pdqn_command(
+            "learner", "--join", host.endpoint, directory=tmp_path / "elsewhere", TMPDIR=folder
+        ) as command,
+    ):
+        (path,) = eventually(lambda: list(Path(folder).glob("pdqn-*/pdqn-*")))
+        assert {stat.S_IMODE(p.stat().st_mode) for p in (path, path.parent)} == {0o700}
+        eventually(lambda: command.role("learner")).kill()
+        eventually(lambda: "killed by SIGKILL" in command.stderr)
+        assert path.exists()
+        command.interrupt()
+        assert command.wait() == 0, command.stderr
+        assert not list(Path(folder).glob("pdqn-*"))
 
 
 def test_where_no_directory_is_there_is_no_run(host: Host):

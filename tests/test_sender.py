@@ -12,6 +12,8 @@ from contextlib import ExitStack
 import pytest
 import zmq
 
+from pdqn import transport
+from pdqn.transport import Context, KeyPair, Network
 from replay.sender import (
     UNKNOWN,
     TransitionSender,
@@ -524,3 +526,43 @@ class TestBrokenConnection:
         until_unacknowledged(sender, 1)
         peer.take()
         assert numbers(peer) == [0, 1, 2]
+
+
+class JustListed(Context):
+    """Who serves with it hears of a new key after a first attempt to connect."""
+
+    refusals = 1
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        refused, self.__dict__["refusals"] = self.refusals > 0, self.refusals - 1
+        return not refused
+
+
+@pytest.mark.parametrize("late", ["transitions", "acknowledgements"])
+def test_a_sender_whose_key_one_of_the_sockets_does_not_know_yet_gets_in(closing, late: str):
+    theirs, ours = (KeyPair(*map(bytes.decode, zmq.curve_keypair())) for _ in range(2))
+    made: dict[str, zmq.Socket[bytes]] = {}
+    endpoints: dict[str, str] = {}
+    for name, kind in (("transitions", zmq.PULL), ("acknowledgements", zmq.XPUB)):
+        serving = (JustListed if name == late else Context)(Network(theirs))
+        closing.callback(serving.destroy, linger=0)
+        serving.allow([ours.public])
+        made[name] = serving.socket(kind)
+        closing.callback(made[name].close, linger=0)
+        if kind == zmq.XPUB:
+            made[name].setsockopt(zmq.XPUB_VERBOSE, 1)
+        endpoints[name] = transport.bind(made[name], "tcp://127.0.0.1:*")
+    joining = Context(Network(ours))
+    closing.callback(joining.destroy, linger=0)
+    sender = TransitionSender(joining, ACTOR, INCARNATION, 2)
+    closing.callback(sender.close)
+    sender.connect(endpoints["transitions"], endpoints["acknowledgements"])
+
+    def greet() -> None:
+        while made["acknowledgements"].poll(0):
+            if subscriber_of(made["acknowledgements"].recv()):
+                greeting = encode_ack(ACTOR, INCARNATION, UNKNOWN, greeting=True)
+                made["acknowledgements"].send(greeting)
+
+    assert sender.send(batch(0), Given(greet))
+    assert made["transitions"].poll(5000)

@@ -236,6 +236,24 @@ def test_back_to_its_own_shard_it_goes_when_nothing_is_on_its_way(
     eventually(lambda: replays.sequences == [[0], [1]])
 
 
+def test_a_shard_whose_key_is_revoked_gets_nothing_more_however_readily_it_takes_it(
+    replays: Replays, eventually: Eventually
+):
+    replays.tell(0, 1)
+    replays.ship()
+    eventually(lambda: replays.sequences == [[], [0]])
+    # Its place is taken by another one at once: nothing has to be waited for.
+    names, revoked = ("transitions/1", "acknowledgements/1"), f"|{'k' * 40}"
+    theirs = replays.shards[1].endpoints
+    replays.shipper._sender._addresses = (theirs[0] + revoked, theirs[1] + revoked)
+    successor = dict(zip(names, replays.shards[0].endpoints, strict=True))
+    replays.link.pulse = Pulse(endpoints=successor, revoked=frozenset(["k" * 40]))
+    for _ in range(3):
+        replays.ship()
+    eventually(lambda: replays.sequences[0][-3:] == [1, 2, 3])
+    assert replays.sequences[1] == [0]
+
+
 def test_segments_are_sent_when_there_are_enough_one_batch_after_another(
     replays: Replays, eventually: Eventually
 ):

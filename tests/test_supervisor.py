@@ -176,6 +176,23 @@ def test_a_number_of_processes_grows_and_shrinks_and_who_was_sent_away_stays_awa
     assert supervisor.restarted == {}
 
 
+def test_the_end_of_one_that_hung_when_it_was_to_leave_is_told_and_of_those_who_left_it_is_not(
+    make: Callable[..., Supervisor], eventually: Eventually
+):
+    supervisor = make()
+    supervisor.resize("actor", 3)
+    hangs = named(eventually, "pdqn actor 1")
+    named(eventually, "pdqn actor 2")
+    hangs.suspend()
+    supervisor.resize("actor", 1)
+    ended: list[Ended] = []
+    eventually(lambda: ended.extend(supervisor.check()) or len(supervisor.slots()) == 2)
+    assert ended == []
+    assert supervisor.kill_process(hangs.pid)
+    eventually(lambda: ended.extend(supervisor.check()) or len(supervisor.slots()) == 1)
+    assert ended == [Ended("actor", 1, hangs.pid, "killed by SIGKILL", None, False)]
+
+
 def test_asked_to_leave_they_leave_and_are_not_started_again(
     make: Callable[..., Supervisor], eventually: Eventually
 ):

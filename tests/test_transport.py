@@ -217,6 +217,67 @@ def test_who_is_not_let_in_hears_why(
     refusals.close()
 
 
+class Breaking:
+    """Something on the way that cuts the first connections in the middle of their handshake."""
+
+    def __init__(self, port: int, cuts: int) -> None:
+        self._port, self._cuts = port, cuts
+        self._server = sockets.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
+        self._open: list[sockets.socket] = [self._server]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        for socket in self._open:
+            with contextlib.suppress(OSError):
+                socket.shutdown(sockets.SHUT_RDWR)
+            socket.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                if self._cuts:
+                    self._cuts -= 1
+                    client.recv(10)
+                    client.close()
+                    continue
+                server = sockets.create_connection(("127.0.0.1", self._port))
+                self._open += [client, server]
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: sockets.socket, to: sockets.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                to.sendall(data)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_handshake_that_the_network_cuts_is_no_refusal(
+    context: Any, eventually: Eventually, encrypted: bool
+):
+    ours = new_keys() if encrypted else None
+    server = Server(context(new_keys() if encrypted else None), *([ours] if ours else []))
+    way = Breaking(server.port, cuts=2)
+    client = context(ours).socket(zmq.PUSH)
+    refusals = transport.Refusals(client)
+    key = transport.split(server.endpoint)[1]
+    transport.connect(client, transport.endpoint_of(way.address, key))
+    client.send(SECRET)
+    said: list[str] = []
+
+    def arrived() -> bool:
+        said.append(refusals.reason())
+        return bool(server.pull.poll(10))
+
+    eventually(arrived)
+    assert server.pull.recv() == SECRET
+    assert set(said) == {""}
+    refusals.close()
+    way.close()
+
+
 # ---- those who speak something else, and those who listen ----
 
 
