@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher import hardware
-from launcher.keys import AllowedClients, make_keys, parse_key, read_head, read_key
+from launcher.keys import (
+    AllowedClients,
+    make_keys,
+    parse_key,
+    read_allowed,
+    read_head,
+    read_key,
+)
 from pdqn import transport
 from pdqn.errors import RunError, UsageError
 from pdqn.transport import Network
@@ -150,7 +157,8 @@ def open_on_cluster(
 def _cluster_key(keys: Path) -> str:
     """Text of the key file of a cluster's hosts, which is made if there is none."""
     path = keys / f"{CLUSTER_KEY}.key"
-    if not path.exists():
+    # A file alone may be what a revocation that was interrupted left.
+    if not path.exists() or CLUSTER_KEY not in read_allowed(keys):
         make_keys(keys, (CLUSTER_KEY,))
     read_key(path)
     return path.read_text(encoding="utf-8")

@@ -8,6 +8,10 @@ A directory holds them::
     allowed.toml    public keys that are let in, by name
 
 Key files are secret: they are made for their owner alone, and refused when others can read them.
+
+A key file is written as a *draft* first, then its key is listed, then the draft gets its name. So a
+file that is there is whole and is let in, but for one whose revocation was interrupted; and what
+making it left unfinished is told by its draft from a file that somebody has moved away.
 """
 
 from __future__ import annotations
@@ -24,12 +28,15 @@ import tomli_w
 import zmq
 
 from pdqn.errors import UsageError
+from pdqn.listening import Listening
 from pdqn.transport import KeyPair
 
 HEAD, ALLOWED = "head.key", "allowed.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
 _LOOK_SECONDS = 1.0
+# So long a list that cannot be read may be one that is just being written.
+_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -50,26 +57,20 @@ class HostKey:
 def make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
     """Make the run's keys, if there are none, and a key file for each name; the files made.
 
+    What an earlier call that was interrupted left is finished.
+
     Raises:
         UsageError: a name that is no name or is taken, or a directory that cannot be written to.
     """
-    for name in names:
-        if not _NAME.fullmatch(name) or f"{name}.key" == HEAD:
-            raise UsageError(f"{name!r} is no name for a key; expected letters, digits, - _ and .")
-        if (directory / f"{name}.key").exists():
-            raise UsageError(f"{directory / f'{name}.key'} exists; revoke it first, with --revoke")
     made = []
     try:
+        _check_names(directory, names)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (directory / HEAD).exists():
-            _write_secret(directory / HEAD, {"name": "head", **_new_pair()})
+            _write_head(directory)
             made.append(directory / HEAD)
         head = read_head(directory).public
-        for name in names:
-            pair = _new_pair()
-            _write_secret(directory / f"{name}.key", {"name": name, **pair, "head": head})
-            _allow(directory, read_allowed(directory) | {name: pair["public"]})
-            made.append(directory / f"{name}.key")
+        made.extend(_make_key(directory, name, head) for name in dict.fromkeys(names))
     except OSError as error:
         raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
     return made
@@ -79,15 +80,19 @@ def revoke(directory: Path, name: str) -> None:
     """Let a key in no longer; its file is removed here.
 
     Raises:
-        UsageError: there is no such key.
+        UsageError: there is no such key, or its file cannot be removed.
     """
-    allowed = read_allowed(directory)
-    if name not in allowed:
-        known = ", ".join(sorted(allowed)) or "none"
-        raise UsageError(f"{directory / ALLOWED} has no key {name!r}; it has {known}")
-    del allowed[name]
-    _allow(directory, allowed)
-    (directory / f"{name}.key").unlink(missing_ok=True)
+    allowed, path = read_allowed(directory), _key_path(directory, name)
+    try:
+        if allowed.pop(name, None) is not None:
+            _allow(directory, allowed)
+        elif not _is_name(name) or not _is_left_over(path):
+            known = ", ".join(sorted(allowed)) or "none"
+            raise UsageError(f"{directory / ALLOWED} has no key {name!r}; it has {known}")
+        for each in (_draft(path), path):
+            each.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
 
 
 def read_head(directory: Path) -> KeyPair:
@@ -126,18 +131,7 @@ def read_allowed(directory: Path) -> dict[str, str]:
     Raises:
         UsageError: the file can be written by others, or cannot be read.
     """
-    path = directory / ALLOWED
-    try:
-        if path.stat().st_mode & 0o022:
-            raise UsageError(f"{path}: others can write to it; chmod 600 {path}")
-        keys = tomllib.loads(path.read_text(encoding="utf-8")).get("keys", {})
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    if not all(_is_key(key) for key in keys.values()):
-        raise UsageError(f"{path}: not every value is a public key; expected NAME = KEY")
-    return dict(keys)
+    return _read_list(directory) or {}
 
 
 class AllowedClients:
@@ -145,6 +139,11 @@ class AllowedClients:
 
     Args:
         directory: of the run's keys.
+
+    Attributes:
+        clients: the keys.
+        trouble: why the file could not be read when it was last looked at, and what follows;
+            empty if it could.
 
     Raises:
         UsageError: there are no keys, or they cannot be trusted.
@@ -154,20 +153,28 @@ class AllowedClients:
         self._directory = directory
         self._head = read_head(directory).public
         self._next_look = 0.0
+        self._looking = Listening(_PATIENCE_SECONDS)
+        self._read_at = self._looking.seconds
+        self._has_list = False
         self.clients = self._read()
+        self.trouble = ""
 
     def look(self) -> frozenset[str]:
         """Read the file again, once a second at most.
 
-        A file that cannot be trusted or read lets in nobody but the run itself.
+        A file that cannot be trusted or read lets in whom it let in before, for a few seconds: it
+        may be just being written, or the head short of descriptors. Then it lets in nobody but
+        the run itself.
         """
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + _LOOK_SECONDS
+            self._looking.turn()
             try:
-                self.clients = self._read()
-            except UsageError:
-                self.clients = frozenset([self._head])
+                self.clients, self.trouble = self._read(), ""
+                self._read_at = self._looking.seconds
+            except UsageError as error:
+                self._do_without(str(error))
         return self.clients
 
     def settle(self) -> None:
@@ -175,7 +182,112 @@ class AllowedClients:
         self._next_look = math.inf
 
     def _read(self) -> frozenset[str]:
-        return frozenset([self._head, *read_allowed(self._directory).values()])
+        allowed = _read_list(self._directory)
+        if allowed is None and self._has_list:
+            raise UsageError(f"{self._directory / ALLOWED} has no list of keys any more")
+        self._has_list = allowed is not None
+        return frozenset([self._head, *(allowed or {}).values()])
+
+    def _do_without(self, why: str) -> None:
+        if self._looking.seconds - self._read_at < _PATIENCE_SECONDS:
+            self.trouble = f"{why}; who was let in before stays for {_PATIENCE_SECONDS:g} s"
+        else:
+            self.clients = frozenset([self._head])
+            self.trouble = f"{why}; until it can be read no other host is let in"
+
+
+def _check_names(directory: Path, names: tuple[str, ...]) -> None:
+    """Check, before anything is made, that a key can be made for each name.
+
+    Raises:
+        UsageError: a name that is no name, or is taken.
+    """
+    for name in names:
+        if not _is_name(name):
+            raise UsageError(f"{name!r} is no name for a key; expected letters, digits, - _ and .")
+    allowed = read_allowed(directory)
+    for name in names:
+        path = _key_path(directory, name)
+        if name not in allowed:
+            if path.exists() and not _is_left_over(path):
+                raise UsageError(f"{path} exists, and is no key file of this run; move it away")
+        elif path.exists():
+            raise UsageError(f"{path} exists; revoke it first, with --revoke")
+        elif not _is_draft_of(_draft(path), allowed[name]):
+            raise UsageError(
+                f"{path} is not here any more, but whoever has it is let in; "
+                f"revoke it first, with --revoke {name}"
+            )
+
+
+def _make_key(directory: Path, name: str, head: str) -> Path:
+    """Make a key file for a name that was checked, or finish it; the file."""
+    path, allowed = _key_path(directory, name), read_allowed(directory)
+    if name not in allowed:
+        pair = _new_pair()
+        _write_secret(_draft(path), {"name": name, **pair, "head": head})
+        _allow(directory, allowed | {name: pair["public"]})
+    _draft(path).replace(path)
+    return path
+
+
+def _write_head(directory: Path) -> None:
+    draft = directory / f".{HEAD}.{os.getpid()}"
+    _write_secret(draft, {"name": "head", **_new_pair()})
+    try:
+        # Unlike a renaming this never takes the place of a file that another call has made.
+        os.link(draft, directory / HEAD)
+    finally:
+        draft.unlink()
+
+
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and f"{name}.key" != HEAD
+
+
+def _key_path(directory: Path, name: str) -> Path:
+    return directory / f"{name}.key"
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.draft")
+
+
+def _is_draft_of(draft: Path, public: str) -> bool:
+    try:
+        return read_key(draft).keys.public == public
+    except UsageError:
+        return False
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a file whose key is not listed is this run's, or was never written: it is no loss."""
+    try:
+        return not path.stat().st_size or read_key(path).head == read_head(path.parent).public
+    except (OSError, UsageError):
+        return False
+
+
+def _read_list(directory: Path) -> dict[str, str] | None:
+    """Public keys that are let in, by name; None where there is no list.
+
+    Raises:
+        UsageError: the file can be written by others, or cannot be read.
+    """
+    path = directory / ALLOWED
+    try:
+        if path.stat().st_mode & 0o022:
+            raise UsageError(f"{path}: others can write to it; chmod 600 {path}")
+        keys = tomllib.loads(path.read_text(encoding="utf-8")).get("keys")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if keys is None:
+        return None
+    if not isinstance(keys, dict) or not all(_is_key(key) for key in keys.values()):
+        raise UsageError(f"{path}: not every value is a public key; expected NAME = KEY")
+    return dict(keys)
 
 
 def _host_key(path: Path, content: dict[str, object]) -> HostKey:
@@ -202,7 +314,8 @@ def _write_secret(path: Path, content: dict[str, str]) -> None:
 
 
 def _write_own(path: Path, text: str) -> None:
-    """Make a file that is its owner's from the first moment."""
+    """Make a file that is its owner's from the first moment, in place of one left over."""
+    path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
 

@@ -98,6 +98,7 @@ class Run:
         session.state.incarnations = self._coordinator.incarnations
         self._dead: set[tuple[str, int]] = set()
         self._next_check = 0.0
+        self._key_trouble = ""
         session.controls = {
             "p": self._pause,
             "s": self._coordinator.save,
@@ -236,8 +237,7 @@ class Run:
             self._next_check = now + _CHECK_SECONDS
             self._supervise()
         if self._session.tick():
-            if self._access.clients is not None:
-                self._coordinator.allow(self._access.clients.look())
+            self._look_at_keys()
             self._lose_hosts()
             self._end_silent()
             self._notice_standstill()
@@ -245,6 +245,16 @@ class Run:
         self._session.obey_keys()
         self._session.show(self._member_views)
         self._coordinator.seen = self._session.seen
+
+    def _look_at_keys(self) -> None:
+        """Let in whom the list names now, and say when it cannot be read."""
+        clients = self._access.clients
+        if clients is None:
+            return
+        self._coordinator.allow(clients.look())
+        if clients.trouble != self._key_trouble:
+            self._key_trouble = clients.trouble
+            self._session.say(clients.trouble or "the list of keys can be read again")
 
     def _follow_learner(self) -> None:
         """Have the relay receive from where the learner is now."""

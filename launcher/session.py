@@ -23,7 +23,7 @@ from pdqn.specs import EnvironmentSpec
 _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
 _MOST_MESSAGES = 100
-_SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved"}
+_SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved", "unheard"}
 
 
 class Session:

@@ -56,6 +56,7 @@ class LearnerProcess:
         self._published_steps = 0
         self._published = time.monotonic()
         self._saves_asked = link.pulse.saves
+        self._unheard = ""
         self._next_link = 0.0
         self._publish()
 
@@ -102,7 +103,8 @@ class LearnerProcess:
         timeout = _WAIT_SECONDS if shards else 0.0
         sample = self._client.receive(timeout, self._learner.learner_steps)
         self._link.telemetry.count("wait_seconds", time.monotonic() - started)
-        self._link.telemetry.activity = "" if sample is not None else "waits for batches"
+        waits = self._client.unheard or "waits for batches"
+        self._link.telemetry.activity = "" if sample is not None else waits
         if sample is not None:
             self._stager.put(sample)
 
@@ -141,6 +143,9 @@ class LearnerProcess:
     def _report_client(self) -> None:
         telemetry, client = self._link.telemetry, self._client
         telemetry.gauge("shared_memory", client.shared_memory)
+        if client.unheard != self._unheard:
+            self._unheard = client.unheard
+            telemetry.note("unheard", self._unheard or "all replays answer")
         for name, value in self._gpu.read().items():
             telemetry.gauge(name, value)
         telemetry.counters["answers_rejected"] = client.rejected

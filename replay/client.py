@@ -10,6 +10,12 @@ are asked for again: at once when the shard is not among those alive any more, a
 the shard, asked for its state, does not know of the request. Whoever got the first request may
 still live and write into the memory that it was given, late. So that this is never memory of
 another batch, the client makes new memory for all its slots then, and takes its batches there.
+
+**Silence.** A shard answers at once when it is asked for its state, whatever its rows wait for.
+One that does not for long, while others do, may live where this client cannot reach it: the
+others give its rows, the ledger does without it, and it is asked anew until it answers. Where
+nobody answers it may be this host's own line that is cut. There is nobody to go on with, then, and
+all are waited for.
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ from numpy.typing import NDArray
 
 from pdqn import transport, wire
 from pdqn.config import Config
+from pdqn.listening import Listening
 from pdqn.specs import EnvironmentSpec
 from replay.limiter import make_limiter
 from replay.samples import (
@@ -50,6 +57,9 @@ _STATE_SECONDS = 0.05
 _TRY_AGAIN_SECONDS = 1.0
 _ONLY_SHARD_STATE_SECONDS = 1.0
 _STATE_PATIENCE_SECONDS = 1.0
+# Silence that is too long; and as answers go over one connection, what they take on a slow line.
+_SILENCE_SECONDS = 10.0
+_SLOWEST_BYTES_PER_SECOND = 2e6
 _MOST_ANSWERS_PER_TURN = 256
 _MOST_UPDATES_WAITING = 256
 _log = logging.getLogger("learner")
@@ -76,6 +86,23 @@ class _Slot:
 
 
 @dataclass(eq=False)
+class _Silence:
+    """Of a shard that was asked for its state and has answered nothing since.
+
+    Attributes:
+        listened: seconds that the client had listened for when it began.
+        answered: seconds in which anybody had answered by then.
+        said: it is in the log.
+        given_up: the others give the shard's rows until it answers.
+    """
+
+    listened: float
+    answered: float
+    said: bool = False
+    given_up: bool = False
+
+
+@dataclass(eq=False)
 class _Shard:
     """A connection to a shard.
 
@@ -86,6 +113,7 @@ class _Shard:
         updates: bytes of keys and of priorities that wait for a request to go with.
         asked: monotonic time of the last request.
         state_asked: of the last one for the state alone that is unanswered; None for none.
+        silence: since the first one after which nothing was heard, over earlier connections, too.
         alive: the connection is still the one in use.
         attaches: as far as known, the shard can attach the client's memory.
     """
@@ -99,6 +127,7 @@ class _Shard:
     updates: deque[tuple[bytes, bytes]] = field(default_factory=deque)
     asked: float = -1e9
     state_asked: float | None = None
+    silence: _Silence | None = None
     alive: bool = True
     attaches: bool = True
 
@@ -166,6 +195,9 @@ class SampleClient:
         self._slots = self._new_slots()
         self._shards: dict[int, _Shard] = {}
         self._poller = zmq.Poller()
+        self._listening = Listening(_SILENCE_SECONDS)
+        # Goes on with answers only: by it nobody is silent when nobody is heard.
+        self._answering = Listening(_SILENCE_SECONDS)
         self._requests = 0
         self._learner_steps = 0
         self._asked: list[_Batch] = []
@@ -179,6 +211,14 @@ class SampleClient:
         """Whether all batches come through shared memory, as far as known."""
         shards = self._shards.values()
         return self._slots.shared is not None and all(shard.attaches for shard in shards)
+
+    @property
+    def unheard(self) -> str:
+        """Which shards have not answered for long, in words; empty if none."""
+        silent = [str(s.index) for s in self._shards.values() if s.silence and s.silence.said]
+        if len(silent) < 2:
+            return f"replay {silent[0]} does not answer" if silent else ""
+        return f"replays {', '.join(sorted(silent, key=int))} do not answer"
 
     def connect(self, shards: Mapping[int, str]) -> None:
         """Ask these shards from now on, by index; call it whenever they may have changed.
@@ -277,8 +317,13 @@ class SampleClient:
         """Connect anew to shards that did not let this client in: they may not know it yet."""
         for shard in list(self._shards.values()):
             if now - shard.opened >= _TRY_AGAIN_SECONDS and shard.refusals.reason():
-                self._drop(shard)
-                self._add(shard.index, shard.address)
+                self._reconnect(shard)
+
+    def _reconnect(self, shard: _Shard) -> None:
+        """Connect anew, as to a shard that was never heard."""
+        self._drop(shard)
+        self._add(shard.index, shard.address)
+        self._shards[shard.index].silence = shard.silence
 
     def _drop(self, shard: _Shard) -> None:
         self._disconnect(shard)
@@ -348,6 +393,8 @@ class SampleClient:
             if shard.state_asked is None or now - shard.state_asked > _STATE_PATIENCE_SECONDS:
                 shard.state_asked = now
                 self._send(shard, None)
+                if shard.silence is None:
+                    shard.silence = _Silence(self._listening.seconds, self._answering.seconds)
 
     def _send(self, shard: _Shard, part: _Part | None) -> int:
         """Send a request for rows, or for the state alone; its number."""
@@ -392,8 +439,11 @@ class SampleClient:
             for _ in range(_MOST_ANSWERS_PER_TURN):
                 if not self._hear_from(shard):
                     break
+        self._listening.turn()
+        self._notice_silence()
         if self._ledger is not None:
-            self._ledger.begin(self._shards)
+            shards = self._shards.values()
+            self._ledger.begin([s.index for s in shards if not s.silence or not s.silence.given_up])
 
     def _hear_from(self, shard: _Shard) -> bool:
         """Take in an answer; whether there was one."""
@@ -414,6 +464,7 @@ class SampleClient:
             if self.rejected == 1:
                 _log.warning("rejected an answer of replay %d: %s", shard.index, error)
             return True
+        self._note_heard(shard)
         if self._ledger is not None:
             self._ledger.hear(shard.index, answer.state)
         if answer.rows:
@@ -469,6 +520,41 @@ class SampleClient:
             part.shard.attaches = False
             index = part.shard.index
             self._say_why(f"replay {index} cannot use this learner's memory: it {why}")
+
+    # ---- silence ----
+
+    def _note_heard(self, shard: _Shard) -> None:
+        self._answering.turn()
+        silence, shard.silence = shard.silence, None
+        if silence is not None and silence.said:
+            _log.info("replay %d answers now", shard.index)
+
+    def _notice_silence(self) -> None:
+        """Do without shards that have not answered for long while others did."""
+        silences = [(shard, shard.silence) for shard in self._shards.values() if shard.silence]
+        patience = self._patience_seconds
+        for shard, silence in silences:
+            if not silence.given_up and self._answering.seconds - silence.answered > patience:
+                silence.given_up = True
+                self._say_silent(shard, silence, "the others give its rows until it does")
+                self._reconnect(shard)
+        if len(silences) < len(self._shards):
+            return
+        if all(self._listening.seconds - s.listened > patience for _, s in silences):
+            for shard, silence in silences:
+                self._say_silent(shard, silence, "it is waited for")
+
+    @property
+    def _patience_seconds(self) -> float:
+        """Silence that is too long now: what a shard says comes after rows that it sent before."""
+        bytes_asked = len(self._asked) * self._part_layout(self._batch_size).nbytes
+        return _SILENCE_SECONDS + bytes_asked / _SLOWEST_BYTES_PER_SECOND
+
+    def _say_silent(self, shard: _Shard, silence: _Silence, what_follows: str) -> None:
+        if not silence.said:
+            silence.said = True
+            address = transport.split(shard.address)[0]
+            _log.warning("replay %d does not answer at %s: %s", shard.index, address, what_follows)
 
     # ---- what got lost ----
 

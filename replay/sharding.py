@@ -18,6 +18,10 @@ lost leaves its counts in the ledger, and one that starts is told of them, so th
 anything due again. What it held is lost, however: when those that live have not inserted min_size
 between them, samples may be due that nobody can give. So nothing is due then, and min_size is
 gathered again, as at the start.
+
+**Out of reach.** A shard may live, and take what actors send, where its client does not hear it.
+The ledger does without it: it is lost, with its incarnation still to come back. Nobody tells it
+of the others meanwhile, so its limiter holds its actors up once it has taken what may be due.
 """
 
 from __future__ import annotations
@@ -133,7 +137,8 @@ class Ledger:
     """What all shards have done, as their client hears it from each.
 
     A client that comes into a running run begins with what the shards were told by the one before
-    it. It needs a word from every shard that is there for that, and holds back until then.
+    it. It needs a word from every shard that is there for that, and holds back until then; but
+    for those that do not answer it, which come in later.
 
     Args:
         limiter: a new one; it counts for the whole run.
@@ -164,11 +169,11 @@ class Ledger:
             self._count(shard, state)
 
     def lose(self, shard: int) -> None:
-        """The shard is gone, or is to be heard of anew; what it did remains counted."""
+        """The shard is gone, out of reach, or to be heard of anew; what it did remains counted."""
         self._states.pop(shard, None)
 
     def begin(self, shards: Collection[int]) -> None:
-        """Begin to count once all of these shards, which are those alive, have reported."""
+        """Begin to count once all of these shards, those alive that can be heard, have reported."""
         if self._begun or not shards or any(shard not in self._states for shard in shards):
             return
         self._begun = True
@@ -178,10 +183,7 @@ class Ledger:
             (shard, state.incarnation): (state.inserted, state.sampled)
             for shard, state in self._states.items()
         }
-        # What nobody was told of yet; everything, where there was no client before.
-        inserted, sampled = (sum(counts) for counts in zip(*self._counted.values(), strict=True))
-        self.limiter.inserted(max(0, inserted - told.num_inserted))
-        self.limiter.sampled(max(0, sampled - told.num_sampled))
+        self._count_untold()
 
     def tally(self, shard: int) -> Tally | None:
         """What to tell a shard; None before there is anything to say."""
@@ -211,12 +213,29 @@ class Ledger:
             balance = -short * limiter.target
             limiter.follow(limiter.num_inserted, limiter.num_sampled, balance)
 
+    def _count_untold(self) -> None:
+        """Count what nobody was told of yet; everything, where there was no client before."""
+        inserted, sampled = (sum(counts) for counts in zip(*self._counted.values(), strict=True))
+        self.limiter.inserted(max(0, inserted - self.limiter.num_inserted))
+        self.limiter.sampled(max(0, sampled - self.limiter.num_sampled))
+
     def _count(self, shard: int, state: ShardState) -> None:
         key = (shard, state.incarnation)
+        if key not in self._counted and _was_told(state):
+            # By the client before, which told the others of it: so the ledger began with its
+            # counts. All but what it has done since, which its limiter kept small.
+            self._counted[key] = state.inserted, state.sampled
+            self._count_untold()
+            return
         inserted, sampled = self._counted.get(key, (0, 0))
         self.limiter.inserted(max(0, state.inserted - inserted))
         self.limiter.sampled(max(0, state.sampled - sampled))
         self._counted[key] = max(state.inserted, inserted), max(state.sampled, sampled)
+
+
+def _was_told(state: ShardState) -> bool:
+    """Whether a shard knows of others."""
+    return (state.num_inserted, state.num_sampled) != (state.inserted, state.sampled)
 
 
 def allocate(rows: int, totals: Mapping[int, float], u: float) -> dict[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zmq
 
-from pdqn import wire
+from pdqn import transport, wire
 from pdqn.config import Config, build
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay import shared_memory
@@ -459,6 +459,222 @@ def test_answers_that_were_not_asked_for_are_ignored(bench: Bench):
     shard.answer(request, 10)
     assert_rows(bench.sample(client), *range(10, 16))
     assert client.rejected == 0
+
+
+# ---- silence ----
+
+
+class Hours:
+    """The clock by which silence is measured; a test lets it go on.
+
+    Silence takes turns, so that what a client does in one can be answered before the next.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("pdqn.listening.monotonic", lambda: self.now)
+        monkeypatch.setattr("replay.client._STATE_SECONDS", 0.005)
+
+    def pass_by(
+        self, bench: Bench, client: SampleClient, seconds: int, *, states: tuple[Shard, ...] = ()
+    ) -> None:
+        """Let time pass in which these shards tell their state, as often as they are asked."""
+        for _ in range(seconds):
+            self.now += 1.0
+            for shard in states:
+                bench.until(lambda shard=shard: self._tells(shard, client))
+            client.receive(0.0, 0)
+
+    def _tells(self, shard: Shard, client: SampleClient) -> bool:
+        """Have a shard answer a request for its state, and the client hear it."""
+        before = len(shard.requests)
+        client.receive(0.001, 0)
+        rows = tuple(request.request for request in shard.take() if request.rows)
+        asked = [request for request in shard.requests[before:] if not request.rows]
+        for request in asked:
+            shard.answer(request, waiting=rows)
+        return bool(asked) and client.receive(0.001, 0) is None
+
+
+@pytest.fixture
+def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
+    return Hours(monkeypatch)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log has about shards that answer or do not, without addresses."""
+    found = [r.getMessage() for r in caplog.records if "answer" in r.getMessage()]
+    return [" ".join(w for w in text.split() if not w.startswith("tcp://")) for text in found]
+
+
+GIVEN_UP = "replay 1 does not answer at the others give its rows until it does"
+WAITED_FOR = "replay {} does not answer at it is waited for"
+
+
+def test_the_others_begin_without_a_shard_that_does_not_answer(
+    bench: Bench, hours: Hours, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    shards = [bench.shard(), bench.shard()]
+    client = bench.client(*shards)
+    hours.pass_by(bench, client, 9, states=(shards[0],))
+    assert not [request for request in shards[0].take() if request.rows]
+    assert (client.unheard, said(caplog)) == ("", [])
+    hours.pass_by(bench, client, 5, states=(shards[0],))
+    request = shards[0].rows_requests(2, client)[0]
+    assert (request.start, request.rows) == (0, BATCH)
+    shards[0].answer(request, 10)
+    assert_rows(bench.sample(client), *range(10, 16))
+    hours.pass_by(bench, client, 30, states=(shards[0],))
+    assert client.unheard == "replay 1 does not answer"
+    assert said(caplog) == [GIVEN_UP], "once"
+
+
+def test_a_shard_that_answers_again_gives_its_rows_again(
+    bench: Bench, hours: Hours, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    shards = [bench.shard(), bench.shard()]
+    client = bench.client(*shards)
+    hours.pass_by(bench, client, 14, states=(shards[0],))
+    asked = shards[0].rows_requests(2, client)
+    shards[1].total = 2.0
+    begin(bench, client, shards[1])
+    bench.until(lambda: client.receive(0.01, 0) is None and not client.unheard)
+    assert said(caplog) == [GIVEN_UP, "replay 1 answers now"]
+    shards[0].answer(asked[0], 10)
+    client.release(bench.sample(client), None)
+    request = shards[1].rows_requests(1, client)[0]
+    assert (request.start, request.rows) == (2, 4)
+    assert request.tally is not None
+    assert (request.tally.inserted, request.tally.inserted_elsewhere) == (100, 100)
+
+
+def test_rows_that_a_shard_does_not_give_are_asked_of_the_others(bench: Bench, hours: Hours):
+    shards = [bench.shard(), bench.shard()]
+    client = bench.client(*shards)
+    begin(bench, client, *shards)
+    kept, lost = (shard.rows_requests(2, client) for shard in shards)
+    shards[0].answer(kept[0], 10)
+    hours.pass_by(bench, client, 14, states=(shards[0],))
+    again = shards[0].rows_requests(4, client)[2:]
+    assert [(r.start, r.rows) for r in again] == [(3, 3)] * 2
+    assert {request.memory for request in lost}.isdisjoint({r.memory for r in again} - {None})
+    shards[0].answer(again[0], 20)
+    assert_rows(bench.sample(client), 10, 11, 12, 20, 21, 22)
+
+
+def test_a_shard_whose_rows_wait_is_not_silent(
+    bench: Bench, hours: Hours, caplog: pytest.LogCaptureFixture
+):
+    shards = [bench.shard(), bench.shard()]
+    client = bench.client(*shards)
+    begin(bench, client, *shards)
+    first, second = (shard.rows_requests(2, client)[0] for shard in shards)
+    shards[0].answer(first, 10)
+    hours.pass_by(bench, client, 30, states=(shards[0], shards[1]))
+    assert said(caplog) == []
+    shards[1].answer(second, 50)
+    assert_rows(bench.sample(client), 10, 11, 12, 50, 51, 52)
+
+
+def test_rows_on_their_way_over_a_slow_line_are_waited_for(
+    make_bench: Callable[[str], Bench],
+    hours: Hours,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    nbytes = PREFETCH * SampleLayout(SPEC, BATCH).nbytes
+    monkeypatch.setattr("replay.client._SLOWEST_BYTES_PER_SECOND", nbytes / 20)
+    bench = make_bench("socket")
+    shards = [bench.shard(), bench.shard()]
+    client = bench.client(*shards)
+    begin(bench, client, *shards)
+    for shard in shards:
+        shard.rows_requests(2, client)
+    hours.pass_by(bench, client, 29, states=(shards[0],))
+    assert said(caplog) == []
+    hours.pass_by(bench, client, 5, states=(shards[0],))
+    assert said(caplog) == [GIVEN_UP]
+
+
+def test_time_in_which_the_learner_was_stopped_is_no_silence(
+    bench: Bench, hours: Hours, caplog: pytest.LogCaptureFixture
+):
+    shards = [bench.shard(), bench.shard()]
+    client = bench.client(*shards)
+    begin(bench, client, *shards)
+    for shard in shards:
+        shard.rows_requests(2, client)
+    hours.pass_by(bench, client, 2, states=(shards[0],))
+    hours.now += 3600.0
+    hours.pass_by(bench, client, 3, states=(shards[0],))
+    assert said(caplog) == []
+
+
+def test_where_no_shard_answers_all_are_waited_for(
+    bench: Bench, hours: Hours, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    shards = [bench.shard(), bench.shard()]
+    client = bench.client(*shards)
+    begin(bench, client, *shards)
+    first, second = (shard.rows_requests(2, client)[0] for shard in shards)
+    bench.until(lambda: client.receive(0.01, 0) is None and not shards[1].take()[-1].rows)
+    hours.pass_by(bench, client, 30)
+    assert said(caplog) == [WAITED_FOR.format(0), WAITED_FOR.format(1)]
+    assert client.unheard == "replays 0, 1 do not answer"
+    # The line is mended, and one of them is heard before the other.
+    hours.pass_by(bench, client, 3, states=(shards[0],))
+    shards[0].answer(first, 10)
+    shards[1].answer(second, 50)
+    assert_rows(bench.sample(client), 10, 11, 12, 50, 51, 52)
+    assert said(caplog)[2:] == ["replay 0 answers now", "replay 1 answers now"]
+
+
+def test_the_only_shard_is_waited_for_and_that_is_said_once(
+    bench: Bench,
+    hours: Hours,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr("replay.client._ONLY_SHARD_STATE_SECONDS", 0.05)
+    caplog.set_level(logging.INFO)
+    shard = bench.shard()
+    client = bench.client(shard)
+    request = shard.rows_requests(2, client)[0]
+    bench.until(lambda: client.receive(0.01, 0) is None and not shard.take()[-1].rows)
+    hours.pass_by(bench, client, 9)
+    assert said(caplog) == []
+    hours.pass_by(bench, client, 30)
+    assert said(caplog) == [WAITED_FOR.format(0)]
+    assert client.unheard == "replay 0 does not answer"
+    shard.answer(request, 10)
+    assert_rows(bench.sample(client), *range(10, 16))
+    assert client.unheard == ""
+    assert said(caplog)[1:] == ["replay 0 answers now"]
+
+
+def test_a_shard_that_lets_this_client_in_at_no_time_is_silent(
+    bench: Bench,
+    hours: Hours,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    shards = [bench.shard(), bench.shard()]
+
+    class Refused(transport.Refusals):
+        def reason(self) -> str:
+            refuses = self._socket.getsockopt_string(zmq.LAST_ENDPOINT) == shards[1].address
+            return "is not let in" if refuses else ""
+
+    monkeypatch.setattr("pdqn.transport.Refusals", Refused)
+    monkeypatch.setattr("replay.client._TRY_AGAIN_SECONDS", 0.01)
+    client = bench.client(*shards)
+    hours.pass_by(bench, client, 14, states=(shards[0],))
+    assert said(caplog) == [GIVEN_UP]
+    shards[0].answer(shards[0].rows_requests(2, client)[0], 10)
+    assert_rows(bench.sample(client), *range(10, 16))
 
 
 # ---- answers that make no sense ----

@@ -145,6 +145,10 @@ def test_only_listed_keys_get_anything_or_change_anything_at_any_socket(
         for keys in (stranger, None):
             assert knock(keys).answered(QUIET_MILLISECONDS) == set()
 
+        allowed = tmp_path / "keys" / "allowed.toml"
+        for mode, said in ((0o664, "others can write to it"), (0o600, "can be read again")):
+            allowed.chmod(mode)
+            eventually(lambda said=said: said in run.stdout)
         revoke(tmp_path / "keys", "insider")
         eventually(lambda: "revoked" in (tmp_path / "run" / "events.jsonl").read_text())
         eventually(lambda: listed.drain() or not listed.answered(QUIET_MILLISECONDS), 20.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +63,95 @@ def test_a_run_sees_within_a_second_or_so_who_is_let_in(tmp_path: Path, eventual
     eventually(lambda: clients.look() == {head})
     (tmp_path / keys.ALLOWED).write_text(f'[keys]\none = "{one}"\n', encoding="utf-8")
     eventually(lambda: clients.look() == {head, one})
-    (tmp_path / keys.ALLOWED).chmod(0o666)
-    eventually(lambda: clients.look() == {head})  # what everybody can write is no list
+
+
+class Looks:
+    """A run that looks at its list of keys once a second, on a clock of its own."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        for clock in ("time.monotonic", "pdqn.listening.monotonic"):
+            monkeypatch.setattr(clock, lambda: self.now)
+        self.list = directory / keys.ALLOWED
+        self.clients = keys.AllowedClients(directory)
+        self.head = keys.read_head(directory).public
+        self.others = self.clients.clients - {self.head}
+
+    def __call__(self, seconds: float = 1.0) -> frozenset[str]:
+        """Who is let in after so many seconds more, without the run itself."""
+        self.now += seconds
+        return self.clients.look() - {self.head}
+
+
+@pytest.fixture
+def looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Looks:
+    keys.make_keys(tmp_path, ("one", "two"))
+    return Looks(tmp_path, monkeypatch)
+
+
+def is_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+# What happens to the list, and what is said of it.
+UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "others may write": (lambda path: path.chmod(0o664), "others can write to it"),
+    "half of it": (lambda path: path.write_text("[keys]\none = "), "Invalid value"),
+    "no table": (lambda path: path.write_text("keys = 1\n"), "not every value is a public key"),
+    "no file": (is_a_folder, "Is a directory"),
+    "gone": (lambda path: path.unlink(), "has no list of keys any more"),
+    "empty": (lambda path: path.write_text(""), "has no list of keys any more"),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_list_that_cannot_be_read_for_a_moment_puts_nobody_out(looks: Looks, what: str):
+    good = looks.list.read_text()
+    assert (looks(), looks.clients.trouble) == (looks.others, "")
+    spoil, why = UNREADABLE[what]
+    spoil(looks.list)
+    for _ in range(4):
+        assert looks() == looks.others
+    assert why in looks.clients.trouble
+    assert "who was let in before stays for 5 s" in looks.clients.trouble
+    looks.list.rmdir() if looks.list.is_dir() else looks.list.unlink(missing_ok=True)
+    looks.list.write_text(good)
+    assert (looks(), looks.clients.trouble) == (looks.others, "")
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_list_that_cannot_be_read_for_long_lets_in_the_run_alone(looks: Looks, what: str):
+    spoil, why = UNREADABLE[what]
+    spoil(looks.list)
+    for _ in range(6):
+        looks()
+    for _ in range(3):
+        assert looks() == frozenset()
+        assert why in looks.clients.trouble
+        assert "until it can be read no other host is let in" in looks.clients.trouble
+
+
+def test_time_in_which_the_launcher_was_stopped_puts_nobody_out(looks: Looks):
+    looks.list.write_text("")
+    assert looks() == looks.others
+    assert looks(3600.0) == looks.others
+
+
+def test_who_is_on_the_list_no_longer_is_out_at_the_next_look(looks: Looks):
+    keys.revoke(looks.list.parent, "one")
+    two = keys.read_key(looks.list.parent / "two.key").keys.public
+    assert looks() == {two}
+    looks.list.write_text("[keys]\n")
+    assert (looks(), looks.clients.trouble) == (frozenset(), "")
+
+
+def test_without_a_list_a_run_waits_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    keys.make_keys(tmp_path, ())
+    looks = Looks(tmp_path, monkeypatch)
+    assert (looks(), looks.clients.trouble) == (frozenset(), "")
+    keys.make_keys(tmp_path, ("one",))
+    assert looks() == {keys.read_key(tmp_path / "one.key").keys.public}
 
 
 def test_keys_of_one_run_on_a_cluster_leave_no_file(
@@ -131,6 +220,9 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path):
     assert "no key file" in refused(keys.read_key, two)
     (tmp_path / keys.ALLOWED).write_text('[keys]\none = "short"\n')
     assert "not every value is a public key" in refused(keys.read_allowed, tmp_path)
+    for text in ("keys = 1", 'keys = ["x"]', "[keys]\none = 1"):
+        (tmp_path / keys.ALLOWED).write_text(text)
+        assert "not every value is a public key" in refused(keys.read_allowed, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["head", "", "../one", "a b", "-x", "x" * 65])
@@ -143,6 +235,128 @@ def test_a_name_that_is_taken_and_one_that_is_not_there(tmp_path: Path):
     keys.make_keys(tmp_path, ("one",))
     assert "exists; revoke it first" in refused(keys.make_keys, tmp_path, ("one",))
     assert "has no key 'two'; it has one" in refused(keys.revoke, tmp_path, "two")
+
+
+def test_a_name_that_is_given_twice_is_made_once(tmp_path: Path):
+    made = keys.make_keys(tmp_path, ("one", "one"))
+    assert [path.name for path in made] == ["head.key", "one.key"]
+
+
+def test_a_host_whose_file_has_been_moved_away_keeps_its_key_until_it_is_revoked(tmp_path: Path):
+    keys.make_keys(tmp_path, ("one",))
+    path, before = tmp_path / "one.key", keys.read_allowed(tmp_path)
+    path.rename(tmp_path / "moved")
+    assert refused(keys.make_keys, tmp_path, ("two", "one")) == (
+        f"{path} is not here any more, but whoever has it is let in; "
+        "revoke it first, with --revoke one"
+    )
+    assert keys.read_allowed(tmp_path) == before, "nor is the other one made"
+    keys.revoke(tmp_path, "one")
+    keys.make_keys(tmp_path, ("one",))
+    assert keys.read_allowed(tmp_path) == {"one": keys.read_key(path).keys.public}
+    assert keys.read_allowed(tmp_path) != before
+
+
+class Interruption(BaseException):
+    """As Ctrl-C raises it."""
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], int], bool]:
+    """``interrupt(call, step)`` interrupts before a change of the directory, from 0 on."""
+
+    def interrupted(call: Callable[[], object], step: int) -> bool:
+        """Whether it came so far."""
+        left = step
+
+        def counted(change: Callable[..., object]) -> Callable[..., object]:
+            def changing(*arguments: object, **options: object) -> object:
+                nonlocal left
+                left -= 1
+                if left == -1:
+                    raise Interruption
+                return change(*arguments, **options)
+
+            return changing
+
+        with monkeypatch.context() as patch:
+            for name in ("open", "fdopen", "link", "unlink", "replace"):
+                patch.setattr(f"os.{name}", counted(getattr(os, name)))
+            try:
+                call()
+            except Interruption:
+                return True
+        return False
+
+    return interrupted
+
+
+def test_what_was_interrupted_anywhere_is_finished_by_a_call_for_what_is_missing(
+    tmp_path: Path, interrupt: Callable[..., bool]
+):
+    step, was_interrupted = 0, True
+    while was_interrupted:
+        directory = tmp_path / f"made {step}"
+        was_interrupted = interrupt(lambda d=directory: keys.make_keys(d, ("one", "two")), step)
+        names = [n for n in ("one", "two") if not (directory / f"{n}.key").exists()]
+        keys.make_keys(directory, tuple(names))
+        listed = {n: keys.read_key(directory / f"{n}.key").keys.public for n in ("one", "two")}
+        assert keys.read_allowed(directory) == listed, f"after step {step}"
+        assert keys.read_key(directory / "one.key").head == keys.read_head(directory).public
+        step += 1
+    assert step > 10
+
+
+def test_a_revocation_that_was_interrupted_is_finished_by_the_same_call(
+    tmp_path: Path, interrupt: Callable[..., bool]
+):
+    step, was_interrupted = 0, True
+    while was_interrupted:
+        directory = tmp_path / f"made {step}"
+        keys.make_keys(directory, ("one",))
+        was_interrupted = interrupt(lambda d=directory: keys.revoke(d, "one"), step)
+        if was_interrupted:
+            keys.revoke(directory, "one")
+        assert keys.read_allowed(directory) == {}, f"after step {step}"
+        assert not (directory / "one.key").exists()
+        step += 1
+    assert step > 3
+
+
+def test_a_key_whose_revocation_was_interrupted_is_not_let_in_by_a_new_file(
+    tmp_path: Path, interrupt: Callable[..., bool]
+):
+    keys.make_keys(tmp_path, ("one",))
+    path, revoked = tmp_path / "one.key", keys.read_key(tmp_path / "one.key")
+    step = 0
+    while keys.read_allowed(tmp_path):
+        assert interrupt(lambda: keys.revoke(tmp_path, "one"), step)
+        step += 1
+    assert path.exists(), "it has been revoked, and its file is still to be removed"
+    keys.make_keys(tmp_path, ("one",))
+    assert keys.read_allowed(tmp_path) == {"one": keys.read_key(path).keys.public}
+    assert keys.read_key(path).keys != revoked.keys
+
+
+def test_a_key_file_of_which_nothing_was_written_is_made(tmp_path: Path):
+    keys.make_keys(tmp_path, ())
+    (tmp_path / "one.key").touch(0o600)
+    keys.make_keys(tmp_path, ("one",))
+    assert keys.read_allowed(tmp_path) == {"one": keys.read_key(tmp_path / "one.key").keys.public}
+
+
+def test_a_key_file_that_is_not_this_runs_is_neither_overwritten_nor_removed(tmp_path: Path):
+    keys.make_keys(tmp_path / "keys", ())
+    keys.make_keys(tmp_path / "other", ("theirs",))
+    (tmp_path / "other" / "theirs.key").rename(tmp_path / "keys" / "theirs.key")
+    (tmp_path / "keys" / "web.key").write_text("-----BEGIN PRIVATE KEY-----\n")
+    for name in ("theirs", "web"):
+        path = tmp_path / "keys" / f"{name}.key"
+        assert refused(keys.make_keys, tmp_path / "keys", (name,)) == (
+            f"{path} exists, and is no key file of this run; move it away"
+        )
+        assert f"has no key '{name}'" in refused(keys.revoke, tmp_path / "keys", name)
+        assert path.exists()
 
 
 def test_the_command_tells_what_it_made(pdqn_command: StartCommand, tmp_path: Path):

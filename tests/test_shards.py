@@ -158,6 +158,26 @@ class TestLedger:
         ledger.hear(1, state_of(12))
         assert ledger.limiter.num_inserted == 22
 
+    def test_a_shard_that_nobody_waited_for_is_counted_from_when_it_is_heard(self):
+        ledger = self.ledger(state_of(10))
+        ledger.hear(1, state_of(6, 2))
+        assert ledger.tally(1) == Tally(6, 2, 10, 0, balance=16 - 8 - 2)
+        assert ledger.totals == {0: 10.0, 1: 6.0}
+
+    def test_what_a_shard_did_that_was_told_before_and_is_heard_late_is_not_counted_twice(self):
+        # The client before had counted the 60 of shard 1, which has inserted 2 more since.
+        told = {"num_inserted": 100, "num_sampled": 90, "balance": 2.0}
+        ledger = self.ledger(state_of(40, 70, **told))
+        ledger.hear(1, state_of(62, 20, **told))
+        assert ledger.tally(1) == Tally(62, 20, 40, 70, balance=2.0 + 2)
+        ledger.hear(1, state_of(63, 20, **told))
+        assert ledger.tally(0) == Tally(40, 70, 63, 20, balance=5.0)
+
+    def test_a_new_shard_is_counted_whatever_was_told_of_those_that_are_gone(self):
+        ledger = self.ledger(state_of(10, 5, num_inserted=120, num_sampled=100, balance=12.0))
+        ledger.hear(1, state_of(6, 2, incarnation=1))
+        assert ledger.tally(1) == Tally(6, 2, 120, 100, balance=12.0 + 6 - 2)
+
     def test_a_new_client_begins_with_what_the_shards_were_told_before(self):
         # 100 more were inserted, and 90 sampled, by a shard that is gone.
         told = state_of(10, 5, num_inserted=120, num_sampled=100, balance=12.0)
@@ -237,6 +257,7 @@ class World:
         self.scales = [rng.choice([1e-6, 1.0, 1000.0]) for _ in range(self.shards_wanted)]
         self.incarnations = Counter[int]()
         self.shards: dict[int, SimulatedShard] = {}
+        self.cut: set[int] = set()  # those that live where the client does not hear them
         self.moves = self.batches_done = self.numbers = 0
         for shard in range(self.shards_wanted):
             self.start(shard)
@@ -255,11 +276,31 @@ class World:
 
     def kill(self, shard: int) -> None:
         if self.shards.pop(shard, None) is not None:
-            self.ledger.lose(shard)
-            self.state_asked.discard(shard)
-            for number in [n for n, (s, _, _) in self.outstanding.items() if s == shard]:
-                _, rows, batch = self.outstanding.pop(number)
-                self.unasked.append((rows, batch))
+            self.lose(shard)
+            self.cut.discard(shard)
+
+    def lose(self, shard: int) -> None:
+        self.ledger.lose(shard)
+        self.state_asked.discard(shard)
+        for number in [n for n, (s, _, _) in self.outstanding.items() if s == shard]:
+            _, rows, batch = self.outstanding.pop(number)
+            self.unasked.append((rows, batch))
+
+    def cut_off(self, shard: int) -> None:
+        if shard in self.shards:
+            self.cut.add(shard)
+            self.lose(shard)
+            for queue in (self.shards[shard].inbox, self.shards[shard].outbox):
+                queue.clear()
+            # Nobody is there to be answered.
+            self.shards[shard].pending.clear()
+
+    def mend(self, shard: int) -> None:
+        self.cut.discard(shard)
+
+    @property
+    def heard(self) -> list[int]:
+        return [shard for shard in self.shards if shard not in self.cut]
 
     def new_client(self) -> None:
         self.ledger = Ledger(self.limiter())
@@ -321,7 +362,7 @@ class World:
             return
         number, rows, state = shard.outbox.popleft()
         self.ledger.hear(index, state)
-        self.ledger.begin(self.shards)
+        self.ledger.begin(self.heard)
         if not rows:
             self.state_asked.discard(index)
         elif number in self.outstanding:
@@ -345,7 +386,7 @@ class World:
                 self.outstanding[self.numbers] = (index, count, batch)
 
     def ask_state(self, index: int) -> None:
-        if index not in self.state_asked:
+        if index not in self.state_asked and index not in self.cut:
             self.state_asked.add(index)
             self.send(index, 0)
 
@@ -375,7 +416,7 @@ class World:
 
     def trouble(self) -> None:
         index = self.rng.randrange(self.shards_wanted)
-        happens = [self.start, self.start, self.kill]
+        happens = [self.start, self.start, self.kill, self.cut_off, self.mend]
         self.rng.choice(happens)(index)
         if self.rng.random() < 0.2:
             self.new_client()
@@ -404,9 +445,11 @@ def test_after_any_schedule_of_any_troubles_the_run_goes_on(seed: int, troubles:
         for _ in range(world.rng.randint(0, 400)):
             world.anything()
         world.trouble()
-    world.start(world.rng.randrange(world.shards_wanted))
-    if not any(world.has_actors(index) for index in world.shards):
-        world.actors[next(iter(world.shards))] += 1
+    reached = world.rng.randrange(world.shards_wanted)
+    world.start(reached)
+    world.mend(reached)
+    if not any(world.has_actors(index) for index in world.heard):
+        world.actors[reached] += 1
     done = world.batches_done
     idle = 0
     for _ in range(20_000):
@@ -744,8 +787,13 @@ def test_killing_a_shard_does_not_stop_the_run(make_run: Callable[..., Run], tra
     run.until(has_rows_of_the_new_one)
 
 
-def learn_without_looking(run: Run) -> None:
-    """A learner that looks for shards in no step, as one does whose batches are always there."""
+def learn_without_looking(run: Run, done: list[str]) -> None:
+    """A learner that looks for shards in no step, as one does whose batches are always there.
+
+    Args:
+        run: to take part in.
+        done: gets what it does, as far as that is noted.
+    """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         link = CoordinatorLink(context, run.coordinator.endpoint, "learner")
@@ -757,7 +805,16 @@ def learn_without_looking(run: Run) -> None:
             if sample is not None:
                 process._stager.put(sample)
 
+        def noted(name: str, what: Callable[[], Any]) -> Callable[[], Any]:
+            def do() -> Any:
+                done.append(name)
+                return what()
+
+            return do
+
         process._await_batch = take
+        process._publish = noted("publish", process._publish)
+        process._save = noted("save", process._save)
         process.learn()
         process.close()
         link.leave()
@@ -766,15 +823,16 @@ def learn_without_looking(run: Run) -> None:
 
 
 def test_a_learner_that_never_waits_for_batches_asks_a_shard_that_comes_later(
-    eventually: Eventually, tmp_path: Path
+    eventually: Eventually, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("replay.client.SampleClient.unheard", "replay 7 does not answer")
     learner = {"device": "cpu", "precision": "float32", "learning_rate": 1e-3, "threads": 1}
     changes = {"learner": learner, "network": {"hidden": 8, "layers": 1}}
     (tmp_path / RUN_ID).write_text(RUN, encoding="utf-8")  # where it saves
     run = Run(eventually, tmp_path, build(("test", config_of(2).to_map()), ("learner", changes)))
     try:
         with ThreadPoolExecutor(1) as pool:
-            learning = pool.submit(learn_without_looking, run)
+            learning = pool.submit(learn_without_looking, run, done := [])
             for shard in range(2):
                 run.start_process(shard)
                 run.until(lambda shard=shard: shard in run.served("samples"))
@@ -783,5 +841,9 @@ def test_a_learner_that_never_waits_for_batches_asks_a_shard_that_comes_later(
             run.coordinator.command(["learner"], "stop")
             run.until(learning.done)
             learning.result()
+        # The last parameters twice: at first there may be no room for them on a slow connection.
+        assert done[-3:] == ["publish", "save", "publish"]
+        told = [event.text for event in run.coordinator.events if event.kind == "unheard"]
+        assert told == ["replay 7 does not answer"]
     finally:
         run.close()
