@@ -175,6 +175,11 @@ def test_a_cluster_gets_a_key_in_a_directory_of_keys_and_keeps_it(tmp_path: Path
     first = on_cluster("127.0.0.1", keys=tmp_path / "keys")
     assert keys.read_key(tmp_path / "keys" / "dask.key") == keys.parse_key(first.key_text)
     assert on_cluster("127.0.0.1", keys=tmp_path / "keys").key_text == first.key_text
+    # A revocation that was interrupted has left the file.
+    allowed = tmp_path / "keys" / "allowed.toml"
+    allowed.write_text("[keys]\n")
+    anew = keys.parse_key(on_cluster("127.0.0.1", keys=tmp_path / "keys").key_text)
+    assert keys.read_allowed(tmp_path / "keys") == {"dask": anew.keys.public}
 
 
 def test_a_cluster_on_this_host_needs_no_keys(tmp_path: Path):
