@@ -25,7 +25,7 @@ class BestKeeper:
         """Go on from the file, if an earlier incarnation of this role has written one."""
         self._path, self._config, self._spec = path, config, spec
         known = load_model(path).score if path.is_file() else None
-        self.score = -math.inf if known is None else known
+        self.score = known if known is not None and math.isfinite(known) else -math.inf
 
     def offer(self, result: Mapping[str, Any], network: QNetwork, version: int) -> bool:
         """Keep the parameters if their evaluation is the best one; whether they were kept.
@@ -40,7 +40,9 @@ class BestKeeper:
         """
         headline = self._spec.headline_metric
         score = result["return_mean"] if headline is None else result["metrics"][headline]
-        if score <= self.score or not self._path.parent.is_dir():
+        # Nothing compares with NaN: once kept, whatever comes next would be taken for better.
+        better = math.isfinite(score) and score > self.score
+        if not better or not self._path.parent.is_dir():
             return False
         save_model(self._path, self._config, self._spec, network, version, score)
         self.score = score

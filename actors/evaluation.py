@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from actors.environments.factory import VectorEnvironment
 from pdqn.config import MAX_EPISODE_STEPS
-from pdqn.errors import RunError
+from pdqn.errors import RunError, UsageError
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 from pdqn.stacking import FrameStacker
 
@@ -58,11 +59,13 @@ def play(
         max_episode_steps: an episode is cut after so many, and counts as far as it went.
 
     Raises:
-        RunError: no episode could be played, or an environment failed for several seeds in a row.
+        RunError: no episode has a score, an environment failed for several seeds in a row, or
+            none could be made or begun, which another time it may be.
     """
     parts: list[Scores] = []
     width = min(_MOST_ENVIRONMENTS, len(seeds))
-    env = VectorEnvironment(spec, env_args, width, failures_allowed=_FAILURES_ALLOWED)
+    with _in_one_line(f"environment {spec.id} cannot be made"):
+        env = VectorEnvironment(spec, env_args, width, failures_allowed=_FAILURES_ALLOWED)
     try:
         for start in range(0, len(seeds), width):
             # The last batch is filled up with seeds whose episodes are not counted.
@@ -80,8 +83,36 @@ def play(
         headline=np.concatenate([part.headline for part in parts])[:n],
     )
     if np.isnan(scored(scores, spec)).all():
-        raise RunError(f"none of {n} held-out episodes of {spec.id} could be played to its end")
+        raise RunError(
+            f"none of {n} held-out episodes of {spec.id} could be played to its end "
+            "with a score that is finite"
+        )
     return scores
+
+
+def baseline_scores(
+    spec: EnvironmentSpec, env_args: Mapping[str, Any], seeds: Sequence[int]
+) -> dict[str, NDArray[np.float64]]:
+    """Scores of the environment's own baselines on these seeds, by name; empty without any.
+
+    Raises:
+        RunError: the environment cannot be made, or its baselines fail.
+    """
+    what = f"the baselines of environment {spec.id} cannot be played"
+    with _in_one_line(what), closing(VectorEnvironment(spec, env_args, 1)) as env:
+        return env.baselines(seeds)
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Whatever an environment raises, as an error that a run survives: the cause may pass."""
+    try:
+        yield
+    except (RunError, UsageError):
+        raise
+    except Exception as error:
+        cause = (str(error).strip().splitlines() or ["it says nothing"])[0]
+        raise RunError(f"{what}: {type(error).__name__}: {cause}") from error
 
 
 def _play_batch(
@@ -96,7 +127,9 @@ def _play_batch(
     headline = np.full(env.num_envs, np.nan)
     stacker = FrameStacker(env.spec, env.num_envs)
     failures = env.failures_each
-    observation = stacker.reset(env.reset(seeds))
+    with _in_one_line(f"environment {env.spec.id} cannot be reset"):
+        first = env.reset(seeds)
+    observation = stacker.reset(first)
     # Where a reset failed, another seed's episode has begun.
     playing = env.failures_each == failures
     returns[~playing] = np.nan
@@ -116,8 +149,12 @@ def _play_batch(
 
 
 def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
-    """What episodes are compared by, float64[episodes]: the headline metric, or the return."""
-    return scores.returns if spec.headline_metric is None else scores.headline
+    """What episodes are compared by, float64[episodes]: the headline metric, or the return.
+
+    NaN where an episode has no score: where either of them is not finite.
+    """
+    values = scores.returns if spec.headline_metric is None else scores.headline
+    return np.where(np.isfinite(values) & np.isfinite(scores.returns), values, np.nan)
 
 
 def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
@@ -146,7 +183,7 @@ def describe(
     Episodes without a score are left out, of the policy and of the baselines alike.
 
     Args:
-        scores: of the policy; at least one episode has a score.
+        scores: of the policy.
         spec: the environment.
         baselines: headline metric (or return, without one) of each baseline on the same seeds,
             float64[episodes].
@@ -155,11 +192,19 @@ def describe(
         episodes, dropped, return_mean, return_error, length_mean, metrics {name: mean},
         errors {name: standard error}, baselines {name: mean}, baseline_errors, and differences
         {name: [mean, standard error]} of the policy minus each baseline, paired by seed.
+
+    Raises:
+        RunError: there is nothing to average.
     """
     compared = scored(scores, spec)
     kept = np.isfinite(compared)
     for values in baselines.values():
         kept &= np.isfinite(values)
+    if not kept.any():
+        raise RunError(
+            f"none of {len(kept)} held-out episodes of {spec.id} has a score of the policy and of "
+            "every baseline"
+        )
     scores = Scores(scores.returns[kept], scores.lengths[kept], scores.headline[kept])
     compared, baselines = compared[kept], {name: v[kept] for name, v in baselines.items()}
     result: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -14,8 +15,7 @@ import zmq
 from numpy.typing import NDArray
 
 from actors.best import BestKeeper, not_kept
-from actors.environments.factory import VectorEnvironment
-from actors.evaluation import describe, play
+from actors.evaluation import baseline_scores, describe, play
 from actors.follower import ParameterFollower
 from pdqn import seeds
 from pdqn.config import resolved
@@ -28,6 +28,7 @@ from pdqn.policy import greedy
 from pdqn.transport import Network
 
 _WAIT_SECONDS = 0.1
+_log = logging.getLogger("evaluator")
 
 
 class Evaluator:
@@ -78,21 +79,19 @@ class Evaluator:
 
     def _evaluate(self, version: int) -> None:
         self._link.telemetry.activity = f"evaluates the policy of step {version}"
-        if self._baselines is None:
-            self._baselines = self._compute_baselines()
-        env_args = self._welcome.config.evaluation_env_args
-        scores = play(
-            lambda observation: greedy(self._network, observation),
-            self._welcome.spec,
-            env_args,
-            self._seeds,
-            self._interrupted,
-            self._welcome.config.evaluation.max_episode_steps,
-        )
-        if scores is None:
+        try:
+            result = self._play()
+        except RunError as error:
+            # Another policy may have a score, and another time an environment that fails now may
+            # work. The same policy is not tried again: it could be the last one, for ever.
+            self._evaluated = version
+            _log.exception("the policy of step %d has no score", version)
+            first_line = str(error).partition("\n")[0]
+            self._link.telemetry.note("evaluation", f"step {version} has no score: {first_line}")
+            return
+        if result is None:
             return
         self._evaluated = version
-        result = describe(scores, self._welcome.spec, self._baselines)
         if result["dropped"]:
             text = f"{result['dropped']} of {len(self._seeds)} held-out episodes have no score"
             self._link.telemetry.note("evaluation", text)
@@ -102,6 +101,21 @@ class Evaluator:
         self._link.telemetry.evaluation({"parameter_version": version, **result})
         self._link.report()
 
+    def _play(self) -> dict[str, Any] | None:
+        """Play the present policy beside the baselines; None when interrupted."""
+        spec, config = self._welcome.spec, self._welcome.config
+        if self._baselines is None:
+            self._baselines = baseline_scores(spec, config.evaluation_env_args, self._seeds)
+        scores = play(
+            lambda observation: greedy(self._network, observation),
+            spec,
+            config.evaluation_env_args,
+            self._seeds,
+            self._interrupted,
+            config.evaluation.max_episode_steps,
+        )
+        return None if scores is None else describe(scores, spec, self._baselines)
+
     def _keep_best(self, result: Mapping[str, Any], version: int) -> None:
         """Save the best parameters, and bring them to the run's host if that is another one."""
         try:
@@ -109,13 +123,6 @@ class Evaluator:
                 self._files.push(BEST_MODEL)
         except (OSError, RunError) as error:
             self._link.telemetry.note("checkpoint", not_kept(error))
-
-    def _compute_baselines(self) -> dict[str, NDArray[np.float64]]:
-        env = VectorEnvironment(self._welcome.spec, self._welcome.config.evaluation_env_args, 1)
-        try:
-            return env.baselines(self._seeds)
-        finally:
-            env.close()
 
     def _interrupted(self) -> bool:
         """Keep the line alive between steps; a newer evaluation is wanted when finishing."""

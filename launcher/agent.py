@@ -192,7 +192,8 @@ class _Agent:
         for pid in self._link.pulse.condemned:
             if self._supervisor.kill_process(pid):
                 self._say(f"process {pid} hangs, and is ended")
-            else:  # that has been told, but may have got lost
+            elif self._link.silent_seconds < _HEARD_SECONDS:
+                # That has been told, but may have got lost.
                 self._link.tell("ended", {"pid": pid})
         silent = self._link.silent_seconds
         for ended in self._supervisor.check(may_start=silent < _HEARD_SECONDS):

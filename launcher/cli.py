@@ -96,6 +96,8 @@ class KeyValue(click.ParamType[tuple[str, Any]]):
         key, equals, text = str(value).partition("=")
         if not equals or not key.strip():
             self.fail(f"{value!r}; expected KEY=VALUE", param, ctx)
+        if text.strip() == "None":
+            self.fail(f"{value!r}; no setting can be None: leave it away", param, ctx)
         return key.strip(), configuration.parse_value(text.strip())
 
 

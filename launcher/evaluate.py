@@ -60,7 +60,7 @@ def evaluate(
     if film is not None:
         check_camera(model)
     # The best parameters of many evaluations are better on their seeds than on others.
-    held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNUSED)
+    held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
     playing = partial(
         play,
         spec=model.spec,

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from learner.checkpoint import checkpoints, prune
-from pdqn.files import PIECE_BYTES
+from pdqn.files import CHECKPOINT_NAME, PIECE_BYTES
 from pdqn.model import BEST_MODEL, FINAL_MODEL
 from pdqn.wire import WireError
 
-_CHECKPOINT = re.compile(r"checkpoints/step-\d{9,12}/learner\.pth")
 # Who may write what: nobody else's business is there to be done.
 _WRITABLE = {
-    "learner": re.compile(rf"{re.escape(FINAL_MODEL)}|{_CHECKPOINT.pattern}"),
+    "learner": re.compile(rf"{re.escape(FINAL_MODEL)}|{CHECKPOINT_NAME.pattern}"),
     "evaluator": re.compile(re.escape(BEST_MODEL)),
 }
 _MOST_BYTES = 1 << 33
@@ -54,7 +53,7 @@ class FileStore:
             self._write(temporary, int(offset), data, last=last)
             if last:
                 temporary.replace(path)
-                if _CHECKPOINT.fullmatch(name):
+                if CHECKPOINT_NAME.fullmatch(name):
                     prune(self._run_dir, self._keep)
         except OSError as error:
             return {**answer, "error": f"{error.filename or path}: {error.strerror}"}

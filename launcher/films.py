@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,11 @@ class _Rendered:
             ended = terminated or truncated
 
     def _picture(self) -> Picture:
-        picture = self._env.render()
-        if not isinstance(picture, np.ndarray):
-            raise UsageError(_no_pictures(self._policy.model))
-        return picture
+        rendered = self._env.render()
+        try:
+            return _as_picture(rendered)
+        except ValueError as error:
+            raise UsageError(_no_pictures(self._policy.model, error)) from error
 
     def close(self) -> None:
         self._env.close()
@@ -146,17 +147,50 @@ class _Seen:
 def _camera(model: Model) -> _Rendered | _Seen:
     """Who takes the pictures."""
     made = makers(model.spec.id, {**model.env_args, "render_mode": "rgb_array"})
-    if made.single is None:
-        error = "it comes in batches alone"
-    else:
-        try:
-            return _Rendered(made.single(), Policy(model))
-        except (TypeError, ValueError, KeyError) as refusal:
-            error = str(refusal)
+    policy = Policy(model)
+    try:
+        return _Rendered(_rendering(made.single), policy)
+    except Exception as error:  # noqa: BLE001 - environments raise anything
+        refusal = error
     seen = _image_field(model.spec)
     if seen is None:
-        raise UsageError(f"{_no_pictures(model)} ({error}), and no observation is an image")
+        told = _no_pictures(model, refusal)
+        raise UsageError(f"{told}, and no observation is an image") from refusal
     return _Seen(model, seen)
+
+
+def _rendering(make: Callable[[], Any] | None) -> Any:
+    """An environment of which a picture was taken: many say that they cannot only when asked."""
+    if make is None:
+        raise ValueError("it comes in batches alone")
+    env = make()
+    try:
+        env.reset(seed=seeds.held_out_seeds(1)[0])
+        _as_picture(env.render())
+    except BaseException:
+        env.close()
+        raise
+    return env
+
+
+def _as_picture(rendered: Any) -> Picture:
+    """What was rendered as uint8 [H, W, 3]: a copy, as an environment may reuse its canvas.
+
+    Raises:
+        ValueError: it is neither uint8 nor floats of 0..1, or neither gray, RGB nor RGBA.
+    """
+    if not isinstance(rendered, np.ndarray):
+        raise ValueError(f"render() gave {type(rendered).__name__}, not an array")
+    values = rendered[:, :, None] if rendered.ndim == 2 else rendered
+    shaped = values.ndim == 3 and values.shape[2] in (1, 3, 4) and values.size > 0
+    if shaped and values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1:
+        values = (values * 255).round().astype(np.uint8)
+    if not shaped or values.dtype != np.uint8:
+        raise ValueError(
+            f"render() gave {rendered.dtype} {list(rendered.shape)}; [H, W, 3] of uint8 or of "
+            "floats in 0..1 is needed"
+        )
+    return values.repeat(3, axis=2) if values.shape[2] == 1 else values[:, :, :3].copy()
 
 
 def _image_field(spec: EnvironmentSpec) -> str | None:
@@ -168,8 +202,9 @@ def _image_field(spec: EnvironmentSpec) -> str | None:
     return None
 
 
-def _no_pictures(model: Model) -> str:
-    return f"--video: {model.spec.id} does not render rgb_array"
+def _no_pictures(model: Model, error: Exception) -> str:
+    why = str(error).partition("\n")[0] or type(error).__name__
+    return f"--video: {model.spec.id} does not render rgb_array ({why})"
 
 
 # ---- files ----

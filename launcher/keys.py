@@ -11,16 +11,22 @@ Key files are secret: they are made for their owner alone, and refused when othe
 
 A key file is written as a *draft* first, then its key is listed, then the draft gets its name. So a
 file that is there is whole and is let in, but for one whose revocation was interrupted; and what
-making it left unfinished is told by its draft from a file that somebody has moved away.
+making it left unfinished is told by its draft from a file that somebody has moved away. A draft
+that was left is of use to nobody: the next call for its file writes it anew.
+
+Calls at the same time take turns, by a lock on ``.lock``: each knows what the one before listed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import re
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +37,14 @@ from pdqn.errors import UsageError
 from pdqn.listening import Listening
 from pdqn.transport import KeyPair
 
-HEAD, ALLOWED = "head.key", "allowed.toml"
+HEAD, ALLOWED, _LOCK = "head.key", "allowed.toml", ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
 _LOOK_SECONDS = 1.0
 # So long a list that cannot be read may be one that is just being written.
 _PATIENCE_SECONDS = 5.0
+# Other calls take milliseconds: who has the lock for longer hangs.
+_LOCK_TRIES, _LOCK_SECONDS = 250, 0.02
 
 
 @dataclass(frozen=True)
@@ -62,17 +70,17 @@ def make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
     Raises:
         UsageError: a name that is no name or is taken, or a directory that cannot be written to.
     """
-    made = []
-    try:
-        _check_names(directory, names)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (directory / HEAD).exists():
-            _write_head(directory)
-            made.append(directory / HEAD)
-        head = read_head(directory).public
-        made.extend(_make_key(directory, name, head) for name in dict.fromkeys(names))
-    except OSError as error:
-        raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
+    for name in names:
+        if not _is_name(name):
+            raise UsageError(f"{name!r} is no name for a key; expected letters, digits, - _ and .")
+    made, head = [], directory / HEAD
+    with _changing(directory, make=True):
+        _check_free(directory, names)
+        if not head.exists():
+            _write_draft(head, _secret_text({"name": "head", **_new_pair()}))
+            made.append(_draft(head).replace(head))
+        public = read_head(directory).public
+        made.extend(_make_key(directory, name, public) for name in dict.fromkeys(names))
     return made
 
 
@@ -82,8 +90,11 @@ def revoke(directory: Path, name: str) -> None:
     Raises:
         UsageError: there is no such key, or its file cannot be removed.
     """
-    allowed, path = read_allowed(directory), _key_path(directory, name)
-    try:
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: there is no such directory of keys")
+    path = _key_path(directory, name)
+    with _changing(directory):
+        allowed = read_allowed(directory)
         if allowed.pop(name, None) is not None:
             _allow(directory, allowed)
         elif not _is_name(name) or not _is_left_over(path):
@@ -91,8 +102,6 @@ def revoke(directory: Path, name: str) -> None:
             raise UsageError(f"{directory / ALLOWED} has no key {name!r}; it has {known}")
         for each in (_draft(path), path):
             each.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
 
 
 def read_head(directory: Path) -> KeyPair:
@@ -196,15 +205,46 @@ class AllowedClients:
             self.trouble = f"{why}; until it can be read no other host is let in"
 
 
-def _check_names(directory: Path, names: tuple[str, ...]) -> None:
+@contextmanager
+def _changing(directory: Path, *, make: bool = False) -> Iterator[None]:
+    """Change what the directory holds, while nobody else does.
+
+    Raises:
+        UsageError: somebody else has been at it for long, or it cannot be written to.
+    """
+    try:
+        if make:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Open to write, which NFS wants of a file that is to be locked.
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _take(lock, directory)
+            yield
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
+
+
+def _take(lock: int, directory: Path) -> None:
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_SECONDS)
+        except OSError:
+            return  # a file system without locks: two calls are then the person's affair
+        else:
+            return
+    raise UsageError(f"{directory}: another pdqn is changing the keys, and does not finish")
+
+
+def _check_free(directory: Path, names: tuple[str, ...]) -> None:
     """Check, before anything is made, that a key can be made for each name.
 
     Raises:
-        UsageError: a name that is no name, or is taken.
+        UsageError: a name that is taken.
     """
-    for name in names:
-        if not _is_name(name):
-            raise UsageError(f"{name!r} is no name for a key; expected letters, digits, - _ and .")
     allowed = read_allowed(directory)
     for name in names:
         path = _key_path(directory, name)
@@ -225,20 +265,9 @@ def _make_key(directory: Path, name: str, head: str) -> Path:
     path, allowed = _key_path(directory, name), read_allowed(directory)
     if name not in allowed:
         pair = _new_pair()
-        _write_secret(_draft(path), {"name": name, **pair, "head": head})
+        _write_draft(path, _secret_text({"name": name, **pair, "head": head}))
         _allow(directory, allowed | {name: pair["public"]})
-    _draft(path).replace(path)
-    return path
-
-
-def _write_head(directory: Path) -> None:
-    draft = directory / f".{HEAD}.{os.getpid()}"
-    _write_secret(draft, {"name": "head", **_new_pair()})
-    try:
-        # Unlike a renaming this never takes the place of a file that another call has made.
-        os.link(draft, directory / HEAD)
-    finally:
-        draft.unlink()
+    return _draft(path).replace(path)
 
 
 def _is_name(name: str) -> bool:
@@ -303,20 +332,20 @@ def _new_pair() -> dict[str, str]:
 
 
 def _allow(directory: Path, keys: dict[str, str]) -> None:
-    temporary = directory / f".{ALLOWED}.{os.getpid()}"
-    _write_own(temporary, tomli_w.dumps({"keys": keys}))
-    temporary.replace(directory / ALLOWED)
+    path = directory / ALLOWED
+    _write_draft(path, tomli_w.dumps({"keys": keys}))
+    _draft(path).replace(path)
 
 
-def _write_secret(path: Path, content: dict[str, str]) -> None:
-    text = f"# Secret: copy it to its host in a safe way only.\n{tomli_w.dumps(content)}"
-    _write_own(path, text)
+def _secret_text(content: dict[str, str]) -> str:
+    return f"# Secret: copy it to its host in a safe way only.\n{tomli_w.dumps(content)}"
 
 
-def _write_own(path: Path, text: str) -> None:
-    """Make a file that is its owner's from the first moment, in place of one left over."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+def _write_draft(path: Path, text: str) -> None:
+    """Make a draft that is its owner's from the first moment, in place of one left over."""
+    draft = _draft(path)
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
 
 

@@ -531,14 +531,16 @@ def _check_batch_fits(draft: _Draft, mode: Mode) -> None:
     actor, replay = draft.config.actor, draft.config.replay
     # An episode that ends when its segment is full leaves its last n steps in it, too.
     most = resolved(actor.segment_length) + actor.n_step
+    smaller = "actor.segment_length"
     if mode != "single":  # segments are gathered until there are enough
         most += resolved(actor.batch_transitions) - 1
+        smaller = "actor.batch_transitions and actor.segment_length"
     each = -(-resolved(replay.capacity) // replay.shards)
     if each < most:
         draft.errors.append(
             f"replay.capacity = {replay.capacity} in {plural(replay.shards, 'shard')}: actors send "
             f"up to {most} transitions at once, so at least {most * replay.shards} are needed, or "
-            "a smaller actor.batch_transitions and actor.segment_length"
+            f"a smaller {smaller}"
         )
 
 

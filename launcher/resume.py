@@ -11,7 +11,7 @@ from launcher.metrics import RunMetrics
 from launcher.rundir import CONFIG, CONFIGURED
 from launcher.state import RunState, read_state
 from pdqn import config as configuration
-from pdqn.config import Config, Layer
+from pdqn.config import Config, Layer, NetworkConfig
 from pdqn.errors import RunError, UsageError
 
 _LIMITS = ("episodes", "steps", "time_seconds")
@@ -20,7 +20,12 @@ _REACHED = {
     "steps": ("environment_steps", "--steps"),
 }
 # What the parameters mean depends on these; every setting of the network's shape does, too.
-_STRUCTURAL = {"run": ("env", "env_args", "frame_stack", "seed")}
+_STRUCTURAL = (
+    *(("run", key) for key in ("env", "env_args", "frame_stack", "seed")),
+    *(("network", field.name) for field in dataclasses.fields(NetworkConfig)),
+)
+# What auto stands for in the others depends on these.
+_DECISIVE = (("run", "env"), ("run", "env_args"), ("network", "kind"))
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class PastRun:
 
     Attributes:
         path: of the directory.
-        configured: what people had set, all defaults included; the plan is made anew from it.
+        configured: what people had set, all defaults included; the plan is made anew from it,
+            save for what the parameters depend on.
         config: what came of it.
         state: counters and figures.
     """
@@ -40,7 +46,7 @@ class PastRun:
     state: RunState
 
     def layers(self, *above: tuple[str, Layer]) -> list[tuple[str, Layer]]:
-        """The run's own settings below those that people give now.
+        """The run's own settings below those that people give now, and what was chosen for it.
 
         A limit that is given now takes the place of all of the run's: else one that the run has
         reached would end it at once.
@@ -49,7 +55,22 @@ class PastRun:
         if any(key in layer.get("run", {}) for _, layer in above for key in _LIMITS):
             for key in _LIMITS:
                 own["run"].pop(key, None)
-        return [(f"run {self.path}", own), *above]
+        given = [(f"run {self.path}", own), *above]
+        return [*given, (f"run {self.path}", self._chosen(configuration.build(*given)))]
+
+    def _chosen(self, given: Config) -> Layer:
+        """The structural settings that are left to auto, as they were chosen for the run.
+
+        Chosen anew they could be others, which the parameters do not fit: what auto stands for
+        is not the same in every version.
+        """
+        auto = [name for name in _STRUCTURAL if _value(given, *name) in (None, "auto")]
+        layer: dict[str, dict[str, Any]] = {}
+        # Another environment or kind of network may have no such sizes; it is refused by its name.
+        if not any(self._differs(given, *name) for name in _DECISIVE if name not in auto):
+            for section, key in auto:
+                layer.setdefault(section, {})[key] = _value(self.config, section, key)
+        return layer
 
     def check(self, config: Config) -> None:
         """Refuse what a run cannot go on with.
@@ -70,14 +91,15 @@ class PastRun:
         self._check_checkpoints()
 
     def _differences(self, config: Config) -> list[str]:
-        network = tuple(field.name for field in dataclasses.fields(config.network))
-        structural = {**_STRUCTURAL, "network": network}
-        pairs = [(section, key) for section, keys in structural.items() for key in keys]
         return [
-            f"{section}.{key} = {new}, not {old}"
-            for section, key in pairs
-            if (new := _value(config, section, key)) != (old := _value(self.config, section, key))
+            f"{section}.{key} = {_value(config, section, key)}, "
+            f"not {_value(self.config, section, key)}"
+            for section, key in _STRUCTURAL
+            if self._differs(config, section, key)
         ]
+
+    def _differs(self, config: Config, section: str, key: str) -> bool:
+        return _value(config, section, key) != _value(self.config, section, key)
 
     def _check_limits(self, config: Config) -> None:
         metrics = RunMetrics(None)

@@ -24,6 +24,8 @@ _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
 _MOST_MESSAGES = 100
 _SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved", "unheard"}
+# These may come again and again: the first of each is shown, events have them all.
+_SHOWN_ONCE = {"evaluation", "rejected"}
 
 
 class Session:
@@ -66,6 +68,7 @@ class Session:
         self.failure: str | None = None
         self.restarts = self.state.restarts
         self._first_error: str | None = None
+        self._shown_once = set(_SHOWN_ONCE)
         self._traced = False
         self._unwritable = False
         self._recorder = Recorder(run_dir, make_sinks(config, run_dir.path, self.say))
@@ -113,7 +116,8 @@ class Session:
     def note(self, kind: str, role: str, index: int, text: str) -> None:
         """Write down what a role tells, and show what a person should see."""
         self.run_dir.event(kind, role=role, index=index, text=text)
-        if kind in _SHOWN_NOTES:
+        if kind in _SHOWN_NOTES or kind in self._shown_once:
+            self._shown_once.discard(kind)
             self.say(f"{role} {index}: {text}")
 
     def obey_keys(self) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import torch
 
 from actors.actor import Identity, Rollout
 from actors.best import BestKeeper, not_kept
-from actors.environments.factory import VectorEnvironment
-from actors.evaluation import describe, play
+from actors.evaluation import baseline_scores, describe, play
 from actors.segments import Segment, join_segments
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.keyboard import MORE
@@ -216,27 +216,17 @@ class SingleRun:
     def _evaluate(self) -> None:
         if not self._config.evaluation.enabled:
             return
-        spec, env_args = self._session.spec, self._config.evaluation_env_args
-        held_out = seeds.held_out_seeds(resolved(self._config.evaluation.episodes))
         set_noise(self._acting, False)
         try:
-            scores = play(
-                lambda observation: greedy(self._acting, observation),
-                spec,
-                env_args,
-                held_out,
-                self._has_no_time,
-                self._config.evaluation.max_episode_steps,
-            )
+            result = self._play()
         except RunError as error:
-            self._note_error(error)
-            scores = None
+            text = self._note_error(error)
+            # Only the first error is shown: all of them are written down.
+            self._telemetry["evaluator"].note("evaluation", text)
+            result = None
         set_noise(self._acting, True)
-        if scores is None:
+        if result is None:
             return
-        env = VectorEnvironment(spec, env_args, 1)
-        result = describe(scores, spec, env.baselines(held_out))
-        env.close()
         try:
             self._best.offer(result, self._acting, self._acting_version)
         except OSError as error:
@@ -244,6 +234,22 @@ class SingleRun:
         result["best"] = self._best.score
         evaluation = {"parameter_version": self._acting_version, **result}
         self._telemetry["evaluator"].evaluation(evaluation)
+
+    def _play(self) -> dict[str, Any] | None:
+        """Play the present policy beside the baselines; None when there is no time."""
+        spec, env_args = self._session.spec, self._config.evaluation_env_args
+        held_out = seeds.held_out_seeds(resolved(self._config.evaluation.episodes))
+        scores = play(
+            lambda observation: greedy(self._acting, observation),
+            spec,
+            env_args,
+            held_out,
+            self._has_no_time,
+            self._config.evaluation.max_episode_steps,
+        )
+        if scores is None:
+            return None
+        return describe(scores, spec, baseline_scores(spec, env_args, held_out))
 
     def _has_no_time(self) -> bool:
         """Whether an evaluation is to be given up: the run ends, or a person ends even its end."""

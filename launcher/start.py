@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import rich.console
+import torch
 
 from actors.environments.factory import VectorEnvironment, describe_environment
 from launcher import hardware, machine, probe, rundir
@@ -30,7 +32,7 @@ from learner.objective import check_combinations
 from pdqn import config as configuration
 from pdqn.config import Config
 from pdqn.errors import UsageError
-from pdqn.networks import build_network
+from pdqn.networks import QNetwork, build_network
 from pdqn.specs import EnvironmentSpec
 
 
@@ -49,7 +51,9 @@ def prepare(
     run = config.run
     spec = describe_environment(run.env, run.env_args)
     spec = spec.stacked(run.frame_stack or machine.frame_stack(spec))
-    build_network(spec, config.network)
+    network = build_network(spec, config.network)
+    if config.evaluation.env_args:
+        _check_evaluation(config, spec, network)
     check_combinations(config)
     check_sinks(config)
     if config.actor.guidance or config.actor.guidance_final:
@@ -60,6 +64,56 @@ def prepare(
         measured = probe.block_bytes_per_transition(plan.config, spec)
         plan = machine.plan(here, config, spec, measured, elsewhere)
     return spec, here, plan
+
+
+def _check_evaluation(config: Config, spec: EnvironmentSpec, network: QNetwork) -> None:
+    """Evaluations must show the network what it is trained on; sizes may be others if it can."""
+    where, env_args = "evaluation.env_args", config.evaluation_env_args
+    try:
+        found = describe_environment(spec.id, env_args, spec.frame_stack)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    seen, trained = _essentials(found), _essentials(spec)
+    differ = [f"{seen[k]} (in training {trained[k]})" for k in seen if seen[k] != trained[k]]
+    if differ:
+        raise UsageError(f"{where}: with them {spec.id} has {', '.join(differ)}")
+    if _sizes(found) != _sizes(spec) and not _takes(network, found):
+        raise UsageError(
+            f"{where}: with them {spec.id} has {_sizes(found)} (in training {_sizes(spec)}), which "
+            "the network does not fit"
+        )
+
+
+def _essentials(spec: EnvironmentSpec) -> dict[str, str]:
+    """What no network can make up for, in words."""
+    fields = (
+        f"{f.name} {f.dtype}"
+        + (f" of {list(f.categories)} categories from {list(f.start)}" if f.categories else "")
+        for f in spec.fields
+    )
+    return {
+        "first_action": f"the first action {spec.first_action}",
+        "headline_metric": f"the headline metric {spec.headline_metric}",
+        "fields": f"the observations {', '.join(fields)}",
+    }
+
+
+def _sizes(spec: EnvironmentSpec) -> str:
+    shapes = ", ".join(f"{field.name} {list(field.shape)}" for field in spec.fields)
+    return f"the shapes {shapes} and {spec.num_actions} actions"
+
+
+def _takes(network: QNetwork, spec: EnvironmentSpec) -> bool:
+    """Whether a network values every action of an environment that it was not built for."""
+    zeros = {
+        f.name: torch.from_numpy(np.zeros((1, *f.stacked_shape), f.dtype)) for f in spec.fields
+    }
+    try:
+        with torch.inference_mode():
+            values = network(*network.prepare(zeros))
+    except Exception:  # noqa: BLE001 - networks of a person's own raise anything
+        return False
+    return tuple(values.shape) == (1, spec.num_actions)
 
 
 def _check_guidance(config: Config, spec: EnvironmentSpec) -> None:

@@ -9,6 +9,7 @@ resolved value is what stands in a run's ``config.toml``.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 import re
 import tomllib
@@ -436,13 +437,26 @@ def from_assignments(assignments: Iterable[str]) -> Layer:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value if the text is one, else the text itself: ``64``, ``true``, ``fixed``."""
+    """A TOML value if the text is one, else the text itself: ``64``, ``true``, ``fixed``.
+
+    ``True`` and ``False`` are what Python has them for. Dates stay texts: nobody else here knows
+    them.
+    """
+    if text in ("True", "False"):
+        return text == "True"
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     # A text of several lines may be more than a value.
-    return parsed["value"] if len(parsed) == 1 else text
+    is_value = len(parsed) == 1 and not _holds_time(parsed["value"])
+    return parsed["value"] if is_value else text
+
+
+def _holds_time(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_time, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, datetime.date | datetime.time)
 
 
 def settings() -> Iterable[tuple[str, Any, str]]:

@@ -30,7 +30,7 @@ PIECE_BYTES = 1 << 19
 # also when a role could not remove its own.
 FOLDER_VARIABLE = "PDQN_FOLDER"
 _NEWEST = "checkpoint"
-_CHECKPOINT = re.compile(r"checkpoints/step-[0-9]{9,12}/learner\.pth")
+CHECKPOINT_NAME = re.compile(r"checkpoints/step-[0-9]{9,12}/learner\.pth")
 _PIECES_AHEAD = 4
 _PATIENCE_SECONDS = 20.0
 _LOST_SECONDS = 3.0
@@ -106,7 +106,7 @@ class RunFiles:
     def _target(self, asked: str, given: Any) -> Path:
         """Where a file goes that was asked for; nothing else is written, wherever it would go."""
         if asked == _NEWEST:
-            fits = isinstance(given, str) and _CHECKPOINT.fullmatch(given)
+            fits = isinstance(given, str) and CHECKPOINT_NAME.fullmatch(given)
         else:
             fits = given == asked
         if not fits:

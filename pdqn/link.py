@@ -282,6 +282,8 @@ class CoordinatorLink:
         self._listening = Listening(self._timeout_seconds)
         self._heard = self._listening.seconds
         self._read_pulse(message["pulse"])
+        # Events that nobody reads would stop the whole context in the end.
+        self._refusals.close()
         return Welcome(
             run=message["run"],
             index=message["index"],

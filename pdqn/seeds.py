@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 HELD_OUT_SEED = 1_000_000
-UNUSED = 1_000_000  # of the held-out seeds: more than any evaluation takes
+UNSEEN = 1_000_000  # of the held-out seeds: more than any evaluation takes
 # Coprime to HELD_OUT_SEED, so that consecutive environments get distinct seeds below it.
 _STRIDE = 387_433
 _REBUILT_STRIDE = 7_919
@@ -38,9 +38,9 @@ def rebuilt_seed(seed: int, failures: int) -> int:
     return (seed + failures * _REBUILT_STRIDE) % HELD_OUT_SEED
 
 
-def held_out_seeds(count: int, first: int = 0) -> list[int]:
-    """Seeds of the held-out set, from its ``first`` on.
+def held_out_seeds(count: int, skipped: int = 0) -> list[int]:
+    """Seeds of the held-out set, but for so many skipped.
 
-    A run evaluates on those from 0 on. What it chose by them is judged by those from ``UNUSED`` on.
+    A run evaluates on those from 0 on. What it chose by them is judged by those from ``UNSEEN`` on.
     """
-    return [HELD_OUT_SEED + first + k for k in range(count)]
+    return [HELD_OUT_SEED + skipped + k for k in range(count)]

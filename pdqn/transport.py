@@ -159,7 +159,9 @@ class Refusals:
         return event != zmq.EVENT_HANDSHAKE_SUCCEEDED
 
     def close(self) -> None:
-        """Hear no more; call it before the socket is closed."""
+        """Hear no more; call it before the socket is closed. A second time does nothing."""
+        if self._monitor.closed:
+            return
         if not self._socket.closed:
             self._socket.disable_monitor()
         self._monitor.close()

@@ -213,29 +213,38 @@ class Ledger:
             balance = -short * limiter.target
             limiter.follow(limiter.num_inserted, limiter.num_sampled, balance)
 
+    @property
+    def _unclaimed(self) -> tuple[int, int]:
+        """Transitions inserted and sampled that no shard is known to have inserted or sampled."""
+        inserted, sampled = (sum(counts) for counts in zip(*self._counted.values(), strict=True))
+        return self.limiter.num_inserted - inserted, self.limiter.num_sampled - sampled
+
     def _count_untold(self) -> None:
         """Count what nobody was told of yet; everything, where there was no client before."""
-        inserted, sampled = (sum(counts) for counts in zip(*self._counted.values(), strict=True))
-        self.limiter.inserted(max(0, inserted - self.limiter.num_inserted))
-        self.limiter.sampled(max(0, sampled - self.limiter.num_sampled))
+        inserted, sampled = self._unclaimed
+        self.limiter.inserted(max(0, -inserted))
+        self.limiter.sampled(max(0, -sampled))
 
     def _count(self, shard: int, state: ShardState) -> None:
         key = (shard, state.incarnation)
-        if key not in self._counted and _was_told(state):
-            # By the client before, which told the others of it: so the ledger began with its
-            # counts. All but what it has done since, which its limiter kept small.
-            self._counted[key] = state.inserted, state.sampled
-            self._count_untold()
-            return
-        inserted, sampled = self._counted.get(key, (0, 0))
-        self.limiter.inserted(max(0, state.inserted - inserted))
-        self.limiter.sampled(max(0, state.sampled - sampled))
-        self._counted[key] = max(state.inserted, inserted), max(state.sampled, sampled)
+        known = self._counted[key] if key in self._counted else self._counted_before(state)
+        inserted, sampled = max(state.inserted, known[0]), max(state.sampled, known[1])
+        self.limiter.inserted(inserted - known[0])
+        self.limiter.sampled(sampled - known[1])
+        self._counted[key] = inserted, sampled
 
+    def _counted_before(self, state: ShardState) -> tuple[int, int]:
+        """What the ledger began with of a shard that is heard late.
 
-def _was_told(state: ShardState) -> bool:
-    """Whether a shard knows of others."""
-    return (state.num_inserted, state.num_sampled) != (state.inserted, state.sampled)
+        All but what it has done since, which its limiter kept small, if the client before knew it
+        and so told the others of it. Then it was told of them, too, unless they had done nothing:
+        in that case it has itself done all that is unclaimed.
+        """
+        own, (inserted, sampled) = (state.inserted, state.sampled), self._unclaimed
+        was_told = own != (state.num_inserted, state.num_sampled)
+        if was_told or (state.inserted >= inserted and state.sampled >= sampled):
+            return min(state.inserted, inserted), min(state.sampled, sampled)
+        return 0, 0
 
 
 def allocate(rows: int, totals: Mapping[int, float], u: float) -> dict[int, int]:

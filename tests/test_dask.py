@@ -132,7 +132,7 @@ def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_worker_that_hangs_is_told_as_such_and_keeps_nobody_waiting(
     cluster: Cluster, interpreter: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.environments.baselines import random_valid_actions
 from actors.environments.circle_placement import CirclePlacementVectorEnv
@@ -152,6 +154,9 @@ class AnySpaces(gymnasium.Env[Any, Any]):
         sample = self.observation_space.sample()
         # Of a Box without dimensions, a sample is a number; an observation is an array.
         return np.asarray(sample) if isinstance(self.observation_space, spaces.Box) else sample, {}
+
+    def step(self, action: Any) -> Any:
+        return self.reset()[0], 0.0, False, False, {}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -433,6 +438,164 @@ class TestBatch:
     def test_baselines_may_be_those_of_a_single_environment(self, env_id):
         env = VectorEnvironment(describe_environment(env_id, {}), {}, 2)
         assert env.baselines([10, 20])["standing still"].tolist() == [1.0, 2.0]
+        env.close()
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """What gymnasium allows, and what it does not; an episode is four steps."""
+
+    def __init__(self, how: str) -> None:
+        self.how, self._seed, self._steps = how, 0, 0
+        box = spaces.Box(0, 9, (3,), np.uint8)
+        shown: dict[str, gymnasium.Space[Any]] = {
+            "tuple as list": spaces.Tuple([box, spaces.Discrete(5)]),
+            "small category": spaces.Discrete(9, dtype=np.dtype(np.uint8)),
+            "tuple and mask": spaces.Tuple([box, box]),
+            "mask alone": spaces.Dict({"action_mask": spaces.MultiBinary(2)}),
+        }
+        self.observation_space = shown.get(how, box)
+        self.action_space = spaces.Discrete(2)
+
+    @property
+    def _shown(self) -> Any:
+        odd = {
+            "list": [1, 2, 3], "tuple as list": [[1, 2, 3], 4], "small category": 8,
+            "too large": [1, 2, 300], "too short": np.zeros(2, np.uint8),
+            "tuple and mask": (np.ones(3, np.uint8), np.zeros(3, np.uint8)),
+            "mask alone": {"action_mask": np.ones(2, np.int8)},
+        }  # fmt: skip
+        return odd.get(self.how, np.array([1, 2, 3], np.uint8))
+
+    def _info(self) -> dict[str, Any]:
+        masks = {"tuple and mask": [0, 1], "nothing valid": [0, 0], "fractions": [0.0, 0.5]}
+        mask = masks.get(self.how)
+        begins = self.how == "nothing valid" and self._steps == 0
+        return {} if mask is None else {"action_mask": [1, 1] if begins else mask}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._seed, self._steps = self._seed if seed is None else seed, 0
+        return self._shown, self._info()
+
+    def step(self, action: Any) -> Any:
+        if self.how == "broken":
+            raise ZeroDivisionError("nobody has thought of this")
+        self._steps += 1
+        share: Any = [0, 0.75, 0.25, np.array([0.5])][self._seed % 4]
+        return self._shown, 1.0, self._steps == 4, False, {**self._info(), "share": share}
+
+
+class Judged(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Says by what an environment within it is judged."""
+
+    headline_metric = "share"
+
+    def baselines(self, seeds: Sequence[int]) -> dict[str, Any]:
+        return {"one": np.ones(len(seeds))}
+
+
+def judged(how: str = "") -> gymnasium.Env[Any, Any]:
+    return Judged(Odd(how))
+
+
+class UintEnds(SyncVectorEnv):
+    """A native batch that says 0 and 1 for ended or not."""
+
+    def step(self, actions: Any) -> Any:
+        observation, rewards, terminated, truncated, infos = super().step(actions)
+        return observation, rewards, terminated.astype(np.uint8), truncated.astype(np.uint8), infos
+
+
+def uint_ends() -> gymnasium.Env[Any, Any]:
+    return Odd("")
+
+
+uint_ends.vector = lambda num_envs: UintEnds(  # pyright: ignore[reportFunctionMemberAccess]
+    [uint_ends] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+)
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "odd", sys.modules[__name__])
+
+
+@pytest.mark.usefixtures("odd")
+class TestOddEnvironments:
+    @pytest.mark.parametrize(
+        ("how", "first"),
+        [
+            ("list", {"observation": [1, 2, 3]}),
+            ("small category", {"observation": 8}),
+            ("tuple as list", {"0": [1, 2, 3], "1": 4}),
+            ("tuple and mask", {"0": [1, 1, 1], "1": [0, 0, 0], "action_mask": [False, True]}),
+            ("fractions", {"observation": [1, 2, 3], "action_mask": [False, True]}),
+        ],
+    )
+    def test_what_gymnasium_allows_is_what_its_space_says(self, how: str, first: dict[str, Any]):
+        spec = describe_environment("odd:Odd", {"how": how})
+        env = VectorEnvironment(spec, {"how": how}, 2)
+        for observation in (env.reset([1, 2]), env.step(np.ones(2, np.int64)).observation):
+            found = {name: values[1].tolist() for name, values in observation.items()}
+            assert found == first
+            assert {f.name: str(observation[f.name].dtype) for f in spec.fields} == {
+                f.name: f.dtype for f in spec.fields
+            }
+        env.close()
+
+    @pytest.mark.parametrize(
+        ("how", "words"),
+        [
+            ("too large", r"the observation \[1, 2, 300\] is not in Box"),
+            ("too short", r"odd:Odd: .*shape"),
+            ("broken", r"ZeroDivisionError: nobody has thought of this"),
+            ("nothing valid", r"no action is valid, and the episode has not ended"),
+            ("mask alone", r"odd:Odd shows nothing but its action mask"),
+        ],
+    )
+    def test_what_no_actor_could_use_is_refused_before_there_is_one(
+        self, how: str, words: str, caplog: pytest.LogCaptureFixture
+    ):
+        with pytest.raises(UsageError, match=words):
+            describe_environment("odd:Odd", {"how": how})
+        assert caplog.text == ""
+
+    def test_a_module_that_cannot_be_read_is_refused_in_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (tmp_path / "misspelt.py").write_text("import gymnasium\ngymnasuim.Env\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(UsageError, match=r"misspelt:make: NameError: name 'gymnasuim'"):
+            describe_environment("misspelt:make", {})
+
+    def test_the_headlines_of_environments_that_end_together_are_each_their_own(self):
+        spec = describe_environment("odd:judged", {})
+        env = VectorEnvironment(spec, {}, 4)
+        env.reset([0, 1, 2, 3])
+        last = [env.step(np.zeros(4, np.int64)) for _ in range(4)][-1]
+        assert last.headline.tolist() == [0.0, 0.75, 0.25, 0.5]
+        env.close()
+
+    def test_a_wrapper_may_say_by_what_to_judge(self):
+        spec = describe_environment("odd:judged", {})
+        assert spec.headline_metric == "share"
+        env = VectorEnvironment(spec, {}, 2)
+        assert env.baselines([1, 2])["one"].tolist() == [1.0, 1.0]
+        env.close()
+
+    def test_what_is_called_baselines_and_is_no_function_is_passed_over(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(Judged, "baselines", {"one": 1.0})
+        env = VectorEnvironment(describe_environment("odd:judged", {}), {}, 2)
+        assert env.baselines([1, 2]) == {}
+        env.close()
+
+    def test_a_batch_may_say_one_for_an_episode_that_has_ended(self):
+        spec = describe_environment("odd:uint_ends", {})
+        env = VectorEnvironment(spec, {}, 2)
+        env.reset([0, 1])
+        steps = [env.step(np.zeros(2, np.int64)) for _ in range(4)]
+        assert [step.terminated.tolist() for step in steps] == [[False] * 2] * 3 + [[True] * 2]
         env.close()
 
 

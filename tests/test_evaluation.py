@@ -16,7 +16,14 @@ from gymnasium import spaces
 from actors.environments import guard
 from actors.environments.factory import VectorEnvironment, describe_environment
 from actors.environments.guard import EnvironmentFailedError
-from actors.evaluation import Scores, describe, play, random_act, standard_error
+from actors.evaluation import (
+    Scores,
+    baseline_scores,
+    describe,
+    play,
+    random_act,
+    standard_error,
+)
 from pdqn.errors import RunError
 from pdqn.networks.qmap import disc_sums
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
@@ -32,14 +39,25 @@ class Countdown(gymnasium.Env[Any, Any]):
     Some seeds raise in their first step (``bad``), or in reset (``unborn``).
 
     Later episodes, with no seed of their own, would be worth a fortune.
+
+    Those of other seeds (``strange``) are worth, or leave, what is no finite number. It cannot be
+    made at all while somebody else has it (``busy``).
     """
 
     headline_metric = "left"
     observation_space = spaces.Box(0, 99, (1,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, bad: Collection[int] = (), unborn: Collection[int] = ()) -> None:
-        self.bad, self.unborn = bad, unborn
+    def __init__(
+        self,
+        bad: Collection[int] = (),
+        unborn: Collection[int] = (),
+        strange: dict[str, Any] | None = None,
+        busy: bool = False,
+    ) -> None:
+        if busy:
+            raise OSError("the license server is busy\nask again")
+        self.bad, self.unborn, self.strange = bad, unborn, strange or {}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -57,13 +75,22 @@ class Countdown(gymnasium.Env[Any, Any]):
         self.steps += 1
         seen = np.array([self.left], np.float32)
         ended, cut = self.left == 0, self.steps == 3
-        return seen, float(self.worth), ended, cut, {"left": float(self.left)}
+        worth, left = float(self.worth), float(self.left)
+        if self.worth in self.strange.get("seeds", ()):
+            worth, left = self.strange.get("worth", worth), self.strange.get("left", left)
+        return seen, worth, ended, cut, {"left": left}
+
+    def baselines(self, seeds: Collection[int]) -> dict[str, np.ndarray]:
+        if not self.bad:
+            return {"waiting": np.ones(len(seeds))}
+        raise ZeroDivisionError
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:
     made: Any = Countdown
-    gymnasium.register(id=COUNTDOWN, entry_point=made)
+    # Its checker would warn of what is not finite, and a warning is an error here.
+    gymnasium.register(id=COUNTDOWN, entry_point=made, disable_env_checker=True)
     yield
     gymnasium.registry.pop(COUNTDOWN)
 
@@ -159,6 +186,39 @@ class TestPlay:
         with pytest.raises(RunError, match="none of 2 held-out episodes of pdqn-test/Countdown-v0"):
             play(wait, spec, {"bad": {100, 101}}, [100, 101])
 
+    @pytest.mark.parametrize("what", ["worth", "left"])
+    @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+    def test_what_is_not_finite_is_no_score(self, what, value):
+        spec = describe_environment(COUNTDOWN, {})
+        strange = {"seeds": {101}, what: value}
+        scores = play(wait, spec, {"strange": strange}, [100, 101, 102])
+        assert scores is not None
+        result = describe(scores, spec, {})
+        assert (result["episodes"], result["dropped"]) == (2, 1)
+        assert math.isfinite(result["return_mean"])
+        with pytest.raises(RunError, match=r"none of 1 .* a score that is finite"):
+            play(wait, spec, {"strange": strange}, [101])
+
+    def test_an_environment_that_cannot_be_made_is_an_error_of_one_line(self):
+        spec = describe_environment(COUNTDOWN, {})
+        expected = f"environment {COUNTDOWN} cannot be made: OSError: the license server is busy"
+        with pytest.raises(RunError) as caught:
+            play(wait, spec, {"busy": True}, [100, 101])
+        assert str(caught.value) == expected
+
+    def test_a_batch_that_fails_in_its_first_reset_is_one_too(self, monkeypatch):
+        spec = describe_environment(CIRCLES, ARGS)
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise KeyError
+
+        native = "actors.environments.circle_placement.CirclePlacementVectorEnv.reset"
+        monkeypatch.setattr(native, fail)
+        expected = f"environment {CIRCLES} cannot be reset: KeyError: it says nothing"
+        with pytest.raises(RunError) as caught:
+            play(wait, spec, ARGS, [100, 101])
+        assert str(caught.value) == expected
+
     def test_an_episode_without_end_is_cut_and_counts_as_far_as_it_went(self):
         spec = describe_environment("CliffWalking-v1", {})
 
@@ -176,6 +236,27 @@ class TestPlay:
         assert scores is not None
         assert np.isnan(scores.headline).all()
         assert scores.returns.tolist() == scores.lengths.tolist()
+
+
+class TestBaselines:
+    def test_they_are_those_of_the_environment(self):
+        spec = describe_environment(COUNTDOWN, {})
+        assert baseline_scores(spec, {}, [1, 2, 3])["waiting"].tolist() == [1, 1, 1]
+        assert baseline_scores(describe_environment("CartPole-v1", {}), {}, [1, 2]) == {}
+
+    @pytest.mark.parametrize(
+        ("env_args", "cause"),
+        [
+            ({"busy": True}, "OSError: the license server is busy"),
+            ({"bad": {1}}, "ZeroDivisionError: it says nothing"),
+        ],
+    )
+    def test_what_they_raise_is_an_error_of_one_line(self, env_args, cause):
+        spec = describe_environment(COUNTDOWN, {})
+        with pytest.raises(RunError) as caught:
+            baseline_scores(spec, env_args, [1, 2])
+        expected = f"the baselines of environment {COUNTDOWN} cannot be played: {cause}"
+        assert str(caught.value) == expected
 
 
 class TestRandomPolicy:
@@ -248,6 +329,12 @@ class TestNumbers:
         assert result["baselines"] == {"random": 2}
         # 1 and 3 better.
         assert result["differences"] == {"random": [2, pytest.approx(1)]}
+
+    def test_where_nothing_is_left_to_average_there_is_no_result(self):
+        scores = Scores(array(2, math.inf), np.array([1, 7]), array(math.nan, math.nan))
+        baselines = {"random": array(math.nan, 3)}
+        with pytest.raises(RunError, match="none of 2 held-out episodes of x has a score"):
+            describe(scores, EnvironmentSpec("x", (), 2), baselines)
 
     def test_an_episode_that_was_cut_has_no_headline(self):
         scores = Scores(array(2, 4), np.array([1, 2]), array(math.nan, 0.5))

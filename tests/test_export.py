@@ -31,6 +31,9 @@ class Places(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         return np.zeros((33, 34, 2), np.uint8), {}
 
+    def step(self, action: Any) -> Any:
+        return np.zeros((33, 34, 2), np.uint8), 0.0, True, False, {}
+
 
 @pytest.mark.parametrize(
     "env", ["CartPole-v1", "nested_environment:offset", "nested_environment:Places"]

@@ -275,6 +275,18 @@ def test_the_returns_of_atoms_follow_an_own_network_to_its_device():
     assert network.support.device.type == "meta"
 
 
+class WithItsOwn(QNetwork):
+    """Has returns of its atoms as a class attribute."""
+
+    support = torch.linspace(-1, 1, 3)
+
+
+def test_an_own_network_may_have_the_returns_of_its_atoms_in_its_class():
+    support = WithItsOwn().support
+    assert support is not None
+    assert support.tolist() == [-1.0, 0.0, 1.0]
+
+
 def test_a_network_is_built_for_acting_without_dropout():
     kind = "test_image_networks:without_support"
     network = build_network(spec_of(SPEED), NetworkConfig(kind=kind, distribution="quantile"))

@@ -93,8 +93,6 @@ def in_terminal() -> Iterator[Callable[..., TerminalProgram]]:
 
 READ_KEYS = """
 import sys, time
-from test_full_disk import in_the_way
-
 from launcher.keyboard import Keyboard
 keyboard = Keyboard()
 keyboard.start()

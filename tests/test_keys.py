@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -262,6 +265,48 @@ def test_a_host_whose_file_has_been_moved_away_keeps_its_key_until_it_is_revoked
     assert keys.read_allowed(tmp_path) != before
 
 
+def test_calls_at_the_same_time_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def slowly(make: Callable[[], object] = zmq.curve_keypair) -> object:
+        time.sleep(0.05)
+        return make()
+
+    monkeypatch.setattr("zmq.curve_keypair", slowly)
+    names = ("one", "two", "three")
+    with ThreadPoolExecutor(len(names)) as pool:
+        made = [*pool.map(lambda name: keys.make_keys(tmp_path, (name,)), names)]
+    assert sorted(len(files) for files in made) == [1, 1, 2], "one of them makes the run's own"
+    hosts = [keys.read_key(tmp_path / f"{name}.key") for name in names]
+    assert keys.read_allowed(tmp_path) == {host.name: host.keys.public for host in hosts}
+    assert {host.head for host in hosts} == {keys.read_head(tmp_path).public}
+
+
+def test_a_call_that_hangs_is_not_waited_for_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    keys.make_keys(tmp_path, ("one",))
+    monkeypatch.setattr(keys, "_LOCK_SECONDS", 0.0)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hanging(make: Callable[[], object] = zmq.curve_keypair) -> object:
+        hangs.set()
+        goes_on.wait(30)
+        return make()
+
+    monkeypatch.setattr("zmq.curve_keypair", hanging)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(keys.make_keys, tmp_path, ("two",))
+        try:
+            assert hangs.wait(30)
+            for question, name in ((keys.make_keys, ("three",)), (keys.revoke, "one")):
+                assert refused(question, tmp_path, name) == (
+                    f"{tmp_path}: another pdqn is changing the keys, and does not finish"
+                )
+        finally:
+            goes_on.set()
+        assert call.result() == [tmp_path / "two.key"]
+    assert list(keys.read_allowed(tmp_path)) == ["one", "two"]
+
+
 class Interruption(BaseException):
     """As Ctrl-C raises it."""
 
@@ -285,7 +330,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
             return changing
 
         with monkeypatch.context() as patch:
-            for name in ("open", "fdopen", "link", "unlink", "replace"):
+            for name in ("open", "fdopen", "unlink", "replace"):
                 patch.setattr(f"os.{name}", counted(getattr(os, name)))
             try:
                 call()
@@ -308,6 +353,7 @@ def test_what_was_interrupted_anywhere_is_finished_by_a_call_for_what_is_missing
         listed = {n: keys.read_key(directory / f"{n}.key").keys.public for n in ("one", "two")}
         assert keys.read_allowed(directory) == listed, f"after step {step}"
         assert keys.read_key(directory / "one.key").head == keys.read_head(directory).public
+        assert not list(directory.glob(".*key*")), "secrets that nobody needs"
         step += 1
     assert step > 10
 

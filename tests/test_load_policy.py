@@ -128,6 +128,29 @@ def test_parts_are_named_by_the_way_to_them():
     assert dict(named_parts(5)) == {"observation": 5}
 
 
+class PairAndMask(gymnasium.Env[Any, Any]):
+    """Shows two numbers, and tells in its info what is valid: only what the second one says."""
+
+    observation_space = spaces.Tuple([spaces.Discrete(3), spaces.Discrete(2)])
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        return (0, 1), {"action_mask": [0, 1]}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, Any]:
+        return (0, 1), float(action), True, False, {"action_mask": [0, 1]}
+
+
+def test_a_policy_sees_a_tuple_beside_a_mask_of_the_info(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "nested_environment", sys.modules[__name__])
+    saved(tmp_path / "m.pth", "nested_environment:PairAndMask")
+    policy = pdqn.load_policy(tmp_path / "m.pth")
+    observation, info = PairAndMask().reset()
+    assert policy.act(observation, info["action_mask"]) == 1
+
+
 def test_an_observation_of_another_environment_is_refused(tmp_path: Path):
     saved(tmp_path / "m.pth", "CartPole-v1")
     policy = pdqn.load_policy(tmp_path / "m.pth")

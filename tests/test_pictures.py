@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from actors.environments.factory import describe_environment
 from launcher import films, strategy
@@ -284,3 +284,121 @@ def test_what_neither_renders_nor_shows_images_is_refused(
         UsageError, match=r"does not render rgb_array \(.*\), and no observation is an image"
     ):
         check_camera(model)
+
+
+class Canvas(Screens):
+    """The n-th picture of an episode is as bright as n; all are drawn on one canvas."""
+
+    def __init__(self, canvas: Any, brightness: float, render_mode: str | None = None) -> None:
+        super().__init__(np.float32)
+        self.render_mode, self._canvas, self._brightness = render_mode, canvas, brightness
+
+    def render(self) -> Any:
+        self._canvas[:] = self._step * self._brightness
+        return self._canvas
+
+
+class Refuses(Screens):
+    """An environment that says only when asked that it cannot render."""
+
+    closed = 0
+
+    def __init__(self, error: Any, render_mode: str | None = None, dtype: Any = np.uint8) -> None:
+        super().__init__(dtype)
+        self.render_mode, self._error = render_mode, error
+
+    def render(self) -> Any:
+        raise self._error
+
+    def close(self) -> None:
+        Refuses.closed += self.render_mode is not None
+
+
+def model_with(env: type[Screens], **env_args: Any) -> Model:
+    """A model of an environment of this module, with arguments that no file could hold."""
+    spec = describe_environment(f"my_screens:{env.__name__}", env_args)
+    return Model(build_network(spec, NetworkConfig()), spec, env_args, 7)
+
+
+@pytest.fixture
+def my_screens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "my_screens", sys.modules[__name__])
+
+
+def brightness(path: Path) -> list[list[int]]:
+    """Of each frame of a film, the colours of a pixel."""
+    with Image.open(path) as film:
+        frames = [film.convert("RGB") for _ in ImageSequence.Iterator(film)]
+    return [list(frame.getpixel((4, 4))) for frame in frames]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("my_screens")
+@pytest.mark.parametrize(("canvas", "step"), [
+    (np.zeros((9, 8, 3), np.uint8), 40),
+    (np.zeros((9, 8, 3)), 40 / 255),
+    (np.zeros((9, 8, 3), np.float32), 40 / 255),
+    (np.zeros((9, 8), np.uint8), 40),
+    (np.zeros((9, 8, 1)), 40 / 255),
+    (np.zeros((9, 8, 4), np.uint8), 40),
+])  # fmt: skip
+def test_pictures_of_any_kind_that_are_drawn_on_one_canvas_are_filmed_as_they_were(
+    tmp_path: Path, canvas: Any, step: float
+):
+    model = model_with(Canvas, canvas=canvas, brightness=step)
+    check_camera(model)
+    assert record_film(model, tmp_path / "policy.png", episodes=1) == (6, True)
+    assert brightness(tmp_path / "policy.png") == [[40 * n] * 3 for n in range(6)]
+
+
+@pytest.mark.usefixtures("my_screens")
+@pytest.mark.parametrize(("canvas", "told"), [
+    (np.zeros((9, 8, 2), np.uint8), r"uint8 \[9, 8, 2\]"),
+    (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
+    (np.zeros(9, np.uint8), r"uint8 \[9\]"),
+    (np.zeros((9, 8, 3), np.int64), r"int64 \[9, 8, 3\]"),
+])  # fmt: skip
+def test_what_renders_no_picture_is_refused_by_its_shape_and_type(canvas: Any, told: str):
+    model = model_with(Canvas, canvas=canvas, brightness=1)
+    with pytest.raises(UsageError, match=f"--video: my_screens:Canvas does not .*gave {told};.*"):
+        check_camera(model)
+
+
+@pytest.mark.usefixtures("my_screens")
+@pytest.mark.parametrize("brightness", [2, -1, np.nan])
+def test_floats_that_turn_out_to_be_no_brightness_end_a_film_with_one_line(
+    tmp_path: Path, brightness: float
+):
+    model = model_with(Canvas, canvas=np.zeros((9, 8, 3)), brightness=brightness)
+    with pytest.raises(UsageError, match=r"my_screens:Canvas .*float64 \[9, 8, 3\]"):
+        record_film(model, tmp_path / "policy.png", episodes=1)
+
+
+REFUSALS = {
+    "pygame is not installed": gymnasium.error.DependencyNotInstalled("pygame is not installed"),
+    "NotImplementedError": NotImplementedError(),
+    "no mode": AssertionError("no mode\nof this name"),
+}
+
+
+@pytest.mark.usefixtures("my_screens")
+@pytest.mark.parametrize("error", REFUSALS.values(), ids=REFUSALS)
+def test_what_says_only_when_asked_that_it_cannot_render_is_filmed_as_the_policy_sees_it(
+    tmp_path: Path, error: Exception
+):
+    Refuses.closed = 0
+    model = model_with(Refuses, error=error)
+    check_camera(model)
+    assert record_film(model, tmp_path / "policy.png", episodes=1) == (5, True)
+    assert Refuses.closed == 2
+
+
+@pytest.mark.usefixtures("my_screens")
+@pytest.mark.parametrize("told", REFUSALS)
+def test_its_own_words_say_why_there_is_no_film(told: str):
+    model = model_with(Refuses, error=REFUSALS[told], dtype=np.float32)
+    with pytest.raises(UsageError) as refusal:
+        check_camera(model)
+    assert str(refusal.value) == (
+        f"--video: my_screens:Refuses does not render rgb_array ({told}), and no observation is an "
+        "image"
+    )

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from launcher import start
 from launcher.access import Access
@@ -23,7 +26,7 @@ from launcher.resume import read_run
 from launcher.rundir import RunDirectory
 from launcher.state import RunState, read_state
 from learner.checkpoint import checkpoints, load_newest
-from pdqn.config import Layer, build
+from pdqn.config import Config, Layer, build
 from pdqn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +54,26 @@ COMMAND = [
 pytestmark = pytest.mark.usefixtures("same_threads", "no_picture")
 
 
+class Grid(gymnasium.Env[Any, Any]):
+    """A screen of pixels, each of which is an action: auto stacks it, for a spatial network."""
+
+    def __init__(self, side: int = 40) -> None:
+        self.observation_space = spaces.Box(0, 255, (side, side), np.uint8)
+        self.action_space = spaces.Discrete(side * side)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), float(action == 0), False, True, {}
+
+
+gymnasium.register("test/Grid-v0", lambda **arguments: Grid(**arguments))
+
+
 def launch(directory: Path, *, resume: bool = False, **changes: dict[str, Any]) -> dict[str, Any]:
     """Train in this process; the summary."""
     past = read_run(directory) if resume else None
@@ -67,6 +90,22 @@ def launch(directory: Path, *, resume: bool = False, **changes: dict[str, Any]) 
     )
     assert code == 0
     return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+
+
+OTHERWISE: Layer = {
+    "run": {"frame_stack": 1},
+    "network": {"kind": "conv", "hidden": 16, "layers": 2, "channels": 8},
+}
+
+
+def launch_chosen_otherwise(directory: Path) -> Config:
+    """A run of a version that chose for Grid what auto does not stand for here; its settings."""
+    run = {"env": "test/Grid-v0", "steps": 200, **OTHERWISE["run"]}
+    launch(directory, run=run, network=dict(OTHERWISE["network"]))
+    auto = {section: dict.fromkeys(values, "auto") for section, values in OTHERWISE.items()}
+    configured = build(("run", read_run(directory).configured), ("test", auto))
+    (directory / "configured.toml").write_text(configured.to_toml())
+    return configured
 
 
 def counts_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +229,19 @@ def test_a_run_that_was_ended_before_it_wrote_anything_begins_anew(tmp_path: Pat
     assert launch(tmp_path, resume=True)["environment_steps"] == 400
 
 
+def test_what_another_version_chose_for_a_run_stays_whatever_auto_stands_for_now(tmp_path: Path):
+    here = start.prepare(launch_chosen_otherwise(tmp_path))[2].config.to_map()
+    before = read_run(tmp_path).config.to_map()
+    for section, values in OTHERWISE.items():
+        assert all(here[section][key] != before[section][key] == values[key] for key in values)
+    assert launch(tmp_path, resume=True, run={"steps": 300})["environment_steps"] >= 300
+    # It stays with those who leave it to auto in so many words, too.
+    summary = launch(tmp_path, resume=True, run={"steps": 400}, network={"kind": "auto"})
+    assert summary["environment_steps"] >= 400
+    after = read_run(tmp_path).config.to_map()
+    assert (after["network"], after["run"]["frame_stack"]) == (before["network"], 1)
+
+
 # ---- limits ----
 
 
@@ -243,6 +295,27 @@ def test_changed_structure_is_refused_and_named(tmp_path: Path, change: Any, nam
     with pytest.raises(UsageError, match=named):
         launch(tmp_path, resume=True, **change)
     assert (tmp_path / "config.toml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        # What was chosen for the run and not named here is no difference.
+        ({"network": {"hidden": 32}}, r": network\.hidden = 32, not 16: the parameters"),
+        ({"run": {"frame_stack": 4}}, r": run\.frame_stack = 4, not 1: the parameters"),
+        ({"network": {"kind": "spatial"}}, r"network\.kind = spatial, not conv"),
+        # It may not even fit what is named.
+        ({"network": {"kind": "mlp"}}, r"network\.kind = mlp, not conv"),
+        ({"run": {"env": "CartPole-v1"}}, r"run\.env = CartPole-v1, not test/Grid-v0"),
+        ({"run": {"env_args": {"side": 7}}}, r"run\.env_args = {'side': 7}, not {}"),
+    ],
+)
+def test_another_value_than_what_another_version_chose_is_refused(
+    tmp_path: Path, change: Any, named: str
+):
+    launch_chosen_otherwise(tmp_path)
+    with pytest.raises(UsageError, match=named):
+        launch(tmp_path, resume=True, **{**change, "run": {"steps": 900, **change.get("run", {})}})
 
 
 def test_other_settings_may_change(tmp_path: Path):

@@ -173,6 +173,16 @@ class TestLedger:
         ledger.hear(1, state_of(63, 20, **told))
         assert ledger.tally(0) == Tally(40, 70, 63, 20, balance=5.0)
 
+    @pytest.mark.parametrize("since", [0, 2])
+    def test_a_shard_that_did_everything_and_is_heard_late_is_not_counted_twice(self, since: int):
+        # There was one actor until shard 1 got a few transitions that nobody was told of yet.
+        ledger = self.ledger(
+            state_of(0, num_inserted=100_000, num_sampled=90_000, balance=2.0),
+            state_of(5, num_inserted=100_005, num_sampled=90_000, balance=7.0),
+        )
+        ledger.hear(2, state_of(100_000 + since, 90_000))
+        assert ledger.tally(2) == Tally(100_000 + since, 90_000, 5, 0, balance=7.0 + since)
+
     def test_a_new_shard_is_counted_whatever_was_told_of_those_that_are_gone(self):
         ledger = self.ledger(state_of(10, 5, num_inserted=120, num_sampled=100, balance=12.0))
         ledger.hear(1, state_of(6, 2, incarnation=1))

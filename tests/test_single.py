@@ -309,6 +309,25 @@ def test_evaluations_whose_environments_fail_do_not_end_the_run(
     assert (evaluation and evaluation["episodes"]) == episodes
 
 
+def test_evaluations_whose_environment_cannot_be_made_are_written_down_and_the_run_goes_on(
+    tmp_path: Path, read_lines: Any
+):
+    config = with_evaluation(
+        config_of({**TRAP, "env_args": {"bad_seeds": [-1]}}),
+        env_args={"misspelt": 1},
+        period_seconds=1e-6,
+    )
+    session = execute(config, tmp_path)
+    assert session.metrics.counts()["environment_steps"] >= 600
+    told = [e["text"] for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "evaluation"]
+    # The first one is shown to the person as well, and is not the only one.
+    assert len(told) > 1
+    assert all("broken cannot be made: TypeError: " in text for text in told)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["first_error"] == told[0]
+    assert summary["eval"] is None
+
+
 def test_a_reward_that_is_no_number_is_refused_and_the_run_goes_on(tmp_path: Path, read_lines: Any):
     bad = environment_seeds(3, 0, 4, 0)[:1]
     config = config_of({**TRAP, "env_args": {"how": "nan", "bad_seeds": bad}})
@@ -360,6 +379,23 @@ def test_an_error_of_the_programs_own_loses_nothing_that_was_learned(
         single.execute()
     assert load_model(tmp_path / "final_model.pth").parameter_version > 20
     session.run_dir.close()
+
+
+def test_what_is_noted_again_and_again_is_shown_once_and_written_down_every_time(
+    tmp_path: Path, read_lines: Any
+):
+    console = Listening()
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, console)
+    for step in range(3):
+        session.note("evaluation", "evaluator", 0, f"step {step} has no score")
+        session.note("saved", "learner", 0, f"saved at learner step {step}")
+    session.run_dir.close()
+    assert [text for text in console.said if "score" in text] == [
+        "evaluator 0: step 0 has no score"
+    ]
+    assert len([text for text in console.said if "saved" in text]) == 3
+    noted = [e for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "evaluation"]
+    assert len(noted) == 3
 
 
 def test_the_first_traceback_is_shown_though_another_error_came_before(tmp_path: Path):

@@ -44,6 +44,9 @@ class TestChoice:
             ((BOARD,), 121, "conv"),
             ((BOARD, FieldSpec("other", (12, 10), "float32")), 120, "conv"),
             ((LEVEL,), 2, "mlp"),
+            # A board with more planes than it is long.
+            ((FieldSpec("observation", (8, 8, 12), "bool", binary=True),), 64, "spatial"),
+            ((FieldSpec("observation", (12, 8, 8), "bool", binary=True),), 64, "spatial"),
         ],
     )
     def test_it_is_chosen_where_every_action_is_a_pixel(self, fields: Any, actions: int, kind: str):

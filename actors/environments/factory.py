@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -100,14 +101,15 @@ def describe_environment(
     Raises:
         UsageError: it cannot be made, or its spaces are not supported; the message says which.
     """
-    made = makers(env_id, env_args)
     with _refused(env_id):
+        made = makers(env_id, env_args)
         with closing(_one(made)) as env:
-            headline = getattr(env.unwrapped, "headline_metric", None)
+            headline = _attribute(env, "headline_metric")
             masked = has_mask(env) or _masks_in_info(env)
             spec = _spec_of(env_id, env, masked, headline)
         if made.single is not None:
             _check_batch(made, spec)
+        _try_once(spec, env_args)
     return spec.stacked(frame_stack)
 
 
@@ -134,6 +136,15 @@ def _one(made: Makers) -> Any:
     return made.vector(1)
 
 
+def _attribute(env: Any, name: str) -> Any:
+    """What an environment says of itself, or the wrapper that is nearest to us; None if nothing."""
+    while env is not None:
+        if hasattr(env, name):
+            return getattr(env, name)
+        env = getattr(env, "env", None)
+    return None
+
+
 def _masks_in_info(env: Any) -> bool:
     """Whether an environment tells the valid actions in its info and not in its observation."""
     _, info = env.reset(seed=_EVERY_ZERO if isinstance(env, VectorEnv) else 0)
@@ -149,6 +160,8 @@ def _spec_of(env_id: str, env: Any, masked: bool, headline: str | None) -> Envir
     num_actions, first_action = _actions(env_id, actions)
     fields = _fields(env_id, env.single_observation_space if batch else env.observation_space)
     _check_mask(env_id, fields, num_actions)
+    if not any(field.name != ACTION_MASK for field in fields):
+        raise UsageError(f"environment {env_id} shows nothing but its action mask")
     return EnvironmentSpec(env_id, fields, num_actions, headline, first_action)
 
 
@@ -165,6 +178,25 @@ def _check_batch(made: Makers, spec: EnvironmentSpec) -> None:
             f"environment {spec.id}: its batch has the observations {_listed(found)} and "
             f"{found.num_actions} actions, a single one {_listed(spec)} and {spec.num_actions}"
         )
+
+
+def _try_once(spec: EnvironmentSpec, env_args: Mapping[str, Any]) -> None:
+    """Reset and step it as an actor does: better one sentence now than one from every actor."""
+    with _quiet(), closing(VectorEnvironment(spec, env_args, 1)) as env:
+        valid = env.reset([0]).get(ACTION_MASK)
+        env.step(np.zeros(1, np.int64) if valid is None else valid.argmax(axis=1))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Gymnasium's advice and tracebacks are for an actor's log: this is a person's terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _log.disabled = True
+        try:
+            yield
+        finally:
+            _log.disabled = False
 
 
 def _listed(spec: EnvironmentSpec) -> str:
@@ -222,7 +254,9 @@ class VectorEnvironment:
         every: Any = self._seeds  # the base class declares only one int
         observation, infos = self._env.reset(seed=every)
         self.suggested = self._suggested(infos)
-        return self._named(observation)
+        named = self._named(observation)
+        self._check_masks(named)
+        return named
 
     def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         """Take actions [num_envs], each 0 .. num_actions - 1.
@@ -240,17 +274,18 @@ class VectorEnvironment:
             return self._rebuilt(traceback.format_exc())
 
     def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
-        observation, rewards, terminated, truncated, infos = self._env.step(
-            actions + self.spec.first_action
-        )
+        observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
+        terminated, truncated = (np.asarray(end, bool) for end in ends)
         failed = self._failed(infos)
         truncated = truncated & ~failed
         ended = terminated | truncated
         if ended.any():
             self._record.finished()
         self.suggested = self._suggested(infos)
+        named = self._named(observation)
+        self._check_masks(named)
         return Transition(
-            observation=self._named(observation),
+            observation=named,
             rewards=np.asarray(rewards, np.float64),
             terminated=terminated,
             truncated=truncated,
@@ -300,6 +335,12 @@ class VectorEnvironment:
             told=(SUGGESTED,) if headline is None else (SUGGESTED, headline),
         )
 
+    def _check_masks(self, observation: Observation) -> None:
+        """Refuse what a guard refuses, of a native batch."""
+        native = self.spec.masked and not self._guarded
+        if native and not observation[ACTION_MASK].any(axis=1).all():
+            raise ValueError("no action is valid, and the episode has not ended")
+
     def _failed(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
         marks = infos.get("final_info", {}).get(FAILED)
         return np.zeros(self.num_envs, bool) if marks is None else np.asarray(marks, bool)
@@ -313,8 +354,11 @@ class VectorEnvironment:
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Scores of the environment's own baselines on these seeds, by name; empty without any."""
         env = self._guarded[0] if self._guarded else self._env
-        compute = getattr(env.unwrapped, "baselines", None)
-        return dict(compute(list(seeds))) if compute is not None else {}
+        compute = _attribute(env, "baselines")
+        if not callable(compute):
+            return {}
+        scores: Any = compute(list(seeds))
+        return dict(scores)
 
     def close(self) -> None:
         """Close all environments."""
@@ -326,6 +370,8 @@ class VectorEnvironment:
     def _final(self, infos: Mapping[str, Any], which: NDArray[np.intp]) -> Observation:
         if len(which) == 0:
             return {}
+        if "final_obs" not in infos:
+            raise KeyError('no infos["final_obs"], though an episode was cut')
         finals = [self._named(infos["final_obs"][i]) for i in which]
         return {
             # They come as the environment made them: a Discrete's may be an int of Python.

@@ -9,18 +9,26 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from pdqn import seeds
 from pdqn.errors import RunError
+from pdqn.specs import ACTION_MASK
 
 FAILED = "environment_failed"
 _FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
 _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
+
+
+def _check_mask(observation: Any) -> None:
+    """Refuse an observation in which nothing can be done, though the episode goes on."""
+    if isinstance(observation, Mapping) and not np.any(observation.get(ACTION_MASK, True)):
+        raise ValueError("no action is valid, and the episode has not ended")
 
 
 class EnvironmentFailedError(RunError):
@@ -127,23 +135,28 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
                     seed = None if self._seed is None else self._next_seed(self._seed)
                     _log.info("an environment was built anew; its seed is %s", seed)
                 self._last, info = self.env.reset(seed=seed, options=options)
+                _check_mask(self._last)
+                told = self._read(info)
             except Exception:  # noqa: BLE001 - environments raise anything
                 _log.exception("an environment failed in reset")
                 self._note_failure()
             else:
-                return self._last, self._read(info)
+                return self._last, told
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; where that raises, the episode is truncated and its info says ``FAILED``."""
         try:
             self._last, reward, terminated, truncated, info = self.env.step(action)
+            if not (terminated or truncated):
+                _check_mask(self._last)
+            told = self._read(info)
         except Exception:  # noqa: BLE001 - environments raise anything
             _log.exception("an environment failed in step")
             self._note_failure()
             return self._last, 0.0, False, True, {FAILED: True}
         if terminated or truncated:
             self.record.finished()
-        return self._last, reward, terminated, truncated, self._read(info)
+        return self._last, reward, terminated, truncated, told
 
     def close(self) -> None:
         """Close it; what a broken one raises then is written to the log."""
@@ -152,8 +165,10 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         else:
             super().close()
 
-    def _read(self, info: dict[str, Any]) -> dict[str, Any]:
-        return {key: info[key] for key in self._told if info.get(key) is not None}
+    def _read(self, info: dict[str, Any]) -> dict[str, float]:
+        """What is told, as numbers of one type: a batch would round all to that of the first."""
+        told = {key: info[key] for key in self._told if info.get(key) is not None}
+        return {key: float(np.asarray(value).item()) for key, value in told.items()}
 
     def _note_failure(self) -> None:
         self._broken = True

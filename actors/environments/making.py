@@ -186,35 +186,55 @@ class MaskedBatch(VectorWrapper):
 def _masked_space(inner: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> spaces.Dict:
     assert isinstance(actions, spaces.Discrete)
     mask = spaces.Box(0, 1, (int(actions.n),), np.int8)
-    parts = inner.spaces if isinstance(inner, spaces.Dict) else {PLAIN_FIELD: inner}
-    return spaces.Dict({**parts, ACTION_MASK: mask})
+    return spaces.Dict({**_parts(inner, spaces.Dict, spaces.Tuple), ACTION_MASK: mask})
+
+
+def _parts(whole: Any, mapping: type, sequence: type) -> dict[str, Any]:
+    """The parts of a space, or of an observation, by the names that their fields have."""
+    if isinstance(whole, mapping):
+        return dict(whole.items())
+    if isinstance(whole, sequence):
+        return {str(index): part for index, part in enumerate(whole)}
+    return {PLAIN_FIELD: whole}
 
 
 def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
     if ACTION_MASK not in info:
         raise KeyError(f'no info["{ACTION_MASK}"], though the first reset had one')
     # A copy, as the observation beside it is one: an environment may keep a single mask.
-    return np.array(info[ACTION_MASK], np.int8)
+    mask = np.array(info[ACTION_MASK])
+    if mask.dtype == object:  # of a batch: lists, and None where there is none
+        known = next(len(row) for row in mask if row is not None)
+        mask = np.array([np.zeros(known) if row is None else row for row in mask])
+    return (mask != 0).astype(np.int8)
 
 
 def _with_mask(observation: Any, mask: NDArray[np.int8]) -> dict[str, Any]:
-    parts = dict(observation) if isinstance(observation, Mapping) else {PLAIN_FIELD: observation}
-    return {**parts, ACTION_MASK: mask}
+    return {**_parts(observation, Mapping, tuple), ACTION_MASK: mask}
 
 
 class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps a final observation as it was when the reset reuses the environment's own array."""
+    """Keeps a final observation as it was when the reset reuses the environment's own array.
+
+    Lists and Python's own numbers become what the space says that they are.
+    """
 
     def observation(self, observation: Any) -> Any:
-        return _copied(observation)
+        return _copied(observation, self.observation_space)
 
 
-def _copied(observation: Any) -> Any:
-    if isinstance(observation, Mapping):
-        return {name: _copied(value) for name, value in observation.items()}
-    if isinstance(observation, tuple):
-        return tuple(_copied(value) for value in observation)
-    return np.array(observation)
+def _copied(observation: Any, space: gymnasium.Space[Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {name: _copied(observation[name], part) for name, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_copied(o, s) for o, s in zip(observation, space, strict=True))
+    copy = np.array(observation)
+    if isinstance(observation, np.ndarray) or copy.dtype == space.dtype:
+        return copy
+    cast = copy.astype(space.dtype)
+    if cast.dtype.kind in "iu" and not np.array_equal(cast, copy):
+        raise ValueError(f"the observation {observation!r:.80} is not in {space}")
+    return cast
 
 
 def _given(env: GuardedEnvironment) -> GuardedEnvironment:

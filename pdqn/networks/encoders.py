@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pdqn.specs import ACTION_MASK, FieldSpec
 
-_IMAGE_SIDE_MIN = 8
+IMAGE_SIDE_MIN = 8
 NATURE_SIDE_MIN = 36  # what its three convolutions need, without padding
 
 
@@ -72,7 +72,7 @@ def as_image(field: FieldSpec) -> Image | None:
         image = Image(field, shape[2], shape[0], shape[1], True)
     else:
         image = Image(field, shape[0], shape[1], shape[2], False)
-    small = image.side < _IMAGE_SIDE_MIN or image.channels > image.side
+    small = image.side < IMAGE_SIDE_MIN or image.channels > image.side
     return None if small or not image.channels else image
 
 

@@ -22,7 +22,8 @@ class QNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("support", None, persistent=False)
+        if not hasattr(type(self), "support"):  # a subclass may have one of its own kind
+            self.register_buffer("support", None, persistent=False)
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Inputs of ``forward`` from a batch of unpacked observations; no parameters involved.

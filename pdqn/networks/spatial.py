@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pdqn.config import NetworkConfig, resolved
-from pdqn.networks.encoders import FlatFields, Image, as_image
+from pdqn.networks.encoders import IMAGE_SIDE_MIN, FlatFields, Image, as_image
 from pdqn.networks.heads import (
     categorical_support,
     dense,
@@ -30,11 +30,25 @@ _DILATIONS = (1, 2, 4, 8)
 
 def place_images(spec: EnvironmentSpec) -> tuple[Image, ...]:
     """The images, in the order of names, if all have a pixel for every action; else ()."""
-    found = tuple(i for i in map(as_image, spec.fields) if i is not None)
+    found = [_read(image, spec.num_actions) for image in map(as_image, spec.fields) if image]
     sides = {(image.height, image.width) for image in found}
     if len(sides) == 1 and math.prod(sides.pop()) == spec.num_actions:
-        return found
+        return tuple(found)
     return ()
+
+
+def _read(image: Image, places: int) -> Image:
+    """An image, its axes read so that it has so many pixels, if that can be.
+
+    A board may have more planes than it is long, which would make its planes a side.
+    """
+    shape = image.field.shape
+    if image.height * image.width == places or len(shape) == 2:
+        return image
+    channels_last = not image.channels_last
+    channels, sides = (shape[2], shape[:2]) if channels_last else (shape[0], shape[1:])
+    other = Image(image.field, channels, sides[0], sides[1], channels_last)
+    return other if math.prod(sides) == places and other.side >= IMAGE_SIDE_MIN else image
 
 
 class SpatialNetwork(QNetwork):

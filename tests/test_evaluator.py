@@ -1,0 +1,275 @@
+"""Policies that have no score, and environments that a run is refused to evaluate on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from actors.best import BestKeeper
+from actors.environments.factory import describe_environment
+from actors.evaluator import Evaluator
+from launcher import start
+from pdqn.config import Config, build
+from pdqn.errors import UsageError
+from pdqn.link import Pulse, Welcome
+from pdqn.model import BEST_MODEL, load_model, save_model
+from pdqn.networks import build_network
+from pdqn.telemetry import Telemetry
+
+MOODY = "pdqn-test/Moody-v0"
+CIRCLES = "pdqn/CirclePlacement-v0"
+
+
+class Moody(gymnasium.Env[Any, Any]):
+    """Episodes of one step, whose worth depends on the mood; it may not be made at all, either."""
+
+    mood: Any = 1.0
+
+    def __init__(
+        self,
+        size: int = 3,
+        dtype: Any = "float32",
+        actions: int = 2,
+        first: int = 0,
+        headline: str | None = None,
+        categories: int = 0,
+        places: int = 0,
+    ) -> None:
+        if Moody.mood == "busy":
+            raise OSError("the license server is busy\nask again")
+        self.headline_metric = headline
+        seen = spaces.Box(0, 1, (size,), dtype)
+        self.observation_space = spaces.Discrete(categories) if categories else seen
+        if places:
+            self.observation_space = spaces.Box(0, 255, (places, places, 1), np.uint8)
+        self.action_space = spaces.Discrete(places**2 or actions, start=first)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        if Moody.mood == "upset":
+            raise RuntimeError("it is not begun")
+        return self.observation_space.sample() * 0, {}
+
+    def step(self, action: Any) -> Any:
+        return self.reset()[0], Moody.mood, True, False, {}
+
+    def baselines(self, seeds: Any) -> dict[str, Any]:
+        return {"nothing": np.zeros(len(seeds))}
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    made: Any = Moody
+    # Its checker would warn of what is not finite, and a warning is an error here.
+    gymnasium.register(id=MOODY, entry_point=made, disable_env_checker=True)
+    monkeypatch.setattr(Moody, "mood", 1.0)
+    yield
+    gymnasium.registry.pop(MOODY)
+
+
+def config_of(**evaluation: Any) -> Config:
+    layer = {
+        "run": {"env": MOODY},
+        "network": {"hidden": 4, "layers": 1},
+        "evaluation": {"episodes": 3, "period_seconds": 1e-6, **evaluation},
+    }
+    return build(("test", layer))
+
+
+# ---- policies without a score ----
+
+
+class Link:
+    """The link and the follower: what happens does so as soon as there is nothing to do."""
+
+    def __init__(self, *happens: Callable[[Link], None]) -> None:
+        self.telemetry = Telemetry()
+        self.pulse = Pulse(command="run")
+        self.stopping = False
+        self.parameter_version = 1
+        self.reports: list[dict[str, Any]] = []
+        self._happens = iter(happens)
+        self._turns = 0
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        if timeout_seconds:
+            next(self._happens)(self)
+
+    def report(self) -> None:
+        self.reports.append(self.telemetry.report())
+
+    def refresh(self) -> None:
+        self._turns += 1
+        assert self._turns < 50, "it goes round in circles"
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Here:
+    """The files of a run whose directory is on this host."""
+
+    here = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def push(self, name: str) -> None:
+        assert (self.path / name).is_file()
+
+
+def time_passes(_: Link) -> None:
+    """Nothing else does."""
+
+
+def recovers(link: Link) -> None:
+    Moody.mood, link.parameter_version = 5.0, 2
+
+
+def finishes(link: Link) -> None:
+    link.pulse = Pulse(command="finish", final_version=link.parameter_version)
+
+
+Evaluated = Callable[..., tuple[list[Any], list[Any]]]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
+    """``evaluated(mood, *happens)`` runs an evaluator; its notes and its evaluations."""
+
+    def run(mood: Any, *happens: Callable[[Link], None]) -> tuple[list[Any], list[Any]]:
+        link = Link(*happens)
+        monkeypatch.setattr("actors.evaluator.ParameterFollower", lambda *_: link)
+        monkeypatch.setattr("actors.environments.guard.time.sleep", lambda _: None)
+        welcome = Welcome("r", 0, 0, config_of(), describe_environment(MOODY, {}), "", "")
+        monkeypatch.setattr(Moody, "mood", mood)
+        stand_ins: list[Any] = [None, link, welcome, Here(tmp_path)]
+        Evaluator(*stand_ins).run()
+        link.report()
+        notes = [note for report in link.reports for note in report["notes"]]
+        return notes, [r["evaluation"] for r in link.reports if r["evaluation"]]
+
+    return run
+
+
+UNPLAYED = f"none of 3 held-out episodes of {MOODY} could be played to its end"
+BUSY = f"the baselines of environment {MOODY} cannot be played: OSError: the license server is busy"
+UPSET = "an environment failed 5 times in a row: RuntimeError: it is not begun"
+BAD_MOODS = pytest.mark.parametrize(
+    ("mood", "cause"),
+    [
+        (math.nan, UNPLAYED),
+        (math.inf, UNPLAYED),
+        (-math.inf, UNPLAYED),
+        ("busy", BUSY),
+        ("upset", UPSET),
+    ],
+    ids=["nan", "inf", "-inf", "busy", "upset"],
+)
+
+
+@BAD_MOODS
+def test_a_policy_without_a_score_is_noted_once_and_a_later_one_is_evaluated(
+    evaluated: Evaluated, tmp_path: Path, mood: Any, cause: str
+):
+    notes, evaluations = evaluated(mood, time_passes, time_passes, recovers, finishes)
+    ((kind, text),) = notes
+    assert kind == "evaluation"
+    assert text.startswith(f"step 1 has no score: {cause}")
+    assert "\n" not in text
+    assert [(e["parameter_version"], e["return_mean"]) for e in evaluations] == [(2, 5.0)]
+    assert load_model(tmp_path / BEST_MODEL).parameter_version == 2
+
+
+@BAD_MOODS
+def test_a_run_whose_last_policy_has_no_score_ends_all_the_same(
+    evaluated: Evaluated, mood: Any, cause: str
+):
+    def finishes_with_another(link: Link) -> None:
+        link.parameter_version = 7
+        finishes(link)
+
+    notes, evaluations = evaluated(mood, finishes_with_another)
+    assert [text.partition(":")[0] for _, text in notes] == [
+        *("step 1 has no score", "step 7 has no score"),
+    ]
+    assert evaluations == []
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_not_kept_and_opens_no_door_to_worse_ones(
+    tmp_path: Path, score: float
+):
+    config, spec = config_of(), describe_environment(MOODY, {})
+    network, path = build_network(spec, config.network), tmp_path / BEST_MODEL
+    keeper = BestKeeper(path, config, spec)
+    kept = [
+        keeper.offer({"return_mean": mean}, network, version)
+        for version, mean in enumerate([score, 3.0, score, 2.0, 4.0])
+    ]
+    assert kept == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_file_of_no_number_is_replaced_by_the_next_best(tmp_path: Path, score: float):
+    config, spec = config_of(), describe_environment(MOODY, {})
+    network, path = build_network(spec, config.network), tmp_path / BEST_MODEL
+    save_model(path, config, spec, network, 1, score)
+    keeper = BestKeeper(path, config, spec)
+    assert keeper.score == -math.inf
+    assert keeper.offer({"return_mean": -5.0}, network, 2)
+
+
+# ---- what a run is refused to evaluate on ----
+
+
+def prepare(env_args: dict[str, Any], run: dict[str, Any]) -> None:
+    layer = {"run": run, "evaluation": {"env_args": env_args}}
+    start.prepare(build(("test", layer)))
+
+
+@pytest.mark.parametrize(
+    ("env_args", "trained", "words"),
+    [
+        ({"sizes": 4}, {}, ["unexpected keyword argument 'sizes'"]),
+        ({"actions": 3}, {}, ["and 3 actions", "in training", "and 2 actions", "does not fit"]),
+        ({"size": 4}, {}, ["observation [4]", "observation [3]", "does not fit"]),
+        ({"dtype": "float64"}, {}, ["observation float64", "observation float32"]),
+        ({"first": 1}, {}, ["the first action 1", "the first action 0"]),
+        ({"headline": None}, {"headline": "won"}, ["metric None", "metric won"]),
+        ({"categories": 9}, {"categories": 4}, ["of [9] categories", "of [4] categories"]),
+        ({"categories": 9}, {}, ["observation int64 of [9]", "observation float32"]),
+    ],
+)
+def test_evaluations_on_something_else_are_refused_before_anything_starts(
+    env_args: dict[str, Any], trained: dict[str, Any], words: list[str]
+):
+    with pytest.raises(UsageError) as caught:
+        prepare(env_args, {"env": MOODY, "env_args": trained})
+    text = str(caught.value)
+    assert text.startswith("evaluation.env_args: ")
+    assert "\n" not in text
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("env_args", "run"),
+    [
+        ({"size": 3}, {"env": MOODY}),
+        ({"map_size": 32}, {"env": CIRCLES, "env_args": {"map_size": 16, "radii": [2, 1]}}),
+        ({"places": 20}, {"env": MOODY, "env_args": {"places": 16}, "frame_stack": 2}),
+        ({"max_episode_steps": 9}, {"env": "CartPole-v1", "frame_stack": 2}),
+    ],
+    ids=["the same", "a larger map", "more places", "shorter episodes"],
+)
+def test_evaluations_on_what_the_network_can_take_are_not(
+    env_args: dict[str, Any], run: dict[str, Any]
+):
+    prepare(env_args, run)
