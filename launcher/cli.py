@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ PRESETS = ("dqn", "apex", "rainbow", "placement")
 
 
 _PATH = click.Path(path_type=Path)
+_LARGEST = (1 << 63) - 1  # what msgpack and TOML hold
+_MOST_EVALUATED = 1_000_000  # episodes; the seeds that follow are held out for another purpose
 
 
 class Duration(click.ParamType[float]):
@@ -46,8 +49,21 @@ class Duration(click.ParamType[float]):
         except ValueError:
             self.fail(f"{value!r} is no duration; write 90s, 10m, 2h or 1d", param, ctx)
         if not 0 < seconds < float("inf"):
-            self.fail(f"{value!r} is not above zero", param, ctx)
+            self.fail(
+                f"{value!r}; expected a finite time above zero: 90s, 10m, 2h or 1d", param, ctx
+            )
         return seconds
+
+
+class Limit(click.types.IntParamType):
+    """A whole number that a file can hold; its section of the settings knows the least."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if number > _LARGEST:
+            self.fail(f"{value}; expected a whole number from 1 to {_LARGEST}", param, ctx)
+        return number
 
 
 class PortRange(click.ParamType[tuple[int, int]]):
@@ -103,9 +119,10 @@ class KeyValue(click.ParamType[tuple[str, Any]]):
 
 def main() -> None:
     """Run a command; bad input and failed runs end in one line, not in a traceback."""
-    # Environments and networks of one's own are named by their modules: those here are found, too.
-    sys.path.append(str(Path.cwd()))
+    _make_streams_usable()
     try:
+        # Environments and networks of one's own are named by their modules: find those here, too.
+        sys.path.append(str(Path.cwd()))
         sys.exit(cli.main(standalone_mode=False) or 0)
     except UsageError as error:
         _fail(error, 2)
@@ -118,6 +135,28 @@ def main() -> None:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except OSError as error:
+        _fail(_describe(error), 1)
+
+
+def _make_streams_usable() -> None:
+    """Let every stream take whatever is written to it, and be one."""
+    # In the order of their descriptors, which are the lowest that are free: no file that is opened
+    # later gets one of them, and with it what somebody prints.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - to the end
+            os.set_inheritable(stream.fileno(), True)  # roles need theirs, too
+            setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A table with a few wrong characters is worth more than none.
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _describe(error: OSError) -> str:
+    """What went wrong, and with which file, if it is one that has a name."""
+    words = error.strerror or str(error)
+    return words if error.filename is None else f"{error.filename}: {words}"
 
 
 def _fail(error: Exception | str, code: int) -> None:
@@ -225,8 +264,8 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["auto", "single", "parallel", "ultra"]),
             help="preset of sizes  [default: auto, by the machine]",
         ),
-        click.option("--episodes", type=int, help="end after this many episodes"),
-        click.option("--steps", type=int, help="end after this many environment steps"),
+        click.option("--episodes", type=Limit(), help="end after this many episodes"),
+        click.option("--steps", type=Limit(), help="end after this many environment steps"),
         click.option("--time", "seconds", type=Duration(), help="end after this long: 90s, 10m"),
         click.option("--seed", type=int, help="seed of the whole run  [default: 0]"),
         click.option(
@@ -549,7 +588,12 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 
 @cli.command("eval", short_help="Show how good a policy is, beside the baselines.")
 @click.argument("run", type=_PATH)
-@click.option("--episodes", default=100, type=click.IntRange(1), help="held-out episodes")
+@click.option(
+    "--episodes",
+    default=100,
+    type=click.IntRange(1, _MOST_EVALUATED),
+    help="held-out episodes",
+)
 @click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option(

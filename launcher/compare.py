@@ -20,6 +20,7 @@ from launcher.plots import (
     PICTURE_FORMATS,
     Floats,
     Metrics,
+    marker_of,
     read_metrics,
     save_picture,
     smoothed,
@@ -31,8 +32,9 @@ from pdqn.errors import UsageError
 _POINTS = 200
 _SHORT_LABEL = 60  # characters of which two fit beside each other
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_SEED = ("run", "seed")
 # Runs that differ in these alone are told apart by no more than chance and patience.
-_NOT_COMPARED = (("run", "seed"), ("run", "episodes"), ("run", "steps"), ("run", "time_seconds"))
+_NOT_COMPARED = (_SEED, ("run", "episodes"), ("run", "steps"), ("run", "time_seconds"))
 
 Settings = dict[tuple[str, str], Any]
 
@@ -93,14 +95,17 @@ def grouped(run_dirs: Sequence[Path]) -> list[Group]:
         UsageError: a directory holds no run.
     """
     settings = [_settings(run_dir) for run_dir in run_dirs]
-    keys = set().union(*settings)
+    keys = set().union(*settings).difference(_NOT_COMPARED)
     different = {key for key in keys if len({repr(s.get(key)) for s in settings}) > 1}
-    members: dict[str, list[Metrics]] = {}
+    members: dict[str, list[tuple[Any, Metrics]]] = {}
     for run_dir, values in zip(run_dirs, settings, strict=True):
         label = ", ".join(f"{s}.{k} = {values.get((s, k))}" for s, k in sorted(different))
-        members.setdefault(label, []).append(read_metrics(run_dir))
+        members.setdefault(label, []).append((values.get(_SEED), read_metrics(run_dir)))
     return [
-        Group(f"{label or run_dirs[0].name} ({_seeds(len(runs))})", tuple(runs))
+        Group(
+            f"{label or run_dirs[0].name} ({_count([seed for seed, _ in runs])})",
+            tuple(metrics for _, metrics in runs),
+        )
         for label, runs in members.items()
     ]
 
@@ -108,14 +113,16 @@ def grouped(run_dirs: Sequence[Path]) -> list[Group]:
 def band(series: Iterable[tuple[Floats, Floats]]) -> tuple[Floats, Floats, Floats, Floats]:
     """Curves of several runs on common points: (x, mean, least, largest).
 
-    Only where every curve has something to say: a mean over fewer runs would jump.
+    Only where every curve has something to say: a mean over fewer runs would jump. All are empty
+    where the curves have no stretch in common, or there are fewer than two.
     """
     known = [(x, y) for x, y in series if len(x)]
-    if not known:
+    start = max((x[0] for x, _ in known), default=0.0)
+    end = min((x[-1] for x, _ in known), default=0.0)
+    if len(known) < 2 or end <= start:
         nothing = np.empty(0)
         return nothing, nothing, nothing, nothing
-    start, end = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
-    points = np.linspace(start, max(start, end), _POINTS)
+    points = np.linspace(start, end, _POINTS)
     curves = np.array([np.interp(points, x, y) for x, y in known])
     return points, curves.mean(0), curves.min(0), curves.max(0)
 
@@ -125,8 +132,7 @@ def _settings(run_dir: Path) -> Settings:
     if not path.is_file() or not (run_dir / "metrics.jsonl").is_file():
         raise UsageError(f"{run_dir} is no run directory (it needs {CONFIGURED} and metrics.jsonl)")
     values: Mapping[str, Mapping[str, Any]] = read_toml(path)
-    pairs = {(s, key): value for s, section in values.items() for key, value in section.items()}
-    return {key: value for key, value in pairs.items() if key not in _NOT_COMPARED}
+    return {(s, key): value for s, section in values.items() for key, value in section.items()}
 
 
 def _draw_panel(axes: Axes, groups: Sequence[Group], key: str, over: str) -> None:
@@ -134,18 +140,31 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], key: str, over: str) -> Non
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for index, group in enumerate(groups):
-        colour = _COLOURS[index % len(_COLOURS)]
-        curves = [(x, smoothed(y)) for x, y in (m.series(key, over) for m in group.runs)]
-        x, mean, least, largest = band(curves)
-        axes.plot(x, mean, color=colour, linewidth=2, label=group.label)
-        if len(group.runs) > 1:
-            axes.fill_between(x, least, largest, color=colour, alpha=0.2, linewidth=0)
+        _draw_group(axes, group, key, over, _COLOURS[index % len(_COLOURS)])
     for index, (name, level) in enumerate(_levels(groups, key).items()):
         axes.axhline(level, color="#888888", linestyle="--", linewidth=1)
         axes.annotate(
             f"{name} {level:.3g}", (1, level), (-4, 3 - 14 * (index % 2)),
             ("axes fraction", "data"), textcoords="offset points", ha="right", color="#555555",
         )  # fmt: skip
+
+
+def _draw_group(axes: Axes, group: Group, key: str, over: str, colour: str) -> None:
+    """The mean of its runs within their band, or where they have none the runs themselves."""
+    curves = [_curve(metrics, key, over) for metrics in group.runs]
+    points, mean, least, largest = band(curves)
+    if len(points):
+        axes.fill_between(points, least, largest, color=colour, alpha=0.2, linewidth=0)
+        curves = [(points, mean)]
+    axes.plot([], [], color=colour, linewidth=2, label=group.label)  # once, however many curves
+    for x, y in curves:
+        axes.plot(x, y, color=colour, linewidth=2, marker=marker_of(x))
+
+
+def _curve(metrics: Metrics, key: str, over: str) -> tuple[Floats, Floats]:
+    """Evaluations are means over many episodes already, and few: these are drawn as measured."""
+    x, y = metrics.series(key, over)
+    return x, y if key.startswith("eval/") else smoothed(y)
 
 
 def _levels(groups: Sequence[Group], key: str) -> dict[str, float]:
@@ -158,5 +177,7 @@ def _levels(groups: Sequence[Group], key: str) -> dict[str, float]:
     return metrics.baselines
 
 
-def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"{count} seeds"
+def _count(seeds: Sequence[Any]) -> str:
+    """How many runs these are the seeds of; "seeds" only where no two have the same one."""
+    word = "seed" if None not in seeds and len(set(seeds)) == len(seeds) else "run"
+    return f"one {word}" if len(seeds) == 1 else f"{len(seeds)} {word}s"

@@ -301,8 +301,9 @@ class RichConsole:
         self._live.stop()
         if self._latest is not None:
             width, height = self._terminal.size
-            # One line less than the terminal: the cursor stands below the picture.
-            self._terminal.print(_picture(self._latest, width, height - 1))
+            # One line less than the terminal: the cursor stands below the picture. The messages
+            # follow it, every one.
+            self._terminal.print(_picture(self._latest, width, height - 1, None))
         # All messages follow in one piece, which fits whatever its size once nothing else waits.
         self._output.drain()
         self._print_messages()

@@ -60,7 +60,7 @@ def render(
     snapshot: Snapshot,
     width: int,
     height: int,
-    messages: Sequence[tuple[float, str]] = (),
+    messages: Sequence[tuple[float, str]] | None = (),
     keys: Mapping[str, str] = MappingProxyType({}),
 ) -> Group:
     """The run at one look.
@@ -70,6 +70,7 @@ def render(
         width: columns; no line is longer.
         height: at most so many lines.
         messages: events as (elapsed seconds, text), oldest first; the newest that fit are shown.
+            None where they stand elsewhere: then there is no place for them.
         keys: what each key does, to be explained in place of the panels.
     """
     rows = [_key_help(keys, width)] if keys else _panel_rows(snapshot, width, height)
@@ -87,7 +88,8 @@ def render(
         # Below the sentence about the bottleneck, above the panels.
         kept.insert(3, _charts(snapshot, width, chart_height))
         spare -= chart_height
-    kept.append(_events(messages, width, spare))
+    if messages is not None:
+        kept.append(_events(messages, width, spare))
     lines = [line for block in kept for line in block][:height]
     # Frames have a least width: where even that is too much, what is at the right is cut off.
     return Group(*[_fixed(line, width) if line.cell_len > width else line for line in lines])

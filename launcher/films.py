@@ -212,8 +212,10 @@ def _no_pictures(model: Model, error: Exception) -> str:
 
 def _write_film(path: Path, frames: list[Picture], fps: float) -> None:
     if path.suffix.lower() == ".mp4":
-        height, width = (side // 2 * 2 for side in frames[0].shape[:2])  # as its codec wants it
-        writer = _ffmpeg(path).write_frames(str(path), (width, height), fps=fps)
+        # Its codec wants even sides: they are cut. By itself imageio stretches to multiples of 16.
+        height, width = (side // 2 * 2 for side in frames[0].shape[:2])
+        size = (width, height)
+        writer = _ffmpeg(path).write_frames(str(path), size, fps=fps, macro_block_size=2)
         writer.send(None)
         for frame in frames:
             writer.send(np.ascontiguousarray(frame[:height, :width]))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 
 EXIT_INTERRUPTED_TWICE = 130
+_SAME_SECONDS = 1.0
 
 
 class Interrupts:
     """Counts SIGINT, SIGTERM and SIGHUP from the moment it is installed.
 
     SIGHUP comes when the terminal is closed; where it is ignored from the start (``nohup``), it
-    stays ignored.
+    stays ignored. It may come twice then, from the shell and from the kernel, and SIGTERM from
+    who ends a whole group, too: what follows another signal at once is the same one.
 
     Attributes:
         count: how many came.
@@ -22,6 +26,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
+        self._last = -math.inf
         self.on_second: Callable[[], None] = self._exit
 
     def install(self) -> Interrupts:
@@ -31,7 +36,10 @@ class Interrupts:
                 signal.signal(number, self._handle)
         return self
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        before, self._last = self._last, time.monotonic()
+        if number != signal.SIGINT and self._last - before < _SAME_SECONDS:
+            return
         self.count += 1
         if self.count >= 2:
             self.on_second()

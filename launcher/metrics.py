@@ -96,7 +96,8 @@ class RunMetrics:
             grown = value - before.get(name, 0.0)
             self._totals[key.role, name] += grown
             if name == "environment_steps" and key.role == "actor" and grown > 0:
-                self._first_step = now if self._first_step is None else self._first_step
+                if self._first_step is None:  # the steps of this report began before it
+                    self._first_step = now if self._expected_since is None else self._expected_since
                 self._last_step = now
         self._last[key] = dict(counters)
         gauges: dict[str, float] = dict(report.get("gauges") or {})
@@ -355,6 +356,11 @@ class RunMetrics:
     def expect_steps(self, now: float) -> None:
         """From now on environments are expected to step."""
         self._expected_since = now
+
+    @property
+    def moves(self) -> bool:
+        """Whether environments have stepped in this session, and rates are known."""
+        return self._first_step is not None and len(self._marks) >= 2
 
     def seconds_without_steps(self, now: float) -> float:
         """Time since the last step, or since steps are expected; 0 while they are not."""

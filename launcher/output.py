@@ -142,6 +142,17 @@ class Output(io.TextIOBase):
         return len(data)
 
 
+def reader_has_gone(stream: TextIO) -> bool:
+    """Whether nobody can read what is written to a stream, known without writing to it."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return False  # text in memory
+    poll = select.poll()
+    poll.register(descriptor, 0)  # what is wrong with it is told in any case
+    return bool(poll.poll(0))
+
+
 def _descriptor_of(stream: TextIO) -> int | None:
     """Where a stream goes, with what it held back written; None where it goes nowhere."""
     try:

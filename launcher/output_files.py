@@ -22,7 +22,12 @@ def check_output(option: str, path: Path, endings: Sequence[str]) -> None:
     """
     if path.suffix.lower() not in endings:
         raise UsageError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{option} {path} cannot be written")
+    try:
+        if not path.parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no folder {path.parent}")
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{option} {path} cannot be written")
+        if path.is_file():
+            path.open("ab").close()  # asked of the file itself, it may be read-only; it stays as is
+    except OSError as error:
+        raise UsageError(f"{option} {path} cannot be written: {error.strerror}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from launcher.plots import plot_training
 from launcher.rundir import CONFIG
 from pdqn.config import RunConfig, read_toml
+from pdqn.errors import UsageError
 
 _NICENESS = 15
 
@@ -60,7 +61,7 @@ def draw_pictures(run_dir: Path) -> list[Path]:
     """Draw all pictures of a run, as it is now; where they lie.
 
     Raises:
-        UsageError: its model file is damaged.
+        UsageError: its model file or its configuration is damaged.
     """
     drawn = [plot_training(run_dir)]
     if _is_placement(run_dir):
@@ -78,7 +79,10 @@ def _is_placement(run_dir: Path) -> bool:
     config = run_dir / CONFIG
     if not config.exists():
         return False
-    return read_toml(config)["run"]["env"].rpartition(":")[2] == RunConfig().env
+    env_id = read_toml(config).get("run", {}).get("env")
+    if not isinstance(env_id, str):
+        raise UsageError(f"{config} is damaged: it has no run.env")
+    return env_id.rpartition(":")[2] == RunConfig().env
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def _draw_buffer(axes: Axes, metrics: Metrics) -> bool:
     if not len(x) or not _is_finite(capacity) or capacity <= 0:
         return _draw_line(axes, metrics, lag)
     axes.fill_between(x, size / capacity, color=SKY, alpha=0.35, linewidth=0)
-    axes.plot(x, size / capacity, color=BLUE, linewidth=2, marker=_marker(x))
+    axes.plot(x, size / capacity, color=BLUE, linewidth=2, marker=marker_of(x))
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel(f"full, of {EngFormatter(sep='')(capacity)} transitions", color=BLUE)
@@ -271,11 +271,11 @@ def _draw_raw_and_smoothed(
     means = smoothed(y)
     name = label and "smoothed"
     axes.plot(
-        x, means, color=smooth, linewidth=2, linestyle=linestyle, marker=_marker(x), label=name
+        x, means, color=smooth, linewidth=2, linestyle=linestyle, marker=marker_of(x), label=name
     )
 
 
-def _marker(x: Floats) -> str:
+def marker_of(x: Floats) -> str:
     """A line of one or two points is invisible or says little: show the points."""
     return "o" if len(x) < 3 else ""
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
+from launcher.human import plural
 from launcher.metrics import RunMetrics
 from launcher.rundir import CONFIG, CONFIGURED
-from launcher.state import RunState, read_state
+from launcher.state import STATE_FILE, RunState, read_state
 from pdqn import config as configuration
 from pdqn.config import Config, Layer, NetworkConfig
 from pdqn.errors import RunError, UsageError
 
+METRICS = "metrics.jsonl"
 _LIMITS = ("episodes", "steps", "time_seconds")
 _REACHED = {
     "episodes": ("episodes", "--episodes"),
@@ -73,7 +78,7 @@ class PastRun:
         return layer
 
     def check(self, config: Config) -> None:
-        """Refuse what a run cannot go on with.
+        """Refuse what a run cannot go on with, and say what of it is lost.
 
         Args:
             config: filled in for this machine.
@@ -88,7 +93,8 @@ class PastRun:
                 "run's own; start another run for another value"
             )
         self._check_limits(config)
-        self._check_checkpoints()
+        for loss in self._losses():
+            click.echo(f"pdqn: --resume {self.path}: {loss}", err=True)
 
     def _differences(self, config: Config) -> list[str]:
         return [
@@ -122,13 +128,23 @@ class PastRun:
                 "beginning"
             )
 
-    def _check_checkpoints(self) -> None:
+    def _losses(self) -> Iterator[str]:
+        """What begins anew though the run had it: it was killed before it was saved."""
+        steps = int(self.state.metrics.get("learner_steps", 0))
+        if not self._has_checkpoint() and steps:
+            yield f"no checkpoint: the learner begins anew, after {plural(steps, 'learner step')}"
+        metrics = self.path / METRICS
+        has_state = (self.path / STATE_FILE).exists()
+        if not has_state and metrics.exists() and metrics.stat().st_size:
+            yield f"no {STATE_FILE}: the counters begin anew, below those in {METRICS}"
+
+    def _has_checkpoint(self) -> bool:
         # Torch takes seconds to import.
         from learner.checkpoint import load_newest
 
         try:
-            load_newest(self.path, lambda _: None)
-        except RunError as error:
+            return load_newest(self.path, lambda _: None) is not None
+        except (OSError, RunError) as error:
             raise UsageError(f"--resume {self.path}: {error}") from error
 
 
@@ -138,11 +154,24 @@ def read_run(path: Path) -> PastRun:
     Raises:
         UsageError: it holds no run, or not one that this version reads.
     """
-    if not (path / CONFIG).is_file() or not (path / CONFIGURED).is_file():
+    try:
+        is_run = (path / CONFIG).is_file() and (path / CONFIGURED).is_file()
+    except OSError as error:
+        # Another person's private folder, a name that is too long.
+        raise UsageError(f"--resume {path}: {error.strerror}") from error
+    if not is_run:
         raise UsageError(f"--resume {path}: no run directory (it needs {CONFIG} and {CONFIGURED})")
-    configured = configuration.read_toml(path / CONFIGURED)
-    config = configuration.build((f"file {path / CONFIG}", configuration.read_toml(path / CONFIG)))
+    configured, chosen = _read_settings(path / CONFIGURED), _read_settings(path / CONFIG)
+    config = configuration.build((f"file {path / CONFIG}", chosen))
     return PastRun(path, configured, config, read_state(path))
+
+
+def _read_settings(path: Path) -> Layer:
+    """What a run has written of its settings: all sections, so that one is never missing."""
+    layer = configuration.read_toml(path)
+    if "run" not in layer:
+        raise UsageError(f"--resume {path.parent}: {path.name} is damaged: it has no [run]")
+    return layer
 
 
 def _value(config: Config, section: str, key: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -121,6 +122,21 @@ def default_path(env_id: str, seed: int) -> Path:
     """``runs/<env>__seed<seed>__<time>``."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", env_id)
     return Path("runs") / f"{name}__seed{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def new_path(env_id: str, seed: int) -> Path:
+    """The same, made by this call and no other one in the same second; with a number if need be."""
+    first = default_path(env_id, seed)
+    for number in itertools.count(1):
+        path = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            pass  # who opens it will say why
+        return path
+    raise AssertionError
 
 
 def _open_alone(path: Path) -> TextIO:

@@ -163,15 +163,18 @@ class Session:
 
     def record(self) -> None:
         """Write what is due to be written."""
-        for evaluation in self.metrics.take_evaluations():
-            self._write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
+        self._write_evaluations()
         now = time.monotonic()
-        if now >= self._next_line and self.metrics.counts()["environment_steps"]:
+        if now >= self._next_line and self.metrics.moves:
             self._next_line = now + self.config.system.metrics_seconds
             self._write_line()
             self.save_state()
         with self._may_fail():
             self._drawer.turn()
+
+    def _write_evaluations(self) -> None:
+        for evaluation in self.metrics.take_evaluations():
+            self._write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
 
     def save_state(self) -> None:
         """Write down what a later session goes on from."""
@@ -219,7 +222,7 @@ class Session:
 
     def conclude(self, reason: str, members: Iterable[MemberView]) -> int:
         """Write the last figures, the summary and the picture; the exit code."""
-        self.record()
+        self._write_evaluations()
         self._write_line()
         self.stage = "done"
         last = self.snapshot(members)

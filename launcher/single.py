@@ -87,6 +87,7 @@ class SingleRun:
         session.console.start()
         session.interrupts.on_second = self._end_now
         session.stage = "running"
+        session.metrics.expect_steps(time.monotonic())
         try:
             reason = self._train()
         except Exception:

@@ -219,7 +219,7 @@ def _open_directory(
     past: PastRun | None, run_dir: Path | None, env_id: str, seed: int
 ) -> tuple[rundir.RunDirectory, RunState]:
     if past is None:
-        path = run_dir or rundir.default_path(env_id, seed)
+        path = run_dir or rundir.new_path(env_id, seed)
         return rundir.RunDirectory(path), RunState()
     directory = rundir.RunDirectory(past.path, past.state.elapsed_seconds)
     # Read again: until now another process could have been running it.

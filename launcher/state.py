@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.metrics import RunMetrics
 from launcher.rundir import replace_text
 from pdqn.errors import UsageError
 
@@ -54,22 +55,26 @@ def read_state(directory: Path) -> RunState:
         UsageError: the file is not one that this version wrote.
     """
     path = directory / STATE_FILE
-    if not path.exists():
-        return RunState()
     try:
+        if not path.exists():
+            return RunState()
         return _from_map(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: not a state that this version reads ({error})") from error
 
 
 def _from_map(content: Mapping[str, Any]) -> RunState:
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']}, not {FORMAT}")
+    metrics = dict(content["metrics"])
+    if metrics:
+        # What the figures cannot go on from is found here, not when the run has begun.
+        RunMetrics(None).set_state(metrics)
     return RunState(
         sessions=int(content["sessions"]),
         elapsed_seconds=float(content["elapsed_seconds"]),
         restarts={str(role): int(n) for role, n in content["restarts"].items()},
         first_error=content["first_error"],
         incarnations={(str(role), int(i)): int(n) for role, i, n in content["incarnations"]},
-        metrics=dict(content["metrics"]),
+        metrics=metrics,
     )

@@ -212,7 +212,7 @@ class Supervisor:
         )
 
     def slots(self) -> dict[tuple[str, int], MemberState]:
-        """Every role that was started here, and how its process is."""
+        """Every role that was started here, and how its process is; stopped if it is to end."""
         return {name: self._state(slot) for name, slot in self._slots.items()}
 
     def busy(self) -> bool:
@@ -248,11 +248,12 @@ class Supervisor:
                 slot.process.join(2.0)
 
     def _state(self, slot: _Slot) -> MemberState:
+        if self._stopping or slot.retired:
+            # It may still run: who has left the run takes a moment to end.
+            return "stopped"
         if slot.process is not None:
             return "starting"
-        if slot.start_at is not None:
-            return "restarting"
-        return "stopped" if self._stopping else "dead"
+        return "dead" if slot.start_at is None else "restarting"
 
     def _ended(self, role: str, index: int, slot: _Slot, process: BaseProcess) -> Ended:
         lived = time.monotonic() - slot.started

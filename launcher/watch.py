@@ -14,6 +14,7 @@ import zmq
 from launcher.access import find_door
 from launcher.console import Console, Kind, make_console
 from launcher.interrupts import Interrupts
+from launcher.output import reader_has_gone
 from launcher.rundir import CONFIG, SNAPSHOT, SUMMARY, is_open
 from launcher.snapshot import Snapshot
 from pdqn import transport, wire
@@ -24,7 +25,7 @@ KEYS = {"q": "leave; the run goes on", "?": "show or hide this help"}
 _TURN_SECONDS = 0.1
 _ASK_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
-_NOT_SEEN = (KeyError, TypeError, ValueError)
+_NOT_SEEN = (KeyError, TypeError, ValueError, AttributeError)
 
 
 class Source(Protocol):
@@ -51,7 +52,12 @@ class Directory:
     """A run seen in its directory."""
 
     def __init__(self, path: Path) -> None:
-        if not (path / CONFIG).is_file():
+        try:
+            is_run = (path / CONFIG).is_file()
+        except OSError as error:
+            # Another person's private folder, a name that is too long.
+            raise UsageError(f"{path}: {error.strerror}") from error
+        if not is_run:
             raise UsageError(f"{path} is no run directory (it needs {CONFIG})")
         self._path = path
         self._written = 0
@@ -59,7 +65,10 @@ class Directory:
 
     def look(self) -> dict[str, Any] | None:
         """The newest snapshot that the run has written."""
-        alive = is_open(self._path)
+        try:
+            alive = is_open(self._path)
+        except OSError as error:
+            raise RunError(f"{self._path}: {error.strerror}") from error
         found = self._read()
         if found is None and not alive and not _is_done(self._last):
             raise RunError(f"{self._path}: its run has ended without its last words (killed?)")
@@ -71,15 +80,26 @@ class Directory:
         if not path.exists() or (written := path.stat().st_mtime_ns) == self._written:
             return None
         self._written = written
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _read_map(path)
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says."""
         path = self._path / SUMMARY
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return _read_map(path) if path.exists() else {}
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _read_map(path: Path) -> dict[str, Any]:
+    """What a run has written, whole or not at all: other contents are damage."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} cannot be read (it holds a {type(content).__name__})")
+    return content
 
 
 class Address:
@@ -165,9 +185,9 @@ def watch(
 
 
 def _follow(source: Source, view: Console, interrupts: Interrupts) -> bool:
-    """Show a run until it has ended, or until the person leaves: whether it has ended."""
+    """Show a run until it has ended, or until nobody looks: whether it has ended."""
     said, last = 0, None
-    while not interrupts.count and "q" not in view.pressed():
+    while not interrupts.count and "q" not in view.pressed() and not reader_has_gone(sys.stdout):
         last = source.look() or last
         if last is not None:
             said = _show(last, said, view)

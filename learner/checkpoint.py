@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 import shutil
 import time
@@ -16,7 +15,13 @@ import torch
 from learner.learner import Learner
 from pdqn.config import Config
 from pdqn.errors import RunError
-from pdqn.model import FINAL_MODEL, save_model, write_atomically
+from pdqn.model import (
+    FINAL_MODEL,
+    UNREADABLE,
+    save_model,
+    unreadable_reason,
+    write_atomically,
+)
 from pdqn.specs import EnvironmentSpec
 
 _log = logging.getLogger("learner")
@@ -118,13 +123,21 @@ def load_newest(run_dir: Path, say: Callable[[str], None] = _log.warning) -> dic
     found = list(checkpoints(run_dir))
     for path in found:
         try:
-            return torch.load(path / _FILE, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
+            return _load(path / _FILE)
+        except UNREADABLE as error:
+            reason = unreadable_reason(error)
             say(f"checkpoint {path} cannot be read ({reason}); trying the one before")
     if found:
         raise RunError(f"none of the {len(found)} checkpoints of {run_dir} can be read")
     return None
+
+
+def _load(file: Path) -> dict[str, Any]:
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    # A damaged byte can make another thing of it that is read without an error.
+    if not isinstance(state, dict) or "learner_steps" not in state:
+        raise TypeError("not a learner's state")
+    return state
 
 
 def _directories(run_dir: Path) -> list[Path]:

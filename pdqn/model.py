@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +21,9 @@ FORMAT = 3
 # In a run directory: the last parameters, and those that evaluated best.
 FINAL_MODEL, BEST_MODEL = "final_model.pth", "best_model.pth"
 # What torch.load raises for damaged and foreign files, and what follows from strange contents.
-_UNREADABLE = (
+UNREADABLE = (
     OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError,
-    AttributeError,
+    AttributeError, AssertionError, struct.error,
 )  # fmt: skip
 
 
@@ -81,10 +82,19 @@ def load_model(path: Path) -> Model:
         network.load_state_dict(content["parameters"])
         env_args, version = dict(content["env_args"]), int(content["parameter_version"])
         score = None if content["score"] is None else float(content["score"])
-    except _UNREADABLE as error:
-        raise UsageError(f"{path}: not a model that this version reads ({error})") from error
+    except UNREADABLE as error:
+        reason = unreadable_reason(error)
+        raise UsageError(f"{path}: not a model that this version reads ({reason})") from error
     set_noise(network, False)
     return Model(network.eval(), spec, env_args, version, score)
+
+
+def unreadable_reason(error: Exception) -> str:
+    """Why a file of tensors cannot be read, in one line."""
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        # Torch's text recommends to load it with weights_only=False, which runs foreign code.
+        return "damaged, or another kind of file"
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

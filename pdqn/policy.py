@@ -119,7 +119,7 @@ def load_policy(run: str | Path, *, best: bool = False) -> Policy:
         best: of a run, the parameters that evaluated best while it trained; else its last ones.
 
     Raises:
-        UsageError: there is no such file, or it is not a model.
+        UsageError: there is no such file, it is not a model, or the best is asked for of a file.
     """
     return Policy(load_model(model_path(Path(run), best=best)))
 
@@ -128,10 +128,12 @@ def model_path(run: Path, *, best: bool = False) -> Path:
     """The model file of a run directory, or the file itself.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or the best is asked for of a file, which is one model.
     """
     name = BEST_MODEL if best else FINAL_MODEL
     if run.is_file():
+        if best:
+            raise UsageError(f"{run} is a model file: the best is asked for of a run directory")
         return run
     if (run / name).is_file():
         return run / name

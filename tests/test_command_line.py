@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import re
 import socket
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +20,7 @@ import pytest
 from click.shell_completion import get_completion_class
 from click.testing import CliRunner
 
-from launcher.cli import cli
+from launcher.cli import cli, main
 from launcher.hardware import detect
 
 Answer = tuple[int, str, str]  # exit code, stdout, stderr
@@ -74,6 +77,11 @@ def assert_nothing_started(directory: Path) -> None:
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "bad time": (["--time", "10x"], ["--time", "'10x'", "90s, 10m, 2h or 1d"]),
     "no time at all": (["--time", "0s"], ["--time", "'0s'", "above zero"]),
+    "endless time": (["--time", "inf"], ["'inf'; expected a finite time above zero: 90s, 10m"]),
+    "too many steps": (
+        ["--steps", "99999999999999999999"],
+        ["--steps", "expected a whole number from 1 to 9223372036854775807"],
+    ),
     "unknown mode": (["--mode", "fast"], ["--mode", "'fast'", "parallel"]),
     "unknown option": (["--epochs", "5"], ["--epochs"]),
     "unknown console": (["--console", "loud"], ["--console", "plain"]),
@@ -161,6 +169,7 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "revoke and make": (["keys", "keys", "one", "--revoke", "two"], ["--revoke two", "one"]),
     "join how many": (["actor", "--join", "tcp://127.0.0.1:1", "--count", "0"], ["--count"]),
     "eval what": (["eval", "nowhere"], ["nowhere is neither a model file nor a run directory"]),
+    "eval how often": (["eval", "nowhere", "--episodes", "2000000000"], ["1<=x<=1000000"]),
     "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),
     "do what": (["trian"], ["trian"]),
     "check no cluster": (["check", "--dask-slots", "3"], ["--dask-slots", "give --dask"]),
@@ -248,6 +257,79 @@ def test_nobody_is_asked_where_standard_input_is_closed(pdqn_command: Any, tmp_p
     with pdqn_command(*arguments, directory=tmp_path, prefix=closed) as command:
         answer = command.wait(), command.stdout, command.stderr
     assert_refused(answer, "ultra is for", "--force or --yes runs it all the same")
+
+
+# ---- streams ----
+
+
+def closing(stream: str) -> tuple[str, ...]:
+    """A prefix that runs a command without one of its standard streams."""
+    return ("sh", "-c", f'exec "$@" {stream}&-', "sh")
+
+
+def test_where_standard_error_is_closed_a_refusal_is_no_crash(pdqn_command: Any, tmp_path: Path):
+    # What it refuses stands behind what it says to a terminal.
+    arguments = ("launch", "--dask", "nowhere", "--no-learner")
+    with pdqn_command(*arguments, directory=tmp_path, prefix=closing("2>")) as command:
+        assert command.wait() == 2
+
+
+@pytest.mark.parametrize("console", ["auto", "plain"])
+def test_where_standard_output_is_closed_a_console_talks_to_nobody(
+    pdqn_command: Any, tmp_path: Path, console: str
+):
+    (tmp_path / "config.toml").touch()
+    arguments = ("watch", ".", "--console", console)
+    with pdqn_command(*arguments, directory=tmp_path, prefix=closing(">")) as command:
+        code = command.wait()
+    assert (code, command.stderr.strip()) == (
+        1,
+        "pdqn: .: its run has ended without its last words (killed?)",
+    )
+
+
+def test_what_does_not_fit_on_a_disk_is_told_in_one_line(pdqn_command: Any, tmp_path: Path):
+    with Path("/dev/full").open("wb") as full:
+        arguments = ("completion", "bash")
+        with pdqn_command(*arguments, directory=tmp_path, output=full.fileno()) as command:
+            code = command.wait()
+    assert (code, command.stderr) == (1, "pdqn: No space left on device\n")
+
+
+@pytest.fixture
+def completing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], str]], int]:
+    """Run ``pdqn completion bash`` in this process, with words of a test's own; its exit code."""
+
+    def run(words: Callable[[], str]) -> int:
+        shell = type("Shell", (), {"__init__": lambda *_: None, "source": lambda _: words()})
+        monkeypatch.setattr("launcher.cli.get_completion_class", lambda _: shell)
+        monkeypatch.setattr(sys, "argv", ["pdqn", "completion", "bash"])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run
+
+
+def test_a_file_that_cannot_be_read_is_named_in_one_line(
+    completing: Any, capsys: pytest.CaptureFixture[str]
+):
+    def refuse() -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", "run/model.pth")
+
+    assert completing(refuse) == 1
+    assert capsys.readouterr() == ("", "pdqn: run/model.pth: Permission denied\n")
+
+
+def test_a_terminal_without_a_character_gets_the_others(
+    completing: Any, monkeypatch: pytest.MonkeyPatch
+):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="latin-1"))
+    assert completing(lambda: "0.391 ≥ 0.006") == 0
+    assert shown.getvalue() == b"0.391 ? 0.006\n"
 
 
 def test_an_unknown_environment_variable_is_refused(run: Run):

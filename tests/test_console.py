@@ -539,6 +539,22 @@ def test_rich_leaves_the_last_picture_and_every_message_behind(terminal: FakeTer
     assert "the learner died" in left_behind
 
 
+def test_rich_keeps_no_place_for_events_in_the_last_picture_which_stands_above_them(
+    terminal: FakeTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINES", "50")
+    console = RichConsole(terminal, Clock())
+    console.start()
+    console.update(snapshot())
+    console.message("actor 3 restarted")
+    console.finish(SUMMARY, None)
+    before, _, left_behind = terminal.getvalue().rpartition("\x1b[?1049l")
+    assert "none yet" in before
+    assert "none yet" not in left_behind
+    assert left_behind.count("actor 3 restarted") == 1
+    assert left_behind.index("throughput") < left_behind.index("actor 3 restarted")
+
+
 def test_a_picture_that_cannot_be_drawn_ends_nothing_and_says_why(
     terminal: FakeTerminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

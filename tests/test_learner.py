@@ -374,12 +374,21 @@ def cut_in_half(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def change_one_byte_of_a_name(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[content.index(b"FloatStorage") + 5] = 0xDB
+    file.write_bytes(content)
+
+
 DAMAGES = {
     "empty": lambda file: file.write_bytes(b""),
     "cut in half": cut_in_half,
     "noise": lambda file: file.write_bytes(np.random.default_rng(0).bytes(5000)),
     "text": lambda file: file.write_text("not a checkpoint\n" * 100),
     "zeros": lambda file: file.write_bytes(bytes(5000)),
+    "a byte that is no text": change_one_byte_of_a_name,
+    "another thing": lambda file: torch.save(["not", "a", "state"], file),
+    "a state without steps": lambda file: torch.save({"online": {}}, file),
 }
 
 
@@ -395,6 +404,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert state is not None
     assert state["learner_steps"] == 1
     assert "step-000000002 cannot be read" in caplog.text
+    assert "weights_only" not in caplog.text
 
 
 def test_one_that_was_not_written_to_its_end_is_none_and_goes_with_the_next(tmp_path: Path):

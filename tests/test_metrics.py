@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launcher.metrics import MemberKey, RunMetrics
 from launcher.recorder import Recorder
-from launcher.rundir import RunDirectory, default_path
+from launcher.rundir import RunDirectory, default_path, new_path
 from pdqn.config import build
 from pdqn.errors import UsageError
 
@@ -342,7 +342,7 @@ def test_the_summary_adds_up():
     report(metrics, "learner", gauges={"learner_steps": 45}, learner_steps=45)
     report(metrics, "evaluator", evaluation=evaluation_of(5.0))
     summary = metrics.summary()
-    # From the first step at 101 to the last at 105: four seconds.
+    # From the first report of steps at 101 to the last at 105: four seconds.
     assert summary["active_seconds"] == 4.0
     assert summary["environment_steps"] == 200
     assert summary["environment_steps_per_second"] == 50.0
@@ -373,6 +373,18 @@ def test_the_summary_of_nothing_has_zeros_and_no_division():
     assert summary["eval"] is None
 
 
+def test_steps_are_counted_over_the_time_in_which_they_were_taken():
+    metrics = RunMetrics(None)
+    metrics.expect_steps(100.0)
+    assert not metrics.moves
+    for now, steps in ((101.0, 100), (102.0, 200)):
+        report(metrics, "actor", now, environment_steps=steps)
+        metrics.tick(now)
+    assert metrics.moves
+    assert metrics.summary()["environment_steps_per_second"] == 100.0
+    assert metrics.seconds_since_first_step(103.0) == 3.0
+
+
 # ---- run directory ----
 
 
@@ -386,6 +398,19 @@ def test_a_new_run_directory_is_made_with_all_its_parents(tmp_path: Path):
     }
     assert directory.log_path("actor", 3) == directory.path / "logs" / "actor-3.log"
     directory.close()
+
+
+def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    paths = [new_path("CartPole-v1", 0) for _ in range(3)]
+    assert [path.name for path in paths] == [
+        f"CartPole-v1__seed0__now{n}" for n in ("", "-2", "-3")
+    ]
+    for path in paths:
+        RunDirectory(path).close()
 
 
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path):

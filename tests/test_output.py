@@ -14,7 +14,11 @@ import pytest
 from test_console import SUMMARY, snapshot
 
 from launcher.console import make_console
-from launcher.output import Output
+from launcher.output import Output, reader_has_gone
+from launcher.output_files import check_output
+from launcher.pictures import draw_pictures
+from pdqn.errors import UsageError
+from pdqn.model import load_model
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -153,6 +157,19 @@ def test_a_reader_that_has_gone_does_no_harm(pipe: Pipe, eventually: Eventually)
     assert output.drain()
 
 
+def test_whether_a_reader_has_gone_is_known_without_writing(pipe: Pipe):
+    assert not reader_has_gone(pipe.stream), "nobody reads, but somebody could"
+    os.close(pipe.reading)
+    pipe.reading = os.open(os.devnull, os.O_RDONLY)
+    assert reader_has_gone(pipe.stream)
+    assert not reader_has_gone(io.StringIO())
+
+
+def test_a_file_has_no_reader_that_could_go(tmp_path: Path):
+    with (tmp_path / "log").open("w") as stream:
+        assert not reader_has_gone(stream)
+
+
 def test_a_descriptor_that_somebody_made_one_that_never_waits_loses_nothing(
     pipe: Pipe, eventually: Eventually
 ):
@@ -169,6 +186,53 @@ def test_text_in_memory_is_written_at_once():
     output.write("a line\n")
     assert stream.getvalue() == "a line\n"
     assert output.drain()
+
+
+# ---- files ----
+
+
+def test_a_file_that_is_there_and_read_only_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    film = tmp_path / "film.gif"
+    film.write_bytes(b"an older film")
+    check_output("--video", film, [".gif"])
+    assert film.read_bytes() == b"an older film"
+
+    def read_only(path: Path, *_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", read_only)  # nothing is read-only for root
+    with pytest.raises(UsageError, match=r"film\.gif cannot be written: Permission denied"):
+        check_output("--video", film, [".gif"])
+    check_output("--video", tmp_path / "another.gif", [".gif"])
+
+
+def test_a_file_whose_name_is_too_long_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="File name too long"):
+        check_output("--video", tmp_path / f"{'f' * 300}.gif", [".gif"])
+
+
+@pytest.mark.parametrize("content", ["", "[run]\n", "[run]\nenv = 3\n"])
+def test_pictures_of_a_run_without_its_environment_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+):
+    monkeypatch.setattr("launcher.pictures.plot_training", lambda run_dir: run_dir)
+    (tmp_path / "config.toml").write_text(content)
+    with pytest.raises(UsageError, match=r"config\.toml is damaged: it has no run\.env"):
+        draw_pictures(tmp_path)
+
+
+def test_another_kind_of_file_than_a_model_is_refused_in_one_line_without_torchs_advice(
+    tmp_path: Path,
+):
+    path = tmp_path / "summary.json"
+    path.write_text('{\n  "episodes": 3\n}\n')
+    with pytest.raises(UsageError) as refused:
+        load_model(path)
+    assert str(refused.value) == (
+        f"{path}: not a model that this version reads (damaged, or another kind of file)"
+    )
 
 
 # ---- consoles ----

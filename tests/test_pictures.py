@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -12,10 +13,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image, ImageSequence
 
 from actors.environments.factory import describe_environment
-from launcher import films, strategy
+from launcher import compare, films, strategy
 from launcher.compare import band, draw_comparison, grouped
 from launcher.films import check_camera, check_film, record_film
 from launcher.pictures import PictureDrawer, draw_pictures
@@ -151,6 +155,98 @@ def test_a_band_is_the_mean_and_the_range_where_all_curves_are_known():
     assert all(len(part) == 0 for part in band([]))
 
 
+def evaluated_run(path: Path, scores: dict[int, float], **run: Any) -> Path:
+    """A run directory with these evaluations, by their step, and as many lines of training."""
+    directory = RunDirectory(path)
+    config = build(("test", {"run": {"env": "CartPole-v1", **run}}))
+    directory.write_config(config, config)
+    for step, score in scores.items():
+        line = {"environment_steps": step, "time_seconds": step / 100}
+        directory.metrics({**line, "rollout/ep_rew_mean": score})
+        directory.metrics({**line, "eval/return_mean": score})
+    directory.close()
+    return path
+
+
+@pytest.fixture
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Axes]]:
+    """The panels of a comparison of runs."""
+
+    def draw(*runs: Path) -> list[Axes]:
+        figures: list[Figure] = []
+        monkeypatch.setattr(
+            compare, "save_picture", lambda figure, *_, **__: figures.append(figure)
+        )
+        draw_comparison(runs, tmp_path / "comparison.png")
+        return figures[0].axes
+
+    return draw
+
+
+Compared = Callable[..., list[Axes]]
+
+
+def lines_in(axes: Axes) -> list[Line2D]:
+    return [line for line in axes.lines if len(np.asarray(line.get_xdata()))]
+
+
+def heights(line: Line2D) -> list[float]:
+    return np.asarray(line.get_ydata()).tolist()
+
+
+def test_evaluated_scores_are_drawn_as_measured_and_those_in_training_smoothed(
+    tmp_path: Path, compared: Compared
+):
+    scores = [20.3, 395.0, 259.9]
+    run = evaluated_run(tmp_path / "run", dict(zip((100, 200, 300), scores, strict=True)))
+    over_steps, over_time, training, _ = compared(run)
+    assert [heights(line) for line in lines_in(over_steps)] == [scores]
+    assert [heights(line) for line in lines_in(over_time)] == [scores]
+    (line,) = lines_in(training)
+    assert heights(line) == pytest.approx([207.65, 225.0666667, 327.45])
+
+
+def test_a_band_of_evaluated_scores_is_between_the_measured_ones(
+    tmp_path: Path, compared: Compared
+):
+    first = evaluated_run(tmp_path / "1", {0: 0.0, 100: 8.0, 199: 0.0}, seed=1)
+    second = evaluated_run(tmp_path / "2", {0: 2.0, 100: 10.0, 199: 2.0}, seed=2)
+    axes = compared(first, second)[0]
+    (mean,) = lines_in(axes)
+    assert (min(heights(mean)), max(heights(mean))) == (1.0, pytest.approx(9.0))
+    assert len(axes.collections) == 1
+
+
+def test_a_run_with_one_evaluation_shows_it(tmp_path: Path, compared: Compared):
+    many = evaluated_run(tmp_path / "many", {100: 1.0, 200: 2.0, 300: 3.0}, env="Acrobot-v1")
+    axes = compared(evaluated_run(tmp_path / "one", {100: 7.0}), many)[0]
+    shown = [(heights(line), line.get_marker()) for line in lines_in(axes)]
+    assert shown == [([7.0], "o"), ([1.0, 2.0, 3.0], "")]
+
+
+@pytest.mark.parametrize("later", [(500, 900), (300, 900)], ids=["apart", "one common point"])
+def test_runs_that_share_no_stretch_have_no_mean_but_their_own_curves(
+    tmp_path: Path, compared: Compared, later: tuple[int, int]
+):
+    first = evaluated_run(tmp_path / "first", {0: 0.0, 300: 3.0}, seed=1)
+    second = evaluated_run(tmp_path / "second", dict(zip(later, (4.0, 8.0), strict=True)), seed=2)
+    axes = compared(first, second)[0]
+    assert [heights(line) for line in lines_in(axes)] == [[0.0, 3.0], [4.0, 8.0]]
+    assert len({line.get_color() for line in lines_in(axes)}) == 1
+    assert len(axes.collections) == 0
+    assert axes.get_legend_handles_labels()[1] == ["first (2 seeds)"]
+
+
+def test_runs_of_one_seed_are_not_called_seeds(tmp_path: Path):
+    run, again, other = (
+        run_of(tmp_path / name, run={"seed": seed}) for name, seed in (("r", 1), ("s", 1), ("t", 2))
+    )
+    assert [group.label for group in grouped([run, run])] == ["r (2 runs)"]
+    assert [group.label for group in grouped([run, again, other])] == ["r (3 runs)"]
+    assert [group.label for group in grouped([run, other])] == ["r (2 seeds)"]
+    assert [group.label for group in grouped([run])] == ["r (one seed)"]
+
+
 def test_runs_are_drawn_beside_each_other(tmp_path: Path):
     runs = [run_of(tmp_path / "a", 1.0), run_of(tmp_path / "b", 2.0, actor={"n_step": 5})]
     draw_comparison(runs, tmp_path / "comparison.png")
@@ -204,13 +300,18 @@ def test_a_film_has_a_frame_for_every_step_and_one_before(tmp_path: Path, name: 
         assert 2 <= getattr(film, "n_frames", 1) <= 8
 
 
-def test_a_film_as_mp4(tmp_path: Path):
+def test_a_film_as_mp4_is_as_large_as_its_pictures(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
     path = tmp_path / "policy.mp4"
     assert record_film(model, path, episodes=1) == (4, True)
     frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
     assert frames == 4
+    with contextlib.closing(imageio_ffmpeg.read_frames(path)) as film:
+        assert next(film)["size"] == (512, 548)
+    assert caplog.messages == []  # of sizes that the codec would not like
 
 
 def test_what_cannot_be_filmed_is_refused(tmp_path: Path):

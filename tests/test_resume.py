@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -229,6 +230,32 @@ def test_a_run_that_was_ended_before_it_wrote_anything_begins_anew(tmp_path: Pat
     assert launch(tmp_path, resume=True)["environment_steps"] == 400
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_says_that_its_learner_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    launch(tmp_path, run={"steps": 400})
+    launch(tmp_path, resume=True, run={"steps": 600})
+    assert "begin" not in capsys.readouterr().err, "nothing is lost"
+    shutil.rmtree(tmp_path / "checkpoints")
+    past = read_run(tmp_path)
+    past.check(start.prepare(build(*past.layers(("test", {"run": {"steps": 800}}))))[2].config)
+    (line,) = capsys.readouterr().err.splitlines()
+    steps = past.state.metrics["learner_steps"]
+    assert line == (
+        f"pdqn: --resume {tmp_path}: no checkpoint: the learner begins anew, "
+        f"after {steps} learner steps"
+    )
+
+
+def test_a_run_without_its_counters_says_that_they_begin_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    launch(tmp_path, run={"steps": 200})
+    (tmp_path / "state.json").unlink()
+    launch(tmp_path, resume=True, run={"steps": 400})
+    assert "no state.json: the counters begin anew" in capsys.readouterr().err
+
+
 def test_what_another_version_chose_for_a_run_stays_whatever_auto_stands_for_now(tmp_path: Path):
     here = start.prepare(launch_chosen_otherwise(tmp_path))[2].config.to_map()
     before = read_run(tmp_path).config.to_map()
@@ -328,6 +355,42 @@ def test_other_settings_may_change(tmp_path: Path):
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="no run directory"):
         read_run(tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(UsageError, match="File name too long"):
+        read_run(tmp_path / ("r" * 300))
+
+    def private(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", private)
+    with pytest.raises(UsageError, match="Permission denied"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "configured.toml"])
+def test_a_run_whose_settings_are_gone_is_refused(tmp_path: Path, name: str):
+    directory = RunDirectory(tmp_path)
+    directory.write_config(build(), build())
+    directory.close()
+    (tmp_path / name).write_text("")
+    with pytest.raises(UsageError, match=rf"{name} is damaged: it has no \[run\]"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"restarts": []}, {"metrics": {"totals": []}}, {"metrics": {"totals": [[1]]}}]
+)
+def test_a_state_that_is_damaged_in_part_is_refused(tmp_path: Path, change: Any):
+    RunState(metrics=RunMetrics(None).get_state()).write(tmp_path)
+    path = tmp_path / "state.json"
+    assert read_state(tmp_path).metrics, "this one is whole"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UsageError, match=r"state\.json: not a state that this version reads"):
+        read_state(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1}', "\x00"])

@@ -167,6 +167,8 @@ def test_a_number_of_processes_grows_and_shrinks_and_who_was_sent_away_stays_awa
     supervisor.resize("actor", 3)
     third = named(eventually, "pdqn actor 2")
     supervisor.resize("actor", 1)
+    states = supervisor.slots()
+    assert (states["actor", 0], states["actor", 2]) == ("starting", "stopped")
     eventually(lambda: supervisor.check() or supervisor.alive() == 1)
     assert set(supervisor.slots()) == {("actor", 0)}
     assert not third.is_running()
@@ -205,6 +207,17 @@ def test_asked_to_leave_they_leave_and_are_not_started_again(
     assert all(ended.restart_seconds is None for ended in supervisor.check())
     assert not supervisor.busy()
     assert set(supervisor.slots().values()) == {"stopped"}
+
+
+def test_who_is_expected_to_end_is_stopped_and_does_not_start_while_its_process_lives(
+    make: Callable[..., Supervisor], eventually: Eventually
+):
+    supervisor = make()
+    supervisor.start("actor", 0)
+    lives = named(eventually, "pdqn actor 0")
+    supervisor.stop_restarting()
+    assert lives.is_running()
+    assert supervisor.slots() == {("actor", 0): "stopped"}
 
 
 def test_kill_all_leaves_nothing(make: Callable[..., Supervisor], eventually: Eventually):

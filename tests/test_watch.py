@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_console import snapshot, starting
 
+from launcher.interrupts import Interrupts
 from launcher.rundir import RunDirectory
 from launcher.snapshot import Snapshot
-from launcher.watch import Address, Directory
+from launcher.watch import Address, Directory, watch
 from pdqn.config import build
 from pdqn.errors import RunError, UsageError
 
@@ -62,6 +64,58 @@ def test_a_run_that_was_killed_is_seen_and_then_reported(tmp_path: Path):
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="is no run directory"):
         Directory(tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(UsageError, match="File name too long"):
+        Directory(tmp_path / ("r" * 300))
+
+    def private(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", private)
+    with pytest.raises(UsageError, match="Permission denied"):
+        Directory(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"snapshot": ', "[]", "\x00"])
+@pytest.mark.parametrize("name", ["summary.json", "snapshot.json"])
+def test_a_damaged_file_ends_in_one_line_that_names_it(tmp_path: Path, name: str, content: str):
+    written(tmp_path, "done").close()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RunError, match=rf"{name} cannot be read"):
+        watch(str(tmp_path), "plain", Interrupts())
+
+
+def test_a_snapshot_of_another_kind_is_of_another_version(tmp_path: Path):
+    written(tmp_path, "done").close()
+    path = tmp_path / "snapshot.json"
+    seen = json.loads(path.read_text())
+    seen["snapshot"]["history"] = []
+    path.write_text(json.dumps(seen))
+    with pytest.raises(RunError, match="another version of pdqn"):
+        watch(str(tmp_path), "plain", Interrupts())
+
+
+def test_watching_ends_when_its_reader_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    directory = written(tmp_path, "running")
+    reading, writing = os.pipe()
+    interrupts = Interrupts()
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        watching = threading.Thread(target=watch, args=(str(tmp_path), "json", interrupts))
+        watching.start()
+        assert os.read(reading, 20).startswith(b'{"event":"progress"')
+        assert watching.is_alive(), "the run goes on, and somebody reads"
+        os.close(reading)
+        watching.join(5)
+        ended = not watching.is_alive()
+        interrupts.count = 1
+        watching.join()
+    directory.close()
+    assert ended
 
 
 def test_an_address_that_is_none_is_refused_and_one_without_a_run_is_given_up(
