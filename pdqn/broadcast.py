@@ -43,10 +43,10 @@ class Publisher:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._socket = context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.LINGER, 1000)
-        # Few: what waits for a slow connection is old when it has passed. More than one, since the
-        # last message may be repeated for somebody new just before the next one is sent.
-        self._socket.setsockopt(zmq.SNDHWM, 2)
+        self._socket.setsockopt(zmq.LINGER, 3000)
+        # Few: what waits for a slow connection is old when it has passed. Yet enough for messages
+        # that come one after the other: the newest must not be the one that finds no room.
+        self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # of subscriptions; not what it sends
         self.endpoint = transport.bind(self._socket, address)
@@ -78,7 +78,7 @@ class Publisher:
         self._last, self._wanted = None, False
 
     def close(self) -> None:
-        """Close the socket; what is queued is still sent for a second."""
+        """Close the socket; what is queued is still sent for three seconds."""
         self._socket.close()
 
 
