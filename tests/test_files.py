@@ -33,8 +33,15 @@ if TYPE_CHECKING:
 CONFIG = {
     "run": {"env": "CartPole-v1"},
     "actor": {"count": 1},
+    # All that a learner needs to stay.
+    "replay": {
+        "capacity": 1000, "min_size": 8, "samples_per_insert": 1.0,
+        "samples_per_insert_tolerance": 1e12, "store": "dense",
+    },
+    "learner": {"device": "cpu", "precision": "float32", "learning_rate": 1e-3, "threads": 1},
+    "network": {"kind": "mlp", "hidden": 8, "layers": 1},
     "system": {"telemetry_seconds": 0.2},
-}
+}  # fmt: skip
 CHECKPOINT = "checkpoints/step-000000007/learner.pth"
 
 
