@@ -245,7 +245,7 @@ class Shipper:
         data = wire.encode_transitions(batch)
         telemetry = self._link.telemetry
         self._waiting_since = time.monotonic()
-        self._return_to_own_shard()
+        self._finish_elsewhere()
         # Also where nothing has to be waited for: one whose key was revoked gets nothing more.
         self._follow_shards()
         sent = self._sender.send(data, self._while_waiting)
@@ -295,12 +295,11 @@ class Shipper:
             self._shard = shard
             self._sender.connect(*live[shard])
 
-    def _return_to_own_shard(self) -> None:
-        """Once this actor's own shard is back, or a first one is there: finish here, go there."""
+    def _finish_elsewhere(self) -> None:
+        """Once this actor's own shard is back, or a first one is there: be done here before."""
         wanted = self._wanted_shard(self._live_shards())
         if wanted is not None and wanted != self._shard:
             self._sender.flush(self._while_waiting)
-            self._follow_shards()
 
     def _wanted_shard(self, live: Mapping[int, tuple[str, str]]) -> int | None:
         return shard_of(self._welcome.index, self._welcome.config.replay.shards, live)

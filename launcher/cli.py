@@ -19,6 +19,7 @@ from launcher.interrupts import Interrupts
 from launcher.resume import PastRun, read_run
 from pdqn import config as configuration
 from pdqn.errors import RunError, UsageError
+from pdqn.seeds import UNSEEN
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
@@ -27,7 +28,6 @@ PRESETS = ("dqn", "apex", "rainbow", "placement")
 
 _PATH = click.Path(path_type=Path)
 _LARGEST = (1 << 63) - 1  # what msgpack and TOML hold
-_MOST_EVALUATED = 1_000_000  # episodes; the seeds that follow are held out for another purpose
 
 
 class Duration(click.ParamType[float]):
@@ -591,7 +591,7 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 @click.option(
     "--episodes",
     default=100,
-    type=click.IntRange(1, _MOST_EVALUATED),
+    type=click.IntRange(1, UNSEEN),
     help="held-out episodes",
 )
 @click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")

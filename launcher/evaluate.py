@@ -16,8 +16,15 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from actors.environments.factory import VectorEnvironment
-from actors.evaluation import Act, Scores, describe, play, random_act, scored
+from actors.evaluation import (
+    Act,
+    Scores,
+    baseline_scores,
+    describe,
+    play,
+    random_act,
+    scored,
+)
 from launcher.films import check_camera, check_film, record_film
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
@@ -119,12 +126,7 @@ def _baselines(
     model: Model, held_out: list[int], playing: Callable[[Act], Scores | None]
 ) -> dict[str, NDArray[np.float64]]:
     """The environment's own baselines, or at least the random policy."""
-    env = VectorEnvironment(model.spec, model.env_args, 1)
-    try:
-        own = env.baselines(held_out)
-    finally:
-        env.close()
-    if own:
+    if own := baseline_scores(model.spec, model.env_args, held_out):
         return own
     scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))
     assert scores is not None

@@ -19,7 +19,6 @@ Calls at the same time take turns, by a lock on ``.lock``: each knows what the o
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import re
@@ -33,6 +32,7 @@ from pathlib import Path
 import tomli_w
 import zmq
 
+from launcher.locking import take_lock
 from pdqn.errors import UsageError
 from pdqn.listening import Listening
 from pdqn.transport import KeyPair
@@ -218,25 +218,15 @@ def _changing(directory: Path, *, make: bool = False) -> Iterator[None]:
         # Open to write, which NFS wants of a file that is to be locked.
         lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _take(lock, directory)
+            if not take_lock(lock, _LOCK_TRIES, _LOCK_SECONDS):
+                raise UsageError(
+                    f"{directory}: another pdqn is changing the keys, and does not finish"
+                )
             yield
         finally:
             os.close(lock)
     except OSError as error:
         raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
-
-
-def _take(lock: int, directory: Path) -> None:
-    for _ in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_SECONDS)
-        except OSError:
-            return  # a file system without locks: two calls are then the person's affair
-        else:
-            return
-    raise UsageError(f"{directory}: another pdqn is changing the keys, and does not finish")
 
 
 def _check_free(directory: Path, names: tuple[str, ...]) -> None:

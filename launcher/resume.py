@@ -12,13 +12,12 @@ import click
 
 from launcher.human import plural
 from launcher.metrics import RunMetrics
-from launcher.rundir import CONFIG, CONFIGURED
+from launcher.rundir import CONFIG, CONFIGURED, METRICS
 from launcher.state import STATE_FILE, RunState, read_state
 from pdqn import config as configuration
 from pdqn.config import Config, Layer, NetworkConfig
 from pdqn.errors import RunError, UsageError
 
-METRICS = "metrics.jsonl"
 _LIMITS = ("episodes", "steps", "time_seconds")
 _REACHED = {
     "episodes": ("episodes", "--episodes"),

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from launcher.locking import take_lock
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
@@ -21,6 +22,7 @@ from pdqn.files import RUN_ID
 # The configuration as it was filled in for the machine, and as people wrote it.
 CONFIG, CONFIGURED = "config.toml", "configured.toml"
 SUMMARY, SNAPSHOT, EVENTS = "summary.json", "snapshot.json", "events.jsonl"
+METRICS = "metrics.jsonl"
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.02
 _TEMPORARY = re.compile(
     r"\.(run_id|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
@@ -41,7 +43,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, resumed_at: float | None = None) -> None:
         self.path = path
-        self.metrics_path = path / "metrics.jsonl"
+        self.metrics_path = path / METRICS
         self.logs = path / "logs"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -143,15 +145,8 @@ def _open_alone(path: Path) -> TextIO:
     """Open a file to append, locked for as long as this process has it open."""
     file = path.open("a", encoding="utf-8")
     # Who watches looks at the lock, and has it himself for that moment.
-    for _ in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_SECONDS)
-        except OSError:
-            return file  # a file system without locks: two processes are then the person's affair
-        else:
-            return file
+    if take_lock(file, _LOCK_TRIES, _LOCK_SECONDS):
+        return file
     file.close()
     raise UsageError(f"run directory {path.parent} is in use: its run goes on")
 
@@ -171,7 +166,7 @@ def is_open(path: Path) -> bool:
 def _tidy(path: Path) -> None:
     """Remove what a session that was killed has left half-written."""
     (path / SNAPSHOT).unlink(missing_ok=True)  # it shows how the last session ended
-    for file in (path / "metrics.jsonl", path / EVENTS):
+    for file in (path / METRICS, path / EVENTS):
         if not file.exists():
             continue
         content = file.read_bytes()

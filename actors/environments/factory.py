@@ -27,7 +27,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from actors.environments.guard import FAILED, Backoff, FailureRecord, close_broken
+from actors.environments.guard import FAILED, Backoff, FailureRecord, check_mask, close_broken
 from actors.environments.making import (
     Makers,
     MaskedBatch,
@@ -172,7 +172,6 @@ def _check_batch(made: Makers, spec: EnvironmentSpec) -> None:
         return
     with closing(native):
         found = _spec_of(spec.id, native, spec.masked, spec.headline_metric)
-        native.reset(seed=_EVERY_ZERO)
     if found != spec:
         raise UsageError(
             f"environment {spec.id}: its batch has the observations {_listed(found)} and "
@@ -255,7 +254,8 @@ class VectorEnvironment:
         observation, infos = self._env.reset(seed=every)
         self.suggested = self._suggested(infos)
         named = self._named(observation)
-        self._check_masks(named)
+        if not self._guarded:  # a guard has looked already
+            check_mask(named)
         return named
 
     def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
@@ -283,7 +283,8 @@ class VectorEnvironment:
             self._record.finished()
         self.suggested = self._suggested(infos)
         named = self._named(observation)
-        self._check_masks(named)
+        if not self._guarded:  # a guard has looked already
+            check_mask(named)
         return Transition(
             observation=named,
             rewards=np.asarray(rewards, np.float64),
@@ -334,12 +335,6 @@ class VectorEnvironment:
             backoff=self._backoff,
             told=(SUGGESTED,) if headline is None else (SUGGESTED, headline),
         )
-
-    def _check_masks(self, observation: Observation) -> None:
-        """Refuse what a guard refuses, of a native batch."""
-        native = self.spec.masked and not self._guarded
-        if native and not observation[ACTION_MASK].any(axis=1).all():
-            raise ValueError("no action is valid, and the episode has not ended")
 
     def _failed(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
         marks = infos.get("final_info", {}).get(FAILED)

@@ -25,9 +25,15 @@ _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
 
 
-def _check_mask(observation: Any) -> None:
-    """Refuse an observation in which nothing can be done, though the episode goes on."""
-    if isinstance(observation, Mapping) and not np.any(observation.get(ACTION_MASK, True)):
+def check_mask(observation: Any) -> None:
+    """Refuse observations in which nothing can be done, though the episode goes on.
+
+    Args:
+        observation: one, or a batch; only a map can have a mask, bool[..., num_actions].
+    """
+    if not isinstance(observation, Mapping) or ACTION_MASK not in observation:
+        return
+    if not np.any(observation[ACTION_MASK], axis=-1).all():
         raise ValueError("no action is valid, and the episode has not ended")
 
 
@@ -135,7 +141,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
                     seed = None if self._seed is None else self._next_seed(self._seed)
                     _log.info("an environment was built anew; its seed is %s", seed)
                 self._last, info = self.env.reset(seed=seed, options=options)
-                _check_mask(self._last)
+                check_mask(self._last)
                 told = self._read(info)
             except Exception:  # noqa: BLE001 - environments raise anything
                 _log.exception("an environment failed in reset")
@@ -148,7 +154,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             self._last, reward, terminated, truncated, info = self.env.step(action)
             if not (terminated or truncated):
-                _check_mask(self._last)
+                check_mask(self._last)
             told = self._read(info)
         except Exception:  # noqa: BLE001 - environments raise anything
             _log.exception("an environment failed in step")
