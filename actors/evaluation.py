@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from actors.environments.factory import VectorEnvironment
 from pdqn.config import MAX_EPISODE_STEPS
-from pdqn.errors import RunError, UsageError
+from pdqn.errors import RunError, UsageError, type_and_first_line
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 from pdqn.stacking import FrameStacker
 
@@ -111,8 +111,7 @@ def _in_one_line(what: str) -> Iterator[None]:
     except (RunError, UsageError):
         raise
     except Exception as error:
-        cause = (str(error).strip().splitlines() or ["it says nothing"])[0]
-        raise RunError(f"{what}: {type(error).__name__}: {cause}") from error
+        raise RunError(f"{what}: {type_and_first_line(error)}") from error
 
 
 def _play_batch(

@@ -19,7 +19,7 @@ from actors.evaluation import baseline_scores, describe, play
 from actors.follower import ParameterFollower
 from pdqn import seeds
 from pdqn.config import resolved
-from pdqn.errors import RunError
+from pdqn.errors import RunError, first_line
 from pdqn.files import RunFiles
 from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.model import BEST_MODEL
@@ -86,8 +86,8 @@ class Evaluator:
             # work. The same policy is not tried again: it could be the last one, for ever.
             self._evaluated = version
             _log.exception("the policy of step %d has no score", version)
-            first_line = str(error).partition("\n")[0]
-            self._link.telemetry.note("evaluation", f"step {version} has no score: {first_line}")
+            text = f"step {version} has no score: {first_line(error)}"
+            self._link.telemetry.note("evaluation", text)
             return
         if result is None:
             return

@@ -12,9 +12,8 @@ from pathlib import Path
 from launcher import hardware
 from launcher.keys import (
     AllowedClients,
-    make_keys,
+    ensure_key,
     parse_key,
-    read_allowed,
     read_head,
     read_key,
 )
@@ -156,10 +155,7 @@ def open_on_cluster(
 
 def _cluster_key(keys: Path) -> str:
     """Text of the key file of a cluster's hosts, which is made if there is none."""
-    path = keys / f"{CLUSTER_KEY}.key"
-    # A file alone may be what a revocation that was interrupted left.
-    if not path.exists() or CLUSTER_KEY not in read_allowed(keys):
-        make_keys(keys, (CLUSTER_KEY,))
+    path = ensure_key(keys, CLUSTER_KEY)
     read_key(path)
     return path.read_text(encoding="utf-8")
 

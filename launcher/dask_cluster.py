@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from launcher.placement import ClusterWorker
-from pdqn.errors import UsageError
+from pdqn.errors import UsageError, first_line
 from pdqn.transport import route_to
 
 LOCAL = "local"
@@ -240,7 +240,7 @@ class DaskCluster:
         try:
             return self._distributed.Client(**arguments, timeout=_CONNECT_SECONDS, name="pdqn")
         except (OSError, ValueError, TimeoutError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise UsageError(f"--dask {self._where}: no scheduler answers ({reason})") from error
 
     def _look(self) -> None:

@@ -16,7 +16,7 @@ from actors.environments.factory import VectorEnvironment
 from actors.environments.making import makers
 from launcher.output_files import check_output
 from pdqn import seeds
-from pdqn.errors import UsageError
+from pdqn.errors import UsageError, first_line
 from pdqn.model import Model
 from pdqn.policy import Policy
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
@@ -134,10 +134,9 @@ class _Seen:
             ended = bool(transition.terminated[0] or transition.truncated[0])
 
     def _picture(self, observation: Observation) -> Picture:
-        image = observation[self._name][0]
-        times = max(1, _MAGNIFIED_SIDE // len(image))
-        grown = image.repeat(times, axis=0).repeat(times, axis=1)
-        return grown if grown.ndim == 3 else np.stack([grown] * 3, axis=2)
+        picture = _as_picture(observation[self._name][0])
+        times = max(1, _MAGNIFIED_SIDE // len(picture))
+        return picture.repeat(times, axis=0).repeat(times, axis=1)
 
     def close(self) -> None:
         self._env.close()
@@ -193,17 +192,16 @@ def _as_picture(rendered: Any) -> Picture:
 
 
 def _image_field(spec: EnvironmentSpec) -> str | None:
-    """The first field whose values are pictures as they are: uint8 [H, W] or [H, W, 3]."""
+    """The first field whose values are pictures as they are: uint8 [H, W], or gray or RGB."""
     for field in spec.fields:
-        plain = len(field.shape) == 2 or field.shape[2:] == (3,)
+        plain = len(field.shape) == 2 or field.shape[2:] in ((1,), (3,))
         if field.dtype == "uint8" and plain and not field.categories:
             return field.name
     return None
 
 
 def _no_pictures(model: Model, error: Exception) -> str:
-    why = str(error).partition("\n")[0] or type(error).__name__
-    return f"--video: {model.spec.id} does not render rgb_array ({why})"
+    return f"--video: {model.spec.id} does not render rgb_array ({first_line(error)})"
 
 
 # ---- files ----

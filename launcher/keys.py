@@ -73,15 +73,22 @@ def make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
     for name in names:
         if not _is_name(name):
             raise UsageError(f"{name!r} is no name for a key; expected letters, digits, - _ and .")
-    made, head = [], directory / HEAD
     with _changing(directory, make=True):
-        _check_free(directory, names)
-        if not head.exists():
-            _write_draft(head, _secret_text({"name": "head", **_new_pair()}))
-            made.append(_draft(head).replace(head))
-        public = read_head(directory).public
-        made.extend(_make_key(directory, name, public) for name in dict.fromkeys(names))
-    return made
+        return _make_keys(directory, names)
+
+
+def ensure_key(directory: Path, name: str) -> Path:
+    """The key file of a name, which is made if there is none.
+
+    Raises:
+        UsageError: a key file that is somebody else's, or a directory that cannot be written to.
+    """
+    path = _key_path(directory, name)
+    with _changing(directory, make=True):
+        # A file alone may be what a revocation that was interrupted left.
+        if not path.exists() or name not in read_allowed(directory):
+            _make_keys(directory, (name,))
+    return path
 
 
 def revoke(directory: Path, name: str) -> None:
@@ -227,6 +234,18 @@ def _changing(directory: Path, *, make: bool = False) -> Iterator[None]:
             os.close(lock)
     except OSError as error:
         raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
+
+
+def _make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
+    """Make what is missing, in a directory that nobody else is changing; the files made."""
+    made, head = [], directory / HEAD
+    _check_free(directory, names)
+    if not head.exists():
+        _write_draft(head, _secret_text({"name": "head", **_new_pair()}))
+        made.append(_draft(head).replace(head))
+    public = read_head(directory).public
+    made.extend(_make_key(directory, name, public) for name in dict.fromkeys(names))
+    return made
 
 
 def _check_free(directory: Path, names: tuple[str, ...]) -> None:

@@ -11,3 +11,15 @@ class RunError(RuntimeError):
 
 class JoinRefusedError(RunError):
     """The coordinator does not want this role; trying again would not help."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; the name of its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def type_and_first_line(error: BaseException) -> str:
+    """The type of an error and the first line of what it says, if it says anything."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

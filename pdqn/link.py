@@ -33,7 +33,7 @@ import zmq
 import pdqn
 from pdqn import process, transport, wire
 from pdqn.config import Config, from_map
-from pdqn.errors import JoinRefusedError, RunError
+from pdqn.errors import JoinRefusedError, RunError, type_and_first_line
 from pdqn.listening import Listening
 from pdqn.process import ParentWatch
 from pdqn.specs import EnvironmentSpec
@@ -406,10 +406,8 @@ def role(
         raise
     except Exception as error:
         logging.getLogger(name).exception("this role failed")
-        first_line = str(error).partition("\n")[0]
-        link.leave(
-            f"{type(error).__name__}: {first_line}", traceback.format_exc()[-_TRACE_CHARACTERS:]
-        )
+        trace = traceback.format_exc()[-_TRACE_CHARACTERS:]
+        link.leave(type_and_first_line(error), trace)
         raise
     finally:
         context.destroy(linger=3000)

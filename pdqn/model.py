@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from pdqn.config import Config, NetworkConfig
-from pdqn.errors import UsageError
+from pdqn.errors import UsageError, first_line
 from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
 
@@ -94,7 +94,7 @@ def unreadable_reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         # Torch's text recommends to load it with weights_only=False, which runs foreign code.
         return "damaged, or another kind of file"
-    return str(error).partition("\n")[0] or type(error).__name__
+    return first_line(error)
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

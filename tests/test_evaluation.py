@@ -214,7 +214,7 @@ class TestPlay:
 
         native = "actors.environments.circle_placement.CirclePlacementVectorEnv.reset"
         monkeypatch.setattr(native, fail)
-        expected = f"environment {CIRCLES} cannot be reset: KeyError: it says nothing"
+        expected = f"environment {CIRCLES} cannot be reset: KeyError"
         with pytest.raises(RunError) as caught:
             play(wait, spec, ARGS, [100, 101])
         assert str(caught.value) == expected
@@ -248,7 +248,7 @@ class TestBaselines:
         ("env_args", "cause"),
         [
             ({"busy": True}, "OSError: the license server is busy"),
-            ({"bad": {1}}, "ZeroDivisionError: it says nothing"),
+            ({"bad": {1}}, "ZeroDivisionError"),
         ],
     )
     def test_what_they_raise_is_an_error_of_one_line(self, env_args, cause):

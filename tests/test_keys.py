@@ -280,6 +280,20 @@ def test_calls_at_the_same_time_take_turns(tmp_path: Path, monkeypatch: pytest.M
     assert {host.head for host in hosts} == {keys.read_head(tmp_path).public}
 
 
+def test_runs_that_begin_at_the_same_time_share_the_key_of_their_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def slowly(make: Callable[[], object] = zmq.curve_keypair) -> object:
+        time.sleep(0.05)
+        return make()
+
+    monkeypatch.setattr("zmq.curve_keypair", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        runs = [*pool.map(lambda _: on_cluster("127.0.0.1", keys=tmp_path), range(3))]
+    assert len({run.key_text for run in runs}) == 1
+    assert list(keys.read_allowed(tmp_path)) == ["dask"]
+
+
 def test_a_call_that_hangs_is_not_waited_for_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

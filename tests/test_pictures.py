@@ -345,12 +345,12 @@ class Screens(gymnasium.Env[Any, Any]):
 
     action_space = gymnasium.spaces.Discrete(2)
 
-    def __init__(self, dtype: Any = np.uint8) -> None:
+    def __init__(self, dtype: Any = np.uint8, channels: tuple[int, ...] = ()) -> None:
         self._step = 0
-        self.observation_space = gymnasium.spaces.Box(0, 255, (9, 8), dtype)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (9, 8, *channels), dtype)
 
     def _screen(self) -> Any:
-        screen = np.zeros((9, 8), self.observation_space.dtype)
+        screen = np.zeros_like(self.observation_space.sample())
         screen[: self._step] = 200
         return screen
 
@@ -363,11 +363,12 @@ class Screens(gymnasium.Env[Any, Any]):
         return self._screen(), 1.0, self._step == 5, False, {}
 
 
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_an_environment_that_does_not_render_is_filmed_as_the_policy_sees_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: tuple[int, ...]
 ):
     monkeypatch.setitem(sys.modules, "my_screens", sys.modules[__name__])
-    model = model_of(tmp_path / "m.pth", "my_screens:Screens")
+    model = model_of(tmp_path / "m.pth", "my_screens:Screens", channels=channels)
     assert record_film(model, tmp_path / "policy.png", episodes=1) == (5, True)
     with Image.open(tmp_path / "policy.png") as film:
         assert film.size == (8 * 35, 9 * 35)

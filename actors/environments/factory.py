@@ -37,7 +37,7 @@ from actors.environments.making import (
     make_native,
     makers,
 )
-from pdqn.errors import UsageError
+from pdqn.errors import UsageError, first_line, type_and_first_line
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import (
     ACTION_MASK,
@@ -121,10 +121,10 @@ def _refused(env_id: str) -> Iterator[None]:
     except UsageError:
         raise
     except _NOT_MADE as error:
-        raise UsageError(f"environment {env_id}: {_first_line(error)}") from error
+        raise UsageError(f"environment {env_id}: {first_line(error)}") from error
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {_first_line(error)} ({at.filename}:{at.lineno})"
+        what = f"{type_and_first_line(error)} ({at.filename}:{at.lineno})"
         raise UsageError(f"environment {env_id}: {what}") from error
 
 
@@ -464,8 +464,3 @@ def _check_mask(env_id: str, fields: tuple[FieldSpec, ...], num_actions: int) ->
                 f"environment {env_id} has an {ACTION_MASK} of shape {list(field.shape)}; "
                 f"one value for each of its {num_actions} actions is needed"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
