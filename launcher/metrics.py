@@ -16,8 +16,16 @@ _RECENT_EPISODES = 100  # as stable-baselines3 averages them
 _DISTRIBUTION_EPISODES = 500
 _HISTORY_POINTS = 240
 _WAITS_AT_ALL = 0.005  # share of time from which it is not 0%
-# Counters of replay: priorities of what is not held any more, and messages that went nowhere.
-_DROPPED = ("priorities_ignored", "requests_dropped", "answers_undeliverable")
+# Counters: priorities of what is not held any more, messages that went nowhere or could not be
+# used, and learner steps that would have spoilt the parameters.
+_DROPPED = (
+    ("replay", "priorities_ignored"),
+    ("replay", "requests_dropped"),
+    ("replay", "answers_undeliverable"),
+    ("learner", "steps_skipped"),
+    ("learner", "answers_rejected"),
+    ("learner", "priorities_dropped"),
+)
 
 Counters = dict[str, float]
 
@@ -179,7 +187,8 @@ class RunMetrics:
 
     def current(self) -> dict[str, float | None]:
         """Present values by metric name, without evaluation; None where nothing is known yet."""
-        losses = self.rate("learner", "loss_sum"), self.rate("learner", "learner_steps")
+        loss_sum = self.rate("learner", "loss_sum")
+        learned = self.rate("learner", "learner_steps") - self.rate("learner", "steps_skipped")
         values: dict[str, float | None] = {
             "rollout/ep_rew_mean": _mean(self._scores),
             "rollout/ep_len_mean": _mean(self._lengths),
@@ -188,7 +197,7 @@ class RunMetrics:
             "rollout/exploration_rate_max": self.gauge_max("actor", "epsilon_max"),
             "rollout/guidance": self.gauge("actor", "guidance"),
             "actor/environment_failures": self.total("actor", "environment_failures"),
-            "train/loss": losses[0] / losses[1] if losses[1] else None,
+            "train/loss": loss_sum / learned if learned > 0 else None,
             "train/q_mean": self.gauge("learner", "q_mean"),
             "train/gradient_norm": self.gauge("learner", "gradient_norm"),
             "train/learning_rate": self.gauge("learner", "learning_rate"),
@@ -206,7 +215,7 @@ class RunMetrics:
             "replay/inserts_per_second": self.rate("replay", "transitions_received"),
             "replay/samples_per_second": self.rate("replay", "samples"),
             "replay/bytes_per_second": self.rate("replay", "bytes_received"),
-            **{f"replay/{name}": self.total("replay", name) for name in _DROPPED},
+            **{f"{role}/{name}": self.total(role, name) for role, name in _DROPPED},
             "learner/steps_per_second": self.rate("learner", "learner_steps"),
             "learner/micro_batch_size": self.gauge("learner", "micro_batch_size"),
             "learner/wait_share": self.learner_waits(),

@@ -143,7 +143,7 @@ class SingleRun:
         replay, spec = self._telemetry["replay"], self._session.spec
         try:
             wire.check_columns(segment.columns, spec, [segment.frame_count])
-            wire.check_frames(segment.frames, "a segment")
+            wire.check_frames(segment.frames, spec, "a segment")
         except wire.WireError as error:
             replay.count(f"rejected/{error.reason}")
             for name in ("rejected", "refused"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +15,22 @@ from torch import Tensor
 from learner.objective import Objective, TensorBatch
 from pdqn import seeds
 from pdqn.config import Config, resolved
-from pdqn.errors import RunError
+from pdqn.errors import RunError, first_line
 from pdqn.networks import build_network, resample_noise
 from pdqn.schedules import linear
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.telemetry import Telemetry
 from replay.samples import Sample, importance_weights
+
+# What cuBLAS and cuDNN say where torch raises no OutOfMemoryError. cuDNN's engines each need memory
+# to work in: it finds none when there is too little for any.
+_NO_MEMORY = (
+    "out of memory",
+    "_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class StepResult:
     """What one step found.
 
     Attributes:
-        priorities: float32[batch], absolute TD errors.
+        priorities: float32[batch], absolute TD errors; all 0 of a step that was skipped.
         skipped: loss or gradient was not finite, so the parameters were left alone.
     """
 
@@ -105,8 +114,10 @@ class Learner:
             importance_weight=_tensor(weights),
         )
         if self._whole_on_device:
-            with suppress(torch.OutOfMemoryError):
+            try:
                 return batch.to(self.device)
+            except RuntimeError as error:
+                _raise_unless_memory(error)
             self._keep_on_host()
         return batch
 
@@ -138,15 +149,20 @@ class Learner:
             self._optimizer.step()
         self.learner_steps += 1
         self._update_target()
-        return StepResult(numbers[3:], loss, q_mean, gradient_norm, not finite)
+        # What nothing can be learned from is not to be drawn again and again.
+        found = numbers[3:] if finite else np.zeros_like(numbers[3:])
+        return StepResult(found, loss, q_mean, gradient_norm, not finite)
 
     def _accumulate(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
         """Gradients of the whole batch; in smaller parts from now on if memory does not suffice."""
         while True:
-            with suppress(torch.OutOfMemoryError):
+            try:
                 return self._backward(batch)
+            except RuntimeError as error:
+                _raise_unless_memory(error)
+                told = first_line(error)
             # Not before: the error holds what was computed until then.
-            self._make_room(batch)
+            self._make_room(batch, told)
 
     def _backward(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
         """Gradients of a batch, part by part: ([loss, mean Q], priorities), on the device."""
@@ -163,7 +179,7 @@ class Learner:
             priorities.append(found.priority)
         return sums, torch.cat(priorities)
 
-    def _make_room(self, batch: TensorBatch) -> None:
+    def _make_room(self, batch: TensorBatch, told: str) -> None:
         """Need less memory from now on: smaller parts first, then no whole batch on the device."""
         self._optimizer.zero_grad()
         if self.micro_batch_size > 1:
@@ -173,7 +189,7 @@ class Learner:
             batch.leave_device()
             self._keep_on_host()
         else:
-            raise RunError("out of GPU memory with one transition at a time")
+            raise RunError(f"out of GPU memory with one transition at a time: {told}")
 
     def _keep_on_host(self) -> None:
         """Batches stay on the host from now on, and are brought to the device in parts."""
@@ -202,6 +218,12 @@ class Learner:
         """Count one step in the learner's figures."""
         telemetry.count("learner_steps")
         telemetry.count("steps_skipped", result.skipped)
+        if result.skipped and telemetry.counters["steps_skipped"] == 1:
+            telemetry.note(
+                "skipped",
+                f"loss {result.loss:g} and gradient norm {result.gradient_norm:g} in step "
+                f"{self.learner_steps}: the parameters stay as they were; the first of its kind",
+            )
         telemetry.count("loss_sum", 0.0 if result.skipped else result.loss)
         telemetry.gauge("q_mean", result.q_mean)
         telemetry.gauge("gradient_norm", result.gradient_norm)
@@ -241,6 +263,13 @@ class Learner:
 
     def _observation(self, packed: Observation) -> dict[str, Tensor]:
         return {name: _tensor(a) for name, a in self._spec.unpack(packed).items()}
+
+
+def _raise_unless_memory(error: RuntimeError) -> None:
+    """Raise an error again that does not say that the device has no memory."""
+    known = isinstance(error, torch.OutOfMemoryError)
+    if not known and not any(words in str(error) for words in _NO_MEMORY):
+        raise error
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -81,6 +81,14 @@ class FieldSpec:
         """Bytes of one recorded observation's array."""
         return math.prod(self.stored_shape) * self.stored_dtype.itemsize
 
+    def is_known(self, values: NDArray[Any]) -> bool:
+        """Whether values [..., *shape] are among the categories; numbers always are."""
+        if not self.categories:
+            return True
+        first = np.array(self.start, np.int64)
+        each = np.asarray(values).reshape(-1, len(self.categories))
+        return bool(((each >= first) & (each < first + self.categories)).all())
+
     def pack(self, values: NDArray[Any]) -> NDArray[Any]:
         """From the environment's form [batch, *shape] to the recorded one."""
         if not self.binary:

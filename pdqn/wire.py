@@ -109,6 +109,7 @@ Reason = Literal[
     # Values in it:
     "not finite",
     "not boolean",
+    "category",
     "action",
     "discount",
     "priority",
@@ -489,7 +490,7 @@ def _block_sizes(blocks: Any, spec: EnvironmentSpec) -> list[int]:
 def _block(number: int, block: Mapping[str, Any], frames: int, spec: EnvironmentSpec) -> FrameBlock:
     codec, body = _codec_and_body(block, f"block {number}")
     fields = _block_fields(codec, body, frames, spec, f"block {number}")
-    check_frames(fields, f"block {number}")
+    check_frames(fields, spec, f"block {number}")
     return FrameBlock(fields, codec, body)
 
 
@@ -500,20 +501,25 @@ def _block_fields(
     return _split(raw, [(f.name, f.stored_dtype, (frames, *f.stored_shape)) for f in spec.fields])
 
 
-def check_frames(fields: Observation, where: str) -> None:
+def check_frames(fields: Observation, spec: EnvironmentSpec, where: str) -> None:
     """Refuse frames that no network could learn from.
 
     Args:
         fields: of each, stored_dtype[frames, *stored_shape].
+        spec: of the environment.
         where: they are, in words.
 
     Raises:
-        WireError: numbers that are not finite, or booleans other than 0 and 1.
+        WireError: numbers that are not finite, booleans other than 0 and 1, or a category that
+            there is not.
     """
-    for name, values in fields.items():
+    for field in spec.fields:
+        name, values = field.name, fields[field.name]
         if not _is_finite(values):
             raise WireError("not finite", f"{shown(name)} in {where}")
         _check_booleans(name, values)
+        if not field.is_known(values):
+            raise WireError("category", f"{shown(name)} in {where}")
 
 
 def _is_finite(values: NDArray[Any]) -> bool:

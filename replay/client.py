@@ -61,6 +61,7 @@ _STATE_PATIENCE_SECONDS = 1.0
 _SILENCE_SECONDS = 10.0
 _SLOWEST_BYTES_PER_SECOND = 2e6
 _MOST_ANSWERS_PER_TURN = 256
+_HEADER_BYTES = 1 << 20  # at most, of a message from replay; rows that it brings come on top
 _MOST_UPDATES_WAITING = 256
 _log = logging.getLogger("learner")
 
@@ -307,7 +308,8 @@ class SampleClient:
     def _add(self, index: int, address: str) -> None:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_ARRAYS_BYTES)
+        rows = self._part_layout(self._batch_size).nbytes
+        socket.setsockopt(zmq.MAXMSGSIZE, rows + _HEADER_BYTES)
         refusals = transport.Refusals(socket)
         transport.connect(socket, address)
         self._shards[index] = _Shard(index, address, socket, refusals, time.monotonic())

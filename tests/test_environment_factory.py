@@ -452,6 +452,9 @@ class Odd(gymnasium.Env[Any, Any]):
             "small category": spaces.Discrete(9, dtype=np.dtype(np.uint8)),
             "tuple and mask": spaces.Tuple([box, box]),
             "mask alone": spaces.Dict({"action_mask": spaces.MultiBinary(2)}),
+            "one more": spaces.Discrete(9),
+            "one less": spaces.MultiDiscrete([9, 9], start=[0, 1]),
+            "off the board at the end": spaces.Discrete(9),
         }
         self.observation_space = shown.get(how, box)
         self.action_space = spaces.Discrete(2)
@@ -463,6 +466,8 @@ class Odd(gymnasium.Env[Any, Any]):
             "too large": [1, 2, 300], "too short": np.zeros(2, np.uint8),
             "tuple and mask": (np.ones(3, np.uint8), np.zeros(3, np.uint8)),
             "mask alone": {"action_mask": np.ones(2, np.int8)},
+            "one more": 9, "one less": np.array([8, 0]),
+            "off the board at the end": 9 if self._steps == 4 else 8,
         }  # fmt: skip
         return odd.get(self.how, np.array([1, 2, 3], np.uint8))
 
@@ -550,6 +555,8 @@ class TestOddEnvironments:
             ("broken", r"ZeroDivisionError: nobody has thought of this"),
             ("nothing valid", r"no action is valid, and the episode has not ended"),
             ("mask alone", r"odd:Odd shows nothing but its action mask"),
+            ("one more", r"the observation 9 is outside of its space"),
+            ("one less", r"the observation \[8, 0\] is outside of its space"),
         ],
     )
     def test_what_no_actor_could_use_is_refused_before_there_is_one(
@@ -558,6 +565,15 @@ class TestOddEnvironments:
         with pytest.raises(UsageError, match=words):
             describe_environment("odd:Odd", {"how": how})
         assert caplog.text == ""
+
+    def test_what_nobody_acts_on_or_learns_from_may_be_outside_of_the_space(self):
+        spec = describe_environment("odd:Odd", {"how": "off the board at the end"})
+        env = VectorEnvironment(spec, {"how": "off the board at the end"}, 2)
+        env.reset([1, 2])
+        steps = [env.step(np.zeros(2, np.int64)) for _ in range(4)]
+        assert steps[-1].terminated.all()
+        assert not steps[-1].failed.any()
+        env.close()
 
     def test_a_module_that_cannot_be_read_is_refused_in_one_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ SPECS = (
     EnvironmentSpec(
         "test/Scalars-v0",
         (
+            FieldSpec("direction", (2,), "int64", categories=(3, 300), start=(-1, 0)),
             FieldSpec("flag", (), "bool"),
             FieldSpec("half", (), "float16"),
             FieldSpec("level", (), "uint64"),
@@ -541,7 +542,8 @@ def test_values_in_columns_and_frames_are_refused_or_as_they_may_be(message):
     if not try_transitions(data, spec):
         error = outcome(wire.decode_transitions, data, spec, RUN)
         assert error.reason in {
-            "not finite", "not boolean", "action", "discount", "priority", "index", "history",
+            "not finite", "not boolean", "category", "action", "discount", "priority", "index",
+            "history",
         }  # fmt: skip
 
 

@@ -13,9 +13,12 @@ import torch
 
 from learner.checkpoint import Saver, checkpoints, load_newest, save_checkpoint
 from learner.learner import Learner, StepResult
+from pdqn import wire
 from pdqn.config import build
 from pdqn.errors import RunError
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.telemetry import Telemetry
+from replay.buffer import PrioritizedBuffer, make_store
 from replay.samples import Sample
 
 SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (4,), "float32"),), 3)
@@ -194,9 +197,37 @@ def test_a_batch_that_is_not_finite_leaves_the_parameters_alone(
         values = np.ones(8, np.float32)
         values[3] = bad
         sample = dataclasses.replace(sample_of(), **{where: values})
-    assert learn(learner, sample).skipped
+    result = learn(learner, sample)
+    assert result.skipped
+    assert result.priorities.tolist() == [0.0] * 8
     assert equal(learner.online, before)
     assert not learn(learner, sample_of()).skipped, "the next good batch is learned from"
+
+
+def test_an_observation_out_of_all_proportion_costs_a_few_steps_and_not_all():
+    learner, telemetry = learner_of(), Telemetry()
+    rng = np.random.default_rng(0)
+    frames = rng.normal(size=(513, 4)).astype(np.float32)
+    frames[100, 2] = 1e20  # the squares of its gradients are not finite
+    store = make_store("dense", SPEC, 2048, None, 1)
+    buffer = PrioritizedBuffer(SPEC, 2048, store=store, priority_exponent=0.6, rng=rng)
+    columns = {
+        "action": rng.integers(0, 3, 512, np.int32),
+        "n_step_return": np.ones(512, np.float32),
+        "discount": np.full(512, 0.9, np.float32),
+        "priority": np.ones(512, np.float32),
+        "observation_index": np.arange(512, dtype=np.int32),
+        "bootstrap_index": np.arange(1, 513, dtype=np.int32),
+    }
+    columns["priority"][99:101] = 1e20
+    buffer.insert(columns, [wire.compress_block({"observation": frames}, SPEC)], 0)
+    for _ in range(100):
+        sample = buffer.sample(32)
+        result = learn(learner, sample)
+        buffer.update_priorities(sample.keys, result.priorities)
+        learner.account(telemetry, result)
+    assert 1 <= telemetry.counters["steps_skipped"] < 10
+    assert [kind for kind, _ in telemetry.report()["notes"]] == ["skipped"]
 
 
 def test_repeated_steps_on_one_batch_reduce_its_loss():

@@ -160,7 +160,12 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(distribution: str, micro_ba
         torch.testing.assert_close(tensor, parameters(parts)[name], atol=1e-5, rtol=1e-4)
 
 
-def out_of_memory_above(learner: Learner, rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+FULL = torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+
+def out_of_memory_above(
+    learner: Learner, rows: int, monkeypatch: pytest.MonkeyPatch, error: RuntimeError = FULL
+) -> list[int]:
     """As if the device held activations of so many rows; returns the sizes that were tried."""
     tried: list[int] = []
     losses = learner._objective.losses
@@ -168,7 +173,7 @@ def out_of_memory_above(learner: Learner, rows: int, monkeypatch: pytest.MonkeyP
     def bounded(batch: Any) -> Any:
         tried.append(len(batch))
         if len(batch) > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            raise error
         return losses(batch)
 
     monkeypatch.setattr(learner._objective, "losses", bounded)
@@ -215,6 +220,38 @@ def test_only_a_single_transition_that_does_not_fit_ends_it(monkeypatch: pytest.
         learn(learner, sample_of())
     # The last time with the batch on the host.
     assert tried == [8, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+    ],
+    ids=lambda error: str(error)[:20],
+)
+def test_libraries_that_name_the_lack_of_memory_otherwise_are_understood(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+):
+    learner = Learner(config_of(), SPEC)
+    tried = out_of_memory_above(learner, 4, monkeypatch, error)
+    assert not learn(learner, sample_of()).skipped
+    assert tried == [8, 4, 4]
+    nothing_fits = out_of_memory_above(learner, 0, monkeypatch, error)
+    with pytest.raises(RunError, match=r"out of GPU memory .*: (CUDA|GET|Unable) "):
+        learn(learner, sample_of())
+    assert nothing_fits == [4, 2, 1, 1]
+
+
+def test_other_errors_of_a_network_are_not_taken_for_a_lack_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    learner = Learner(config_of(), SPEC)
+    out_of_memory_above(learner, 4, monkeypatch, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        learn(learner, sample_of())
 
 
 @pytest.mark.parametrize("fitting", [1, 3, 7])

@@ -120,14 +120,34 @@ def test_sizes_of_several_replays_are_added_up_and_targets_are_not():
     assert metrics.current()["replay/size"] == 100.0
 
 
-def test_what_replay_drops_is_counted():
+def test_what_cannot_be_used_is_counted():
     metrics = RunMetrics(None)
+    report(metrics, "learner", steps_skipped=5, answers_rejected=6, priorities_dropped=7)
     report(metrics, "replay", priorities_ignored=3, requests_dropped=2)
     report(metrics, "replay", index=1, priorities_ignored=4, answers_undeliverable=1)
     current = metrics.current()
     assert current["replay/priorities_ignored"] == 7
     assert current["replay/requests_dropped"] == 2
     assert current["replay/answers_undeliverable"] == 1
+    assert current["learner/steps_skipped"] == 5
+    assert current["learner/answers_rejected"] == 6
+    assert current["learner/priorities_dropped"] == 7
+
+
+def test_the_loss_is_that_of_the_steps_that_were_taken():
+    metrics = RunMetrics(None)
+    metrics.tick(0.0)
+    report(metrics, "learner", learner_steps=20, steps_skipped=4, loss_sum=8)
+    metrics.tick(1.0)
+    assert metrics.current()["train/loss"] == 0.5
+
+
+def test_without_a_step_that_was_taken_there_is_no_loss():
+    metrics = RunMetrics(None)
+    metrics.tick(0.0)
+    report(metrics, "learner", learner_steps=20, steps_skipped=20, loss_sum=0)
+    metrics.tick(1.0)
+    assert metrics.current()["train/loss"] is None
 
 
 def test_the_learner_tells_whether_it_shares_memory_with_replay():

@@ -503,6 +503,24 @@ def test_a_truth_value_that_is_neither_0_nor_1_is_refused():
     assert error_of(encode_transitions(batch), SCALARS).reason == "not boolean"
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+@pytest.mark.parametrize(
+    ("values", "known"),
+    [([0, 2], True), ([2, 5], True), ([3, 2], False), ([0, 1], False), ([0, 6], False)],
+)
+def test_a_category_that_there_is_not_is_refused(values: list[int], known: bool, dtype: str):
+    field = FieldSpec("direction", (2,), dtype, categories=(3, 4), start=(0, 2))
+    spec = EnvironmentSpec("test/Categories-v0", (field,), 2)
+    frames = np.array([[0, 2]] * 5 + [values], dtype)
+    batch = batch_of(spec, blocks=(6,))
+    batch.blocks[0] = wire.compress_block({"direction": frames}, spec)
+    if known:
+        assert_equal(decode_transitions(encode_transitions(batch), spec, RUN), batch)
+    else:
+        error = error_of(encode_transitions(batch), spec)
+        assert str(error) == "category: 'direction' in block 0"
+
+
 @pytest.mark.parametrize(
     "history",
     [

@@ -27,7 +27,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from actors.environments.guard import FAILED, Backoff, FailureRecord, check_mask, close_broken
+from actors.environments.guard import FAILED, Backoff, FailureRecord, close_broken
 from actors.environments.making import (
     Makers,
     MaskedBatch,
@@ -228,6 +228,7 @@ class VectorEnvironment:
         self._allowed = failures_allowed
         self._record = FailureRecord(failures_allowed)  # of a native batch
         self._backoff = Backoff()
+        self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
         self._seeds = [0] * num_envs
         self._make()
         leaves = _leaves(self._env.single_observation_space)
@@ -255,7 +256,7 @@ class VectorEnvironment:
         self.suggested = self._suggested(infos)
         named = self._named(observation)
         if not self._guarded:  # a guard has looked already
-            check_mask(named)
+            self._check(named)
         return named
 
     def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
@@ -283,14 +284,16 @@ class VectorEnvironment:
             self._record.finished()
         self.suggested = self._suggested(infos)
         named = self._named(observation)
+        final = self._final(infos, np.flatnonzero(truncated & ~terminated))
         if not self._guarded:  # a guard has looked already
-            check_mask(named)
+            self._check(named)
+            self._check(final, ended=True)
         return Transition(
             observation=named,
             rewards=np.asarray(rewards, np.float64),
             terminated=terminated,
             truncated=truncated,
-            final_observation=self._final(infos, np.flatnonzero(truncated & ~terminated)),
+            final_observation=final,
             headline=self._headline(infos, ended),
             failed=failed,
             suggested=self.suggested,
@@ -333,6 +336,7 @@ class VectorEnvironment:
             masked=masked,
             failures_allowed=self._allowed,
             backoff=self._backoff,
+            check=lambda observation, ended: self._check(self._named(observation), ended=ended),
             told=(SUGGESTED,) if headline is None else (SUGGESTED, headline),
         )
 
@@ -361,6 +365,20 @@ class VectorEnvironment:
 
     def _named(self, observation: Any) -> Observation:
         return {name: _part(observation, path) for name, path in self._paths.items()}
+
+    def _check(self, observation: Observation, *, ended: bool = False) -> None:
+        """Refuse what no policy could act on or learn from; of one environment, or of several."""
+        if not observation:
+            return
+        for field in self._checked:
+            values = observation[field.name]
+            if field.name != ACTION_MASK:
+                if not field.is_known(values):
+                    raise ValueError(
+                        f"the {field.name} {np.asarray(values).tolist()} is outside of its space"
+                    )
+            elif not ended and not np.any(values, axis=-1).all():
+                raise ValueError("no action is valid, and the episode has not ended")
 
     def _final(self, infos: Mapping[str, Any], which: NDArray[np.intp]) -> Observation:
         if len(which) == 0:

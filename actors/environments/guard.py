@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import gymnasium
@@ -17,24 +17,11 @@ import numpy as np
 
 from pdqn import seeds
 from pdqn.errors import RunError
-from pdqn.specs import ACTION_MASK
 
 FAILED = "environment_failed"
 _FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
 _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
-
-
-def check_mask(observation: Any) -> None:
-    """Refuse observations in which nothing can be done, though the episode goes on.
-
-    Args:
-        observation: one, or a batch; only a map can have a mask, bool[..., num_actions].
-    """
-    if not isinstance(observation, Mapping) or ACTION_MASK not in observation:
-        return
-    if not np.any(observation[ACTION_MASK], axis=-1).all():
-        raise ValueError("no action is valid, and the episode has not ended")
 
 
 class EnvironmentFailedError(RunError):
@@ -108,6 +95,8 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         make: the environment.
         allowed: failures in a row.
         backoff: shared by a batch.
+        check: raises where no policy could act on an observation, or learn from it; it is told,
+            too, whether this is an episode's last.
         told: keys of the info that somebody reads. Others are left out, since a batch cannot hold
             what has another shape or type from one environment to the next.
     """
@@ -117,11 +106,13 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         make: Callable[[], gymnasium.Env[Any, Any]],
         allowed: int,
         backoff: Backoff,
-        told: Collection[str] = (),
+        check: Callable[[Any, bool], None],
+        told: Collection[str],
     ) -> None:
         super().__init__(make())
         self._make = make
         self._backoff = backoff
+        self._check = check
         self._told = tuple(told)
         self.record = FailureRecord(allowed)
         self._broken = False
@@ -141,7 +132,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
                     seed = None if self._seed is None else self._next_seed(self._seed)
                     _log.info("an environment was built anew; its seed is %s", seed)
                 self._last, info = self.env.reset(seed=seed, options=options)
-                check_mask(self._last)
+                self._check(self._last, False)
                 told = self._read(info)
             except Exception:  # noqa: BLE001 - environments raise anything
                 _log.exception("an environment failed in reset")
@@ -153,8 +144,8 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Step; where that raises, the episode is truncated and its info says ``FAILED``."""
         try:
             self._last, reward, terminated, truncated, info = self.env.step(action)
-            if not (terminated or truncated):
-                check_mask(self._last)
+            if not terminated:
+                self._check(self._last, truncated)
             told = self._read(info)
         except Exception:  # noqa: BLE001 - environments raise anything
             _log.exception("an environment failed in step")

@@ -103,6 +103,7 @@ def make_guarded(
     masked: bool,
     failures_allowed: int,
     backoff: Backoff,
+    check: Callable[[Any, bool], None],
     told: Collection[str],
 ) -> tuple[VectorEnv, list[GuardedEnvironment]]:
     """One environment after another, each with a guard of its own.
@@ -113,6 +114,7 @@ def make_guarded(
         masked: whether observations have an action mask, in themselves or from the info.
         failures_allowed: of each environment, in a row.
         backoff: of the batch.
+        check: of every observation that begins an episode or leads on.
         told: keys of the info that are passed on.
     """
     single = made.single
@@ -122,7 +124,9 @@ def make_guarded(
         env = _CopiedObservation(single())
         return MaskedObservation(env) if masked and not has_mask(env) else env
 
-    guarded = [GuardedEnvironment(make, failures_allowed, backoff, told) for _ in range(num_envs)]
+    guarded = [
+        GuardedEnvironment(make, failures_allowed, backoff, check, told) for _ in range(num_envs)
+    ]
     batch = SyncVectorEnv(
         [partial(_given, env) for env in guarded], autoreset_mode=AutoresetMode.SAME_STEP
     )
