@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import zmq
 
+from actors.environments import randomness
 from actors.environments.factory import Transition, VectorEnvironment
 from actors.follower import ParameterFollower
 from actors.policy import (
@@ -49,10 +50,23 @@ class Identity:
 
 
 class Rollout:
-    """Environments, policy and recorder of one actor: everything but sockets and clocks."""
+    """Environments, policy and recorder of one actor: everything but sockets and clocks.
+
+    Args:
+        config: of the run.
+        spec: of its environment.
+        network: whose values it acts on.
+        identity: which actor this is.
+        pause: waits for so many seconds before an environment is built anew; by default it sleeps.
+    """
 
     def __init__(
-        self, config: Config, spec: EnvironmentSpec, network: QNetwork, identity: Identity
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        network: QNetwork,
+        identity: Identity,
+        pause: Callable[[float], None] | None = None,
     ) -> None:
         actor = config.actor
         self._num_envs = resolved(actor.envs_per_actor)
@@ -69,6 +83,7 @@ class Rollout:
             config.run.env_args,
             self._num_envs,
             failures_allowed=actor.environment_failures - 1,
+            pause=pause,
         )
         self._recorder = SegmentRecorder(
             spec,
@@ -341,7 +356,8 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
     network = build_network(welcome.spec, welcome.config.network)
     follower = ParameterFollower(context, link, welcome.run, network)
     identity = Identity(welcome.index, welcome.incarnation)
-    rollout = Rollout(welcome.config, welcome.spec, network, identity)
+    randomness.seed(welcome.config.run.seed, "actor", welcome.index, welcome.incarnation)
+    rollout = Rollout(welcome.config, welcome.spec, network, identity, link.wait)
     rollout.note_seeds(link.telemetry)
     shipper = Shipper(context, link, welcome)
     exhausted = False

@@ -65,7 +65,9 @@ def play(
     parts: list[Scores] = []
     width = min(_MOST_ENVIRONMENTS, len(seeds))
     with _in_one_line(f"environment {spec.id} cannot be made"):
-        env = VectorEnvironment(spec, env_args, width, failures_allowed=_FAILURES_ALLOWED)
+        env = VectorEnvironment(
+            spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
+        )
     try:
         for start in range(0, len(seeds), width):
             # The last batch is filled up with seeds whose episodes are not counted.

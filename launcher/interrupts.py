@@ -21,7 +21,8 @@ class Interrupts:
 
     Attributes:
         count: how many came.
-        on_second: called in the main thread when the second comes; does not return.
+        on_second: called in the main thread when the second comes; does not return. By default
+            it raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -46,4 +47,4 @@ class Interrupts:
 
     @staticmethod
     def _exit() -> None:
-        raise SystemExit(EXIT_INTERRUPTED_TWICE)
+        raise KeyboardInterrupt

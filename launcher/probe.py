@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import time
+from multiprocessing.connection import Connection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,22 +14,59 @@ from actors.environments.factory import VectorEnvironment
 from actors.segments import Segment, SegmentRecorder, join_segments
 from pdqn import seeds
 from pdqn.config import Config, resolved
+from pdqn.errors import RunError, UsageError
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 _MOST_SECONDS = 1.0
 _ENOUGH_TRANSITIONS = 300
+_START_SECONDS = 20.0  # until a process has imported what it needs, on a busy machine
 
 
-def block_bytes_per_transition(config: Config, spec: EnvironmentSpec) -> float:
-    """Bytes of compressed frames that actors will send for each transition.
+def block_bytes_per_transition(config: Config, spec: EnvironmentSpec) -> float | None:
+    """Bytes of compressed frames that actors will send for each transition, None if it fails.
 
     A policy that chooses at random among the valid actions plays about a second, or 300
-    transitions, and all of it is cut and compressed as actors do it.
+    transitions, and all of it is cut and compressed as actors do it. That happens in a process of
+    its own, which an environment may end, or keep: nobody else is there yet who would notice.
 
     Args:
         config: with what the plan chooses for actors filled in.
         spec: of the environment.
+
+    Raises:
+        RunError: the environment raised too often.
     """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(sender, config, spec))
+    process.start()
+    sender.close()
+    try:
+        seconds = config.system.heartbeat_timeout_seconds + _START_SECONDS
+        found = receiver.recv() if receiver.poll(seconds) else None
+    except EOFError:
+        return None
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        receiver.close()
+    if isinstance(found, str):
+        raise RunError(found)
+    return found
+
+
+def _tell(sender: Connection, config: Config, spec: EnvironmentSpec) -> None:
+    """Measure, and tell the figure, or why there is none."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the launcher that a person interrupts
+    try:
+        sender.send(measure(config, spec))
+    except (RunError, UsageError) as error:
+        sender.send(str(error))
+
+
+def measure(config: Config, spec: EnvironmentSpec) -> float:
+    """The same in this process."""
     segments = _play(config, spec)
     transitions = sum(segment.count for segment in segments)
     if not transitions:

@@ -1,6 +1,7 @@
 """Mode single: the same parts in one process, in lockstep and without sockets.
 
 Two runs with the same seed that end by steps or episodes have identical figures and parameters.
+What goes by the clock may differ: which policies were evaluated, unless that goes by steps.
 It is the baseline that the speed of many processes is measured against.
 """
 
@@ -14,6 +15,7 @@ import torch
 
 from actors.actor import Identity, Rollout
 from actors.best import BestKeeper, not_kept
+from actors.environments import randomness
 from actors.evaluation import baseline_scores, describe, play
 from actors.segments import Segment, join_segments
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
@@ -44,6 +46,10 @@ class SingleRun:
     def __init__(self, session: Session) -> None:
         config, spec = session.config, session.spec
         torch.set_num_threads(resolved(config.learner.threads))
+        # What an earlier session drew at random is not drawn again.
+        incarnation = session.state.incarnations.get(_ACTOR, 0)
+        session.state.incarnations[_ACTOR] = incarnation + 1
+        randomness.seed(config.run.seed, *_ACTOR, incarnation)
         self._session = session
         self._config = config
         self._learner = Learner(config, spec)
@@ -54,9 +60,6 @@ class SingleRun:
         self._saver.restore(self._learner, session.say)
         self._acting.load_state_dict(self._learner.online.state_dict())
         self._acting_version = self._learner.learner_steps
-        # What an earlier session drew at random is not drawn again.
-        incarnation = session.state.incarnations.get(_ACTOR, 0)
-        session.state.incarnations[_ACTOR] = incarnation + 1
         self._rollout = Rollout(config, spec, self._acting, Identity(0, incarnation))
         self._rollout.set_learner_steps(self._acting_version)
         self._buffer = make_buffer(config, spec, incarnation=incarnation)
@@ -71,7 +74,7 @@ class SingleRun:
         self._best = BestKeeper(session.run_dir.path / BEST_MODEL, config, spec)
         self._counted_before = session.metrics.counts()
         self._told: set[str] = set()
-        self._evaluated = time.monotonic()
+        self._evaluated, self._evaluated_steps = time.monotonic(), self._learner.learner_steps
         self._next_report = 0.0
         session.controls = {
             "p": self._pause,
@@ -182,13 +185,21 @@ class SingleRun:
         now = time.monotonic()
         if self._saver.due(self._learner.learner_steps):
             self._save()
-        if now - self._evaluated >= self._config.evaluation.period_seconds:
-            self._evaluated = now
+        if self._evaluation_due(now):
+            self._evaluated, self._evaluated_steps = now, self._learner.learner_steps
             self._evaluate()
+            self._next_report = now  # before another one takes its place
         # Episodes and steps end the run: they are looked at after every step.
         if self._limits_counted() or now >= self._next_report:
             self._next_report = now + _REPORT_SECONDS
             self._report()
+
+    def _evaluation_due(self, now: float) -> bool:
+        settings = self._config.evaluation
+        steps = self._learner.learner_steps - self._evaluated_steps
+        if settings.period_steps and steps >= settings.period_steps:
+            return True
+        return now - self._evaluated >= settings.period_seconds
 
     def _limits_counted(self) -> bool:
         run, counters = self._config.run, self._telemetry["actor"].counters
@@ -237,7 +248,14 @@ class SingleRun:
         self._telemetry["evaluator"].evaluation(evaluation)
 
     def _play(self) -> dict[str, Any] | None:
-        """Play the present policy beside the baselines; None when there is no time."""
+        """Play the present policy beside the baselines; None when there is no time.
+
+        When that happens goes by the clock: training must not see it.
+        """
+        with randomness.kept():
+            return self._play_held_out()
+
+    def _play_held_out(self) -> dict[str, Any] | None:
         spec, env_args = self._session.spec, self._config.evaluation_env_args
         held_out = seeds.held_out_seeds(resolved(self._config.evaluation.episodes))
         scores = play(

@@ -12,7 +12,7 @@ import numpy as np
 import rich.console
 import torch
 
-from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.environments.factory import describe_environment, suggests
 from launcher import hardware, machine, probe, rundir
 from launcher.access import Access
 from launcher.cluster_report import cluster_rows, cluster_table
@@ -62,7 +62,13 @@ def prepare(
     plan = machine.plan(here, config, spec, None, elsewhere)
     if machine.measures_frames(here, config, spec):
         measured = probe.block_bytes_per_transition(plan.config, spec)
-        plan = machine.plan(here, config, spec, measured, elsewhere)
+        size = measured or float(spec.observation_bytes)
+        plan = machine.plan(here, config, spec, size, elsewhere)
+        if measured is None:
+            plan.warnings.append(
+                f"{spec.id} ended or hung while its frames were measured: memory is planned as if "
+                "they could not be compressed"
+            )
     return spec, here, plan
 
 
@@ -117,13 +123,7 @@ def _takes(network: QNetwork, spec: EnvironmentSpec) -> bool:
 
 
 def _check_guidance(config: Config, spec: EnvironmentSpec) -> None:
-    env = VectorEnvironment(spec, config.run.env_args, 1)
-    try:
-        env.reset([0])
-        suggested = env.suggested
-    finally:
-        env.close()
-    if suggested is None:
+    if not suggests(spec, config.run.env_args):
         raise UsageError(
             f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives no "
             'info["suggested_action"] to follow; circle placement does with --env-arg suggest=true'

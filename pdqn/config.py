@@ -271,7 +271,10 @@ class EvaluationConfig:
 
     enabled: bool = setting(True, "run an evaluator")
     episodes: int | None = setting(None, "episodes an evaluation", at_least=1)
-    period_seconds: float = setting(20.0, "time between starts of evaluations", above=0)
+    period_seconds: float = setting(20.0, "most time between starts of evaluations", above=0)
+    period_steps: int = setting(
+        0, "most learner steps between evaluations; 0 goes by time alone", at_least=0
+    )
     env_args: dict[str, Any] = setting({}, "arguments of the environment that differ here")
     max_episode_steps: int = setting(
         MAX_EPISODE_STEPS,

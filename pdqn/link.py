@@ -228,6 +228,12 @@ class CoordinatorLink:
         if time.monotonic() >= self._next_report:
             self.report()
 
+    def wait(self, seconds: float) -> None:
+        """Wait for so long and stay in touch; no longer than until this role is to end."""
+        ends = time.monotonic() + seconds
+        while not self.stopping and (left := ends - time.monotonic()) > 0:
+            self.poll(left)
+
     @property
     def exhausted(self) -> bool:
         """Whether this role has done all that it is allowed to, as things stand."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ import numpy as np
 from gymnasium import spaces
 
 LENGTH = 5
+MALFORMED: dict[str, tuple[Any, Any]] = {
+    "no observation": (None, 1.0),
+    "another shape": (np.zeros(3, np.float32), 1.0),
+    "another dtype": (np.array(["a", "b"]), 1.0),
+    "no reward": (np.zeros(2, np.float32), None),
+    "two rewards": (np.zeros(2, np.float32), np.ones(2)),
+}
 
 
 class Trap(gymnasium.Env[Any, Any]):
@@ -47,6 +55,9 @@ class Trap(gymnasium.Env[Any, Any]):
             self._misbehave()
             if self._how == "nan":
                 return self._observed(), float("nan"), False, False, {}
+            if self._how in MALFORMED:
+                observation, reward = MALFORMED[self._how]
+                return observation, reward, False, False, {}
         return self._observed(), 1.0, self._step == LENGTH, False, {}
 
     def _is_bad(self) -> bool:
@@ -62,6 +73,8 @@ class Trap(gymnasium.Env[Any, Any]):
             raise RuntimeError("the simulator is upset")
         if self._how == "hang":
             time.sleep(3600)
+        if self._how == "exit":
+            sys.exit()
         if self._how == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
 

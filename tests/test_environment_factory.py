@@ -15,7 +15,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.environments.baselines import random_valid_actions
 from actors.environments.circle_placement import CirclePlacementVectorEnv
-from actors.environments.factory import Transition, VectorEnvironment, describe_environment
+from actors.environments.factory import (
+    Transition,
+    VectorEnvironment,
+    describe_environment,
+    suggests,
+)
 from actors.segments import SegmentRecorder, join_segments
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec, FieldSpec
@@ -502,6 +507,26 @@ def judged(how: str = "") -> gymnasium.Env[Any, Any]:
     return Judged(Odd(how))
 
 
+class Advised(Odd):
+    """Suggests action 1 from the first step on, but nothing where its seed is 2."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def step(self, action: Any) -> Any:
+        *result, _ = super().step(action)
+        return (*result, {"suggested_action": None if self._seed == 2 else 1})
+
+
+def advised() -> gymnasium.Env[Any, Any]:
+    return Advised()
+
+
+advised.vector = lambda num_envs: SyncVectorEnv(  # pyright: ignore[reportFunctionMemberAccess]
+    [advised] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+)
+
+
 class UintEnds(SyncVectorEnv):
     """A native batch that says 0 and 1 for ended or not."""
 
@@ -551,7 +576,7 @@ class TestOddEnvironments:
         ("how", "words"),
         [
             ("too large", r"the observation \[1, 2, 300\] is not in Box"),
-            ("too short", r"odd:Odd: .*shape"),
+            ("too short", r"an observation uint8\[2\] is not in Box"),
             ("broken", r"ZeroDivisionError: nobody has thought of this"),
             ("nothing valid", r"no action is valid, and the episode has not ended"),
             ("mask alone", r"odd:Odd shows nothing but its action mask"),
@@ -565,6 +590,19 @@ class TestOddEnvironments:
         with pytest.raises(UsageError, match=words):
             describe_environment("odd:Odd", {"how": how})
         assert caplog.text == ""
+
+    def test_none_suggests_nothing_in_any_batch(self):
+        for env_id in ("odd:Advised", "odd:advised"):
+            spec = describe_environment(env_id, {})
+            env = VectorEnvironment(spec, {}, 2)
+            env.reset([2, 3])
+            assert env.suggested is None
+            suggested = [env.step(np.zeros(2, np.int64)).suggested for _ in range(2)]
+            assert [None if s is None else s.tolist() for s in suggested] == [[-1, 1]] * 2
+            assert env.failures == 0
+            env.close()
+            assert suggests(spec, {})
+        assert not suggests(describe_environment("odd:Odd", {"how": ""}), {"how": ""})
 
     def test_what_nobody_acts_on_or_learns_from_may_be_outside_of_the_space(self):
         spec = describe_environment("odd:Odd", {"how": "off the board at the end"})

@@ -219,6 +219,14 @@ class TestPlay:
             play(wait, spec, ARGS, [100, 101])
         assert str(caught.value) == expected
 
+    def test_what_comes_after_an_episode_is_not_played(self):
+        spec = describe_environment(COUNTDOWN, {})
+        # Only the episodes of the seeds can be begun, and they are of three lengths.
+        scores = play(wait, spec, {"unborn": [None]}, [*range(100, 120)])
+        assert scores is not None
+        assert sorted(set(scores.lengths.tolist())) == [1, 2, 3]
+        assert np.isfinite(scores.returns).all()
+
     def test_an_episode_without_end_is_cut_and_counts_as_far_as_it_went(self):
         spec = describe_environment("CliffWalking-v1", {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,11 @@ class Link:
     def poll(self, timeout_seconds: float = 0.0) -> None:
         if timeout_seconds:
             next(self._happens)(self)
+        else:
+            self.waited()
+
+    def waited(self) -> None:
+        """It has looked for news in between."""
 
     def report(self) -> None:
         self.reports.append(self.telemetry.report())
@@ -144,11 +150,14 @@ Evaluated = Callable[..., tuple[list[Any], list[Any]]]
 def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     """``evaluated(mood, *happens)`` runs an evaluator; its notes and its evaluations."""
 
-    def run(mood: Any, *happens: Callable[[Link], None]) -> tuple[list[Any], list[Any]]:
+    def run(
+        mood: Any, *happens: Callable[[Link], None], **evaluation: Any
+    ) -> tuple[list[Any], list[Any]]:
         link = Link(*happens)
         monkeypatch.setattr("actors.evaluator.ParameterFollower", lambda *_: link)
         monkeypatch.setattr("actors.environments.guard.time.sleep", lambda _: None)
-        welcome = Welcome("r", 0, 0, config_of(), describe_environment(MOODY, {}), "", "")
+        config, spec = config_of(**evaluation), describe_environment(MOODY, {})
+        welcome = Welcome("r", 0, 0, config, spec, "", "")
         monkeypatch.setattr(Moody, "mood", mood)
         stand_ins: list[Any] = [None, link, welcome, Here(tmp_path)]
         Evaluator(*stand_ins).run()
@@ -201,6 +210,47 @@ def test_a_run_whose_last_policy_has_no_score_ends_all_the_same(
         *("step 1 has no score", "step 7 has no score"),
     ]
     assert evaluations == []
+
+
+def test_slow_baselines_are_waited_for_in_touch_with_the_run(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+):
+    polled = threading.Event()
+    monkeypatch.setattr(Link, "waited", lambda _: polled.set())
+
+    def slow(self: Moody, seeds: Any) -> dict[str, Any]:
+        assert polled.wait(30), "the evaluator is silent"
+        return {"nothing": np.zeros(len(seeds))}
+
+    monkeypatch.setattr(Moody, "baselines", slow)
+    _, evaluations = evaluated(3.0, finishes)
+    assert [e["baselines"] for e in evaluations] == [{"nothing": 0.0}]
+
+
+def test_baselines_that_never_come_are_done_without(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+):
+    for_ever = threading.Event()
+    monkeypatch.setattr("actors.evaluator._BASELINES_SECONDS", 0.0)
+    monkeypatch.setattr(Moody, "baselines", lambda *_: for_ever.wait(60))
+    try:
+        notes, evaluations = evaluated(3.0, recovers, finishes)
+    finally:
+        for_ever.set()
+    assert [e["baselines"] for e in evaluations] == [{}, {}]
+    ((kind, text),) = notes
+    assert kind == "evaluation"
+    assert text.startswith("the environment's baselines are not there after 0 s")
+
+
+def test_evaluations_come_by_learner_steps_where_they_are_to(evaluated: Evaluated):
+    def learns(steps: int) -> Callable[[Link], None]:
+        return lambda link: setattr(link, "parameter_version", link.parameter_version + steps)
+
+    by_steps = {"period_seconds": 1e6, "period_steps": 10}
+    happens = [learns(9), time_passes, learns(1), learns(25), time_passes, finishes]
+    _, evaluations = evaluated(3.0, *happens, **by_steps)
+    assert [e["parameter_version"] for e in evaluations] == [1, 11, 36]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])

@@ -8,7 +8,7 @@ import failing_environments
 import gymnasium
 import numpy as np
 import pytest
-from failing_environments import LENGTH, Trap
+from failing_environments import LENGTH, MALFORMED, Trap
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
@@ -66,6 +66,17 @@ def test_it_is_made_anew_with_another_seed():
     env.close()
 
 
+@pytest.mark.parametrize("how", ["exit", *MALFORMED])
+def test_what_nobody_could_use_costs_the_same_as_what_raises(how: str):
+    env = trap_of(2, how=how, bad_seeds=(11,))
+    env.reset([10, 11, 12])
+    steps = [env.step(ACTIONS) for _ in range(3)]
+    assert steps[-1].failed.tolist() == [False, True, False]
+    assert steps[-1].rewards.tolist() == [1.0, 0.0, 1.0]
+    assert env.failures == 1
+    env.close()
+
+
 def test_an_environment_that_raises_in_reset_is_made_anew_too():
     env = trap_of(2, how="reset", bad_seeds=(11,))
     observation = env.reset([10, 11, 12])["observation"]
@@ -120,6 +131,39 @@ def test_resets_that_fail_share_the_longest_wait(waits: list[float]):
     env.reset([10, 11, 12])
     assert sum(waits) == pytest.approx(0.1)
     assert env.failures_each.tolist() == [1, 1, 1]
+    env.close()
+
+
+def test_each_of_an_environments_own_resets_waits_longer(waits: list[float]):
+    spec = describe_environment(TRAP, {"bad_seeds": (99,)})
+    env = VectorEnvironment(spec, {"how": "reset"}, 2, failures_allowed=5)
+    with pytest.raises(EnvironmentFailedError, match="6 times in a row"):
+        env.reset([10, 11])
+    assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
+    env.close()
+
+
+def test_somebody_else_may_wait_in_its_stead(waits: list[float]):
+    spec, paused = describe_environment(TRAP, {}), list[float]()
+    env = VectorEnvironment(spec, {}, 3, failures_allowed=1, pause=paused.append)
+    env.reset([10, 11, 12])
+    steps_of(env, 3)
+    assert paused == [pytest.approx(0.1)]
+    assert waits == []
+    env.close()
+
+
+def test_one_that_rests_is_left_alone_until_it_is_reset():
+    spec = describe_environment(TRAP, {})
+    env = VectorEnvironment(spec, {"bad_seeds": (11,)}, 3, failures_allowed=1, rests=True)
+    env.reset([10, 11, 12])
+    steps = [env.step(ACTIONS) for _ in range(LENGTH + 4)]
+    assert [step.failed.any() for step in steps] == [n == 2 for n in range(LENGTH + 4)]
+    assert [step.terminated.any() for step in steps] == [n == LENGTH - 1 for n in range(LENGTH + 4)]
+    # How its episode began.
+    assert steps[-1].observation["observation"].tolist() == [[10, 0], [11, 0], [12, 0]]
+    assert env.reset([20, 21, 22])["observation"][:, 0].tolist() == [20, 21, 22]
+    assert env.step(ACTIONS).observation["observation"][:, 1].tolist() == [1, 1, 1]
     env.close()
 
 

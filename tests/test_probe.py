@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from actors.environments.factory import describe_environment
 from launcher import probe
 from pdqn.config import Config, build
+from pdqn.errors import RunError
 
 PLACEMENT = "pdqn/CirclePlacement-v0"
 
@@ -56,7 +58,7 @@ def planned(env: str, frame_stack: int = 1, **env_args: Any) -> Config:
 def measured(config: Config) -> float:
     run = config.run
     spec = describe_environment(run.env, run.env_args, run.frame_stack or 1)
-    return probe.block_bytes_per_transition(config, spec)
+    return probe.measure(config, spec)
 
 
 def test_noise_takes_what_it_is_and_nothing_takes_next_to_nothing() -> None:
@@ -78,7 +80,47 @@ def test_stacked_frames_are_sent_once() -> None:
 def test_maps_with_masks_compress_well(map_size: int) -> None:
     config = planned(PLACEMENT, map_size=map_size)
     spec = describe_environment(PLACEMENT, config.run.env_args, 1)
-    assert 10 < probe.block_bytes_per_transition(config, spec) < spec.observation_bytes / 2
+    assert 10 < probe.measure(config, spec) < spec.observation_bytes / 2
+
+
+FRAIL = "failing_environments:broken"
+
+
+@pytest.fixture
+def frail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of its own starts with these environments within reach."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+def measured_apart(timeout_seconds: float, **env_args: Any) -> float | None:
+    config = planned(FRAIL, **env_args)
+    patient = {
+        "system": {"heartbeat_timeout_seconds": timeout_seconds},
+        "actor": {"environment_failures": 1},
+    }
+    config = build(("first", config.to_map()), ("then", patient))
+    return probe.block_bytes_per_transition(config, describe_environment(FRAIL, env_args))
+
+
+@pytest.mark.usefixtures("frail")
+def test_a_process_of_its_own_finds_the_same() -> None:
+    config = planned(FRAIL, bad_seeds=[-1])
+    assert measured_apart(30.0, bad_seeds=[-1]) == measured(config)
+
+
+@pytest.mark.usefixtures("frail")
+@pytest.mark.parametrize("how", ["segfault", "hang"])
+def test_an_environment_that_ends_or_keeps_its_process_is_not_measured(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_START_SECONDS", 6.0)
+    assert measured_apart(1.0 if how == "hang" else 60.0, how=how) is None
+
+
+@pytest.mark.usefixtures("frail")
+def test_an_environment_that_always_raises_is_told_at_once() -> None:
+    with pytest.raises(RunError, match="the simulator is upset"):
+        measured_apart(30.0, how="raise")
 
 
 def test_two_measurements_are_the_same() -> None:

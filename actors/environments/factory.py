@@ -16,7 +16,7 @@ import math
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from actors.environments.guard import FAILED, Backoff, FailureRecord, close_broken
+from actors.environments.guard import FAILED, RAISED, Backoff, FailureRecord, close_broken
 from actors.environments.making import (
     Makers,
     MaskedBatch,
@@ -179,11 +179,21 @@ def _check_batch(made: Makers, spec: EnvironmentSpec) -> None:
         )
 
 
+def suggests(spec: EnvironmentSpec, env_args: Mapping[str, Any]) -> bool:
+    """Whether an environment tells what an expert would do, at its beginning or after a step."""
+    with _quiet(), closing(VectorEnvironment(spec, env_args, 1)) as env:
+        valid = env.reset([0]).get(ACTION_MASK)
+        return env.suggested is not None or _step_once(env, valid).suggested is not None
+
+
 def _try_once(spec: EnvironmentSpec, env_args: Mapping[str, Any]) -> None:
     """Reset and step it as an actor does: better one sentence now than one from every actor."""
     with _quiet(), closing(VectorEnvironment(spec, env_args, 1)) as env:
-        valid = env.reset([0]).get(ACTION_MASK)
-        env.step(np.zeros(1, np.int64) if valid is None else valid.argmax(axis=1))
+        _step_once(env, env.reset([0]).get(ACTION_MASK))
+
+
+def _step_once(env: VectorEnvironment, valid: NDArray[np.bool_] | None) -> Transition:
+    return env.step(np.zeros(1, np.int64) if valid is None else valid.argmax(axis=1))
 
 
 @contextmanager
@@ -212,6 +222,8 @@ class VectorEnvironment:
         num_envs: int,
         *,
         failures_allowed: int = 0,
+        pause: Callable[[float], None] | None = None,
+        rests: bool = False,
     ) -> None:
         """Make the environments.
 
@@ -220,6 +232,9 @@ class VectorEnvironment:
             env_args: keyword arguments.
             num_envs: of the batch.
             failures_allowed: in a row; an environment that raises is built anew so often.
+            pause: waits for so many seconds before it is; by default it sleeps.
+            rests: whether an environment whose episode has ended or failed rests until all are
+                reset, where they are stepped one after the other; what it shows means nothing.
         """
         self.spec = spec
         self.num_envs = num_envs
@@ -227,7 +242,8 @@ class VectorEnvironment:
         self._made = makers(spec.id, env_args)
         self._allowed = failures_allowed
         self._record = FailureRecord(failures_allowed)  # of a native batch
-        self._backoff = Backoff()
+        self._rests = rests
+        self._backoff = Backoff(pause)
         self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
         self._seeds = [0] * num_envs
         self._make()
@@ -270,7 +286,7 @@ class VectorEnvironment:
             return self._step(actions)
         try:
             return self._step(actions)
-        except Exception:  # noqa: BLE001 - environments raise anything
+        except RAISED:
             _log.exception("a batch of environments failed")
             return self._rebuilt(traceback.format_exc())
 
@@ -303,10 +319,10 @@ class VectorEnvironment:
         """A native batch fails as a whole: all of its episodes are void."""
         observation = None
         while observation is None:
-            self._backoff.wait(self._record.failed(trace))
+            self._backoff.wait(self._record, trace)
             try:
                 observation = self._begin_anew()
-            except Exception:  # noqa: BLE001 - environments raise anything
+            except RAISED:
                 _log.exception("a batch of environments could not be built anew")
                 trace = traceback.format_exc()
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
@@ -338,6 +354,7 @@ class VectorEnvironment:
             backoff=self._backoff,
             check=lambda observation, ended: self._check(self._named(observation), ended=ended),
             told=(SUGGESTED,) if headline is None else (SUGGESTED, headline),
+            rests=self._rests,
         )
 
     def _failed(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -347,8 +364,13 @@ class VectorEnvironment:
     def _suggested(self, infos: Mapping[str, Any]) -> NDArray[np.int64] | None:
         if SUGGESTED not in infos:
             return None
-        known = infos.get(f"_{SUGGESTED}", np.ones(self.num_envs, bool))
-        return np.where(known, infos[SUGGESTED] - self.spec.first_action, -1).astype(np.int64)
+        told = np.asarray(infos[SUGGESTED])
+        known = np.asarray(infos.get(f"_{SUGGESTED}", np.ones(self.num_envs, bool)), bool)
+        if told.dtype == object:  # None where an environment has nothing to suggest
+            known = known & [value is not None for value in told]
+        suggested = np.full(self.num_envs, -1, np.int64)
+        suggested[known] = told[known].astype(np.int64) - self.spec.first_action
+        return suggested
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Scores of the environment's own baselines on these seeds, by name; empty without any."""

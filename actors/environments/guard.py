@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -22,6 +23,8 @@ FAILED = "environment_failed"
 _FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
 _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
+# What environments raise: anything. Games end the process when their window is closed.
+RAISED = (Exception, SystemExit)
 
 
 class EnvironmentFailedError(RunError):
@@ -65,26 +68,47 @@ class FailureRecord:
 
 
 class Backoff:
-    """Waits before environments of a batch are built anew, at most the longest wait a step."""
+    """Waits before environments of a batch are built anew; those that fail together wait together.
 
-    def __init__(self) -> None:
-        self._waited_seconds = 0.0
+    Args:
+        pause: waits for so many seconds; by default it sleeps.
+    """
+
+    def __init__(self, pause: Callable[[float], None] | None = None) -> None:
+        self._pause = pause
+        self._failures: Counter[FailureRecord] = Counter()
+        self._waited_seconds: list[float] = []
 
     def begin_step(self) -> None:
         """From here on environments are stepped, or reset, once."""
-        self._waited_seconds = 0.0
+        self._failures.clear()
+        self._waited_seconds.clear()
 
-    def wait(self, seconds: float) -> None:
-        """Wait so long, less what others of the batch have waited in this step."""
-        time.sleep(max(0.0, seconds - self._waited_seconds))
-        self._waited_seconds = max(seconds, self._waited_seconds)
+    def wait(self, record: FailureRecord, trace: str) -> None:
+        """Count a failure, and wait before the environment is built anew.
+
+        It waits less by what others of the batch have waited already when they had failed as often
+        in this step.
+
+        Raises:
+            EnvironmentFailedError: that was one too many.
+        """
+        seconds = record.failed(trace)
+        turn = self._failures[record]
+        self._failures[record] += 1
+        if turn == len(self._waited_seconds):
+            self._waited_seconds.append(0.0)
+        left = seconds - self._waited_seconds[turn]
+        if left > 0:
+            (self._pause or time.sleep)(left)
+            self._waited_seconds[turn] = seconds
 
 
 def close_broken(env: Any) -> None:
     """Close what has failed: it may hold a port or a process that its successor needs."""
     try:
         env.close()
-    except Exception:  # noqa: BLE001 - environments raise anything
+    except RAISED:
         _log.exception("an environment that had failed could not be closed")
 
 
@@ -99,6 +123,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             too, whether this is an episode's last.
         told: keys of the info that somebody reads. Others are left out, since a batch cannot hold
             what has another shape or type from one environment to the next.
+        rests: after an episode; it then shows how that began until it is reset with a seed.
     """
 
     def __init__(
@@ -108,46 +133,61 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         backoff: Backoff,
         check: Callable[[Any, bool], None],
         told: Collection[str],
+        *,
+        rests: bool,
     ) -> None:
         super().__init__(make())
         self._make = make
         self._backoff = backoff
         self._check = check
         self._told = tuple(told)
+        self._rests = rests
+        self._resting = False
         self.record = FailureRecord(allowed)
         self._broken = False
         self._seed: int | None = None
+        self._first: Any = None
         self._last: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; with a new environment if the last one is broken."""
+        self._resting = self._rests and seed is None
+        if self._resting:
+            return self._first, {}
         self._seed = self._seed if seed is None else seed
+        goes_on = seed is None  # with what failed, and would again
         while True:
             try:
                 if self._broken:
                     close_broken(self.env)
                     self.env, self._broken = self._make(), False
-                    seed = None if self._seed is None else self._next_seed(self._seed)
+                    if goes_on:
+                        seed = None if self._seed is None else self._next_seed(self._seed)
                     _log.info("an environment was built anew; its seed is %s", seed)
                 self._last, info = self.env.reset(seed=seed, options=options)
                 self._check(self._last, False)
                 told = self._read(info)
-            except Exception:  # noqa: BLE001 - environments raise anything
+            except RAISED:
                 _log.exception("an environment failed in reset")
+                goes_on = True
                 self._note_failure()
             else:
+                self._first = self._last
                 return self._last, told
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; where that raises, the episode is truncated and its info says ``FAILED``."""
+        if self._resting:
+            return self._first, 0.0, False, False, {}
         try:
             self._last, reward, terminated, truncated, info = self.env.step(action)
+            reward = float(np.asarray(reward).item())
             if not terminated:
                 self._check(self._last, truncated)
             told = self._read(info)
-        except Exception:  # noqa: BLE001 - environments raise anything
+        except RAISED:
             _log.exception("an environment failed in step")
             self._note_failure()
             return self._last, 0.0, False, True, {FAILED: True}
@@ -169,7 +209,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _note_failure(self) -> None:
         self._broken = True
-        self._backoff.wait(self.record.failed(traceback.format_exc()))
+        self._backoff.wait(self.record, traceback.format_exc())
 
     def _next_seed(self, seed: int) -> int:
         """Another seed: the same episode would fail in the same way."""

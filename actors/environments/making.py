@@ -105,6 +105,7 @@ def make_guarded(
     backoff: Backoff,
     check: Callable[[Any, bool], None],
     told: Collection[str],
+    rests: bool,
 ) -> tuple[VectorEnv, list[GuardedEnvironment]]:
     """One environment after another, each with a guard of its own.
 
@@ -116,6 +117,7 @@ def make_guarded(
         backoff: of the batch.
         check: of every observation that begins an episode or leads on.
         told: keys of the info that are passed on.
+        rests: an environment whose episode has ended rests until all are reset.
     """
     single = made.single
     assert single is not None, "a batch that is the only way resets within a step"
@@ -125,7 +127,8 @@ def make_guarded(
         return MaskedObservation(env) if masked and not has_mask(env) else env
 
     guarded = [
-        GuardedEnvironment(make, failures_allowed, backoff, check, told) for _ in range(num_envs)
+        GuardedEnvironment(make, failures_allowed, backoff, check, told, rests=rests)
+        for _ in range(num_envs)
     ]
     batch = SyncVectorEnv(
         [partial(_given, env) for env in guarded], autoreset_mode=AutoresetMode.SAME_STEP
@@ -232,8 +235,12 @@ def _copied(observation: Any, space: gymnasium.Space[Any]) -> Any:
         return {name: _copied(observation[name], part) for name, part in space.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(_copied(o, s) for o, s in zip(observation, space, strict=True))
-    copy = np.array(observation)
-    if isinstance(observation, np.ndarray) or copy.dtype == space.dtype:
+    copy, array = np.array(observation), isinstance(observation, np.ndarray)
+    assert space.dtype is not None, "fields have one"
+    fits = not array or np.can_cast(copy.dtype, space.dtype, "same_kind")
+    if copy.shape != space.shape or not fits:
+        raise ValueError(f"an observation {copy.dtype}{list(copy.shape)} is not in {space}")
+    if array or copy.dtype == space.dtype:
         return copy
     cast = copy.astype(space.dtype)
     if cast.dtype.kind in "iu" and not np.array_equal(cast, copy):

@@ -1,0 +1,35 @@
+"""The random states that a process has once, and that environments may draw from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from pdqn import seeds
+
+
+def seed(run_seed: int, role: str, index: int, incarnation: int) -> None:
+    """Seed Python's, numpy's and torch's own generators for one incarnation of one role.
+
+    Actors share what the process that they are forked from has: unseeded, all would draw the same.
+    """
+    rng = seeds.generator(run_seed, f"{role}'s process", index, incarnation)
+    random.seed(int(rng.integers(1 << 62)))
+    np.random.seed(int(rng.integers(1 << 32)))
+    torch.manual_seed(int(rng.integers(1 << 62)))
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Whatever is drawn within leaves the states as they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
