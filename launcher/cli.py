@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -783,9 +783,9 @@ def settings() -> int:
     \b
     pdqn settings | grep -A1 ^learner
     """
-    for name, default, documentation in configuration.settings():
+    for name, default, documentation, accepted in configuration.settings():
         shown = "auto" if default is None else default
-        click.echo(f"{name} = {shown}\n    {documentation}")
+        click.echo(f"{name} = {shown}\n    {documentation} ({accepted})")
     return 0
 
 
@@ -798,6 +798,7 @@ def _layers(options: Mapping[str, Any], past: PastRun | None = None) -> configur
         layers.append((f"preset {options['preset']}", configuration.read_toml(path)))
     if file is not None:
         layers.append((f"file {file}", configuration.read_toml(file)))
+        _check_preset(layers)
     layers.append(("environment variable", configuration.from_environment(os.environ)))
     layers.append(("--set", configuration.from_assignments(options["assignments"])))
     layers.append(("option", _option_layer(options)))
@@ -809,6 +810,15 @@ def _layers(options: Mapping[str, Any], past: PastRun | None = None) -> configur
             ("default", {"run": {"time_seconds": _DEFAULT_SECONDS}}), *layers
         )
     return config
+
+
+def _check_preset(layers: Sequence[tuple[str, configuration.Layer]]) -> None:
+    """Refuse a preset of which a file leaves nothing, such as the whole configuration of a run."""
+    if len(layers) < 2:
+        return
+    (preset, chosen), (file, given) = layers
+    if all(key in given.get(section, {}) for section in chosen for key in chosen[section]):
+        raise UsageError(f"--{preset} would do nothing: {file} sets all that it sets")
 
 
 def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:

@@ -25,7 +25,8 @@ from launcher.plots import (
     save_picture,
     smoothed,
 )
-from launcher.rundir import CONFIGURED
+from launcher.resume import STRUCTURAL
+from launcher.rundir import CONFIG, CONFIGURED
 from pdqn.config import read_toml
 from pdqn.errors import UsageError
 
@@ -99,7 +100,7 @@ def grouped(run_dirs: Sequence[Path]) -> list[Group]:
     different = {key for key in keys if len({repr(s.get(key)) for s in settings}) > 1}
     members: dict[str, list[tuple[Any, Metrics]]] = {}
     for run_dir, values in zip(run_dirs, settings, strict=True):
-        label = ", ".join(f"{s}.{k} = {values.get((s, k))}" for s, k in sorted(different))
+        label = ", ".join(f"{s}.{k} = {values.get((s, k), 'auto')}" for s, k in sorted(different))
         members.setdefault(label, []).append((values.get(_SEED), read_metrics(run_dir)))
     return [
         Group(
@@ -131,7 +132,12 @@ def _settings(run_dir: Path) -> Settings:
     path = run_dir / CONFIGURED
     if not path.is_file() or not (run_dir / "metrics.jsonl").is_file():
         raise UsageError(f"{run_dir} is no run directory (it needs {CONFIGURED} and metrics.jsonl)")
-    values: Mapping[str, Mapping[str, Any]] = read_toml(path)
+    values, chosen = _flat(read_toml(path)), _flat(read_toml(run_dir / CONFIG))
+    # A run that was resumed has these as they were chosen for it; else they may be open.
+    return {**values, **{name: chosen[name] for name in STRUCTURAL if name in chosen}}
+
+
+def _flat(values: Mapping[str, Mapping[str, Any]]) -> Settings:
     return {(s, key): value for s, section in values.items() for key, value in section.items()}
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from launcher import safe_path
 from pdqn.errors import JoinRefusedError
 from pdqn.transport import Network
 
@@ -24,6 +25,7 @@ def run_role(
     network: Network | None = None,
 ) -> None:
     """Be one role, from joining to leaving; the target of its process."""
+    safe_path.forget()
     try:
         _main_of(role)(address, index, log_path, network)
     except JoinRefusedError as error:

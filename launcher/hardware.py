@@ -348,7 +348,7 @@ def _torch_gpus() -> tuple[Gpu, ...]:
     """What torch sees, asked in a process of its own: the answer costs a CUDA context."""
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", _TORCH_PROBE],
+            [sys.executable, "-P", "-c", _TORCH_PROBE],
             capture_output=True,
             check=True,
             text=True,

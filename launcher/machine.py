@@ -516,6 +516,12 @@ def _plan_limiter(draft: _Draft, mode: Mode) -> None:
     ratio = draft.settle("replay", "samples_per_insert", SAMPLES_PER_INSERT[draft.scale])
     enough = max(batch_size, min(MIN_SIZE, capacity // 20))
     min_size = draft.settle("replay", "min_size", min(capacity, enough))
+    steps = draft.config.run.steps
+    if steps is not None and steps <= min_size:
+        draft.warnings.append(
+            f"nothing is learned in run.steps = {steps}: the first sample waits for "
+            f"replay.min_size = {min_size} transitions"
+        )
     requested = 2 * batch_size * draft.config.learner.prefetch
     slack = max(float(requested), 0.1 * ratio * min_size)
     draft.settle("replay", "samples_per_insert_tolerance", slack)

@@ -43,7 +43,7 @@ class PictureDrawer:
         self._next = time.monotonic() + self._period_seconds
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.pictures", str(self._run_dir)],
+                [sys.executable, "-P", "-m", "launcher.pictures", str(self._run_dir)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 

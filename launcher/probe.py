@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from actors.environments.factory import VectorEnvironment
 from actors.segments import Segment, SegmentRecorder, join_segments
+from launcher import safe_path
 from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, UsageError
@@ -39,7 +40,8 @@ def block_bytes_per_transition(config: Config, spec: EnvironmentSpec) -> float |
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_tell, args=(sender, config, spec))
-    process.start()
+    with safe_path.safe_path():
+        process.start()
     sender.close()
     try:
         seconds = config.system.heartbeat_timeout_seconds + _START_SECONDS
@@ -58,6 +60,7 @@ def block_bytes_per_transition(config: Config, spec: EnvironmentSpec) -> float |
 
 def _tell(sender: Connection, config: Config, spec: EnvironmentSpec) -> None:
     """Measure, and tell the figure, or why there is none."""
+    safe_path.forget()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the launcher that a person interrupts
     try:
         sender.send(measure(config, spec))

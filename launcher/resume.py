@@ -24,7 +24,7 @@ _REACHED = {
     "steps": ("environment_steps", "--steps"),
 }
 # What the parameters mean depends on these; every setting of the network's shape does, too.
-_STRUCTURAL = (
+STRUCTURAL = (
     *(("run", key) for key in ("env", "env_args", "frame_stack", "seed")),
     *(("network", field.name) for field in dataclasses.fields(NetworkConfig)),
 )
@@ -68,7 +68,7 @@ class PastRun:
         Chosen anew they could be others, which the parameters do not fit: what auto stands for
         is not the same in every version.
         """
-        auto = [name for name in _STRUCTURAL if _value(given, *name) in (None, "auto")]
+        auto = [name for name in STRUCTURAL if _value(given, *name) in (None, "auto")]
         layer: dict[str, dict[str, Any]] = {}
         # Another environment or kind of network may have no such sizes; it is refused by its name.
         if not any(self._differs(given, *name) for name in _DECISIVE if name not in auto):
@@ -99,7 +99,7 @@ class PastRun:
         return [
             f"{section}.{key} = {_value(config, section, key)}, "
             f"not {_value(self.config, section, key)}"
-            for section, key in _STRUCTURAL
+            for section, key in STRUCTURAL
             if self._differs(config, section, key)
         ]
 

@@ -317,8 +317,7 @@ class Run:
     def _handle_end(self, ended: Ended) -> None:
         name = f"{ended.role} {ended.index}"
         session = self._session
-        log = session.run_dir.log_path(ended.role, ended.index)
-        session.note_error(f"{name}: {ended.cause} (see {log})")
+        session.note_error(f"{name}: {ended.cause}{self._see_log(ended.role, ended.index)}")
         session.run_dir.event(
             "ended", role=ended.role, index=ended.index, pid=ended.pid, cause=ended.cause
         )
@@ -350,9 +349,13 @@ class Run:
     def _handle_event(self, event: Event) -> None:
         self._session.note(event.kind, event.role, event.index, event.text)
         if event.error:
-            log = self._session.run_dir.log_path(event.role, event.index)
-            text = f"{event.role} {event.index}: {event.text} (see {log})"
-            self._session.note_error(text, event.trace)
+            log = self._see_log(event.role, event.index)
+            self._session.note_error(f"{event.role} {event.index}: {event.text}{log}", event.trace)
+
+    def _see_log(self, role: str, index: int) -> str:
+        """Where there is more to read; roles on other hosts write theirs there."""
+        log = self._session.run_dir.log_path(role, index)
+        return f" (see {log})" if log.is_file() else ""
 
     def _lose_hosts(self) -> None:
         """Notice hosts that have vanished; they may come back, and their roles with them."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import entry
+from launcher.safe_path import safe_path
 from launcher.snapshot import MemberState
 from pdqn.process import LEAVE, OF_GROUP
 from pdqn.transport import Network
@@ -289,10 +290,11 @@ def _context(warm: bool) -> BaseContext:
     context.set_forkserver_preload(["__main__", *(["launcher.warm"] if warm else [])])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
     try:
-        # First: starting the tracker unblocks some of them again.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
-        forkserver.ensure_running()
+        with safe_path():
+            # First: starting the tracker unblocks some of them again.
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context

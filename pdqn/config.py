@@ -362,6 +362,8 @@ def build(*layers: tuple[str, Layer]) -> Config:
     Args:
         layers: pairs of the layer's name as a person knows it ("option", "file run.toml") and
             its values, ``{section: {key: value}}``. Strings are converted to the key's type.
+            Arguments of the environment are added to those of lower layers, unless these are for
+            another one.
 
     Raises:
         UsageError: an unknown section or key, or a value that is not accepted; the message names
@@ -369,6 +371,7 @@ def build(*layers: tuple[str, Layer]) -> Config:
     """
     merged: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for source, layer in layers:
+        _forget_other_environment(merged, layer)
         for section, values in layer.items():
             known = _known_keys(section, source)
             for key, value in values.items():
@@ -382,6 +385,14 @@ def build(*layers: tuple[str, Layer]) -> Config:
                     converted = {**merged[section].get(key, {}), **converted}
                 merged[section][key] = converted
     return Config(**{section: _SECTIONS[section](**values) for section, values in merged.items()})
+
+
+def _forget_other_environment(merged: dict[str, dict[str, Any]], layer: Layer) -> None:
+    """Drop arguments that lower layers have for an environment which this layer replaces."""
+    before, now = merged["run"].get("env"), layer.get("run", {}).get("env")
+    if before is not None and now is not None and now != before:
+        for section in ("run", "evaluation"):
+            merged[section].pop("env_args", None)
 
 
 def resolved(value: Value | None) -> Value:
@@ -421,9 +432,17 @@ def from_environment(variables: Mapping[str, str]) -> Layer:
     """A layer from ``PDQN_SECTION__KEY`` variables."""
     layer: dict[str, dict[str, Any]] = {}
     for name, value in variables.items():
+        if not name.startswith("PDQN_"):
+            continue
         section, separator, key = name.removeprefix("PDQN_").lower().partition("__")
-        if name.startswith("PDQN_") and separator:
+        if separator:
             layer.setdefault(section, {})[key] = value
+        elif meant := next((s for s in _SECTIONS if section.startswith(f"{s}_")), None):
+            key = section.removeprefix(f"{meant}_")
+            raise UsageError(
+                f"environment variable {name}: two underscores are needed after the section: "
+                f"PDQN_{meant.upper()}__{key.upper()}"
+            )
     return layer
 
 
@@ -462,12 +481,14 @@ def _holds_time(value: Any) -> bool:
     return isinstance(value, datetime.date | datetime.time)
 
 
-def settings() -> Iterable[tuple[str, Any, str]]:
-    """Every setting as (name, default, documentation), in order."""
+def settings() -> Iterable[tuple[str, Any, str, str]]:
+    """Every setting as (name, default, documentation, what is accepted), in order."""
     for section, kind in _SECTIONS.items():
+        hints = typing.get_type_hints(kind)
         for item in dataclasses.fields(kind):
             default = {} if item.default is dataclasses.MISSING else item.default
-            yield f"{section}.{item.name}", default, item.metadata["doc"]
+            accepted = _accepted(hints[item.name], item.metadata)
+            yield f"{section}.{item.name}", default, item.metadata["doc"], accepted
 
 
 def _known_keys(section: str, source: str) -> dict[str, tuple[Any, Mapping[str, Any]]]:
@@ -479,25 +500,19 @@ def _known_keys(section: str, source: str) -> dict[str, tuple[Any, Mapping[str, 
 
 def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source: str) -> Any:
     kind, bounds = known
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+    accepted = _accepted(kind, bounds)
+    if _may_be_auto(kind):
         if value is None or value == "auto":
             return None
-        kind = next(option for option in typing.get_args(kind) if option is not types.NoneType)
-        accepted = " or auto"
-    else:
-        accepted = ""
+        kind = _other_than_auto(kind)
     try:
         converted = _as_type(value, kind)
         if bounds["check"] is not None:
             bounds["check"](converted)
     except (TypeError, ValueError, OverflowError):
-        raise UsageError(
-            f"{source}: {name} = {value!r}; expected {_describe(kind, bounds)}{accepted}"
-        ) from None
+        raise UsageError(f"{source}: {name} = {value!r}; expected {accepted}") from None
     if isinstance(converted, (int, float)) and not _within(converted, bounds):
-        raise UsageError(
-            f"{source}: {name} = {value}; expected {_describe(kind, bounds)}{accepted}"
-        )
+        raise UsageError(f"{source}: {name} = {value}; expected {accepted}")
     return converted
 
 
@@ -549,6 +564,21 @@ def _within(value: float, bounds: Mapping[str, Any]) -> bool:
         and (bounds["above"] is None or value > bounds["above"])
         and (bounds["at_most"] is None or value <= bounds["at_most"])
     )
+
+
+def _may_be_auto(kind: Any) -> bool:
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+
+
+def _other_than_auto(kind: Any) -> Any:
+    return next(option for option in typing.get_args(kind) if option is not types.NoneType)
+
+
+def _accepted(kind: Any, bounds: Mapping[str, Any]) -> str:
+    """What a setting may be, in words."""
+    if _may_be_auto(kind):
+        return f"{_describe(_other_than_auto(kind), bounds)} or auto"
+    return _describe(kind, bounds)
 
 
 def _describe(kind: Any, bounds: Mapping[str, Any]) -> str:

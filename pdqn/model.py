@@ -71,18 +71,26 @@ def load_model(path: Path) -> Model:
     """The model in a file.
 
     Raises:
-        UsageError: no model file, or of another format.
+        UsageError: no model file, or of another format; or a network of a person's own whose
+            module is not found.
     """
+    config: NetworkConfig | None = None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.get("format") != FORMAT:
             raise UsageError(f"{path}: model format {content.get('format')}, not {FORMAT}")
         spec = EnvironmentSpec.from_map(content["spec"])
-        network = build_network(spec, NetworkConfig(**content["network"]))
+        config = NetworkConfig(**content["network"])
+        network = build_network(spec, config)
         network.load_state_dict(content["parameters"])
         env_args, version = dict(content["env_args"]), int(content["parameter_version"])
         score = None if content["score"] is None else float(content["score"])
     except UNREADABLE as error:
+        if isinstance(error, UsageError) and config is not None and ":" in str(config.kind):
+            raise UsageError(
+                f"{path}: {error}; its module must be found: run this where it lies, or name that "
+                "folder in PYTHONPATH"
+            ) from error
         reason = unreadable_reason(error)
         raise UsageError(f"{path}: not a model that this version reads ({reason})") from error
     set_noise(network, False)

@@ -82,10 +82,8 @@ class Policy:
             given[ACTION_MASK] = action_mask
         fields = self.model.spec.fields
         if missing := {field.name for field in fields} - given.keys():
-            raise ValueError(
-                f"the observation has {', '.join(sorted(given))}; {self.model.spec.id} has "
-                f"{', '.join(sorted(missing))}, too"
-            )
+            has, lacks = (", ".join(sorted(names)) for names in (given, missing))
+            raise ValueError(f"the observation has {has}; {self.model.spec.id} needs {lacks}")
         arrays = {
             f.name: np.asarray(given[f.name], "bool" if f.binary else f.dtype) for f in fields
         }

@@ -213,6 +213,8 @@ class Intake:
     def _reject(self, reason: str, text: str, count: int) -> None:
         self._telemetry.count(f"rejected/{reason}")
         self._telemetry.count("transitions_rejected", max(1, count))
+        if self._telemetry.counters[f"rejected/{reason}"] == 1:
+            self._telemetry.note("rejected", f"the first of its kind: {text}")
         self._warn("rejected a message: %s", text)
 
 

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 
 from launcher.cli import cli, main
 from launcher.hardware import detect
+from pdqn.config import Config
 
 Answer = tuple[int, str, str]  # exit code, stdout, stderr
 Run = Callable[..., Answer]
@@ -335,6 +336,12 @@ def test_a_terminal_without_a_character_gets_the_others(
 def test_an_unknown_environment_variable_is_refused(run: Run):
     answer = run("launch", PDQN_LEARNER__BATCHSIZE="3")
     assert_refused(answer, "environment variable", "unknown key learner.batchsize")
+
+
+def test_a_preset_of_which_a_file_leaves_nothing_is_refused(run: Run, tmp_path: Path):
+    (tmp_path / "all.toml").write_text(Config().to_toml())
+    answer = run("launch", "--config", "all.toml", "--preset", "dqn")
+    assert_refused(answer, "--preset dqn would do nothing", "file all.toml sets all that it sets")
 
 
 # ---- help ----

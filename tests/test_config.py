@@ -217,12 +217,20 @@ def test_every_setting_has_documentation_and_accepts_its_own_bounds(section, key
 
 def test_settings_lists_every_setting_with_default_and_documentation():
     listed = list(settings())
-    assert [name for name, _, _ in listed] == NAMES
-    assert all(documentation for _, _, documentation in listed)
-    defaults = {name: default for name, default, _ in listed}
+    assert [name for name, *_ in listed] == NAMES
+    assert all(documentation for _, _, documentation, _ in listed)
+    defaults = {name: default for name, default, *_ in listed}
     assert defaults["learner.batch_size"] == 64
     assert defaults["run.env_args"] == {}
     assert defaults["actor.count"] is None
+
+
+def test_settings_tells_what_each_accepts():
+    accepted = {name: words for name, _, _, words in settings()}
+    assert all(accepted.values())
+    assert accepted["learner.precision"] == "one of auto, float32, bfloat16"
+    assert accepted["network.noisy"] == "true or false"
+    assert accepted["actor.n_step"].startswith("a whole number of at least 1")
 
 
 def test_an_unknown_key_is_refused_with_those_that_exist():
@@ -334,6 +342,28 @@ def test_variables_of_the_environment_name_section_and_key():
         "learner": {"learning_rate": "1e-4"},
     }
     assert build(("environment", from_environment(variables))).actor.count == 12
+
+
+def test_a_variable_with_one_underscore_too_few_is_refused_with_the_right_name():
+    with pytest.raises(UsageError, match=r"PDQN_LEARNER_BATCH_SIZE: .* PDQN_LEARNER__BATCH_SIZE$"):
+        from_environment({"PDQN_LEARNER_BATCH_SIZE": "3"})
+    assert from_environment({"PDQN_FOLDER": "/tmp", "PDQN": "1", "LEARNER_BATCH_SIZE": "3"}) == {}
+
+
+def test_arguments_of_another_environment_are_not_kept():
+    first = {"run": {"env": "one", "env_args": {"level": 2}}, "evaluation": {"env_args": {"x": 1}}}
+
+    def over(**run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = build(("file", first), ("option", {"run": run}))
+        return config.run.env_args, config.evaluation.env_args
+
+    assert over(env="two") == ({}, {})
+    assert over(env="two", env_args={"speed": 1}) == ({"speed": 1}, {})
+    assert over(env_args={"speed": 1}, env="two") == ({"speed": 1}, {})
+    assert over(env="one", env_args={"speed": 1}) == ({"level": 2, "speed": 1}, {"x": 1})
+    # Without a name of its own the file's arguments are for whatever is named.
+    del first["run"]["env"]
+    assert over(env="two") == ({"level": 2}, {"x": 1})
 
 
 def test_a_variable_that_names_no_setting_is_refused():

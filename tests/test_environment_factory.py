@@ -460,6 +460,7 @@ class Odd(gymnasium.Env[Any, Any]):
             "one more": spaces.Discrete(9),
             "one less": spaces.MultiDiscrete([9, 9], start=[0, 1]),
             "off the board at the end": spaces.Discrete(9),
+            "not finite": spaces.Box(0, 1, (2,)),
         }
         self.observation_space = shown.get(how, box)
         self.action_space = spaces.Discrete(2)
@@ -471,6 +472,7 @@ class Odd(gymnasium.Env[Any, Any]):
             "too large": [1, 2, 300], "too short": np.zeros(2, np.uint8),
             "tuple and mask": (np.ones(3, np.uint8), np.zeros(3, np.uint8)),
             "mask alone": {"action_mask": np.ones(2, np.int8)},
+            "not finite": np.array([0, np.nan], np.float32),
             "one more": 9, "one less": np.array([8, 0]),
             "off the board at the end": 9 if self._steps == 4 else 8,
         }  # fmt: skip
@@ -491,7 +493,8 @@ class Odd(gymnasium.Env[Any, Any]):
             raise ZeroDivisionError("nobody has thought of this")
         self._steps += 1
         share: Any = [0, 0.75, 0.25, np.array([0.5])][self._seed % 4]
-        return self._shown, 1.0, self._steps == 4, False, {**self._info(), "share": share}
+        reward = np.nan if self.how == "no number" else 1.0
+        return self._shown, reward, self._steps == 4, False, {**self._info(), "share": share}
 
 
 class Judged(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -505,6 +508,16 @@ class Judged(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def judged(how: str = "") -> gymnasium.Env[Any, Any]:
     return Judged(Odd(how))
+
+
+def forgot_to_return() -> None:
+    Odd("")
+
+
+class NoEnvironment:
+    """Has what an environment has, but is none."""
+
+    observation_space, action_space = spaces.Box(0, 1, (2,)), spaces.Discrete(2)
 
 
 class Advised(Odd):
@@ -580,6 +593,9 @@ class TestOddEnvironments:
             ("broken", r"ZeroDivisionError: nobody has thought of this"),
             ("nothing valid", r"no action is valid, and the episode has not ended"),
             ("mask alone", r"odd:Odd shows nothing but its action mask"),
+            ("not finite", r"its observation is not finite from the start"),
+            ("no number", r"its reward is not finite from the start"),
+            ("broken", r"nobody has thought of this \(.*test_environment_factory\.py:\d+\)"),
             ("one more", r"the observation 9 is outside of its space"),
             ("one less", r"the observation \[8, 0\] is outside of its space"),
         ],
@@ -612,6 +628,12 @@ class TestOddEnvironments:
         assert steps[-1].terminated.all()
         assert not steps[-1].failed.any()
         env.close()
+
+    @pytest.mark.parametrize("name", ["forgot_to_return", "NoEnvironment"])
+    def test_what_is_no_environment_is_refused_by_its_type(self, name: str):
+        made = "NoneType" if name == "forgot_to_return" else name
+        with pytest.raises(UsageError, match=rf"odd:{name}: it made {made}, no gymnasium\.Env$"):
+            describe_environment(f"odd:{name}", {})
 
     def test_a_module_that_cannot_be_read_is_refused_in_one_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

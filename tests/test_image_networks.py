@@ -198,6 +198,25 @@ def bad_shape(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     return fused(EnvironmentSpec(spec.id, spec.fields, spec.num_actions + 1))
 
 
+def raising(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
+    raise ZeroDivisionError("nobody has thought of this")
+
+
+def without_parameters() -> QNetwork:
+    raise AssertionError("it is not called")
+
+
+class Asks(QNetwork):
+    """Asks for what the environment does not show."""
+
+    def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return (observation["obs"],)
+
+
+def asking(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
+    return Asks()
+
+
 def not_finite(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     network = fused(spec, dueling=False)
     assert isinstance(network.head.advantage, torch.nn.Linear)
@@ -248,6 +267,9 @@ def with_seven_returns(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork
         ("test_image_networks:plain_module", r"it made Linear; a pdqn\.networks\.QNetwork"),
         ("test_image_networks:nothing", r"has no attribute 'nothing'"),
         ("no_such_module:make", r"No module named 'no_such_module'"),
+        ("test_image_networks:raising", r"ZeroDivisionError: nobody .*test_image_networks\.py:\d+"),
+        ("test_image_networks:without_parameters", r"TypeError: without_parameters\(\) takes 0"),
+        ("test_image_networks:asking", r"KeyError: 'obs' \(.*networks\.py:\d+\), observing speed"),
     ],
 )
 def test_an_own_network_that_does_not_fit_is_refused(name: str, words: str):

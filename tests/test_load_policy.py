@@ -158,7 +158,7 @@ def test_an_observation_of_another_environment_is_refused(tmp_path: Path):
         ValueError, match=r"observation has the shape \[3\]; in CartPole-v1 .* \[4\]"
     ):
         policy.act(np.zeros(3))
-    with pytest.raises(ValueError, match=r"the observation has x; CartPole-v1 has observation"):
+    with pytest.raises(ValueError, match=r"the observation has x; CartPole-v1 needs observation"):
         policy.act({"x": np.zeros(4)})
 
 

@@ -450,6 +450,19 @@ class TestModelFile:
         with pytest.raises(UsageError, match=r"model\.pth: not a model that this version reads"):
             load_model(tmp_path / "model.pth")
 
+    def test_a_network_of_a_persons_own_is_looked_for_where_python_looks(
+        self, tmp_path, monkeypatch
+    ):
+        path, kind = tmp_path / "model.pth", "a_network_of_mine:make"
+        config = dataclasses.replace(CONFIG, network=NetworkConfig(kind=kind))
+        save_model(path, config, map_spec(16), torch.nn.Linear(1, 1), 1)
+        with pytest.raises(UsageError) as caught:
+            load_model(path)
+        assert str(caught.value) == (
+            f"{path}: network.kind = {kind}: No module named 'a_network_of_mine'; its module must "
+            "be found: run this where it lies, or name that folder in PYTHONPATH"
+        )
+
     @pytest.mark.parametrize("data", [b"", b"text, not a model\n" * 9, b"\x80\x02", b"PK\x03\x04"])
     def test_a_foreign_file_is_refused(self, tmp_path, data):
         path = tmp_path / "model.pth"

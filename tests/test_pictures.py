@@ -144,6 +144,19 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path: Path):
     assert [len(group.runs) for group in groups] == [2, 2]
 
 
+def test_a_run_that_was_resumed_stays_in_its_group(tmp_path: Path):
+    chosen = {"network": {"kind": "mlp", "hidden": 256}}
+    runs = []
+    for seed, known in ((1, {}), (2, chosen)):
+        given = {"run": {"env": "CartPole-v1", "seed": seed}}
+        runs.append(run_of(tmp_path / str(seed), run={"seed": seed}))
+        directory = RunDirectory(runs[-1], 10.0)
+        configured = build(("given", given), ("chosen", known))
+        directory.write_config(build(("given", given), ("chosen", chosen)), configured)
+        directory.close()
+    assert [group.label for group in grouped(runs)] == ["1 (2 seeds)"]
+
+
 def test_a_band_is_the_mean_and_the_range_where_all_curves_are_known():
     first = np.array([0.0, 10.0]), np.array([0.0, 10.0])
     second = np.array([2.0, 8.0]), np.array([4.0, 10.0])

@@ -746,6 +746,9 @@ def test_an_actor_whose_batches_cannot_be_used_goes_on(bench: Bench):
     bench.flush(sender)
     bench.until(lambda: bench.total("transitions_received") == BATCH)
     assert bench.metrics.rejected() == {"not finite": 5}
+    told = [event.text for event in bench.coordinator.events if event.kind == "rejected"]
+    assert len(told) == 1
+    assert told[0].startswith("the first of its kind: not finite: n_step_return of transition 0")
     assert bench.total("transitions_rejected") == bench.total("transitions_refused") == 5 * BATCH
     assert bench.total("batches_missing") == 0
     bench.metrics.ingest(

@@ -27,7 +27,14 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from actors.environments.guard import FAILED, RAISED, Backoff, FailureRecord, close_broken
+from actors.environments.guard import (
+    FAILED,
+    RAISED,
+    Backoff,
+    EnvironmentFailedError,
+    FailureRecord,
+    close_broken,
+)
 from actors.environments.making import (
     Makers,
     MaskedBatch,
@@ -37,7 +44,7 @@ from actors.environments.making import (
     make_native,
     makers,
 )
-from pdqn.errors import UsageError, first_line, type_and_first_line
+from pdqn.errors import UsageError, first_line, with_place
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import (
     ACTION_MASK,
@@ -103,7 +110,7 @@ def describe_environment(
     """
     with _refused(env_id):
         made = makers(env_id, env_args)
-        with closing(_one(made)) as env:
+        with closing(_one(env_id, made)) as env:
             headline = _attribute(env, "headline_metric")
             masked = has_mask(env) or _masks_in_info(env)
             spec = _spec_of(env_id, env, masked, headline)
@@ -122,18 +129,23 @@ def _refused(env_id: str) -> Iterator[None]:
         raise
     except _NOT_MADE as error:
         raise UsageError(f"environment {env_id}: {first_line(error)}") from error
+    except EnvironmentFailedError as error:
+        # What the environment raised, and was counted.
+        raise UsageError(
+            f"environment {env_id}: {with_place(error.__context__ or error)}"
+        ) from error
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type_and_first_line(error)} ({at.filename}:{at.lineno})"
-        raise UsageError(f"environment {env_id}: {what}") from error
+        raise UsageError(f"environment {env_id}: {with_place(error)}") from error
 
 
-def _one(made: Makers) -> Any:
+def _one(env_id: str, made: Makers) -> Any:
     """One environment, or a batch of one where there is no other way."""
-    if made.single is not None:
-        return made.single()
-    assert made.vector is not None
-    return made.vector(1)
+    single = made.single
+    env = made.vector(1) if single is None and made.vector is not None else single and single()
+    if not isinstance(env, gymnasium.Env if single else VectorEnv):
+        wanted = "gymnasium.Env" if single else "gymnasium.vector.VectorEnv"
+        raise UsageError(f"environment {env_id}: it made {type(env).__name__}, no {wanted}")
+    return env
 
 
 def _attribute(env: Any, name: str) -> Any:
@@ -189,7 +201,21 @@ def suggests(spec: EnvironmentSpec, env_args: Mapping[str, Any]) -> bool:
 def _try_once(spec: EnvironmentSpec, env_args: Mapping[str, Any]) -> None:
     """Reset and step it as an actor does: better one sentence now than one from every actor."""
     with _quiet(), closing(VectorEnvironment(spec, env_args, 1)) as env:
-        _step_once(env, env.reset([0]).get(ACTION_MASK))
+        first = env.reset([0])
+        _check_finite(spec, first, np.zeros(1))
+        transition = _step_once(env, first.get(ACTION_MASK))
+        _check_finite(spec, transition.observation, transition.rewards)
+
+
+def _check_finite(
+    spec: EnvironmentSpec, observation: Observation, rewards: NDArray[np.float64]
+) -> None:
+    for name, values in {**observation, "reward": rewards}.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UsageError(
+                f"environment {spec.id}: its {name} is not finite from the start; no network could "
+                "learn from that"
+            )
 
 
 def _step_once(env: VectorEnvironment, valid: NDArray[np.bool_] | None) -> Transition:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pdqn.config import NetworkConfig
-from pdqn.errors import UsageError
+from pdqn.errors import UsageError, with_place
 from pdqn.networks.encoders import NATURE_SIDE_MIN
 from pdqn.networks.fused import FusedNetwork, images
 from pdqn.networks.interface import QNetwork
@@ -153,7 +153,12 @@ def _call_factory(where: str, spec: EnvironmentSpec, config: NetworkConfig) -> Q
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{where}: {error}") from error
-    network = factory(spec, config)
+    try:
+        network = factory(spec, config)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{where}: {with_place(error)}") from error
     if not isinstance(network, QNetwork):
         raise UsageError(
             f"{where}: it made {type(network).__name__}; a pdqn.networks.QNetwork is needed, with "
@@ -168,6 +173,22 @@ def _try_once(where: str, network: QNetwork, spec: EnvironmentSpec, config: Netw
         f.name: torch.from_numpy(np.zeros((2, *f.stacked_shape), "bool" if f.binary else f.dtype))
         for f in spec.fields
     }
+    try:
+        _check_outputs(where, network, spec, config, zeros)
+    except UsageError:
+        raise
+    except Exception as error:
+        names = ", ".join(zeros)
+        raise UsageError(f"{where}: {with_place(error)}, observing {names}") from error
+
+
+def _check_outputs(
+    where: str,
+    network: QNetwork,
+    spec: EnvironmentSpec,
+    config: NetworkConfig,
+    zeros: dict[str, torch.Tensor],
+) -> None:
     with torch.inference_mode():
         prepared = network.prepare(zeros)
         values = network(*prepared)
