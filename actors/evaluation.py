@@ -176,6 +176,12 @@ def standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
+def dropped_text(result: Mapping[str, Any]) -> str:
+    """How many episodes of what ``describe`` returned have no score, in words; empty if all do."""
+    dropped, whole = result["dropped"], result["dropped"] + result["episodes"]
+    return f"{dropped} of {whole} held-out episodes have no score" if dropped else ""
+
+
 def describe(
     scores: Scores, spec: EnvironmentSpec, baselines: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from actors.best import BestKeeper, not_kept
 from actors.environments import randomness
-from actors.evaluation import baseline_scores, describe, play
+from actors.evaluation import baseline_scores, describe, dropped_text, play
 from actors.follower import ParameterFollower
 from pdqn import seeds
 from pdqn.config import resolved
@@ -148,8 +148,7 @@ class Evaluator:
         if result is None:
             return
         self._evaluated = version
-        if result["dropped"]:
-            text = f"{result['dropped']} of {len(self._seeds)} held-out episodes have no score"
+        if text := dropped_text(result):
             self._link.telemetry.note("evaluation", text)
         self._keep_best(result, version)
         result["best"] = self._best.score

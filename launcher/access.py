@@ -83,6 +83,7 @@ def open_run(
     """
     if bind is None:
         given = {"--keys": keys, "--advertise": advertise, "--port-range": ports}
+        given["--insecure"] = insecure or None
         given |= {f"--no-{role}": role in elsewhere or None for role in sorted(elsewhere)}
         for name in (name for name, value in given.items() if value is not None):
             raise UsageError(f"{name} is for a run that others join: give --bind HOST:PORT, too")

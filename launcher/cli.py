@@ -604,7 +604,9 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
     help="an episode is cut after so many, and counts as far as it went",
 )
 @click.option("--video", type=_PATH, help="film the first episodes: gif, webp, png or mp4")
-@click.option("--video-episodes", default=3, type=click.IntRange(1, 100), help="to film")
+@click.option(
+    "--video-episodes", type=click.IntRange(1, 100), help="to film, with --video; by default 3"
+)
 def evaluate(
     run: Path,
     episodes: int,
@@ -612,7 +614,7 @@ def evaluate(
     as_json: bool,
     max_episode_steps: int,
     video: Path | None,
-    video_episodes: int,
+    video_episodes: int | None,
 ) -> int:
     """Play greedy episodes on held-out seeds, beside the environment's baselines.
 
@@ -626,7 +628,9 @@ def evaluate(
     """
     from launcher import evaluate as evaluation
 
-    film = None if video is None else evaluation.Film(video, video_episodes)
+    if video is None and video_episodes is not None:
+        raise UsageError("--video-episodes: what is filmed goes to a file: give --video FILE, too")
+    film = None if video is None else evaluation.Film(video, video_episodes or 3)
     return evaluation.evaluate(
         run,
         episodes,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import math
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from launcher.hardware import (
 from launcher.human import number, plural, size
 from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
-from pdqn.specs import ACTION_MASK, EnvironmentSpec
+from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
 from pdqn.wire import MAX_TRANSITION_BYTES
 from replay.buffer import compressed_bytes, dense_bytes
 from replay.limiter import make_limiter
@@ -74,7 +73,7 @@ MIN_SIZE = 2000
 LEARNING_RATE = {"small": 1e-3, "large": 3e-4}
 DISCOUNT, PLACEMENT_DISCOUNT = 0.99, 1.0
 # Mnih et al. 2015: a still picture says nothing of motion, and scores of games differ in size.
-ATARI_FRAME_STACK, ATARI_REWARD_CLIP, SCREEN_PIXELS_MIN = 4, 1.0, 36 * 36
+ATARI_FRAME_STACK, ATARI_REWARD_CLIP, SCREEN_SIDE_MIN = 4, 1.0, 36
 EVALUATION_EPISODES, HEADLINE_EVALUATION_EPISODES = 10, 32
 
 # Estimates of resident memory beside the buffer. An actor shares torch's pages with its
@@ -373,13 +372,12 @@ def frame_stack(spec: EnvironmentSpec) -> int:
     A screen is [H, W], [H, W, 1] or [1, H, W].
     """
     fields = [field for field in spec.fields if field.name != ACTION_MASK]
-    screen = all(
-        field.dtype == "uint8"
-        and len([side for side in field.shape if side > 1]) == 2
-        and math.prod(field.shape) >= SCREEN_PIXELS_MIN
-        for field in fields
-    )
-    return ATARI_FRAME_STACK if screen else 1
+    return ATARI_FRAME_STACK if all(map(_is_screen, fields)) else 1
+
+
+def _is_screen(field: FieldSpec) -> bool:
+    sides = [side for side in field.shape if side > 1]
+    return field.dtype == "uint8" and len(sides) == 2 and min(sides) >= SCREEN_SIDE_MIN
 
 
 def _segment_length(n_step: int, frame_stack: int) -> int:

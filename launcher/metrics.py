@@ -22,10 +22,15 @@ _DROPPED = (
     ("replay", "priorities_ignored"),
     ("replay", "requests_dropped"),
     ("replay", "answers_undeliverable"),
+    ("replay", "tallies_ignored"),
+    ("actor", "episode_details_dropped"),
     ("learner", "steps_skipped"),
     ("learner", "answers_rejected"),
     ("learner", "priorities_dropped"),
 )
+
+# Reports that a role had no room for, and what it was told that it could not read.
+_DROPPED_BY_ALL = ("reports_dropped", "control_rejected")
 
 Counters = dict[str, float]
 
@@ -138,6 +143,9 @@ class RunMetrics:
         """A counter over all incarnations of all of a role."""
         return self._totals[role, name]
 
+    def _of_all_roles(self, name: str) -> float:
+        return sum(total for (_, counted), total in self._totals.items() if counted == name)
+
     def rejected(self) -> dict[str, int]:
         """Messages that replay refused, by reason."""
         prefix = "rejected/"
@@ -201,6 +209,9 @@ class RunMetrics:
             "train/q_mean": self.gauge("learner", "q_mean"),
             "train/gradient_norm": self.gauge("learner", "gradient_norm"),
             "train/learning_rate": self.gauge("learner", "learning_rate"),
+            "train/importance_sampling_exponent": self.gauge(
+                "learner", "importance_sampling_exponent"
+            ),
             "time/fps": self.rate("actor", "environment_steps"),
             "actor/episodes_per_second": self.rate("actor", "episodes"),
             "actor/wait_share": self.actors_wait(),
@@ -216,6 +227,7 @@ class RunMetrics:
             "replay/samples_per_second": self.rate("replay", "samples"),
             "replay/bytes_per_second": self.rate("replay", "bytes_received"),
             **{f"{role}/{name}": self.total(role, name) for role, name in _DROPPED},
+            **{f"system/{name}": self._of_all_roles(name) for name in _DROPPED_BY_ALL},
             "learner/steps_per_second": self.rate("learner", "learner_steps"),
             "learner/micro_batch_size": self.gauge("learner", "micro_batch_size"),
             "learner/wait_share": self.learner_waits(),

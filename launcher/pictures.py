@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-from launcher.plots import plot_training
 from launcher.rundir import CONFIG
 from pdqn.config import RunConfig, read_toml
 from pdqn.errors import UsageError
@@ -63,6 +62,9 @@ def draw_pictures(run_dir: Path) -> list[Path]:
     Raises:
         UsageError: its model file or its configuration is damaged.
     """
+    # Half a second to import, which commands that draw nothing need not wait for.
+    from launcher.plots import plot_training
+
     drawn = [plot_training(run_dir)]
     if _is_placement(run_dir):
         # Environments and torch: other runs need neither for their pictures.

@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from launcher import pictures
 from launcher.console import Console
 from launcher.interrupts import Interrupts
 from launcher.metrics import RunMetrics
-from launcher.pictures import PictureDrawer, draw_pictures
 from launcher.recorder import Recorder
 from launcher.rundir import RunDirectory
 from launcher.sinks import make_sinks
@@ -73,7 +73,8 @@ class Session:
         self._unwritable = False
         self._recorder = Recorder(run_dir, make_sinks(config, run_dir.path, self.say))
         log = run_dir.logs / "pictures.log"
-        self._drawer = PictureDrawer(run_dir.path, config.system.picture_seconds, log)
+        period_seconds = config.system.picture_seconds
+        self._drawer = pictures.PictureDrawer(run_dir.path, period_seconds, log)
         self.state.sessions += 1
         self._session_started = time.monotonic()
         self._started = self._session_started - self.state.elapsed_seconds
@@ -169,8 +170,9 @@ class Session:
             self._next_line = now + self.config.system.metrics_seconds
             self._write_line()
             self.save_state()
-        with self._may_fail():
-            self._drawer.turn()
+        if self.config.system.pictures:
+            with self._may_fail():
+                self._drawer.turn()
 
     def _write_evaluations(self) -> None:
         for evaluation in self.metrics.take_evaluations():
@@ -299,8 +301,10 @@ class Session:
 
     def _draw(self) -> None:
         self._drawer.close()
+        if not self.config.system.pictures:
+            return
         try:
-            draw_pictures(self.run_dir.path)
+            pictures.draw_pictures(self.run_dir.path)
         except Exception as error:  # noqa: BLE001 - networks and environments raise anything
             # A full disk, or a picture that cannot be drawn, must not hide how the run went.
             self.say(f"the pictures could not be drawn: {type(error).__name__}: {error}")

@@ -11,12 +11,14 @@ import os
 import time
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from actors.actor import Identity, Rollout
 from actors.best import BestKeeper, not_kept
 from actors.environments import randomness
-from actors.evaluation import baseline_scores, describe, play
+from actors.evaluation import baseline_scores, describe, dropped_text, play
 from actors.segments import Segment, join_segments
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.keyboard import MORE
@@ -72,6 +74,7 @@ class SingleRun:
         self._telemetry["learner"].gauge("learner_steps", self._learner.learner_steps)
         self._rollout.note_seeds(self._telemetry["actor"])
         self._best = BestKeeper(session.run_dir.path / BEST_MODEL, config, spec)
+        self._baselines: dict[str, NDArray[np.float64]] | None = None
         self._counted_before = session.metrics.counts()
         self._told: set[str] = set()
         self._evaluated, self._evaluated_steps = time.monotonic(), self._learner.learner_steps
@@ -239,6 +242,8 @@ class SingleRun:
         set_noise(self._acting, True)
         if result is None:
             return
+        if text := dropped_text(result):
+            self._telemetry["evaluator"].note("evaluation", text)
         try:
             self._best.offer(result, self._acting, self._acting_version)
         except OSError as error:
@@ -268,7 +273,9 @@ class SingleRun:
         )
         if scores is None:
             return None
-        return describe(scores, spec, baseline_scores(spec, env_args, held_out))
+        if self._baselines is None:
+            self._baselines = baseline_scores(spec, env_args, held_out)
+        return describe(scores, spec, self._baselines)
 
     def _has_no_time(self) -> bool:
         """Whether an evaluation is to be given up: the run ends, or a person ends even its end."""

@@ -85,7 +85,7 @@ class Snapshot:
         actors_wait: share of the actors' time spent waiting for replay to take their data.
         learner_waits: share of the learner's time spent waiting for batches.
         bottleneck: who limits whom, in words ("learner-bound: actors wait 43%").
-        rejected: transitions that replay refused, by reason.
+        rejected: messages that replay refused, by reason.
         first_error: first line of the first error of the run, and the log it stands in.
         insecure: what leaves the launcher's host is neither encrypted nor authenticated.
         history: series of recent values by metric name, oldest first, for sparklines; keys are

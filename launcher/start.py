@@ -1,4 +1,4 @@
-"""What the commands launch, check and join do, between the command line and a run."""
+"""What the commands launch and check do, between the command line and a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Starts roles as processes of this host, notices how they end, and starts them again.
 
-Processes are forked from a server that has imported everything already: a hundred actors come up
-in seconds and share most of their memory. Where there is no forkserver, they are spawned.
+Processes are forked from a server that, where there will be actors, has imported what they need:
+a hundred of them come up in seconds and share most of their memory. Where there is no forkserver,
+they are spawned.
 """
 
 from __future__ import annotations

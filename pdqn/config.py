@@ -1,7 +1,8 @@
 """The configuration: one dataclass per part, read in layers, checked before anything starts.
 
-A value comes from the highest layer that names it: command-line option, ``PDQN_SECTION__KEY``
-environment variable, TOML file, the plan for this machine and environment, the default here.
+A value comes from the highest layer that names it: command-line option, ``--set``,
+``PDQN_SECTION__KEY`` environment variable, TOML file, preset, the plan for this machine and
+environment, the default here.
 A setting whose default is ``None`` is written ``auto`` by people; the plan fills it in, and the
 resolved value is what stands in a run's ``config.toml``.
 """
@@ -300,6 +301,7 @@ class SystemConfig:
 
     telemetry_seconds: float = setting(1.0, "time between a role's reports", above=0)
     metrics_seconds: float = setting(5.0, "time between lines of metrics.jsonl", above=0)
+    pictures: bool = setting(True, "draw pictures of the run, while it goes on and at its end")
     picture_seconds: float = setting(
         120.0, "time between two drawings of the pictures while the run goes on", above=0
     )

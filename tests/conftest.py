@@ -227,6 +227,8 @@ def eventually() -> Callable[..., Any]:
 def pdqn_command() -> StartCommand:
     """``pdqn_command(*arguments, directory=..., **variables)`` starts the real command.
 
+    Its runs draw no pictures, which cost more than they do, unless a test wants them.
+
     A ``prefix`` is a command that runs it, such as ``ip netns exec HOST``; an ``output`` is the
     descriptor of where it writes to, in place of a file.
     """
@@ -238,6 +240,7 @@ def pdqn_command() -> StartCommand:
         output: int | None = None,
         **variables: str,
     ) -> Command:
+        variables = {"PDQN_SYSTEM__PICTURES": "false", **variables}
         return Command(arguments, directory, variables, prefix, output)
 
     return start
@@ -275,4 +278,4 @@ def same_threads() -> Iterator[None]:
 def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture costs more than the run; it has tests of its own."""
     if "with_picture" not in request.fixturenames:
-        monkeypatch.setattr("launcher.session.draw_pictures", lambda _: None)
+        monkeypatch.setattr("launcher.pictures.draw_pictures", lambda _: None)

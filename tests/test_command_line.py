@@ -173,6 +173,8 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "eval how often": (["eval", "nowhere", "--episodes", "2000000000"], ["1<=x<=1000000"]),
     "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),
     "do what": (["trian"], ["trian"]),
+    "open to nobody": (["launch", "--insecure"], ["--insecure is for a run that others join"]),
+    "film where": (["eval", "nowhere", "--video-episodes", "2"], ["give --video FILE, too"]),
     "check no cluster": (["check", "--dask-slots", "3"], ["--dask-slots", "give --dask"]),
     "watch what": (["watch", "nowhere"], ["nowhere is no run directory"]),
     "export what": (["export", "nowhere", "--onnx", "x.onnx"], ["nowhere is neither a model file"]),

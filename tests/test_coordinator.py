@@ -535,6 +535,15 @@ def test_what_somebody_tells_whose_place_is_taken_is_not_counted(hub: Hub):
     assert hub.metrics.current()["rollout/ep_rew_mean"] is None
 
 
+def test_a_role_of_another_run_gets_no_place(hub: Hub):
+    tell(hub, b"first", "join", **request(index=0))
+    hub.coordinator.lost("actor", 0)
+    rejoin(hub, b"first", 0, run="another-run")
+    assert hub.coordinator.count("actor") == 0
+    rejoin(hub, b"first", 0)
+    assert hub.coordinator.count("actor") == 1
+
+
 def test_of_those_who_never_get_a_place_only_the_newest_are_remembered():
     aside = Aside(most_bytes=10)
     for sender, message in ((b"a", b"1234"), (b"b", b"56"), (b"a", b"78"), (b"c", b"90")):

@@ -57,6 +57,10 @@ class Insider:
     def pulse(self) -> Pulse:
         return self._link.pulse
 
+    @property
+    def is_thrown_out(self) -> bool:
+        return not self._thread.is_alive()
+
     def _talk(self) -> None:
         with contextlib.suppress(RunError):  # it is thrown out in the end
             while not self._stop.is_set():
@@ -151,6 +155,7 @@ def test_only_listed_keys_get_anything_or_change_anything_at_any_socket(
             eventually(lambda said=said: said in run.stdout)
         revoke(tmp_path / "keys", "insider")
         eventually(lambda: "revoked" in (tmp_path / "run" / "events.jsonl").read_text())
+        eventually(lambda: insider.is_thrown_out)
         eventually(lambda: listed.drain() or not listed.answered(QUIET_MILLISECONDS), 20.0)
         assert knock(key.keys).answered(QUIET_MILLISECONDS) == set()
         before = seen.metric("learner_steps")

@@ -243,6 +243,31 @@ def test_baselines_that_never_come_are_done_without(
     assert text.startswith("the environment's baselines are not there after 0 s")
 
 
+def test_an_evaluation_is_given_up_when_the_run_ends_and_the_last_policy_has_its_own(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+):
+    def ends(link: Link) -> None:
+        if link.pulse.command == "run":
+            link.parameter_version = 7
+            finishes(link)
+
+    monkeypatch.setattr(Link, "waited", ends)
+    _, evaluations = evaluated(3.0)
+    assert [e["parameter_version"] for e in evaluations] == [7]
+
+
+def test_held_out_episodes_without_a_score_are_told(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+):
+    moods = iter([1.0, math.nan])
+    monkeypatch.setattr(Moody, "step", lambda self, _: (
+        self.reset()[0], next(moods, 2.0), True, False, {}
+    ))  # fmt: skip
+    notes, evaluations = evaluated(3.0, finishes)
+    assert notes == [("evaluation", "1 of 3 held-out episodes have no score")]
+    assert [e["episodes"] for e in evaluations] == [2]
+
+
 def test_evaluations_come_by_learner_steps_where_they_are_to(evaluated: Evaluated):
     def learns(steps: int) -> Callable[[Link], None]:
         return lambda link: setattr(link, "parameter_version", link.parameter_version + steps)

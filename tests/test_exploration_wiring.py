@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from actors import actor
 from actors.actor import Identity, Rollout
+from actors.environments import randomness
 from actors.environments.factory import describe_environment
 from pdqn.config import build
+from pdqn.link import Pulse, Welcome
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
 
@@ -69,3 +73,45 @@ def test_an_actor_that_is_not_yet_counted_makes_room_for_itself():
         assert rollouts[3].epsilons.tolist() == wanted
         rollouts[3].set_slot(3, 1)
         assert rollouts[3].epsilons.tolist() == wanted
+
+
+class Told:
+    """All that an actor talks to: there are parameters, and then the run ends."""
+
+    def __init__(self) -> None:
+        self.pulse = Pulse("hold", actor_slot=2, actor_slots=ACTORS)
+        self.telemetry, self.parameter_version = Telemetry(), 500
+        self.stopping = self.exhausted = False
+
+    def refresh(self) -> bool:
+        return True
+
+    def poll(self, timeout_seconds: float) -> None:
+        self.stopping = True
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def test_with_new_parameters_an_actor_learns_its_place_and_how_far_the_learner_is(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    settings = {"envs_per_actor": ENVIRONMENTS, "discount": 0.9, "segment_length": 8}
+    guidance = {"guidance": 0.5, "guidance_final": 0.1, "guidance_decay_steps": 1000}
+    layer = {"run": {"env": "CartPole-v1"}, "actor": {**settings, **guidance}}
+    config, told, made = build(("test", layer)), Told(), list[Rollout]()
+
+    def make(*arguments: Any) -> Rollout:
+        made.append(Rollout(*arguments))
+        return made[0]
+
+    for name, stand_in in (
+        ("ParameterFollower", lambda *_: told), ("Shipper", lambda *_: told), ("Rollout", make)
+    ):  # fmt: skip
+        monkeypatch.setattr(actor, name, stand_in)
+    link: Any = told
+    spec = describe_environment("CartPole-v1", {})
+    with randomness.kept():
+        actor.act(link, link, Welcome("r", 0, 0, config, spec, "", ""))
+    assert made[0].guidance == pytest.approx(0.3)
+    assert made[0].epsilons.tolist() == pytest.approx(LADDER[2::ACTORS])

@@ -475,6 +475,9 @@ def test_a_save_is_due_after_enough_steps_or_time_and_never_without_a_step(
     again = Saver(tmp_path, build(), SPEC)
     again.restore(learner_of(), said.append)
     assert said == ["goes on from learner step 1"]
+    now[0] += 61.0
+    assert not again.due(1), "what was restored is saved already"
+    assert again.due(2)
 
 
 def test_adams_epsilon_may_change_when_a_run_goes_on():

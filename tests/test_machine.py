@@ -168,6 +168,8 @@ def test_segments_are_long_enough_for_the_n_steps_they_end_with() -> None:
         ((84, 84, 3), "uint8", 1),
         ((4, 84, 84), "uint8", 1),
         ((10, 10), "uint8", 1),
+        ((20, 100), "uint8", 1),
+        ((36, 36), "uint8", 4),
         ((1, 1296), "uint8", 1),
     ],
 )

@@ -123,12 +123,16 @@ def test_sizes_of_several_replays_are_added_up_and_targets_are_not():
 def test_what_cannot_be_used_is_counted():
     metrics = RunMetrics(None)
     report(metrics, "learner", steps_skipped=5, answers_rejected=6, priorities_dropped=7)
+    for role, dropped in (("actor", 2), ("evaluator", 3)):
+        report(metrics, role, reports_dropped=dropped, control_rejected=1)
     report(metrics, "replay", priorities_ignored=3, requests_dropped=2)
     report(metrics, "replay", index=1, priorities_ignored=4, answers_undeliverable=1)
     current = metrics.current()
     assert current["replay/priorities_ignored"] == 7
     assert current["replay/requests_dropped"] == 2
     assert current["replay/answers_undeliverable"] == 1
+    assert current["system/reports_dropped"] == 5
+    assert current["system/control_rejected"] == 2
     assert current["learner/steps_skipped"] == 5
     assert current["learner/answers_rejected"] == 6
     assert current["learner/priorities_dropped"] == 7

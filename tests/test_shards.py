@@ -822,6 +822,15 @@ def learn_without_looking(run: Run, done: list[str]) -> None:
 
             return do
 
+        release = process._client.release
+
+        def release_with_priorities(sample: Any, priorities: Any) -> None:
+            assert priorities is not None
+            assert priorities.shape == sample.keys.shape
+            done.append("priorities")
+            release(sample, priorities)
+
+        process._client.release = release_with_priorities
         process._await_batch = take
         process._publish = noted("publish", process._publish)
         process._save = noted("save", process._save)
@@ -853,6 +862,7 @@ def test_a_learner_that_never_waits_for_batches_asks_a_shard_that_comes_later(
             learning.result()
         # The last parameters twice: at first there may be no room for them on a slow connection.
         assert done[-3:] == ["publish", "save", "publish"]
+        assert 64 * done.count("priorities") >= 512
         told = [event.text for event in run.coordinator.events if event.kind == "unheard"]
         assert told == ["replay 7 does not answer"]
     finally:

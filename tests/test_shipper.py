@@ -173,6 +173,24 @@ def test_an_actor_sends_to_its_own_shard(replays: Replays, eventually: Eventuall
     eventually(lambda: replays.sequences == [[], [0, 1, 2]])
 
 
+def test_an_actor_leaves_a_replay_that_is_let_in_no_longer(
+    replays: Replays, eventually: Eventually
+):
+    replays.tell(1)
+    replays.ship()
+    eventually(lambda: replays.sequences == [[], [0]])
+    sender = replays.shipper._sender
+    assert sender.addresses
+    keys: Any = frozenset({None})  # of whoever has none
+    replays.link.pulse = Pulse(revoked=keys)
+    thread = replays.shipping()
+    eventually(lambda: not sender.addresses)
+    replays.tell(0)
+    thread.join()
+    eventually(lambda: replays.sequences[0][-1:] == [1])
+    assert replays.sequences[1] == [0]
+
+
 def test_without_any_shard_it_waits_for_one(replays: Replays, eventually: Eventually):
     thread = replays.shipping()
     eventually(lambda: replays.link.telemetry.activity == "waits for replay")

@@ -284,6 +284,41 @@ def once_infinite() -> Any:
     return targets
 
 
+def test_what_is_learned_is_acted_on_and_changes_priorities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    session = session_of(config_of({"env": "CartPole-v1", "steps": 400}), tmp_path)
+    run = SingleRun(session)
+    act, update, acted_on, updated = run._act, run._buffer.update_priorities, set[int](), []
+
+    def noted_act() -> None:
+        acted_on.add(run._acting_version)
+        act()
+
+    def noted_update(keys: Any, priorities: Any) -> None:
+        updated.append(len(keys))
+        update(keys, priorities)
+
+    monkeypatch.setattr(run, "_act", noted_act)
+    monkeypatch.setattr(run._buffer, "update_priorities", noted_update)
+    assert run.execute() == 0
+    learned = session.metrics.learner_steps()
+    assert updated == [16] * learned
+    period = session.config.learner.publish_period
+    assert acted_on == set(range(0, learned, period))
+    assert len(acted_on) > 2
+
+
+@pytest.mark.parametrize(("key", "larger"), [("+", True), ("-", False)])
+def test_a_key_makes_samples_per_insert_more_or_fewer(tmp_path: Path, key: str, larger: bool):
+    run = SingleRun(session_of(config_of({"env": "CartPole-v1", "steps": 10}), tmp_path))
+    before = run._limiter.target
+    run._session.controls[key]()
+    assert (run._limiter.target > before) == larger
+    assert run._limiter.target != before
+    assert run.execute() == 0
+
+
 def test_an_interrupted_run_saves_everything_and_does_not_evaluate(tmp_path: Path):
     session = session_of(config_of({"env": "CartPole-v1", "steps": 10**9}), tmp_path)
     run = SingleRun(session)

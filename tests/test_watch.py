@@ -152,7 +152,8 @@ def test_a_run_is_watched_by_directory_and_by_address_until_it_ends(
     events = [json.loads(line) for line in first.stdout.splitlines()]
     assert events[-1]["event"] == "summary"
     assert events[-1]["summary"]["exit_reason"] == "interrupted"
-    assert any(event["event"] == "message" for event in events)
+    texts = [event["text"] for event in events if event["event"] == "message"]
+    assert len(texts) == len(set(texts)) > 0, "each is shown once"
     with pdqn_command("watch", "run", "--console", "plain", directory=tmp_path) as later:
         assert later.wait(30) == 0, later.stderr
     assert "done " in later.stdout

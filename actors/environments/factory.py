@@ -140,11 +140,14 @@ def _refused(env_id: str) -> Iterator[None]:
 
 def _one(env_id: str, made: Makers) -> Any:
     """One environment, or a batch of one where there is no other way."""
-    single = made.single
-    env = made.vector(1) if single is None and made.vector is not None else single and single()
-    if not isinstance(env, gymnasium.Env if single else VectorEnv):
-        wanted = "gymnasium.Env" if single else "gymnasium.vector.VectorEnv"
-        raise UsageError(f"environment {env_id}: it made {type(env).__name__}, no {wanted}")
+    if made.single is not None:
+        env, kind = made.single(), gymnasium.Env
+    else:
+        assert made.vector is not None
+        env, kind = made.vector(1), VectorEnv
+    if not isinstance(env, kind):
+        made_what = type(env).__name__
+        raise UsageError(f"environment {env_id}: it made {made_what}, no gymnasium {kind.__name__}")
     return env
 
 
@@ -422,9 +425,8 @@ class VectorEnvironment:
             values = observation[field.name]
             if field.name != ACTION_MASK:
                 if not field.is_known(values):
-                    raise ValueError(
-                        f"the {field.name} {np.asarray(values).tolist()} is outside of its space"
-                    )
+                    shown = f"{np.asarray(values).tolist()!s:.80}"
+                    raise ValueError(f"the {field.name} {shown} is outside of its space")
             elif not ended and not np.any(values, axis=-1).all():
                 raise ValueError("no action is valid, and the episode has not ended")
 
