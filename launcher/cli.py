@@ -248,7 +248,11 @@ def _on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
 def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what to run; check and launch share them."""
     options = [
-        click.option("--env", metavar="ID", help="gymnasium environment  [default: the built-in]"),
+        click.option(
+            "--env",
+            metavar="ID",
+            help="gymnasium id, module:id or module:factory  [default: the built-in]",
+        ),
         click.option(
             "--env-arg",
             "env_args",

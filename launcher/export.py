@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.output_files import check_output
+from pdqn.atomic import replacing
 from pdqn.errors import UsageError
 from pdqn.model import Model, load_model
 from pdqn.networks import QNetwork
@@ -64,7 +64,6 @@ def export_onnx(run: Path, path: Path, *, best: bool = False) -> list[str]:
     names = list(examples)
     _check_exportable(model)
     batch = torch.export.Dim("batch")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _quiet():
         program = torch.onnx.export(
             _Values(model.network, names).eval(),
@@ -76,8 +75,8 @@ def export_onnx(run: Path, path: Path, *, best: bool = False) -> list[str]:
             verbose=False,
         )
     assert program is not None
-    program.save(str(temporary))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        program.save(str(temporary))
     return names
 
 
@@ -96,14 +95,8 @@ def _quiet() -> Iterator[None]:
 
 
 def example_fields(spec: EnvironmentSpec) -> dict[str, Tensor]:
-    """Observations of zeros, as the network takes them."""
-    return {
-        field.name: torch.zeros(
-            (_EXAMPLES, *field.stacked_shape),
-            dtype=torch.bool if field.binary else getattr(torch, field.dtype),
-        )
-        for field in spec.fields
-    }
+    """Observations as the network takes them."""
+    return {name: torch.from_numpy(values) for name, values in spec.blank(_EXAMPLES).items()}
 
 
 def _check_exportable(model: Model) -> None:

@@ -51,7 +51,7 @@ class PictureDrawer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            for left in self._run_dir.glob(f".*.{self._process.pid}.tmp"):
+            for left in self._run_dir.glob(f".*.{self._process.pid}"):
                 left.unlink()
             self._process = None
 

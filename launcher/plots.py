@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from launcher.output_files import check_output
 from launcher.rundir import SUMMARY
 from launcher.state import STATE_FILE
+from pdqn.atomic import replacing
 
 Floats = NDArray[np.float64]
 
@@ -140,12 +140,9 @@ def plot_training(run_dir: Path, path: Path | None = None) -> Path:
 
 def save_picture(figure: Figure, path: Path, dpi: int) -> Path:
     """Write a figure as its name ends; who looks meanwhile sees the old picture or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return path
 
 
 def training_figure(metrics: Metrics, name: str) -> Figure:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from launcher.locking import take_lock
+from pdqn.atomic import replacing
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
@@ -26,7 +27,7 @@ METRICS = "metrics.jsonl"
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.02
 _TEMPORARY = re.compile(
     r"\.(run_id|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
-    r"learner\.pth|(training_results|strategy)\.png)\.\d+(\.tmp)?"
+    r"learner\.pth|(training_results|strategy)\.png)\.\d+"
 )
 
 
@@ -111,13 +112,11 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
         text: what it is to hold.
         durable: whole even if the power goes; takes as long as the disk does.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
+        file.flush()
         if durable:
-            file.flush()
             os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def default_path(env_id: str, seed: int) -> Path:

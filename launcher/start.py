@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
 import rich.console
 import torch
 
@@ -111,12 +110,10 @@ def _sizes(spec: EnvironmentSpec) -> str:
 
 def _takes(network: QNetwork, spec: EnvironmentSpec) -> bool:
     """Whether a network values every action of an environment that it was not built for."""
-    zeros = {
-        f.name: torch.from_numpy(np.zeros((1, *f.stacked_shape), f.dtype)) for f in spec.fields
-    }
+    blank = {name: torch.from_numpy(values) for name, values in spec.blank(1).items()}
     try:
         with torch.inference_mode():
-            values = network(*network.prepare(zeros))
+            values = network(*network.prepare(blank))
     except Exception:  # noqa: BLE001 - networks of a person's own raise anything
         return False
     return tuple(values.shape) == (1, spec.num_actions)

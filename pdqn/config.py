@@ -100,7 +100,9 @@ def network_kind(text: str) -> None:
 class RunConfig:
     """What to train on, and when to stop."""
 
-    env: str = setting("pdqn/CirclePlacement-v0", "gymnasium environment id, or module:id")
+    env: str = setting(
+        "pdqn/CirclePlacement-v0", "gymnasium environment id, module:id, or module:factory"
+    )
     env_args: dict[str, Any] = setting({}, "keyword arguments of the environment")
     frame_stack: int | None = setting(
         None, "steps whose observations a network sees at once", at_least=1, at_most=32

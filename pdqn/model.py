@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from pdqn.atomic import replacing
 from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError, first_line
 from pdqn.networks import QNetwork, build_network, set_noise
@@ -111,16 +112,10 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            _save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _save(content: dict[str, Any], file: BinaryIO) -> None:

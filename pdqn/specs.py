@@ -89,6 +89,13 @@ class FieldSpec:
         each = np.asarray(values).reshape(-1, len(self.categories))
         return bool(((each >= first) & (each < first + self.categories)).all())
 
+    def blank(self, batch: int) -> NDArray[Any]:
+        """As a network takes it, [batch, *stacked_shape]: zeros, or the first of the categories."""
+        values = np.zeros((batch, *self.stacked_shape), "bool" if self.binary else self.dtype)
+        if self.categories:
+            values[...] = np.reshape(self.start, self.shape)
+        return values
+
     def pack(self, values: NDArray[Any]) -> NDArray[Any]:
         """From the environment's form [batch, *shape] to the recorded one."""
         if not self.binary:
@@ -143,6 +150,10 @@ class EnvironmentSpec:
             for field in self.fields
         )
         return replace(self, fields=fields)
+
+    def blank(self, batch: int) -> Observation:
+        """So many observations, stacked, that it could show: to try a network with."""
+        return {field.name: field.blank(batch) for field in self.fields}
 
     def pack(self, observation: Mapping[str, NDArray[Any]]) -> Observation:
         """The recorded form of a batch of frames."""

@@ -17,7 +17,7 @@ from learner.learner import Learner
 from pdqn.config import NetworkConfig, build
 from pdqn.errors import UsageError
 from pdqn.networks import QNetwork, build_network, network_sizes
-from pdqn.networks.encoders import Convolutions, ImpalaResNet, NatureCNN, as_image
+from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN, as_image
 from pdqn.networks.fused import FusedNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.samples import Sample
@@ -275,6 +275,30 @@ def with_seven_returns(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork
 def test_an_own_network_that_does_not_fit_is_refused(name: str, words: str):
     with pytest.raises(UsageError, match=rf"network\.kind = {name}: .*{words}"):
         build_network(spec_of(SPEED), NetworkConfig(kind=name))
+
+
+class Flat(QNetwork):
+    """What all fields hold as one vector, and a layer."""
+
+    def __init__(self, spec: EnvironmentSpec) -> None:
+        super().__init__()
+        self.fields = FlatFields(spec.fields)
+        self.layer = torch.nn.Linear(self.fields.size, spec.num_actions)
+
+    def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return (self.fields.prepare(observation),)
+
+    def forward(self, *prepared: Tensor) -> Tensor:
+        return self.layer(prepared[0])
+
+
+def flat(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
+    return Flat(spec)
+
+
+def test_an_own_network_is_tried_with_categories_that_there_are():
+    level = FieldSpec("level", (), "int64", categories=(3,), start=(7,))
+    build_network(spec_of(SPEED, level), NetworkConfig(kind="test_image_networks:flat"))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,20 @@ def test_bits_of_a_matrix_that_is_not_contiguous_keep_their_places():
     np.testing.assert_array_equal(field.unpack(field.pack(values)), values)
 
 
+def test_blank_observations_could_be_shown():
+    direction = FieldSpec("direction", (2,), "int64", categories=(3, 4), start=(-1, 2))
+    spec = EnvironmentSpec("test/Stacked-v0", (direction, *SPEC.fields), 11).stacked(2)
+    blank = spec.blank(3)
+    assert blank["direction"].tolist() == [[[-1, 2], [-1, 2]]] * 3
+    assert direction.is_known(blank["direction"])
+    assert blank["action_mask"].shape == (3, 11)
+    assert blank["action_mask"].dtype == bool
+    assert blank["map"].shape == (3, 2, 2, 3)
+    assert blank["map"].dtype == np.float16
+    assert blank["steps_left"].shape == (3, 2)
+    assert not blank["map"].any()
+
+
 def test_whole_observations_are_packed_field_by_field():
     rng = np.random.default_rng(0)
     observation = {

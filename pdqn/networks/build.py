@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 from typing import Any
 
-import numpy as np
 import torch
 
 from pdqn.config import NetworkConfig
@@ -168,17 +167,14 @@ def _call_factory(where: str, spec: EnvironmentSpec, config: NetworkConfig) -> Q
 
 
 def _try_once(where: str, network: QNetwork, spec: EnvironmentSpec, config: NetworkConfig) -> None:
-    """Two observations of zeros must give finite values of the right shape."""
-    zeros = {
-        f.name: torch.from_numpy(np.zeros((2, *f.stacked_shape), "bool" if f.binary else f.dtype))
-        for f in spec.fields
-    }
+    """Two observations must give finite values of the right shape."""
+    blank = {name: torch.from_numpy(values) for name, values in spec.blank(2).items()}
     try:
-        _check_outputs(where, network, spec, config, zeros)
+        _check_outputs(where, network, spec, config, blank)
     except UsageError:
         raise
     except Exception as error:
-        names = ", ".join(zeros)
+        names = ", ".join(blank)
         raise UsageError(f"{where}: {with_place(error)}, observing {names}") from error
 
 
@@ -187,10 +183,10 @@ def _check_outputs(
     network: QNetwork,
     spec: EnvironmentSpec,
     config: NetworkConfig,
-    zeros: dict[str, torch.Tensor],
+    observation: dict[str, torch.Tensor],
 ) -> None:
     with torch.inference_mode():
-        prepared = network.prepare(zeros)
+        prepared = network.prepare(observation)
         values = network(*prepared)
         _check_output(where, "forward", values, (2, spec.num_actions))
         if config.distribution != "none":
