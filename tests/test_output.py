@@ -217,7 +217,7 @@ def test_a_file_whose_name_is_too_long_is_refused(tmp_path: Path):
 def test_pictures_of_a_run_without_its_environment_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ):
-    monkeypatch.setattr("launcher.pictures.plot_training", lambda run_dir: run_dir)
+    monkeypatch.setattr("launcher.plots.plot_training", lambda run_dir: run_dir)
     (tmp_path / "config.toml").write_text(content)
     with pytest.raises(UsageError, match=r"config\.toml is damaged: it has no run\.env"):
         draw_pictures(tmp_path)

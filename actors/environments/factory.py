@@ -141,13 +141,12 @@ def _refused(env_id: str) -> Iterator[None]:
 def _one(env_id: str, made: Makers) -> Any:
     """One environment, or a batch of one where there is no other way."""
     if made.single is not None:
-        env, kind = made.single(), gymnasium.Env
+        env = made.single()
     else:
         assert made.vector is not None
-        env, kind = made.vector(1), VectorEnv
-    if not isinstance(env, kind):
-        made_what = type(env).__name__
-        raise UsageError(f"environment {env_id}: it made {made_what}, no gymnasium {kind.__name__}")
+        env = made.vector(1)
+    if not isinstance(env, gymnasium.Env | VectorEnv):
+        raise UsageError(f"environment {env_id}: it made {type(env).__name__}, no gymnasium Env")
     return env
 
 
