@@ -219,13 +219,20 @@ class TestPlay:
             play(wait, spec, ARGS, [100, 101])
         assert str(caught.value) == expected
 
-    def test_what_comes_after_an_episode_is_not_played(self):
-        spec = describe_environment(COUNTDOWN, {})
-        # Only the episodes of the seeds can be begun, and they are of three lengths.
-        scores = play(wait, spec, {"unborn": [None]}, [*range(100, 120)])
+    def test_what_comes_after_an_episode_is_not_played(self, monkeypatch):
+        spec, begun, seeds = describe_environment(COUNTDOWN, {}), [], [*range(100, 120)]
+        reset = Countdown.reset
+
+        def noted_reset(env: Countdown, **arguments: Any) -> Any:
+            begun.append(arguments["seed"])
+            return reset(env, **arguments)
+
+        monkeypatch.setattr(Countdown, "reset", noted_reset)
+        scores = play(wait, spec, {}, seeds)
         assert scores is not None
         assert sorted(set(scores.lengths.tolist())) == [1, 2, 3]
-        assert np.isfinite(scores.returns).all()
+        # The second batch is filled up with seeds of the first.
+        assert begun == [*seeds, *seeds[:12]]
 
     def test_an_episode_without_end_is_cut_and_counts_as_far_as_it_went(self):
         spec = describe_environment("CliffWalking-v1", {})
