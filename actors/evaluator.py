@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from pdqn.link import CoordinatorLink, Welcome, role
 from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
 from pdqn.policy import greedy
+from pdqn.schedules import is_due
 from pdqn.transport import Network
 
 _WAIT_SECONDS = 0.1
@@ -101,7 +103,7 @@ class Evaluator:
         self._seeds = seeds.held_out_seeds(resolved(welcome.config.evaluation.episodes))
         self._baselines: _Baselines | None = None
         self._without_baselines = False
-        self._next_time = 0.0
+        self._began = -math.inf
         self._evaluated: int | None = None
 
     def run(self) -> None:
@@ -113,8 +115,7 @@ class Evaluator:
             version = self._follower.parameter_version
             due = finishing or (command == "run" and self._is_due(version or 0))
             if version is not None and version != self._evaluated and due:
-                period_seconds = self._welcome.config.evaluation.period_seconds
-                self._next_time = time.monotonic() + period_seconds
+                self._began = time.monotonic()
                 self._evaluate(version)
             elif finishing and version == self._link.pulse.final_version:
                 return
@@ -128,10 +129,8 @@ class Evaluator:
 
     def _is_due(self, version: int) -> bool:
         """Whether so much time or so many learner steps have passed since the last evaluation."""
-        period_steps = self._welcome.config.evaluation.period_steps
-        if period_steps and version - (self._evaluated or 0) >= period_steps:
-            return True
-        return time.monotonic() >= self._next_time
+        steps, seconds = version - (self._evaluated or 0), time.monotonic() - self._began
+        return is_due(self._welcome.config.evaluation, seconds, steps)
 
     def _evaluate(self, version: int) -> None:
         self._link.telemetry.activity = f"evaluates the policy of step {version}"

@@ -33,6 +33,7 @@ from pdqn.errors import RunError
 from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
 from pdqn.policy import greedy
+from pdqn.schedules import is_due
 from pdqn.telemetry import Telemetry
 from replay.samples import SampleLayout
 from replay.server import make_buffer, make_limiter
@@ -188,7 +189,8 @@ class SingleRun:
         now = time.monotonic()
         if self._saver.due(self._learner.learner_steps):
             self._save()
-        if self._evaluation_due(now):
+        steps = self._learner.learner_steps - self._evaluated_steps
+        if is_due(self._config.evaluation, now - self._evaluated, steps):
             self._evaluated, self._evaluated_steps = now, self._learner.learner_steps
             self._evaluate()
             self._next_report = now  # before another one takes its place
@@ -196,13 +198,6 @@ class SingleRun:
         if self._limits_counted() or now >= self._next_report:
             self._next_report = now + _REPORT_SECONDS
             self._report()
-
-    def _evaluation_due(self, now: float) -> bool:
-        settings = self._config.evaluation
-        steps = self._learner.learner_steps - self._evaluated_steps
-        if settings.period_steps and steps >= settings.period_steps:
-            return True
-        return now - self._evaluated >= settings.period_seconds
 
     def _limits_counted(self) -> bool:
         run, counters = self._config.run, self._telemetry["actor"].counters

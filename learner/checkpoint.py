@@ -22,6 +22,7 @@ from pdqn.model import (
     unreadable_reason,
     write_atomically,
 )
+from pdqn.schedules import is_due
 from pdqn.specs import EnvironmentSpec
 
 _log = logging.getLogger("learner")
@@ -72,11 +73,8 @@ class Saver:
 
     def due(self, learner_steps: int) -> bool:
         """Whether so much time or so many steps have passed that it is time to save."""
-        settings = self._config.checkpoint
-        steps = learner_steps - self._saved_steps
-        if settings.period_steps and steps >= settings.period_steps:
-            return True
-        return steps > 0 and time.monotonic() - self._saved >= settings.period_seconds
+        steps, seconds = learner_steps - self._saved_steps, time.monotonic() - self._saved
+        return steps > 0 and is_due(self._config.checkpoint, seconds, steps)
 
     def save(self, learner: Learner) -> tuple[str, str]:
         """Save now; the files written, below the directory."""
