@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.environments.factory import VectorEnvironment
+from actors.environments.vector import VectorEnvironment
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import RunError, UsageError, type_and_first_line
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation

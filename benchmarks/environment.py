@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from actors.environments.baselines import baselines, random_valid_actions
-from actors.environments.circle_placement import CirclePlacementVectorEnv
-from actors.environments.problem import STANDARD_RADII, Problem
+from actors.circle_placement.baselines import baselines, random_valid_actions
+from actors.circle_placement.environment import CirclePlacementVectorEnv
+from actors.circle_placement.problem import STANDARD_RADII, Problem
 from pdqn.discs import disc_sums
 
 NUM_ENVS = 16

@@ -22,9 +22,9 @@ import rich.console
 from numpy.typing import NDArray
 from rich.table import Table
 
-from launcher.bench import Together, bench_config, run_together
-from launcher.bench_data import Recording, record
-from launcher.human import number, size
+from launcher.bench.recordings import Recording, record
+from launcher.bench.replay import Together, bench_config, run_together
+from launcher.numbers import number, size
 from pdqn.errors import UsageError
 
 _KINDS = ("cartpole", "minatar", "atari")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -16,9 +17,16 @@ from typing import Any, TextIO
 
 from launcher.locking import take_lock
 from pdqn.atomic import replacing
-from pdqn.config import Config
+from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
+
+STATE_FILE = "state.json"
+# What the parameters mean depends on these; every setting of the network's shape does, too.
+STRUCTURAL = (
+    *(("run", key) for key in ("env", "env_args", "frame_stack", "seed")),
+    *(("network", field.name) for field in dataclasses.fields(NetworkConfig)),
+)
 
 # The configuration as it was filled in for the machine, and as people wrote it.
 CONFIG, CONFIGURED = "config.toml", "configured.toml"

@@ -27,7 +27,6 @@ from learner.losses import (
     soft_values,
 )
 from pdqn.config import Config
-from pdqn.errors import UsageError
 from pdqn.networks import QNetwork
 from pdqn.networks.heads import expected
 from pdqn.specs import ACTION_MASK
@@ -131,33 +130,6 @@ class _Values(NamedTuple):
 
     distribution: Tensor
     mean: Tensor
-
-
-def check_combinations(config: Config) -> None:
-    """Refuse options that do not go together.
-
-    Raises:
-        UsageError: with the setting, its value, and what is accepted.
-    """
-    learner, network = config.learner, config.network
-    if learner.munchausen and network.distribution == "categorical":
-        raise UsageError(
-            "learner.munchausen = true with network.distribution = categorical: the entropy moves "
-            "every action's atoms by another amount; use quantile or none"
-        )
-    micro = learner.micro_batch_size
-    if micro is not None and micro > learner.batch_size:
-        raise UsageError(
-            f"learner.micro_batch_size = {micro}, but learner.batch_size = {learner.batch_size}: "
-            "at most that many can be computed at once"
-        )
-    explores = config.actor.guidance or config.actor.guidance_final
-    if network.noisy and (explores or config.actor.exploration != "uniform"):
-        what = "actor.guidance" if explores else f"actor.exploration = {config.actor.exploration}"
-        raise UsageError(
-            f"network.noisy = true with {what}: noise explores in place of random actions, so that "
-            "nothing would follow it; use network.noisy = false, or leave that away"
-        )
 
 
 class Objective:

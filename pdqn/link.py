@@ -32,10 +32,11 @@ import zmq
 
 import pdqn
 from pdqn import process, transport, wire
-from pdqn.config import Config, from_map
+from pdqn.config import Config
 from pdqn.errors import JoinRefusedError, RunError, type_and_first_line
-from pdqn.listening import Listening
+from pdqn.layers import from_map
 from pdqn.process import ParentWatch
+from pdqn.silence import Listening
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Context, Network

@@ -26,10 +26,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from pdqn import seeds
+from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
 from pdqn.specs import MAX_FRAME_STACK, EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock
-from replay.samples import Sample, SampleLayout
+from replay.samples import (
+    Sample,
+    SampleLayout,
+)
 from replay.stores import (
     CompressedStore,
     DenseStore,
@@ -501,3 +506,29 @@ def _accepted(keys, priorities, oldest, beyond, capacity):
             slots[count] = keys[i] % capacity
             count += 1
     return slots[:count], valid[:count], live
+
+
+def make_buffer(
+    config: Config, spec: EnvironmentSpec, shard: int = 0, incarnation: int = 0
+) -> PrioritizedBuffer:
+    """One shard of the buffer that a configuration describes.
+
+    Raises:
+        UsageError: the shard's memory is too small for what it must hold.
+    """
+    replay = config.replay
+    capacity = -(-resolved(replay.capacity) // replay.shards)
+    kind = replay.store
+    if kind == "auto":
+        raise RuntimeError("replay.store is still auto after planning")
+    memory_bytes = None if replay.memory is None else int(replay.memory) // replay.shards
+    threads = resolved(replay.decode_threads) if kind == "compressed" else 1
+    return PrioritizedBuffer(
+        spec,
+        capacity,
+        store=make_store(kind, spec, capacity, memory_bytes, threads),
+        priority_exponent=replay.priority_exponent,
+        rng=seeds.generator(config.run.seed, "replay", shard, incarnation),
+        # Updates for what another incarnation sent out must not hit what this one holds.
+        first_key=incarnation << 40,
+    )

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from pdqn import transport, wire
 from pdqn.config import Config
-from pdqn.listening import Listening
+from pdqn.silence import Listening
 from pdqn.specs import EnvironmentSpec
 from replay.limiter import make_limiter
 from replay.samples import (
@@ -51,6 +51,7 @@ from replay.samples import (
 )
 from replay.sharding import Ledger, allocate
 from replay.shared_memory import SharedMemory, SharedMemoryError
+from replay.slots import Slot, Slots
 
 # Shards are asked for their state this often; a single one only to find requests that got lost.
 _STATE_SECONDS = 0.05
@@ -64,26 +65,6 @@ _MOST_ANSWERS_PER_TURN = 256
 _HEADER_BYTES = 1 << 20  # at most, of a message from replay; rows that it brings come on top
 _MOST_UPDATES_WAITING = 256
 _log = logging.getLogger("learner")
-
-
-@dataclass(eq=False)
-class _Slots:
-    """One memory of all slots.
-
-    Attributes:
-        shared: it, if replay can attach it.
-        free: slots that no batch is in.
-    """
-
-    shared: SharedMemory | None
-    free: list[_Slot] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Slot:
-    index: int
-    slots: _Slots
-    sample: Sample
 
 
 @dataclass(eq=False)
@@ -141,7 +122,7 @@ class _Part:
     shard: _Shard
     start: int
     rows: int
-    slot: _Slot
+    slot: Slot
     in_slot: bool
 
 
@@ -156,7 +137,7 @@ class _Batch:
         missing: rows that have not.
     """
 
-    slot: _Slot
+    slot: Slot
     sample: Sample
     missing: int
     unasked: list[tuple[int, int]]
@@ -586,11 +567,11 @@ class SampleClient:
 
     # ---- memory ----
 
-    def _new_slots(self) -> _Slots:
+    def _new_slots(self) -> Slots:
         shared, memory = self._new_memory()
-        slots = _Slots(shared)
+        slots = Slots(shared)
         slots.free = [
-            _Slot(index, slots, self._layout.view(memory, index))
+            Slot(index, slots, self._layout.view(memory, index))
             for index in range(self._layout.count)
         ]
         return slots
@@ -607,7 +588,7 @@ class SampleClient:
             return None, memoryview(mmap.mmap(-1, self._layout.nbytes, flags=flags))
         return shared, shared.body
 
-    def _free(self, slot: _Slot) -> None:
+    def _free(self, slot: Slot) -> None:
         if slot.slots is self._slots:
             self._slots.free.append(slot)
 

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from actors.environments import atari
-from actors.environments.factory import VectorEnvironment, describe_environment
-from launcher import machine
-from launcher.films import record_film
+from actors.environments.describe import describe_environment
+from actors.environments.vector import VectorEnvironment
+from launcher.plan.machine import detect
+from launcher.plan.plan import plan
+from launcher.results.films import record_film
 from pdqn import load_policy
-from pdqn.config import Config, RunConfig, build
+from pdqn.config import Config, RunConfig
 from pdqn.errors import UsageError
+from pdqn.layers import build
 from pdqn.model import load_model, save_model
 from pdqn.networks import build_network
 from pdqn.specs import EnvironmentSpec, FieldSpec
@@ -116,14 +119,14 @@ def test_evaluations_play_whole_games_unless_told_otherwise(
         "run": {"env": BREAKOUT, "env_args": env_args},
         "evaluation": {"env_args": evaluation},
     }
-    planned = machine.plan(machine.detect(), build(("test", layer)), SCREEN).config
+    planned = plan(detect(), build(("test", layer)), SCREEN).config
     assert planned.evaluation_env_args == {**env_args, **evaluation, **expected}
     assert planned.run.env_args == env_args
 
 
 def test_rewards_are_clipped_for_learning_only_in_atari():
     for spec, clip in ((SCREEN, 1.0), (dataclasses.replace(SCREEN, id="my:game"), 0.0)):
-        planned = machine.plan(machine.detect(), build(("test", {})), spec).config
+        planned = plan(detect(), build(("test", {})), spec).config
         assert planned.actor.reward_clip == clip
 
 

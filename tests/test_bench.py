@@ -12,20 +12,20 @@ import pytest
 import zmq
 
 from actors.segments import join_segments
-from launcher import bench, bench_hosts
-from launcher.bench_data import RECORDINGS, record
-from launcher.coordinator import Coordinator
-from launcher.metrics import RunMetrics
+from launcher.bench import hosts, replay
+from launcher.bench.recordings import RECORDINGS, record
+from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.metrics import RunMetrics
 from pdqn import wire
-from pdqn.config import build
 from pdqn.errors import UsageError
+from pdqn.layers import build
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
 
 @pytest.mark.parametrize("name", ["minatar", "atari"])
 def test_recorded_frames_come_back_from_their_batches_as_they_were(name):
     recording = record(name)
-    config = bench.bench_config(recording)
+    config = replay.bench_config(recording)
     (field,) = recording.spec.fields
     first_ended = np.flatnonzero(recording.ended[:, 0])
     segments = (s for group in recording.segments(config) for s in group)
@@ -60,9 +60,9 @@ def test_atari_without_its_package_says_how_to_get_it(monkeypatch):
 
 @pytest.mark.slow
 def test_every_stage_and_every_phase_with_real_processes_has_a_figure(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "_NAMES", {"auto": "shared memory"})
-    result = bench.measure(RECORDINGS["cartpole"](), seconds=0.3)
-    assert result["stages"].keys() > bench._STAGES.keys()
+    monkeypatch.setattr(replay, "_NAMES", {"auto": "shared memory"})
+    result = replay.measure(RECORDINGS["cartpole"](), seconds=0.3)
+    assert result["stages"].keys() > replay._STAGES.keys()
     assert min(result["stages"].values()) > 0
     together = result["together"]["auto"]
     for figure in ("inserts", "samples", "both_inserts", "both_samples", "latency_seconds"):
@@ -74,13 +74,13 @@ def test_every_stage_and_every_phase_with_real_processes_has_a_figure(capsys, mo
     # A transition of CartPole has two frames of 16 bytes, but ships and stores about one.
     assert 20 < result["stages"]["bytes, wire"] < 60
     assert 40 < result["stages"]["bytes, dense"] < 80
-    shown = bench._table({"cartpole": result})
+    shown = replay._table({"cartpole": result})
     assert [column.header for column in shown.columns] == ["", "cartpole"]
 
 
 @pytest.fixture
 def few_members(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_hosts, "_MEMBERS", 20)
+    monkeypatch.setattr(hosts, "_MEMBERS", 20)
 
 
 @pytest.mark.usefixtures("few_members")
@@ -91,7 +91,7 @@ def test_the_coordinator_is_measured_in_a_run_of_many_who_report_in_turn():
         context, "inproc://here", run="run", run_dir="", role_bind="", config=build(),
         spec=spec, metrics=RunMetrics(None),
     )  # fmt: skip
-    socket = bench_hosts._join_many(context, coordinator)
+    socket = hosts._join_many(context, coordinator)
     assert coordinator.count("actor") == 20
     for reported in range(20):
         assert sum(member.reported for member in coordinator.members()) == reported
@@ -105,12 +105,12 @@ def test_what_a_transition_costs_is_measured_piece_by_piece(capsys: Any):
     run = {"env": "pdqn/CirclePlacement-v0", "env_args": {"map_size": 16, "radii": [3, 2, 1]}}
     learner = {"batch_size": 16, "threads": 1}
     config = build(("test", {"run": run, "learner": learner, "actor": {"count": 1}}))
-    assert bench_hosts.bench_hosts(config, 0.2, 30, as_json=True) == 0
+    assert hosts.bench_hosts(config, 0.2, 30, as_json=True) == 0
     shown = json.loads(capsys.readouterr().out)
     assert all(value > 0 for value in shown["costs"].values())
     assert {"this learner", "a replay process", "10 Gbit/s to replay"} <= {
         limit["what"] for limit in shown["limits"]
     }
     assert 20 < shown["costs"]["wire_bytes"] < 2000
-    assert bench_hosts.bench_hosts(config, 0.1, 30, as_json=False) == 0
+    assert hosts.bench_hosts(config, 0.1, 30, as_json=False) == 0
     assert "actors that saturate" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.budget import Budget, Budgets
+from launcher.coordinator.budget import Budget, Budgets
 
 
 class Fleet:

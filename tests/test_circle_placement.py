@@ -13,14 +13,14 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from actors.environments import kernels
-from actors.environments.baselines import random_valid_actions
-from actors.environments.circle_placement import (
+from actors.circle_placement import kernels
+from actors.circle_placement.baselines import random_valid_actions
+from actors.circle_placement.environment import (
     CirclePlacementEnv,
     CirclePlacementVectorEnv,
     EpisodeBatch,
 )
-from actors.environments.problem import Problem
+from actors.circle_placement.problem import Problem
 from actors.environments.registration import CIRCLE_PLACEMENT_ID, register
 
 FIXED = Problem.parse(128, "fixed", False)

@@ -11,7 +11,8 @@ import pytest
 import zmq
 
 from pdqn import transport, wire
-from pdqn.config import Config, build
+from pdqn.config import Config
+from pdqn.layers import build
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay import shared_memory
 from replay.client import SampleClient
@@ -472,7 +473,7 @@ class Hours:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("pdqn.listening.monotonic", lambda: self.now)
+        monkeypatch.setattr("pdqn.silence.monotonic", lambda: self.now)
         monkeypatch.setattr("replay.client._STATE_SECONDS", 0.005)
 
     def pass_by(

@@ -20,8 +20,9 @@ import pytest
 from click.shell_completion import get_completion_class
 from click.testing import CliRunner
 
-from launcher.cli import cli, main
-from launcher.hardware import detect
+from launcher.cli.commands import cli
+from launcher.cli.main import main
+from launcher.plan.machine import detect
 from pdqn.config import Config
 
 Answer = tuple[int, str, str]  # exit code, stdout, stderr
@@ -305,7 +306,7 @@ def completing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], str]],
 
     def run(words: Callable[[], str]) -> int:
         shell = type("Shell", (), {"__init__": lambda *_: None, "source": lambda _: words()})
-        monkeypatch.setattr("launcher.cli.get_completion_class", lambda _: shell)
+        monkeypatch.setattr("launcher.cli.commands.get_completion_class", lambda _: shell)
         monkeypatch.setattr(sys, "argv", ["pdqn", "completion", "bash"])
         monkeypatch.setattr(sys, "path", [*sys.path])
         with pytest.raises(SystemExit) as ended:

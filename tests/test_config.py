@@ -14,21 +14,17 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pdqn.config import (
-    NETWORK_KINDS,
-    Config,
+from pdqn.config import NETWORK_KINDS, Config, memory_bytes, network_kind, resolved
+from pdqn.errors import UsageError
+from pdqn.layers import (
     build,
     from_assignments,
     from_environment,
     from_map,
-    memory_bytes,
-    network_kind,
     parse_value,
     read_toml,
-    resolved,
     settings,
 )
-from pdqn.errors import UsageError
 
 GB = 10**9
 SECTIONS = {

@@ -14,17 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console as Terminal
 
-from launcher import human
-from launcher.console import (
-    RichConsole,
-    make_console,
-    progress_line,
-    progress_map,
-    summary_rows,
-)
-from launcher.dashboard import chart, health, limiting_stage, render, sparkline
-from launcher.keyboard import KEYS
-from launcher.snapshot import EvaluationView, MemberView, Snapshot
+from launcher import numbers
+from launcher.console.console import RichConsole, make_console
+from launcher.console.dashboard import chart, health, limiting_stage, render, sparkline
+from launcher.console.keyboard import KEYS
+from launcher.console.lines import progress_line, progress_map, summary_rows
+from launcher.coordinator.snapshot import EvaluationView, MemberView, Snapshot
 
 SUMMARY = {
     "exit_reason": "episode limit",
@@ -561,7 +556,7 @@ def test_a_picture_that_cannot_be_drawn_ends_nothing_and_says_why(
     def broken(*_: Any) -> None:
         raise TypeError("'float' object is not iterable")
 
-    monkeypatch.setattr("launcher.console.render", broken)
+    monkeypatch.setattr("launcher.console.console.render", broken)
     console = RichConsole(terminal, Clock())
     console.start()
     console.update(snapshot())
@@ -609,27 +604,32 @@ def test_the_summary_takes_a_few_lines() -> None:
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(value: float | None, text: str) -> None:
-    assert human.number(value) == text
+    assert numbers.number(value) == text
 
 
 def test_sizes_durations_and_plurals() -> None:
-    assert [human.size(b) for b in (None, 12, 1234, 5.43e9)] == ["-", "12 B", "1.23 kB", "5.43 GB"]
-    durations = [human.duration(seconds) for seconds in (7, 754, 3723, 90_061)]
+    assert [numbers.size(b) for b in (None, 12, 1234, 5.43e9)] == [
+        "-",
+        "12 B",
+        "1.23 kB",
+        "5.43 GB",
+    ]
+    durations = [numbers.duration(seconds) for seconds in (7, 754, 3723, 90_061)]
     assert durations == ["0:07", "12:34", "1:02:03", "1d 01:01"]
-    assert (human.plural(1, "actor"), human.plural(0, "actor")) == ("1 actor", "0 actors")
+    assert (numbers.plural(1, "actor"), numbers.plural(0, "actor")) == ("1 actor", "0 actors")
 
 
 @settings(deadline=None)
 @given(st.just(0.0) | st.floats(1e-30, 1e15))
 def test_numbers_stay_short(value: float) -> None:
-    assert len(human.number(value)) <= 8
+    assert len(numbers.number(value)) <= 8
 
 
 def test_a_large_picture_is_drawn_less_often_so_that_drawing_costs_little(
     terminal: FakeTerminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, spent = Clock(), iter([0.0, 0.03, 1.0, 1.001, 2.0, 2.001, 3.0, 3.0])
-    monkeypatch.setattr("launcher.console.time.thread_time", lambda: next(spent))
+    monkeypatch.setattr("launcher.console.console.time.thread_time", lambda: next(spent))
     console = RichConsole(terminal, clock)
     console.start()
     drawn = []

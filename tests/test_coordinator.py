@@ -19,15 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pdqn
-from launcher.aside import Aside
-from launcher.coordinator import Coordinator, Event
-from launcher.metrics import RunMetrics
-from launcher.supervisor import Supervisor
+from launcher.coordinator.coordinator import Coordinator, Event
+from launcher.coordinator.metrics import RunMetrics
+from launcher.coordinator.readmission import Aside
+from launcher.hosts.supervisor import Supervisor
 from pdqn import wire
-from pdqn.config import Config, build
+from pdqn.config import Config
 from pdqn.errors import JoinRefusedError, RunError, UsageError
+from pdqn.layers import build
 from pdqn.link import CoordinatorLink, Pulse, Welcome
-from pdqn.listening import Listening
+from pdqn.silence import Listening
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Episode, Telemetry
 from pdqn.transport import Context, Network
@@ -359,7 +360,7 @@ class Stops:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._seconds = 0.0
-        monkeypatch.setattr("pdqn.listening.monotonic", lambda: time.monotonic() + self._seconds)
+        monkeypatch.setattr("pdqn.silence.monotonic", lambda: time.monotonic() + self._seconds)
 
     def stop(self, seconds: float) -> None:
         self._seconds += seconds

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("distributed", reason="needs pdqn[dask]")
 
-from launcher.dask_cluster import DaskCluster, Ending
+from launcher.hosts.dask.cluster import DaskCluster, Ending
 
 Eventually = Callable[..., Any]
 ReadLines = Callable[[Path], list[dict[str, Any]]]
@@ -136,7 +136,7 @@ def gone(pids: list[int]) -> bool:
 def test_a_worker_that_hangs_is_told_as_such_and_keeps_nobody_waiting(
     cluster: Cluster, interpreter: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("launcher.dask_cluster._DESCRIBE_SECONDS", 5.0)
+    monkeypatch.setattr("launcher.hosts.dask.cluster._DESCRIBE_SECONDS", 5.0)
     for name in ("hangs", "works"):
         cluster.add(name)
     with contextlib.closing(DaskCluster(str(cluster.file), interpreter)) as seen:

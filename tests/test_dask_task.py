@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-task = pytest.importorskip("launcher.dask_task", reason="needs pdqn[dask]")
+task = pytest.importorskip("launcher.hosts.dask.task", reason="needs pdqn[dask]")
 
 
 def test_a_key_is_in_no_representation_of_a_task():

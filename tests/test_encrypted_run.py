@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from launcher.keys import make_keys, read_key, revoke
+from launcher.hosts.keys import make_keys, read_key, revoke
 from pdqn import transport, wire
 from pdqn.errors import RunError
 from pdqn.link import CoordinatorLink, Pulse

@@ -13,14 +13,10 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from actors.environments.baselines import random_valid_actions
-from actors.environments.circle_placement import CirclePlacementVectorEnv
-from actors.environments.factory import (
-    Transition,
-    VectorEnvironment,
-    describe_environment,
-    suggests,
-)
+from actors.circle_placement.baselines import random_valid_actions
+from actors.circle_placement.environment import CirclePlacementVectorEnv
+from actors.environments.describe import describe_environment, suggests
+from actors.environments.vector import Transition, VectorEnvironment
 from actors.segments import SegmentRecorder, join_segments
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec, FieldSpec

@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.environments.describe import describe_environment
+from actors.environments.vector import VectorEnvironment
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "environments.md"
 STEPS = 120

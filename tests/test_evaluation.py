@@ -14,8 +14,9 @@ import torch
 from gymnasium import spaces
 
 from actors.environments import guard
-from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.environments.describe import describe_environment
 from actors.environments.guard import EnvironmentFailedError
+from actors.environments.vector import VectorEnvironment
 from actors.evaluation import (
     Scores,
     baseline_scores,
@@ -212,7 +213,7 @@ class TestPlay:
         def fail(*_: Any, **__: Any) -> None:
             raise KeyError
 
-        native = "actors.environments.circle_placement.CirclePlacementVectorEnv.reset"
+        native = "actors.circle_placement.environment.CirclePlacementVectorEnv.reset"
         monkeypatch.setattr(native, fail)
         expected = f"environment {CIRCLES} cannot be reset: KeyError"
         with pytest.raises(RunError) as caught:

@@ -14,11 +14,12 @@ import pytest
 from gymnasium import spaces
 
 from actors.best import BestKeeper
-from actors.environments.factory import describe_environment
+from actors.environments.describe import describe_environment
 from actors.evaluator import Evaluator
-from launcher import start
-from pdqn.config import Config, build
+from launcher.plan import prepare as preparation
+from pdqn.config import Config
 from pdqn.errors import UsageError
+from pdqn.layers import build
 from pdqn.link import Pulse, Welcome
 from pdqn.model import BEST_MODEL, load_model, save_model
 from pdqn.networks import build_network
@@ -307,7 +308,7 @@ def test_a_file_of_no_number_is_replaced_by_the_next_best(tmp_path: Path, score:
 
 def prepare(env_args: dict[str, Any], run: dict[str, Any]) -> None:
     layer = {"run": run, "evaluation": {"env_args": env_args}}
-    start.prepare(build(("test", layer)))
+    preparation.prepare(build(("test", layer)))
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from actors import actor
-from actors.actor import Identity, Rollout
+from actors import process
 from actors.environments import randomness
-from actors.environments.factory import describe_environment
-from pdqn.config import build
+from actors.environments.describe import describe_environment
+from actors.rollout import Identity, Rollout
+from pdqn.layers import build
 from pdqn.link import Pulse, Welcome
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
@@ -108,10 +108,10 @@ def test_with_new_parameters_an_actor_learns_its_place_and_how_far_the_learner_i
     for name, stand_in in (
         ("ParameterFollower", lambda *_: told), ("Shipper", lambda *_: told), ("Rollout", make)
     ):  # fmt: skip
-        monkeypatch.setattr(actor, name, stand_in)
+        monkeypatch.setattr(process, name, stand_in)
     link: Any = told
     spec = describe_environment("CartPole-v1", {})
     with randomness.kept():
-        actor.act(link, link, Welcome("r", 0, 0, config, spec, "", ""))
+        process.act(link, link, Welcome("r", 0, 0, config, spec, "", ""))
     assert made[0].guidance == pytest.approx(0.3)
     assert made[0].epsilons.tolist() == pytest.approx(LADDER[2::ACTORS])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_load_policy import offset, saved
 
-from launcher.export import example_fields, export_onnx
+from launcher.results.export import example_fields, export_onnx
 from pdqn.errors import UsageError
 from pdqn.model import load_model
 

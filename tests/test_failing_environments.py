@@ -13,8 +13,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from actors.environments import guard
-from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.environments.describe import describe_environment
 from actors.environments.guard import EnvironmentFailedError, FailureRecord
+from actors.environments.vector import VectorEnvironment
 from pdqn import seeds
 from pdqn.errors import UsageError
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from actors.environments.factory import describe_environment
-from launcher.coordinator import Coordinator
-from launcher.filestore import FileStore
-from launcher.metrics import RunMetrics
-from pdqn.config import build
+from actors.environments.describe import describe_environment
+from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.files import FileStore
+from launcher.coordinator.metrics import RunMetrics
 from pdqn.errors import RunError
 from pdqn.files import FOLDER_VARIABLE, PIECE_BYTES, RUN_ID, RunFiles
+from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.model import BEST_MODEL, FINAL_MODEL
 from pdqn.wire import WireError

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from learner.learner import Learner
-from pdqn.config import NetworkConfig, build
+from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
+from pdqn.layers import build
 from pdqn.networks import QNetwork, build_network, network_sizes
 from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN, as_image
 from pdqn.networks.fused import FusedNetwork

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from test_full_disk import in_the_way
 
-from launcher.keyboard import Keyboard
+from launcher.console.keyboard import Keyboard
 
 Eventually = Callable[..., Any]
 ReadLines = Callable[[Path], list[dict[str, Any]]]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 import zmq
 
-from launcher import keys
-from launcher.access import Access, open_on_cluster
+from launcher.hosts import keys
+from launcher.hosts.access import Access, open_on_cluster
 from pdqn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Looks:
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for clock in ("time.monotonic", "pdqn.listening.monotonic"):
+        for clock in ("time.monotonic", "pdqn.silence.monotonic"):
             monkeypatch.setattr(clock, lambda: self.now)
         self.list = directory / keys.ALLOWED
         self.clients = keys.AllowedClients(directory)

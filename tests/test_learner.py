@@ -14,8 +14,8 @@ import torch
 from learner.checkpoint import Saver, checkpoints, load_newest, save_checkpoint
 from learner.learner import Learner, StepResult
 from pdqn import wire
-from pdqn.config import build
 from pdqn.errors import RunError
+from pdqn.layers import build
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
 from replay.buffer import PrioritizedBuffer, make_store

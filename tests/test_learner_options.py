@@ -14,11 +14,13 @@ import pytest
 import torch
 import torch._inductor.config
 
+from launcher.plan.prepare import check_combinations
 from learner.learner import Learner, StepResult
-from learner.objective import TensorBatch, check_combinations
+from learner.objective import TensorBatch
 from learner.staging import Stager
-from pdqn.config import Config, build
+from pdqn.config import Config
 from pdqn.errors import RunError, UsageError
+from pdqn.layers import build
 from pdqn.networks import QNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.samples import Sample

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from learner.checkpoint import load_newest, save_checkpoint
 from learner.learner import Learner, StepResult
-from pdqn.config import build
+from pdqn.layers import build
 from pdqn.networks import QNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 from pdqn.telemetry import Telemetry

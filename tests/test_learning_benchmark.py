@@ -29,8 +29,8 @@ from benchmarks.learning_results import (
     write,
 )
 from benchmarks.learning_runs import RunFailedError, Tools, json_lines, last_evaluation, wait_for
-from launcher.cli import cli
-from pdqn import config as configuration
+from launcher.cli.commands import cli
+from pdqn import layers
 
 EXAMPLE = Result(
     case="cartpole",
@@ -154,7 +154,7 @@ def test_every_case_is_a_command_line_that_launch_accepts():
                 arguments = [*system.arguments, "--time", "60s", "--seed", "1"]
                 context = cli.commands["launch"].make_context("launch", arguments)
                 assignments = context.params["assignments"]
-                configuration.build(("--set", configuration.from_assignments(assignments)))
+                layers.build(("--set", layers.from_assignments(assignments)))
 
 
 def test_a_case_that_has_not_run_says_so_in_every_row():

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdqn.config import Config, build
+from pdqn.config import Config
 from pdqn.errors import UsageError
+from pdqn.layers import build
 from replay.limiter import RateLimiter, make_limiter
 
 targets = st.floats(0.01, 100)

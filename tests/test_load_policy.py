@@ -14,9 +14,9 @@ import torch
 from gymnasium import spaces
 
 import pdqn
-from actors.environments.factory import describe_environment
+from actors.environments.describe import describe_environment
 from actors.evaluation import Scores, play
-from launcher.evaluate import evaluate
+from launcher.results.evaluate import evaluate
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
 from pdqn.model import load_model, save_model
@@ -214,6 +214,6 @@ def test_parameters_that_evaluations_chose_are_judged_on_other_seeds(
         played.extend(seeds)
         return play(*arguments, seeds=seeds, **others)
 
-    monkeypatch.setattr("launcher.evaluate.play", noted)
+    monkeypatch.setattr("launcher.results.evaluate.play", noted)
     assert evaluate(tmp_path / "m.pth", 3, as_json=True) == 0
     assert set(played) == {first, first + 1, first + 2}

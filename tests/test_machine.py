@@ -17,26 +17,31 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher import hardware
-from launcher.hardware import CgroupLimits, Gpu, cgroup_limits, usable_cores, visible_gpus
-from launcher.machine import (
-    COMPRESSED_SAFETY,
-    GB,
+from launcher.plan import machine as hardware
+from launcher.plan.machine import (
+    CgroupLimits,
+    Gpu,
     Machine,
-    Plan,
-    Storage,
-    actors_for,
-    as_json,
+    cgroup_limits,
     detect,
+    raise_open_file_limit,
+    usable_cores,
+    visible_gpus,
+)
+from launcher.plan.plan import (
+    GB,
+    Plan,
+    actors_for,
     frame_stack,
     learner_settings,
     measures_frames,
     plan,
-    raise_open_file_limit,
-    report,
 )
-from pdqn.config import Config, NetworkConfig, build
+from launcher.plan.report import as_json, report
+from launcher.plan.storage import COMPRESSED_SAFETY, Storage
+from pdqn.config import Config, NetworkConfig
 from pdqn.errors import RunError, UsageError
+from pdqn.layers import build
 from pdqn.networks import network_sizes
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.buffer import compressed_bytes, dense_bytes

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launcher.metrics import MemberKey, RunMetrics
-from launcher.recorder import Recorder
+from launcher.coordinator.metrics import MemberKey, RunMetrics
+from launcher.run.recorder import Recorder
 from launcher.rundir import RunDirectory, default_path, new_path
-from pdqn.config import build
 from pdqn.errors import UsageError
+from pdqn.layers import build
 
 ReadLines = Any
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.environments.describe import describe_environment
+from actors.environments.vector import VectorEnvironment
 from pdqn.config import NetworkConfig
 from pdqn.networks import network_sizes
 from pdqn.specs import FieldSpec

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from actors.environments.baselines import random_valid_actions
-from actors.environments.factory import VectorEnvironment, describe_environment
+from actors.circle_placement.baselines import random_valid_actions
+from actors.environments.describe import describe_environment
+from actors.environments.vector import VectorEnvironment
 from pdqn import discs
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError

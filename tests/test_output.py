@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_console import SUMMARY, snapshot
 
-from launcher.console import make_console
-from launcher.output import Output, reader_has_gone
-from launcher.output_files import check_output
-from launcher.pictures import draw_pictures
+from launcher.console.console import make_console
+from launcher.console.output import Output, reader_has_gone
+from launcher.results.checks import check_output
+from launcher.results.pictures import draw_pictures
 from pdqn.errors import UsageError
 from pdqn.model import load_model
 
@@ -135,11 +135,11 @@ def test_one_piece_fits_whatever_its_size_where_nothing_waits(pipe: Pipe, eventu
 def test_the_end_is_waited_for_while_somebody_reads_and_given_up_where_nobody_does(
     pipe: Pipe, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("launcher.output._PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("launcher.console.output._PATIENCE_SECONDS", 0.05)
     output = Output(pipe.stream)
     output.write("a line\n")
     assert not output.drain()
-    monkeypatch.setattr("launcher.output._PATIENCE_SECONDS", 1e9)
+    monkeypatch.setattr("launcher.console.output._PATIENCE_SECONDS", 1e9)
     assert not output.drain(), "it does not wait a second time"
     pipe.flow()
     eventually(output.drain)
@@ -217,7 +217,7 @@ def test_a_file_whose_name_is_too_long_is_refused(tmp_path: Path):
 def test_pictures_of_a_run_without_its_environment_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ):
-    monkeypatch.setattr("launcher.plots.plot_training", lambda run_dir: run_dir)
+    monkeypatch.setattr("launcher.results.training.plot_training", lambda run_dir: run_dir)
     (tmp_path / "config.toml").write_text(content)
     with pytest.raises(UsageError, match=r"config\.toml is damaged: it has no run\.env"):
         draw_pictures(tmp_path)

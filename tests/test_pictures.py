@@ -18,16 +18,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image, ImageSequence
 
-from actors.environments.factory import describe_environment
-from launcher import compare, films, strategy
-from launcher.compare import band, draw_comparison, grouped
-from launcher.films import check_camera, check_film, record_film
-from launcher.pictures import PictureDrawer, draw_pictures
-from launcher.plots import plot_training
+from actors.environments.describe import describe_environment
+from launcher.results import circle_placement, compare, films
+from launcher.results.circle_placement import draw_strategy
+from launcher.results.compare import band, draw_comparison, grouped
+from launcher.results.films import check_camera, check_film, record_film
+from launcher.results.pictures import PictureDrawer, draw_pictures
+from launcher.results.training import plot_training
 from launcher.rundir import RunDirectory
-from launcher.strategy import draw_strategy
-from pdqn.config import Config, NetworkConfig, RunConfig, build
+from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
+from pdqn.layers import build
 from pdqn.model import Model, load_model, save_model
 from pdqn.networks import build_network
 
@@ -82,7 +83,7 @@ def test_an_untrained_policys_circles_are_exact_greedys(
     def keep(_: Any, title: str, picture: Any) -> None:
         shown[title.split()[0].removesuffix(",")].append(picture)
 
-    monkeypatch.setattr(strategy, "_show", keep)
+    monkeypatch.setattr(circle_placement, "_show", keep)
     draw_strategy(model, tmp_path / "strategy.png")
     assert len(shown["policy"]) == len(shown["exact"]) == 3
     for ours, greedys in zip(shown["policy"], shown["exact"], strict=True):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.placement import ClusterWorker, place_servers, share_actors
+from launcher.hosts.dask.assignment import ClusterWorker, place_servers, share_actors
 from pdqn.errors import UsageError
 
 NO_PINS: dict[str, str] = {}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.plots import plot_training, read_metrics, smoothed, training_figure
-from launcher.state import RunState
+from launcher.results.training import plot_training, read_metrics, smoothed, training_figure
+from launcher.run.state import RunState
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from actors.policy import epsilon_greedy, epsilon_ladder, masked_values
+from actors.exploration import epsilon_greedy, epsilon_ladder, masked_values
 from pdqn.networks import QNetwork
 from pdqn.policy import action_values, greedy
 from pdqn.specs import Observation

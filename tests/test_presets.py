@@ -9,9 +9,10 @@ import pytest
 
 import launcher
 from benchmarks.learning_cases import placement
-from launcher.cli import PRESETS
-from learner.objective import check_combinations
-from pdqn.config import Config, build, from_assignments, read_toml
+from launcher.cli.options import PRESETS
+from launcher.plan.prepare import check_combinations
+from pdqn.config import Config
+from pdqn.layers import build, from_assignments, read_toml
 
 FOLDER = Path(launcher.__file__).with_name("presets")
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from actors.environments.factory import describe_environment
-from launcher import probe
-from pdqn.config import Config, build
+from actors.environments.describe import describe_environment
+from launcher.plan import probe
+from pdqn.config import Config
 from pdqn.errors import RunError
+from pdqn.layers import build
 
 PLACEMENT = "pdqn/CirclePlacement-v0"
 

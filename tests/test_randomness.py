@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from actors import actor
+from actors import process
 from actors.environments import randomness
-from actors.environments.factory import describe_environment
-from pdqn.config import build
+from actors.environments.describe import describe_environment
+from pdqn.layers import build
 from pdqn.link import Welcome
 
 
@@ -81,9 +81,9 @@ def test_actors_draw_differently_though_they_are_forked_from_one_process(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setitem(sys.modules, "lottery", sys.modules[__name__])
-    monkeypatch.setattr(actor, "ParameterFollower", lambda *_: Stopped())
-    monkeypatch.setattr(actor, "Shipper", lambda *_: Stopped())
-    monkeypatch.setattr(actor.Rollout, "note_seeds", lambda *_: None)
+    monkeypatch.setattr(process, "ParameterFollower", lambda *_: Stopped())
+    monkeypatch.setattr(process, "Shipper", lambda *_: Stopped())
+    monkeypatch.setattr(process.Rollout, "note_seeds", lambda *_: None)
     run = {"env": "lottery:Lottery"}
     config = build(("test", {"run": run, "actor": {"envs_per_actor": 1, "segment_length": 4,
                                                    "discount": 0.9}}))  # fmt: skip
@@ -92,7 +92,7 @@ def test_actors_draw_differently_though_they_are_forked_from_one_process(
     link: Any = Stopped()
     for index, incarnation in ((0, 0), (1, 0), (0, 1), (0, 0)):
         with randomness.kept():
-            actor.act(link, link, Welcome("r", index, incarnation, config, spec, "", ""))
+            process.act(link, link, Welcome("r", index, incarnation, config, spec, "", ""))
     first, *others, again = Lottery.drawn
     assert first == again
     assert len({first, *others}) == 3

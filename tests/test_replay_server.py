@@ -13,13 +13,17 @@ import pytest
 import zmq
 from numpy.typing import NDArray
 
-from launcher.coordinator import Coordinator, Member
-from launcher.metrics import MemberKey, RunMetrics
+from launcher.coordinator.coordinator import Coordinator, Member
+from launcher.coordinator.metrics import MemberKey, RunMetrics
 from pdqn import wire
-from pdqn.config import Config, build
+from pdqn.config import Config
+from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from replay.buffer import make_buffer
 from replay.client import SampleClient
+from replay.intake import Sequences
+from replay.process import ReplayServer
 from replay.samples import (
     Sample,
     SampleRequest,
@@ -29,7 +33,6 @@ from replay.samples import (
     slot_count,
 )
 from replay.sender import TransitionSender, ack_topic
-from replay.server import ReplayServer, Sequences, make_buffer
 from replay.sharding import Tally
 from replay.shared_memory import MemoryAddress
 

@@ -19,16 +19,18 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from launcher import start
-from launcher.access import Access
+from launcher.coordinator.metrics import MemberKey, RunMetrics
+from launcher.hosts.access import Access
 from launcher.interrupts import Interrupts
-from launcher.metrics import MemberKey, RunMetrics
-from launcher.resume import read_run
+from launcher.plan.prepare import prepare
+from launcher.run import launch as running
+from launcher.run.resume import read_run
+from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory
-from launcher.state import RunState, read_state
 from learner.checkpoint import checkpoints, load_newest
-from pdqn.config import Config, Layer, build
+from pdqn.config import Config
 from pdqn.errors import UsageError
+from pdqn.layers import Layer, build
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -79,7 +81,7 @@ def launch(directory: Path, *, resume: bool = False, **changes: dict[str, Any]) 
     """Train in this process; the summary."""
     past = read_run(directory) if resume else None
     layers = [("test", changes)] if past else [("settings", SETTINGS), ("test", changes)]
-    code = start.launch(
+    code = running.launch(
         build(*(past.layers(*layers) if past else layers)),
         Interrupts(),
         past=past,
@@ -148,7 +150,7 @@ def test_its_parameters_target_optimizer_and_random_state_are_those_of_the_check
         restored.append(self._learner.get_state())
         return self._session.conclude("steps", [])
 
-    monkeypatch.setattr("launcher.single.SingleRun.execute", look_and_stop)
+    monkeypatch.setattr("launcher.run.single.SingleRun.execute", look_and_stop)
     launch(tmp_path, resume=True, run={"steps": 1000})
     torch.testing.assert_close(restored, [saved], rtol=0, atol=0)
 
@@ -193,7 +195,9 @@ def test_a_full_disk_is_said_once_and_does_not_end_the_run(
     said: list[str] = []
     monkeypatch.setattr(RunState, "write", full)
     monkeypatch.setattr(RunDirectory, "write_snapshot", full)
-    monkeypatch.setattr("launcher.console.SilentConsole.message", lambda _, text: said.append(text))
+    monkeypatch.setattr(
+        "launcher.console.console.SilentConsole.message", lambda _, text: said.append(text)
+    )
     assert launch(tmp_path, run={"steps": 400})["exit_reason"] == "steps"
     assert said.count("state.json: No space left on device; the run goes on") == 1
 
@@ -224,7 +228,7 @@ def test_what_was_on_its_way_when_a_run_was_killed_is_lost_and_not_waited_for():
 def test_a_run_that_was_ended_before_it_wrote_anything_begins_anew(tmp_path: Path):
     config = build(("settings", SETTINGS), ("test", {"run": {"steps": 400}}))
     directory = RunDirectory(tmp_path)
-    resolved = start.prepare(config)[2].config
+    resolved = prepare(config)[2].config
     directory.write_config(resolved, config)
     directory.close()
     assert launch(tmp_path, resume=True)["environment_steps"] == 400
@@ -238,7 +242,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_says_that_its_learner
     assert "begin" not in capsys.readouterr().err, "nothing is lost"
     shutil.rmtree(tmp_path / "checkpoints")
     past = read_run(tmp_path)
-    past.check(start.prepare(build(*past.layers(("test", {"run": {"steps": 800}}))))[2].config)
+    past.check(prepare(build(*past.layers(("test", {"run": {"steps": 800}}))))[2].config)
     (line,) = capsys.readouterr().err.splitlines()
     steps = past.state.metrics["learner_steps"]
     assert line == (
@@ -257,7 +261,7 @@ def test_a_run_without_its_counters_says_that_they_begin_anew(
 
 
 def test_what_another_version_chose_for_a_run_stays_whatever_auto_stands_for_now(tmp_path: Path):
-    here = start.prepare(launch_chosen_otherwise(tmp_path))[2].config.to_map()
+    here = prepare(launch_chosen_otherwise(tmp_path))[2].config.to_map()
     before = read_run(tmp_path).config.to_map()
     for section, values in OTHERWISE.items():
         assert all(here[section][key] != before[section][key] == values[key] for key in values)

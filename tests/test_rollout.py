@@ -11,15 +11,17 @@ from failing_environments import LENGTH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.actor import Identity, Rollout
 from actors.environments import guard
-from actors.environments.factory import VectorEnvironment, describe_environment
-from actors.policy import Guide, epsilon_greedy, guidance_at
+from actors.environments.describe import describe_environment
+from actors.environments.vector import VectorEnvironment
+from actors.exploration import Guide, epsilon_greedy, guidance_at
+from actors.rollout import Identity, Rollout
 from actors.segments import Segment, SegmentRecorder
-from launcher import start
+from launcher.plan.prepare import prepare
 from pdqn import seeds
-from pdqn.config import ActorConfig, Config, build
+from pdqn.config import ActorConfig, Config
 from pdqn.errors import UsageError
+from pdqn.layers import build
 from pdqn.networks import build_network
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
@@ -172,7 +174,7 @@ def test_both_forms_of_the_environment_suggest_the_same():
     spec = describe_environment(PLACEMENT, env_args)
     batch = VectorEnvironment(spec, env_args, 2)
     batch.reset([5, 6])
-    from actors.environments.circle_placement import CirclePlacementEnv
+    from actors.circle_placement.environment import CirclePlacementEnv
 
     single = CirclePlacementEnv(**env_args)
     _, info = single.reset(seed=6)
@@ -187,7 +189,7 @@ def test_both_forms_of_the_environment_suggest_the_same():
 def test_guidance_without_advice_is_refused_before_anything_starts():
     layer = {"run": {"env": "CartPole-v1"}, "actor": {"guidance": 0.5}}
     with pytest.raises(UsageError, match=r"actor\.guidance = 0\.5: CartPole-v1 gives no info"):
-        start.prepare(build(("test", layer)))
+        prepare(build(("test", layer)))
 
 
 def test_with_guidance_a_rollout_follows_until_it_has_decayed():

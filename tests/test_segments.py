@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.segments import NStep, Segment, SegmentRecorder, join_segments, n_step_targets
+from actors.n_step import NStep, n_step_targets
+from actors.segments import Segment, SegmentRecorder, join_segments
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.wire import TRANSITION_COLUMNS, TransitionBatch, decode_transitions, encode_transitions
 

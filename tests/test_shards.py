@@ -18,19 +18,20 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.coordinator import Coordinator
-from launcher.metrics import MemberKey, RunMetrics
+from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.metrics import MemberKey, RunMetrics
 from learner.process import LearnerProcess
 from pdqn import wire
-from pdqn.config import Config, build
+from pdqn.config import Config
 from pdqn.files import RUN_ID, RunFiles
+from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.client import SampleClient
 from replay.limiter import RateLimiter
+from replay.process import ReplayServer, run_replay
 from replay.samples import Sample, importance_weights
 from replay.sender import TransitionSender, shard_of
-from replay.server import ReplayServer, run_replay
 from replay.sharding import Ledger, ShardLimiter, ShardState, Tally, allocate
 
 Eventually = Callable[..., Any]

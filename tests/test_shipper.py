@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import zmq
 
-from actors.actor import Shipper
 from actors.segments import Segment
+from actors.shipper import Shipper
 from pdqn import wire
-from pdqn.config import build
+from pdqn.layers import build
 from pdqn.link import CoordinatorLink, Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.sender import UNKNOWN, encode_ack, subscriber_of

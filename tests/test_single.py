@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from actors.environments.factory import describe_environment
-from launcher.console import Console, SilentConsole
+from actors.environments.describe import describe_environment
+from launcher.console.console import Console, SilentConsole
 from launcher.interrupts import Interrupts
-from launcher.plots import read_metrics
+from launcher.results.training import read_metrics
+from launcher.run.session import Session
+from launcher.run.single import SingleRun
 from launcher.rundir import RunDirectory
-from launcher.session import Session
-from launcher.single import SingleRun
 from learner.checkpoint import checkpoints, load_newest
-from pdqn.config import Config, build
+from pdqn.config import Config
+from pdqn.layers import build
 from pdqn.model import load_model
 from pdqn.seeds import environment_seeds
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from launcher.sizing import Costs, limits
+from launcher.bench.saturation import Costs, limits
 
 COSTS = Costs(
     actor_rate=1000.0,

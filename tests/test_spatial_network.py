@@ -11,8 +11,9 @@ from test_image_networks import spec_of, zeros
 from torch import Tensor
 
 from learner.learner import Learner
-from pdqn.config import NetworkConfig, build
+from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
+from pdqn.layers import build
 from pdqn.networks import build_network, network_sizes, resample_noise, set_noise
 from pdqn.networks.spatial import SpatialNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from actors.actor import Identity, Rollout
-from actors.environments.factory import describe_environment
+from actors.environments.describe import describe_environment
 from actors.evaluation import play
+from actors.rollout import Identity, Rollout
 from actors.segments import join_segments
-from pdqn.config import Config, NetworkConfig, build
+from pdqn.config import Config, NetworkConfig
+from pdqn.layers import build
 from pdqn.networks.fused import FusedNetwork
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 from pdqn.stacking import FrameStacker

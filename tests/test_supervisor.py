@@ -11,10 +11,10 @@ import psutil
 import pytest
 import zmq
 
-from launcher.coordinator import Coordinator
-from launcher.metrics import RunMetrics
-from launcher.supervisor import Ended, RestartPolicy, Supervisor
-from pdqn.config import build
+from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.metrics import RunMetrics
+from launcher.hosts.supervisor import Ended, RestartPolicy, Supervisor
+from pdqn.layers import build
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
 Eventually = Callable[..., Any]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_console import snapshot, starting
 
+from launcher.console.watch import Address, Directory, watch
+from launcher.coordinator.snapshot import Snapshot
 from launcher.interrupts import Interrupts
 from launcher.rundir import RunDirectory
-from launcher.snapshot import Snapshot
-from launcher.watch import Address, Directory, watch
-from pdqn.config import build
 from pdqn.errors import RunError, UsageError
+from pdqn.layers import build
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -123,7 +123,7 @@ def test_an_address_that_is_none_is_refused_and_one_without_a_run_is_given_up(
 ):
     with pytest.raises(UsageError, match=r"tcp://nowhere has no port; expected tcp://HOST:PORT"):
         Address("tcp://nowhere")
-    monkeypatch.setattr("launcher.watch._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("launcher.console.watch._PATIENCE_SECONDS", 0.0)
     source = Address("tcp://127.0.0.1:9")
     with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:9: no run answers"):
         source.look()

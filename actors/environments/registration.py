@@ -19,8 +19,8 @@ def register() -> None:
         return
     registration.register(
         id=CIRCLE_PLACEMENT_ID,
-        entry_point="actors.environments.circle_placement:CirclePlacementEnv",
-        vector_entry_point="actors.environments.circle_placement:CirclePlacementVectorEnv",
+        entry_point="actors.circle_placement.environment:CirclePlacementEnv",
+        vector_entry_point="actors.circle_placement.environment:CirclePlacementVectorEnv",
     )
 
 

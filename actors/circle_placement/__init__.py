@@ -1,0 +1,1 @@
+"""Circle placement, the built-in environment."""

@@ -1,0 +1,472 @@
+"""The built-in environment: place circles on a weighted map to cover as much as possible.
+
+A map of N x N cells holds a weight in every cell. Given circles are placed one at a time, and
+each collects the weight under it. The rewards of an episode add up to its **coverage**, the share
+of the map's weight that it collected.
+
+Known to gymnasium as ``pdqn/CirclePlacement-v0`` once ``actors.environments.registration`` is
+imported. Both forms below wrap the same batch of episodes, and
+for the same seed and actions both play the same episode.
+
+Seeds: ``reset(seed=s)`` starts map number s, and ``reset()`` a random map below 1,000,000. Maps
+from 1,000,000 on are therefore never met in training unless somebody asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from actors.circle_placement import kernels
+from actors.circle_placement.baselines import baselines, heaviest
+from actors.circle_placement.drawing import draw_episode
+from actors.circle_placement.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
+from actors.circle_placement.problem import Problem, parse_switch, parse_whole
+from pdqn.errors import UsageError
+from pdqn.seeds import HELD_OUT_SEED
+
+Observation = dict[str, NDArray[Any]]
+Infos = dict[str, Any]
+
+END_NAMES = {ALL_PLACED: "all_placed", NO_VALID_CENTRE: "no_valid_centre"}
+_NOT_STARTED = -1  # beside the ends that the kernels know
+
+
+class EpisodeBatch:
+    """B episodes of one problem, advanced together.
+
+    Attributes:
+        problem: the settings.
+        map_seeds: int64[B], of the maps being played.
+        ends: int8[B], GOING_ON or how the episode has ended.
+        episodes: the arrays that the kernels work on.
+    """
+
+    def __init__(self, problem: Problem, num_envs: int) -> None:
+        """Allocate the episodes; each must be started before it can be advanced."""
+        maps_shape = (num_envs, problem.map_size, problem.map_size)
+        self.problem = problem
+        self.map_seeds = np.zeros(num_envs, np.int64)
+        self.ends = np.full(num_envs, _NOT_STARTED, np.int8)
+        self._maps = np.zeros(maps_shape, np.float16)
+        self.episodes = kernels.Episodes(
+            weights=np.zeros(maps_shape, np.float32),
+            maps=self._maps.view(np.uint16),
+            totals=np.ones(num_envs),
+            coverages=np.zeros(num_envs),
+            radii=np.zeros((num_envs, MAX_CIRCLES), np.int64),
+            counts=np.ones(num_envs, np.int64),
+            placed=np.zeros(num_envs, np.int64),
+            centres=np.zeros((num_envs, MAX_CIRCLES, 2), np.int64),
+        )
+
+    def start(self, b: int, map_seed: int) -> None:
+        """Start episode b on map number ``map_seed``."""
+        weights = self.episodes.weights[b]
+        self.episodes.counts[b] = self.problem.generate(map_seed, weights, self.episodes.radii[b])
+        self.episodes.totals[b] = weights.sum(dtype=np.float64)
+        self.episodes.coverages[b] = 0.0
+        self.episodes.placed[b] = 0
+        self._maps[b] = weights / weights.max()
+        self.map_seeds[b] = map_seed
+        self.ends[b] = GOING_ON
+
+    def place(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        """Place the next circle of every episode.
+
+        Args:
+            actions: int64[B], the centres.
+
+        Returns:
+            float64[B], the rewards, and int8[B, N * N], the valid centres that follow.
+
+        Raises:
+            ValueError: an action is invalid; then no episode has changed.
+            ResetNeeded: an episode is over or was never started.
+        """
+        if self.ends.any():
+            raise ResetNeeded("reset() must be called before step(), and after an episode's end")
+        rewards = np.empty(len(actions))
+        masks = np.empty((len(actions), self.problem.map_size**2), np.int8)
+        b, rule, circle = kernels.place_circles(
+            self.episodes, self.problem.overlap, actions, rewards, masks, self.ends
+        )
+        if rule != kernels.VALID:
+            raise ValueError(self._explain(b, int(actions[b]), rule, circle))
+        return rewards, masks
+
+    def fill_mask(self, b: int, mask: NDArray[np.int8]) -> None:
+        """Fill mask, int8[N * N], with the valid centres of episode b's next circle."""
+        kernels.find_next_centres(self.episodes, self.problem.overlap, b, mask)
+
+    def observe(self, rows: NDArray[np.int64], masks: NDArray[np.int8]) -> Observation:
+        """Return the observations of the episodes in rows, in arrays that nothing changes later.
+
+        Args:
+            rows: int64[R], which episodes.
+            masks: int8[R, N * N], their valid centres; becomes part of the result.
+        """
+        placed = self.episodes.placed[rows]
+        radii = self.episodes.radii[rows]
+        next_radii = radii[np.arange(len(rows)), np.minimum(placed, MAX_CIRCLES - 1)]
+        next_radii[self.ends[rows] != GOING_ON] = 0
+        progress = np.stack([placed / self.episodes.counts[rows], self.episodes.coverages[rows]], 1)
+        return {
+            "action_mask": masks,
+            "map": self._maps[rows],
+            "placed": (np.arange(MAX_CIRCLES) < placed[:, None]).astype(np.int8),
+            # Rounding in float64 may carry the coverage of a whole map a last bit above 1.
+            "progress": np.minimum(progress, 1.0).astype(np.float32),
+            "radii": radii.astype(np.float32),
+            "radius": next_radii[:, None].astype(np.float32),
+        }
+
+    def suggest(self, masks: NDArray[np.int8]) -> NDArray[np.int64]:
+        """Exact greedy's next action of every episode, int64[B]; -1 where no centre is valid.
+
+        Args:
+            masks: int8[B, N * N], the valid centres.
+        """
+        actions = np.full(len(masks), -1, np.int64)
+        for b in np.flatnonzero(masks.any(axis=1)).tolist():
+            radius = self.episodes.radii[b, self.episodes.placed[b]]
+            actions[b] = heaviest(self.episodes.weights[b], masks[b], radius)
+        return actions
+
+    def draw(self, b: int) -> NDArray[np.uint8]:
+        """Return a picture, uint8[height, width, 3], of episode b."""
+        placed = int(self.episodes.placed[b])
+        return draw_episode(
+            self.problem.instance(int(self.map_seeds[b])).weights,
+            self.episodes.centres[b, :placed],
+            self.episodes.radii[b, : self.episodes.counts[b]],
+            float(self.episodes.coverages[b]),
+        )
+
+    def _explain(self, b: int, action: int, rule: int, circle: int) -> str:
+        """Return the message about an invalid action."""
+        size = self.problem.map_size
+        centre = x, y = divmod(action, size)
+        placed = int(self.episodes.placed[b])
+        radius = int(self.episodes.radii[b, placed])
+        start = f"action {action} is invalid for circle {placed + 1} of radius {radius}"
+        if len(self.ends) > 1:
+            start = f"environment {b}: {start}"
+        if rule == kernels.OFF_MAP:
+            return f"{start}: expected 0 to {size**2 - 1}, a cell of the map"
+        if rule == kernels.OUT_OF_BOUNDS:
+            bad = [f"{name} = {at}" for name, at in (("x", x), ("y", y))
+                   if not radius <= at < size - radius]  # fmt: skip
+            return (
+                f"{start}: centred at {centre} it is out of bounds, as {' and '.join(bad)} must be "
+                f"within {radius} to {size - radius - 1}"
+            )
+        other = tuple(map(int, self.episodes.centres[b, circle]))
+        other_radius = int(self.episodes.radii[b, circle])
+        distance = np.hypot(x - other[0], y - other[1])
+        return (
+            f"{start}: centred at {centre} it overlaps circle {circle + 1} of radius "
+            f"{other_radius} at {other}; the distance is {distance:.2f}, "
+            f"at least {radius + other_radius} is needed"
+        )
+
+
+class _CirclePlacement:
+    """What both forms of the environment have in common."""
+
+    headline_metric = "coverage"
+
+    _batch: EpisodeBatch
+
+    def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Return what ``random``, ``exact_greedy`` and ``upper_bound`` cover of these maps.
+
+        See ``actors.circle_placement.baselines``. The settings are those of this environment.
+        """
+        return baselines(self._batch.problem, seeds)
+
+
+class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64]):
+    """Place one circle after the other on one map.
+
+    Action: ``Discrete(N * N)``; (x, y) = divmod(action, N) is the centre of the next circle.
+
+    Observation, a ``Dict`` of
+        ``map``: float16[N, N], weights / the largest original weight, 0 where covered;
+        ``radius``: float32[1], of the circle to place, in cells; 0 when the episode is over;
+        ``radii``: float32[20], of all circles, in cells, zero-padded;
+        ``placed``: int8[20], 1 for each circle that is placed;
+        ``progress``: float32[2], the share of circles placed, and the coverage so far;
+        ``action_mask``: int8[N * N], 1 for each valid centre; all 0 when the episode is over.
+
+    A centre is valid if the disc lies within the map and, unless ``overlap``, is at least the sum
+    of both radii away from every earlier centre. Any other action is a ``ValueError``.
+
+    Reward: the share of the map's original weight that this circle collected.
+
+    Info: ``map_seed``; ``action_mask``, the array in the observation; ``coverage`` so far; with
+    the last step ``end``, either ``all_placed`` or ``no_valid_centre``; and with ``suggest``
+    ``suggested_action``, exact greedy's choice, -1 when the episode is over.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - gymnasium's
+
+    def __init__(
+        self,
+        map_size: int | str = 128,
+        radii: Sequence[int] | str = "fixed",
+        overlap: bool | str = False,
+        render_mode: str | None = None,
+        suggest: bool | str = False,
+    ) -> None:
+        """Create the environment.
+
+        Args:
+            map_size: N, at least 16. Generated maps look alike in every size.
+            radii: ``fixed``, the same 13 circles always; ``random``, 3 to 15 circles that
+                differ from map to map; or up to 20 radii in cells, in the order of placement.
+                Those of ``fixed`` and ``random`` are in proportion to the map.
+            overlap: whether circles may overlap.
+            render_mode: ``rgb_array`` for pictures, or none.
+            suggest: whether infos hold exact greedy's choice.
+
+        Raises:
+            UsageError: a ``ValueError`` that names the setting, its value and what is accepted.
+        """
+        problem = Problem.parse(map_size, radii, overlap)
+        self.render_mode = _parse_render_mode(render_mode)
+        self.action_space = spaces.Discrete(problem.map_size**2)
+        self.observation_space = _observation_space(problem)
+        self._suggests = parse_switch("suggest", suggest)
+        self._batch = EpisodeBatch(problem, 1)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Infos]:
+        """Start map number ``seed``, or a random one below 1,000,000; there are no options."""
+        super().reset(seed=seed)
+        self._batch.start(0, _draw_map_seed(self.np_random) if seed is None else seed)
+        masks = np.empty((1, self._batch.problem.map_size**2), np.int8)
+        self._batch.fill_mask(0, masks[0])
+        return self._observe(masks)
+
+    def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, Infos]:
+        """Place the next circle around the cell ``divmod(action, N)``.
+
+        Raises:
+            ValueError: the action is invalid; then nothing has changed.
+            ResetNeeded: the episode is over or was never started.
+        """
+        rewards, masks = self._batch.place(_parse_actions(action, ())[None])
+        observation, info = self._observe(masks)
+        terminated = bool(self._batch.ends[0] != GOING_ON)
+        if terminated:
+            info["end"] = END_NAMES[int(self._batch.ends[0])]
+        return observation, float(rewards[0]), terminated, False, info
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """Return a picture of the episode, uint8[height, width, 3]."""
+        return self._batch.draw(0) if self.render_mode else _no_picture()
+
+    def _observe(self, masks: NDArray[np.int8]) -> tuple[Observation, Infos]:
+        """Return observation and info of the episode."""
+        observations = self._batch.observe(np.zeros(1, np.int64), masks)
+        info = {
+            "map_seed": int(self._batch.map_seeds[0]),
+            "action_mask": masks[0],
+            "coverage": float(self._batch.episodes.coverages[0]),
+        }
+        if self._suggests:
+            info["suggested_action"] = int(self._batch.suggest(masks)[0])
+        return {key: value[0] for key, value in observations.items()}, info
+
+
+class CirclePlacementVectorEnv(
+    _CirclePlacement, VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]
+):
+    """Many of ``CirclePlacementEnv``, in lockstep.
+
+    Exactly like gymnasium's ``SyncVectorEnv`` of them with ``AutoresetMode.SAME_STEP``: an episode
+    that ends is followed at once by the next one, whose first observation the step returns, while
+    the last observation and info are in ``infos["final_obs"]`` and ``infos["final_info"]``.
+    """
+
+    def __init__(
+        self,
+        num_envs: int | str = 1,
+        map_size: int | str = 128,
+        radii: Sequence[int] | str = "fixed",
+        overlap: bool | str = False,
+        render_mode: str | None = None,
+        suggest: bool | str = False,
+    ) -> None:
+        """Create the environments, ``num_envs`` of them; the rest as in ``CirclePlacementEnv``."""
+        problem = Problem.parse(map_size, radii, overlap)
+        self.num_envs = parse_whole("num_envs", num_envs, 1)
+        self.metadata = CirclePlacementEnv.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.render_mode = _parse_render_mode(render_mode)
+        self.single_action_space = spaces.Discrete(problem.map_size**2)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.single_observation_space = _observation_space(problem)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self._suggests = parse_switch("suggest", suggest)
+        self._batch = EpisodeBatch(problem, self.num_envs)
+        self._all = np.arange(self.num_envs)
+        self._generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observation, Infos]:
+        """Start new episodes.
+
+        Args:
+            seed: of the maps, as in ``CirclePlacementEnv``: s for s, s + 1, ..., or one each.
+            options: ``{"reset_mask": bool[num_envs]}`` starts only those; infos are theirs.
+        """
+        seeds = self._parse_seeds(seed)
+        chosen = self._parse_reset_mask((options or {}).get("reset_mask"))
+        for b in np.flatnonzero(chosen).tolist():
+            self._start(b, seeds[b])
+        masks = np.empty((self.num_envs, self._batch.problem.map_size**2), np.int8)
+        for b in range(self.num_envs):
+            self._batch.fill_mask(b, masks[b])
+        return self._batch.observe(self._all, masks), self._infos(masks, chosen)
+
+    def step(
+        self, actions: NDArray[np.int64] | Sequence[int]
+    ) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], Infos]:
+        """Place the next circle of every environment; start the next episode where that ends one.
+
+        Raises:
+            ValueError: an action is invalid; then nothing has changed in any environment.
+            ResetNeeded: ``reset`` was never called.
+        """
+        rewards, masks = self._batch.place(_parse_actions(actions, (self.num_envs,)))
+        terminations = self._batch.ends != GOING_ON
+        finals = self._start_next(terminations, masks) if terminations.any() else {}
+        infos = finals | self._infos(masks, np.ones(self.num_envs, np.bool_))
+        observations = self._batch.observe(self._all, masks)
+        return observations, rewards, terminations, np.zeros(self.num_envs, np.bool_), infos
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """Return a picture, uint8[height, width, 3], of each environment's running episode."""
+        if not self.render_mode:
+            return _no_picture()
+        return tuple(self._batch.draw(b) for b in range(self.num_envs))
+
+    def _start(self, b: int, seed: int | None) -> None:
+        """Start environment b on map number ``seed``, or on the next one that it draws."""
+        if seed is not None:
+            self._generators[b] = seeding.np_random(seed)[0]
+        self._batch.start(b, _draw_map_seed(self._generators[b]) if seed is None else seed)
+
+    def _start_next(self, ended: NDArray[np.bool_], masks: NDArray[np.int8]) -> Infos:
+        """Start the next episodes where ended, bool[B]; return the finals of those before.
+
+        The rows of masks, int8[B, N * N], that belong to ended episodes are replaced.
+        """
+        rows = np.flatnonzero(ended)
+        last = self._batch.observe(rows, masks[rows])
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        ends = np.full(self.num_envs, None, dtype=object)
+        for row, b in enumerate(rows):
+            final_obs[b] = {key: value[row] for key, value in last.items()}
+            ends[b] = END_NAMES[int(self._batch.ends[b])]
+        no_centres = np.zeros_like(masks)  # whichever way an episode has ended
+        final_info = self._infos(no_centres, ended) | {"end": ends, "_end": ended.copy()}
+        for b in rows.tolist():
+            self._start(b, None)
+            self._batch.fill_mask(b, masks[b])
+        return {
+            "final_obs": final_obs,
+            "_final_obs": ended.copy(),
+            "final_info": final_info,
+            "_final_info": ended.copy(),
+        }
+
+    def _infos(self, masks: NDArray[np.int8], chosen: NDArray[np.bool_]) -> Infos:
+        """Return the infos of the environments in chosen, bool[B], in gymnasium's layout."""
+        infos = {
+            "map_seed": np.where(chosen, self._batch.map_seeds, 0),
+            "action_mask": masks if chosen.all() else np.where(chosen[:, None], masks, np.int8(0)),
+            "coverage": np.where(chosen, self._batch.episodes.coverages, 0.0),
+        }
+        if self._suggests:
+            infos["suggested_action"] = np.where(chosen, self._batch.suggest(masks), 0)
+        return infos | {f"_{key}": chosen.copy() for key in infos}
+
+    def _parse_seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        """Return one seed, or none, for each environment."""
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int):
+            return [seed + b for b in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"expected one seed for each of {self.num_envs}, got {len(seed)}")
+        return seed
+
+    def _parse_reset_mask(self, reset_mask: Any) -> NDArray[np.bool_]:
+        """Return which environments to reset, bool[B]; all of them if there is no mask."""
+        if reset_mask is None:
+            return np.ones(self.num_envs, np.bool_)
+        mask = np.asarray(reset_mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise ValueError(
+                f"reset_mask must be bool[{self.num_envs}] with at least one True, "
+                f"got {mask.dtype}{list(mask.shape)}"
+            )
+        return mask
+
+
+def _observation_space(problem: Problem) -> spaces.Space[Any]:
+    """Return the space of one environment's observations."""
+    size = problem.map_size
+    return spaces.Dict(
+        {
+            "action_mask": spaces.MultiBinary(size**2),
+            "map": spaces.Box(0, 1, (size, size), np.float16),
+            "placed": spaces.MultiBinary(MAX_CIRCLES),
+            "progress": spaces.Box(0, 1, (2,), np.float32),
+            "radii": spaces.Box(0, size, (MAX_CIRCLES,), np.float32),
+            "radius": spaces.Box(0, size, (1,), np.float32),
+        }
+    )
+
+
+def _draw_map_seed(generator: np.random.Generator) -> int:
+    """Return the seed of a map to train on."""
+    return int(generator.integers(HELD_OUT_SEED))
+
+
+def _parse_actions(actions: Any, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return actions as int64 of this shape."""
+    array = np.asarray(actions)
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected integer actions of shape {list(shape)}, got {array.dtype}{list(array.shape)}"
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def _parse_render_mode(render_mode: str | None) -> str | None:
+    """Return render_mode if there is such a mode."""
+    if render_mode not in (None, "rgb_array"):
+        raise UsageError(f"render_mode={render_mode!r}: expected rgb_array or none")
+    return render_mode
+
+
+def _no_picture() -> None:
+    """Tell the caller of ``render`` what it lacks, as gymnasium's own environments do."""
+    gymnasium.logger.warn("render() needs render_mode='rgb_array', given when it is created")

@@ -1,0 +1,101 @@
+"""Action masks from the info, put into the observation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from pdqn.specs import ACTION_MASK, PLAIN_FIELD
+
+Environment = gymnasium.Env[Any, Any]
+
+
+def has_mask(env: Environment | VectorEnv) -> bool:
+    """Whether the observation itself has an action mask."""
+    space = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
+    return isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces
+
+
+class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Puts ``info["action_mask"]`` into the observation, where the rest of the system looks."""
+
+    def __init__(self, env: Environment) -> None:
+        super().__init__(env)
+        self.observation_space = _masked_space(env.observation_space, env.action_space)
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(**arguments)
+        return _with_mask(observation, _told_mask(info)), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return _with_mask(observation, _told_mask(info)), reward, terminated, truncated, info
+
+
+class MaskedBatch(VectorWrapper):
+    """The same of a batch: ``infos["action_mask"]``, one row for each environment.
+
+    That of a final observation is looked for in ``infos["final_info"]``.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        space = _masked_space(env.single_observation_space, env.single_action_space)
+        self.single_observation_space = space
+        self.observation_space = batch_space(space, env.num_envs)
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode everywhere."""
+        observation, infos = self.env.reset(**arguments)
+        return _with_mask(observation, _told_mask(infos)), infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all environments."""
+        observation, rewards, terminated, truncated, infos = self.env.step(actions)
+        cut = np.flatnonzero(truncated & ~terminated)
+        if len(cut):
+            masks = _told_mask(infos.get("final_info", {}))
+            final = np.full(self.num_envs, None, object)
+            for i in cut:
+                final[i] = _with_mask(infos["final_obs"][i], masks[i])
+            infos = {**infos, "final_obs": final}
+        return _with_mask(observation, _told_mask(infos)), rewards, terminated, truncated, infos
+
+
+def _masked_space(inner: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> spaces.Dict:
+    assert isinstance(actions, spaces.Discrete)
+    mask = spaces.Box(0, 1, (int(actions.n),), np.int8)
+    return spaces.Dict({**_parts(inner, spaces.Dict, spaces.Tuple), ACTION_MASK: mask})
+
+
+def _parts(whole: Any, mapping: type, sequence: type) -> dict[str, Any]:
+    """The parts of a space, or of an observation, by the names that their fields have."""
+    if isinstance(whole, mapping):
+        return dict(whole.items())
+    if isinstance(whole, sequence):
+        return {str(index): part for index, part in enumerate(whole)}
+    return {PLAIN_FIELD: whole}
+
+
+def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
+    if ACTION_MASK not in info:
+        raise KeyError(f'no info["{ACTION_MASK}"], though the first reset had one')
+    # A copy, as the observation beside it is one: an environment may keep a single mask.
+    mask = np.array(info[ACTION_MASK])
+    if mask.dtype == object:  # of a batch: lists, and None where there is none
+        known = next(len(row) for row in mask if row is not None)
+        mask = np.array([np.zeros(known) if row is None else row for row in mask])
+    return (mask != 0).astype(np.int8)
+
+
+def _with_mask(observation: Any, mask: NDArray[np.int8]) -> dict[str, Any]:
+    return {**_parts(observation, Mapping, tuple), ACTION_MASK: mask}

@@ -1,0 +1,278 @@
+"""Any gymnasium environment as one batch, described by an EnvironmentSpec.
+
+One autoreset mode is used throughout, ``SAME_STEP``: the observation after a finished episode is
+the first of the next one, and the final observation is kept beside it. Environments with a
+batch-native form that works this way use it; all others are stepped one after another by
+gymnasium's SyncVectorEnv.
+
+Dict and Tuple spaces, however deep, are flattened to fields: ``camera.left`` is the key ``left``
+of the Dict at ``camera``, ``0.mask`` the key ``mask`` of the first entry of a Tuple.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.environments.fields import field_name, leaves_of, part_of
+from actors.environments.guard import (
+    FAILED,
+    RAISED,
+    Backoff,
+    FailureRecord,
+    close_broken,
+)
+from actors.environments.making import attribute, make_guarded, make_native, makers
+from pdqn.seeds import rebuilt_seed
+from pdqn.specs import (
+    ACTION_MASK,
+    EnvironmentSpec,
+    Observation,
+)
+
+SUGGESTED = "suggested_action"
+_log = logging.getLogger("environment")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of all environments.
+
+    Attributes:
+        observation: fields [num_envs, ...]; where an episode ended, the next one's first.
+        rewards: float64[num_envs].
+        terminated: bool[num_envs].
+        truncated: bool[num_envs].
+        final_observation: fields [k, ...] of the k environments that were truncated and not
+            terminated, in order: the observation to bootstrap from.
+        headline: float64[num_envs], the headline metric at the end, NaN elsewhere.
+        failed: bool[num_envs], where the environment raised and was built anew: what was recorded
+            of its episode is void, and ``observation`` is the first of another one.
+        suggested: int64[num_envs], the action that an expert would take next, -1 where there is no
+            telling; None where the environment suggests nothing (``info["suggested_action"]``).
+    """
+
+    observation: Observation
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    final_observation: Observation
+    headline: NDArray[np.float64]
+    failed: NDArray[np.bool_]
+    suggested: NDArray[np.int64] | None
+
+
+class VectorEnvironment:
+    """A batch of environments that speaks in maps of named arrays."""
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        env_args: Mapping[str, Any],
+        num_envs: int,
+        *,
+        failures_allowed: int = 0,
+        pause: Callable[[float], None] | None = None,
+        rests: bool = False,
+    ) -> None:
+        """Make the environments.
+
+        Args:
+            spec: what ``describe_environment`` found.
+            env_args: keyword arguments.
+            num_envs: of the batch.
+            failures_allowed: in a row; an environment that raises is built anew so often.
+            pause: waits for so many seconds before it is; by default it sleeps.
+            rests: whether an environment whose episode has ended or failed rests until all are
+                reset, where they are stepped one after the other; what it shows means nothing.
+        """
+        self.spec = spec
+        self.num_envs = num_envs
+        self.suggested: NDArray[np.int64] | None = None
+        self._made = makers(spec.id, env_args)
+        self._allowed = failures_allowed
+        self._record = FailureRecord(failures_allowed)  # of a native batch
+        self._rests = rests
+        self._backoff = Backoff(pause)
+        self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
+        self._seeds = [0] * num_envs
+        self._make()
+        leaves = leaves_of(self._env.single_observation_space)
+        self._paths = {field_name(path): path for path, _ in leaves}
+        self._dtypes = {field.name: np.dtype(field.dtype) for field in spec.fields}
+
+    @property
+    def failures(self) -> int:
+        """How often environments have raised so far; a native batch raises as a whole."""
+        return self._record.total + sum(env.record.total for env in self._guarded)
+
+    @property
+    def failures_each(self) -> NDArray[np.int64]:
+        """The same for each environment, int64[num_envs]."""
+        if not self._guarded:
+            return np.full(self.num_envs, self._record.total)
+        return np.array([env.record.total for env in self._guarded])
+
+    def reset(self, seeds: Sequence[int]) -> Observation:
+        """Begin an episode everywhere; environment i with ``seeds[i]``."""
+        self._seeds = [int(seed) for seed in seeds]
+        self._backoff.begin_step()
+        every: Any = self._seeds  # the base class declares only one int
+        observation, infos = self._env.reset(seed=every)
+        self.suggested = self._suggested(infos)
+        named = self._named(observation)
+        if not self._guarded:  # a guard has looked already
+            self._check(named)
+        return named
+
+    def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
+        """Take actions [num_envs], each 0 .. num_actions - 1.
+
+        Raises:
+            EnvironmentFailedError: an environment failed too often in a row.
+        """
+        self._backoff.begin_step()
+        if self._guarded:
+            return self._step(actions)
+        try:
+            return self._step(actions)
+        except RAISED:
+            _log.exception("a batch of environments failed")
+            return self._rebuilt(traceback.format_exc())
+
+    def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
+        observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
+        terminated, truncated = (np.asarray(end, bool) for end in ends)
+        failed = self._failed(infos)
+        truncated = truncated & ~failed
+        ended = terminated | truncated
+        if ended.any():
+            self._record.finished()
+        self.suggested = self._suggested(infos)
+        named = self._named(observation)
+        final = self._final(infos, np.flatnonzero(truncated & ~terminated))
+        if not self._guarded:  # a guard has looked already
+            self._check(named)
+            self._check(final, ended=True)
+        return Transition(
+            observation=named,
+            rewards=np.asarray(rewards, np.float64),
+            terminated=terminated,
+            truncated=truncated,
+            final_observation=final,
+            headline=self._headline(infos, ended),
+            failed=failed,
+            suggested=self.suggested,
+        )
+
+    def _rebuilt(self, trace: str) -> Transition:
+        """A native batch fails as a whole: all of its episodes are void."""
+        observation = None
+        while observation is None:
+            self._backoff.wait(self._record, trace)
+            try:
+                observation = self._begin_anew()
+            except RAISED:
+                _log.exception("a batch of environments could not be built anew")
+                trace = traceback.format_exc()
+        none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
+        nothing = np.full(self.num_envs, np.nan)
+        rewards = np.zeros(self.num_envs)
+        return Transition(
+            observation, rewards, none, none.copy(), {}, nothing, every, self.suggested
+        )
+
+    def _begin_anew(self) -> Observation:
+        close_broken(self._env)
+        self._make()
+        seeds = [rebuilt_seed(s, self._record.total) for s in self._seeds]
+        _log.info("a batch of environments was built anew; its seeds are %s", seeds)
+        return self.reset(seeds)
+
+    def _make(self) -> None:
+        masked, self._guarded = self.spec.masked, []
+        native = make_native(self._made, self.num_envs, masked=masked)
+        if native is not None:
+            self._env = native
+            return
+        headline = self.spec.headline_metric
+        self._env, self._guarded = make_guarded(
+            self._made,
+            self.num_envs,
+            masked=masked,
+            failures_allowed=self._allowed,
+            backoff=self._backoff,
+            check=lambda observation, ended: self._check(self._named(observation), ended=ended),
+            told=(SUGGESTED,) if headline is None else (SUGGESTED, headline),
+            rests=self._rests,
+        )
+
+    def _failed(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
+        marks = infos.get("final_info", {}).get(FAILED)
+        return np.zeros(self.num_envs, bool) if marks is None else np.asarray(marks, bool)
+
+    def _suggested(self, infos: Mapping[str, Any]) -> NDArray[np.int64] | None:
+        if SUGGESTED not in infos:
+            return None
+        told = np.asarray(infos[SUGGESTED])
+        known = np.asarray(infos.get(f"_{SUGGESTED}", np.ones(self.num_envs, bool)), bool)
+        if told.dtype == object:  # None where an environment has nothing to suggest
+            known = known & [value is not None for value in told]
+        suggested = np.full(self.num_envs, -1, np.int64)
+        suggested[known] = told[known].astype(np.int64) - self.spec.first_action
+        return suggested
+
+    def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Scores of the environment's own baselines on these seeds, by name; empty without any."""
+        env = self._guarded[0] if self._guarded else self._env
+        compute = attribute(env, "baselines")
+        if not callable(compute):
+            return {}
+        scores: Any = compute(list(seeds))
+        return dict(scores)
+
+    def close(self) -> None:
+        """Close all environments."""
+        self._env.close()
+
+    def _named(self, observation: Any) -> Observation:
+        return {name: part_of(observation, path) for name, path in self._paths.items()}
+
+    def _check(self, observation: Observation, *, ended: bool = False) -> None:
+        """Refuse what no policy could act on or learn from; of one environment, or of several."""
+        if not observation:
+            return
+        for field in self._checked:
+            values = observation[field.name]
+            if field.name != ACTION_MASK:
+                if not field.is_known(values):
+                    shown = f"{np.asarray(values).tolist()!s:.80}"
+                    raise ValueError(f"the {field.name} {shown} is outside of its space")
+            elif not ended and not np.any(values, axis=-1).all():
+                raise ValueError("no action is valid, and the episode has not ended")
+
+    def _final(self, infos: Mapping[str, Any], which: NDArray[np.intp]) -> Observation:
+        if len(which) == 0:
+            return {}
+        if "final_obs" not in infos:
+            raise KeyError('no infos["final_obs"], though an episode was cut')
+        finals = [self._named(infos["final_obs"][i]) for i in which]
+        return {
+            # They come as the environment made them: a Discrete's may be an int of Python.
+            name: np.stack([final[name] for final in finals]).astype(dtype, copy=False)
+            for name, dtype in self._dtypes.items()
+        }
+
+    def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
+        values = np.full(self.num_envs, np.nan)
+        name, told = self.spec.headline_metric, infos.get("final_info", {})
+        if name in told:
+            known = ended & told.get(f"_{name}", True)
+            values[known] = told[name][known]
+        return values

@@ -1,0 +1,68 @@
+"""The actor: selects, steps, records, maybe sends, maybe refreshes its parameters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import zmq
+
+from actors.environments import randomness
+from actors.follower import ParameterFollower
+from actors.rollout import Identity, Rollout
+from actors.shipper import Shipper
+from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.networks import build_network
+from pdqn.process import keep_little_free_memory
+from pdqn.transport import Network
+
+_REFRESH_SECONDS = 0.1
+_NICENESS = 5
+
+
+def run_actor(
+    address: str,
+    index: int | None = None,
+    log_path: Path | None = None,
+    network: Network | None = None,
+) -> None:
+    """One actor process, from joining to leaving."""
+    torch.set_num_threads(1)
+    # Where processes outnumber cores, those that everybody waits for go first.
+    os.nice(_NICENESS)
+    keep_little_free_memory()
+    with role("actor", address, index, log_path, network) as (context, link, welcome):
+        act(context, link, welcome)
+
+
+def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome) -> None:
+    """Act until told to stop; then ship what is recorded."""
+    network = build_network(welcome.spec, welcome.config.network)
+    follower = ParameterFollower(context, link, welcome.run, network)
+    identity = Identity(welcome.index, welcome.incarnation)
+    randomness.seed(welcome.config.run.seed, "actor", welcome.index, welcome.incarnation)
+    rollout = Rollout(welcome.config, welcome.spec, network, identity, link.wait)
+    rollout.note_seeds(link.telemetry)
+    shipper = Shipper(context, link, welcome)
+    exhausted = False
+    while not link.stopping:
+        if follower.refresh():
+            rollout.set_slot(link.pulse.actor_slot, link.pulse.actor_slots)
+            rollout.set_learner_steps(follower.parameter_version or 0)
+            rollout.report(link.telemetry)
+        if link.exhausted and not exhausted:
+            # At once: the run has come to its end, or there is more to do.
+            link.report()
+        exhausted = link.exhausted
+        if follower.parameter_version is None or link.pulse.command == "hold" or exhausted:
+            link.telemetry.activity = "held"
+            # What was gathered before a pause does not wait for its end.
+            shipper.add([], follower.parameter_version or 0)
+            link.poll(_REFRESH_SECONDS)
+            continue
+        shipper.add(rollout.step(link.telemetry), follower.parameter_version)
+    shipper.add(rollout.flush(), follower.parameter_version or 0)
+    shipper.finish()
+    follower.close()
+    rollout.close()

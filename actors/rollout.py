@@ -1,0 +1,181 @@
+"""Environments, policy and recorder of one actor: everything but sockets and clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from actors.environments.vector import Transition, VectorEnvironment
+from actors.exploration import Guide, epsilon_greedy, epsilon_ladder, guidance_at, masked_values
+from actors.segments import Segment, SegmentRecorder
+from pdqn import seeds
+from pdqn.config import Config, resolved
+from pdqn.networks import QNetwork, resample_noise
+from pdqn.policy import action_values
+from pdqn.specs import EnvironmentSpec
+from pdqn.stacking import FrameStacker
+from pdqn.telemetry import Episode, Telemetry
+
+_MOST_SEEDS_TOLD = 500  # a note is of limited length, and each follows from the first
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which actor this is; all of its randomness follows from it."""
+
+    index: int
+    incarnation: int
+
+
+class Rollout:
+    """Environments, policy and recorder of one actor: everything but sockets and clocks.
+
+    Args:
+        config: of the run.
+        spec: of its environment.
+        network: whose values it acts on.
+        identity: which actor this is.
+        pause: waits for so many seconds before an environment is built anew; by default it sleeps.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        network: QNetwork,
+        identity: Identity,
+        pause: Callable[[float], None] | None = None,
+    ) -> None:
+        actor = config.actor
+        self._num_envs = resolved(actor.envs_per_actor)
+        self._config = actor
+        self._spec = spec
+        self._network = network
+        key = (config.run.seed, "actor", identity.index, identity.incarnation)
+        self._rng = seeds.generator(*key)
+        self._temperature = actor.temperature if actor.exploration == "boltzmann" else None
+        self._noisy = config.network.noisy
+        self._noise = torch.Generator().manual_seed(seeds.torch_seed(*key))
+        self._env = VectorEnvironment(
+            spec,
+            config.run.env_args,
+            self._num_envs,
+            failures_allowed=actor.environment_failures - 1,
+            pause=pause,
+        )
+        self._recorder = SegmentRecorder(
+            spec,
+            self._num_envs,
+            n_step=actor.n_step,
+            discount=resolved(actor.discount),
+            segment_length=resolved(actor.segment_length),
+        )
+        self._stacker = FrameStacker(spec, self._num_envs)
+        first = identity.index * self._num_envs
+        self._seeds = seeds.environment_seeds(
+            config.run.seed, first, self._num_envs, identity.incarnation
+        )
+        self._frames = self._env.reset(self._seeds)
+        self._observation = self._stacker.reset(self._frames)
+        self._scores = np.zeros(self._num_envs)
+        self._lengths = np.zeros(self._num_envs, np.int64)
+        self._failures = 0
+        self.epsilons = np.zeros(self._num_envs)
+        self.guidance = guidance_at(actor, 0)
+        self.set_slot(identity.index, identity.index + 1)
+
+    def set_slot(self, slot: int, slots: int) -> None:
+        """Take a share of a ladder over the environments of ``slots`` actors, the ``slot``-th."""
+        if self._noisy:
+            return  # its layers' noise explores
+        slots = max(slots, slot + 1)
+        ladder = epsilon_ladder(
+            slots * self._num_envs, self._config.epsilon_base, self._config.epsilon_alpha
+        )
+        # Strided, so that every actor has both greedy and exploring environments.
+        self.epsilons = ladder[slot::slots]
+
+    def set_learner_steps(self, learner_steps: int) -> None:
+        """Take the guidance of this moment of the learner's."""
+        self.guidance = guidance_at(self._config, learner_steps)
+
+    def note_seeds(self, telemetry: Telemetry) -> None:
+        """Have the seeds that its environments began with written down."""
+        listed = " ".join(map(str, self._seeds[:_MOST_SEEDS_TOLD]))
+        more = " ..." if self._num_envs > _MOST_SEEDS_TOLD else ""
+        telemetry.note("seeds", f"environments: {listed}{more}")
+
+    def report(self, telemetry: Telemetry) -> None:
+        """Tell how this actor explores."""
+        telemetry.gauge("epsilon", float(self.epsilons.mean()))
+        telemetry.gauge("epsilon_min", float(self.epsilons.min()))
+        telemetry.gauge("epsilon_max", float(self.epsilons.max()))
+        telemetry.gauge("guidance", self.guidance)
+
+    def step(self, telemetry: Telemetry) -> list[Segment]:
+        """Step all environments once; the segments that this completed.
+
+        Raises:
+            EnvironmentFailedError: an environment failed too often in a row.
+        """
+        if self._noisy:
+            resample_noise(self._network, self._noise)
+        values = action_values(self._network, self._observation)
+        choice = epsilon_greedy(values, self.epsilons, self._rng, self._guide(), self._temperature)
+        packed = self._spec.pack(self._frames)
+        self._recorder.record(packed, choice.actions, choice.chosen, choice.values)
+        transition = self._env.step(choice.actions)
+        self._recorder.drop(transition.failed)
+        self._account(transition, telemetry)
+        segments = self._finish(transition)
+        self._frames = transition.observation
+        began = transition.terminated | transition.truncated | transition.failed
+        self._observation = self._stacker.push(self._frames, began)
+        return segments
+
+    def _guide(self) -> Guide | None:
+        suggested = self._env.suggested
+        return Guide(suggested, self.guidance) if suggested is not None and self.guidance else None
+
+    def flush(self) -> list[Segment]:
+        """What is recorded of unfinished episodes."""
+        return self._recorder.flush()
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._env.close()
+
+    def _finish(self, transition: Transition) -> list[Segment]:
+        final = transition.final_observation
+        values = np.empty(0, np.float32)
+        if final:
+            ended = np.flatnonzero(transition.truncated & ~transition.terminated)
+            values = masked_values(self._network, self._stacker.final(final, ended))
+        clip = self._config.reward_clip or 0.0
+        rewards = transition.rewards
+        return self._recorder.finish(
+            np.clip(rewards, -clip, clip) if clip else rewards,
+            transition.terminated,
+            transition.truncated,
+            self._spec.pack(final) if final else {},
+            values,
+        )
+
+    def _account(self, transition: Transition, telemetry: Telemetry) -> None:
+        telemetry.count("environment_steps", self._num_envs)
+        failures = self._env.failures
+        telemetry.count("environment_failures", failures - self._failures)
+        self._failures = failures
+        self._scores += transition.rewards
+        self._lengths += 1
+        ended = transition.terminated | transition.truncated
+        for env in np.flatnonzero(ended).tolist():
+            headline = float(transition.headline[env])
+            known = headline if np.isfinite(headline) else None
+            telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
+        began = ended | transition.failed
+        self._scores[began] = 0.0
+        self._lengths[began] = 0

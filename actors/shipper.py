@@ -1,0 +1,152 @@
+"""Batches of segments on their way from an actor to the replays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import zmq
+
+from actors.segments import Segment, join_segments
+from pdqn import wire
+from pdqn.config import resolved
+from pdqn.link import CoordinatorLink, Welcome
+from replay.sender import TransitionSender, shard_of
+
+_FLUSH_SECONDS = 2.0
+
+
+class Shipper:
+    """Gathers segments and sends them as TransitionBatches to a shard of replay."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        link: CoordinatorLink,
+        welcome: Welcome,
+    ) -> None:
+        self._enough = resolved(welcome.config.actor.batch_transitions)
+        self._most_seconds = welcome.config.actor.send_seconds
+        # Half, since the rest of the message needs room, too.
+        self._most_frames = wire.MAX_TRANSITION_BYTES // 2 // welcome.spec.observation_bytes
+        self._link = link
+        self._sender = TransitionSender(
+            context, welcome.index, welcome.incarnation, welcome.config.actor.window
+        )
+        self._shard: int | None = None
+        self._welcome = welcome
+        self._segments: list[Segment] = []
+        self._gathered = 0
+        self._frames = 0
+        self._oldest = 0.0
+        self._parameter_version = 0  # of the oldest segment gathered
+        self._patience_ends: float | None = None
+        self._waiting_since = 0.0
+
+    def add(self, segments: list[Segment], parameter_version: int) -> None:
+        """Take segments; send when there are enough, or when they have waited long enough."""
+        for segment in segments:
+            self._make_room(segment)
+            if not self._segments:
+                self._oldest, self._parameter_version = time.monotonic(), parameter_version
+            self._segments.append(segment)
+            self._gathered += segment.count
+            self._frames += segment.frame_count
+            # One by one: environments in step with each other finish all at once.
+            if self._gathered >= self._enough:
+                self.send()
+        if self._segments and time.monotonic() - self._oldest > self._most_seconds:
+            self.send()
+
+    def send(self) -> None:
+        """Send what was gathered; waits for replay, and reports meanwhile."""
+        if not self._segments:
+            return
+        columns, blocks = join_segments(self._segments, self._welcome.spec)
+        batch = wire.TransitionBatch(
+            self._welcome.run,
+            self._welcome.index,
+            self._welcome.incarnation,
+            self._sender.next_sequence,
+            self._parameter_version,
+            columns,
+            blocks,
+        )
+        self._segments, self._gathered, self._frames = [], 0, 0
+        data = wire.encode_transitions(batch)
+        telemetry = self._link.telemetry
+        self._waiting_since = time.monotonic()
+        self._finish_elsewhere()
+        # Also where nothing has to be waited for: one whose key was revoked gets nothing more.
+        self._follow_shards()
+        sent = self._sender.send(data, self._while_waiting)
+        self._count_wait()
+        telemetry.count("transitions_sent" if sent else "transitions_unsent", batch.count)
+        telemetry.count("bytes_sent", len(data) if sent else 0)
+        telemetry.activity = ""
+
+    def finish(self) -> None:
+        """Send the rest, and wait a little for the last acknowledgements."""
+        self.send()
+        self._waiting_since = time.monotonic()
+        self._sender.flush(self._while_waiting)
+        self._sender.close()
+
+    def _make_room(self, segment: Segment) -> None:
+        """Send what was gathered if the segment would make it more than a message may hold."""
+        transitions, frames = self._gathered + segment.count, self._frames + segment.frame_count
+        if transitions > wire.MAX_TRANSITIONS or frames > self._most_frames:
+            self.send()
+
+    def _while_waiting(self) -> bool:
+        """Keep the line alive and follow replay; False when there is nobody to wait for."""
+        self._link.telemetry.activity = "waits for replay"
+        # Meanwhile, too: who waits for good must be seen to wait.
+        self._count_wait()
+        self._link.poll()
+        self._follow_shards()
+        return not self._out_of_patience()
+
+    def _count_wait(self) -> None:
+        now = time.monotonic()
+        self._link.telemetry.count("wait_seconds", now - self._waiting_since)
+        self._waiting_since = now
+
+    def _follow_shards(self) -> None:
+        """Send to the wanted shard from now on, or stay where something is still on its way.
+
+        Sent to another shard, what is unacknowledged would be stored twice.
+        """
+        live = self._live_shards()
+        stay = self._shard in live and self._sender.unacknowledged > 0
+        shard = self._shard if stay else self._wanted_shard(live)
+        if any(map(self._link.pulse.is_revoked, self._sender.addresses)):
+            self._sender.close()
+        if shard is not None:
+            self._shard = shard
+            self._sender.connect(*live[shard])
+
+    def _finish_elsewhere(self) -> None:
+        """Once this actor's own shard is back, or a first one is there: be done here before."""
+        wanted = self._wanted_shard(self._live_shards())
+        if wanted is not None and wanted != self._shard:
+            self._sender.flush(self._while_waiting)
+
+    def _wanted_shard(self, live: Mapping[int, tuple[str, str]]) -> int | None:
+        return shard_of(self._welcome.index, self._welcome.config.replay.shards, live)
+
+    def _live_shards(self) -> dict[int, tuple[str, str]]:
+        """Where each shard that is alive takes transitions, and where it acknowledges them."""
+        transitions = self._link.pulse.shards("transitions")
+        acknowledgements = self._link.pulse.shards("acknowledgements")
+        both = transitions.keys() & acknowledgements.keys()
+        return {shard: (transitions[shard], acknowledgements[shard]) for shard in both}
+
+    def _out_of_patience(self) -> bool:
+        """Whether the run has been stopping for long enough without room at replay."""
+        if not self._link.stopping:
+            return False
+        now = time.monotonic()
+        if self._patience_ends is None:
+            self._patience_ends = now + _FLUSH_SECONDS
+        return now >= self._patience_ends

@@ -1,0 +1,1 @@
+"""The command line: options, commands, help, and the entry point."""

@@ -1,0 +1,262 @@
+"""Options that several commands share, their types, and the configuration that they make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.run.resume import PastRun
+from pdqn import layers as configuration
+from pdqn.config import Config
+from pdqn.errors import UsageError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DEFAULT_SECONDS = 600.0
+PRESETS = ("dqn", "apex", "rainbow", "placement")
+
+
+PATH = click.Path(path_type=Path)
+_LARGEST = (1 << 63) - 1  # what msgpack and TOML hold
+
+
+class Duration(click.ParamType[float]):
+    """A number of seconds, or a number with a unit: 90s, 10m, 2h, 1d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip().lower()
+        scale = _UNITS.get(text[-1:], 1.0)
+        number = text[:-1] if text[-1:] in _UNITS else text
+        try:
+            seconds = float(number) * scale
+        except ValueError:
+            self.fail(f"{value!r} is no duration; write 90s, 10m, 2h or 1d", param, ctx)
+        if not 0 < seconds < float("inf"):
+            self.fail(
+                f"{value!r}; expected a finite time above zero: 90s, 10m, 2h or 1d", param, ctx
+            )
+        return seconds
+
+
+class Limit(click.types.IntParamType):
+    """A whole number that a file can hold; its section of the settings knows the least."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if number > _LARGEST:
+            self.fail(f"{value}; expected a whole number from 1 to {_LARGEST}", param, ctx)
+        return number
+
+
+class PortRange(click.ParamType[tuple[int, int]]):
+    """FIRST:LAST."""
+
+    name = "first:last"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Both ports."""
+        if isinstance(value, tuple):
+            return value
+        first, colon, last = str(value).partition(":")
+        numbers = colon and first.isdecimal() and last.isdecimal()
+        if not numbers or not 0 < int(first) <= int(last) < 65536:
+            self.fail(f"{value!r}; expected FIRST:LAST, ports from 1 to 65535", param, ctx)
+        return int(first), int(last)
+
+
+class Count(click.ParamType[int]):
+    """A number of processes, or ``auto``, which is 0 here."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        if value == "auto" or value == 0:
+            return 0
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r}; expected a number from 1 on, or auto", param, ctx)
+        return int(value)
+
+
+class KeyValue(click.ParamType[tuple[str, Any]]):
+    """KEY=VALUE; the value is read like a TOML value if it is one, else as text."""
+
+    name = "key=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """The pair."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.strip():
+            self.fail(f"{value!r}; expected KEY=VALUE", param, ctx)
+        if text.strip() == "None":
+            self.fail(f"{value!r}; no setting can be None: leave it away", param, ctx)
+        return key.strip(), configuration.parse_value(text.strip())
+
+
+def reaching(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say how other hosts reach this one."""
+    advertise = click.option(
+        "--advertise",
+        metavar="HOST",
+        help="address at which other hosts reach this one  [default: by the route]",
+    )
+    ports = click.option(
+        "--port-range", "ports", type=PortRange(), help="ports that roles may bind, for firewalls"
+    )
+    return advertise(ports(command))
+
+
+def joining(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a command that comes into a run of another host."""
+    key = click.option(
+        "--key", type=PATH, metavar="FILE", help="this host's key file, from pdqn keys"
+    )
+    insecure = click.option(
+        "--insecure", is_flag=True, help="join a run off loopback that has no keys"
+    )
+    return key(insecure(command))
+
+
+def on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which Dask cluster."""
+    options = [
+        click.option(
+            "--dask",
+            metavar="ADDRESS",
+            help="place the roles on a Dask cluster: a scheduler's address or file, or local",
+        ),
+        click.option(
+            "--dask-python",
+            metavar="PATH",
+            show_default="this one",
+            help="interpreter on the workers that has pdqn",
+        ),
+        click.option(
+            "--dask-slots",
+            type=click.IntRange(1),
+            help="actors that a worker has room for  [default: its threads]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what to run; check and launch share them."""
+    options = [
+        click.option(
+            "--env",
+            metavar="ID",
+            help="gymnasium id, module:id or module:factory  [default: the built-in]",
+        ),
+        click.option(
+            "--env-arg",
+            "env_args",
+            multiple=True,
+            type=KeyValue(),
+            help="argument of the environment; may be repeated",
+        ),
+        click.option("--actors", type=int, help="actor processes; 0: only those that join later"),
+        click.option("--replays", type=int, help="replay processes that share the capacity"),
+        click.option("--envs-per-actor", type=int, help="environments that an actor steps at once"),
+        click.option(
+            "--mode",
+            type=click.Choice(["auto", "single", "parallel", "ultra"]),
+            help="preset of sizes  [default: auto, by the machine]",
+        ),
+        click.option("--episodes", type=Limit(), help="end after this many episodes"),
+        click.option("--steps", type=Limit(), help="end after this many environment steps"),
+        click.option("--time", "seconds", type=Duration(), help="end after this long: 90s, 10m"),
+        click.option("--seed", type=int, help="seed of the whole run  [default: 0]"),
+        click.option(
+            "--preset",
+            type=click.Choice(PRESETS),
+            help="settings of a known algorithm or problem; the file and options go before it",
+        ),
+        click.option("--config", "config_file", type=PATH, help="TOML file"),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="any setting; may be repeated (see: pdqn settings)",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) -> Config:
+    """The configuration from all layers that a person writes, or has written for a past run."""
+    file = options["config_file"]
+    layers: list[tuple[str, configuration.Layer]] = []
+    if options["preset"] is not None:
+        path = Path(__file__).parents[1] / "presets" / f"{options['preset']}.toml"
+        layers.append((f"preset {options['preset']}", configuration.read_toml(path)))
+    if file is not None:
+        layers.append((f"file {file}", configuration.read_toml(file)))
+        _check_preset(layers)
+    layers.append(("environment variable", configuration.from_environment(os.environ)))
+    layers.append(("--set", configuration.from_assignments(options["assignments"])))
+    layers.append(("option", _option_layer(options)))
+    if past is not None:
+        layers = past.layers(*layers)
+    config = configuration.build(*layers)
+    if config.run.episodes is None and config.run.steps is None and config.run.time_seconds is None:
+        config = configuration.build(
+            ("default", {"run": {"time_seconds": _DEFAULT_SECONDS}}), *layers
+        )
+    return config
+
+
+def _check_preset(layers: Sequence[tuple[str, configuration.Layer]]) -> None:
+    """Refuse a preset of which a file leaves nothing, such as the whole configuration of a run."""
+    if len(layers) < 2:
+        return
+    (preset, chosen), (file, given) = layers
+    if all(key in given.get(section, {}) for section in chosen for key in chosen[section]):
+        raise UsageError(f"--{preset} would do nothing: {file} sets all that it sets")
+
+
+def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
+    names = {
+        ("run", "env"): "env",
+        ("run", "mode"): "mode",
+        ("run", "episodes"): "episodes",
+        ("run", "steps"): "steps",
+        ("run", "time_seconds"): "seconds",
+        ("run", "seed"): "seed",
+        ("actor", "count"): "actors",
+        ("actor", "envs_per_actor"): "envs_per_actor",
+        ("replay", "shards"): "replays",
+    }
+    layer: dict[str, dict[str, Any]] = {}
+    for (section, key), option in names.items():
+        if options[option] is not None:
+            layer.setdefault(section, {})[key] = options[option]
+    if options.get("wandb"):
+        layer.setdefault("system", {})["wandb"] = True
+    if options.get("metrics_port"):
+        layer.setdefault("system", {})["metrics_port"] = options["metrics_port"]
+    if options["env_args"]:
+        layer.setdefault("run", {})["env_args"] = dict(options["env_args"])
+    return layer

@@ -1,0 +1,1 @@
+"""Consoles: the live dashboard, lines, keys, and the view from another terminal."""

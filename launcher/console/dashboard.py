@@ -1,0 +1,665 @@
+"""The live console's picture of a run: a pure function from a snapshot to lines of text.
+
+The picture is made of blocks, each a list of lines that are exactly as wide as the terminal.
+Blocks have ranks; where the terminal is low, the least important are left out, and where it is
+high, charts and events take what is left. Nothing here knows of terminals, clocks or streams.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
+
+from rich.console import Group
+from rich.text import Text
+
+from launcher.coordinator.snapshot import EvaluationView, MemberView, Snapshot
+from launcher.numbers import duration, number, percent, plural, size, uncertainty
+
+Lines = list[Text]
+Health = Literal["healthy", "degraded", "failing"]
+
+# Plain ANSI colours, which follow the terminal's own theme, light or dark; and no bright black,
+# which some themes make the colour of the background.
+FRAME = "dim"
+LABEL = "dim"
+FIGURE = "bold"
+SPARK = "cyan"
+LIMITS = "yellow"
+HEALTH_STYLES: dict[Health, str] = {
+    "healthy": "bold green",
+    "degraded": "bold yellow",
+    "failing": "bold red",
+}
+STATE_STYLES = {  # from the best state to the worst
+    "alive": "green",
+    "stopped": "dim",
+    "starting": "cyan",
+    "late": "yellow",
+    "restarting": "magenta",
+    "dead": "bold red",
+}
+
+_UNUSUAL = tuple(STATE_STYLES)[1:]
+_WIDE = 160  # columns from which four panels stand in a row instead of two
+_LOW = 24  # the height that everything but charts must fit into
+_HOST_WIDTH, _HOST_WIDTH_MIN = 12, 8  # columns for a host's name
+_CHART_MIN = 7  # lines of a chart with its frame
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_BRAILLE = 0x2800
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column] of a cell
+_ROUNDING = 1e-9  # relative differences up to this are no differences
+_WAITS_A_LOT = 0.1  # share of time from which somebody is called the bottleneck
+
+
+def render(
+    snapshot: Snapshot,
+    width: int,
+    height: int,
+    messages: Sequence[tuple[float, str]] | None = (),
+    keys: Mapping[str, str] = MappingProxyType({}),
+) -> Group:
+    """The run at one look.
+
+    Args:
+        snapshot: what to draw.
+        width: columns; no line is longer.
+        height: at most so many lines.
+        messages: events as (elapsed seconds, text), oldest first; the newest that fit are shown.
+            None where they stand elsewhere: then there is no place for them.
+        keys: what each key does, to be explained in place of the panels.
+    """
+    rows = [_key_help(keys, width)] if keys else _panel_rows(snapshot, width, height)
+    ranked = [
+        (0, _header(snapshot, width)),
+        (4, _pipeline(snapshot, width)),
+        (2, _bottleneck(snapshot, width)),
+        *((3 + 2 * index, row) for index, row in enumerate(rows)),
+        (1, _problems(snapshot, width)),
+    ]
+    kept = _fitting(ranked, height)
+    spare = height - sum(map(len, kept))
+    chart_height = spare - spare // 3
+    if chart_height >= _CHART_MIN and len(kept) == len(ranked):
+        # Below the sentence about the bottleneck, above the panels.
+        kept.insert(3, _charts(snapshot, width, chart_height))
+        spare -= chart_height
+    if messages is not None:
+        kept.append(_events(messages, width, spare))
+    lines = [line for block in kept for line in block][:height]
+    # Frames have a least width: where even that is too much, what is at the right is cut off.
+    return Group(*[_fixed(line, width) if line.cell_len > width else line for line in lines])
+
+
+def health(snapshot: Snapshot) -> tuple[Health, str]:
+    """Whether the run is well, and in a few words why not."""
+    states = Counter(member.state for member in snapshot.members)
+    if states["dead"]:
+        return "failing", f"{states['dead']} dead"
+    if snapshot.first_error:
+        return "failing", "errors"
+    troubles = [f"{states[state]} {state}" for state in ("late", "restarting") if states[state]]
+    if snapshot.lost:
+        troubles.append(f"{number(snapshot.lost)} lost")
+    if rejected := sum(snapshot.rejected.values()):
+        troubles.append(f"{number(rejected)} rejected")
+    # The rest stands further down: this must fit beside the name of the run.
+    return ("degraded", ", ".join(troubles[:2])) if troubles else ("healthy", "healthy")
+
+
+def limiting_stage(snapshot: Snapshot) -> Literal["actors", "learner"] | None:
+    """The stage that the others wait for, if somebody waits for a good part of the time."""
+    if max(snapshot.actors_wait, snapshot.learner_waits) < _WAITS_A_LOT:
+        return None
+    return "learner" if snapshot.actors_wait >= snapshot.learner_waits else "actors"
+
+
+def sparkline(values: Sequence[float | None], width: int, low: float = math.inf) -> str:
+    """The values as blocks of eight heights, averaged down to ``width`` characters.
+
+    Args:
+        values: oldest first; ``None`` and values that are not finite are gaps.
+        width: characters, at most.
+        low: what the lowest block stands for, if no value is lower.
+    """
+    points = _resampled(values, width)
+    finite = [value for value in points if value is not None]
+    if not finite:
+        return ""
+    low, high = min(low, *finite), max(finite)
+    return "".join(
+        " " if value is None else _BLOCKS[1 + int(7.99 * _position(value, low, high))]
+        for value in points
+    )
+
+
+def chart(
+    values: Sequence[float | None], width: int, height: int, marks: Mapping[str, float]
+) -> Lines:
+    """A line chart of braille dots, with the range at its left and named levels across it.
+
+    Args:
+        values: oldest first; ``None`` and values that are not finite are gaps.
+        width: columns, with the range.
+        height: lines.
+        marks: levels drawn as dotted lines with their names, such as baselines.
+    """
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
+        return [Text("no data yet", LABEL)]
+    shown = [*finite, *marks.values()]
+    low, high = min(shown), max(shown)
+    labels = {0: number(high), height - 1: number(low)} if high > low else {height - 1: number(low)}
+    margin = max(map(len, labels.values()))
+    columns = max(1, width - margin - 1)
+    points = _resampled(values, 2 * columns)
+    bottom = 4 * height - 1
+    levels = [None if v is None else bottom * (1 - _position(v, low, high)) for v in points]
+    rows = {name: (height - 1) * (1 - _position(v, low, high)) for name, v in marks.items()}
+    names = {round(row): name for name, row in rows.items()}
+    return [
+        Text(labels.get(row, "").rjust(margin) + " ", LABEL) + _chart_row(cells, names.get(row))
+        for row, cells in enumerate(_braille(levels, columns, height))
+    ]
+
+
+# ---- blocks, from top to bottom ----
+
+
+def _header(snapshot: Snapshot, width: int) -> Lines:
+    state, why = health(snapshot)
+    left = Text.assemble(
+        (" pdqn ", "bold reverse"),
+        (" not encrypted ", "bold red reverse") if snapshot.insecure else "",
+        " ",
+        (snapshot.env, FIGURE),
+        (f"  {snapshot.mode} · seed {snapshot.seed}", LABEL),
+    )
+    right = Text.assemble(
+        "" if snapshot.stage == "running" else f"{snapshot.stage} ",
+        (duration(snapshot.elapsed_seconds), FIGURE),
+        "  ",
+        (f"● {why}", HEALTH_STYLES[state]),
+        " ",
+    )
+    return [_ends(left, right, width), _progress(snapshot, width)]
+
+
+def _progress(snapshot: Snapshot, width: int) -> Text:
+    totals = f"{plural(snapshot.episodes, 'episode')} · {number(snapshot.environment_steps)} steps "
+    if snapshot.progress is None:
+        return _ends(Text(" no limit, Ctrl-C ends the run", LABEL), Text(totals), width)
+    left = f" {percent(snapshot.progress)}"
+    if snapshot.remaining_seconds is not None:
+        left += f"  {duration(snapshot.remaining_seconds)} left"
+    bar_width = max(0, width - len(left) - len(totals) - 4)
+    bar = Text(" ") + _bar(snapshot.progress, bar_width, "green")
+    return _ends(bar.append(left, FIGURE), Text(totals), width)
+
+
+def _pipeline(snapshot: Snapshot, width: int) -> Lines:
+    """The way of the data as a row of boxes; the stage that limits the run stands out."""
+    actors = sum(member.role == "actor" for member in snapshot.members)
+    each = snapshot.bytes_per_second / max(snapshot.inserts_per_second, 1e-9)
+    stages = [
+        (plural(actors, "actor"), f"{number(snapshot.environment_steps_per_second)}/s",
+         f"wait {percent(snapshot.actors_wait)}"),
+        ("wire", f"{size(snapshot.bytes_per_second)}/s",
+         f"{size(each)} each" if snapshot.inserts_per_second > 0 else ""),
+        ("replay", f"in {number(snapshot.inserts_per_second)}/s",
+         f"out {number(snapshot.samples_per_second)}/s", _blocked(snapshot)),
+        ("learner", f"{number(snapshot.learner_steps_per_second)}/s",
+         f"waits {percent(snapshot.learner_waits)}"),
+        ("parameters", f"step {number(snapshot.learner_steps)}",
+         f"lag {number(snapshot.policy_lag)}"),
+    ]  # fmt: skip
+    limiting = {"actors": 0, "learner": 3, None: None}[limiting_stage(snapshot)]
+    arrow = 1 if width < 100 else 4
+    widths = _shares(width - arrow * (len(stages) - 1), len(stages))
+    widths[0], widths[2] = widths[2], widths[0]  # replay has the most to say
+    height = 2 + max(len(lines) for _, *lines in stages)
+    boxes: list[Lines] = []
+    for index, (title, figure, *rest) in enumerate(stages):
+        style = LIMITS if index == limiting else FRAME
+        lines = [Text(figure, FIGURE), *(Text(line, LABEL) for line in rest)]
+        if boxes:
+            boxes.append(_arrow(arrow, height))
+        boxes.append(_box(title, lines, widths[index], height=height, frame=style, right=0))
+    return _beside(boxes)
+
+
+def _blocked(snapshot: Snapshot) -> str:
+    """The side that replay lets wait, in at most 13 characters."""
+    if not snapshot.replay_waits:
+        return "nobody waits"
+    if snapshot.inserts_blocked >= snapshot.samples_blocked:
+        return f"in waits {percent(snapshot.inserts_blocked)}"
+    return f"out wait {percent(snapshot.samples_blocked)}"
+
+
+def _arrow(width: int, height: int) -> Lines:
+    head = Text("─" * (width - 1) + "▶", FRAME)
+    return [head if row == 1 else Text(" " * width) for row in range(height)]
+
+
+def _bottleneck(snapshot: Snapshot, width: int) -> Lines:
+    if snapshot.waiting_for:
+        text = Text.assemble((" ◌ waits for ", LIMITS), (snapshot.waiting_for, "bold yellow"))
+    elif limiting_stage(snapshot):
+        text = Text.assemble((" ▲ ", LIMITS), (snapshot.bottleneck, "bold yellow"))
+    else:
+        text = Text.assemble((" ● ", "green"), (snapshot.bottleneck or "nobody waits", FIGURE))
+    waits = Text(f"{snapshot.replay_waits} " if snapshot.replay_waits else "", LABEL)
+    return [_fixed(_ends_if_fits(text, waits, width), width)]
+
+
+def _problems(snapshot: Snapshot, width: int) -> Lines:
+    rejected = sum(snapshot.rejected.values())
+    figures = [("restarts", snapshot.restarts), ("lost", snapshot.lost), ("rejected", rejected)]
+    line = Text(" ")
+    for name, value in figures:
+        line.append(f"{name} ", LABEL).append(number(value), "bold yellow" if value else FIGURE)
+        line.append("   ")
+    if rejected:
+        reasons = sorted(snapshot.rejected.items(), key=lambda item: -item[1])
+        line.append(", ".join(f"{reason} {number(count)}" for reason, count in reasons), LIMITS)
+    hint = Text.assemble(("?", FIGURE), (" keys ", LABEL))
+    where = Text(f"{snapshot.run_dir}   ", LABEL) + hint
+    fits = line.cell_len + where.cell_len < width
+    lines = [_fixed(_ends_if_fits(line, where if fits else hint, width), width)]
+    if snapshot.first_error:
+        error = Text.assemble((" ✖ first error: ", "bold red"), (snapshot.first_error, "red"))
+        lines.append(_fixed(error, width))
+    return lines
+
+
+def _key_help(keys: Mapping[str, str], width: int) -> Lines:
+    lines = [Text.assemble((f" {key}  ", FIGURE), text) for key, text in keys.items()]
+    return _box("keys", lines, width)
+
+
+def _events(messages: Sequence[tuple[float, str]], width: int, height: int) -> Lines:
+    """The newest messages; in a frame, which keeps its height, where there is room for one."""
+    if height < 5:
+        newest = messages[-height:] if height > 0 else ()
+        return [_fixed(Text(" ") + _event(*event), width) for event in newest]
+    lines = [_event(*event) for event in messages[-(height - 2) :]]
+    return _box("events", lines or [Text("none yet", LABEL)], width, height=height)
+
+
+def _event(elapsed_seconds: float, text: str) -> Text:
+    return Text.assemble((f"{duration(elapsed_seconds):>7}  ", LABEL), " ".join(text.split()))
+
+
+# ---- panels ----
+
+
+def _panel_rows(snapshot: Snapshot, width: int, height: int) -> list[Lines]:
+    """Learning, throughput, evaluation and roles: four in a row, or two and two."""
+    count = 4 if width >= _WIDE else 2
+    widths = _shares(width, count)
+    if count == 2:
+        # What the roles do takes more words than the evaluation.
+        widths += [width * 9 // 20, width - width * 9 // 20]
+    # Lists of unknown length share what a higher terminal has to offer.
+    limit = 4 + max(0, height - _LOW) // (2 if width >= _WIDE else 4)
+    panels = [
+        ("learning", "", _learning(snapshot, widths[0] - 4)),
+        ("throughput", "", _throughput(snapshot, widths[1] - 4)),
+        ("evaluation", _evaluation_note(snapshot), _evaluation(snapshot, widths[-2] - 4, limit)),
+        ("roles", "cpu  memory", _roles(snapshot.members, widths[-1] - 4, limit)),
+    ]
+    return [
+        _panel_row(panels[start : start + count], widths[start : start + count])
+        for start in range(0, len(panels), count)
+    ]
+
+
+def _panel_row(panels: Sequence[tuple[str, str, Lines]], widths: Sequence[int]) -> Lines:
+    """Panels of (title, note, lines) side by side, as high as the highest."""
+    height = 2 + max(len(lines) for _, _, lines in panels)
+    return _beside(
+        [
+            _box(title, lines, width, note=note, height=height)
+            for (title, note, lines), width in zip(panels, widths, strict=True)
+        ]
+    )
+
+
+def _learning(snapshot: Snapshot, inner: int) -> Lines:
+    rows = [
+        ("return", snapshot.return_mean, "rollout/ep_rew_mean"),
+        ("length", snapshot.episode_length, "rollout/ep_len_mean"),
+        ("loss", snapshot.loss, "train/loss"),
+        ("Q mean", snapshot.q_mean, "train/q_mean"),
+        ("epsilon", snapshot.epsilon, "rollout/exploration_rate"),
+    ]
+    if snapshot.headline is not None:
+        name, value = snapshot.headline
+        rows.insert(0, (name, value, f"rollout/{name}"))
+    return [
+        _measure(label, number(value), _history(snapshot, key), inner) for label, value, key in rows
+    ]
+
+
+def _throughput(snapshot: Snapshot, inner: int) -> Lines:
+    rates = [
+        ("episodes", snapshot.episodes_per_second, "actor/episodes_per_second"),
+        ("env steps", snapshot.environment_steps_per_second, "time/fps"),
+        ("learner steps", snapshot.learner_steps_per_second, "learner/steps_per_second"),
+    ]
+    # Speed is drawn from nothing upwards, so that a small change looks small.
+    lines = [
+        _measure(label, f"{number(value)}/s", _history(snapshot, key), inner, low=0.0)
+        for label, value, key in rates
+    ]
+    target = Text(f"target {number(snapshot.samples_per_insert_target)}", LABEL)
+    ratio = number(snapshot.samples_per_insert)
+    lag, lags = number(snapshot.policy_lag), _history(snapshot, "learner/policy_lag")
+    lines.append(_measure("sample/insert", ratio, target, inner))
+    lines.append(_measure("policy lag", lag, lags, inner, low=0.0))
+    lines.append(_buffer(snapshot, inner))
+    return lines
+
+
+def _buffer(snapshot: Snapshot, inner: int) -> Text:
+    fill = snapshot.buffer_size / max(1, snapshot.buffer_capacity)
+    amount = number(snapshot.buffer_size)
+    if inner >= 44:
+        amount += f" of {number(snapshot.buffer_capacity)} "
+    amount += f" {size(snapshot.buffer_bytes)}"
+    return _measure("buffer", percent(fill), Text(amount, LABEL), inner)
+
+
+def _measure(
+    label: str, figure: str, rest: Text | Sequence[float], inner: int, low: float = math.inf
+) -> Text:
+    """A label, a figure, and its history or a remark."""
+    line = Text.assemble((f"{label:<13.13}", LABEL), (f"{figure:>8}", FIGURE), "  ")
+    if isinstance(rest, Text):
+        return line + rest
+    return line.append(sparkline(rest, max(0, inner - line.cell_len), low), SPARK)
+
+
+def _evaluation_note(snapshot: Snapshot) -> str:
+    evaluation = snapshot.evaluation
+    if evaluation is None:
+        return ""
+    return f"step {number(evaluation.parameter_version)}, {evaluation.episodes} ep."
+
+
+def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
+    """The policy's score as a bar beside those of the baselines, highest first."""
+    if snapshot.evaluation is None:
+        return [Text("no evaluation yet", LABEL)]
+    name, score, error = evaluation_score(snapshot.evaluation)
+    rows = {"policy": score, **snapshot.evaluation.baselines}
+    ranking = sorted(rows.items(), key=lambda item: -item[1])
+    others = [row for row in ranking if row[0] != "policy"][: limit - 1]
+    top = max(map(abs, rows.values())) or 1.0
+    lines = []
+    for label, value in [row for row in ranking if row[0] == "policy" or row in others]:
+        mine = label == "policy"
+        spread = f"±{uncertainty(error)}" if mine and error is not None else ""
+        line = Text(f"{name if mine else label:<12.12} ", "bold green" if mine else LABEL)
+        line.append(f"{number(value):>6}", FIGURE).append(f" {spread:<8}", LABEL)
+        bar = _bar(max(0.0, value / top), max(0, inner - line.cell_len), "green" if mine else SPARK)
+        lines.append(line + bar)
+    return lines
+
+
+def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | None]:
+    """Name, value and, where it is known, standard error of what the baselines compare with."""
+    if not evaluation.metrics:
+        return "return", evaluation.return_mean, evaluation.return_error
+    name, value = next(iter(evaluation.metrics.items()))
+    same = math.isclose(value, evaluation.return_mean, rel_tol=1e-4, abs_tol=1e-9)
+    return name, value, evaluation.return_error if same else None
+
+
+def _roles(members: Sequence[MemberView], inner: int, limit: int) -> Lines:
+    """One line for all actors together, and one for each other role.
+
+    Where there are several hosts, each has a line of its own instead of the actors. Where there is
+    too little room for all of several replays, they share a line, too.
+    """
+    actors = [member for member in members if member.role == "actor"]
+    others = [member for member in members if member.role not in ("actor", "host")]
+    hosts = [member for member in members if member.role == "host"]
+    lines = [_host_line(host, members, inner) for host in hosts]
+    if actors and not hosts:
+        lines.append(_group_line("actors", actors, inner))
+    replays = [member for member in others if member.role == "replay"]
+    if len(replays) > 1 and len(lines) + len(others) > limit:
+        lines.append(_group_line("replays", replays, inner))
+        others = [member for member in others if member.role != "replay"]
+    lines += [_member_line(member, others, inner) for member in others]
+    if len(lines) > limit:
+        hidden = len(lines) - limit + 1
+        lines = [*lines[: limit - 1], Text(f"  and {hidden} more", LABEL)]
+    room = limit - len(lines)
+    if room > 0 and len(actors) > 1:
+        lines += _actor_strip(actors, inner, room)
+    return lines or [Text("none yet", LABEL)]
+
+
+def _group_line(name: str, members: Sequence[MemberView], inner: int) -> Text:
+    counts = Counter(member.state for member in members)
+    worst = max(counts, key=list(STATE_STYLES).index)
+    if len(counts) == 1:
+        words = [f"{len(members)} {worst}"]
+    else:
+        words = [f"{counts['alive']} of {len(members)}"]
+        words += [f"{counts[state]} {state}" for state in _UNUSUAL if counts[state]]
+    cpu = sum(member.cpu_percent for member in members) / len(members)
+    memory = sum(member.memory_bytes for member in members)
+    return _role_line(name, worst, ", ".join(words), (cpu, memory), inner)
+
+
+def _host_line(host: MemberView, members: Sequence[MemberView], inner: int) -> Text:
+    """What a host does in the run, and how busy it is."""
+    there = [m for m in members if m.host == host.host and m.role != "host"]
+    count = Counter(member.role for member in there)
+    words = [plural(n, role) if role == "actor" else role for role, n in sorted(count.items())]
+    states = Counter(member.state for member in there)
+    words += [f"{states[state]} {state}" for state in _UNUSUAL if states[state]]
+    worst = max([host.state, *states], key=list(STATE_STYLES).index)
+    load = (host.cpu_percent, host.memory_bytes)
+    width = max(_HOST_WIDTH_MIN, min(_HOST_WIDTH, inner - 27))
+    name = f"{host.host:<{width}.{width}} "
+    return _role_line(name, worst, ", ".join(words) or "nothing yet", load, inner)
+
+
+def _member_line(member: MemberView, others: Sequence[MemberView], inner: int) -> Text:
+    alone = sum(other.role == member.role for other in others) == 1
+    name = member.role if alone else f"{member.role} {member.index}"
+    doing = member.activity if member.state == "alive" else member.state
+    return _role_line(name, member.state, doing, (member.cpu_percent, member.memory_bytes), inner)
+
+
+def _role_line(name: str, state: str, doing: str, load: tuple[float, int], inner: int) -> Text:
+    figures = Text.assemble((f"{load[0]:4.0f}%", FIGURE), (f" {size(load[1]):>7}", LABEL))
+    line = Text.assemble(("● ", STATE_STYLES[state]), (f"{name:<10}", FIGURE))
+    line.append(doing, LABEL if state == "alive" else STATE_STYLES[state])
+    return _ends(line, figures, inner)
+
+
+def _actor_strip(actors: Iterable[MemberView], inner: int, height: int) -> Lines:
+    """One mark for each actor, coloured by its state; none where there is no column for one."""
+    columns = inner - 2
+    if columns < 1:
+        return []
+    ordered = sorted(actors, key=lambda actor: (actor.host, actor.index))[: height * columns]
+    lines = []
+    for start in range(0, len(ordered), columns):
+        row = ordered[start : start + columns]
+        lines.append(Text.assemble("  ", *[("▪", STATE_STYLES[actor.state]) for actor in row]))
+    return lines
+
+
+def _charts(snapshot: Snapshot, width: int, height: int) -> Lines:
+    if snapshot.headline is not None:
+        name, value = snapshot.headline
+        first = (name, value, f"rollout/{name}")
+    else:
+        first = ("return", snapshot.return_mean, "rollout/ep_rew_mean")
+    plots = [
+        first,
+        ("loss", snapshot.loss, "train/loss"),
+        ("env steps/s", snapshot.environment_steps_per_second, "time/fps"),
+    ][: 3 if width >= 120 else 2]
+    baselines = snapshot.evaluation.baselines if snapshot.evaluation else {}
+    # As in the throughput panel, speed is drawn from nothing upwards.
+    marks: list[Mapping[str, float]] = [baselines, {}, {"": 0.0}]
+    widths = _shares(width, len(plots))
+    boxes = []
+    for index, (title, value, key) in enumerate(plots):
+        lines = chart(_history(snapshot, key), widths[index] - 4, height - 2, marks[index])
+        boxes.append(_box(title, lines, widths[index], note=number(value), height=height))
+    return _beside(boxes)
+
+
+# ---- drawing ----
+
+
+def _box(
+    title: str,
+    lines: Lines,
+    width: int,
+    *,
+    note: str = "",
+    height: int = 0,
+    frame: str = FRAME,
+    right: int = 1,
+) -> Lines:
+    """Lines in a rounded frame, cropped to its width and padded to its height.
+
+    Args:
+        title: in the upper edge, at the left.
+        lines: what is framed.
+        width: columns, with the frame.
+        note: in the upper edge, at the right, if there is room.
+        height: lines, with the frame; more if there are more lines.
+        frame: style of the frame.
+        right: columns left free inside the right edge.
+    """
+    inner = max(0, width - 3 - right)
+    note = f" {note} ─" if note and len(note) + len(title) + 8 <= width else ""
+    rule = "─" * max(0, width - len(title) - len(note) - 4)
+    top = Text.assemble(("╭ ", frame), (title, "bold"), (f" {rule}", frame))
+    top.append(note[:-1], LABEL).append(note[-1:] + "╮", frame)
+    body = [*lines, *[Text()] * max(0, height - 2 - len(lines))]
+    left, end = ("│ ", frame), (" " * right + "│", frame)
+    return [
+        _fixed(top, width),
+        *(_fixed(Text.assemble(left, _fixed(line, inner), end), width) for line in body),
+        _fixed(Text("╰" + "─" * max(0, width - 2) + "╯", frame), width),
+    ]
+
+
+def _beside(boxes: Sequence[Lines]) -> Lines:
+    """Blocks of the same height next to each other."""
+    return [Text("").join(row) for row in zip(*boxes, strict=True)]
+
+
+def _fixed(line: Text, width: int) -> Text:
+    """A copy that is exactly so wide, with an ellipsis where something is cut off."""
+    line = line.copy()
+    line.no_wrap = True
+    line.truncate(max(0, width), overflow="ellipsis", pad=True)
+    return line
+
+
+def _ends(left: Text, right: Text, width: int) -> Text:
+    """One line with something at either end; the left end yields."""
+    return _fixed(_fixed(left, width - right.cell_len - 1) + Text(" ") + right, width)
+
+
+def _ends_if_fits(left: Text, right: Text, width: int) -> Text:
+    return _ends(left, right, width) if left.cell_len + right.cell_len < width else left
+
+
+def _bar(share: float, width: int, style: str) -> Text:
+    filled = round(min(1.0, max(0.0, share)) * width)
+    return Text.assemble(("━" * filled, style), ("─" * (width - filled), FRAME))
+
+
+def _shares(width: int, count: int) -> list[int]:
+    """A width divided into nearly equal whole parts, the wider ones first."""
+    return [width // count + (index < width % count) for index in range(count)]
+
+
+def _fitting(ranked: Sequence[tuple[int, Lines]], height: int) -> list[Lines]:
+    """The blocks, in their order, that fit when the most important are taken first."""
+    taken: set[int] = set()
+    for index in sorted(range(len(ranked)), key=lambda index: ranked[index][0]):
+        lines = ranked[index][1]
+        if len(lines) <= height:
+            taken.add(index)
+            height -= len(lines)
+    return [ranked[index][1] for index in sorted(taken)]
+
+
+def _history(snapshot: Snapshot, key: str) -> tuple[float, ...]:
+    return snapshot.history.get(key, ())
+
+
+def _resampled(values: Sequence[float | None], width: int) -> list[float | None]:
+    """At most ``width`` values, each the mean of its neighbours; gaps stay ``None``."""
+    count = min(width, len(values))
+    bounds = [len(values) * index // count for index in range(count + 1)] if count > 0 else []
+    return [_mean(values[a:b]) for a, b in itertools.pairwise(bounds)]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    # Divided first, so that not even a loss that explodes overflows.
+    return sum(value / len(finite) for value in finite) if finite else None
+
+
+def _position(value: float, low: float, high: float) -> float:
+    """Where a value stands between two others, 0 to 1; 0 if these are the same."""
+    span = high / 2 - low / 2
+    if span <= _ROUNDING * max(abs(low), abs(high)):
+        return 0.0
+    return min(1.0, max(0.0, (value / 2 - low / 2) / span))
+
+
+def _braille(levels: Sequence[float | None], columns: int, height: int) -> list[list[int]]:
+    """Cells [height][columns] of dots for levels counted in dots from the top, joined up."""
+    cells = [[0] * columns for _ in range(height)]
+    # Few points are spread over the whole width.
+    step = (2 * columns - 1) / max(1, len(levels) - 1)
+    previous: tuple[float, float] | None = None
+    for index, level in enumerate(levels):
+        if level is None:
+            previous = None
+            continue
+        point = (index * step, level)
+        for x, y in _segment(previous or point, point):
+            cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
+        previous = point
+    return cells
+
+
+def _segment(start: tuple[float, float], end: tuple[float, float]) -> Iterable[tuple[int, int]]:
+    length = math.ceil(max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1))
+    for index in range(length + 1):
+        part = index / length
+        x = start[0] + part * (end[0] - start[0])
+        y = start[1] + part * (end[1] - start[1])
+        yield round(x), round(y)
+
+
+def _chart_row(cells: Sequence[int], name: str | None) -> Text:
+    if name is None:
+        return Text("".join(chr(_BRAILLE + dots) for dots in cells).replace("\u2800", " "), SPARK)
+    row = Text()
+    label = f" {name[: max(0, len(cells) - 2)]}" if name else ""
+    for dots in cells[: len(cells) - len(label)]:
+        row.append(chr(_BRAILLE + dots) if dots else "┈", SPARK if dots else FRAME)
+    return row.append(label, LABEL)

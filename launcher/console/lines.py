@@ -1,0 +1,166 @@
+"""Lines, JSON objects and the closing summary of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from launcher.console.dashboard import evaluation_score
+from launcher.coordinator.snapshot import Snapshot
+from launcher.numbers import duration, number, percent, plural, size, uncertainty
+
+
+def progress_line(snapshot: Snapshot) -> str:
+    """Everything that matters of a snapshot in one line of plain text."""
+    return "  ".join(part for part in _parts(snapshot) if part)
+
+
+def _parts(snapshot: Snapshot) -> Iterator[str]:
+    yield f"[{duration(snapshot.elapsed_seconds)}]"
+    yield "" if snapshot.stage == "running" else snapshot.stage
+    yield "NOT ENCRYPTED" if snapshot.insecure else ""
+    yield f"waits for {snapshot.waiting_for}" if snapshot.waiting_for else ""
+    if snapshot.progress is not None:
+        yield f"{percent(snapshot.progress)}, {duration(snapshot.remaining_seconds)} left"
+    yield f"episodes {number(snapshot.episodes)} ({number(snapshot.episodes_per_second)}/s)"
+    yield _counted("env steps", snapshot.environment_steps, snapshot.environment_steps_per_second)
+    yield _counted("learner steps", snapshot.learner_steps, snapshot.learner_steps_per_second)
+    yield f"wire {size(snapshot.bytes_per_second)}/s"
+    ratio, target = snapshot.samples_per_insert, snapshot.samples_per_insert_target
+    yield f"samples/insert {number(ratio)} of {number(target)}"
+    yield f"lag {number(snapshot.policy_lag)}"
+    yield from _learning_parts(snapshot)
+    fill = f"{number(snapshot.buffer_size)} of {number(snapshot.buffer_capacity)}"
+    yield f"buffer {fill}, {size(snapshot.buffer_bytes)}"
+    yield _evaluation_part(snapshot)
+    yield "; ".join(_members_part(role, states) for role, states in _states(snapshot).items())
+    yield snapshot.bottleneck
+    yield snapshot.replay_waits
+    rejected = sum(snapshot.rejected.values())
+    yield f"restarts {snapshot.restarts}, lost {snapshot.lost}, rejected {rejected}"
+    yield f"first error: {snapshot.first_error}" if snapshot.first_error else ""
+
+
+def _counted(name: str, total: int, rate: float) -> str:
+    return f"{name} {number(total)} ({number(rate)}/s)"
+
+
+def _learning_parts(snapshot: Snapshot) -> Iterator[str]:
+    figures = [
+        snapshot.headline or ("", None),
+        ("return", snapshot.return_mean),
+        ("length", snapshot.episode_length),
+        ("loss", snapshot.loss),
+        ("q", snapshot.q_mean),
+        ("epsilon", snapshot.epsilon),
+    ]
+    yield from (f"{name} {number(value)}" for name, value in figures if value is not None)
+
+
+def _evaluation_part(snapshot: Snapshot) -> str:
+    if snapshot.evaluation is None:
+        return ""
+    name, score, error = evaluation_score(snapshot.evaluation)
+    spread = "" if error is None else f" +-{uncertainty(error)}"
+    baselines = ", ".join(f"{k} {number(v)}" for k, v in snapshot.evaluation.baselines.items())
+    return f"eval {name} {number(score)}{spread}" + (f" ({baselines})" if baselines else "")
+
+
+def _states(snapshot: Snapshot) -> dict[str, Counter[str]]:
+    """How many members of each role are in each state."""
+    states: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for member in snapshot.members:
+        states[member.role][member.state] += 1
+    return dict(states)
+
+
+def _members_part(role: str, states: Counter[str]) -> str:
+    if len(states) == 1 and states.total() == 1:
+        return f"{role} {next(iter(states))}"
+    return f"{role}s " + ", ".join(f"{count} {state}" for state, count in states.items())
+
+
+def progress_map(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot as plain data, with members counted by role and state and without history."""
+    left_out = ("members", "history")
+    values = {f.name: getattr(snapshot, f.name) for f in fields(snapshot) if f.name not in left_out}
+    evaluation = snapshot.evaluation
+    values["evaluation"] = None if evaluation is None else dict(vars(evaluation))
+    values["members"] = _states(snapshot)
+    return values
+
+
+def dumps(values: Mapping[str, Any]) -> str:
+    """Write one line of strict JSON, without NaN and infinity."""
+    return json.dumps(_strict(values), separators=(",", ":"), allow_nan=False, default=str)
+
+
+def _strict(value: Any) -> Any:
+    """The value without NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _restarts(summary: Mapping[str, Any]) -> str:
+    failures = summary.get("environment_failures")
+    text = _counts(summary.get("restarts"))
+    return f"{text}; {plural(failures, 'environment failure')}" if failures else text
+
+
+def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[str, str]]:
+    """How the run went, for people: what was done, how fast, how well, and what went wrong."""
+    rows = [
+        ("done" if error is None else "failed", _done(summary)),
+        ("rates", _rates(summary)),
+        ("training", _scores(summary.get("environment"))),
+        ("evaluation", _scores(summary.get("eval"))),
+        ("transitions", _counts(summary.get("transitions"))),
+        ("restarts", _restarts(summary)),
+        ("results", str(summary.get("run_dir") or "")),
+        ("error", error or ""),
+    ]
+    return [(title, text) for title, text in rows if text]
+
+
+def _done(summary: Mapping[str, Any]) -> str:
+    names = {"episodes": "episode", "environment_steps": "environment step"}
+    names["learner_steps"] = "learner step"
+    parts = [plural(summary[key], noun) for key, noun in names.items() if key in summary]
+    text = ", ".join(parts)
+    if "wall_seconds" in summary:
+        text += f" in {duration(summary['wall_seconds'])}"
+    return text + (f" ({summary['exit_reason']})" if summary.get("exit_reason") else "")
+
+
+def _rates(summary: Mapping[str, Any]) -> str:
+    names = {
+        "episodes_per_second": "episodes/s",
+        "environment_steps_per_second": "environment steps/s",
+        "learner_steps_per_second": "learner steps/s",
+        "samples_per_insert": "samples/insert",
+        "policy_lag_mean": "learner steps of policy lag",
+    }
+    return ", ".join(
+        f"{number(summary[key])} {noun}" for key, noun in names.items() if key in summary
+    )
+
+
+def _scores(values: Mapping[str, Any] | None) -> str:
+    if not values or values.get("return_mean") is None:
+        return ""
+    scores = {**values.get("metrics", {}), "return": values["return_mean"]}
+    text = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
+    baselines = ", ".join(f"{k} {number(v)}" for k, v in values.get("baselines", {}).items())
+    text += f" over {plural(values['episodes'], 'episode')}" if "episodes" in values else ""
+    return text + (f"; baselines: {baselines}" if baselines else "")
+
+
+def _counts(values: Mapping[str, int] | None) -> str:
+    return ", ".join(f"{number(count)} {name}" for name, count in (values or {}).items())

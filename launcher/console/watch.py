@@ -1,0 +1,214 @@
+"""``pdqn watch``: the console of a run, from another terminal or from another host."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import zmq
+
+from launcher.console.console import Console, Kind, make_console
+from launcher.console.output import reader_has_gone
+from launcher.coordinator.snapshot import Snapshot
+from launcher.hosts.access import find_door
+from launcher.interrupts import Interrupts
+from launcher.rundir import CONFIG, SNAPSHOT, SUMMARY, is_open
+from pdqn import transport, wire
+from pdqn.errors import RunError, UsageError
+from pdqn.transport import Context
+
+KEYS = {"q": "leave; the run goes on", "?": "show or hide this help"}
+_TURN_SECONDS = 0.1
+_ASK_SECONDS = 0.5
+_PATIENCE_SECONDS = 10.0
+_NOT_SEEN = (KeyError, TypeError, ValueError, AttributeError)
+
+
+class Source(Protocol):
+    """Where a run is seen."""
+
+    def look(self) -> dict[str, Any] | None:
+        """What there is to see now; None if that is nothing new.
+
+        Raises:
+            RunError: the run cannot be seen, or not any more.
+        """
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """How the run went; empty where that is not known."""
+        ...
+
+    def close(self) -> None:
+        """Look no more."""
+        ...
+
+
+class Directory:
+    """A run seen in its directory."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            is_run = (path / CONFIG).is_file()
+        except OSError as error:
+            # Another person's private folder, a name that is too long.
+            raise UsageError(f"{path}: {error.strerror}") from error
+        if not is_run:
+            raise UsageError(f"{path} is no run directory (it needs {CONFIG})")
+        self._path = path
+        self._written = 0
+        self._last: dict[str, Any] | None = None
+
+    def look(self) -> dict[str, Any] | None:
+        """The newest snapshot that the run has written."""
+        try:
+            alive = is_open(self._path)
+        except OSError as error:
+            raise RunError(f"{self._path}: {error.strerror}") from error
+        found = self._read()
+        if found is None and not alive and not _is_done(self._last):
+            raise RunError(f"{self._path}: its run has ended without its last words (killed?)")
+        self._last = found or self._last
+        return found
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self._path / SNAPSHOT
+        if not path.exists() or (written := path.stat().st_mtime_ns) == self._written:
+            return None
+        self._written = written
+        return _read_map(path)
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says."""
+        path = self._path / SUMMARY
+        return _read_map(path) if path.exists() else {}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _read_map(path: Path) -> dict[str, Any]:
+    """What a run has written, whole or not at all: other contents are damage."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} cannot be read (it holds a {type(content).__name__})")
+    return content
+
+
+class Address:
+    """A run seen through its coordinator."""
+
+    def __init__(self, address: str, key: Path | None = None, *, insecure: bool = False) -> None:
+        door = find_door(address, key=key, insecure=insecure)
+        self._address = address
+        self._context = Context(door.network)
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
+        try:
+            transport.connect(self._socket, door.endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise UsageError(f"{address}: {error.strerror}; expected tcp://HOST:PORT") from error
+        self._asked = -_ASK_SECONDS
+        self._heard = time.monotonic()
+        self._last: dict[str, Any] | None = None
+
+    def look(self) -> dict[str, Any] | None:
+        """What the coordinator answered since the last call."""
+        now = time.monotonic()
+        if now - self._asked >= _ASK_SECONDS:
+            self._asked = now
+            # Without a connection there is nowhere to put it.
+            with contextlib.suppress(zmq.Again):
+                self._socket.send(wire.encode_control("watch", {}), zmq.NOBLOCK)
+        found = None
+        while self._socket.poll(0):
+            message = wire.decode_control(self._socket.recv())
+            self._heard = now
+            if message["type"] == "ended" and self._last is not None:
+                found = self._last
+                found["snapshot"]["stage"] = "done"
+            elif message.get("snapshot"):
+                self._last = found = message
+        if now - self._heard > _PATIENCE_SECONDS:
+            what = "no run answers" if self._last is None else "the run answers no more"
+            raise RunError(f"{self._address}: {what}, for {now - self._heard:.0f} s")
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """None: it is written after the coordinator has closed."""
+        return {}
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._context.destroy(linger=0)
+
+
+def watch(
+    target: str,
+    console: Kind,
+    interrupts: Interrupts,
+    *,
+    key: Path | None = None,
+    insecure: bool = False,
+) -> int:
+    """Show a run until it ends, or until the person leaves; the exit code.
+
+    Args:
+        target: a run directory, or the address of a coordinator.
+        console: how to show it.
+        interrupts: Ctrl-C leaves.
+        key: file with which a run on another host lets this one in.
+        insecure: look at a run off loopback without one.
+    """
+    remote = "://" in target
+    source = Address(target, key, insecure=insecure) if remote else Directory(Path(target))
+    view = make_console(console, sys.stdout, keys=KEYS)
+    view.start()
+    try:
+        ended = _follow(source, view, interrupts)
+    finally:
+        view.stop()
+        source.close()
+    summary = source.summary() if ended else {}
+    if summary:
+        view.finish(summary, summary.get("error"))
+    return 0
+
+
+def _follow(source: Source, view: Console, interrupts: Interrupts) -> bool:
+    """Show a run until it has ended, or until nobody looks: whether it has ended."""
+    said, last = 0, None
+    while not interrupts.count and "q" not in view.pressed() and not reader_has_gone(sys.stdout):
+        last = source.look() or last
+        if last is not None:
+            said = _show(last, said, view)
+            if _is_done(last):
+                return True
+        time.sleep(_TURN_SECONDS)
+    return False
+
+
+def _show(seen: dict[str, Any], said: int, view: Console) -> int:
+    """Show a snapshot and the messages that are new; how many there have been."""
+    try:
+        snapshot = Snapshot.from_map(seen["snapshot"])
+        view.update(snapshot)
+        new = seen["messages"][-(seen["said"] - said) :] if seen["said"] > said else []
+        for _, text in new:
+            view.message(str(text))
+        return int(seen["said"])
+    except _NOT_SEEN as error:
+        raise RunError(f"the run is of another version of pdqn ({error!r})") from error
+
+
+def _is_done(seen: dict[str, Any] | None) -> bool:
+    return seen is not None and seen["snapshot"]["stage"] == "done"

@@ -1,0 +1,1 @@
+"""Processes on this host and on others: supervisors, roles, keys and Dask."""

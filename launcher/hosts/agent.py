@@ -1,0 +1,293 @@
+"""A host's part of a run that was started elsewhere: a supervisor that joins as ``host``.
+
+It starts this host's roles, starts again what ends, and ends when the run does. To the coordinator
+it speaks for the host: while its heartbeats come, a role that is silent hangs, and the host is told
+to end it; when they do not, the host has vanished, and all its roles with it. While the coordinator
+is not heard nothing is started, since nothing could join.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from actors.environments.describe import describe_environment
+from actors.environments.making import package_versions
+from launcher.hosts.access import Door, find_door
+from launcher.hosts.supervisor import Supervisor
+from launcher.interrupts import Interrupts
+from launcher.plan import machine, plan
+from pdqn.broadcast import Relay
+from pdqn.errors import RunError, UsageError
+from pdqn.files import FOLDER_VARIABLE
+from pdqn.link import CoordinatorLink, Welcome
+from pdqn.specs import EnvironmentSpec
+from pdqn.transport import Context, Network
+
+_TURN_SECONDS = 0.1
+_HEARD_SECONDS = 5.0
+_PATIENCE_SECONDS = 120.0
+_LEAVE_SECONDS = 8.0
+_GAUGE_SECONDS = 1.0
+_STARTS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a host does in a run.
+
+    Attributes:
+        role: that its processes have.
+        count: processes; None for as many actors as fit the host.
+        logs: folder of their logs; None leaves them on standard error.
+    """
+
+    role: str
+    count: int | None = 1
+    logs: Path | None = None
+
+
+def take_part(
+    endpoint: str, part: Part, network: Network, say: Callable[[str], None], interrupts: Interrupts
+) -> int:
+    """Be part of a run until it ends; the exit code.
+
+    Args:
+        endpoint: of the coordinator.
+        part: what to do.
+        network: how this host reaches others.
+        say: takes lines for a person.
+        interrupts: asks to leave.
+
+    Raises:
+        RunError: the run does not answer, or refuses this host.
+        UsageError: the run's environment is another one here.
+    """
+    network = replace(network, agent=network.agent or uuid.uuid4().hex)
+    context = Context(network)
+    try:
+        with _folder_of_roles() as folder, _relay_for(part, network, folder) as relay:
+            supervisor = Supervisor(
+                endpoint,
+                part.logs,
+                0,
+                network=replace(network, relay=relay.endpoint if relay else ""),
+                own_indices=False,
+                warm=part.role == "actor",
+            )
+            # First: a host that has joined must be heard from every second.
+            supervisor.warm_up()
+            link = CoordinatorLink(context, endpoint, "host")
+            welcome = link.join()
+            try:
+                agent = _Agent(link, welcome, supervisor, relay, part, say)
+            except (RunError, UsageError) as error:
+                link.leave(str(error))
+                raise
+            return agent.run(interrupts)
+    finally:
+        context.destroy(linger=1000)
+
+
+@contextmanager
+def _folder_of_roles() -> Iterator[Path]:
+    """Where this host's roles have their files: a role that is killed cannot remove its own."""
+    with tempfile.TemporaryDirectory(prefix="pdqn-", ignore_cleanup_errors=True) as folder:
+        # Processes inherit it, those of the forkserver from the one that starts that.
+        os.environ[FOLDER_VARIABLE] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ[FOLDER_VARIABLE]
+
+
+@contextmanager
+def _relay_for(part: Part, network: Network, folder: Path) -> Iterator[Relay | None]:
+    """What receives the parameters for all of a host's actors; they would each, otherwise."""
+    if part.role != "actor":
+        yield None
+        return
+    relay = Relay(network, f"ipc://{folder}/parameters")
+    try:
+        yield relay
+    finally:
+        relay.close()
+
+
+class _Agent:
+    def __init__(
+        self,
+        link: CoordinatorLink,
+        welcome: Welcome,
+        supervisor: Supervisor,
+        relay: Relay | None,
+        part: Part,
+        say: Callable[[str], None],
+    ) -> None:
+        self._link, self._supervisor, self._part, self._say = link, supervisor, part, say
+        self._relay = relay
+        self._count = self._prepare(welcome)
+        supervisor.set_restarts(welcome.config.system.restarts)
+        self._resized = 0
+        self._next_gauge = 0.0
+        self._code = 0
+
+    def _prepare(self, welcome: Welcome) -> int:
+        """Check that the host fits the run, and settle what is left to it; how many processes.
+
+        Making an environment can take longer than the run waits for a sign of life.
+        """
+
+        def prepare() -> int:
+            check_environment(welcome)
+            here, config, spec = machine.detect(), welcome.config, welcome.spec
+            if self._part.role == "learner":
+                self._supervisor.settings = plan.learner_settings(here, config, spec)
+            return self._part.count or plan.actors_for_host(here, config, spec)
+
+        with ThreadPoolExecutor(1) as pool:
+            count = pool.submit(prepare)
+            while not count.done():
+                self._link.poll(_TURN_SECONDS)
+            return count.result()
+
+    def run(self, interrupts: Interrupts) -> int:
+        """Start the roles and keep them; the exit code.
+
+        Raises:
+            RunError: the host can take part no longer; its roles have left.
+        """
+        failure: RunError | None = None
+        try:
+            try:
+                self._resize()
+                self._say(f"{self._count} x {self._part.role} on this host")
+                while self._supervisor.busy() and not interrupts.count:
+                    self._turn()
+            except RunError as error:
+                failure = error
+            self._supervisor.ask_to_leave()
+            self._supervisor.join(_LEAVE_SECONDS, [self._part.role])
+        finally:
+            self._supervisor.kill_all()
+        self._link.leave(str(failure or ""))
+        if failure is not None:
+            raise failure
+        return self._code
+
+    def _turn(self) -> None:
+        self._gauge()
+        self._link.poll(_TURN_SECONDS)
+        self._follow_learner()
+        if self._link.pulse.command in ("drain", "stop"):
+            self._supervisor.stop_restarting()
+        else:
+            self._resize()
+        for pid in self._link.pulse.condemned:
+            if self._supervisor.kill_process(pid):
+                self._say(f"process {pid} hangs, and is ended")
+            elif self._link.silent_seconds < _HEARD_SECONDS:
+                # That has been told, but may have got lost.
+                self._link.tell("ended", {"pid": pid})
+        silent = self._link.silent_seconds
+        for ended in self._supervisor.check(may_start=silent < _HEARD_SECONDS):
+            # Its place is free at once, for the one that is started next.
+            self._link.tell("ended", {"pid": ended.pid})
+            again = "" if ended.restart_seconds is None else "; starts again"
+            self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")
+            given_up = ended.restart_seconds is None and ended.wanted
+            self._code = 1 if given_up else self._code
+        if silent > _PATIENCE_SECONDS:
+            raise RunError(f"the run has not been heard for {silent:.0f} s")
+
+    def _resize(self) -> None:
+        """Have as many processes as the run wants of this host, or as it began with."""
+        wanted = self._link.pulse.count or self._count
+        if wanted != self._resized:
+            machine.raise_open_file_limit(plan.open_files_of(wanted))
+        while wanted != self._resized:
+            # A few at a time: the run must hear of this host while a hundred start.
+            self._resized = min(wanted, self._resized + _STARTS_AT_ONCE)
+            self._supervisor.resize(self._part.role, self._resized)
+            self._link.poll()
+
+    def _follow_learner(self) -> None:
+        """Have the relay receive from where the learner is now."""
+        if self._relay is not None:
+            pulse = self._link.pulse
+            self._relay.follow(pulse.endpoints.get("parameters", ""), pulse.revoked)
+
+    def _gauge(self) -> None:
+        """Say how busy the host is."""
+        if time.monotonic() < self._next_gauge:
+            return
+        self._next_gauge = time.monotonic() + _GAUGE_SECONDS
+        cpu_percent, memory_bytes = machine.load()
+        self._link.telemetry.gauge("host_cpu_percent", cpu_percent)
+        self._link.telemetry.gauge("host_memory_bytes", memory_bytes)
+
+
+def check_environment(welcome: Welcome) -> None:
+    """Check that the run's environment is the same one here.
+
+    Raises:
+        UsageError: it cannot be made, is of another version, or has other observations or actions.
+    """
+    run = welcome.config.run
+    versions = package_versions(run.env)
+    for name, theirs in welcome.versions.items():
+        if (ours := versions.get(name, "no")) != theirs:
+            raise UsageError(f"this host has {ours} {name}, the run {theirs}: install that here")
+    here = describe_environment(run.env, run.env_args).stacked(welcome.spec.frame_stack)
+    if here != welcome.spec:
+        difference = _difference(here, welcome.spec)
+        raise UsageError(f"{run.env} is another environment on this host: {difference}")
+
+
+def _difference(here: EnvironmentSpec, there: EnvironmentSpec) -> str:
+    ours, theirs = here.to_map(), there.to_map()
+    name = next(name for name in theirs if ours.get(name) != theirs[name])
+    return f"its {name} is {ours.get(name)!r:.200}, the run's {theirs[name]!r:.200}"
+
+
+# How long roles have to leave once the leash is cut.
+_LEASH_SECONDS = 15.0
+
+
+def join(part: Part, door: Door, interrupts: Interrupts) -> int:
+    """Be part of a run from another process until it ends; the exit code."""
+
+    def say(text: str) -> None:
+        click.echo(f"pdqn: {text}", err=True)
+
+    return take_part(door.endpoint, part, door.network, say, interrupts)
+
+
+def join_on_leash(part: Part, address: str, interrupts: Interrupts) -> int:
+    """Be part of a run for as long as standard input is open; its first line says as whom."""
+    first = json.loads(sys.stdin.readline())
+    door = find_door(address, key=first["key"] or None, insecure=True)
+    network = dataclasses.replace(door.network, agent=first["agent"])
+
+    def follow() -> None:
+        while sys.stdin.readline():
+            pass
+        interrupts.count = max(1, interrupts.count)
+        time.sleep(_LEASH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=follow, name="leash", daemon=True).start()
+    return join(part, Door(door.endpoint, network), interrupts)

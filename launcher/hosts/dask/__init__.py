@@ -1,0 +1,1 @@
+"""Roles on the workers of a Dask cluster."""

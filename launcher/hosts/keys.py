@@ -1,0 +1,386 @@
+"""The key files of a run between hosts: who may take part, and how each proves who it is.
+
+A directory holds them::
+
+    head.key        the run's own key pair; ``pdqn launch --keys DIRECTORY`` reads it
+    NAME.key        a key pair for another host, and the run's public key; copy it there and
+                    give it to ``--key``
+    allowed.toml    public keys that are let in, by name
+
+Key files are secret: they are made for their owner alone, and refused when others can read them.
+
+A key file is written as a *draft* first, then its key is listed, then the draft gets its name. So a
+file that is there is whole and is let in, but for one whose revocation was interrupted; and what
+making it left unfinished is told by its draft from a file that somebody has moved away. A draft
+that was left is of use to nobody: the next call for its file writes it anew.
+
+Calls at the same time take turns, by a lock on ``.lock``: each knows what the one before listed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+import zmq
+
+from launcher.locking import take_lock
+from pdqn.errors import UsageError
+from pdqn.silence import Listening
+from pdqn.transport import KeyPair
+
+HEAD, ALLOWED, _LOCK = "head.key", "allowed.toml", ".lock"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
+_LOOK_SECONDS = 1.0
+# So long a list that cannot be read may be one that is just being written.
+_PATIENCE_SECONDS = 5.0
+# Other calls take milliseconds: who has the lock for longer hangs.
+_LOCK_TRIES, _LOCK_SECONDS = 250, 0.02
+
+
+@dataclass(frozen=True)
+class HostKey:
+    """What a key file holds.
+
+    Attributes:
+        name: in the list of those who are let in.
+        keys: the host's own.
+        head: public key of the run.
+    """
+
+    name: str
+    keys: KeyPair
+    head: str
+
+
+def make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
+    """Make the run's keys, if there are none, and a key file for each name; the files made.
+
+    What an earlier call that was interrupted left is finished.
+
+    Raises:
+        UsageError: a name that is no name or is taken, or a directory that cannot be written to.
+    """
+    for name in names:
+        if not _is_name(name):
+            raise UsageError(f"{name!r} is no name for a key; expected letters, digits, - _ and .")
+    with _changing(directory, make=True):
+        return _make_keys(directory, names)
+
+
+def ensure_key(directory: Path, name: str) -> Path:
+    """The key file of a name, which is made if there is none.
+
+    Raises:
+        UsageError: a key file that is somebody else's, or a directory that cannot be written to.
+    """
+    path = _key_path(directory, name)
+    with _changing(directory, make=True):
+        # A file alone may be what a revocation that was interrupted left.
+        if not path.exists() or name not in read_allowed(directory):
+            _make_keys(directory, (name,))
+    return path
+
+
+def revoke(directory: Path, name: str) -> None:
+    """Let a key in no longer; its file is removed here.
+
+    Raises:
+        UsageError: there is no such key, or its file cannot be removed.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: there is no such directory of keys")
+    path = _key_path(directory, name)
+    with _changing(directory):
+        allowed = read_allowed(directory)
+        if allowed.pop(name, None) is not None:
+            _allow(directory, allowed)
+        elif not _is_name(name) or not _is_left_over(path):
+            known = ", ".join(sorted(allowed)) or "none"
+            raise UsageError(f"{directory / ALLOWED} has no key {name!r}; it has {known}")
+        for each in (_draft(path), path):
+            each.unlink(missing_ok=True)
+
+
+def read_head(directory: Path) -> KeyPair:
+    """The run's own keys.
+
+    Raises:
+        UsageError: no such file, or one that others can read, or that holds no keys.
+    """
+    return _pair(directory / HEAD, _read_secret(directory / HEAD))
+
+
+def read_key(path: Path) -> HostKey:
+    """A host's key file.
+
+    Raises:
+        UsageError: no such file, or one that others can read, or that holds no keys.
+    """
+    return _host_key(path, _read_secret(path))
+
+
+def parse_key(text: str) -> HostKey:
+    """What a key file's text holds.
+
+    Raises:
+        UsageError: no keys.
+    """
+    try:
+        return _host_key(Path("key"), tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the text of a key file is none: {error}") from error
+
+
+def read_allowed(directory: Path) -> dict[str, str]:
+    """Public keys that are let in, by name.
+
+    Raises:
+        UsageError: the file can be written by others, or cannot be read.
+    """
+    return _read_list(directory) or {}
+
+
+class AllowedClients:
+    """The public keys that are let in, as the file has them from moment to moment.
+
+    Args:
+        directory: of the run's keys.
+
+    Attributes:
+        clients: the keys.
+        trouble: why the file could not be read when it was last looked at, and what follows;
+            empty if it could.
+
+    Raises:
+        UsageError: there are no keys, or they cannot be trusted.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._head = read_head(directory).public
+        self._next_look = 0.0
+        self._looking = Listening(_PATIENCE_SECONDS)
+        self._read_at = self._looking.seconds
+        self._has_list = False
+        self.clients = self._read()
+        self.trouble = ""
+
+    def look(self) -> frozenset[str]:
+        """Read the file again, once a second at most.
+
+        A file that cannot be trusted or read lets in whom it let in before, for a few seconds: it
+        may be just being written, or the head short of descriptors. Then it lets in nobody but
+        the run itself.
+        """
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            self._looking.turn()
+            try:
+                self.clients, self.trouble = self._read(), ""
+                self._read_at = self._looking.seconds
+            except UsageError as error:
+                self._do_without(str(error))
+        return self.clients
+
+    def settle(self) -> None:
+        """Keep to who is let in now: the file may go."""
+        self._next_look = math.inf
+
+    def _read(self) -> frozenset[str]:
+        allowed = _read_list(self._directory)
+        if allowed is None and self._has_list:
+            raise UsageError(f"{self._directory / ALLOWED} has no list of keys any more")
+        self._has_list = allowed is not None
+        return frozenset([self._head, *(allowed or {}).values()])
+
+    def _do_without(self, why: str) -> None:
+        if self._looking.seconds - self._read_at < _PATIENCE_SECONDS:
+            self.trouble = f"{why}; who was let in before stays for {_PATIENCE_SECONDS:g} s"
+        else:
+            self.clients = frozenset([self._head])
+            self.trouble = f"{why}; until it can be read no other host is let in"
+
+
+@contextmanager
+def _changing(directory: Path, *, make: bool = False) -> Iterator[None]:
+    """Change what the directory holds, while nobody else does.
+
+    Raises:
+        UsageError: somebody else has been at it for long, or it cannot be written to.
+    """
+    try:
+        if make:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Open to write, which NFS wants of a file that is to be locked.
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if not take_lock(lock, _LOCK_TRIES, _LOCK_SECONDS):
+                raise UsageError(
+                    f"{directory}: another pdqn is changing the keys, and does not finish"
+                )
+            yield
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
+
+
+def _make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
+    """Make what is missing, in a directory that nobody else is changing; the files made."""
+    made, head = [], directory / HEAD
+    _check_free(directory, names)
+    if not head.exists():
+        _write_draft(head, _secret_text({"name": "head", **_new_pair()}))
+        made.append(_draft(head).replace(head))
+    public = read_head(directory).public
+    made.extend(_make_key(directory, name, public) for name in dict.fromkeys(names))
+    return made
+
+
+def _check_free(directory: Path, names: tuple[str, ...]) -> None:
+    """Check, before anything is made, that a key can be made for each name.
+
+    Raises:
+        UsageError: a name that is taken.
+    """
+    allowed = read_allowed(directory)
+    for name in names:
+        path = _key_path(directory, name)
+        if name not in allowed:
+            if path.exists() and not _is_left_over(path):
+                raise UsageError(f"{path} exists, and is no key file of this run; move it away")
+        elif path.exists():
+            raise UsageError(f"{path} exists; revoke it first, with --revoke")
+        elif not _is_draft_of(_draft(path), allowed[name]):
+            raise UsageError(
+                f"{path} is not here any more, but whoever has it is let in; "
+                f"revoke it first, with --revoke {name}"
+            )
+
+
+def _make_key(directory: Path, name: str, head: str) -> Path:
+    """Make a key file for a name that was checked, or finish it; the file."""
+    path, allowed = _key_path(directory, name), read_allowed(directory)
+    if name not in allowed:
+        pair = _new_pair()
+        _write_draft(path, _secret_text({"name": name, **pair, "head": head}))
+        _allow(directory, allowed | {name: pair["public"]})
+    return _draft(path).replace(path)
+
+
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and f"{name}.key" != HEAD
+
+
+def _key_path(directory: Path, name: str) -> Path:
+    return directory / f"{name}.key"
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.draft")
+
+
+def _is_draft_of(draft: Path, public: str) -> bool:
+    try:
+        return read_key(draft).keys.public == public
+    except UsageError:
+        return False
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a file whose key is not listed is this run's, or was never written: it is no loss."""
+    try:
+        return not path.stat().st_size or read_key(path).head == read_head(path.parent).public
+    except (OSError, UsageError):
+        return False
+
+
+def _read_list(directory: Path) -> dict[str, str] | None:
+    """Public keys that are let in, by name; None where there is no list.
+
+    Raises:
+        UsageError: the file can be written by others, or cannot be read.
+    """
+    path = directory / ALLOWED
+    try:
+        if path.stat().st_mode & 0o022:
+            raise UsageError(f"{path}: others can write to it; chmod 600 {path}")
+        keys = tomllib.loads(path.read_text(encoding="utf-8")).get("keys")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if keys is None:
+        return None
+    if not isinstance(keys, dict) or not all(_is_key(key) for key in keys.values()):
+        raise UsageError(f"{path}: not every value is a public key; expected NAME = KEY")
+    return dict(keys)
+
+
+def _host_key(path: Path, content: dict[str, object]) -> HostKey:
+    head = content.get("head")
+    if not _is_key(head):
+        raise UsageError(f"{path} names no run that it is for; expected a file made by pdqn keys")
+    return HostKey(str(content.get("name")), _pair(path, content), str(head))
+
+
+def _new_pair() -> dict[str, str]:
+    public, secret = zmq.curve_keypair()
+    return {"public": public.decode("ascii"), "secret": secret.decode("ascii")}
+
+
+def _allow(directory: Path, keys: dict[str, str]) -> None:
+    path = directory / ALLOWED
+    _write_draft(path, tomli_w.dumps({"keys": keys}))
+    _draft(path).replace(path)
+
+
+def _secret_text(content: dict[str, str]) -> str:
+    return f"# Secret: copy it to its host in a safe way only.\n{tomli_w.dumps(content)}"
+
+
+def _write_draft(path: Path, text: str) -> None:
+    """Make a draft that is its owner's from the first moment, in place of one left over."""
+    draft = _draft(path)
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def _read_secret(path: Path) -> dict[str, object]:
+    try:
+        mode = path.stat().st_mode & 0o777
+        if mode & 0o077:
+            raise UsageError(f"{path}: others can read it (mode {mode:04o}); chmod 600 {path}")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such key file; pdqn keys makes them, on the head") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: no key file ({error})") from error
+
+
+def _pair(path: Path, content: dict[str, object]) -> KeyPair:
+    public, secret = content.get("public"), content.get("secret")
+    pair = KeyPair(str(public), str(secret))
+    if not _is_key(public) or not _is_key(secret) or not _belong_together(pair):
+        raise UsageError(f"{path}: no key file; expected one made by pdqn keys")
+    return pair
+
+
+def _belong_together(pair: KeyPair) -> bool:
+    return zmq.curve_public(pair.secret.encode("ascii")).decode("ascii") == pair.public
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) and _KEY.fullmatch(value) is not None

@@ -1,0 +1,55 @@
+"""Where a role's process begins. A supervisor imports this and not what a role needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher import safe_path
+from pdqn.errors import JoinRefusedError
+from pdqn.transport import Network
+
+EXIT_REFUSED = 3
+
+_Main = Callable[[str, int | None, Path | None, Network | None], None]
+
+
+def run_role(
+    role: str,
+    address: str,
+    index: int | None,
+    log_path: Path | None,
+    network: Network | None = None,
+) -> None:
+    """Be one role, from joining to leaving; the target of its process."""
+    safe_path.forget()
+    try:
+        _main_of(role)(address, index, log_path, network)
+    except JoinRefusedError as error:
+        print(f"pdqn: {error}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
+        sys.exit(EXIT_REFUSED)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The role has closed all that is its own. What the interpreter would still tear down takes
+    # a hundred actors on few cores longer than a person waits after Ctrl-C.
+    os._exit(0)
+
+
+def _main_of(role: str) -> _Main:
+    """What a role does. Each imports only what is its own: replay does without torch."""
+    match role:
+        case "actor":
+            from actors.process import run_actor as main
+        case "evaluator":
+            from actors.evaluator import run_evaluator as main
+        case "replay":
+            from replay.process import run_replay as main
+        case "learner":
+            from learner.process import run_learner as main
+        case _:
+            raise ValueError(f"there is no role {role!r}")
+    return main

@@ -1,0 +1,1 @@
+"""The plan: machine, sizes and memory of a run before anything starts."""

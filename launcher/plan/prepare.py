@@ -1,0 +1,133 @@
+"""The configuration of a run, checked and filled in for this machine and environment."""
+
+from __future__ import annotations
+
+import torch
+
+from actors.environments.describe import describe_environment, suggests
+from launcher.plan import plan as planning
+from launcher.plan.machine import Machine, detect
+from launcher.plan.plan import Plan
+from launcher.plan.probe import block_bytes_per_transition
+from pdqn.config import Config
+from pdqn.errors import UsageError
+from pdqn.networks import QNetwork, build_network
+from pdqn.specs import EnvironmentSpec
+
+
+def prepare(
+    config: Config, elsewhere: frozenset[str] = frozenset()
+) -> tuple[EnvironmentSpec, Machine, Plan]:
+    """Fill in every automatic setting for this machine and environment, and check the whole.
+
+    Args:
+        config: as people wrote it.
+        elsewhere: roles that will join from other hosts.
+
+    Raises:
+        UsageError: settings that cannot work, whatever the machine.
+    """
+    run = config.run
+    spec = describe_environment(run.env, run.env_args)
+    spec = spec.stacked(run.frame_stack or planning.frame_stack(spec))
+    network = build_network(spec, config.network)
+    if config.evaluation.env_args:
+        _check_evaluation(config, spec, network)
+    check_combinations(config)
+    if config.actor.guidance or config.actor.guidance_final:
+        _check_guidance(config, spec)
+    here = detect()
+    plan = planning.plan(here, config, spec, None, elsewhere)
+    if planning.measures_frames(here, config, spec):
+        measured = block_bytes_per_transition(plan.config, spec)
+        size = measured or float(spec.observation_bytes)
+        plan = planning.plan(here, config, spec, size, elsewhere)
+        if measured is None:
+            plan.warnings.append(
+                f"{spec.id} ended or hung while its frames were measured: memory is planned as if "
+                "they could not be compressed"
+            )
+    return spec, here, plan
+
+
+def _check_evaluation(config: Config, spec: EnvironmentSpec, network: QNetwork) -> None:
+    """Evaluations must show the network what it is trained on; sizes may be others if it can."""
+    where, env_args = "evaluation.env_args", config.evaluation_env_args
+    try:
+        found = describe_environment(spec.id, env_args, spec.frame_stack)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    seen, trained = _essentials(found), _essentials(spec)
+    differ = [f"{seen[k]} (in training {trained[k]})" for k in seen if seen[k] != trained[k]]
+    if differ:
+        raise UsageError(f"{where}: with them {spec.id} has {', '.join(differ)}")
+    if _sizes(found) != _sizes(spec) and not _takes(network, found):
+        raise UsageError(
+            f"{where}: with them {spec.id} has {_sizes(found)} (in training {_sizes(spec)}), which "
+            "the network does not fit"
+        )
+
+
+def _essentials(spec: EnvironmentSpec) -> dict[str, str]:
+    """What no network can make up for, in words."""
+    fields = (
+        f"{f.name} {f.dtype}"
+        + (f" of {list(f.categories)} categories from {list(f.start)}" if f.categories else "")
+        for f in spec.fields
+    )
+    return {
+        "first_action": f"the first action {spec.first_action}",
+        "headline_metric": f"the headline metric {spec.headline_metric}",
+        "fields": f"the observations {', '.join(fields)}",
+    }
+
+
+def _sizes(spec: EnvironmentSpec) -> str:
+    shapes = ", ".join(f"{field.name} {list(field.shape)}" for field in spec.fields)
+    return f"the shapes {shapes} and {spec.num_actions} actions"
+
+
+def _takes(network: QNetwork, spec: EnvironmentSpec) -> bool:
+    """Whether a network values every action of an environment that it was not built for."""
+    blank = {name: torch.from_numpy(values) for name, values in spec.blank(1).items()}
+    try:
+        with torch.inference_mode():
+            values = network(*network.prepare(blank))
+    except Exception:  # noqa: BLE001 - networks of a person's own raise anything
+        return False
+    return tuple(values.shape) == (1, spec.num_actions)
+
+
+def _check_guidance(config: Config, spec: EnvironmentSpec) -> None:
+    if not suggests(spec, config.run.env_args):
+        raise UsageError(
+            f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives no "
+            'info["suggested_action"] to follow; circle placement does with --env-arg suggest=true'
+        )
+
+
+def check_combinations(config: Config) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UsageError: with the setting, its value, and what is accepted.
+    """
+    learner, network = config.learner, config.network
+    if learner.munchausen and network.distribution == "categorical":
+        raise UsageError(
+            "learner.munchausen = true with network.distribution = categorical: the entropy moves "
+            "every action's atoms by another amount; use quantile or none"
+        )
+    micro = learner.micro_batch_size
+    if micro is not None and micro > learner.batch_size:
+        raise UsageError(
+            f"learner.micro_batch_size = {micro}, but learner.batch_size = {learner.batch_size}: "
+            "at most that many can be computed at once"
+        )
+    explores = config.actor.guidance or config.actor.guidance_final
+    if network.noisy and (explores or config.actor.exploration != "uniform"):
+        what = "actor.guidance" if explores else f"actor.exploration = {config.actor.exploration}"
+        raise UsageError(
+            f"network.noisy = true with {what}: noise explores in place of random actions, so that "
+            "nothing would follow it; use network.noisy = false, or leave that away"
+        )

@@ -1,0 +1,53 @@
+"""The memory that the buffers of a run take. Pure."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from typing import Literal
+
+from pdqn.specs import EnvironmentSpec
+from replay.buffer import compressed_bytes, dense_bytes
+
+Store = Literal["dense", "compressed"]
+STORES: tuple[Store, ...] = ("dense", "compressed")
+# What a random policy sees compresses better than what a trained one will see: the capacity is
+# counted with some more bytes, and gets up to twice as many where there is room.
+COMPRESSED_SAFETY, COMPRESSED_HEADROOM = 1.25, 2
+CAPACITY_LIMIT = 10**10  # no machine has memory for more
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How much memory the buffers of a run take.
+
+    Attributes:
+        spec: of the environment.
+        shards: replays that share the capacity evenly.
+        block_bytes_per_transition: bytes of compressed frames for each transition.
+    """
+
+    spec: EnvironmentSpec
+    shards: int
+    block_bytes_per_transition: float = 0.0
+
+    def bytes_of(self, store: Store, capacity: int) -> int:
+        """Bytes of all shards with this store for so many transitions."""
+        each = -(-capacity // self.shards)
+        if store == "dense":
+            return self.shards * dense_bytes(self.spec, each)
+        block_bytes = self.block_bytes_per_transition
+        return self.shards * compressed_bytes(self.spec, each, COMPRESSED_SAFETY * block_bytes)
+
+    def largest(self, store: Store, room_bytes: int) -> int:
+        """How many transitions so many bytes hold with this store."""
+
+        def size_of(capacity: int) -> int:
+            return self.bytes_of(store, capacity)
+
+        return bisect.bisect_right(range(1, CAPACITY_LIMIT + 1), room_bytes, key=size_of)
+
+    def better(self, room_bytes: int) -> Store:
+        """The store that holds more in so many bytes; dense, which costs no time, if none does."""
+        dense, compressed = (self.largest(store, room_bytes) for store in STORES)
+        return "dense" if dense >= compressed else "compressed"

@@ -1,0 +1,1 @@
+"""Results of a run: pictures, films, comparisons, evaluation and export."""

@@ -1,0 +1,79 @@
+"""The picture of how a policy places circles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
+
+from actors.circle_placement.environment import CirclePlacementEnv
+from launcher.results.training import save_picture
+from pdqn import seeds
+from pdqn.model import Model
+from pdqn.policy import Policy
+
+STRATEGY_PICTURE = "strategy.png"
+_MAPS = 3
+
+Picture = NDArray[np.uint8]
+
+
+def draw_strategy(model: Model, path: Path) -> Path:
+    """Draw how the policy places circles on held-out maps, beside exact greedy.
+
+    A row for each map: the policy's circles in their order, exact greedy's, and Q of every centre
+    of the first circle. White is no valid centre.
+
+    Args:
+        model: of circle placement.
+        path: of the picture; whoever looks meanwhile sees the old one or the new one.
+    """
+    figure = Figure(figsize=(13, 4.6 * _MAPS), layout=ConstrainedLayoutEngine())
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{model.spec.id}: the policy of learner step {model.parameter_version}")
+    grid: NDArray[Any] = figure.subplots(_MAPS, 3)
+    arguments = {k: v for k, v in model.env_args.items() if k not in ("render_mode", "suggest")}
+    env = CirclePlacementEnv(**arguments, render_mode="rgb_array", suggest=True)
+    for row, seed in zip(grid, seeds.held_out_seeds(_MAPS), strict=True):
+        policy = Policy(model)
+        _show(row[0], f"policy, map {seed}", _placed(env, seed, lambda o, _, p=policy: p.act(o)))
+        _show(row[1], "exact greedy", _placed(env, seed, lambda _, info: info["suggested_action"]))
+        _draw_values(figure, row[2], policy.values(env.reset(seed=seed)[0]))
+    return save_picture(figure, path, dpi=80)
+
+
+def _placed(
+    env: CirclePlacementEnv, seed: int, choose: Callable[[Any, Mapping[str, Any]], int]
+) -> Picture:
+    """The picture of an episode at its end."""
+    observation, info = env.reset(seed=seed)
+    ended = False
+    while not ended:
+        observation, _, ended, _, info = env.step(choose(observation, info))
+    picture = env.render()
+    assert picture is not None
+    return picture
+
+
+def _show(axes: Axes, title: str, picture: Picture) -> None:
+    axes.imshow(picture)
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def _draw_values(figure: Figure, axes: Axes, values: NDArray[np.float32]) -> None:
+    size = round(len(values) ** 0.5)
+    shown = np.where(np.isfinite(values), values, np.nan).reshape(size, size)
+    image = axes.imshow(shown, cmap="viridis")
+    down, right = divmod(int(values.argmax()), size)
+    axes.plot(right, down, marker="+", color="red", markersize=14, markeredgewidth=2)
+    axes.set_title("Q of the first circle's centre")
+    axes.set(xticks=[], yticks=[])
+    figure.colorbar(image, ax=axes, shrink=0.8)

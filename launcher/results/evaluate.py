@@ -1,0 +1,133 @@
+"""``pdqn eval``: a trained policy beside the environment's baselines, on held-out seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import rich.console
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from actors.evaluation import (
+    Act,
+    Scores,
+    baseline_scores,
+    describe,
+    play,
+    random_act,
+    scored,
+)
+from launcher.results.films import check_camera, check_film, record_film
+from pdqn import seeds
+from pdqn.config import MAX_EPISODE_STEPS
+from pdqn.model import Model, load_model
+from pdqn.policy import greedy, model_path
+
+
+@dataclass(frozen=True)
+class Film:
+    """What to film: so many episodes into a file."""
+
+    path: Path
+    episodes: int
+
+
+def evaluate(
+    path: Path,
+    episodes: int,
+    *,
+    best: bool = False,
+    as_json: bool,
+    film: Film | None = None,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
+) -> int:
+    """Evaluate a run directory or a model file, and print the result.
+
+    Args:
+        path: either of them.
+        episodes: on as many held-out seeds.
+        best: of a run, the parameters that evaluated best while it trained, on other seeds than
+            those that chose them; else its last ones.
+        as_json: print JSON.
+        film: what to film.
+        max_episode_steps: an episode is cut after so many, and counts as far as it went.
+    """
+    torch.set_num_threads(1)
+    if film is not None:
+        check_film(film.path)
+    model = load_model(model_path(path, best=best))
+    if film is not None:
+        check_camera(model)
+    # The best parameters of many evaluations are better on their seeds than on others.
+    held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
+    playing = partial(
+        play,
+        spec=model.spec,
+        env_args=model.env_args,
+        seeds=held_out,
+        max_episode_steps=max_episode_steps,
+    )
+    scores = playing(partial(greedy, model.network))
+    assert scores is not None, "nothing stops it"
+    result = describe(scores, model.spec, _baselines(model, held_out, playing))
+    result["parameter_version"] = model.parameter_version
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        rich.console.Console().print(table(model, result))
+    if film is not None:
+        frames, whole = record_film(model, film.path, film.episodes)
+        cut = "" if whole else ", then cut: the film would be too large"
+        click.echo(f"{film.path}: {frames} frames{cut}", err=as_json)
+    return 0
+
+
+def table(model: Model, result: dict[str, Any]) -> Table:
+    """Policy and baselines, with standard errors and paired differences."""
+    name = model.spec.headline_metric or "return"
+    drawn = Table(
+        title=f"{model.spec.id}: {result['episodes']} held-out episodes{_without_score(result)}, "
+        f"parameters of learner step {result['parameter_version']}",
+        caption="± standard errors; differences are paired by seed",
+    )
+    for column in ("policy", name, "policy - this"):
+        drawn.add_column(column, justify="left" if column == "policy" else "right")
+    score = result["metrics"].get(name, result["return_mean"])
+    error = result["errors"].get(name, result["return_error"])
+    drawn.add_row("[bold]greedy on Q[/bold]", f"[bold]{score:.4f} ± {error:.4f}[/bold]", "")
+    for baseline, mean in result["baselines"].items():
+        error = result["baseline_errors"][baseline]
+        difference, difference_error = result["differences"][baseline]
+        drawn.add_row(
+            baseline.replace("_", " "),
+            f"{mean:.4f} ± {error:.4f}",
+            f"{difference:+.4f} ± {difference_error:.4f}",
+        )
+    reference = result["baselines"].get("exact_greedy")
+    if reference:
+        drawn.add_section()
+        drawn.add_row("greedy on Q / exact greedy", f"{score / reference:.1%}", "")
+    return drawn
+
+
+def _without_score(result: dict[str, Any]) -> str:
+    return f" ({result['dropped']} more have no score)" if result["dropped"] else ""
+
+
+def _baselines(
+    model: Model, held_out: list[int], playing: Callable[[Act], Scores | None]
+) -> dict[str, NDArray[np.float64]]:
+    """The environment's own baselines, or at least the random policy."""
+    if own := baseline_scores(model.spec, model.env_args, held_out):
+        return own
+    scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))
+    assert scores is not None
+    return {"random": scored(scores, model.spec)}

@@ -1,0 +1,93 @@
+"""A run's pictures, drawn in a process of their own while it goes on.
+
+``python -m launcher.results.pictures RUN`` draws them once.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launcher.rundir import CONFIG
+from pdqn.config import RunConfig
+from pdqn.errors import UsageError
+from pdqn.layers import read_toml
+
+_NICENESS = 15
+
+
+class PictureDrawer:
+    """Draws the pictures of a run from time to time; nothing waits for them.
+
+    Args:
+        run_dir: of the run.
+        period_seconds: between two drawings.
+        log: where the process writes what goes wrong.
+    """
+
+    def __init__(self, run_dir: Path, period_seconds: float, log: Path) -> None:
+        self._run_dir, self._period_seconds, self._log = run_dir, period_seconds, log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._next = time.monotonic() + period_seconds
+
+    def turn(self) -> None:
+        """Start a drawing if one is due and the last one has ended."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._process = None
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._period_seconds
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "launcher.results.pictures", str(self._run_dir)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End a drawing that goes on."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for left in self._run_dir.glob(f".*.{self._process.pid}"):
+                left.unlink()
+            self._process = None
+
+
+def draw_pictures(run_dir: Path) -> list[Path]:
+    """Draw all pictures of a run, as it is now; where they lie.
+
+    Raises:
+        UsageError: its model file or its configuration is damaged.
+    """
+    # Half a second to import, which commands that draw nothing need not wait for.
+    from launcher.results.training import plot_training
+
+    drawn = [plot_training(run_dir)]
+    if _is_placement(run_dir):
+        # Environments and torch: other runs need neither for their pictures.
+        from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
+        from pdqn.model import FINAL_MODEL, load_model
+
+        model_path = run_dir / FINAL_MODEL
+        if model_path.exists():
+            drawn.append(draw_strategy(load_model(model_path), run_dir / STRATEGY_PICTURE))
+    return drawn
+
+
+def _is_placement(run_dir: Path) -> bool:
+    config = run_dir / CONFIG
+    if not config.exists():
+        return False
+    env_id = read_toml(config).get("run", {}).get("env")
+    if not isinstance(env_id, str):
+        raise UsageError(f"{config} is damaged: it has no run.env")
+    return env_id.rpartition(":")[2] == RunConfig().env
+
+
+if __name__ == "__main__":
+    os.nice(_NICENESS)
+    draw_pictures(Path(sys.argv[1]))

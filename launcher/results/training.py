@@ -1,0 +1,435 @@
+"""Pictures from a run's metrics.
+
+Everything is drawn with Matplotlib's objects: no pyplot, no global state, no display.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import EngFormatter, PercentFormatter
+from numpy.typing import NDArray
+
+from launcher.results.checks import check_output
+from launcher.rundir import STATE_FILE, SUMMARY
+from pdqn.atomic import replacing
+
+Floats = NDArray[np.float64]
+
+PICTURE = "training_results.png"
+PICTURE_FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+_X = "environment_steps"
+_BASELINE = "eval/baseline/"
+_RECENT = "episodes_recent"
+_NOT_HEADLINES = frozenset(
+    {
+        "ep_rew_mean",
+        "ep_len_mean",
+        "exploration_rate",
+        "exploration_rate_min",
+        "exploration_rate_max",
+        "guidance",
+    }
+)
+_SMOOTHED_PARTS = 30  # the smoothing window is this fraction of a series
+
+# Okabe and Ito's palette: told apart with any kind of colour blindness.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#555555"
+_BASELINE_COLOURS = (RED, GREEN, PURPLE, ORANGE, SKY)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a run has written of itself.
+
+    Attributes:
+        lines: of ``metrics.jsonl``, oldest first.
+        summary: what ``summary.json`` has to say.
+        recent: scores of the last episodes in training.
+    """
+
+    lines: tuple[dict[str, Any], ...]
+    summary: dict[str, Any]
+    recent: tuple[Any, ...] = ()
+
+    def series(self, key: str, over: str = _X) -> tuple[Floats, Floats]:
+        """The finite values of a metric, and those of another on the same lines."""
+        pairs = [
+            (line[over], line[key])
+            for line in self.lines
+            if _is_finite(line.get(over)) and _is_finite(line.get(key))
+        ]
+        array = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
+        return array[:, 0], array[:, 1]
+
+    def last(self, key: str) -> Any:
+        """The newest value that is not null."""
+        values = (line[key] for line in reversed(self.lines) if line.get(key) is not None)
+        return next(values, None)
+
+    @property
+    def headline(self) -> str | None:
+        """The environment's headline metric: what is under rollout/ beside the usual names."""
+        for line in self.lines:
+            for key in line:
+                group, _, name = key.partition("/")
+                if group == "rollout" and name not in _NOT_HEADLINES:
+                    return name
+        return None
+
+    @property
+    def score(self) -> tuple[str, str, str]:
+        """What says how good the policy is: its name, its training key, its evaluation key."""
+        headline = self.headline
+        if headline is None:
+            return "return", "rollout/ep_rew_mean", "eval/return_mean"
+        return headline, f"rollout/{headline}", f"eval/{headline}"
+
+    @property
+    def evaluation_error_key(self) -> str:
+        """Key of the standard error that belongs to the evaluation key of ``score``."""
+        headline = self.headline
+        return "eval/return_error" if headline is None else f"eval/{headline}_error"
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """The newest score of every baseline, by its name in words."""
+        keys = {key for line in self.lines for key in line if key.startswith(_BASELINE)}
+        values = {
+            key.removeprefix(_BASELINE).replace("_", " "): self.last(key) for key in sorted(keys)
+        }
+        return {name: float(value) for name, value in values.items() if _is_finite(value)}
+
+
+def read_metrics(run_dir: Path) -> Metrics:
+    """What a run has written so far; lines that were cut off are left out."""
+    lines, written = _read_lines(run_dir / "metrics.jsonl")
+    recent = _list_in(_read_object(run_dir / STATE_FILE).get("metrics"), "distribution") or written
+    return Metrics(tuple(lines), _read_object(run_dir / SUMMARY), tuple(recent))
+
+
+def plot_training(run_dir: Path, path: Path | None = None) -> Path:
+    """Draw the curves of a run from ``metrics.jsonl``, at any time of it; where they lie.
+
+    Args:
+        run_dir: of the run.
+        path: of the picture; else it is ``training_results.png`` of the run.
+
+    Raises:
+        UsageError: there can be no picture of that name.
+    """
+    if path is not None:
+        check_output("--out", path, PICTURE_FORMATS)
+    figure = training_figure(read_metrics(run_dir), run_dir.name)
+    return save_picture(figure, path or run_dir / PICTURE, dpi=110)
+
+
+def save_picture(figure: Figure, path: Path, dpi: int) -> Path:
+    """Write a figure as its name ends; who looks meanwhile sees the old picture or the new one."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
+    return path
+
+
+def training_figure(metrics: Metrics, name: str) -> Figure:
+    """The six panels."""
+    figure = Figure(figsize=(16, 9), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    FigureCanvasAgg(figure)
+    figure.suptitle(_title(metrics, name), fontsize=15, fontweight="bold")
+    panels: tuple[Callable[[Axes, Metrics], bool], ...] = (
+        _draw_score, _draw_loss, _draw_throughput,
+        _draw_evaluation, _draw_distribution, _draw_buffer,
+    )  # fmt: skip
+    grid: NDArray[Any] = figure.subplots(2, 3)
+    for axes, draw in zip(grid.flat, panels, strict=True):
+        _style(axes)
+        if not draw(axes, metrics):
+            _say_no_data(axes)
+    return figure
+
+
+# ---- panels: each draws itself and says whether there was anything to draw ----
+
+
+def _draw_score(axes: Axes, metrics: Metrics) -> bool:
+    name, training_key, evaluation_key = metrics.score
+    axes.set_title(f"{name} in training and evaluation")
+    x, y = metrics.series(training_key)
+    if len(x):
+        _draw_raw_and_smoothed(axes, x, y, SKY, BLUE, label="training")
+    points, scores = metrics.series(evaluation_key)
+    if len(points):
+        errors = _errors_at(metrics, points)
+        axes.errorbar(
+            points, scores, errors, color="black", marker="o", markersize=4, linewidth=1.2,
+            capsize=3, label="evaluation",
+        )  # fmt: skip
+    if not len(x) and not len(points):
+        return False
+    _draw_levels(axes, metrics.baselines)
+    _label_steps(axes)
+    axes.set_ylabel(name)
+    _put_legend(axes)
+    return True
+
+
+def _draw_loss(axes: Axes, metrics: Metrics) -> bool:
+    axes.set_title("loss")
+    x, y = metrics.series("train/loss")
+    if not len(x):
+        return False
+    _draw_raw_and_smoothed(axes, x, y, ORANGE, RED)
+    if np.all(y > 0):
+        axes.set_yscale("log")
+    _label_steps(axes)
+    axes.set_ylabel("loss")
+    return True
+
+
+def _draw_throughput(axes: Axes, metrics: Metrics) -> bool:
+    axes.set_title("throughput")
+    left = ("actor/episodes_per_second", "episodes/s", BLUE)
+    right = ("time/fps", "environment steps/s", RED)
+    return _draw_twins(axes, metrics, left, right)
+
+
+def _draw_buffer(axes: Axes, metrics: Metrics) -> bool:
+    axes.set_title("replay buffer and policy lag")
+    x, size = metrics.series("replay/size")
+    capacity = metrics.last("replay/capacity")
+    lag = ("learner/policy_lag", "policy lag (learner steps)", RED)
+    if not len(x) or not _is_finite(capacity) or capacity <= 0:
+        return _draw_line(axes, metrics, lag)
+    axes.fill_between(x, size / capacity, color=SKY, alpha=0.35, linewidth=0)
+    axes.plot(x, size / capacity, color=BLUE, linewidth=2, marker=marker_of(x))
+    axes.set_ylim(0, 1.05)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel(f"full, of {EngFormatter(sep='')(capacity)} transitions", color=BLUE)
+    _label_steps(axes)
+    if len(metrics.series(lag[0])[0]):
+        _draw_line(_twin(axes), metrics, lag)
+    return True
+
+
+def _draw_distribution(axes: Axes, metrics: Metrics) -> bool:
+    name = metrics.score[0]
+    axes.set_title(f"{name} of the last episodes in training")
+    values = [value for value in metrics.recent if _is_finite(value)]
+    if not values:
+        return False
+    mean = float(np.mean(values))
+    axes.hist(values, bins=_bins(values), color=SKY, edgecolor="white")
+    axes.axvline(mean, color=BLUE, linewidth=2, label=f"mean {mean:.4g}, {len(values)} episodes")
+    axes.set_xlabel(name)
+    axes.set_ylabel("episodes")
+    _put_legend(axes)
+    return True
+
+
+def _draw_evaluation(axes: Axes, metrics: Metrics) -> bool:
+    name, _, key = metrics.score
+    axes.set_title("last evaluation beside the baselines")
+    points, scores = metrics.series(key)
+    if not len(points):
+        return False
+    bars = {"policy": float(scores[-1]), **metrics.baselines}
+    names = sorted(bars, key=lambda bar: bars[bar])
+    error = float(_errors_at(metrics, points)[-1])
+    colours = [BLUE if bar == "policy" else "#BBBBBB" for bar in names]
+    axes.barh(names, [bars[bar] for bar in names], color=colours, height=0.6)
+    axes.errorbar(bars["policy"], "policy", xerr=error, color="black", capsize=5, linewidth=1.5)
+    _write_values(axes, [(bars[bar], error if bar == "policy" else 0.0) for bar in names])
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"{name} (bar of the policy: standard error)")
+    return True
+
+
+# ---- parts of panels ----
+
+
+def _draw_raw_and_smoothed(
+    axes: Axes, x: Floats, y: Floats, raw: str, smooth: str, linestyle: str = "-", label: str = ""
+) -> None:
+    axes.plot(x, y, color=raw, alpha=0.4, linewidth=1, label=label)
+    means = smoothed(y)
+    name = label and "smoothed"
+    axes.plot(
+        x, means, color=smooth, linewidth=2, linestyle=linestyle, marker=marker_of(x), label=name
+    )
+
+
+def marker_of(x: Floats) -> str:
+    """A line of one or two points is invisible or says little: show the points."""
+    return "o" if len(x) < 3 else ""
+
+
+def _put_legend(axes: Axes) -> None:
+    """A legend in one row, with room made for it above the data."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.12 * (high - low))
+    axes.legend(loc="upper left", ncols=3, fontsize=9, framealpha=1, edgecolor="none")
+
+
+def _draw_levels(axes: Axes, levels: dict[str, float]) -> None:
+    """Named horizontal lines, each labelled where it ends."""
+    for index, (name, level) in enumerate(levels.items()):
+        colour = _BASELINE_COLOURS[index % len(_BASELINE_COLOURS)]
+        axes.axhline(level, color=colour, linestyle="--", linewidth=1.3)
+        axes.annotate(
+            f"{name} {level:.3g}", (1, level), (-4, 3), ("axes fraction", "data"),
+            textcoords="offset points", ha="right", va="bottom", color=colour, fontsize=10,
+        )  # fmt: skip
+
+
+def _draw_twins(
+    axes: Axes, metrics: Metrics, left: tuple[str, str, str], right: tuple[str, str, str]
+) -> bool:
+    """Two metrics of different scale, each with its own axis in its own colour."""
+    if not _draw_line(axes, metrics, left):
+        return _draw_line(axes, metrics, right)
+    if len(metrics.series(right[0])[0]):
+        _draw_line(_twin(axes), metrics, right, linestyle="--")
+    return True
+
+
+def _draw_line(
+    axes: Axes, metrics: Metrics, line: tuple[str, str, str], linestyle: str = "-"
+) -> bool:
+    key, label, colour = line
+    x, y = metrics.series(key)
+    if not len(x):
+        return False
+    _draw_raw_and_smoothed(axes, x, y, colour, colour, linestyle=linestyle)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(label, color=colour)
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    _label_steps(axes)
+    return True
+
+
+def _twin(axes: Axes) -> Axes:
+    twin = axes.twinx()
+    twin.spines[["top", "left"]].set_visible(False)
+    return twin
+
+
+def _write_values(axes: Axes, bars: Sequence[tuple[float, float]]) -> None:
+    for row, (value, error) in enumerate(bars):
+        text = f"{value:.3g} ± {error:.2g}" if error else f"{value:.3g}"
+        axes.annotate(
+            text, (max(value + error, 0.0), row), (6, 0), textcoords="offset points", va="center"
+        )
+    axes.margins(x=0.22)
+
+
+def _style(axes: Axes) -> None:
+    axes.title.set_fontsize(13)
+    axes.tick_params(labelsize=10)
+    axes.grid(visible=True, color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_steps(axes: Axes) -> None:
+    axes.set_xlabel("environment steps")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _say_no_data(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.text(
+        0.5, 0.5, "no data yet", transform=axes.transAxes, ha="center", va="center",
+        color=GREY, fontsize=13,
+    )  # fmt: skip
+
+
+def _title(metrics: Metrics, name: str) -> str:
+    environment = metrics.summary.get("environment")
+    env = environment.get("id") if isinstance(environment, dict) else metrics.summary.get("env")
+    if not env:
+        return name
+    seed = metrics.summary.get("seed")
+    return str(env) if seed is None else f"{env}, seed {seed}"
+
+
+# ---- numbers ----
+
+
+def smoothed(values: Floats) -> Floats:
+    """A centred moving mean; at the ends, the mean of what there is."""
+    window = max(1, len(values) // _SMOOTHED_PARTS) * 2 + 1
+    if len(values) < window:
+        return values
+    ones = np.ones(window)
+    counts = np.convolve(np.ones_like(values), ones, "same")
+    return np.convolve(values, ones, "same") / counts
+
+
+def _errors_at(metrics: Metrics, points: Floats) -> Floats:
+    """Standard errors of the evaluations at these steps; 0 where none was written."""
+    known = dict(zip(*metrics.series(metrics.evaluation_error_key), strict=True))
+    return np.array([known.get(point, 0.0) for point in points])
+
+
+def _bins(values: Sequence[float]) -> int:
+    return int(min(40, max(5, math.sqrt(len(values)) * 1.5)))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+# ---- files ----
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The objects on a file's lines, and the newest scores of episodes among them.
+
+    Earlier versions wrote the scores with every line: only the newest are kept in memory.
+    """
+    lines: list[dict[str, Any]] = []
+    recent: list[Any] = []
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            found = _object(line.decode("utf-8", "replace"))
+            recent = _list_in(found, _RECENT) or recent
+            found.pop(_RECENT, None)
+            if found:
+                # The lines of a long run have millions of names between them, and few different.
+                lines.append({sys.intern(name): value for name, value in found.items()})
+    return lines, recent
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        return _object(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return {}
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object in a text, or an empty one if a kill has cut it off."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _list_in(value: Any, name: str) -> list[Any]:
+    """The list of that name in an object; empty where there is none."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, list) else []

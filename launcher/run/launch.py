@@ -1,0 +1,170 @@
+"""What the commands launch and check do, between the command line and a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import click
+import rich.console
+
+from launcher.console.console import Console, Kind, make_console
+from launcher.hosts.access import Access
+from launcher.hosts.dask.cluster import DaskCluster
+from launcher.hosts.dask.report import cluster_rows, cluster_table
+from launcher.interrupts import Interrupts
+from launcher.numbers import duration
+from launcher.plan.machine import Machine, raise_open_file_limit
+from launcher.plan.plan import Plan
+from launcher.plan.prepare import prepare
+from launcher.plan.report import as_json as plan_as_json
+from launcher.plan.report import report
+from launcher.run.parallel import Run
+from launcher.run.resume import PastRun
+from launcher.run.session import Session
+from launcher.run.single import SingleRun
+from launcher.run.sinks import check_sinks
+from launcher.run.state import RunState, read_state
+from launcher.rundir import RunDirectory, new_path
+from pdqn import layers
+from pdqn.config import Config
+from pdqn.errors import UsageError
+
+
+def launch(
+    config: Config,
+    interrupts: Interrupts,
+    *,
+    past: PastRun | None,
+    run_dir: Path | None,
+    console: Kind,
+    access: Access,
+    agreed: bool,
+    check_only: bool,
+    cluster: DaskCluster | None = None,
+) -> int:
+    """Check, then train; the exit code."""
+    if cluster is not None:
+        config = on_cluster(config, cluster)
+    check_sinks(config)
+    spec, here, plan = prepare(config, access.elsewhere)
+    resolved = plan.config
+    if past is not None:
+        past.check(resolved)
+    if check_only:
+        return _print_check(here, plan, as_json=False)
+    _agree(plan, agreed)
+    if interrupts.count:
+        click.echo("interrupted before anything was started", err=True)
+        return 0
+    single = resolved.run.mode == "single"
+    if single and access.address is not None:
+        raise UsageError("--bind: mode single is one process, nobody can join it")
+    directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
+    directory.write_config(resolved, config)
+    view = make_console(console, sys.stdout)
+    for text in (*(f"warning: {warning}" for warning in plan.warnings), plan.replay):
+        view.message(text)
+    if access.insecure:
+        view.message(
+            f"warning: nothing is encrypted, and whoever reaches {access.address} can join"
+        )
+    raise_open_file_limit(plan.open_files)
+    if past is not None:
+        _tell_resumed(directory, view, state, past.config, resolved)
+    session = Session(resolved, spec, directory, view, interrupts, state)
+    session.insecure = access.insecure
+    return SingleRun(session).execute() if single else Run(session, access, cluster).execute()
+
+
+def connect(where: str, python: str, slots: int | None) -> DaskCluster:
+    """A Dask cluster, with what its workers have.
+
+    Raises:
+        UsageError: no cluster, no workers, or none that has pdqn.
+    """
+    cluster = DaskCluster(where, python, slots)
+    described = cluster.describe()
+    if not cluster.workers:
+        cluster.close()
+        reasons = sorted({one["error"] for one in described.values() if "error" in one})
+        raise UsageError(f"--dask {where}: " + ("; ".join(reasons) or "it has no workers"))
+    return cluster
+
+
+def check_cluster(
+    config: Config, where: str, python: str, slots: int | None, *, as_json: bool
+) -> int:
+    """Print a Dask cluster, and which worker would get which roles; the exit code."""
+    with contextlib.closing(DaskCluster(where, python, slots)) as cluster:
+        described = cluster.describe()
+        config = on_cluster(config, cluster)
+        rows = cluster_rows(described, cluster.workers, config.actor.count or 0, config)
+    if as_json:
+        click.echo(json.dumps({"ok": any(row["roles"] for row in rows), "workers": rows}, indent=2))
+    else:
+        rich.console.Console().print(cluster_table(where, rows))
+    return 0 if any(row["roles"] for row in rows) else 1
+
+
+def on_cluster(config: Config, cluster: DaskCluster) -> Config:
+    """The configuration with an actor for every slot, where their number is left open."""
+    if config.actor.count is not None:
+        return config
+    slots = sum(worker.slots for worker in cluster.workers.values())
+    return layers.build(
+        ("cluster", {"actor": {"count": max(1, slots)}}), ("given", config.to_map())
+    )
+
+
+def _open_directory(
+    past: PastRun | None, run_dir: Path | None, env_id: str, seed: int
+) -> tuple[RunDirectory, RunState]:
+    if past is None:
+        path = run_dir or new_path(env_id, seed)
+        return RunDirectory(path), RunState()
+    directory = RunDirectory(past.path, past.state.elapsed_seconds)
+    # Read again: until now another process could have been running it.
+    return directory, read_state(past.path)
+
+
+def _tell_resumed(
+    directory: RunDirectory, view: Console, state: RunState, old: Config, new: Config
+) -> None:
+    """Say and write down that the run goes on, and what was changed."""
+    before, after = old.to_map(), new.to_map()
+    names = sorted({(s, k) for side in (before, after) for s in side for k in side[s]})
+    changed = [
+        f"{s}.{k} = {after[s].get(k)}" for s, k in names if before[s].get(k) != after[s].get(k)
+    ]
+    directory.event("resumed", session=state.sessions + 1, changed=changed)
+    what = f", with {', '.join(changed)}" if changed else ""
+    view.message(f"goes on after {duration(state.elapsed_seconds)} of training{what}")
+
+
+def check(config: Config, *, as_json: bool) -> int:
+    """Print the machine and the plan; the exit code."""
+    check_sinks(config)
+    _, here, plan = prepare(config)
+    return _print_check(here, plan, as_json=as_json)
+
+
+def _agree(plan: Plan, agreed: bool) -> None:
+    """Stop at what cannot work; ask about what is advised against."""
+    if plan.errors:
+        raise UsageError("; ".join(plan.errors))
+    if plan.advises_against is None or agreed:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"{plan.advises_against}; --force or --yes runs it all the same")
+    click.confirm(f"{plan.advises_against}. Run it all the same?", abort=True)
+
+
+def _print_check(here: Machine, plan: Plan, *, as_json: bool) -> int:
+    if as_json:
+        click.echo(json.dumps(plan_as_json(here, plan), indent=2))
+    else:
+        rich.console.Console().print(report(here, plan))
+    return 1 if plan.errors else 0

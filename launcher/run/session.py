@@ -1,0 +1,360 @@
+"""What every run has, however its roles run: figures, records, console, limits, and an end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from launcher.console.console import Console
+from launcher.coordinator.metrics import RunMetrics
+from launcher.coordinator.snapshot import MemberView, Snapshot
+from launcher.interrupts import Interrupts
+from launcher.results import pictures
+from launcher.run.recorder import Recorder
+from launcher.run.sinks import make_sinks
+from launcher.run.state import RunState
+from launcher.rundir import RunDirectory
+from pdqn.config import Config, resolved
+from pdqn.specs import EnvironmentSpec
+
+_TICK_SECONDS = 1.0
+_CONSOLE_SECONDS = 0.25
+_MOST_MESSAGES = 100
+_SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved", "unheard"}
+# These may come again and again: the first of each is shown, events have them all.
+_SHOWN_ONCE = {"evaluation", "rejected"}
+
+
+class Session:
+    """One run as a person sees it.
+
+    Attributes:
+        controls: what each key does, beside those for the end and for help.
+        stage: starting, running, paused, stopping or done.
+        waiting_for: what the run cannot start without, in words.
+        insecure: what leaves this host is neither encrypted nor authenticated.
+        failure: why the run cannot go on; None while it can.
+        restarts: restarts by role, those of earlier sessions included.
+        seen: what those who watch are shown; empty before there is anything.
+        state: what this session goes on from; its counts are brought up to date when it is written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        run_dir: RunDirectory,
+        console: Console,
+        interrupts: Interrupts,
+        state: RunState | None = None,
+    ) -> None:
+        self.config = config
+        self.spec = spec
+        self.run_dir = run_dir
+        self.interrupts = interrupts
+        self.seen: dict[str, Any] = {}
+        self.state = RunState() if state is None else state
+        self.metrics = RunMetrics(spec.headline_metric)
+        if self.state.metrics:
+            self.metrics.set_state(self.state.metrics)
+        self.console = console
+        self.controls: dict[str, Callable[[], None]] = {}
+        self.stage = "starting"
+        self.waiting_for = ""
+        self.insecure = False
+        self.failure: str | None = None
+        self.restarts = self.state.restarts
+        self._first_error: str | None = None
+        self._shown_once = set(_SHOWN_ONCE)
+        self._traced = False
+        self._unwritable = False
+        self._recorder = Recorder(run_dir, make_sinks(config, run_dir.path, self.say))
+        log = run_dir.logs / "pictures.log"
+        period_seconds = config.system.picture_seconds
+        self._drawer = pictures.PictureDrawer(run_dir.path, period_seconds, log)
+        self.state.sessions += 1
+        self._session_started = time.monotonic()
+        self._started = self._session_started - self.state.elapsed_seconds
+        self._next_tick = self._next_line = self._next_console = self._next_watched = 0.0
+        self._messages: deque[tuple[float, str]] = deque(maxlen=_MOST_MESSAGES)
+        self._said = 0
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the run was started, without the time between its sessions."""
+        return time.monotonic() - self._started
+
+    @property
+    def session_seconds(self) -> float:
+        """Since this session was started."""
+        return time.monotonic() - self._session_started
+
+    def say(self, text: str) -> None:
+        """Show a line to the person, and to those who watch."""
+        self.console.message(text)
+        self._said += 1
+        self._messages.append((self.elapsed_seconds, text))
+
+    def note_error(self, text: str, trace: str = "") -> None:
+        """Remember and show the first error, and the first that has a traceback.
+
+        Later ones are in events and logs.
+
+        Args:
+            text: one line.
+            trace: the traceback, where it is known.
+        """
+        if self._first_error is not None and (not trace or self._traced):
+            return
+        self._first_error = self._first_error or text
+        self._traced = self._traced or bool(trace)
+        for line in (*trace.splitlines(), text):
+            self.say(line)
+
+    def note(self, kind: str, role: str, index: int, text: str) -> None:
+        """Write down what a role tells, and show what a person should see."""
+        self.run_dir.event(kind, role=role, index=index, text=text)
+        if kind in _SHOWN_NOTES or kind in self._shown_once:
+            self._shown_once.discard(kind)
+            self.say(f"{role} {index}: {text}")
+
+    def obey_keys(self) -> None:
+        """Do what a person asks for by pressing keys."""
+        for key in self.console.pressed():
+            if key == "q":
+                self.interrupts.count = max(1, self.interrupts.count)
+            elif key in self.controls and self.stage in ("running", "paused"):
+                self.controls[key]()
+
+    def pause(self) -> bool:
+        """Pause, or go on; whether the run is paused now."""
+        self.stage = "running" if self.stage == "paused" else "paused"
+        if self.stage == "running":
+            self.metrics.expect_steps(time.monotonic())
+        self.run_dir.event(self.stage)
+        self.say("actors are paused; the time goes on" if self.stage == "paused" else "goes on")
+        return self.stage == "paused"
+
+    def end_reason(self) -> str:
+        """Why the run is to end now; empty while it is not."""
+        if self.interrupts.count:
+            return "interrupted"
+        if self.failure:
+            return "failed"
+        run, counts = self.config.run, self.metrics.counts()
+        if run.episodes is not None and counts["episodes"] >= run.episodes:
+            return "episodes"
+        if run.steps is not None and counts["environment_steps"] >= run.steps:
+            return "steps"
+        if run.time_seconds is not None and self._trained_seconds() >= run.time_seconds:
+            return "time"
+        return ""
+
+    def tick(self) -> bool:
+        """Mark the present in the figures, once a second; whether it was time to."""
+        now = time.monotonic()
+        if now < self._next_tick:
+            return False
+        self._next_tick = now + _TICK_SECONDS
+        self.metrics.tick(now)
+        return True
+
+    def record(self) -> None:
+        """Write what is due to be written."""
+        self._write_evaluations()
+        now = time.monotonic()
+        if now >= self._next_line and self.metrics.moves:
+            self._next_line = now + self.config.system.metrics_seconds
+            self._write_line()
+            self.save_state()
+        if self.config.system.pictures:
+            with self._may_fail():
+                self._drawer.turn()
+
+    def _write_evaluations(self) -> None:
+        for evaluation in self.metrics.take_evaluations():
+            self._write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
+
+    def save_state(self) -> None:
+        """Write down what a later session goes on from."""
+        state = self.state
+        state.elapsed_seconds = self.elapsed_seconds
+        state.first_error = state.first_error or self._first_error
+        state.metrics = self.metrics.get_state()
+        with self._may_fail():
+            state.write(self.run_dir.path)
+
+    def show(self, members: Callable[[], Iterable[MemberView]]) -> None:
+        """Show the run as it is, when that is due: here, and to those who watch.
+
+        Args:
+            members: asked only when something is shown.
+        """
+        now = time.monotonic()
+        if now < self._next_console:
+            return
+        self._next_console = now + _CONSOLE_SECONDS
+        snapshot = self.snapshot(members())
+        self.console.update(snapshot)
+        if now >= self._next_watched:
+            self._next_watched = now + _TICK_SECONDS
+            self._publish(snapshot)
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Leave for watchers what there is to see: the newest messages, and how many there were."""
+        messages = {"said": self._said, "messages": [list(m) for m in self._messages]}
+        self.seen = {"snapshot": snapshot.to_map(), **messages}
+        with self._may_fail():
+            self.run_dir.write_snapshot(self.seen)
+
+    @contextlib.contextmanager
+    def _may_fail(self) -> Iterator[None]:
+        """A full disk must not end a run: it is said once, and the next time may be better."""
+        try:
+            yield
+        except OSError as error:
+            if not self._unwritable:
+                self._unwritable = True
+                self.say(
+                    f"{error.filename or self.run_dir.path}: {error.strerror}; the run goes on"
+                )
+
+    def conclude(self, reason: str, members: Iterable[MemberView]) -> int:
+        """Write the last figures, the summary and the picture; the exit code."""
+        self._write_evaluations()
+        self._write_line()
+        self.stage = "done"
+        last = self.snapshot(members)
+        self.console.update(last)
+        summary = self._summary(reason)
+        with self._may_fail():
+            self.run_dir.write_summary(summary)
+        self.save_state()
+        with self._may_fail():
+            self._recorder.close()
+        self._draw()
+        self.run_dir.event("ended", reason=reason)
+        self._publish(last)
+        with self._may_fail():
+            self.run_dir.close()
+        self.console.stop()
+        self.console.finish(summary, self._error())
+        return 1 if self.failure else 0
+
+    def snapshot(self, members: Iterable[MemberView]) -> Snapshot:
+        """The run at this moment."""
+        metrics, run = self.metrics, self.config.run
+        now = metrics.current()
+        counts = metrics.counts()
+        progress, remaining = self._progress(counts)
+        waiting = f"{self.waiting_for}, {self.session_seconds:.0f} s" if self.waiting_for else ""
+        return Snapshot(
+            run_dir=str(self.run_dir.path),
+            env=self.spec.id,
+            mode=run.mode,
+            seed=run.seed,
+            stage=self.stage,
+            waiting_for=waiting,
+            insecure=self.insecure,
+            elapsed_seconds=self.elapsed_seconds,
+            progress=progress,
+            remaining_seconds=remaining,
+            episodes=counts["episodes"],
+            environment_steps=counts["environment_steps"],
+            learner_steps=counts["learner_steps"],
+            episodes_per_second=now["actor/episodes_per_second"] or 0.0,
+            environment_steps_per_second=now["time/fps"] or 0.0,
+            learner_steps_per_second=now["learner/steps_per_second"] or 0.0,
+            samples_per_second=now["replay/samples_per_second"] or 0.0,
+            inserts_per_second=now["replay/inserts_per_second"] or 0.0,
+            bytes_per_second=now["replay/bytes_per_second"] or 0.0,
+            samples_per_insert=metrics.samples_per_insert(),
+            samples_per_insert_target=now["replay/samples_per_insert_target"]
+            or resolved(self.config.replay.samples_per_insert),
+            policy_lag=metrics.policy_lag(),
+            return_mean=now["rollout/ep_rew_mean"],
+            headline=metrics.headline(),
+            episode_length=now["rollout/ep_len_mean"],
+            loss=now["train/loss"],
+            q_mean=now["train/q_mean"],
+            epsilon=now["rollout/exploration_rate"],
+            buffer_size=int(now["replay/size"] or 0),
+            buffer_capacity=resolved(self.config.replay.capacity),
+            buffer_bytes=int(now["replay/stored_bytes"] or 0),
+            inserts_blocked=metrics.replay_blocked("inserts"),
+            samples_blocked=metrics.replay_blocked("samples"),
+            replay_waits=metrics.replay_waits(resolved(self.config.replay.min_size)),
+            actors_wait=metrics.actors_wait(),
+            learner_waits=metrics.learner_waits(),
+            bottleneck=metrics.bottleneck(),
+            evaluation=metrics.evaluation_view(),
+            members=tuple(members),
+            restarts=sum(self.restarts.values()),
+            lost=metrics.lost_so_far(),
+            rejected=metrics.rejected(),
+            first_error=self._first_error,
+            history=metrics.history(),
+        )
+
+    def _draw(self) -> None:
+        self._drawer.close()
+        if not self.config.system.pictures:
+            return
+        try:
+            pictures.draw_pictures(self.run_dir.path)
+        except Exception as error:  # noqa: BLE001 - networks and environments raise anything
+            # A full disk, or a picture that cannot be drawn, must not hide how the run went.
+            self.say(f"the pictures could not be drawn: {type(error).__name__}: {error}")
+
+    def _trained_seconds(self) -> float:
+        return self.metrics.seconds_since_first_step(time.monotonic())
+
+    def _progress(self, counts: dict[str, int]) -> tuple[float | None, float | None]:
+        """Share of the nearest limit, and the time that is left at the present pace."""
+        run, seconds = self.config.run, self._trained_seconds()
+        limits = [
+            (counts["episodes"], run.episodes),
+            (counts["environment_steps"], run.steps),
+            (seconds, run.time_seconds),
+        ]
+        shares = [done / limit for done, limit in limits if limit is not None]
+        share = min(1.0, max(shares, default=0.0))
+        if not shares or not seconds or share == 0.0:
+            return (share if shares else None), None
+        return share, seconds * (1.0 - share) / share
+
+    def _write_line(self) -> None:
+        capacity = resolved(self.config.replay.capacity)
+        self._write(self.metrics.line(self.elapsed_seconds, capacity))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._may_fail():
+            self._recorder.write(line)
+
+    def _summary(self, reason: str) -> dict[str, Any]:
+        measured = self.metrics.summary()
+        measured["environment"] = {"id": self.spec.id, **measured["environment"]}
+        roles = ("actor", "replay", "learner", "evaluator")
+        return {
+            "exit_reason": reason,
+            "wall_seconds": self.elapsed_seconds,
+            **measured,
+            "actors": resolved(self.config.actor.count),
+            "mode": self.config.run.mode,
+            "seed": self.config.run.seed,
+            "restarts": {role: self.restarts.get(role, 0) for role in roles},
+            "sessions": self.state.sessions,
+            "error": self._error(),
+            "first_error": self.state.first_error or self._first_error,
+            "run_dir": str(self.run_dir.path),
+        }
+
+    def _error(self) -> str | None:
+        if self.failure is None:
+            return None
+        if self._first_error is None or self._first_error in self.failure:
+            return self.failure
+        return f"{self.failure}; first error: {self._first_error}"

@@ -1,0 +1,206 @@
+"""Where else a run's figures go while it runs: Weights & Biases, and Prometheus.
+
+Neither may stop or slow a run: what goes wrong there is said once, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import netrc
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from launcher.plan.machine import port_error
+from pdqn.config import Config
+from pdqn.errors import UsageError
+
+_MOST_LINES = 1000
+_LEAVE_SECONDS = 5.0
+
+Say = Callable[[str], None]
+
+
+class Sink(Protocol):
+    """Takes the lines of metrics.jsonl as they are written."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take a line; at once, whatever becomes of it."""
+        ...
+
+    def close(self) -> None:
+        """Take no more, and finish within seconds."""
+        ...
+
+
+def make_sinks(config: Config, run_dir: Path, say: Say) -> list[Sink]:
+    """The sinks that the configuration asks for.
+
+    Args:
+        config: of the run.
+        run_dir: of the run.
+        say: shows a line to the person.
+
+    Raises:
+        UsageError: the port cannot be had.
+    """
+    sinks: list[Sink] = []
+    if config.system.wandb:
+        sinks.append(WandbSink(config, run_dir, say))
+    if config.system.metrics_port:
+        sinks.append(PrometheusSink(config.system.metrics_host, config.system.metrics_port))
+    return sinks
+
+
+def check_sinks(config: Config) -> None:
+    """Refuse sinks that could not work.
+
+    Raises:
+        UsageError: with the command that installs them; or the port cannot be had.
+    """
+    wanted = {
+        "wandb": (config.system.wandb, "system.wandb = true", "wandb"),
+        "prometheus_client": (config.system.metrics_port, "system.metrics_port", "prometheus"),
+    }
+    for module, (asked, setting, extra) in wanted.items():
+        if asked and importlib.util.find_spec(module) is None:
+            raise UsageError(
+                f"{setting} needs {module}: python -m pip install 'pdqn[{extra}]', or leave it out"
+            )
+    if config.system.metrics_port:
+        host, port = config.system.metrics_host, config.system.metrics_port
+        if error := port_error(host, port):
+            raise UsageError(f"--metrics-port {port}: {host}: {error}")
+
+
+class WandbSink:
+    """Weights & Biases, behind a thread and a bounded queue: its network is not ours."""
+
+    def __init__(self, config: Config, run_dir: Path, say: Say) -> None:
+        self._config, self._run_dir, self._say = config, run_dir, say
+        self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(_MOST_LINES)
+        self._failure = ""
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
+        self._thread.start()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Queue a line; drop it where the queue is full."""
+        self._tell()
+        scalars = {k: v for k, v in line.items() if isinstance(v, int | float)}
+        try:
+            self._lines.put_nowait(scalars)
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Send what is queued, for a few seconds at most."""
+        try:
+            self._lines.put(None, timeout=_LEAVE_SECONDS)
+            self._thread.join(_LEAVE_SECONDS)
+        except queue.Full:
+            self._drop_all()
+            self._lines.put(None)
+        self._tell()
+        if self._dropped:
+            self._say(f"Weights & Biases did not take {self._dropped} lines")
+
+    def _drop_all(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._lines.get_nowait()
+                self._dropped += 1
+
+    def _tell(self) -> None:
+        """Say what went wrong from the run's own thread."""
+        if self._failure:
+            self._say(f"Weights & Biases takes no more: {self._failure}")
+            self._failure = ""
+
+    def _run(self) -> None:
+        try:
+            self._send_all()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+            self._failure = f"{type(error).__name__}: {error}"
+            while self._lines.get() is not None:
+                self._dropped += 1
+
+    def _send_all(self) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        if os.environ.get("WANDB_MODE", "online") == "online" and not _has_wandb_key():
+            raise RuntimeError("not logged in; run wandb login, or set WANDB_MODE=offline")
+        run = wandb.init(
+            project="pdqn",
+            name=self._run_dir.name,
+            dir=str(self._run_dir),
+            config=self._config.to_map(),
+            # The terminal is the console's: nothing is captured, shown or asked there.
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        run.define_metric("*", step_metric="environment_steps")
+        while (line := self._lines.get()) is not None:
+            run.log(line)
+        run.finish()
+
+
+def _has_wandb_key() -> bool:
+    """Whether there is a key: without one it would ask for it, on the console's terminal."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class PrometheusSink:
+    """The newest line as gauges on an HTTP port, for Prometheus to scrape.
+
+    Raises:
+        UsageError: the port cannot be had.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        import prometheus_client
+
+        self._line: dict[str, float] = {}
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(self)  # pyright: ignore[reportArgumentType]
+        try:
+            server = prometheus_client.start_http_server(port, host, registry)
+        except OSError as error:
+            raise UsageError(f"--metrics-port {port}: {host}: {error.strerror}") from error
+        self._server, self._thread = server
+
+    def collect(self) -> Iterator[Any]:
+        """What is known now; called from the server's thread."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        for name, value in self._line.items():
+            yield GaugeMetricFamily(metric_name(name), name, value=value)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Add to what is known; evaluations come in lines of their own."""
+        finite = {k: v for k, v in line.items() if isinstance(v, int | float) and math.isfinite(v)}
+        # Replaced as a whole: the other thread sees the old one or the new one.
+        self._line = {**self._line, **finite}
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(_LEAVE_SECONDS)
+
+
+def metric_name(name: str) -> str:
+    """A metric's name as Prometheus takes it: ``rollout/ep_rew_mean`` with a prefix."""
+    return "pdqn_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)

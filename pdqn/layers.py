@@ -1,0 +1,254 @@
+"""Layers of settings: text, TOML and environment variables become a checked configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pdqn.config import Config
+from pdqn.errors import UsageError
+
+Layer = Mapping[str, Mapping[str, Any]]
+
+
+_SECTIONS: dict[str, type] = {
+    f.name: typing.get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)
+}
+
+
+def build(*layers: tuple[str, Layer]) -> Config:
+    """Merge named layers, lowest first, check every value, and return the configuration.
+
+    Args:
+        layers: pairs of the layer's name as a person knows it ("option", "file run.toml") and
+            its values, ``{section: {key: value}}``. Strings are converted to the key's type.
+            Arguments of the environment are added to those of lower layers, unless these are for
+            another one.
+
+    Raises:
+        UsageError: an unknown section or key, or a value that is not accepted; the message names
+            the key, the value, the layer, and what is accepted.
+    """
+    merged: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for source, layer in layers:
+        _forget_other_environment(merged, layer)
+        for section, values in layer.items():
+            known = _known_keys(section, source)
+            for key, value in values.items():
+                if key not in known:
+                    raise UsageError(
+                        f"{source}: unknown key {section}.{key}; "
+                        f"{section} has {', '.join(sorted(known))}"
+                    )
+                converted = _convert(f"{section}.{key}", value, known[key], source)
+                if isinstance(converted, dict):  # one argument of many may come from each layer
+                    converted = {**merged[section].get(key, {}), **converted}
+                merged[section][key] = converted
+    return Config(**{section: _SECTIONS[section](**values) for section, values in merged.items()})
+
+
+def _forget_other_environment(merged: dict[str, dict[str, Any]], layer: Layer) -> None:
+    """Drop arguments that lower layers have for an environment which this layer replaces."""
+    before, now = merged["run"].get("env"), layer.get("run", {}).get("env")
+    if before is not None and now is not None and now != before:
+        for section in ("run", "evaluation"):
+            merged[section].pop("env_args", None)
+
+
+def from_map(values: Layer, here: Layer | None = None) -> Config:
+    """The configuration that ``Config.to_map`` wrote; checked like any other input.
+
+    Args:
+        values: as it was written.
+        here: settings of this host, which take their place.
+    """
+    return build(("received configuration", values), ("this host", here or {}))
+
+
+def read_toml(path: Path) -> Layer:
+    """A layer from a TOML file.
+
+    Raises:
+        UsageError: the file cannot be read, is no TOML, or has values outside a section.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"configuration file {path}: {error}") from error
+    for section, content in values.items():
+        if not isinstance(content, dict):
+            raise UsageError(f"configuration file {path}: {section} stands outside a [section]")
+    return values
+
+
+def from_environment(variables: Mapping[str, str]) -> Layer:
+    """A layer from ``PDQN_SECTION__KEY`` variables."""
+    layer: dict[str, dict[str, Any]] = {}
+    for name, value in variables.items():
+        if not name.startswith("PDQN_"):
+            continue
+        section, separator, key = name.removeprefix("PDQN_").lower().partition("__")
+        if separator:
+            layer.setdefault(section, {})[key] = value
+        elif meant := next((s for s in _SECTIONS if section.startswith(f"{s}_")), None):
+            key = section.removeprefix(f"{meant}_")
+            raise UsageError(
+                f"environment variable {name}: two underscores are needed after the section: "
+                f"PDQN_{meant.upper()}__{key.upper()}"
+            )
+    return layer
+
+
+def from_assignments(assignments: Iterable[str]) -> Layer:
+    """A layer from ``section.key=value`` strings."""
+    layer: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot or not key:
+            raise UsageError(f"--set {assignment}: expected section.key=value")
+        layer.setdefault(section, {})[key] = value.strip()
+    return layer
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value if the text is one, else the text itself: ``64``, ``true``, ``fixed``.
+
+    ``True`` and ``False`` are what Python has them for. Dates stay texts: nobody else here knows
+    them.
+    """
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    # A text of several lines may be more than a value.
+    is_value = len(parsed) == 1 and not _holds_time(parsed["value"])
+    return parsed["value"] if is_value else text
+
+
+def _holds_time(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_time, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, datetime.date | datetime.time)
+
+
+def settings() -> Iterable[tuple[str, Any, str, str]]:
+    """Every setting as (name, default, documentation, what is accepted), in order."""
+    for section, kind in _SECTIONS.items():
+        hints = typing.get_type_hints(kind)
+        for item in dataclasses.fields(kind):
+            default = {} if item.default is dataclasses.MISSING else item.default
+            accepted = _accepted(hints[item.name], item.metadata)
+            yield f"{section}.{item.name}", default, item.metadata["doc"], accepted
+
+
+def _known_keys(section: str, source: str) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    if section not in _SECTIONS:
+        raise UsageError(f"{source}: unknown section {section}; there are {', '.join(_SECTIONS)}")
+    hints = typing.get_type_hints(_SECTIONS[section])
+    return {f.name: (hints[f.name], f.metadata) for f in dataclasses.fields(_SECTIONS[section])}
+
+
+def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source: str) -> Any:
+    kind, bounds = known
+    accepted = _accepted(kind, bounds)
+    if _may_be_auto(kind):
+        if value is None or value == "auto":
+            return None
+        kind = _other_than_auto(kind)
+    try:
+        converted = _as_type(value, kind)
+        if bounds["check"] is not None:
+            bounds["check"](converted)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{source}: {name} = {value!r}; expected {accepted}") from None
+    if isinstance(converted, (int, float)) and not _within(converted, bounds):
+        raise UsageError(f"{source}: {name} = {value}; expected {accepted}")
+    return converted
+
+
+def _as_type(value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError
+        return value
+    if kind is bool:
+        return _as_bool(value)
+    if kind is int:
+        return _as_int(value)
+    if kind is float:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(value)
+    if kind is str:
+        return str(value)
+    table = parse_value(value) if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        raise TypeError
+    return dict(table)
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    named = {"true": True, "false": False}
+    if str(value).lower() not in named:
+        raise ValueError
+    return named[str(value).lower()]
+
+
+def _as_int(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    number = int(str(value).replace("_", "")) if isinstance(value, str) else int(value)
+    if not isinstance(value, str) and number != value:
+        raise ValueError
+    if abs(number) >= 1 << 63:  # more than msgpack and TOML hold
+        raise ValueError
+    return number
+
+
+def _within(value: float, bounds: Mapping[str, Any]) -> bool:
+    return (
+        math.isfinite(value)
+        and (bounds["at_least"] is None or value >= bounds["at_least"])
+        and (bounds["above"] is None or value > bounds["above"])
+        and (bounds["at_most"] is None or value <= bounds["at_most"])
+    )
+
+
+def _may_be_auto(kind: Any) -> bool:
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+
+
+def _other_than_auto(kind: Any) -> Any:
+    return next(option for option in typing.get_args(kind) if option is not types.NoneType)
+
+
+def _accepted(kind: Any, bounds: Mapping[str, Any]) -> str:
+    """What a setting may be, in words."""
+    if _may_be_auto(kind):
+        return f"{_describe(_other_than_auto(kind), bounds)} or auto"
+    return _describe(kind, bounds)
+
+
+def _describe(kind: Any, bounds: Mapping[str, Any]) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    if kind is bool:
+        return "true or false"
+    if kind not in (int, float):
+        return bounds["words"] if kind is str else "a table such as {level = 3, fast = true}"
+    words = ["a whole number" if kind is int else "a number"]
+    names = {"at_least": "of at least", "above": "above", "at_most": "and at most"}
+    words += [f"{text} {bounds[key]}" for key, text in names.items() if bounds[key] is not None]
+    return " ".join(words)

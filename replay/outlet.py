@@ -1,0 +1,208 @@
+"""Requests of the learner, answered with rows of the buffer."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from pdqn import wire
+from pdqn.link import Welcome
+from pdqn.telemetry import Telemetry
+from replay.buffer import PrioritizedBuffer
+from replay.intake import BoundedWarning
+from replay.samples import (
+    Sample,
+    SampleAnswer,
+    SampleLayout,
+    SampleRequest,
+    SlotLayout,
+    decode_request,
+    encode_answer,
+    slot_count,
+)
+from replay.sharding import ShardLimiter
+from replay.shared_memory import Attachments, SharedMemoryError
+
+MOST_REQUESTS_PER_TURN = 64
+_MOST_PENDING_REQUESTS = 256
+_SLABS = 16
+
+
+class Slabs:
+    """Memory for the rows that go over the socket.
+
+    It is used again as soon as the socket has sent it: fresh memory would cost a page fault for
+    every 4 KiB. When more is on its way than is kept, what is missing is made and not kept;
+    how much that can be is bounded by the socket's queue.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._kept: list[tuple[NDArray[np.uint8], zmq.MessageTracker | None]] = []
+
+    def take(self) -> NDArray[np.uint8]:
+        """Memory that nobody uses."""
+        for index, (slab, tracker) in enumerate(self._kept):
+            if tracker is None or tracker.done:
+                del self._kept[index]
+                return slab
+        return np.empty(self._nbytes, np.uint8)
+
+    def give(self, slab: NDArray[np.uint8], tracker: zmq.MessageTracker | None) -> None:
+        """Give memory back that is free once the tracker is done."""
+        if len(self._kept) < _SLABS:
+            self._kept.append((slab, tracker))
+
+
+class Outlet:
+    """Answers requests: rows into the learner's memory where possible, else as a message."""
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        welcome: Welcome,
+        buffer: PrioritizedBuffer,
+        limiter: ShardLimiter,
+        telemetry: Telemetry,
+    ) -> None:
+        config, spec = welcome.config, welcome.spec
+        self._socket = socket
+        self._buffer = buffer
+        self._limiter = limiter
+        self._telemetry = telemetry
+        self._incarnation = welcome.incarnation
+        self._batch_size = config.learner.batch_size
+        self._slots = SlotLayout(spec, self._batch_size, slot_count(config))
+        self._layout: Callable[[int], SampleLayout] = lru_cache(64)(
+            lambda rows: SampleLayout(spec, rows)
+        )
+        self._slabs = Slabs(self._layout(self._batch_size).nbytes)
+        self._attachments = Attachments()
+        self._pending: deque[tuple[bytes, SampleRequest]] = deque()
+        self._warn = BoundedWarning()
+        self.learner_steps = 0
+
+    @property
+    def blocked(self) -> bool:
+        """Whether there are requests that cannot be answered now."""
+        return bool(self._pending) and not self._can_answer(self._pending[0][1])
+
+    @property
+    def waits_for(self) -> str:
+        """What the oldest request waits for, in words; empty if none waits."""
+        if not self.blocked:
+            return ""
+        why = self._limiter.limiter.why_not_sample(self._pending[0][1].rows)
+        return why or "fills: this shard holds nothing yet"
+
+    def take(self, identity: bytes, data: bytes) -> None:
+        """Apply a request, and answer it at once or keep it until there are rows for it."""
+        try:
+            request = decode_request(data, self._batch_size, self._slots)
+        except wire.WireError as error:
+            self.reject(error)
+            return
+        self.learner_steps = request.learner_steps
+        # One of more than was done is meant for the incarnation before this one.
+        if request.tally is not None and not self._limiter.follow(request.tally):
+            self._telemetry.count("tallies_ignored")
+        if len(request.keys):
+            applied = self._buffer.update_priorities(request.keys, request.priorities)
+            self._telemetry.count("priorities_ignored", len(request.keys) - applied)
+        if not request.rows:
+            waiting = tuple(r.request for asker, r in self._pending if asker == identity)
+            if self._route(identity):
+                self._socket.send(self._answer(request, waiting=waiting))
+        elif len(self._pending) < _MOST_PENDING_REQUESTS:
+            self._pending.append((identity, request))
+        else:
+            self._telemetry.count("requests_dropped")
+
+    def reject(self, error: wire.WireError) -> None:
+        """Count a request that must not be used."""
+        self._telemetry.count(f"rejected/request {error.reason}")
+        self._warn("rejected a request: %s", str(error))
+
+    def answer(self, end: float) -> bool:
+        """Answer what the limiter lets, until ``end`` at most; whether there was anything."""
+        any_answered = False
+        while self._pending and self._can_answer(self._pending[0][1]):
+            self._sample(*self._pending.popleft())
+            any_answered = True
+            if time.monotonic() >= end:
+                break
+        return any_answered
+
+    def attend(self) -> None:
+        """What is to be done now and then."""
+        self._attachments.drop_silent(time.monotonic())
+
+    def serve_at(self, socket: zmq.Socket[bytes]) -> None:
+        """Answer at this socket from now on; who asked at the one before asks again."""
+        self._socket = socket
+        self._pending.clear()
+
+    def _can_answer(self, request: SampleRequest) -> bool:
+        return self._buffer.size > 0 and self._limiter.limiter.can_sample(request.rows)
+
+    def _sample(self, identity: bytes, request: SampleRequest) -> None:
+        # First, so that nothing is drawn, and counted, for somebody who is gone.
+        if not self._route(identity):
+            return
+        slot, refusal = self._slot(request)
+        if slot is not None:
+            self._draw(slot)
+            self._socket.send(self._answer(request, slot=request.slot))
+            return
+        slab, layout = self._slabs.take(), self._layout(request.rows)
+        self._draw(layout.view(slab))
+        self._socket.send(self._answer(request, refusal=refusal), zmq.SNDMORE)
+        rows = slab[: layout.nbytes].data
+        self._slabs.give(slab, self._socket.send(rows, copy=False, track=True))
+
+    def _draw(self, out: Sample) -> None:
+        self._buffer.sample_into(out)
+        self._limiter.count_sampled(out.count)
+        self._telemetry.count("samples", out.count)
+
+    def _slot(self, request: SampleRequest) -> tuple[Sample | None, str]:
+        """The learner's memory for the rows, or why it cannot be used."""
+        if request.slot is None or request.memory is None:
+            return None, ""
+        try:
+            memory = self._attachments.get(request.memory, time.monotonic())
+        except SharedMemoryError as error:
+            return None, str(error)
+        slot = self._slots.view(memory, request.slot)
+        return slot.rows(request.start, request.start + request.rows), ""
+
+    def _answer(
+        self,
+        request: SampleRequest,
+        *,
+        slot: int | None = None,
+        refusal: str = "",
+        waiting: tuple[int, ...] = (),
+    ) -> bytes:
+        buffer, number = self._buffer, request.request
+        state = self._limiter.state(self._incarnation, buffer.size, buffer.total_priority)
+        return encode_answer(
+            SampleAnswer(number, request.rows, request.start, slot, refusal, state, waiting)
+        )
+
+    def _route(self, identity: bytes) -> bool:
+        """Begin an answer, unless the learner is gone, or does not read what it asked for."""
+        try:
+            self._socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self._telemetry.count("answers_undeliverable")
+            return False
+        return True
