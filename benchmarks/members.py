@@ -35,7 +35,7 @@ PATIENCE_SECONDS = 120.0
 
 def main() -> None:
     """Measure each number of members and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure what a launcher spends on its members.")
     parser.add_argument("--members", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--seconds", type=float, default=20.0, help="of reports once a second")
     parser.add_argument("--console", choices=["rich", "plain"], default="rich")
