@@ -1,4 +1,4 @@
-"""Action masks from the info, put into the observation."""
+"""Action masks: where an environment tells them, and how they get into the observation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,29 @@ from pdqn.specs import ACTION_MASK, PLAIN_FIELD
 Environment = gymnasium.Env[Any, Any]
 
 
-def has_mask(env: Environment | VectorEnv) -> bool:
-    """Whether the observation itself has an action mask."""
+def tells_mask(env: Environment | VectorEnv) -> bool:
+    """Find out whether an environment has action masks, in its observation or in its info.
+
+    It is reset where its observation has none: what infos hold is known only then.
+    """
+    if _observes_mask(env):
+        return True
+    every_zero: Any = [0]  # a seed for each of one; the base class declares only one int
+    _, info = env.reset(seed=every_zero if isinstance(env, VectorEnv) else 0)
+    return ACTION_MASK in info
+
+
+def with_mask_observed(env: Any) -> Any:
+    """Wrap an environment, or a batch, so that the mask from its info is in its observation.
+
+    The same environment where the observation itself has a mask.
+    """
+    if _observes_mask(env):
+        return env
+    return MaskedBatch(env) if isinstance(env, VectorEnv) else MaskedObservation(env)
+
+
+def _observes_mask(env: Environment | VectorEnv) -> bool:
     space = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
     return isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces
 
