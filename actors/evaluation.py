@@ -62,31 +62,16 @@ def play(
         RunError: no episode has a score, an environment failed for several seeds in a row, or
             none could be made or begun, which another time it may be.
     """
-    parts: list[Scores] = []
     width = min(_MOST_ENVIRONMENTS, len(seeds))
     with _in_one_line(f"environment {spec.id} cannot be made"):
         env = VectorEnvironment(
             spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
         )
-    try:
-        for start in range(0, len(seeds), width):
-            # The last batch is filled up with seeds whose episodes are not counted.
-            batch = [*seeds[start : start + width], *seeds[:width]][:width]
-            part = _play_batch(act, env, batch, should_stop, max_episode_steps)
-            if part is None:
-                return None
-            parts.append(part)
-    finally:
-        env.close()
-    n = len(seeds)
-    scores = Scores(
-        returns=np.concatenate([part.returns for part in parts])[:n],
-        lengths=np.concatenate([part.lengths for part in parts])[:n],
-        headline=np.concatenate([part.headline for part in parts])[:n],
-    )
-    if np.isnan(scored(scores, spec)).all():
+    with closing(env):
+        scores = _play_all(act, env, seeds, should_stop, max_episode_steps)
+    if scores is not None and np.isnan(scored(scores, spec)).all():
         raise RunError(
-            f"none of {n} held-out episodes of {spec.id} could be played to its end "
+            f"none of {len(seeds)} held-out episodes of {spec.id} could be played to its end "
             "with a score that is finite"
         )
     return scores
@@ -114,6 +99,30 @@ def _in_one_line(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RunError(f"{what}: {type_and_first_line(error)}") from error
+
+
+def _play_all(
+    act: Act,
+    env: VectorEnvironment,
+    seeds: Sequence[int],
+    should_stop: Callable[[], bool],
+    max_episode_steps: int,
+) -> Scores | None:
+    """Play batch after batch; None when told to stop before the end."""
+    parts: list[Scores] = []
+    for start in range(0, len(seeds), env.num_envs):
+        # The last batch is filled up with seeds whose episodes are not counted.
+        batch = [*seeds[start : start + env.num_envs], *seeds][: env.num_envs]
+        part = _play_batch(act, env, batch, should_stop, max_episode_steps)
+        if part is None:
+            return None
+        parts.append(part)
+    n = len(seeds)
+    return Scores(
+        returns=np.concatenate([part.returns for part in parts])[:n],
+        lengths=np.concatenate([part.lengths for part in parts])[:n],
+        headline=np.concatenate([part.headline for part in parts])[:n],
+    )
 
 
 def _play_batch(
@@ -203,17 +212,9 @@ def describe(
     Raises:
         RunError: there is nothing to average.
     """
-    compared = scored(scores, spec)
-    kept = np.isfinite(compared)
-    for values in baselines.values():
-        kept &= np.isfinite(values)
-    if not kept.any():
-        raise RunError(
-            f"none of {len(kept)} held-out episodes of {spec.id} has a score of the policy and of "
-            "every baseline"
-        )
+    kept = _with_all_scores(scores, spec, baselines)
+    compared, baselines = scored(scores, spec)[kept], {k: v[kept] for k, v in baselines.items()}
     scores = Scores(scores.returns[kept], scores.lengths[kept], scores.headline[kept])
-    compared, baselines = compared[kept], {name: v[kept] for name, v in baselines.items()}
     result: dict[str, Any] = {
         "episodes": len(scores.returns),
         "dropped": int((~kept).sum()),
@@ -233,3 +234,18 @@ def describe(
         result["metrics"] = {spec.headline_metric: float(scores.headline.mean())}
         result["errors"] = {spec.headline_metric: standard_error(scores.headline)}
     return result
+
+
+def _with_all_scores(
+    scores: Scores, spec: EnvironmentSpec, baselines: Mapping[str, NDArray[np.float64]]
+) -> NDArray[np.bool_]:
+    """Tell which episodes have a score of the policy and of every baseline, bool[episodes]."""
+    kept = np.isfinite(scored(scores, spec))
+    for values in baselines.values():
+        kept &= np.isfinite(values)
+    if not kept.any():
+        raise RunError(
+            f"none of {len(kept)} held-out episodes of {spec.id} has a score of the policy and of "
+            "every baseline"
+        )
+    return kept
