@@ -1,4 +1,4 @@
-"""Greedy episodes on given seeds, and how they compare with the environment's baselines."""
+"""Greedy episodes on given seeds, compared with the environment's baselines."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def play(
 def baseline_scores(
     spec: EnvironmentSpec, env_args: Mapping[str, Any], seeds: Sequence[int]
 ) -> dict[str, NDArray[np.float64]]:
-    """Scores of the environment's own baselines on these seeds, by name; empty without any.
+    """Score the environment's own baselines on these seeds, by name; empty without any.
 
     Raises:
         RunError: the environment cannot be made, or its baselines fail.
@@ -92,7 +92,7 @@ def baseline_scores(
 
 @contextmanager
 def _in_one_line(what: str) -> Iterator[None]:
-    """Whatever an environment raises, as an error that a run survives: the cause may pass."""
+    """Turn whatever an environment raises into an error that a run survives: it may pass."""
     try:
         yield
     except (RunError, UsageError):
@@ -159,7 +159,7 @@ def _play_batch(
 
 
 def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
-    """What episodes are compared by, float64[episodes]: the headline metric, or the return.
+    """Return what compares episodes, float64[episodes]: the headline metric, or the return.
 
     NaN where an episode has no score: where either of them is not finite.
     """
@@ -168,7 +168,7 @@ def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
 
 
 def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
-    """A policy that chooses uniformly among the valid actions."""
+    """Make a policy that chooses uniformly among the valid actions."""
 
     def act(observation: Observation) -> NDArray[np.int64]:
         mask = observation.get(ACTION_MASK)
@@ -181,12 +181,12 @@ def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
 
 
 def standard_error(values: NDArray[np.float64]) -> float:
-    """Standard error of the mean; 0 for a single value."""
+    """Compute the standard error of the mean; 0 for a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def dropped_text(result: Mapping[str, Any]) -> str:
-    """How many episodes of what ``describe`` returned have no score, in words; empty if all do."""
+    """Say how many episodes of a ``describe`` result have no score; empty if all do."""
     dropped, whole = result["dropped"], result["dropped"] + result["episodes"]
     return f"{dropped} of {whole} held-out episodes have no score" if dropped else ""
 
@@ -194,7 +194,7 @@ def dropped_text(result: Mapping[str, Any]) -> str:
 def describe(
     scores: Scores, spec: EnvironmentSpec, baselines: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any]:
-    """Plain data of an evaluation: means with standard errors, beside the baselines.
+    """Summarise an evaluation as plain data: means with standard errors, and the baselines.
 
     Episodes without a score are left out, of the policy and of the baselines alike.
 

@@ -1,4 +1,4 @@
-"""What an environment is, found out from one instance: made, reset and stepped as an actor would.
+"""The spec of an environment, from one instance: made, reset and stepped as an actor would.
 
 The way goes from a name to its makers (``making``), from one instance to its spec (here), and from
 there to the batch that actors step (``vector``).
@@ -20,20 +20,12 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from actors.environments.fields import fields_of
-from actors.environments.guard import (
-    EnvironmentFailedError,
-    close_broken,
-)
+from actors.environments.guard import EnvironmentFailedError, close_broken
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import tells_mask, with_mask_observed
 from actors.environments.vector import VectorEnvironment, native_batch
 from pdqn.errors import UsageError, first_line, with_place
-from pdqn.specs import (
-    ACTION_MASK,
-    EnvironmentSpec,
-    FieldSpec,
-    Observation,
-)
+from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
 _log = logging.getLogger("environment")
 # What gymnasium.make and constructors raise for what they do not accept.
@@ -58,15 +50,10 @@ class Examination:
 def describe_environment(
     env_id: str, env_args: Mapping[str, Any], frame_stack: int = 1
 ) -> EnvironmentSpec:
-    """Find out the spec of an environment, as ``examine_environment`` does.
-
-    Args:
-        env_id: gymnasium id, ``module:id``, or ``module:factory``.
-        env_args: keyword arguments of the environment.
-        frame_stack: steps whose frames a network sees at once.
+    """Examine an environment; return its spec, for ``frame_stack`` steps at once.
 
     Raises:
-        UsageError: it cannot be made, or its spaces are not supported; the message says which.
+        UsageError: as ``examine_environment`` does.
     """
     return examine_environment(env_id, env_args).spec.stacked(frame_stack)
 
@@ -169,7 +156,7 @@ def _batch_around(one: Any, made: Makers, spec: EnvironmentSpec) -> VectorEnviro
 
 
 def _check_batch(native: VectorEnv, spec: EnvironmentSpec) -> None:
-    """Refuse a batch that is another thing than one environment."""
+    """Refuse a batch that shows something else than a single environment."""
     fields, num_actions, first_action = _spaces_of(spec.id, native, masked=spec.masked)
     if (fields, num_actions, first_action) != (spec.fields, spec.num_actions, spec.first_action):
         raise UsageError(
@@ -179,7 +166,7 @@ def _check_batch(native: VectorEnv, spec: EnvironmentSpec) -> None:
 
 
 def _try_once(batch: VectorEnvironment) -> bool:
-    """Reset and step it as an actor does; whether it suggests actions.
+    """Reset and step it as an actor does; return whether it suggests actions.
 
     Better one sentence now than one from every actor.
     """
@@ -221,7 +208,7 @@ def _listed(fields: tuple[FieldSpec, ...]) -> str:
 
 
 def _actions(env_id: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
-    """Count the actions; and the first one."""
+    """Return how many actions there are, and the first one."""
     if not isinstance(space, spaces.Discrete):
         raise UsageError(
             f"environment {env_id} has the actions {space}; only Discrete is supported: a "

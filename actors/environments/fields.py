@@ -15,20 +15,14 @@ import gymnasium
 from gymnasium import spaces
 
 from pdqn.errors import UsageError
-from pdqn.specs import (
-    ACTION_MASK,
-    ALLOWED_DTYPES,
-    MAX_CATEGORIES,
-    PLAIN_FIELD,
-    FieldSpec,
-)
+from pdqn.specs import ACTION_MASK, ALLOWED_DTYPES, MAX_CATEGORIES, PLAIN_FIELD, FieldSpec
 
 # The keys and positions that lead to a part of an observation, from the outside in.
 Path = tuple[Any, ...]
 
 
 def leaves_of(space: gymnasium.Space[Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The spaces inside Dicts and Tuples, and how to get there."""
+    """Find the spaces inside Dicts and Tuples, and the paths to them."""
     if isinstance(space, spaces.Dict):
         inner = list(space.spaces.items())
     elif isinstance(space, spaces.Tuple):

@@ -1,4 +1,4 @@
-"""From what a person names to environments: gymnasium ids, modules, factories, Atari, MinAtar."""
+"""Makers of what a person names: gymnasium ids, modules, factories, Atari, MinAtar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINATAR = "MinAtar/"
 
 @dataclass(frozen=True)
 class Makers:
-    """How an environment is made; at least one of the two ways.
+    """Functions that make an environment; at least one of the two.
 
     Attributes:
         single: one environment.
@@ -32,7 +32,7 @@ class Makers:
 
 
 def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
-    """How to make an environment.
+    """Find the functions that make an environment.
 
     Args:
         env_id: a gymnasium id, ``module:id`` (the module registers it), or ``module:factory``: a
@@ -68,7 +68,7 @@ def attribute(env: Any, name: str) -> Any:
 
 
 def package_versions(env_id: str) -> dict[str, str]:
-    """Versions of the installed packages that an environment comes from, by name."""
+    """Look up the versions of the installed packages that an environment comes from, by name."""
     module = env_id.rpartition(":")[0]
     if not module:
         registration.register()
@@ -82,7 +82,7 @@ def package_versions(env_id: str) -> dict[str, str]:
 
 
 def _factory(env_id: str, module_name: str, name: str) -> Callable[..., Any] | None:
-    """What the module calls by this name; None if it names a registered environment."""
+    """Find the module's function of this name; None if it names a registered environment."""
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

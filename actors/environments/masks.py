@@ -45,7 +45,7 @@ def _observes_mask(env: Environment | VectorEnv) -> bool:
 
 
 class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Puts ``info["action_mask"]`` into the observation, where the rest of the system looks."""
+    """Wrapper that puts ``info["action_mask"]`` into the observation, where actors look."""
 
     def __init__(self, env: Environment) -> None:
         super().__init__(env)
@@ -63,7 +63,7 @@ class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class MaskedBatch(VectorWrapper):
-    """The same of a batch: ``infos["action_mask"]``, one row for each environment.
+    """The same for a batch: ``infos["action_mask"]``, one row for each environment.
 
     That of a final observation is looked for in ``infos["final_info"]``.
     """
@@ -99,7 +99,7 @@ def _masked_space(inner: gymnasium.Space[Any], actions: gymnasium.Space[Any]) ->
 
 
 def _parts(whole: Any, mapping: type, sequence: type) -> dict[str, Any]:
-    """The parts of a space, or of an observation, by the names that their fields have."""
+    """Split a space, or an observation, into parts by the names of their fields."""
     if isinstance(whole, mapping):
         return dict(whole.items())
     if isinstance(whole, sequence):

@@ -33,11 +33,7 @@ from actors.environments.guard import (
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import with_mask_observed
 from pdqn.seeds import rebuilt_seed
-from pdqn.specs import (
-    ACTION_MASK,
-    EnvironmentSpec,
-    Observation,
-)
+from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 SUGGESTED = "suggested_action"
 _log = logging.getLogger("environment")
@@ -114,12 +110,12 @@ class VectorEnvironment:
 
     @property
     def failures(self) -> int:
-        """How often environments have raised so far; a native batch raises as a whole."""
+        """Count the failures so far; a native batch fails as a whole."""
         return self._record.total + sum(env.record.total for env in self._guarded)
 
     @property
     def failures_each(self) -> NDArray[np.int64]:
-        """The same for each environment, int64[num_envs]."""
+        """Count the failures of each environment, int64[num_envs]."""
         if not self._guarded:
             return np.full(self.num_envs, self._record.total)
         return np.array([env.record.total for env in self._guarded])
@@ -177,7 +173,7 @@ class VectorEnvironment:
         )
 
     def _rebuilt(self, trace: str) -> Transition:
-        """A native batch fails as a whole: all of its episodes are void."""
+        """Rebuild a native batch, which fails as a whole: all of its episodes are void."""
         observation = None
         while observation is None:
             self._backoff.wait(self._record, trace)
@@ -239,7 +235,7 @@ class VectorEnvironment:
         return suggested
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Scores of the environment's own baselines on these seeds, by name; empty without any."""
+        """Score the environment's own baselines on these seeds, by name; empty without any."""
         env = self._guarded[0] if self._guarded else self._env
         compute = attribute(env, "baselines")
         if not callable(compute):
@@ -315,7 +311,7 @@ def _single(made: Makers, *, masked: bool) -> Any:
 
 
 class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps a final observation as it was when the reset reuses the environment's own array.
+    """Wrapper that keeps a final observation when the reset reuses the environment's own array.
 
     Lists and Python's own numbers become what the space says that they are.
     """

@@ -69,7 +69,7 @@ def _made(model: Model) -> Any:
 
 
 def _placed(env: Any, seed: int, choose: Callable[[Any, Any], int]) -> Picture:
-    """Play an episode; the picture of its end."""
+    """Play an episode; return the picture of its end."""
     observation, info = env.reset(seed=seed)
     ended = False
     while not ended:
