@@ -497,3 +497,22 @@ def test_the_first_traceback_is_shown_though_another_error_came_before(tmp_path:
         *("actor 3: killed by SIGSEGV", "Traceback", "  first", "actor 5: KeyError"),
     ]
     session.run_dir.close()
+
+
+def test_a_run_that_fails_again_while_it_ends_tells_why_it_failed_first(tmp_path: Path):
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
+    session.fail("the Dask scheduler does not answer any more")
+    session.fail("no actor can be kept alive")
+    assert session.end_reason() == "failed"
+    assert session.conclude("failed", []) == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["error"] == "the Dask scheduler does not answer any more"
+
+
+def test_what_a_run_waits_for_is_shown_until_it_enters_the_next_stage(tmp_path: Path):
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
+    session.wait_for("learner (0 of 1)")
+    assert session.snapshot([]).waiting_for.startswith("learner (0 of 1), ")
+    session.enter("running")
+    assert (session.snapshot([]).stage, session.snapshot([]).waiting_for) == ("running", "")
+    session.run_dir.close()
