@@ -105,7 +105,7 @@ class SampleClient:
     def shared_memory(self) -> bool:
         """Whether all batches come through shared memory, as far as known."""
         shards = self._shards.values()
-        return self._slots.shared and all(shard.attaches for shard in shards)
+        return self._slots.shared is not None and all(shard.attaches for shard in shards)
 
     @property
     def unheard(self) -> str:
@@ -251,7 +251,7 @@ class SampleClient:
             and self._slots.free
             and len(self._asked) + len(self._ready) < self._prefetch
         ):
-            slot = self._slots.take()
+            slot = self._slots.free.pop()
             batch = Batch(slot, slot.sample, self._batch_size)
             self._asked.append(batch)
             self._ask_rows(batch, 0, self._batch_size)
@@ -395,5 +395,5 @@ class SampleClient:
             self._slots.renew()
         for part in lost:
             if part.in_slot and part.batch.slot is part.slot:
-                part.batch.move(self._slots.take())
+                part.batch.move(self._slots.free.pop())
             part.batch.unasked.append((part.start, part.rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from replay.samples import Sample, SlotLayout
 from replay.shared_memory import MemoryAddress, SharedMemory, SharedMemoryError
@@ -17,31 +17,18 @@ class Slot:
     """A place for one batch in a memory.
 
     Attributes:
-        memory: the one it lies in.
+        shared: its memory, if replay can attach it.
         sample: its arrays.
     """
 
     index: int
-    memory: SlotMemory
+    shared: SharedMemory | None
     sample: Sample
 
     @property
     def address(self) -> MemoryAddress | None:
         """Where replay can attach the slot's memory; None if it cannot."""
-        return None if self.memory.shared is None else self.memory.shared.address
-
-
-@dataclass(eq=False)
-class SlotMemory:
-    """One memory of all slots.
-
-    Attributes:
-        shared: it, if replay can attach it.
-        free: slots that no batch is in.
-    """
-
-    shared: SharedMemory | None
-    free: list[Slot] = field(default_factory=list)
+        return None if self.shared is None else self.shared.address
 
 
 class Slots:
@@ -50,45 +37,35 @@ class Slots:
     Args:
         layout: of the memory.
         share: whether replay is to write into it, where it can.
+
+    Attributes:
+        shared: the memory, if replay can attach it.
+        free: slots that no batch is in.
     """
 
     def __init__(self, layout: SlotLayout, *, share: bool) -> None:
         self._layout, self._share = layout, share
         self._said_why = False
-        self._memory = self._make()
-
-    @property
-    def shared(self) -> bool:
-        """Whether replay can attach the memory, as far as it is this process's doing."""
-        return self._memory.shared is not None
-
-    @property
-    def free(self) -> bool:
-        """Whether there is a slot that no batch is in."""
-        return bool(self._memory.free)
-
-    def take(self) -> Slot:
-        """Take a free slot out."""
-        return self._memory.free.pop()
+        self._make()
 
     def put(self, slot: Slot) -> None:
         """Have a slot free again; one of an earlier memory goes with it."""
-        if slot.memory is self._memory:
-            self._memory.free.append(slot)
+        if self.is_present(slot):
+            self.free.append(slot)
 
     def renew(self) -> None:
         """Make new memory; the old one lives on as long as batches lie in it."""
         self.close()
-        self._memory = self._make()
+        self._make()
 
     def close(self) -> None:
         """Share the memory no more; who has it keeps it."""
-        if self._memory.shared is not None:
-            self._memory.shared.close()
+        if self.shared is not None:
+            self.shared.close()
 
     def is_present(self, slot: Slot) -> bool:
         """Whether a slot lies in the present memory."""
-        return slot.memory is self._memory
+        return slot in self._slots
 
     def say_why(self, why: str) -> None:
         """Log once why batches do not come through shared memory."""
@@ -96,14 +73,13 @@ class Slots:
             self._said_why = True
             _log.info("SampleBatches come over the socket: %s", why)
 
-    def _make(self) -> SlotMemory:
-        shared, body = self._make_shared()
-        memory = SlotMemory(shared)
-        memory.free = [
-            Slot(index, memory, self._layout.view(body, index))
+    def _make(self) -> None:
+        self.shared, body = self._make_shared()
+        self._slots = [
+            Slot(index, self.shared, self._layout.view(body, index))
             for index in range(self._layout.count)
         ]
-        return memory
+        self.free = list(self._slots)
 
     def _make_shared(self) -> tuple[SharedMemory | None, memoryview]:
         """Memory for all slots; shared if it is to be and can be."""
