@@ -158,7 +158,7 @@ class Evaluator:
         self._follower.close()
 
     def _is_due(self, version: int) -> bool:
-        """Whether so much time or so many learner steps have passed since the last evaluation."""
+        """Return whether the period in seconds or in learner steps is over."""
         steps, seconds = version - (self._evaluated or 0), time.monotonic() - self._began
         return is_due(self._welcome.config.evaluation, seconds, steps)
 

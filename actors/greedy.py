@@ -68,7 +68,7 @@ class GreedyEvaluation:
     def evaluate(self, version: int) -> bool:
         """Evaluate the network's present parameters; False when given up before the end.
 
-        A policy that has no score is done with, too: another one may have a score.
+        A policy that has no score is done with as well: another one may have a score.
 
         Args:
             version: of the parameters, in learner steps.

@@ -12,10 +12,9 @@ still live and write into the memory that it was given, late. So that this is ne
 another batch, the client makes new memory for all its slots then, and takes its batches there.
 
 **Silence.** A shard answers at once when it is asked for its state, whatever its rows wait for.
-One that does not for long, while others do, may live where this client cannot reach it: the
-others give its rows, the ledger does without it, and it is asked anew until it answers. Where
-nobody answers it may be this host's own line that is cut. There is nobody to go on with, then, and
-all are waited for.
+One that answers nothing for seconds, while others do, may live where this client cannot reach it.
+The others give its rows then, the ledger does without it, and the client keeps asking it. See
+``replay.silence``.
 """
 
 from __future__ import annotations
@@ -103,13 +102,13 @@ class SampleClient:
 
     @property
     def shared_memory(self) -> bool:
-        """Whether all batches come through shared memory, as far as known."""
+        """Return whether all batches come through shared memory, as far as known."""
         shards = self._shards.values()
         return self._slots.shared is not None and all(shard.attaches for shard in shards)
 
     @property
     def unheard(self) -> str:
-        """Which shards have not answered for long, in words; empty if none."""
+        """Name the shards that have not answered for seconds; empty if none."""
         silent = [str(index) for index in self._silences.unheard]
         if len(silent) < 2:
             return f"replay {silent[0]} does not answer" if silent else ""
@@ -214,13 +213,13 @@ class SampleClient:
         self._poller.register(socket, zmq.POLLIN)
 
     def _try_again(self, now: float) -> None:
-        """Connect anew to shards that did not let this client in: they may not know it yet."""
+        """Connect again to shards that did not let this client in: they may not know it yet."""
         for shard in list(self._shards.values()):
             if now - shard.opened >= _TRY_AGAIN_SECONDS and shard.refusals.reason():
                 self._reconnect(shard)
 
     def _reconnect(self, shard: Shard) -> None:
-        """Connect anew, as to a shard that was never heard; its silence goes on."""
+        """Connect again, as to a shard that was never heard; its silence goes on."""
         self._drop(shard)
         self._add(shard.index, shard.address)
 
@@ -295,7 +294,7 @@ class SampleClient:
                 self._silences.asked(shard.index)
 
     def _send(self, shard: Shard, part: Part | None) -> int:
-        """Send a request for rows, or for the state alone; its number."""
+        """Send a request for rows, or for the state alone; return its number."""
         self._requests += 1
         keys, priorities = shard.next_updates()
         slot = part.slot if part is not None and part.in_slot else None
@@ -333,7 +332,7 @@ class SampleClient:
             self._ledger.begin([i for i in self._shards if not self._silences.is_given_up(i)])
 
     def _hear_from(self, shard: Shard) -> bool:
-        """Take in an answer; whether there was one."""
+        """Take in an answer; return whether there was one."""
         try:
             frame = shard.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:

@@ -45,7 +45,7 @@ class Shard:
     attaches: bool = True
 
     def update(self, keys: NDArray[np.int64], priorities: NDArray[np.float32]) -> int:
-        """Have new priorities wait for the next request; how many are dropped for them."""
+        """Have new priorities wait for the next request; return the number that are dropped."""
         if not self.alive:
             return len(priorities)
         self.updates.append((keys.tobytes(), priorities.tobytes()))
@@ -67,14 +67,14 @@ class Shard:
         )
 
     def lost_by(self, answer: SampleAnswer) -> list[int]:
-        """Requests that the shard, asked for its state later, does not know of."""
+        """Return requests that the shard, asked for its state later, does not know of."""
         known = answer.request, *answer.waiting
         return [n for n in self.parts if n < answer.request and n not in known]
 
 
 @dataclass(eq=False)
 class Part:
-    """Rows of a batch that a shard gives, and the slot that it was told to write them into."""
+    """Rows of a batch that a shard gives, and the slot that it is to write them into."""
 
     batch: Batch
     shard: Shard

@@ -1,8 +1,8 @@
 """The shards that have answered nothing since they were asked. No sockets.
 
-A shard that is silent for long while others answer may live where this client cannot reach it, and
-is given up until it answers. Where nobody answers it may be this host's own line that is cut: all
-are waited for.
+A shard that is silent for seconds while others answer may live where this client cannot reach it.
+The client gives it up until it answers. Where nobody answers, it may be this host's own line that
+is cut. There is nobody to go on with, then, and the client waits for all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Silence:
 
 
 class Silences:
-    """Silences of shards, by index; a silence outlasts connections that are made anew."""
+    """Silences of shards, by index; a silence outlasts a connection."""
 
     def __init__(self) -> None:
         self._silences: dict[int, _Silence] = {}
@@ -64,13 +64,13 @@ class Silences:
         self._silences.pop(shard, None)
 
     def is_given_up(self, shard: int) -> bool:
-        """Whether a shard is done without until it answers."""
+        """Return whether the others give a shard's rows until it answers."""
         silence = self._silences.get(shard)
         return silence is not None and silence.given_up
 
     @property
     def unheard(self) -> list[int]:
-        """The shards that have not answered for long, in order."""
+        """Return the shards that have not answered for seconds, in order."""
         return sorted(shard for shard, silence in self._silences.items() if silence.said)
 
     def turn(self, addresses: Mapping[int, str], bytes_asked: int) -> list[int]:

@@ -27,7 +27,7 @@ class Slot:
 
     @property
     def address(self) -> MemoryAddress | None:
-        """Where replay can attach the slot's memory; None if it cannot."""
+        """Tell replay where to attach the slot's memory; None if it cannot."""
         return None if self.shared is None else self.shared.address
 
 
@@ -64,7 +64,7 @@ class Slots:
             self.shared.close()
 
     def is_present(self, slot: Slot) -> bool:
-        """Whether a slot lies in the present memory."""
+        """Return whether a slot lies in the present memory."""
         return slot in self._slots
 
     def say_why(self, why: str) -> None:
@@ -82,7 +82,7 @@ class Slots:
         self.free = list(self._slots)
 
     def _make_shared(self) -> tuple[SharedMemory | None, memoryview]:
-        """Memory for all slots; shared if it is to be and can be."""
+        """Return memory for all slots; shared if it is to be and can be."""
         try:
             if not self._share:
                 raise SharedMemoryError("replay.transport = socket")

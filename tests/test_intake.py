@@ -1,4 +1,4 @@
-"""What is inserted without a message: it is checked and counted as if it had come in one."""
+"""Transitions inserted without a message are checked and counted as if they had come in one."""
 
 from __future__ import annotations
 

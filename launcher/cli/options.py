@@ -267,7 +267,7 @@ def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
 
 @dataclass(frozen=True)
 class HostOptions:
-    """What a person says of other hosts that take part in a run."""
+    """The options about other hosts that take part in a run."""
 
     bind: str | None
     keys: Path | None
@@ -292,10 +292,10 @@ class HostOptions:
 
 @dataclass(frozen=True)
 class DaskOptions:
-    """What a person says of a Dask cluster.
+    """The options about a Dask cluster.
 
     Raises:
-        UsageError: options of a cluster where there is none, rather than to pass over them.
+        UsageError: options of a cluster where there is none.
     """
 
     dask: str | None
@@ -304,7 +304,7 @@ class DaskOptions:
     dask_pins: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that there is a cluster, or nothing is said of one."""
+        """Refuse options of a cluster where there is none, rather than pass over them."""
         given = {"python": self.dask_python, "slots": self.dask_slots, "pin": self.dask_pins}
         for name, value in given.items():
             if value and self.dask is None:

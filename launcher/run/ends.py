@@ -62,12 +62,12 @@ class Ends:
         self._notice_standstill()
 
     def _has_no_actor(self) -> bool:
-        """Whether all actors of this host are given up, and there are none elsewhere."""
+        """Return whether all actors of this host are given up, and there are none elsewhere."""
         all_dead = len(self._dead_actors) == self._config.actor.count
         return all_dead and not self._coordinator.count("actor")
 
     def _has_replay(self) -> bool:
-        """Whether a replay is there or will be again: one is enough for the run to go on."""
+        """Return whether a replay is there or will be: one is enough for the run to go on."""
         return self._coordinator.count("replay") > 0 or any(
             role == "replay" and state != "dead"
             for (role, _), state in self._supervisor.slots().items()

@@ -90,7 +90,7 @@ class Run:
         )
 
     def execute(self) -> int:
-        """Run to the end; the exit code."""
+        """Run to the end; return the exit code."""
         session = self._session
         session.start(self._end_now)
         try:
@@ -146,7 +146,7 @@ class Run:
         return coordinator
 
     def _local_endpoint(self) -> str:
-        """Where this host's own roles join."""
+        """Return the endpoint at which this host's own roles join."""
         endpoint, local = self._coordinator.endpoint, self._access.local_address
         if local is None:
             return endpoint
@@ -198,7 +198,7 @@ class Run:
         )
 
     def _train(self) -> str:
-        """Watch the run until it is to end; the reason."""
+        """Watch the run until it is to end; return the reason."""
         while not (reason := self._session.end_reason()):
             self._turn(_TURN_SECONDS)
         return reason
@@ -223,7 +223,7 @@ class Run:
         """Take in what roles send, and write down what happens to them."""
         self._coordinator.poll(timeout_seconds)
         if self._coordinator.was_away:
-            # Stopped, with all that steps here, and going on: that was no standstill.
+            # Stopped, with all that steps here, and going on: that was not a standstill.
             self._metrics.expect_steps(time.monotonic())
         # First what a role has said of its end, then that it has ended.
         while self._coordinator.events:
@@ -284,7 +284,7 @@ class Run:
 
     @property
     def _join_seconds(self) -> float:
-        """How long the run waits for its roles; longer for those that a person starts."""
+        """Return the seconds to wait for roles; more of them for roles that a person starts."""
         by_hand = self._access.elsewhere or not self._config.actor.count
         return self._config.system.join_seconds if by_hand else _JOIN_SECONDS
 

@@ -1,4 +1,4 @@
-"""What every run has, however its roles run: figures, records, console, limits, and an end."""
+"""A run in either mode: its figures, records, console, limits, and its end."""
 
 from __future__ import annotations
 
@@ -164,18 +164,18 @@ class Session:
 
     @property
     def is_hurried(self) -> bool:
-        """Whether a person has asked for the end."""
+        """Return whether a person has asked for the end."""
         return self.interrupts.count > 0
 
     def pause(self) -> bool:
-        """Pause, or go on; whether the run is paused now."""
+        """Pause, or go on; return whether the run is paused now."""
         self.enter("running" if self.stage == "paused" else "paused")
         self.run_dir.event(self.stage)
         self.say("actors are paused; the time goes on" if self.stage == "paused" else "goes on")
         return self.stage == "paused"
 
     def end_reason(self) -> str:
-        """Why the run is to end now; empty while it is not."""
+        """Return why the run is to end now; empty while it is not."""
         if self.is_hurried:
             return "interrupted"
         if self.failure:
@@ -241,7 +241,7 @@ class Session:
 
     @contextlib.contextmanager
     def _may_fail(self) -> Iterator[None]:
-        """A full disk must not end a run: it is said once, and the next time may be better."""
+        """Report a full disk once: it must not end a run, and the next time may be better."""
         try:
             yield
         except OSError as error:

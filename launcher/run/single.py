@@ -92,7 +92,7 @@ class SingleRun:
         )
 
     def execute(self) -> int:
-        """Run to the end; the exit code."""
+        """Run to the end; return the exit code."""
         session = self._session
         session.start(self._end_now)
         session.enter("running")
@@ -115,7 +115,7 @@ class SingleRun:
         return session.conclude(reason, self._members())
 
     def _train(self) -> str:
-        """Act and learn until the run is to end; the reason."""
+        """Act and learn until the run is to end; return the reason."""
         while not (reason := self._session.end_reason()):
             if self._session.stage == "paused":
                 time.sleep(_PAUSED_SECONDS)
@@ -214,7 +214,7 @@ class SingleRun:
         set_noise(self._acting, True)
 
     def _has_no_time(self) -> bool:
-        """Whether an evaluation is to be given up: the run ends, or a person ends even its end."""
+        """Return whether to give an evaluation up: the run ends, or a person ends even its end."""
         session = self._session
         return session.is_hurried or (session.stage == "running" and bool(session.end_reason()))
 
@@ -227,7 +227,7 @@ class SingleRun:
             self._session.note("saved", "learner", 0, saved(self._learner))
 
     def _save(self) -> bool:
-        """Save; whether that was done."""
+        """Save; return whether that was possible."""
         try:
             self._saver.save(self._learner)
         except OSError as error:
@@ -249,5 +249,5 @@ class SingleRun:
 
 
 def _trace(error: RunError) -> str:
-    """The traceback that follows the first line of what some errors say."""
+    """Return the traceback that follows the first line of what some errors say."""
     return str(error).partition("\n")[2]

@@ -13,7 +13,7 @@ from launcher.run.session import Session
 
 @dataclass(frozen=True)
 class StopBudget:
-    """How long each part of stopping may take, in seconds."""
+    """The longest times that each part of stopping may take, in seconds."""
 
     actors: float
     drain: float
@@ -46,7 +46,7 @@ class Deadline:
         self._is_hurried = is_hurried
 
     def is_over(self, now: float, goes_on: Callable[[], bool]) -> bool:
-        """Whether the wait ends, though what is waited for has not come.
+        """Return whether the wait ends, though what is waited for has not come.
 
         Args:
             now: of the same clock.
@@ -68,7 +68,7 @@ class Stopping:
         session: of the run.
         coordinator: tells the roles.
         supervisor: of the roles' processes on this host.
-        turn: does for so many seconds what a run does all the time.
+        turn: does what a run does all the time, for the given number of seconds.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Stopping:
         )
 
     def _is_saving(self) -> bool:
-        """Whether the learner writes its last checkpoint, or sends it from another host."""
+        """Return whether the learner writes its last checkpoint, or sends it from another host."""
         return self._coordinator.is_saving() or self._coordinator.receives_file("learner")
 
     def _wait(
