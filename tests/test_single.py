@@ -432,10 +432,12 @@ def test_a_reward_that_is_no_number_is_refused_and_the_run_goes_on(tmp_path: Pat
     assert "n_step_return of transition" in told[0]
 
 
-def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path):
+@pytest.mark.parametrize("period_seconds", [0.01, 1e-9], ids=["soon", "after the first step"])
+def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path, period_seconds: float):
     """Nothing of cliff walking ends an episode but the goal, which nobody has learned to find."""
     run = {"env": "CliffWalking-v1", "time_seconds": 1.0}
-    config = with_evaluation(config_of(run), period_seconds=0.01, max_episode_steps=10**9)
+    bounds = {"period_seconds": period_seconds, "max_episode_steps": 10**9}
+    config = with_evaluation(config_of(run), **bounds)
     session = session_of(config, tmp_path)
     evaluate, stages = SingleRun._evaluate, []
 

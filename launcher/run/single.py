@@ -172,6 +172,8 @@ class SingleRun:
         steps = self._learner.learner_steps - self._evaluated_steps
         if is_due(self._config.evaluation, now - self._evaluated, steps):
             self._evaluated, self._evaluated_steps = now, self._learner.learner_steps
+            # Time is counted from the first step that was reported: it may end the evaluation.
+            self._report()
             self._evaluate()
             self._next_report = now  # before another one takes its place
         # Episodes and steps end the run: they are looked at after every step.
