@@ -6,30 +6,27 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import zmq
-from numpy.typing import NDArray
 
-from actors.best import BestKeeper, not_kept
 from actors.environments import randomness
-from actors.evaluation import baseline_scores, describe, dropped_text, play
+from actors.evaluation import baseline_scores
 from actors.follower import ParameterFollower
-from pdqn import seeds
-from pdqn.config import resolved
-from pdqn.errors import RunError, UsageError, first_line
+from actors.greedy import GreedyEvaluation, Scores, held_out_seeds
+from pdqn.config import Config
+from pdqn.errors import RunError, UsageError
 from pdqn.files import RunFiles
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
-from pdqn.policy import greedy
 from pdqn.schedules import is_due
+from pdqn.specs import EnvironmentSpec
+from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
 
 _WAIT_SECONDS = 0.1
@@ -42,42 +39,66 @@ class _Baselines:
     """An environment's own baselines on the held-out seeds, while this process stays in touch.
 
     They may be slow: in a thread of its own an environment plays whole episodes without a word.
+    What takes too long is done without, until it is there.
     """
 
-    def __init__(self, welcome: Welcome, held_out: list[int]) -> None:
-        self._welcome, self._seeds = welcome, held_out
-        self._found: dict[str, NDArray[np.float64]] | Exception = {}
+    def __init__(self, config: Config, spec: EnvironmentSpec, telemetry: Telemetry) -> None:
+        self._config, self._spec, self._telemetry = config, spec, telemetry
+        self._found: Scores | RunError | UsageError = {}
+        self._thread: threading.Thread | None = None
+        self._ends = math.inf
+        self._is_late = False
+
+    def wait(self, give_up: Callable[[], bool]) -> bool:
+        """Wait until they are there or take too long; False when given up.
+
+        Raises:
+            RunError, UsageError: they fail, which another time they may not.
+        """
+        thread = self._thread or self._begin()
+        while True:
+            thread.join(_TURN_SECONDS)
+            if not thread.is_alive():
+                self._check()
+                return True
+            if time.monotonic() >= self._ends:
+                self._go_without()
+                return True
+            if give_up():
+                return False
+
+    def scores(self) -> Scores:
+        """Return float64[episodes] of each baseline by name; empty while they are not there."""
+        return self._found if isinstance(self._found, Mapping) else {}
+
+    def _begin(self) -> threading.Thread:
         self._ends = time.monotonic() + _BASELINES_SECONDS
         # Nobody waits for it at the end of the process.
         self._thread = threading.Thread(target=self._play, daemon=True)
         self._thread.start()
+        return self._thread
 
     def _play(self) -> None:
-        env_args = self._welcome.config.evaluation_env_args
         try:
-            self._found = baseline_scores(self._welcome.spec, env_args, self._seeds)
+            self._found = baseline_scores(
+                self._spec, self._config.evaluation_env_args, held_out_seeds(self._config)
+            )
         except (RunError, UsageError) as error:
             self._found = error
 
-    @property
-    def is_late(self) -> bool:
-        """Whether they have taken longer than anybody waits for."""
-        return time.monotonic() >= self._ends
-
-    def is_playing(self, seconds: float) -> bool:
-        """Whether they are still playing when so many seconds have passed."""
-        self._thread.join(seconds)
-        return self._thread.is_alive()
-
-    def scores(self) -> dict[str, NDArray[np.float64]]:
-        """What was found.
-
-        Raises:
-            RunError, UsageError: why there is nothing.
-        """
+    def _check(self) -> None:
         if isinstance(self._found, Exception):
+            self._thread = None  # the next evaluation tries again
             raise self._found
-        return self._found
+
+    def _go_without(self) -> None:
+        if not self._is_late:
+            self._is_late = True
+            self._telemetry.note(
+                "evaluation",
+                f"the environment's baselines are not there after {_BASELINES_SECONDS:g} s: "
+                "evaluations go on without them",
+            )
 
 
 class Evaluator:
@@ -97,13 +118,22 @@ class Evaluator:
         self._network = build_network(welcome.spec, welcome.config.network)
         self._follower = ParameterFollower(context, link, welcome.run, self._network)
         set_noise(self._network, False)
-        self._files = files
-        if not self._files.here:
-            self._files.fetch(BEST_MODEL)
-        self._best = BestKeeper(self._files.path / BEST_MODEL, welcome.config, welcome.spec)
-        self._seeds = seeds.held_out_seeds(resolved(welcome.config.evaluation.episodes))
-        self._baselines: _Baselines | None = None
-        self._without_baselines = False
+        if not files.here:
+            files.fetch(BEST_MODEL)
+        baselines = _Baselines(welcome.config, welcome.spec, link.telemetry)
+        self._evaluation = GreedyEvaluation(
+            welcome.config,
+            welcome.spec,
+            self._network,
+            files.path,
+            link.telemetry,
+            give_up=self._interrupted,
+            failed=lambda text, error: _log.error("%s", text, exc_info=error),
+            # The run's host may be another one.
+            kept=lambda: files.push(BEST_MODEL),
+            prepare=lambda: baselines.wait(self._interrupted),
+            baselines=baselines.scores,
+        )
         self._began = -math.inf
         self._evaluated: int | None = None
 
@@ -129,85 +159,16 @@ class Evaluator:
         self._follower.close()
 
     def _is_due(self, version: int) -> bool:
-        """Whether so much time or so many learner steps have passed since the last evaluation."""
+        """Return whether the period in seconds or in learner steps is over."""
         steps, seconds = version - (self._evaluated or 0), time.monotonic() - self._began
         return is_due(self._welcome.config.evaluation, seconds, steps)
 
     def _evaluate(self, version: int) -> None:
         self._link.telemetry.activity = f"evaluates the policy of step {version}"
-        try:
-            result = self._play()
-        except RunError as error:
-            # Another policy may have a score, and another time an environment that fails now may
-            # work. The same policy is not tried again: it could be the last one, for ever.
+        if self._evaluation.evaluate(version):
+            # The same policy is not tried again: it could be the last one, for ever.
             self._evaluated = version
-            _log.exception("the policy of step %d has no score", version)
-            text = f"step {version} has no score: {first_line(error)}"
-            self._link.telemetry.note("evaluation", text)
-            return
-        if result is None:
-            return
-        self._evaluated = version
-        if text := dropped_text(result):
-            self._link.telemetry.note("evaluation", text)
-        self._keep_best(result, version)
-        result["best"] = self._best.score
-        self._link.telemetry.count("evaluations")
-        self._link.telemetry.evaluation({"parameter_version": version, **result})
-        self._link.report()
-
-    def _play(self) -> dict[str, Any] | None:
-        """Play the present policy beside the baselines; None when interrupted."""
-        spec, config = self._welcome.spec, self._welcome.config
-        baselines = self._baseline_scores()
-        if baselines is None:
-            return None
-        scores = play(
-            lambda observation: greedy(self._network, observation),
-            spec,
-            config.evaluation_env_args,
-            self._seeds,
-            self._interrupted,
-            config.evaluation.max_episode_steps,
-        )
-        return None if scores is None else describe(scores, spec, baselines)
-
-    def _baseline_scores(self) -> dict[str, NDArray[np.float64]] | None:
-        """Scores of the environment's own baselines, played once; None when interrupted.
-
-        Raises:
-            RunError: they fail, which another time they may not.
-        """
-        if self._baselines is None:
-            self._baselines = _Baselines(self._welcome, self._seeds)
-        while self._baselines.is_playing(_TURN_SECONDS):
-            if self._baselines.is_late:
-                return self._go_without_baselines()
-            if self._interrupted():
-                return None
-        try:
-            return self._baselines.scores()
-        except RunError:
-            self._baselines = None
-            raise
-
-    def _go_without_baselines(self) -> dict[str, NDArray[np.float64]]:
-        if not self._without_baselines:
-            self._without_baselines = True
-            text = (
-                f"the environment's baselines are not there after {_BASELINES_SECONDS:g} s: "
-                "evaluations go on without them"
-            )
-            self._link.telemetry.note("evaluation", text)
-        return {}
-
-    def _keep_best(self, result: Mapping[str, Any], version: int) -> None:
-        """Save the best parameters, and bring them to the run's host if that is another one."""
-        try:
-            if self._best.offer(result, self._network, version):
-                self._files.push(BEST_MODEL)
-        except (OSError, RunError) as error:
-            self._link.telemetry.note("checkpoint", not_kept(error))
+            self._link.report()
 
     def _interrupted(self) -> bool:
         """Keep the line alive between steps; a newer evaluation is wanted when finishing."""

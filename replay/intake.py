@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
 
 from pdqn import wire
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
+from pdqn.wire import FrameBlock
 from replay.buffer import PrioritizedBuffer
 from replay.sender import UNKNOWN
 
@@ -17,6 +23,7 @@ _MOST_STREAMS = 1 << 16
 _LONGEST_JUMP = 1 << 32
 
 Stream = tuple[int, int]
+Columns = Mapping[str, NDArray[Any]]
 
 
 class Sequences:
@@ -63,8 +70,84 @@ class Sequences:
         return missing if 0 <= missing <= self._window else 0
 
 
+class Insertion:
+    """Puts transitions into the buffer; each is counted as received, or as refused and why.
+
+    Args:
+        spec: of the environment.
+        buffer: takes them.
+        telemetry: counts them.
+        warn: hears of each refusal, in words.
+
+    Attributes:
+        learner_steps: as far as they are known, for the policy lag of what is inserted.
+    """
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        buffer: PrioritizedBuffer,
+        telemetry: Telemetry,
+        warn: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self._spec = spec
+        self._buffer = buffer
+        self._telemetry = telemetry
+        self._warn = warn
+        self.learner_steps = 0
+
+    def insert(self, columns: Columns, blocks: Sequence[FrameBlock], version: int) -> int:
+        """Insert transitions that ``pdqn.wire`` has checked; their number, 0 if they do not fit.
+
+        Args:
+            columns: those of a TransitionBatch.
+            blocks: its frames.
+            version: of the parameters that acted, in learner steps.
+        """
+        count = len(columns["action"])
+        try:
+            self._buffer.insert(columns, blocks, version)
+        except ValueError as error:
+            self.refuse("too large", f"too large: {error}", count)
+            return 0
+        lag = max(0, self.learner_steps - version)
+        self._telemetry.count("policy_lag_sum", lag * count)
+        self._telemetry.count("transitions_received", count)
+        return count
+
+    def check_and_insert(self, columns: Columns, blocks: Sequence[FrameBlock], version: int) -> int:
+        """Insert what came without a message: it is checked like one. See ``insert``."""
+        try:
+            wire.check_columns(columns, self._spec, [block.count for block in blocks])
+            for number, block in enumerate(blocks):
+                wire.check_frames(block.fields, self._spec, f"block {number}")
+        except wire.WireError as error:
+            self.refuse(error.reason, str(error), len(columns["action"]))
+            return 0
+        return self.insert(columns, blocks, version)
+
+    def refuse(self, reason: str, text: str, count: int) -> None:
+        """Count transitions that are done with, though nothing can be learned from them."""
+        self.reject(reason, text, count)
+        self._telemetry.count("transitions_refused", count)
+
+    def reject(self, reason: str, text: str, count: int) -> None:
+        """Count what cannot be used, and note the first of its kind.
+
+        Args:
+            reason: to count by.
+            text: the whole of it, in words.
+            count: transitions, as far as their number is known; at least one is counted.
+        """
+        self._telemetry.count(f"rejected/{reason}")
+        self._telemetry.count("transitions_rejected", max(1, count))
+        if self._telemetry.counters[f"rejected/{reason}"] == 1:
+            self._telemetry.note("rejected", f"the first of its kind: {text}")
+        self._warn(text)
+
+
 class Intake:
-    """Checks what actors send and puts it into the buffer; every message is accounted for."""
+    """Decodes what actors send, and inserts what is new; every message is accounted for."""
 
     def __init__(
         self,
@@ -76,15 +159,18 @@ class Intake:
     ) -> None:
         self._spec = spec
         self._run = run
-        self._buffer = buffer
         self._telemetry = telemetry
         self._sequences = Sequences(window)
-        self._warn = BoundedWarning()
-        self.learner_steps = 0
+        warn = partial(BoundedWarning(), "rejected a message: %s")
+        self._insertion = Insertion(spec, buffer, telemetry, warn)
 
     def expected(self, stream: Stream) -> int:
         """The sequence number that the stream is to send next, if it ever sent one."""
         return self._sequences.expected(stream)
+
+    def set_learner_steps(self, steps: int) -> None:
+        """Count the policy lag of what comes by these."""
+        self._insertion.learner_steps = steps
 
     def take(self, data: memoryview | bytes) -> tuple[int, Stream | None]:
         """Insert one encoded TransitionBatch.
@@ -102,9 +188,12 @@ class Intake:
         try:
             is_new = self._is_new(stream, batch.sequence, batch.count)
         except ValueError as error:
-            self._reject("sequence", f"sequence: {error}", batch.count)
+            self._insertion.reject("sequence", f"sequence: {error}", batch.count)
             return 0, None
-        return self._insert(batch) if is_new else 0, stream
+        if not is_new:
+            return 0, stream
+        inserted = self._insertion.insert(batch.columns, batch.blocks, batch.parameter_version)
+        return inserted, stream
 
     def _is_new(self, stream: Stream, sequence: int, count: int) -> bool:
         """Take in a batch's number; a batch that was here already is counted.
@@ -125,37 +214,17 @@ class Intake:
         An actor sends what is not acknowledged again, and does not go on before it is.
         """
         if error.sender is None:
-            self._reject(error.reason, str(error), error.count)
+            self._insertion.reject(error.reason, str(error), error.count)
             return None
         actor, incarnation, sequence = error.sender
         try:
             is_new = self._is_new((actor, incarnation), sequence, error.count)
         except ValueError as jump:
-            self._reject("sequence", f"sequence: {jump}", error.count)
+            self._insertion.reject("sequence", f"sequence: {jump}", error.count)
             return None
         if is_new:
-            self._reject(error.reason, str(error), error.count)
-            self._telemetry.count("transitions_refused", error.count)
+            self._insertion.refuse(error.reason, str(error), error.count)
         return actor, incarnation
-
-    def _insert(self, batch: wire.TransitionBatch) -> int:
-        try:
-            self._buffer.insert(batch.columns, batch.blocks, batch.parameter_version)
-        except ValueError as error:
-            self._reject("too large", f"too large: {error}", batch.count)
-            self._telemetry.count("transitions_refused", batch.count)
-            return 0
-        lag = max(0, self.learner_steps - batch.parameter_version)
-        self._telemetry.count("policy_lag_sum", lag * batch.count)
-        self._telemetry.count("transitions_received", batch.count)
-        return batch.count
-
-    def _reject(self, reason: str, text: str, count: int) -> None:
-        self._telemetry.count(f"rejected/{reason}")
-        self._telemetry.count("transitions_rejected", max(1, count))
-        if self._telemetry.counters[f"rejected/{reason}"] == 1:
-            self._telemetry.note("rejected", f"the first of its kind: {text}")
-        self._warn("rejected a message: %s", text)
 
 
 class BoundedWarning:

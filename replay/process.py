@@ -169,7 +169,7 @@ class ReplayServer:
                 self._outlet.reject(wire.WireError("malformed", "several frames"))
             else:
                 self._outlet.take(identity, frame.bytes)
-        self._intake.learner_steps = self._outlet.learner_steps
+        self._intake.set_learner_steps(self._outlet.learner_steps)
         return any_taken
 
     def _wait(self) -> None:

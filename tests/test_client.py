@@ -586,7 +586,7 @@ def test_rows_on_their_way_over_a_slow_line_are_waited_for(
     caplog: pytest.LogCaptureFixture,
 ):
     nbytes = PREFETCH * SampleLayout(SPEC, BATCH).nbytes
-    monkeypatch.setattr("replay.client._SLOWEST_BYTES_PER_SECOND", nbytes / 20)
+    monkeypatch.setattr("replay.silence._SLOWEST_BYTES_PER_SECOND", nbytes / 20)
     bench = make_bench("socket")
     shards = [bench.shard(), bench.shard()]
     client = bench.client(*shards)

@@ -13,8 +13,9 @@ import pytest
 import zmq
 from numpy.typing import NDArray
 
-from launcher.coordinator.coordinator import Coordinator, Member
+from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.metrics import MemberKey, RunMetrics
+from launcher.coordinator.places import Member
 from pdqn import wire
 from pdqn.config import Config
 from pdqn.layers import build

@@ -432,10 +432,12 @@ def test_a_reward_that_is_no_number_is_refused_and_the_run_goes_on(tmp_path: Pat
     assert "n_step_return of transition" in told[0]
 
 
-def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path):
+@pytest.mark.parametrize("period_seconds", [0.01, 1e-9], ids=["soon", "after the first step"])
+def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path, period_seconds: float):
     """Nothing of cliff walking ends an episode but the goal, which nobody has learned to find."""
     run = {"env": "CliffWalking-v1", "time_seconds": 1.0}
-    config = with_evaluation(config_of(run), period_seconds=0.01, max_episode_steps=10**9)
+    bounds = {"period_seconds": period_seconds, "max_episode_steps": 10**9}
+    config = with_evaluation(config_of(run), **bounds)
     session = session_of(config, tmp_path)
     evaluate, stages = SingleRun._evaluate, []
 
@@ -496,4 +498,23 @@ def test_the_first_traceback_is_shown_though_another_error_came_before(tmp_path:
     assert console.said == [
         *("actor 3: killed by SIGSEGV", "Traceback", "  first", "actor 5: KeyError"),
     ]
+    session.run_dir.close()
+
+
+def test_a_run_that_fails_again_while_it_ends_tells_why_it_failed_first(tmp_path: Path):
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
+    session.fail("the Dask scheduler does not answer any more")
+    session.fail("no actor can be kept alive")
+    assert session.end_reason() == "failed"
+    assert session.conclude("failed", []) == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["error"] == "the Dask scheduler does not answer any more"
+
+
+def test_what_a_run_waits_for_is_shown_until_it_enters_the_next_stage(tmp_path: Path):
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
+    session.wait_for("learner (0 of 1)")
+    assert session.snapshot([]).waiting_for.startswith("learner (0 of 1), ")
+    session.enter("running")
+    assert (session.snapshot([]).stage, session.snapshot([]).waiting_for) == ("running", "")
     session.run_dir.close()

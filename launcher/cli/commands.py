@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -16,12 +17,15 @@ from launcher.cli.help import GroupedCommand
 from launcher.cli.options import (
     PATH,
     Count,
+    DaskOptions,
+    HostOptions,
     KeyValue,
     configuration_of,
     joining,
     on_dask,
     reaching,
     run_options,
+    take,
 )
 from launcher.interrupts import Interrupts
 from launcher.run.resume import read_run
@@ -29,6 +33,10 @@ from pdqn import layers
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import UsageError
 from pdqn.seeds import UNSEEN
+
+if TYPE_CHECKING:
+    from launcher.hosts.access import Access
+    from launcher.hosts.dask.cluster import DaskCluster
 
 
 @click.group(
@@ -125,17 +133,6 @@ def launch(
     run_dir: Path | None,
     resume: Path | None,
     console: Any,
-    bind: str | None,
-    keys: Path | None,
-    insecure: bool,
-    advertise: str | None,
-    ports: tuple[int, int] | None,
-    no_learner: bool,
-    no_replay: bool,
-    dask: str | None,
-    dask_python: str | None,
-    dask_slots: int | None,
-    dask_pins: tuple[tuple[str, Any], ...],
     **options: Any,
 ) -> int:
     """Train: start replay, learner, actors and evaluator, and show how it goes.
@@ -155,31 +152,16 @@ def launch(
     pdqn launch --actors 120 --dask tcp://scheduler:8786
     """
     interrupts = Interrupts().install()
-    _check_dask_options(dask, python=dask_python, slots=dask_slots, pin=dask_pins)
+    hosts, dask = take(HostOptions, options), take(DaskOptions, options)
     if resume is not None and run_dir is not None:
         raise UsageError(f"--run-dir {run_dir}: a resumed run goes on in its own, {resume}")
     past = None if resume is None else read_run(resume)
     config = configuration_of(options, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
         click.echo("pdqn: getting ready", err=True)
-    from launcher.hosts.access import open_on_cluster, open_run
-
-    elsewhere = [role for role, gone in (("learner", no_learner), ("replay", no_replay)) if gone]
-    reach = {"insecure": insecure, "advertise": advertise, "ports": ports}
-    with contextlib.ExitStack() as stack:
-        cluster, access = None, None
-        if dask is None:
-            # Before the imports, which take seconds.
-            access = open_run(bind, keys=keys, elsewhere=frozenset(elsewhere), **reach)
-        pins = _pins(dask_pins, elsewhere) if dask else {}
+    with _opened(hosts, dask) as (access, cluster):
         from launcher.run import launch as running
 
-        if dask is not None:
-            cluster = running.connect(dask, dask_python or sys.executable, dask_slots)
-            stack.callback(cluster.close)
-            pins = {role: cluster.host_of(host) for role, host in pins.items()}
-            access = open_on_cluster(cluster.own_address, bind, keys=keys, pins=pins, **reach)
-        assert access is not None
         return running.launch(
             config,
             interrupts,
@@ -193,21 +175,21 @@ def launch(
         )
 
 
-def _check_dask_options(dask: str | None, **others: Any) -> None:
-    """Refuse options of a Dask cluster where there is none, rather than to pass over them."""
-    for name, value in others.items():
-        if value and dask is None:
-            raise UsageError(f"--dask-{name} is for roles on a Dask cluster: give --dask")
+@contextlib.contextmanager
+def _opened(hosts: HostOptions, dask: DaskOptions) -> Iterator[tuple[Access, DaskCluster | None]]:
+    """Open a run to other hosts, and connect to the cluster that it is on, if any."""
+    # What a person got wrong is found before the imports of a run, which take seconds.
+    from launcher.hosts.access import open_on_cluster, open_run
 
+    if dask.dask is None:
+        yield open_run(hosts.bind, elsewhere=frozenset(hosts.elsewhere), **hosts.reach), None
+        return
+    pins = dask.pins(hosts.elsewhere)
+    from launcher.run import launch as running
 
-def _pins(given: tuple[tuple[str, Any], ...], elsewhere: list[str]) -> dict[str, str]:
-    """Hosts by role."""
-    for role in elsewhere:
-        raise UsageError(f"--no-{role}: with --dask it is placed on the cluster; use --dask-pin")
-    pins = {role: str(host) for role, host in given}
-    for role in pins.keys() - {"learner", "replay"}:
-        raise UsageError(f"--dask-pin {role}={pins[role]}: expected learner or replay")
-    return pins
+    with contextlib.closing(running.connect(dask.dask, dask.python, dask.dask_slots)) as cluster:
+        pins = {role: cluster.host_of(host) for role, host in pins.items()}
+        yield open_on_cluster(cluster.own_address, hosts.bind, pins=pins, **hosts.reach), cluster
 
 
 @cli.command(
@@ -220,9 +202,6 @@ def _pins(given: tuple[tuple[str, Any], ...], elsewhere: list[str]) -> dict[str,
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def check(
     as_json: bool,
-    dask: str | None,
-    dask_python: str | None,
-    dask_slots: int | None,
     **options: Any,
 ) -> int:
     """Show what this machine has, what would run on it, and what is in the way.
@@ -235,36 +214,26 @@ def check(
     pdqn check --env CartPole-v1 --actors 64
     pdqn check --actors 120 --dask tcp://scheduler:8786
     """
-    _check_dask_options(dask, python=dask_python, slots=dask_slots)
+    dask = take(DaskOptions, options)
     from launcher.run import launch as running
 
     config = configuration_of(options)
-    if dask is not None:
-        python = dask_python or sys.executable
-        return running.check_cluster(config, dask, python, dask_slots, as_json=as_json)
+    if dask.dask is not None:
+        return running.check_cluster(
+            config, dask.dask, dask.python, dask.dask_slots, as_json=as_json
+        )
     return running.check(config, as_json=as_json)
 
 
 def _role_command(role: str, summary: str, more: str = "") -> None:
     """Add the command that starts one role on this host."""
 
-    def command(
-        join: str,
-        key: Path | None,
-        insecure: bool,
-        advertise: str | None,
-        ports: tuple[int, int] | None,
-        log_dir: Path | None,
-        leash: bool,
-        count: int = 1,
-    ) -> int:
+    def command(join: str, log_dir: Path | None, leash: bool, count: int = 1, **reach: Any) -> int:
         interrupts = Interrupts().install()
         from launcher.hosts.access import find_door
 
-        door = None
-        if not leash:
-            # Before the imports, which take seconds.
-            door = find_door(join, key=key, insecure=insecure, advertise=advertise, ports=ports)
+        # Before the imports, which take seconds.
+        door = None if leash else find_door(join, **reach)
         from launcher.hosts import agent
 
         part = agent.Part(role, count or None, log_dir)
@@ -278,8 +247,20 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
         f"of the run ends them.\n\n\b\npdqn {role} --join tcp://127.0.0.1:7777{more}\n"
         f"pdqn {role} --join tcp://10.0.0.1:7777 --key this-host.key{more}"
     )
-    options = [
+    wrapped: Any = command
+    for option in reversed(_role_options(role)):
+        wrapped = option(wrapped)
+    cli.command(name=role, short_help=summary)(wrapped)
+
+
+def _role_options(role: str) -> list[Callable[..., Any]]:
+    """Options of the command that starts one role, in the order of the help."""
+    several = click.option(
+        "--count", default=1, type=Count(), help="actors to start here; auto: one a core"
+    )
+    return [
         click.option("--join", required=True, metavar="ADDRESS", help="of a run: tcp://HOST:PORT"),
+        *([several] if role == "actor" else []),
         joining,
         reaching,
         click.option("--leash", is_flag=True, hidden=True),
@@ -287,17 +268,6 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
             "--log-dir", type=PATH, help="folder of the roles' logs  [default: standard error]"
         ),
     ]
-    if role == "actor":
-        options.insert(
-            1,
-            click.option(
-                "--count", default=1, type=Count(), help="actors to start here; auto: one a core"
-            ),
-        )
-    wrapped: Any = command
-    for option in reversed(options):
-        wrapped = option(wrapped)
-    cli.command(name=role, short_help=summary)(wrapped)
 
 
 _role_command("actor", "Join a run with one or more actors.", " --count auto")

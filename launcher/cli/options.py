@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -260,3 +263,78 @@ def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
     if options["env_args"]:
         layer.setdefault("run", {})["env_args"] = dict(options["env_args"])
     return layer
+
+
+@dataclass(frozen=True)
+class HostOptions:
+    """The options about other hosts that take part in a run."""
+
+    bind: str | None
+    keys: Path | None
+    insecure: bool
+    advertise: str | None
+    ports: tuple[int, int] | None
+    no_learner: bool
+    no_replay: bool
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Roles that are not started here."""
+        gone = {"learner": self.no_learner, "replay": self.no_replay}
+        return [role for role, is_gone in gone.items() if is_gone]
+
+    @property
+    def reach(self) -> dict[str, Any]:
+        """Arguments of what opens a run to other hosts, on a cluster or not."""
+        names = ("keys", "insecure", "advertise", "ports")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class DaskOptions:
+    """The options about a Dask cluster.
+
+    Raises:
+        UsageError: options of a cluster where there is none.
+    """
+
+    dask: str | None
+    dask_python: str | None
+    dask_slots: int | None
+    dask_pins: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse options of a cluster where there is none, rather than pass over them."""
+        given = {"python": self.dask_python, "slots": self.dask_slots, "pin": self.dask_pins}
+        for name, value in given.items():
+            if value and self.dask is None:
+                raise UsageError(f"--dask-{name} is for roles on a Dask cluster: give --dask")
+
+    @property
+    def python(self) -> str:
+        """The interpreter on the workers."""
+        return self.dask_python or sys.executable
+
+    def pins(self, elsewhere: Sequence[str]) -> dict[str, str]:
+        """Return the hosts on which roles must be, by role.
+
+        Raises:
+            UsageError: a role that cannot be placed, or that is not to be started.
+        """
+        for role in elsewhere:
+            raise UsageError(
+                f"--no-{role}: with --dask it is placed on the cluster; use --dask-pin"
+            )
+        pins = {role: str(host) for role, host in self.dask_pins}
+        for role in pins.keys() - {"learner", "replay"}:
+            raise UsageError(f"--dask-pin {role}={pins[role]}: expected learner or replay")
+        return pins
+
+
+_Group = TypeVar("_Group", HostOptions, DaskOptions)
+
+
+def take(group: type[_Group], options: dict[str, Any]) -> _Group:
+    """Take a group of options out of all that were given."""
+    names = [field.name for field in dataclasses.fields(group) if field.name in options]
+    return group(**{name: options.pop(name) for name in names})

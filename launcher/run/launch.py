@@ -74,8 +74,7 @@ def launch(
     raise_open_file_limit(plan.open_files)
     if past is not None:
         _tell_resumed(directory, view, state, past.config, resolved)
-    session = Session(resolved, spec, directory, view, interrupts, state)
-    session.insecure = access.insecure
+    session = Session(resolved, spec, directory, view, interrupts, state, insecure=access.insecure)
     return SingleRun(session).execute() if single else Run(session, access, cluster).execute()
 
 

@@ -1,11 +1,13 @@
-"""What every run has, however its roles run: figures, records, console, limits, and an end."""
+"""A run in either mode: its figures, records, console, limits, and its end."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from launcher.console.console import Console
@@ -13,11 +15,12 @@ from launcher.coordinator.metrics import RunMetrics
 from launcher.coordinator.snapshot import MemberView, Seen, Snapshot
 from launcher.interrupts import Interrupts
 from launcher.results import pictures
+from launcher.run.controls import Controls, keys_of
 from launcher.run.recorder import Recorder
 from launcher.run.sinks import make_sinks
 from launcher.run.state import RunState
 from launcher.rundir import RunDirectory
-from pdqn.config import Config, resolved
+from pdqn.config import Config, RunConfig, resolved
 from pdqn.specs import EnvironmentSpec
 
 _TICK_SECONDS = 1.0
@@ -33,10 +36,10 @@ class Session:
 
     Attributes:
         controls: what each key does, beside those for the end and for help.
-        stage: starting, running, paused, stopping or done.
-        waiting_for: what the run cannot start without, in words.
+        stage: starting, running, paused, stopping or done. ``enter`` and ``pause`` set it.
+        waiting_for: what the run cannot start without, in words; ``wait_for`` sets it.
         insecure: what leaves this host is neither encrypted nor authenticated.
-        failure: why the run cannot go on; None while it can.
+        failure: why the run cannot go on; None while it can. ``fail`` sets it.
         restarts: restarts by role, those of earlier sessions included.
         seen: what those who watch are shown; None before there is anything.
         state: what this session goes on from; its counts are brought up to date when it is written.
@@ -50,6 +53,8 @@ class Session:
         console: Console,
         interrupts: Interrupts,
         state: RunState | None = None,
+        *,
+        insecure: bool = False,
     ) -> None:
         self.config = config
         self.spec = spec
@@ -61,10 +66,10 @@ class Session:
         if self.state.metrics:
             self.metrics.set_state(self.state.metrics)
         self.console = console
-        self.controls: dict[str, Callable[[], None]] = {}
+        self.controls: Mapping[str, Callable[[], object]] = {}
         self.stage = "starting"
         self.waiting_for = ""
-        self.insecure = False
+        self.insecure = insecure
         self.failure: str | None = None
         self.restarts = self.state.restarts
         self._first_error: str | None = None
@@ -129,29 +134,53 @@ class Session:
             elif key in self.controls and self.stage in ("running", "paused"):
                 self.controls[key]()
 
-    def pause(self) -> bool:
-        """Pause, or go on; whether the run is paused now."""
-        self.stage = "running" if self.stage == "paused" else "paused"
-        if self.stage == "running":
+    def take(self, controls: Controls) -> None:
+        """Let a person change the run by these while it goes on."""
+        self.controls = keys_of(controls, self.pause, self.say)
+
+    def start(self, end_now: Callable[[], None]) -> None:
+        """Begin to show the run.
+
+        Args:
+            end_now: called when a person does not want to wait for the end in order.
+        """
+        self.run_dir.event("started", mode=self.config.run.mode, pid=os.getpid())
+        self.console.start()
+        self.interrupts.on_second = end_now
+
+    def enter(self, stage: str) -> None:
+        """Enter the next stage: what was waited for is there, or is not waited for any more."""
+        self.stage, self.waiting_for = stage, ""
+        if stage == "running":
             self.metrics.expect_steps(time.monotonic())
+
+    def wait_for(self, text: str) -> None:
+        """Show what the run waits for; empty when all is there."""
+        self.waiting_for = text
+
+    def fail(self, text: str) -> None:
+        """End the run, which cannot go on; the first reason is the one that is kept."""
+        self.failure = self.failure or text
+
+    @property
+    def is_hurried(self) -> bool:
+        """Return whether a person has asked for the end."""
+        return self.interrupts.count > 0
+
+    def pause(self) -> bool:
+        """Pause, or go on; return whether the run is paused now."""
+        self.enter("running" if self.stage == "paused" else "paused")
         self.run_dir.event(self.stage)
         self.say("actors are paused; the time goes on" if self.stage == "paused" else "goes on")
         return self.stage == "paused"
 
     def end_reason(self) -> str:
-        """Why the run is to end now; empty while it is not."""
-        if self.interrupts.count:
+        """Return why the run is to end now; empty while it is not."""
+        if self.is_hurried:
             return "interrupted"
         if self.failure:
             return "failed"
-        run, counts = self.config.run, self.metrics.counts()
-        if run.episodes is not None and counts["episodes"] >= run.episodes:
-            return "episodes"
-        if run.steps is not None and counts["environment_steps"] >= run.steps:
-            return "steps"
-        if run.time_seconds is not None and self._trained_seconds() >= run.time_seconds:
-            return "time"
-        return ""
+        return limit_reached(self.config.run, self.metrics.counts(), self._trained_seconds())
 
     def tick(self) -> bool:
         """Mark the present in the figures, once a second; whether it was time to."""
@@ -211,7 +240,7 @@ class Session:
 
     @contextlib.contextmanager
     def _may_fail(self) -> Iterator[None]:
-        """A full disk must not end a run: it is said once, and the next time may be better."""
+        """Report a full disk once: it must not end a run, and the next time may be better."""
         try:
             yield
         except OSError as error:
@@ -225,7 +254,7 @@ class Session:
         """Write the last figures, the summary and the picture; the exit code."""
         self._write_evaluations()
         self._write_line()
-        self.stage = "done"
+        self.enter("done")
         last = self.snapshot(members)
         self.console.update(last)
         summary = self._summary(reason)
@@ -234,7 +263,9 @@ class Session:
         self.save_state()
         with self._may_fail():
             self._recorder.close()
-        self._draw()
+        self._drawer.close()
+        if self.config.system.pictures:
+            draw_last(self.run_dir.path, self.say)
         self.run_dir.event("ended", reason=reason)
         self._publish(last)
         with self._may_fail():
@@ -298,16 +329,6 @@ class Session:
             history=metrics.history(),
         )
 
-    def _draw(self) -> None:
-        self._drawer.close()
-        if not self.config.system.pictures:
-            return
-        try:
-            pictures.draw_pictures(self.run_dir.path)
-        except Exception as error:  # noqa: BLE001 - networks and environments raise anything
-            # A full disk, or a picture that cannot be drawn, must not hide how the run went.
-            self.say(f"the pictures could not be drawn: {type(error).__name__}: {error}")
-
     def _trained_seconds(self) -> float:
         return self.metrics.seconds_since_first_step(time.monotonic())
 
@@ -357,3 +378,23 @@ class Session:
         if self._first_error is None or self._first_error in self.failure:
             return self.failure
         return f"{self.failure}; first error: {self._first_error}"
+
+
+def limit_reached(run: RunConfig, counts: Mapping[str, int], trained_seconds: float) -> str:
+    """Return which limit of a run is reached: episodes, steps or time; empty for none."""
+    if run.episodes is not None and counts["episodes"] >= run.episodes:
+        return "episodes"
+    if run.steps is not None and counts["environment_steps"] >= run.steps:
+        return "steps"
+    if run.time_seconds is not None and trained_seconds >= run.time_seconds:
+        return "time"
+    return ""
+
+
+def draw_last(run_dir: Path, say: Callable[[str], None]) -> None:
+    """Draw the pictures of a run that has ended."""
+    try:
+        pictures.draw_pictures(run_dir)
+    except Exception as error:  # noqa: BLE001 - networks and environments raise anything
+        # A full disk, or a picture that cannot be drawn, must not hide how the run went.
+        say(f"the pictures could not be drawn: {type(error).__name__}: {error}")

@@ -9,33 +9,27 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from actors.best import BestKeeper, not_kept
 from actors.environments import randomness
-from actors.evaluation import baseline_scores, describe, dropped_text, play
+from actors.greedy import GreedyEvaluation
 from actors.rollout import Identity, Rollout
-from actors.segments import Segment, join_segments
-from launcher.console.keyboard import MORE
+from actors.segments import join_segments
 from launcher.coordinator.metrics import MemberKey
 from launcher.coordinator.snapshot import MemberView
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.run.controls import Controls
 from launcher.run.session import Session
 from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner
-from pdqn import seeds, wire
 from pdqn.config import resolved
-from pdqn.errors import RunError
-from pdqn.model import BEST_MODEL
+from pdqn.errors import RunError, type_and_first_line
 from pdqn.networks import build_network, set_noise
-from pdqn.policy import greedy
 from pdqn.schedules import is_due
 from pdqn.telemetry import Telemetry
 from replay.buffer import make_buffer
+from replay.intake import Insertion
 from replay.limiter import make_limiter
 from replay.samples import SampleLayout
 
@@ -75,27 +69,33 @@ class SingleRun:
         self._telemetry["evaluator"] = Telemetry()
         self._telemetry["learner"].gauge("learner_steps", self._learner.learner_steps)
         self._rollout.note_seeds(self._telemetry["actor"])
-        self._best = BestKeeper(session.run_dir.path / BEST_MODEL, config, spec)
-        self._baselines: dict[str, NDArray[np.float64]] | None = None
+        self._insertion = Insertion(spec, self._buffer, self._telemetry["replay"])
+        self._evaluation = GreedyEvaluation(
+            config,
+            spec,
+            self._acting,
+            session.run_dir.path,
+            self._telemetry["evaluator"],
+            give_up=self._has_no_time,
+            failed=lambda text, error: session.note_error(text, _trace(error)),
+        )
         self._counted_before = session.metrics.counts()
-        self._told: set[str] = set()
         self._evaluated, self._evaluated_steps = time.monotonic(), self._learner.learner_steps
         self._next_report = 0.0
-        session.controls = {
-            "p": self._pause,
-            "s": self._save_as_asked,
-            "+": lambda: self._scale_samples_per_insert(MORE),
-            "-": lambda: self._scale_samples_per_insert(1 / MORE),
-        }
+        session.take(
+            Controls(
+                hold=lambda _: None,  # it is this process's own loop that waits
+                save=self._save_as_asked,
+                samples_per_insert=lambda: self._limiter.target,
+                set_samples_per_insert=self._set_samples_per_insert,
+            )
+        )
 
     def execute(self) -> int:
-        """Run to the end; the exit code."""
+        """Run to the end; return the exit code."""
         session = self._session
-        session.run_dir.event("started", mode="single", pid=os.getpid())
-        session.console.start()
-        session.interrupts.on_second = self._end_now
-        session.stage = "running"
-        session.metrics.expect_steps(time.monotonic())
+        session.start(self._end_now)
+        session.enter("running")
         try:
             reason = self._train()
         except Exception:
@@ -104,10 +104,10 @@ class SingleRun:
             session.console.stop()
             self._save()
             raise
-        session.stage = "stopping"
+        session.enter("stopping")
         self._save()
         self._refresh()
-        if not session.interrupts.count and not session.failure:
+        if not session.is_hurried and not session.failure:
             self._evaluate()
         self._report()
         self._rollout.close()
@@ -115,7 +115,7 @@ class SingleRun:
         return session.conclude(reason, self._members())
 
     def _train(self) -> str:
-        """Act and learn until the run is to end; the reason."""
+        """Act and learn until the run is to end; return the reason."""
         while not (reason := self._session.end_reason()):
             if self._session.stage == "paused":
                 time.sleep(_PAUSED_SECONDS)
@@ -130,41 +130,20 @@ class SingleRun:
             self._act()
             self._learn()
         except RunError as error:
-            self._session.failure = self._note_error(error)
-
-    def _note_error(self, error: RunError) -> str:
-        """Show an error, with the traceback that follows its first line; that line."""
-        text, _, trace = str(error).partition("\n")
-        text = f"{type(error).__name__}: {text}"
-        self._session.note_error(text, trace)
-        return text
+            text = type_and_first_line(error)
+            self._session.note_error(text, _trace(error))
+            self._session.fail(text)
 
     def _act(self) -> None:
+        """Step the environments once, and insert what they have completed."""
         segments = self._rollout.step(self._telemetry["actor"])
         self._rollout.report(self._telemetry["actor"])
+        self._insertion.learner_steps = self._learner.learner_steps
         for segment in segments:
             self._telemetry["actor"].count("transitions_sent", segment.count)
-            self._insert(segment)
-
-    def _insert(self, segment: Segment) -> None:
-        """Insert a segment, or count it as replay does where nothing could be learned from it."""
-        replay, spec = self._telemetry["replay"], self._session.spec
-        try:
-            wire.check_columns(segment.columns, spec, [segment.frame_count])
-            wire.check_frames(segment.frames, spec, "a segment")
-        except wire.WireError as error:
-            replay.count(f"rejected/{error.reason}")
-            for name in ("rejected", "refused"):
-                replay.count(f"transitions_{name}", segment.count)
-            if error.reason not in self._told:
-                self._told.add(error.reason)
-                self._session.note("rejected", "replay", 0, f"the first of its kind: {error}")
-            return
-        inserted = self._buffer.insert(*join_segments([segment], spec), self._acting_version)
-        self._limiter.inserted(len(inserted))
-        lag = self._learner.learner_steps - self._acting_version
-        replay.count("transitions_received", len(inserted))
-        replay.count("policy_lag_sum", lag * len(inserted))
+            columns, blocks = join_segments([segment], self._session.spec)
+            version = self._acting_version
+            self._limiter.inserted(self._insertion.check_and_insert(columns, blocks, version))
 
     def _learn(self) -> None:
         batch_size = self._config.learner.batch_size
@@ -193,6 +172,8 @@ class SingleRun:
         steps = self._learner.learner_steps - self._evaluated_steps
         if is_due(self._config.evaluation, now - self._evaluated, steps):
             self._evaluated, self._evaluated_steps = now, self._learner.learner_steps
+            # Time is counted from the first step that was reported: it may end the evaluation.
+            self._report()
             self._evaluate()
             self._next_report = now  # before another one takes its place
         # Episodes and steps end the run: they are looked at after every step.
@@ -225,76 +206,30 @@ class SingleRun:
         session.show(self._members)
 
     def _evaluate(self) -> None:
+        """Evaluate the present policy; training goes on as if it had not been."""
         if not self._config.evaluation.enabled:
             return
         set_noise(self._acting, False)
-        try:
-            result = self._play()
-        except RunError as error:
-            text = self._note_error(error)
-            # Only the first error is shown: all of them are written down.
-            self._telemetry["evaluator"].note("evaluation", text)
-            result = None
-        set_noise(self._acting, True)
-        if result is None:
-            return
-        if text := dropped_text(result):
-            self._telemetry["evaluator"].note("evaluation", text)
-        try:
-            self._best.offer(result, self._acting, self._acting_version)
-        except OSError as error:
-            self._session.note("checkpoint", "evaluator", 0, not_kept(error))
-        result["best"] = self._best.score
-        evaluation = {"parameter_version": self._acting_version, **result}
-        self._telemetry["evaluator"].evaluation(evaluation)
-
-    def _play(self) -> dict[str, Any] | None:
-        """Play the present policy beside the baselines; None when there is no time.
-
-        When that happens goes by the clock: training must not see it.
-        """
+        # When an evaluation is given up goes by the clock: training must not see it.
         with randomness.kept():
-            return self._play_held_out()
-
-    def _play_held_out(self) -> dict[str, Any] | None:
-        spec, env_args = self._session.spec, self._config.evaluation_env_args
-        held_out = seeds.held_out_seeds(resolved(self._config.evaluation.episodes))
-        scores = play(
-            lambda observation: greedy(self._acting, observation),
-            spec,
-            env_args,
-            held_out,
-            self._has_no_time,
-            self._config.evaluation.max_episode_steps,
-        )
-        if scores is None:
-            return None
-        if self._baselines is None:
-            self._baselines = baseline_scores(spec, env_args, held_out)
-        return describe(scores, spec, self._baselines)
+            self._evaluation.evaluate(self._acting_version)
+        set_noise(self._acting, True)
 
     def _has_no_time(self) -> bool:
-        """Whether an evaluation is to be given up: the run ends, or a person ends even its end."""
+        """Return whether to give an evaluation up: the run ends, or a person ends even its end."""
         session = self._session
-        return session.interrupts.count > 0 or (
-            session.stage == "running" and bool(session.end_reason())
-        )
+        return session.is_hurried or (session.stage == "running" and bool(session.end_reason()))
 
-    def _pause(self) -> None:
-        self._session.pause()
-
-    def _scale_samples_per_insert(self, factor: float) -> None:
-        target = float(f"{self._limiter.target * factor:.3g}")
+    def _set_samples_per_insert(self, target: float) -> None:
         self._limiter.set_samples_per_insert(target)
         self._session.note("samples_per_insert", "replay", 0, f"{target:g} from now on")
-        self._session.say(f"samples_per_insert is {target:g} from now on")
 
     def _save_as_asked(self) -> None:
         if self._save():
             self._session.note("saved", "learner", 0, saved(self._learner))
 
     def _save(self) -> bool:
-        """Save; whether that was done."""
+        """Save; return whether that was possible."""
         try:
             self._saver.save(self._learner)
         except OSError as error:
@@ -313,3 +248,8 @@ class SingleRun:
             MemberView(role, 0, "", os.getpid(), "alive", "in lockstep")
             for role in ("actor", "replay", "learner")
         ]
+
+
+def _trace(error: RunError) -> str:
+    """Return the traceback that follows the first line of what some errors say."""
+    return str(error).partition("\n")[2]

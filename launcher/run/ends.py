@@ -1,0 +1,116 @@
+"""The roles that end, fall silent or vanish while a run goes on, and those it cannot do without."""
+
+from __future__ import annotations
+
+import time
+
+from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.membership import Event
+from launcher.hosts.supervisor import Ended, Supervisor
+from launcher.numbers import plural
+from launcher.run.session import Session
+
+_STANDSTILL_SECONDS = 300.0
+_MOST_SHOWN = 8
+
+
+class Ends:
+    """Writes down how roles end, and ends the run where it cannot go on without them.
+
+    Args:
+        session: of the run.
+        coordinator: knows who has joined.
+        supervisor: of the processes of this host.
+    """
+
+    def __init__(self, session: Session, coordinator: Coordinator, supervisor: Supervisor) -> None:
+        self._session, self._config = session, session.config
+        self._coordinator, self._supervisor = coordinator, supervisor
+        self._dead_actors: set[int] = set()
+
+    def take(self, event: Event) -> None:
+        """Write down what a role tells, or the coordinator tells of it."""
+        self._session.note(event.kind, event.role, event.index, event.text)
+        if event.error:
+            log = self._see_log(event.role, event.index)
+            self._session.note_error(f"{event.role} {event.index}: {event.text}{log}", event.trace)
+
+    def handle(self, ended: Ended) -> None:
+        """Write down that a process of this host has ended, and whether it comes back."""
+        name = f"{ended.role} {ended.index}"
+        session = self._session
+        session.note_error(f"{name}: {ended.cause}{self._see_log(ended.role, ended.index)}")
+        session.run_dir.event(
+            "ended", role=ended.role, index=ended.index, pid=ended.pid, cause=ended.cause
+        )
+        if ended.restart_seconds is not None:
+            wait = f"{ended.restart_seconds:g} s"
+            session.say(f"{name} ended ({ended.cause}); starts again in {wait}")
+            return
+        session.say(f"{name} ended ({ended.cause}) too often and is given up")
+        if ended.role == "actor":
+            self._dead_actors.add(ended.index)
+            self._coordinator.membership.give_up(ended.index)
+            if self._has_no_actor():
+                session.fail("no actor can be kept alive")
+        elif ended.role == "learner" or (ended.role == "replay" and not self._has_replay()):
+            session.fail(f"{name} cannot be kept alive")
+
+    def look(self) -> None:
+        """Notice hosts and roles that are not heard, and a run that stands still."""
+        self._lose_hosts()
+        self._end_silent()
+        self._notice_standstill()
+
+    def _has_no_actor(self) -> bool:
+        """Return whether all actors of this host are given up, and there are none elsewhere."""
+        all_dead = len(self._dead_actors) == self._config.actor.count
+        return all_dead and not self._coordinator.membership.count("actor")
+
+    def _has_replay(self) -> bool:
+        """Return whether a replay is there or will be: one is enough for the run to go on."""
+        return self._coordinator.membership.count("replay") > 0 or any(
+            role == "replay" and state != "dead"
+            for (role, _), state in self._supervisor.slots().items()
+        )
+
+    def _see_log(self, role: str, index: int) -> str:
+        """Name the file where there is more to read; roles on other hosts write theirs there."""
+        log = self._session.run_dir.log_path(role, index)
+        return f" (see {log})" if log.is_file() else ""
+
+    def _lose_hosts(self) -> None:
+        """Notice hosts that have vanished; they may come back, and their roles with them."""
+        limit = self._config.system.host_timeout_seconds
+        for host in self._coordinator.membership.silent_hosts(limit):
+            name = self._coordinator.host_of(host)
+            roles = self._coordinator.lose_host(host.agent)
+            self._session.run_dir.event("vanished", role="host", index=host.key.index, roles=roles)
+            lost = f"not heard for {limit:g} s, is gone with {plural(roles, 'role')}"
+            self._session.say(f"host {name}: {lost}")
+
+    def _end_silent(self) -> None:
+        """End the processes of roles that hang."""
+        limit = self._config.system.heartbeat_timeout_seconds
+        for member in self._coordinator.membership.silent(limit):
+            key = member.key
+            self._session.run_dir.event("silent", role=key.role, index=key.index, pid=member.pid)
+            self._session.say(f"{key.role} {key.index}: not heard for {limit:g} s, is ended")
+            self._coordinator.lost(key.role, key.index)
+            if member.agent:
+                self._coordinator.membership.condemn(member)
+            else:
+                self._supervisor.kill(key.role, key.index)
+
+    def _notice_standstill(self) -> None:
+        """End a run that has not stepped for minutes, and say which role waits for what."""
+        still = self._session.metrics.seconds_without_steps(time.monotonic())
+        if self._session.stage != "running" or still <= _STANDSTILL_SECONDS:
+            return
+        doing = sorted(
+            f"{m.key.role} {m.key.index}: {m.activity or 'working'}"
+            for m in self._coordinator.membership.members()
+        )
+        self._session.fail(
+            f"no environment step for {still:.0f} s ({'; '.join(doing[:_MOST_SHOWN])})"
+        )

@@ -1,0 +1,128 @@
+"""The end of a run of many processes: in order, and in a bounded time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from launcher.coordinator.coordinator import Coordinator
+from launcher.hosts.supervisor import Supervisor
+from launcher.run.session import Session
+
+
+@dataclass(frozen=True)
+class StopBudget:
+    """The longest times that each part of stopping may take, in seconds."""
+
+    actors: float
+    drain: float
+    learner: float
+    evaluator: float
+    last: float
+
+
+PATIENT = StopBudget(actors=10.0, drain=5.0, learner=15.0, evaluator=60.0, last=2.0)
+# A person pressed Ctrl-C: all of it, and the plot after it, within ten seconds. Only what a learner
+# is writing, or sending from another host, takes longer.
+HURRIED = StopBudget(actors=2.5, drain=1.0, learner=2.5, evaluator=0.0, last=0.5)
+_FILES_SECONDS = 300.0
+_HURRY_SECONDS = 1.0
+_TURN_SECONDS = 0.02
+
+
+class Deadline:
+    """The time at which a wait ends, and a later one for what is worth waiting for. Pure.
+
+    Args:
+        now: of a clock, in seconds.
+        seconds: to wait.
+        is_hurried: a person does not want to wait already.
+    """
+
+    def __init__(self, now: float, seconds: float, *, is_hurried: bool) -> None:
+        self._end = now + seconds
+        self._last = self._end + _FILES_SECONDS
+        self._is_hurried = is_hurried
+
+    def is_over(self, now: float, goes_on: Callable[[], bool]) -> bool:
+        """Return whether the wait ends, though what is waited for has not come.
+
+        Args:
+            now: of the same clock.
+            goes_on: whether something happens that is worth waiting for; asked only when it counts.
+        """
+        return now >= self._end and not (now < self._last and goes_on())
+
+    def hurry(self, now: float) -> None:
+        """Shorten the wait: the person does not want to wait for what is left."""
+        if not self._is_hurried:
+            self._is_hurried = True
+            self._end = min(self._end, now + _HURRY_SECONDS)
+
+
+class Stopping:
+    """Ends the roles of a run one after another.
+
+    Args:
+        session: of the run.
+        coordinator: tells the roles.
+        supervisor: of the roles' processes on this host.
+        turn: does what a run does all the time, for the given number of seconds.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        coordinator: Coordinator,
+        supervisor: Supervisor,
+        turn: Callable[[float], None],
+    ) -> None:
+        self._session, self._coordinator = session, coordinator
+        self._supervisor, self._turn = supervisor, turn
+
+    def stop(self) -> None:
+        """Let actors flush, replay take what is under way, the learner save, and all leave."""
+        session, coordinator = self._session, self._coordinator
+        budget = HURRIED if session.is_hurried or session.failure else PATIENT
+        self._supervisor.stop_restarting()
+        coordinator.command(["host"], "drain")
+        coordinator.command(["actor"], "stop")
+        coordinator.command(["replay"], "drain")
+        self._wait(lambda: not coordinator.membership.count("actor"), budget.actors)
+        self._wait(lambda: not session.metrics.in_flight(), budget.drain)
+        coordinator.command(["learner"], "stop")
+        self._wait(
+            lambda: not coordinator.membership.count("learner"), budget.learner, self._is_saving
+        )
+        if coordinator.membership.count("learner"):
+            session.say("learner 0 has not left in time: its last checkpoint is what remains")
+        coordinator.command(["replay"], "stop")
+        coordinator.finish(session.metrics.learner_steps())
+        seconds = 0.0 if session.is_hurried else budget.evaluator
+        self._wait(lambda: not coordinator.membership.count("evaluator"), seconds)
+        coordinator.command(["evaluator"], "stop")
+        coordinator.command(["host"], "stop")
+        self._wait(
+            lambda: not self._supervisor.alive() and not coordinator.membership.count("host"),
+            budget.last,
+        )
+
+    def _is_saving(self) -> bool:
+        """Return whether the learner writes its last checkpoint, or sends it from another host."""
+        return self._coordinator.membership.is_saving() or self._coordinator.receives_file(
+            "learner"
+        )
+
+    def _wait(
+        self,
+        done: Callable[[], bool],
+        seconds: float,
+        goes_on: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Wait, and longer while something goes on that is worth it, which has a bound."""
+        deadline = Deadline(time.monotonic(), seconds, is_hurried=self._session.is_hurried)
+        while not done() and not deadline.is_over(time.monotonic(), goes_on):
+            self._turn(_TURN_SECONDS)
+            if self._session.is_hurried:
+                deadline.hurry(time.monotonic())

@@ -1,0 +1,140 @@
+"""Batches on their way to the learner, and what each shard was asked for. Nothing is sent here."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from pdqn import transport
+from pdqn.wire import WireError
+from replay.samples import MAX_UPDATES, Sample, SampleAnswer
+from replay.slots import Slot
+
+_MOST_UPDATES_WAITING = 256
+
+
+@dataclass(eq=False)
+class Shard:
+    """A connection to a shard.
+
+    Attributes:
+        refusals: tells when the shard does not let this client in.
+        opened: monotonic time at which the connection was made.
+        parts: outstanding requests for rows, by number.
+        updates: bytes of keys and of priorities that wait for a request to go with.
+        asked: monotonic time of the last request.
+        state_asked: of the last one for the state alone that is unanswered; None for none.
+        alive: the connection is still the one in use.
+        attaches: as far as known, the shard can attach the client's memory.
+    """
+
+    index: int
+    address: str
+    socket: zmq.Socket[bytes]
+    refusals: transport.Refusals
+    opened: float
+    parts: dict[int, Part] = field(default_factory=dict)
+    updates: deque[tuple[bytes, bytes]] = field(default_factory=deque)
+    asked: float = -1e9
+    state_asked: float | None = None
+    alive: bool = True
+    attaches: bool = True
+
+    def update(self, keys: NDArray[np.int64], priorities: NDArray[np.float32]) -> int:
+        """Have new priorities wait for the next request; return the number that are dropped."""
+        if not self.alive:
+            return len(priorities)
+        self.updates.append((keys.tobytes(), priorities.tobytes()))
+        if len(self.updates) <= _MOST_UPDATES_WAITING:
+            return 0
+        return len(self.updates.popleft()[1]) // 4
+
+    def next_updates(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Take as many of the waiting priorities as a request may carry."""
+        keys, priorities, size = [], [], 0
+        while self.updates and size + len(self.updates[0][1]) // 4 <= MAX_UPDATES:
+            some_keys, some_priorities = self.updates.popleft()
+            keys.append(some_keys)
+            priorities.append(some_priorities)
+            size += len(some_priorities) // 4
+        return (
+            np.frombuffer(b"".join(keys), np.int64),
+            np.frombuffer(b"".join(priorities), np.float32),
+        )
+
+    def lost_by(self, answer: SampleAnswer) -> list[int]:
+        """Return requests that the shard, asked for its state later, does not know of."""
+        known = answer.request, *answer.waiting
+        return [n for n in self.parts if n < answer.request and n not in known]
+
+
+@dataclass(eq=False)
+class Part:
+    """Rows of a batch that a shard gives, and the slot that it is to write them into."""
+
+    batch: Batch
+    shard: Shard
+    start: int
+    rows: int
+    slot: Slot
+    in_slot: bool
+
+    def check(self, answer: SampleAnswer, slab_bytes: int | None, expected_bytes: int) -> None:
+        """Check an answer against what was asked.
+
+        Args:
+            answer: to the request for these rows.
+            slab_bytes: size of the rows that came with it; None for none.
+            expected_bytes: size of rows that come as a message.
+
+        Raises:
+            WireError: they do not belong together.
+        """
+        if (answer.rows, answer.start) != (self.rows, self.start):
+            raise WireError("index", "other rows than asked for")
+        if answer.slot is not None:
+            if not self.in_slot or answer.slot != self.slot.index:
+                raise WireError("index", "another slot than asked for")
+        elif slab_bytes != expected_bytes:
+            raise WireError("size", "no slab of the rows asked for")
+
+
+@dataclass(eq=False)
+class Batch:
+    """A batch on its way, or with the learner.
+
+    Attributes:
+        sample: the slot's, or the memory of the message that brought all of it.
+        missing: rows that have not come.
+        unasked: (start, rows) that no shard has been asked for.
+        parts: what has come.
+    """
+
+    slot: Slot
+    sample: Sample
+    missing: int
+    unasked: list[tuple[int, int]] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    def take(self, part: Part, came: Sample | None) -> None:
+        """Take in rows: of a message, or those in the slot that the part was asked into."""
+        rows = (part.start, part.start + part.rows)
+        if came is not None and part.rows == self.sample.count:
+            self.sample = came  # where it is: nobody else has this memory
+        elif came is not None:
+            self.sample.rows(*rows).copy_from(came)
+        elif part.slot is not self.slot:
+            self.sample.rows(*rows).copy_from(part.slot.sample.rows(*rows))
+        self.parts.append(part)
+        self.missing -= part.rows
+
+    def move(self, slot: Slot) -> None:
+        """Bring what has come to another slot."""
+        old, self.slot, self.sample = self.sample, slot, slot.sample
+        for part in self.parts:
+            rows = (part.start, part.start + part.rows)
+            self.sample.rows(*rows).copy_from(old.rows(*rows))
