@@ -135,7 +135,9 @@ class Address:
             self._heard = now
             if message["type"] == "ended" and self._last is not None:
                 found = self._last
-                found["snapshot"]["stage"] = "done"
+                # A snapshot of another kind is reported where it is shown.
+                with contextlib.suppress(TypeError):
+                    found["snapshot"]["stage"] = "done"
             elif message.get("snapshot"):
                 self._last = found = message
         if now - self._heard > _PATIENCE_SECONDS:
