@@ -227,7 +227,7 @@ def parallel(name: str, title: str, shared: tuple[str, ...], seconds: float) -> 
         seeds=(1, 2, 3),
         systems=(System("single", (*sized(1), "--mode", "single")), *many),
         over="environment_steps",
-        note="They learn alike where the seeds' ranges overlap at equal environment steps.",
+        note="They learn equally well where the seeds' ranges overlap at equal environment steps.",
     )
 
 

@@ -155,7 +155,7 @@ FIGURES = (
     Figure("system/reports_dropped", "all", "total", "reports_dropped", "messages",
            "reports to the coordinator for which a role had no room"),
     Figure("system/control_rejected", "all", "total", "control_rejected", "messages",
-           "messages of the coordinator that a role could not read"),
+           "control messages that their receiver refused"),
     Figure("system/gpu_percent", "learner", "mean", "gpu_percent", "percent",
            "load of the learner's GPU"),
     Figure("system/gpu_memory_bytes", "learner", "mean", "gpu_memory_bytes", "bytes",

@@ -13,6 +13,7 @@ from launcher.console.lines import progress_line
 from launcher.coordinator.metrics import RunMetrics
 from launcher.numbers import in_unit
 from pdqn.figures import BASELINE, BY_NAME, FIGURES, HEADLINE, computed, find
+from pdqn.messages import Evaluation
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +48,7 @@ def test_a_line_of_metrics_has_every_figure_that_no_evaluation_tells() -> None:
 
 
 def test_a_line_of_an_evaluation_has_every_figure_that_it_tells() -> None:
-    line = RunMetrics("coverage").evaluation_line(evaluation_of(3.0), 1.0)
+    line = RunMetrics("coverage").evaluation_line(Evaluation.from_map(evaluation_of(3.0)), 1.0)
     counts = {"time_seconds", "environment_steps", "episodes", "learner_steps"}
     expected = {named(figure.name) for figure in FIGURES if figure.role == "evaluator"}
     assert set(line) == expected | counts

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_console import member, snapshot, starting
+from test_console import snapshot, starting
 
 from launcher.console.dashboard import render
 from launcher.console.watch import Address, Directory, watch
-from launcher.coordinator.snapshot import EvaluationView, Snapshot
+from launcher.coordinator.snapshot import Snapshot
 from launcher.interrupts import Interrupts
 from launcher.rundir import RunDirectory
-from pdqn import wire
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
 
@@ -47,18 +46,12 @@ def test_a_snapshot_survives_json(view: Snapshot):
 
 
 def test_numbers_that_are_not_finite_reach_those_who_watch_as_unknown():
-    evaluation = EvaluationView(10, 5, math.nan, math.inf, {"coverage": math.nan}, {"random": 0.5})
     figures = {"train/loss": math.nan, "time/fps": math.inf, "train/q_mean": 0.5}
     history = {"train/loss": (0.5, math.nan, math.inf)}
-    members = (member("actor", cpu_percent=math.nan),)
-    view = snapshot(figures=figures, history=history, evaluation=evaluation, members=members)
+    view = snapshot(figures=figures, history=history)
     seen = Snapshot.from_map(json.loads(json.dumps(view.to_map(), allow_nan=False)))
     assert [seen.value(name) for name in figures] == [None, None, 0.5]
     assert seen.history == {"train/loss": (0.5, None, None)}
-    assert seen.members[0].cpu_percent == 0.0
-    assert seen.evaluation is not None
-    assert math.isnan(seen.evaluation.return_mean)
-    assert seen.evaluation.baselines == {"random": 0.5}
     for size in ((80, 24), (200, 50)):
         assert render(seen, *size).renderables
 
@@ -167,34 +160,6 @@ def test_a_snapshot_of_another_kind_is_of_another_version(tmp_path: Path, damage
     (tmp_path / "snapshot.json").write_text(json.dumps(seen))
     with pytest.raises(RunError, match="another version of pdqn"):
         watch(str(tmp_path), "plain", Interrupts())
-
-
-class Answers:
-    """A socket on which these messages have arrived already."""
-
-    def __init__(self, *messages: bytes) -> None:
-        self._messages = list(messages)
-
-    def send(self, *_: Any) -> None:
-        pass
-
-    def poll(self, _: int) -> int:
-        return len(self._messages)
-
-    def recv(self) -> bytes:
-        return self._messages.pop(0)
-
-
-def test_a_snapshot_of_another_kind_that_the_runs_end_follows_is_of_another_version(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    shown = wire.encode_control("seen", {"snapshot": "running", "said": 0, "messages": []})
-    answers = Answers(shown, wire.encode_control("ended", {}))
-    source = Address("tcp://127.0.0.1:9")
-    monkeypatch.setattr("launcher.console.watch.Address", lambda *_, **__: source)
-    monkeypatch.setattr(source, "_socket", answers)
-    with pytest.raises(RunError, match="another version of pdqn"):
-        watch("tcp://127.0.0.1:9", "plain", Interrupts())
 
 
 def test_watching_ends_when_its_reader_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +41,12 @@ class Counters:
         before = self._last.get(key, {})
         for name, value in counters.items():
             self._totals[key.role, name] += value - before.get(name, 0.0)
-        self._last[key] = dict(counters)
+        self._last[key] = counters
         return before
+
+    def count(self, role: str, name: str) -> None:
+        """Add one to a counter that no report has."""
+        self._totals[role, name] += 1
 
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """Return the counters of one incarnation, as it reported them last."""
@@ -55,12 +59,12 @@ class Counters:
         return self._totals.get((role, name), 0.0)
 
     def starting_with(self, role: str, prefix: str) -> dict[str, int]:
-        """Return the totals of a role whose names begin with a prefix, by the rest of the name."""
-        return {
-            name.removeprefix(prefix): int(value)
-            for (counting, name), value in self._totals.items()
-            if counting == role and name.startswith(prefix)
-        }
+        """Return the totals of a role or of all whose names begin so, by the rest of the name."""
+        counted: Counter[str] = Counter()
+        for (counting, name), value in self._totals.items():
+            if role in (counting, "all") and name.startswith(prefix):
+                counted[name.removeprefix(prefix)] += int(value)
+        return dict(counted)
 
     def mark(self, now: float) -> None:
         """Mark the present, about once a second: rates are taken between two marks."""

@@ -11,6 +11,7 @@ from launcher.coordinator.episodes import RecentEpisodes
 from launcher.coordinator.snapshot import EvaluationView
 from pdqn import figures
 from pdqn.figures import Figure
+from pdqn.messages import Evaluation, Report
 
 _HISTORY_POINTS = 240
 
@@ -39,8 +40,8 @@ class RunMetrics:
         self._last_step: float | None = None
         self._expected_since: float | None = None
         self._learner_steps = 0
-        self.evaluation: dict[str, Any] | None = None
-        self._new_evaluations: list[dict[str, Any]] = []
+        self.evaluation: Evaluation | None = None
+        self._new_evaluations: list[Evaluation] = []
 
     def get_state(self) -> dict[str, Any]:
         """Return as plain data what a later session goes on from, and what pictures read."""
@@ -49,7 +50,7 @@ class RunMetrics:
             "active_seconds": self.active_seconds(),
             "learner_steps": self._learner_steps,
             **self._episodes.get_state(),
-            "evaluation": self.evaluation,
+            "evaluation": None if self.evaluation is None else self.evaluation.to_map(),
             "headline": self._headline,
         }
 
@@ -60,25 +61,29 @@ class RunMetrics:
         self._missing_before = self._unseen()
         self._learner_steps = int(state["learner_steps"])
         self._episodes.set_state(state)
-        self.evaluation = state["evaluation"]
+        evaluation = state["evaluation"]
+        self.evaluation = None if evaluation is None else Evaluation.from_map(evaluation)
 
-    def ingest(self, key: MemberKey, report: Mapping[str, Any], now: float) -> None:
+    def reject(self, kind: str) -> None:
+        """Count a message that the coordinator refused, by its kind."""
+        self._counters.count("coordinator", "control_rejected")
+        self._counters.count("coordinator", f"control_rejected/{kind}")
+
+    def ingest(self, key: MemberKey, report: Report, now: float) -> None:
         """Take in one report of one role."""
-        counters: Mapping[str, float] = report.get("counters") or {}
-        before, steps = self._counters.add(key, counters), "environment_steps"
-        if key.role == "actor" and counters.get(steps, 0) > before.get(steps, 0):
+        before, steps = self._counters.add(key, report.counters), "environment_steps"
+        if key.role == "actor" and report.counters.get(steps, 0) > before.get(steps, 0):
             if self._first_step is None:  # the steps of this report began before it
                 self._first_step = now if self._expected_since is None else self._expected_since
             self._last_step = now
-        gauges: dict[str, float] = dict(report.get("gauges") or {})
-        self._gauges.put(key.role, key.index, gauges)
+        self._gauges.put(key.role, key.index, report.gauges)
         if key.role == "learner":
-            self._learner_steps = int(gauges.get("learner_steps", self._learner_steps))
-        for score, length, headline in report.get("episodes") or []:
-            self._episodes.add(score, length, headline)
-        if report.get("evaluation"):
-            self.evaluation = dict(report["evaluation"])
-            self._new_evaluations.append(self.evaluation)
+            self._learner_steps = int(report.gauges.get("learner_steps", self._learner_steps))
+        for episode in report.episodes:
+            self._episodes.add(*episode)
+        if report.evaluation is not None:
+            self.evaluation = report.evaluation
+            self._new_evaluations.append(report.evaluation)
 
     def forget(self, role: str, index: int) -> None:
         """A role is gone: its gauges no longer count; its counters do."""
@@ -100,6 +105,10 @@ class RunMetrics:
     def total(self, role: str, name: str) -> float:
         """A counter over all incarnations of all of a role."""
         return self._counters.total(role, name)
+
+    def control_rejected(self) -> dict[str, int]:
+        """Count the control messages that were refused, by their kind."""
+        return self._counters.starting_with("all", "control_rejected/")
 
     def rejected(self) -> dict[str, int]:
         """Return the messages that replay refused, by reason."""
@@ -165,25 +174,23 @@ class RunMetrics:
             "replay/capacity": capacity,
         }
 
-    def evaluation_line(
-        self, evaluation: Mapping[str, Any], elapsed_seconds: float
-    ) -> dict[str, Any]:
+    def evaluation_line(self, evaluation: Evaluation, elapsed_seconds: float) -> dict[str, Any]:
         """The line of metrics.jsonl of an evaluation."""
         line: dict[str, Any] = {
             "time_seconds": round(elapsed_seconds, 3),
             **self.counts(),
-            "eval/parameter_version": evaluation["parameter_version"],
-            "eval/episodes": evaluation["episodes"],
-            "eval/return_mean": evaluation["return_mean"],
-            "eval/return_error": evaluation["return_error"],
-            "eval/best": evaluation["best"],
+            "eval/parameter_version": evaluation.parameter_version,
+            "eval/episodes": evaluation.episodes,
+            "eval/return_mean": evaluation.return_mean,
+            "eval/return_error": evaluation.return_error,
+            "eval/best": evaluation.best,
         }
-        for name, value in evaluation["metrics"].items():
+        for name, value in evaluation.metrics.items():
             line[f"eval/{name}"] = value
-            line[f"eval/{name}_error"] = evaluation["errors"][name]
-        for name, value in evaluation["baselines"].items():
+            line[f"eval/{name}_error"] = evaluation.errors[name]
+        for name, value in evaluation.baselines.items():
             line[f"eval/baseline/{name}"] = value
-        for name, (difference, error) in evaluation["differences"].items():
+        for name, (difference, error) in evaluation.differences.items():
             line[f"eval/difference/{name}"] = difference
             line[f"eval/difference/{name}_error"] = error
         return line
@@ -210,15 +217,15 @@ class RunMetrics:
             return None
         e = self.evaluation
         return EvaluationView(
-            e["parameter_version"],
-            e["episodes"],
-            e["return_mean"],
-            e["return_error"],
-            e["metrics"],
-            {name.replace("_", " "): value for name, value in e["baselines"].items()},
+            e.parameter_version,
+            e.episodes,
+            e.return_mean,
+            e.return_error,
+            e.metrics,
+            {name.replace("_", " "): value for name, value in e.baselines.items()},
         )
 
-    def take_evaluations(self) -> list[dict[str, Any]]:
+    def take_evaluations(self) -> list[Evaluation]:
         """Evaluations that came since the last call."""
         new, self._new_evaluations = self._new_evaluations, []
         return new
@@ -278,7 +285,8 @@ class RunMetrics:
                 "return_mean": self.value("rollout/ep_rew_mean"),
                 "metrics": {} if headline is None else {self._headline: headline},
             },
-            "eval": self.evaluation,
+            "eval": None if self.evaluation is None else self.evaluation.to_map(),
+            "control_rejected": self.control_rejected(),
             "environment_failures": self.value("actor/environment_failures"),
             "transitions": {
                 "sent": int(self.total("actor", "transitions_sent")),

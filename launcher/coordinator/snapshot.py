@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from launcher.numbers import in_unit
+from pdqn.checks import as_tuple, check_finite, check_text, check_whole, refusal
 from pdqn.figures import find, rollout_name
+from pdqn.messages import Kinds, Message, Over
+from pdqn.wire import WireError
 
 MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dead"]
 _STATES = frozenset(get_args(MemberState))
-_MOST = 1e300  # what is not below it counts as infinite
+_MAX_TEXT = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,18 @@ class MemberView:
     memory_bytes: int = 0
     restarts: int = 0
 
-    def to_map(self) -> dict[str, Any]:
-        """Return plain data; a load that is not finite is 0."""
-        return {**vars(self), "cpu_percent": _finite(self.cpu_percent) or 0.0}
-
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> MemberView:
         """Check and read a member of a snapshot.
 
         Raises:
-            TypeError, KeyError, ValueError: a field is missing, or of another type.
+            TypeError, KeyError, WireError: a field is missing, or of another type.
         """
         if values["state"] not in _STATES:
-            raise ValueError(f"{values['state']!r:.40} is not a state")
+            raise refusal(values["state"], "a state", f"one of {', '.join(get_args(MemberState))}")
         return cls(
             _text(values["role"]),
-            _whole(values["index"]),
+            _whole(values["index"], least=-1),
             _text(values["host"]),
             _whole(values["pid"]),
             values["state"],
@@ -83,29 +82,20 @@ class EvaluationView:
     metrics: dict[str, float] = field(default_factory=dict)
     baselines: dict[str, float] = field(default_factory=dict)
 
-    def to_map(self) -> dict[str, Any]:
-        """Return plain data; None for numbers that are not finite."""
-        scores = {
-            name: {key: _finite(value) for key, value in getattr(self, name).items()}
-            for name in ("metrics", "baselines")
-        }
-        errors = {name: _finite(getattr(self, name)) for name in ("return_mean", "return_error")}
-        return {**vars(self), **errors, **scores}
-
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> EvaluationView:
         """Check and read an evaluation of a snapshot.
 
         Raises:
-            TypeError, KeyError, ValueError: a field is missing, or of another type.
+            TypeError, KeyError, WireError: a field is missing, or of another type.
         """
         return cls(
             _whole(values["parameter_version"]),
             _whole(values["episodes"]),
-            _score(values["return_mean"]),
-            _score(values["return_error"]),
-            {_text(name): _score(value) for name, value in values["metrics"].items()},
-            {_text(name): _score(value) for name, value in values["baselines"].items()},
+            _number(values["return_mean"]),
+            _number(values["return_error"]),
+            {_text(name): _number(value) for name, value in values["metrics"].items()},
+            {_text(name): _number(value) for name, value in values["baselines"].items()},
         )
 
 
@@ -176,8 +166,8 @@ class Snapshot:
         return {
             **vars(self),
             "figures": {name: _finite(value) for name, value in self.figures.items()},
-            "evaluation": None if self.evaluation is None else self.evaluation.to_map(),
-            "members": [member.to_map() for member in self.members],
+            "evaluation": None if self.evaluation is None else dict(vars(self.evaluation)),
+            "members": [dict(vars(member)) for member in self.members],
             "rejected": dict(self.rejected),
             "history": {name: [*map(_finite, series)] for name, series in self.history.items()},
         }
@@ -187,7 +177,7 @@ class Snapshot:
         """Check and read what ``to_map`` of another process returned.
 
         Raises:
-            TypeError, KeyError, ValueError: a field is missing, or of another type.
+            TypeError, KeyError, WireError: a field is missing, or of another type.
         """
         texts = ("run_dir", "env", "mode", "stage", "waiting_for", "replay_waits", "bottleneck")
         evaluation = values["evaluation"]
@@ -218,8 +208,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is not a text")
+    check_text(value, "a text", _MAX_TEXT)
     return value
 
 
@@ -228,11 +217,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r:.40} is not a number")
-    # Comparing is exact: a whole number that no float holds would not even be tested otherwise.
-    if not -_MOST < value < _MOST:
-        raise ValueError(f"{str(value)[:40]} is not finite")
+    check_finite(value, "a number")
     return value
 
 
@@ -240,12 +225,52 @@ def _number_or_none(value: Any) -> float | None:
     return None if value is None else _number(value)
 
 
-def _score(value: Any) -> float:
-    """Check a number of an evaluation, which may not be finite where the environment's was not."""
-    return math.nan if value is None else _number(value)
+def _whole(value: Any, least: int = 0) -> int:
+    check_whole(value, "a count", least=least)
+    return value
 
 
-def _whole(value: Any) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r:.40} is not a whole number")
-    return int(_number(value))
+@dataclass(frozen=True)
+class Seen(Message):
+    """The run as those see it who watch from elsewhere.
+
+    Attributes:
+        snapshot: the newest; None before there is one.
+        said: lines that the run has shown so far.
+        messages: the newest of them, oldest first: (elapsed seconds, text).
+    """
+
+    KIND = "seen"
+
+    snapshot: Snapshot | None = None
+    said: int = 0
+    messages: tuple[tuple[float, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_whole(self.said, "said")
+        for message in as_tuple(self.messages, "messages"):
+            if not isinstance(message, list | tuple) or len(message) != 2:
+                raise refusal(message, "a message", "seconds and a text")
+            check_finite(message[0], "a message's seconds")
+            check_text(message[1], "a message's text", _MAX_TEXT)
+        told = tuple((seconds, text) for seconds, text in self.messages)
+        object.__setattr__(self, "messages", told)
+
+    def to_map(self) -> dict[str, Any]:
+        """Convert to plain data."""
+        snapshot = None if self.snapshot is None else self.snapshot.to_map()
+        return super().to_map() | {"snapshot": snapshot}
+
+    @classmethod
+    def from_map(cls, content: Mapping[str, Any]) -> Self:
+        """Check plain data and make a message of it."""
+        snapshot = content.get("snapshot")
+        try:
+            found = None if snapshot is None else Snapshot.from_map(snapshot)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise WireError("malformed", f"the snapshot: {error!r:.120}") from None
+        return super().from_map({**content, "snapshot": found})
+
+
+TO_CONSOLE: Kinds = {kind.KIND: kind for kind in (Seen, Over)}
