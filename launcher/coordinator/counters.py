@@ -75,7 +75,7 @@ class Counters:
 
     @property
     def marked(self) -> bool:
-        """Whether rates are known."""
+        """True once rates are known."""
         return len(self._marks) >= 2
 
     def rate(self, role: str, name: str) -> float:
@@ -99,8 +99,8 @@ class Counters:
 class Gauges:
     """The newest gauges of the members that are present, and what they come to.
 
-    Consoles ask four times a second, and ten thousand actors report once: what was computed is
-    kept until ``refresh``, or until a member comes or goes.
+    A computed value is kept until ``refresh``, or until a member comes or goes: consoles ask for
+    those of ten thousand actors four times a second.
     """
 
     def __init__(self) -> None:

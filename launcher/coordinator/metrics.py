@@ -248,7 +248,7 @@ class RunMetrics:
 
     @property
     def moves(self) -> bool:
-        """Whether environments have stepped in this session, and rates are known."""
+        """True once environments have stepped in this session, and rates are known."""
         return self._first_step is not None and self._counters.marked
 
     def seconds_without_steps(self, now: float) -> float:
