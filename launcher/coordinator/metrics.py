@@ -106,10 +106,6 @@ class RunMetrics:
         """A counter over all incarnations of all of a role."""
         return self._counters.total(role, name)
 
-    def control_rejected(self) -> dict[str, int]:
-        """Count the control messages that were refused, by their kind."""
-        return self._counters.starting_with("all", "control_rejected/")
-
     def rejected(self) -> dict[str, int]:
         """Return the messages that replay refused, by reason."""
         return self._counters.starting_with("replay", "rejected/")
@@ -286,7 +282,7 @@ class RunMetrics:
                 "metrics": {} if headline is None else {self._headline: headline},
             },
             "eval": None if self.evaluation is None else self.evaluation.to_map(),
-            "control_rejected": self.control_rejected(),
+            "control_rejected": self._counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
             "transitions": {
                 "sent": int(self.total("actor", "transitions_sent")),
