@@ -125,7 +125,7 @@ def test_a_host_that_cannot_go_on_lets_its_roles_leave_and_says_why():
     assert asked.index("ask_to_leave") < asked.index("join") < asked.index("kill_all")
 
 
-@pytest.mark.parametrize("module", ["launcher.hosts.joining", "replay.process"])
+@pytest.mark.parametrize("module", ["launcher.hosts.agent", "replay.process"])
 def test_joining_and_replay_do_without_torch(module: str):
     check = f"import sys, {module}; print('torch' in sys.modules)"
     answer = subprocess.run(

@@ -41,14 +41,14 @@ STOP_SECONDS = 20.0
 # A pdqn whose launcher has an error of its own after some learner steps.
 BROKEN_LAUNCHER = """
 import runpy, sys
-import launcher.session
+import launcher.run.session
 
 def show(self, members):
     if self.metrics.learner_steps() > 20:
         raise ZeroDivisionError("an error in the launcher")
 
 if __name__ == "__main__":
-    launcher.session.Session.show = show
+    launcher.run.session.Session.show = show
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -93,7 +93,7 @@ def in_terminal() -> Iterator[Callable[..., TerminalProgram]]:
 
 READ_KEYS = """
 import sys, time
-from launcher.keyboard import Keyboard
+from launcher.console.keyboard import Keyboard
 keyboard = Keyboard()
 keyboard.start()
 print("READY", flush=True)

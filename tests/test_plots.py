@@ -179,7 +179,8 @@ def test_smoothing_keeps_a_constant_and_the_length() -> None:
 
 
 def test_plotting_needs_neither_torch_nor_a_display() -> None:
-    check = "import sys, launcher.plots; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
+    heavy = "{'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    check = f"import sys, launcher.results.training; print({heavy})"
     answer = subprocess.run(
         [sys.executable, "-c", check], check=True, capture_output=True, text=True, timeout=60
     )
