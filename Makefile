@@ -1,11 +1,16 @@
 # One target for each thing a person does here. Each does its own set-up.
 PYTHON ?= python3
-VENV := .venv
+# An interpreter that is named has an environment of its own: .venv-3.12.1 for PYTHON=python3.12.
+VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+# Workers of pytest-xdist. Many tests wait for processes that they have started, so that two cores
+# are enough for three. Those that share a run stand beside each other, and so go to one worker.
+WORKERS ?= 3
 
-.PHONY: train setup test test-slow check format clean
+.PHONY: train setup test test-slow test-durations check format clean
 
 train: $(STAMP)
 	$(BIN)/pdqn launch $(ARGS)
@@ -18,7 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-durations: override ARGS += --durations 25
+test-durations: test
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -26,7 +34,7 @@ test-slow: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 format: $(STAMP)

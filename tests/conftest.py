@@ -16,6 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
+# With a thread a core in each worker of pytest-xdist, these would spin while they wait for each
+# other. Torch looks at it when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The helpers of multiprocessing live as long as the process that needed them first.
 _HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
 _LEAVE_SECONDS = 10.0
