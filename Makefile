@@ -9,6 +9,8 @@ ARGS ?=
 # Workers of pytest-xdist. Many tests wait for processes that they have started, so that two cores
 # are enough for three. Those that share a run stand beside each other, and so go to one worker.
 WORKERS ?= 3
+# The workers, and the commands that tests start, read what one of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train setup test test-slow test-durations check format clean
 
