@@ -5,14 +5,15 @@ VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version()
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 ARGS ?=
 # Workers of pytest-xdist. Many tests wait for processes that they have started, so that two cores
-# are enough for three. Those that share a run stand beside each other, and so go to one worker.
+# are enough for three. Neighbours mostly go to one worker, so that those that share a run make one.
 WORKERS ?= 3
 # The workers, and the commands that tests start, read what one of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train setup test test-slow test-durations check format clean
+.PHONY: train setup test test-slow test-durations check format docs clean
 
 train: $(STAMP)
 	$(BIN)/pdqn launch $(ARGS)
@@ -43,5 +44,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)
+	$(BIN)/python docs/write_settings.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,4 +1,4 @@
-"""Greedy episodes on given seeds, and how they compare with the environment's baselines."""
+"""Greedy episodes on given seeds, compared with the environment's baselines."""
 
 from __future__ import annotations
 
@@ -62,31 +62,16 @@ def play(
         RunError: no episode has a score, an environment failed for several seeds in a row, or
             none could be made or begun, which another time it may be.
     """
-    parts: list[Scores] = []
     width = min(_MOST_ENVIRONMENTS, len(seeds))
     with _in_one_line(f"environment {spec.id} cannot be made"):
         env = VectorEnvironment(
             spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
         )
-    try:
-        for start in range(0, len(seeds), width):
-            # The last batch is filled up with seeds whose episodes are not counted.
-            batch = [*seeds[start : start + width], *seeds[:width]][:width]
-            part = _play_batch(act, env, batch, should_stop, max_episode_steps)
-            if part is None:
-                return None
-            parts.append(part)
-    finally:
-        env.close()
-    n = len(seeds)
-    scores = Scores(
-        returns=np.concatenate([part.returns for part in parts])[:n],
-        lengths=np.concatenate([part.lengths for part in parts])[:n],
-        headline=np.concatenate([part.headline for part in parts])[:n],
-    )
-    if np.isnan(scored(scores, spec)).all():
+    with closing(env):
+        scores = _play_all(act, env, seeds, should_stop, max_episode_steps)
+    if scores is not None and np.isnan(scored(scores, spec)).all():
         raise RunError(
-            f"none of {n} held-out episodes of {spec.id} could be played to its end "
+            f"none of {len(seeds)} held-out episodes of {spec.id} could be played to its end "
             "with a score that is finite"
         )
     return scores
@@ -95,7 +80,7 @@ def play(
 def baseline_scores(
     spec: EnvironmentSpec, env_args: Mapping[str, Any], seeds: Sequence[int]
 ) -> dict[str, NDArray[np.float64]]:
-    """Scores of the environment's own baselines on these seeds, by name; empty without any.
+    """Score the environment's own baselines on these seeds, by name; empty without any.
 
     Raises:
         RunError: the environment cannot be made, or its baselines fail.
@@ -107,13 +92,37 @@ def baseline_scores(
 
 @contextmanager
 def _in_one_line(what: str) -> Iterator[None]:
-    """Whatever an environment raises, as an error that a run survives: the cause may pass."""
+    """Turn whatever an environment raises into an error that a run survives: it may pass."""
     try:
         yield
     except (RunError, UsageError):
         raise
     except Exception as error:
         raise RunError(f"{what}: {type_and_first_line(error)}") from error
+
+
+def _play_all(
+    act: Act,
+    env: VectorEnvironment,
+    seeds: Sequence[int],
+    should_stop: Callable[[], bool],
+    max_episode_steps: int,
+) -> Scores | None:
+    """Play batch after batch; None when told to stop before the end."""
+    parts: list[Scores] = []
+    for start in range(0, len(seeds), env.num_envs):
+        # The last batch is filled up with seeds whose episodes are not counted.
+        batch = [*seeds[start : start + env.num_envs], *seeds][: env.num_envs]
+        part = _play_batch(act, env, batch, should_stop, max_episode_steps)
+        if part is None:
+            return None
+        parts.append(part)
+    n = len(seeds)
+    return Scores(
+        returns=np.concatenate([part.returns for part in parts])[:n],
+        lengths=np.concatenate([part.lengths for part in parts])[:n],
+        headline=np.concatenate([part.headline for part in parts])[:n],
+    )
 
 
 def _play_batch(
@@ -150,7 +159,7 @@ def _play_batch(
 
 
 def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
-    """What episodes are compared by, float64[episodes]: the headline metric, or the return.
+    """Return what compares episodes, float64[episodes]: the headline metric, or the return.
 
     NaN where an episode has no score: where either of them is not finite.
     """
@@ -159,7 +168,7 @@ def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
 
 
 def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
-    """A policy that chooses uniformly among the valid actions."""
+    """Make a policy that chooses uniformly among the valid actions."""
 
     def act(observation: Observation) -> NDArray[np.int64]:
         mask = observation.get(ACTION_MASK)
@@ -172,12 +181,12 @@ def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
 
 
 def standard_error(values: NDArray[np.float64]) -> float:
-    """Standard error of the mean; 0 for a single value."""
+    """Compute the standard error of the mean; 0 for a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def dropped_text(result: Mapping[str, Any]) -> str:
-    """How many episodes of what ``describe`` returned have no score, in words; empty if all do."""
+    """Say how many episodes of a ``describe`` result have no score; empty if all do."""
     dropped, whole = result["dropped"], result["dropped"] + result["episodes"]
     return f"{dropped} of {whole} held-out episodes have no score" if dropped else ""
 
@@ -185,7 +194,7 @@ def dropped_text(result: Mapping[str, Any]) -> str:
 def describe(
     scores: Scores, spec: EnvironmentSpec, baselines: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any]:
-    """Plain data of an evaluation: means with standard errors, beside the baselines.
+    """Summarise an evaluation as plain data: means with standard errors, and the baselines.
 
     Episodes without a score are left out, of the policy and of the baselines alike.
 
@@ -203,17 +212,9 @@ def describe(
     Raises:
         RunError: there is nothing to average.
     """
-    compared = scored(scores, spec)
-    kept = np.isfinite(compared)
-    for values in baselines.values():
-        kept &= np.isfinite(values)
-    if not kept.any():
-        raise RunError(
-            f"none of {len(kept)} held-out episodes of {spec.id} has a score of the policy and of "
-            "every baseline"
-        )
+    kept = _with_all_scores(scores, spec, baselines)
+    compared, baselines = scored(scores, spec)[kept], {k: v[kept] for k, v in baselines.items()}
     scores = Scores(scores.returns[kept], scores.lengths[kept], scores.headline[kept])
-    compared, baselines = compared[kept], {name: v[kept] for name, v in baselines.items()}
     result: dict[str, Any] = {
         "episodes": len(scores.returns),
         "dropped": int((~kept).sum()),
@@ -233,3 +234,18 @@ def describe(
         result["metrics"] = {spec.headline_metric: float(scores.headline.mean())}
         result["errors"] = {spec.headline_metric: standard_error(scores.headline)}
     return result
+
+
+def _with_all_scores(
+    scores: Scores, spec: EnvironmentSpec, baselines: Mapping[str, NDArray[np.float64]]
+) -> NDArray[np.bool_]:
+    """Tell which episodes have a score of the policy and of every baseline, bool[episodes]."""
+    kept = np.isfinite(scored(scores, spec))
+    for values in baselines.values():
+        kept &= np.isfinite(values)
+    if not kept.any():
+        raise RunError(
+            f"none of {len(kept)} held-out episodes of {spec.id} has a score of the policy and of "
+            "every baseline"
+        )
+    return kept

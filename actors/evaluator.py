@@ -24,7 +24,8 @@ from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.errors import RunError, UsageError, first_line
 from pdqn.files import RunFiles
-from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.link import CoordinatorLink, role
+from pdqn.messages import Welcome
 from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
 from pdqn.policy import greedy

@@ -12,7 +12,8 @@ from actors.environments import randomness
 from actors.follower import ParameterFollower
 from actors.rollout import Identity, Rollout
 from actors.shipper import Shipper
-from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.link import CoordinatorLink, role
+from pdqn.messages import Welcome
 from pdqn.networks import build_network
 from pdqn.process import keep_little_free_memory
 from pdqn.transport import Network

@@ -10,7 +10,8 @@ import zmq
 from actors.segments import Segment, join_segments
 from pdqn import wire
 from pdqn.config import resolved
-from pdqn.link import CoordinatorLink, Welcome
+from pdqn.link import CoordinatorLink
+from pdqn.messages import Welcome
 from replay.sender import TransitionSender, shard_of
 
 _FLUSH_SECONDS = 2.0

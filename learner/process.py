@@ -19,7 +19,8 @@ from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.errors import RunError
 from pdqn.files import RunFiles
-from pdqn.link import LAST_SAVE, CoordinatorLink, Welcome, role
+from pdqn.link import CoordinatorLink, role
+from pdqn.messages import LAST_SAVE, Welcome
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient

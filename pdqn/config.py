@@ -122,7 +122,7 @@ class ActorConfig:
     )
     epsilon_alpha: float = setting(7.0, "epsilon ladder: alpha", at_least=0)
     exploration: Literal["uniform", "boltzmann"] = setting(
-        "uniform", "exploring actions: all valid ones alike, or by the softmax of their values"
+        "uniform", "exploring actions: all valid ones equally, or by the softmax of their values"
     )
     temperature: float = setting(
         1.0, "of Boltzmann exploration: the difference of values that makes a factor e", above=0
@@ -308,7 +308,7 @@ class SystemConfig:
         3600.0, "how long a run waits for roles that a person starts on other hosts", above=0
     )
     restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
-    wandb: bool = setting(False, "log to Weights & Biases, too (pdqn[wandb])")
+    wandb: bool = setting(False, "also log to Weights & Biases (pdqn[wandb])")
     metrics_port: int = setting(
         0, "port where Prometheus finds the figures (pdqn[prometheus]); 0: none", at_least=0,
         at_most=65535,

@@ -16,16 +16,15 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pdqn.errors import RunError
-from pdqn.link import CoordinatorLink, Welcome
+from pdqn.link import CoordinatorLink
+from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece, Welcome
 
 RUN_ID = "run_id"
-PIECE_BYTES = 1 << 19
 # Names the folder for such directories where whoever started the role keeps one, and removes it
 # also when a role could not remove its own.
 FOLDER_VARIABLE = "PDQN_FOLDER"
@@ -86,16 +85,17 @@ class RunFiles:
         """
         offset = 0
         while True:
-            self._link.ask("fetch", {"name": name, "index": index, "offset": offset})
-            piece = self._answer("piece", wanted=name, index=index, offset=offset)
-            if not piece["name"]:
+            wanted = Fetch(name, index, offset)
+            self._link.ask(wanted)
+            piece = self._fetched(wanted)
+            if not piece.name:
                 return None
-            target = self._target(name, piece["name"])
+            target = self._target(name, piece.name)
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("ab" if offset else "wb") as file:
-                file.write(piece["data"])
-            offset += len(piece["data"])
-            if offset >= int(piece["size"]) or not piece["data"]:
+                file.write(piece.data)
+            offset += len(piece.data)
+            if offset >= piece.size or not piece.data:
                 return target
 
     def close(self) -> None:
@@ -103,13 +103,9 @@ class RunFiles:
         if not self.here:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def _target(self, asked: str, given: Any) -> Path:
-        """Where a file goes that was asked for; nothing else is written, wherever it would go."""
-        if asked == _NEWEST:
-            fits = isinstance(given, str) and CHECKPOINT_NAME.fullmatch(given)
-        else:
-            fits = given == asked
-        if not fits:
+    def _target(self, asked: str, given: str) -> Path:
+        """Find where a file goes that was asked for; nothing else is written."""
+        if not (CHECKPOINT_NAME.fullmatch(given) if asked == _NEWEST else given == asked):
             raise RunError(f"asked for {asked}, the run's host gives a file {given!r:.60}")
         return self.path / given
 
@@ -125,8 +121,7 @@ class RunFiles:
         path = self.path / name
         size, unanswered = path.stat().st_size, deque[int]()
         for offset, data in _pieces(path):
-            piece = {"name": name, "push": self._pushes, "offset": offset, "size": size}
-            self._link.ask("file", piece | {"data": data})
+            self._link.ask(FilePiece(name, self._pushes, offset, size, data))
             unanswered.append(offset)
             if len(unanswered) >= _PIECES_AHEAD:
                 self._await_filed(unanswered.popleft(), lost_seconds)
@@ -135,26 +130,48 @@ class RunFiles:
 
     def _await_filed(self, offset: int, lost_seconds: float) -> None:
         """Wait until a piece was taken: by any try, since with the last one the file is whole."""
-        self._answer("filed", lost_seconds, push=self._pushes, offset=offset)
+        wanted = self._pushes, offset
 
-    def _answer(self, kind: str, lost_seconds: float = math.inf, **wanted: Any) -> dict[str, Any]:
-        """The answer with these values; one to something that was given up is passed over.
+        def is_wanted(answer: Filed | Piece) -> bool:
+            return isinstance(answer, Filed) and (answer.push, answer.offset) == wanted
+
+        answer = self._answer(Filed, is_wanted, lost_seconds)
+        if isinstance(answer, Filed) and answer.error:
+            raise RunError(f"the run's host cannot take a file: {answer.error}")
+
+    def _fetched(self, wanted: Fetch) -> Piece:
+        def is_wanted(answer: Filed | Piece) -> bool:
+            return isinstance(answer, Piece) and wanted == Fetch(
+                answer.wanted, answer.index, answer.offset
+            )
+
+        answer = self._answer(Piece, is_wanted)
+        assert isinstance(answer, Piece)
+        return answer
+
+    def _answer(
+        self,
+        kind: type[Filed] | type[Piece],
+        is_wanted: Callable[[Filed | Piece], bool],
+        lost_seconds: float = math.inf,
+    ) -> Filed | Piece:
+        """Wait for an answer; one to something that was given up is passed over.
 
         Args:
             kind: of the answer.
+            is_wanted: whether it is the answer that is waited for.
             lost_seconds: what was asked is lost when the coordinator says something else so much
                 later: it answers in order. While it says nothing it may be busy, or cut off.
-            wanted: values.
         """
         since = time.monotonic()
         while time.monotonic() - since < _PATIENCE_SECONDS:
             self._link.poll(0.1)
             while self._link.answers:
                 answer = self._link.answers.popleft()
-                if answer["type"] != kind:
+                if not isinstance(answer, kind):
                     continue
-                if all(answer.get(k) == v for k, v in wanted.items()):
-                    return _without_error(answer)
+                if is_wanted(answer):
+                    return answer
                 since = time.monotonic()  # it works off what was sent before
             if time.monotonic() - since - self._link.silent_seconds > lost_seconds:
                 raise _LostError("the run's host did not answer to a piece of a file")
@@ -174,12 +191,6 @@ def _own_directory() -> Path:
     """A new directory that only this user can look into."""
     folder = os.environ.get(FOLDER_VARIABLE)
     return Path(tempfile.mkdtemp(prefix="pdqn-", dir=folder or None))
-
-
-def _without_error(answer: dict[str, Any]) -> dict[str, Any]:
-    if answer.get("error"):
-        raise RunError(f"the run's host cannot take a file: {answer['error']}")
-    return answer
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -77,9 +77,7 @@ def load_model(path: Path) -> Model:
     """
     config: NetworkConfig | None = None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content.get("format") != FORMAT:
-            raise UsageError(f"{path}: model format {content.get('format')}, not {FORMAT}")
+        content = _content(path)
         spec = EnvironmentSpec.from_map(content["spec"])
         config = NetworkConfig(**content["network"])
         network = build_network(spec, config)
@@ -92,10 +90,33 @@ def load_model(path: Path) -> Model:
                 f"{path}: {error}; its module must be found: run this where it lies, or name that "
                 "folder in PYTHONPATH"
             ) from error
-        reason = unreadable_reason(error)
-        raise UsageError(f"{path}: not a model that this version reads ({reason})") from error
+        raise _not_read(path, error) from error
     set_noise(network, False)
     return Model(network.eval(), spec, env_args, version, score)
+
+
+def load_spec(path: Path) -> EnvironmentSpec:
+    """Read which environment a model file is for; its network is not built.
+
+    Raises:
+        UsageError: no model file, or of another format.
+    """
+    try:
+        return EnvironmentSpec.from_map(_content(path)["spec"])
+    except UNREADABLE as error:
+        raise _not_read(path, error) from error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if content.get("format") != FORMAT:
+        raise UsageError(f"{path}: model format {content.get('format')}, not {FORMAT}")
+    return content
+
+
+def _not_read(path: Path, error: Exception) -> UsageError:
+    reason = unreadable_reason(error)
+    return UsageError(f"{path}: not a model that this version reads ({reason})")
 
 
 def unreadable_reason(error: Exception) -> str:

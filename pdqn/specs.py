@@ -120,6 +120,8 @@ class EnvironmentSpec:
         num_actions: actions are 0 .. num_actions - 1.
         headline_metric: key of the info that matters most at the end of an episode, if any.
         first_action: what the environment itself calls action 0.
+        circle_placement: it says that it is circle placement, which has a network and a picture of
+            its own.
     """
 
     id: str
@@ -127,6 +129,7 @@ class EnvironmentSpec:
     num_actions: int
     headline_metric: str | None = None
     first_action: int = 0
+    circle_placement: bool = False
 
     @property
     def masked(self) -> bool:
@@ -203,6 +206,11 @@ class EnvironmentSpec:
                 raise ValueError(
                     f"observation field {field.name} has {field.categories} categories"
                 )
-        headline = values.get("headline_metric")
-        first_action = int(values.get("first_action", 0))
-        return cls(str(values["id"]), fields, int(values["num_actions"]), headline, first_action)
+        return cls(
+            str(values["id"]),
+            fields,
+            int(values["num_actions"]),
+            values.get("headline_metric"),
+            int(values.get("first_action", 0)),
+            bool(values.get("circle_placement", False)),
+        )

@@ -1,28 +1,24 @@
-"""What a role tells the coordinator about itself. Pure: no sockets, no clocks."""
+"""Figures of a role between two reports. Pure: no sockets, no clocks."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-_MAX_EPISODES_PER_REPORT = 2000
-_MAX_NOTES_PER_REPORT = 20
+from pdqn.messages import (
+    MAX_ACTIVITY,
+    MAX_EPISODES,
+    MAX_NOTES,
+    MAX_TEXT,
+    Episode,
+    Evaluation,
+    Report,
+)
+from pdqn.wire import WireError
 
-
-@dataclass(frozen=True)
-class Episode:
-    """A finished episode.
-
-    Attributes:
-        score: undiscounted return.
-        length: environment steps.
-        headline: the environment's headline metric at the end, if it has one.
-    """
-
-    score: float
-    length: int
-    headline: float | None = None
+__all__ = ["Episode", "Telemetry"]
 
 
 class Telemetry:
@@ -30,7 +26,7 @@ class Telemetry:
 
     Counters only grow while the process lives (a restart begins at 0 again; the coordinator adds
     incarnations up). Durations are counters too: their names end in ``_seconds``. Gauges are the
-    newest value. Episodes are reported once.
+    newest value. Episodes are reported once. A value that is not finite is left out, and counted.
     """
 
     def __init__(self) -> None:
@@ -38,12 +34,15 @@ class Telemetry:
         self.gauges: dict[str, float] = {}
         self.activity = ""
         self._episodes: list[Episode] = []
-        self._evaluation: dict[str, Any] | None = None
+        self._evaluation: Evaluation | None = None
         self._notes: list[tuple[str, str]] = []
 
     def count(self, name: str, amount: float = 1) -> None:
         """Add to a counter."""
-        self.counters[name] += amount
+        if math.isfinite(amount):
+            self.counters[name] += amount
+        else:
+            self.counters["figures_dropped"] += 1
 
     def gauge(self, name: str, value: float) -> None:
         """Set a gauge."""
@@ -52,29 +51,38 @@ class Telemetry:
     def episode(self, episode: Episode) -> None:
         """Add a finished episode; the details of very many are dropped and counted."""
         self.count("episodes")
-        if len(self._episodes) < _MAX_EPISODES_PER_REPORT:
+        figures = [episode.score, 0.0 if episode.headline is None else episode.headline]
+        if len(self._episodes) < MAX_EPISODES and all(map(math.isfinite, figures)):
             self._episodes.append(episode)
         else:
             self.count("episode_details_dropped")
 
-    def evaluation(self, result: dict[str, Any]) -> None:
-        """Set the result of an evaluation, to be reported once."""
-        self._evaluation = result
+    def evaluation(self, result: Mapping[str, Any]) -> None:
+        """Set the result of an evaluation, to be reported once; the fields of an ``Evaluation``."""
+        try:
+            self._evaluation = Evaluation.from_map(result)
+        except WireError as error:
+            self.note("evaluation", f"the evaluation is not reported: {error}")
 
     def note(self, kind: str, text: str) -> None:
         """Add something worth writing down in events.jsonl; the newest few of a report are kept."""
-        self._notes = [*self._notes[-_MAX_NOTES_PER_REPORT + 1 :], (kind, text)]
+        self._notes = [*self._notes[-MAX_NOTES + 1 :], (kind, text[:MAX_TEXT])]
 
-    def report(self) -> dict[str, Any]:
-        """Plain data for a telemetry message; what is reported once is cleared."""
-        report = {
-            "counters": dict(self.counters),
-            "gauges": dict(self.gauges),
-            "activity": self.activity,
-            "episodes": [[e.score, e.length, e.headline] for e in self._episodes],
-            "evaluation": self._evaluation,
-            "notes": self._notes,
-        }
+    def report(self, endpoints: Mapping[str, str] | None = None) -> Report:
+        """Make a report; what is reported once is cleared.
+
+        Args:
+            endpoints: what the role serves, and where.
+        """
+        report = Report(
+            counters=dict(self.counters),
+            gauges={name: value for name, value in self.gauges.items() if math.isfinite(value)},
+            activity=self.activity[:MAX_ACTIVITY],
+            episodes=tuple(self._episodes),
+            evaluation=self._evaluation,
+            notes=tuple(self._notes),
+            endpoints=dict(endpoints or {}),
+        )
         self._episodes, self._notes = [], []
         self._evaluation = None
         return report

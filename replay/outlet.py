@@ -12,7 +12,7 @@ import zmq
 from numpy.typing import NDArray
 
 from pdqn import wire
-from pdqn.link import Welcome
+from pdqn.messages import Welcome
 from pdqn.telemetry import Telemetry
 from replay.buffer import PrioritizedBuffer
 from replay.intake import BoundedWarning

@@ -11,7 +11,8 @@ import zmq
 
 from pdqn import transport, wire
 from pdqn.config import resolved
-from pdqn.link import CoordinatorLink, Welcome, role
+from pdqn.link import CoordinatorLink, role
+from pdqn.messages import Welcome
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
 from replay.buffer import make_buffer

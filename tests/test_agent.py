@@ -19,7 +19,7 @@ from launcher.plan.machine import Machine
 from launcher.plan.plan import ACTOR_BYTES, actors_for_host
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
-from pdqn.link import Pulse, Welcome
+from pdqn.messages import Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
 

@@ -19,6 +19,7 @@ from launcher.coordinator.metrics import RunMetrics
 from pdqn import wire
 from pdqn.errors import UsageError
 from pdqn.layers import build
+from pdqn.messages import Report
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
 
@@ -92,10 +93,10 @@ def test_the_coordinator_is_measured_in_a_run_of_many_who_report_in_turn():
         spec=spec, metrics=RunMetrics(None),
     )  # fmt: skip
     socket = hosts._join_many(context, coordinator)
-    assert coordinator.count("actor") == 20
+    assert coordinator.membership.count("actor") == 20
     for reported in range(20):
-        assert sum(member.reported for member in coordinator.members()) == reported
-        socket.send(wire.encode_control("telemetry", {}))
+        assert sum(member.reported for member in coordinator.membership.members()) == reported
+        socket.send(Report().encoded)
         coordinator.poll(1.0)
     context.destroy(linger=0)
 

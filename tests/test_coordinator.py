@@ -19,15 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pdqn
-from launcher.coordinator.coordinator import Coordinator, Event
+from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.membership import Event
 from launcher.coordinator.metrics import RunMetrics
-from launcher.coordinator.readmission import Aside
+from launcher.coordinator.readmission import Readmissions
 from launcher.hosts.supervisor import Supervisor
-from pdqn import wire
+from pdqn import messages, wire
 from pdqn.config import Config
 from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.layers import build
-from pdqn.link import CoordinatorLink, Pulse, Welcome
+from pdqn.link import CoordinatorLink
+from pdqn.messages import Ended, Evaluation, Fetch, FilePiece, Pulse, Rejoin, Report, Welcome
 from pdqn.silence import Listening
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Episode, Telemetry
@@ -132,7 +134,13 @@ def hub(eventually: Eventually) -> Iterator[Hub]:
 
 def tell(hub: Hub, sender: bytes, kind: str, **content: Any) -> None:
     """What comes of a message from one of many, for whom sockets would take too long."""
-    hub.coordinator._handle(sender, {"type": kind, **content}, "")
+    message = messages.TO_COORDINATOR[kind].from_map(content)
+    hub.coordinator._receive(sender, message, "", len(message.encoded))
+
+
+def rejoining(**changes: Any) -> Rejoin:
+    place = {"role": "actor", "index": 0, "incarnation": 0, "run": "the-run"}
+    return Rejoin(**place | {"host": "here", "pid": 1} | changes)
 
 
 def request(**changes: Any) -> dict[str, Any]:
@@ -152,7 +160,7 @@ def test_a_role_that_joins_learns_what_the_run_is(hub: Hub):
     assert welcome.address("parameters") == "ipc:///sockets/learner-0-0-parameters"
     assert link.pulse.command == "run"
     assert link.pulse.actor_slots == 2
-    member = next(hub.coordinator.members("learner"))
+    member = next(hub.coordinator.membership.members("learner"))
     assert member.pid == os.getpid()
     assert [event.role for event in hub.events("joined")] == ["learner"]
 
@@ -180,26 +188,34 @@ def test_actors_are_held_until_the_run_is_complete(hub: Hub):
 
 
 def test_what_is_missing_is_told_in_words(hub: Hub):
-    assert hub.coordinator.missing() == "replay (0 of 1), learner (0 of 1), actor (0 of 2)"
+    assert (
+        hub.coordinator.membership.missing() == "replay (0 of 1), learner (0 of 1), actor (0 of 2)"
+    )
     hub.join("replay")
     hub.join("actor", 0)
-    assert hub.coordinator.missing() == "learner (0 of 1), actor (1 of 2)"
+    assert hub.coordinator.membership.missing() == "learner (0 of 1), actor (1 of 2)"
     hub.join("learner")
     hub.join("actor", 1)
-    assert hub.coordinator.missing() == ""
+    assert hub.coordinator.membership.missing() == ""
 
 
 def test_a_run_without_actors_of_its_own_waits_for_one(eventually: Eventually):
     hub = Hub(eventually, build(("test", {"actor": {"count": 0}})))
-    assert hub.coordinator.missing() == "replay (0 of 1), learner (0 of 1), actor (0 of 1)"
+    assert (
+        hub.coordinator.membership.missing() == "replay (0 of 1), learner (0 of 1), actor (0 of 1)"
+    )
     hub.close()
 
 
 def test_a_run_of_several_replays_waits_for_all_of_them_and_refuses_more(eventually: Eventually):
     hub = Hub(eventually, build(("test", {"actor": {"count": 1}, "replay": {"shards": 2}})))
-    assert hub.coordinator.missing() == "replay (0 of 2), learner (0 of 1), actor (0 of 1)"
+    assert (
+        hub.coordinator.membership.missing() == "replay (0 of 2), learner (0 of 1), actor (0 of 1)"
+    )
     assert hub.join("replay", 1)[1].index == 1
-    assert hub.coordinator.missing() == "replay (1 of 2), learner (0 of 1), actor (0 of 1)"
+    assert (
+        hub.coordinator.membership.missing() == "replay (1 of 2), learner (0 of 1), actor (0 of 1)"
+    )
     assert hub.join("replay")[1].index == 0, "the shard that is free"
     with pytest.raises(RunError, match="refused this replay: the run has its 2 replays already"):
         hub.join("replay")
@@ -215,7 +231,7 @@ def test_a_second_of_a_kind_is_refused_with_a_sentence(hub: Hub, named: str):
     hub.join(role)
     with pytest.raises(RunError, match=f"refused this {role}: the run has {named} already"):
         hub.join(role)
-    assert hub.coordinator.count(role) == 1
+    assert hub.coordinator.membership.count(role) == 1
     assert [event.text for event in hub.events("refused")] == [f"the run has {named} already"]
 
 
@@ -226,7 +242,7 @@ def test_another_version_of_the_package_is_refused(hub: Hub):
     answer = wire.decode_control(stranger.recv())
     assert answer["type"] == "refuse"
     assert answer["reason"] == f"it runs pdqn '0.0.9', the run {pdqn.__version__}"
-    assert hub.coordinator.count("actor") == 0
+    assert hub.coordinator.membership.count("actor") == 0
 
 
 def test_a_role_that_does_not_exist_is_refused(hub: Hub):
@@ -271,7 +287,7 @@ def test_a_role_that_was_lost_comes_back_as_its_next_incarnation(hub: Hub):
     link.report()
     hub.until(lambda: hub.metrics.total("actor", "environment_steps") == 30)
     hub.coordinator.lost("actor", 1)
-    assert hub.coordinator.count("actor") == 0
+    assert hub.coordinator.membership.count("actor") == 0
     link, second = hub.join("actor", 1)
     assert (first.incarnation, second.incarnation) == (0, 1)
     assert second.index == 1
@@ -287,26 +303,28 @@ def test_what_a_lost_incarnation_still_says_is_not_counted(hub: Hub):
     link.report()
     other, _ = hub.join("actor", 0)
     other.report()
-    hub.until(lambda: next(hub.coordinator.members("actor")).reported)
+    hub.until(lambda: next(hub.coordinator.membership.members("actor")).reported)
     assert hub.metrics.total("actor", "environment_steps") == 0
 
 
 def test_a_process_that_ends_takes_nobody_with_it_who_has_its_place_elsewhere(hub: Hub):
     hub.join("replay", 0)
-    pid = next(hub.coordinator.members("replay")).pid
+    pid = next(hub.coordinator.membership.members("replay")).pid
     hub.coordinator.lost("replay", 0, pid + 1)
-    assert hub.coordinator.count("replay") == 1
+    assert hub.coordinator.membership.count("replay") == 1
     hub.coordinator.lost("replay", 0, pid)
-    assert hub.coordinator.count("replay") == 0
+    assert hub.coordinator.membership.count("replay") == 0
 
 
 def test_nobody_comes_back_who_never_was_there(hub: Hub):
     stranger = hub.stranger()
-    again = {"role": "actor", "index": 5, "incarnation": -1, "run": "the-run"}
-    stranger.send(wire.encode_control("rejoin", request(**again, endpoints=[1])))
+    stranger.send(rejoining(index=5, incarnation=0).encoded)
     hub.until(lambda: stranger.poll(0))
     assert wire.decode_control(stranger.recv())["type"] == "refuse"
-    assert hub.coordinator.count("actor") == 0
+    again = rejoining().to_map() | {"incarnation": -1, "endpoints": [1]}
+    stranger.send(wire.encode_control("rejoin", again))
+    hub.until(lambda: hub.coordinator.rejected["rejoin"] == 1)
+    assert hub.coordinator.membership.count("actor") == 0
 
 
 def test_each_incarnation_binds_at_an_address_of_its_own(hub: Hub):
@@ -320,7 +338,7 @@ def test_leaving_is_counted_to_the_last_figure(hub: Hub):
     link, _ = hub.join("actor", 0)
     link.telemetry.count("transitions_sent", 7)
     link.leave()
-    hub.until(lambda: not hub.coordinator.count("actor"))
+    hub.until(lambda: not hub.coordinator.membership.count("actor"))
     assert hub.metrics.total("actor", "transitions_sent") == 7
     assert [event.error for event in hub.events("left")] == [False]
 
@@ -337,11 +355,11 @@ def test_leaving_with_a_reason_is_an_error(hub: Hub):
 def test_who_is_not_heard_for_long_is_silent(hub: Hub):
     link, _ = hub.join("actor", 0)
     hub.join("learner")
-    member = next(hub.coordinator.members("actor"))
+    member = next(hub.coordinator.membership.members("actor"))
     member.heard -= 100.0
-    assert [m.key.role for m in hub.coordinator.silent(50.0)] == ["actor"]
+    assert [m.key.role for m in hub.coordinator.membership.silent(50.0)] == ["actor"]
     link.report()
-    hub.until(lambda: not hub.coordinator.silent(50.0))
+    hub.until(lambda: not hub.coordinator.membership.silent(50.0))
 
 
 def test_a_role_knows_that_its_launcher_is_gone_when_it_hears_nothing(eventually: Eventually):
@@ -420,25 +438,25 @@ def test_a_coordinator_that_was_stopped_takes_no_role_and_no_host_for_silent(
     host(hub, "one")
     limits = CONFIG.system.heartbeat_timeout_seconds, CONFIG.system.host_timeout_seconds
     stops.stop(1000.0)
-    assert not hub.coordinator.silent(limits[0])
-    assert not hub.coordinator.silent_hosts(limits[1])
+    assert not hub.coordinator.membership.silent(limits[0])
+    assert not hub.coordinator.membership.silent_hosts(limits[1])
     hub.coordinator.poll(0.0)
     assert hub.coordinator.was_away
-    assert not hub.coordinator.silent(limits[0])
-    assert not hub.coordinator.silent_hosts(limits[1])
+    assert not hub.coordinator.membership.silent(limits[0])
+    assert not hub.coordinator.membership.silent_hosts(limits[1])
 
 
 def test_a_role_that_hangs_after_a_stop_is_found_and_no_other(hub: Hub, stops: Stops):
     hub.join("actor", 0)
     lively, _ = hub.join("actor", 1)
-    member = next(m for m in hub.coordinator.members() if m.key.index == 1)
+    member = next(m for m in hub.coordinator.membership.members() if m.key.index == 1)
     stops.stop(1000.0)
     hub.coordinator.poll(0.0)
     for _ in range(60):
         stops.stop(1.0)
         lively.report()
-        hub.until(lambda: hub.coordinator.silent_seconds(member) == 0.0)
-    assert [m.key.index for m in hub.coordinator.silent(50.0)] == [0]
+        hub.until(lambda: hub.coordinator.membership.silent_seconds(member) == 0.0)
+    assert [m.key.index for m in hub.coordinator.membership.silent(50.0)] == [0]
 
 
 # ---- pulses ----
@@ -450,11 +468,11 @@ def test_a_role_that_hangs_after_a_stop_is_found_and_no_other(hub: Hub, stops: S
 def test_who_was_not_heard_for_a_while_gets_the_old_place_back(hub: Hub):
     link, welcome = hub.join("actor")
     link.telemetry.count("environment_steps", 5)
-    hub.poll_until(link, lambda: next(hub.coordinator.members("actor")).reported)
+    hub.poll_until(link, lambda: next(hub.coordinator.membership.members("actor")).reported)
     hub.coordinator.lost("actor", welcome.index)
-    assert hub.coordinator.count("actor") == 0
-    hub.poll_until(link, lambda: hub.coordinator.count("actor"))
-    member = next(hub.coordinator.members("actor"))
+    assert hub.coordinator.membership.count("actor") == 0
+    hub.poll_until(link, lambda: hub.coordinator.membership.count("actor"))
+    member = next(hub.coordinator.membership.members("actor"))
     assert (member.key.index, member.key.incarnation) == (welcome.index, 0)
     assert [event.index for event in hub.events("rejoined")] == [welcome.index]
     link.telemetry.count("environment_steps", 2)
@@ -471,7 +489,7 @@ def test_who_is_back_serves_where_it_did_from_that_moment(hub: Hub):
     hub.until(lambda: actor.poll() or not actor.pulse.endpoints)
     replay.report()
     hub.poll_until(replay, lambda: hub.events("rejoined"))
-    member = next(hub.coordinator.members("replay"))
+    member = next(hub.coordinator.membership.members("replay"))
     assert member.endpoints == served, "before its next report"
 
 
@@ -498,30 +516,32 @@ def test_what_is_told_only_once_is_not_lost_while_who_tells_it_is_taken_for_gone
     link.telemetry.note("seeds", "1, 2, 3")
     link.telemetry.evaluation(evaluation())
     link.report()
-    hub.poll_until(link, lambda: any(m.reported for m in hub.coordinator.members("actor")))
+    hub.poll_until(
+        link, lambda: any(m.reported for m in hub.coordinator.membership.members("actor"))
+    )
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 7.0
     assert hub.metrics.counts()["episodes"] == 1
     assert [event.text for event in hub.events("seeds")] == ["1, 2, 3"]
-    assert hub.metrics.take_evaluations() == [evaluation()]
+    assert hub.metrics.take_evaluations() == [Evaluation.from_map(evaluation())]
 
 
 def rejoin(hub: Hub, sender: bytes, index: int, **changes: Any) -> None:
     """Ask for the place of an actor's newest incarnation."""
-    incarnation = hub.coordinator.incarnations["actor", index] - 1
-    place = {"run": "the-run", "index": index, "incarnation": incarnation}
-    tell(hub, sender, "rejoin", **request() | place | changes)
+    incarnation = max(0, hub.coordinator.membership.incarnations["actor", index] - 1)
+    place = {"index": index, "incarnation": incarnation}
+    tell(hub, sender, "rejoin", **rejoining(**place | changes).to_map())
 
 
 def test_a_connection_made_anew_loses_nothing_that_is_told_only_once(hub: Hub):
     tell(hub, b"before", "join", **request())
-    index = next(hub.coordinator.members("actor")).key.index
+    index = next(hub.coordinator.membership.members("actor")).key.index
     for score in (3.0, 5.0):
-        tell(hub, b"after", "telemetry", counters={"episodes": 2}, episodes=[[score, 1, None]])
+        tell(hub, b"after", "report", counters={"episodes": 2}, episodes=[[score, 1, None]])
     rejoin(hub, b"after", index)
-    assert hub.coordinator.count("actor") == 1
+    assert hub.coordinator.membership.count("actor") == 1
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 4.0
     assert hub.metrics.counts()["episodes"] == 2
-    tell(hub, b"after", "telemetry", counters={"episodes": 3}, episodes=[[7.0, 1, None]])
+    tell(hub, b"after", "report", counters={"episodes": 3}, episodes=[[7.0, 1, None]])
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 5.0, "and nothing is counted twice"
 
 
@@ -529,7 +549,7 @@ def test_what_somebody_tells_whose_place_is_taken_is_not_counted(hub: Hub):
     tell(hub, b"first", "join", **request(index=0))
     hub.coordinator.lost("actor", 0)
     tell(hub, b"second", "join", **request(index=0))
-    tell(hub, b"first", "telemetry", counters={"episodes": 1}, episodes=[[7.0, 1, None]])
+    tell(hub, b"first", "report", counters={"episodes": 1}, episodes=[[7.0, 1, None]])
     for incarnation in (0, 1):  # refused, and then somebody's who lies
         rejoin(hub, b"first", 0, incarnation=incarnation)
     assert hub.metrics.counts()["episodes"] == 0
@@ -540,45 +560,61 @@ def test_a_role_of_another_run_gets_no_place(hub: Hub):
     tell(hub, b"first", "join", **request(index=0))
     hub.coordinator.lost("actor", 0)
     rejoin(hub, b"first", 0, run="another-run")
-    assert hub.coordinator.count("actor") == 0
+    assert hub.coordinator.membership.count("actor") == 0
     rejoin(hub, b"first", 0)
-    assert hub.coordinator.count("actor") == 1
+    assert hub.coordinator.membership.count("actor") == 1
 
 
 def test_of_those_who_never_get_a_place_only_the_newest_are_remembered():
-    aside = Aside(most_bytes=10)
-    for sender, message in ((b"a", b"1234"), (b"b", b"56"), (b"a", b"78"), (b"c", b"90")):
-        aside.put(sender, message)
-    aside.put(b"d", b"x")  # what was there came to ten bytes
-    assert aside.take(b"b") == []
-    assert aside.take(b"a") == [b"1234", b"78"]
-    assert aside.take(b"a") == []
-    aside.put(b"e", b"1234567")
-    assert [aside.take(sender) for sender in (b"c", b"d", b"e")] == [[b"90"], [b"x"], [b"1234567"]]
-    aside.put(b"f", b"too long by far")
-    assert aside.take(b"f") == []
+    kept = Readmissions(most_bytes=10)
+
+    def put(sender: bytes, text: str) -> None:
+        kept.put(sender, Report(activity=text), len(text))
+
+    def take(sender: bytes) -> list[str]:
+        return [report.activity for report in kept.take(sender)]
+
+    for sender, text in ((b"a", "1234"), (b"b", "56"), (b"a", "78"), (b"c", "90")):
+        put(sender, text)
+    put(b"d", "x")  # what was there came to ten bytes
+    assert take(b"b") == []
+    assert take(b"a") == ["1234", "78"]
+    assert take(b"a") == []
+    put(b"e", "1234567")
+    assert [take(sender) for sender in (b"c", b"d", b"e")] == [["90"], ["x"], ["1234567"]]
+    put(b"f", "too long by far")
+    assert take(b"f") == []
 
 
-@pytest.mark.parametrize("kind", ["telemetry", "file", "fetch"])
+WITHOUT_A_PLACE = {
+    "report": Report(),
+    "file": FilePiece("final_model.pth", 0, 0, 1, b"x"),
+    "fetch": Fetch("checkpoint", 0, 0),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_A_PLACE)
 def test_who_has_no_place_is_told_so_whatever_it_wants(hub: Hub, kind: str):
     stranger = hub.stranger()
-    stranger.send(wire.encode_control(kind, {"name": "checkpoint", "index": 0, "offset": 0}))
+    stranger.send(WITHOUT_A_PLACE[kind].encoded)
     hub.until(lambda: stranger.poll(0))
     assert wire.decode_control(stranger.recv())["type"] == "unknown"
-    assert hub.coordinator.rejected == 0
+    assert hub.coordinator.rejected.total() == 0
 
 
 def test_a_process_that_ended_leaves_its_place_to_the_next_at_once(hub: Hub):
     agent = host(hub, "one")
     host(hub, "one", "learner")
     stranger = host(hub, "two")
-    stranger.tell("ended", {"pid": os.getpid()})
-    agent.tell("ended", {"pid": os.getpid() + 1})
+    stranger.tell(Ended(os.getpid()))
+    agent.tell(Ended(os.getpid() + 1))
     for _ in range(5):
         hub.coordinator.poll(0.05)
-    assert hub.coordinator.count("learner") == 1, "it was neither that host nor that process"
-    agent.tell("ended", {"pid": os.getpid()})
-    hub.until(lambda: not hub.coordinator.count("learner"))
+    assert hub.coordinator.membership.count("learner") == 1, (
+        "it was neither that host nor that process"
+    )
+    agent.tell(Ended(os.getpid()))
+    hub.until(lambda: not hub.coordinator.membership.count("learner"))
     host(hub, "one", "learner")
 
 
@@ -597,16 +633,15 @@ def test_a_place_that_somebody_else_has_by_now_is_not_given_back(hub: Hub):
 
     with pytest.raises(RunError, match="no place for it any more: somebody else has taken it"):
         poll()
-    assert hub.coordinator.count("actor") == 1
+    assert hub.coordinator.membership.count("actor") == 1
 
 
 def test_a_role_of_another_run_is_given_no_place(hub: Hub):
     stranger = hub.stranger()
-    where = {"run": "another", "index": 0, "incarnation": 0}
-    stranger.send(wire.encode_control("rejoin", request() | where))
+    stranger.send(rejoining(run="another").encoded)
     hub.until(lambda: stranger.poll(0))
     assert wire.decode_control(stranger.recv())["type"] == "refuse"
-    assert hub.coordinator.count("actor") == 0
+    assert hub.coordinator.membership.count("actor") == 0
 
 
 def test_actors_share_the_ladder_without_gaps_whoever_comes_and_goes(hub: Hub):
@@ -619,7 +654,7 @@ def test_actors_share_the_ladder_without_gaps_whoever_comes_and_goes(hub: Hub):
         return [(link.pulse.actor_slot, link.pulse.actor_slots) for link in links]
 
     hub.until(lambda: slots() == [(0, 4), (2, 4), (3, 4)])
-    hub.coordinator.give_up(1)
+    hub.coordinator.membership.give_up(1)
     hub.coordinator.command(["actor"], "run")
     hub.until(lambda: slots() == [(0, 3), (1, 3), (2, 3)])
     links.pop(1).leave()
@@ -641,20 +676,20 @@ def test_a_host_that_is_silent_takes_its_roles_with_it_and_nobody_elses(hub: Hub
     for agent in ("one", "one", "two"):
         host(hub, agent, "actor")
     hub.join("actor", 0)
-    hub.poll_until(two, lambda: len(hub.coordinator.silent_hosts(0.0)) == 2)
+    hub.poll_until(two, lambda: len(hub.coordinator.membership.silent_hosts(0.0)) == 2)
     assert hub.coordinator.lose_host("one") == 2
-    left = sorted((m.agent, m.key.role) for m in hub.coordinator.members())
+    left = sorted((m.agent, m.key.role) for m in hub.coordinator.membership.members())
     assert left == [("", "actor"), ("two", "actor"), ("two", "host")]
-    assert not hub.coordinator.silent(60.0)
+    assert not hub.coordinator.membership.silent(60.0)
 
 
 def test_the_host_of_a_role_that_hangs_is_told_to_end_it(hub: Hub):
     link = host(hub, "one")
     host(hub, "one", "actor")
-    member = next(hub.coordinator.members("actor"))
-    hub.coordinator.condemn(member)
+    member = next(hub.coordinator.membership.members("actor"))
+    hub.coordinator.membership.condemn(member)
     hub.poll_until(link, lambda: link.pulse.condemned == (member.pid,))
-    link.tell("ended", {"pid": member.pid})
+    link.tell(Ended(member.pid))
     hub.poll_until(link, lambda: not link.pulse.condemned)
 
 
@@ -670,7 +705,7 @@ def test_a_host_is_told_how_many_actors_it_is_to_have(hub: Hub):
 def test_hosts_of_the_same_name_are_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     hub.join("actor", 0)
     host(hub, "one")
-    members = hub.coordinator.members
+    members = hub.coordinator.membership.members
     (first,) = members("host")
     assert hub.coordinator.host_of(first) == f"{first.host} (1)", "the launcher is there, too"
     assert hub.coordinator.host_of(next(members("actor"))) == first.host
@@ -702,7 +737,7 @@ _ACTORS = st.integers(0, 3)
 _SERVED = st.dictionaries(st.sampled_from("ab"), st.sampled_from(["here", "there"]))
 _CHANGES = st.one_of(
     st.tuples(st.just("join"), _ACTORS, st.none()),
-    st.tuples(st.sampled_from(["rejoin", "telemetry", "leave"]), _ACTORS, _SERVED),
+    st.tuples(st.sampled_from(["rejoin", "report", "leave"]), _ACTORS, _SERVED),
     st.tuples(st.sampled_from(["is lost", "takes its host with it"]), _ACTORS, st.none()),
 )
 
@@ -725,13 +760,14 @@ def test_what_is_told_of_who_serves_where_follows_every_change(
             again = sender + b" again" if anew else sender
             rejoin(hub, again, index, agent=agent, endpoints=served)
         else:
-            tell(hub, sender, kind, endpoints=served)
+            report = {"endpoints": served}
+            tell(hub, sender, kind, **({"report": report} if kind == "leave" else report))
         there: dict[str, str] = {}
-        for member in hub.coordinator.members():
+        for member in hub.coordinator.membership.members():
             there |= member.endpoints
-        assert {name: hub.coordinator.served_at(name) for name in "ab"} == {
-            name: there.get(name, "") for name in "ab"
-        }
+        assert {
+            name: hub.coordinator.membership.places.served().get(name, "") for name in "ab"
+        } == {name: there.get(name, "") for name in "ab"}
     hub.close()
 
 
@@ -778,7 +814,7 @@ def test_samples_per_insert_that_would_block_a_side_forever_is_refused(hub: Hub,
 
 
 @pytest.mark.parametrize("value", [0, -3.0, "fast", True, math.inf, [1]])
-def test_a_ratio_in_a_pulse_that_no_limiter_takes_is_no_ratio(hub: Hub, value: Any):
+def test_a_pulse_with_a_ratio_that_no_limiter_takes_is_refused_and_counted(hub: Hub, value: Any):
     router = hub.socket(zmq.ROUTER)
     port = router.bind_to_random_port("tcp://127.0.0.1")
     link = CoordinatorLink(hub.context, f"tcp://127.0.0.1:{port}", "replay")
@@ -786,8 +822,9 @@ def test_a_ratio_in_a_pulse_that_no_limiter_takes_is_no_ratio(hub: Hub, value: A
     identity, _ = router.recv_multipart()
     pulse = {"command": "drain", "samples_per_insert": value}
     router.send_multipart([identity, wire.encode_control("pulse", pulse)])
-    hub.poll_until(link, lambda: link.pulse.command == "drain")
+    hub.poll_until(link, lambda: link.telemetry.counters["control_rejected/pulse"] == 1)
     assert link.pulse.samples_per_insert is None
+    assert link.pulse.command == "run"
     link.leave()
 
 
@@ -797,7 +834,7 @@ def test_the_stop_command_reaches_those_it_is_for(hub: Hub):
     hub.coordinator.command(["actor"], "stop")
     hub.poll_until(actor, lambda: actor.stopping)
     learner.report()
-    hub.poll_until(learner, lambda: next(hub.coordinator.members("learner")).reported)
+    hub.poll_until(learner, lambda: next(hub.coordinator.membership.members("learner")).reported)
     assert not learner.stopping
 
 
@@ -810,7 +847,7 @@ def test_the_evaluator_is_told_which_parameters_are_the_last(hub: Hub):
 
 def test_a_role_that_missed_a_pulse_is_told_again_with_its_next_report(hub: Hub):
     link, _ = hub.join("actor")
-    link.pulse.command = "hold"  # as if the pulse had been lost
+    link.pulse = dataclasses.replace(link.pulse, command="hold")  # as if it had been lost
     hub.coordinator.command(["actor"], "stop")
     hub.until(lambda: True)
     hub.poll_until(link, lambda: link.pulse.command == "stop")
@@ -871,7 +908,7 @@ class Replaying(Hub):
         self._sender.close()
         self._client.close()
         self.coordinator.command(["replay"], "stop")
-        self.until(lambda: not self.coordinator.count("replay"))
+        self.until(lambda: not self.coordinator.membership.count("replay"))
         self._supervisor.stop_restarting()
         assert self._supervisor.join(10.0, ["replay"])
         super().close()
@@ -925,8 +962,8 @@ def test_reports_carry_counters_gauges_episodes_and_what_the_role_does(hub: Hub)
     link.telemetry.episode(Episode(score=3.0, length=4, headline=None))
     link.telemetry.activity = "waits for replay"
     link.report()
-    hub.until(lambda: next(hub.coordinator.members("actor")).reported)
-    assert next(hub.coordinator.members("actor")).activity == "waits for replay"
+    hub.until(lambda: next(hub.coordinator.membership.members("actor")).reported)
+    assert next(hub.coordinator.membership.members("actor")).activity == "waits for replay"
     assert hub.metrics.gauge("actor", "epsilon") == 0.25
     assert hub.metrics.gauge("actor", "memory_bytes") is not None
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 3.0
@@ -960,8 +997,8 @@ def test_what_a_report_takes_does_not_grow_with_the_members(
         hub.coordinator.command(["actor"], "run")
         for index in range(members):
             tell(hub, b"%d" % index, "join", **request(index=index))
-        tell(hub, b"0", "telemetry", endpoints={"a": "here"})
-        spent = effort(lambda: tell(hub, b"1", "telemetry", counters={"environment_steps": 8}))
+        tell(hub, b"0", "report", endpoints={"a": "here"})
+        spent = effort(lambda: tell(hub, b"1", "report", counters={"environment_steps": 8}))
         hub.close()
         return spent
 
@@ -974,13 +1011,13 @@ def test_telemetry_reports_counters_again_and_episodes_and_evaluations_once():
     telemetry = Telemetry()
     telemetry.count("episodes_seen", 2)
     telemetry.episode(Episode(1.5, 10, 0.5))
-    telemetry.evaluation({"return_mean": 1.0})
+    telemetry.evaluation(evaluation())
     first, second = telemetry.report(), telemetry.report()
-    assert first["episodes"] == [[1.5, 10, 0.5]]
-    assert first["evaluation"] == {"return_mean": 1.0}
-    assert second["episodes"] == []
-    assert second["evaluation"] is None
-    assert second["counters"] == {"episodes_seen": 2, "episodes": 1} == first["counters"]
+    assert first.episodes == (Episode(1.5, 10, 0.5),)
+    assert first.evaluation == Evaluation.from_map(evaluation())
+    assert second.episodes == ()
+    assert second.evaluation is None
+    assert second.counters == {"episodes_seen": 2, "episodes": 1} == first.counters
 
 
 def test_the_details_of_very_many_episodes_are_dropped_and_counted():
@@ -988,9 +1025,28 @@ def test_the_details_of_very_many_episodes_are_dropped_and_counted():
     for _ in range(2005):
         telemetry.episode(Episode(1.0, 1))
     report = telemetry.report()
-    assert len(report["episodes"]) == 2000
-    assert report["counters"] == {"episodes": 2005, "episode_details_dropped": 5}
-    wire.decode_control(wire.encode_control("telemetry", report))
+    assert len(report.episodes) == 2000
+    assert report.counters == {"episodes": 2005, "episode_details_dropped": 5}
+    assert messages.decode(report.encoded, messages.TO_COORDINATOR) == report
+
+
+def test_figures_that_are_not_finite_are_left_out_and_counted():
+    telemetry = Telemetry()
+    telemetry.count("policy_lag_sum", 2.0)
+    telemetry.count("policy_lag_sum", math.nan)
+    telemetry.gauge("q_mean", math.inf)
+    telemetry.gauge("epsilon", 0.5)
+    telemetry.episode(Episode(math.nan, 3))
+    telemetry.episode(Episode(1.0, 3, math.inf))
+    telemetry.evaluation(evaluation(return_mean=math.inf))
+    report = telemetry.report()
+    assert report.gauges == {"epsilon": 0.5}
+    assert report.episodes == ()
+    assert report.evaluation is None
+    assert [kind for kind, _ in report.notes] == ["evaluation"]
+    assert report.counters == {
+        "policy_lag_sum": 2.0, "figures_dropped": 1, "episodes": 2, "episode_details_dropped": 2,
+    }  # fmt: skip
 
 
 # ---- garbage ----
@@ -1020,6 +1076,8 @@ BAD_REPORTS: dict[str, dict[str, Any]] = {
     "a counter is a text": {"counters": {"environment_steps": "many"}},
     "a counter is not finite": {"counters": {"environment_steps": float("nan")}},
     "gauges are a number": {"gauges": 7},
+    "a gauge is not finite": {"gauges": {"memory_bytes": float("nan")}},
+    "an evaluation's mean is a text": {"evaluation": evaluation(return_mean="good")},
     "a gauge is a text": {"gauges": {"epsilon": "high"}},
     "episodes are numbers": {"episodes": [1, 2]},
     "an episode is short": {"episodes": [[1.0]]},
@@ -1041,17 +1099,17 @@ def test_garbage_is_counted_and_harms_nobody(hub: Hub, name: str):
     link, _ = hub.join("actor", 0)
     stranger = hub.stranger()
     stranger.send_multipart(GARBAGE[name])
-    hub.until(lambda: hub.coordinator.rejected + len(hub.events("refused")) == 1)
-    assert hub.coordinator.count("actor") == 1
+    hub.until(lambda: hub.coordinator.rejected.total() + len(hub.events("refused")) == 1)
+    assert hub.coordinator.membership.count("actor") == 1
     link.report()
-    hub.until(lambda: next(hub.coordinator.members("actor")).reported)
+    hub.until(lambda: next(hub.coordinator.membership.members("actor")).reported)
 
 
 def test_a_stranger_that_did_not_join_is_not_listened_to(hub: Hub):
     stranger = hub.stranger()
-    stranger.send(wire.encode_control("telemetry", {"counters": {"environment_steps": 1e9}}))
+    stranger.send(wire.encode_control("report", {"counters": {"environment_steps": 1e9}}))
     stranger.send(wire.encode_control("join", request()))
-    hub.until(lambda: hub.coordinator.count("actor") == 1)
+    hub.until(lambda: hub.coordinator.membership.count("actor") == 1)
     assert hub.metrics.total("actor", "environment_steps") == 0
 
 
@@ -1059,9 +1117,10 @@ def test_a_stranger_that_did_not_join_is_not_listened_to(hub: Hub):
 def test_a_report_that_makes_no_sense_is_counted_and_not_used(hub: Hub, name: str):
     stranger = hub.stranger()
     stranger.send(wire.encode_control("join", request()))
-    hub.until(lambda: hub.coordinator.count("actor"))
-    stranger.send(wire.encode_control("telemetry", BAD_REPORTS[name]))
-    hub.until(lambda: hub.coordinator.rejected == 1)
+    hub.until(lambda: hub.coordinator.membership.count("actor"))
+    stranger.send(wire.encode_control("report", BAD_REPORTS[name]))
+    hub.until(lambda: hub.coordinator.rejected == {"report": 1})
+    assert hub.metrics.summary()["control_rejected"] == {"report": 1}
     hub.metrics.tick(1.0)
     hub.metrics.tick(2.0)
     hub.metrics.line(1.0, 10)
@@ -1072,12 +1131,12 @@ def test_a_report_that_makes_no_sense_is_counted_and_not_used(hub: Hub, name: st
 def test_an_evaluation_with_all_its_figures_is_used(hub: Hub):
     stranger = hub.stranger()
     stranger.send(wire.encode_control("join", request()))
-    hub.until(lambda: hub.coordinator.count("actor"))
+    hub.until(lambda: hub.coordinator.membership.count("actor"))
     good = evaluation(
         metrics={"coverage": 0.5}, errors={"coverage": 0.1}, differences={"random": [0.1, 0.01]}
     )
-    stranger.send(wire.encode_control("telemetry", {"evaluation": good}))
-    hub.until(lambda: hub.metrics.take_evaluations() == [good])
+    stranger.send(wire.encode_control("report", {"evaluation": good}))
+    hub.until(lambda: hub.metrics.take_evaluations() == [Evaluation.from_map(good)])
 
 
 def test_garbage_from_the_coordinator_is_counted_by_the_role(hub: Hub, eventually: Eventually):
@@ -1088,6 +1147,6 @@ def test_garbage_from_the_coordinator_is_counted_by_the_role(hub: Hub, eventuall
     identity, _ = router.recv_multipart()
     router.send_multipart([identity, b"garbage"])
     router.send_multipart([identity, wire.encode_control("pulse", {"command": "explode"})])
-    eventually(lambda: link.poll() or link.telemetry.counters["control_rejected"] == 1)
+    eventually(lambda: link.poll() or link.telemetry.counters["control_rejected"] == 2)
     assert link.pulse.command == "run"
     link.leave()

@@ -14,7 +14,8 @@ import zmq
 from launcher.hosts.keys import make_keys, read_key, revoke
 from pdqn import transport, wire
 from pdqn.errors import RunError
-from pdqn.link import CoordinatorLink, Pulse
+from pdqn.link import CoordinatorLink
+from pdqn.messages import Pulse
 from pdqn.transport import Context, KeyPair, Network
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from actors.circle_placement.baselines import random_valid_actions
 from actors.circle_placement.environment import CirclePlacementVectorEnv
-from actors.environments.describe import describe_environment, suggests
+from actors.environments.describe import describe_environment, examine_environment
 from actors.environments.vector import Transition, VectorEnvironment
 from actors.segments import SegmentRecorder, join_segments
 from pdqn.errors import UsageError
@@ -551,6 +551,10 @@ def uint_ends() -> gymnasium.Env[Any, Any]:
 uint_ends.vector = lambda num_envs: UintEnds(  # pyright: ignore[reportFunctionMemberAccess]
     [uint_ends] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
 )
+
+
+def suggests(spec: EnvironmentSpec, env_args: dict[str, Any]) -> bool:
+    return examine_environment(spec.id, env_args).suggests
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from launcher.plan import prepare as preparation
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import build
-from pdqn.link import Pulse, Welcome
+from pdqn.messages import Pulse, Report, Welcome
 from pdqn.model import BEST_MODEL, load_model, save_model
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
@@ -96,7 +96,7 @@ class Link:
         self.pulse = Pulse(command="run")
         self.stopping = False
         self.parameter_version = 1
-        self.reports: list[dict[str, Any]] = []
+        self.reports: list[Report] = []
         self._happens = iter(happens)
         self._turns = 0
 
@@ -163,8 +163,8 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
         stand_ins: list[Any] = [None, link, welcome, Here(tmp_path)]
         Evaluator(*stand_ins).run()
         link.report()
-        notes = [note for report in link.reports for note in report["notes"]]
-        return notes, [r["evaluation"] for r in link.reports if r["evaluation"]]
+        notes = [note for report in link.reports for note in report.notes]
+        return notes, [r.evaluation.to_map() for r in link.reports if r.evaluation]
 
     return run
 

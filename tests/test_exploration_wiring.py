@@ -15,7 +15,7 @@ from actors.environments import randomness
 from actors.environments.describe import describe_environment
 from actors.rollout import Identity, Rollout
 from pdqn.layers import build
-from pdqn.link import Pulse, Welcome
+from pdqn.messages import Pulse, Welcome
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
 

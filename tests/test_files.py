@@ -9,7 +9,7 @@ import stat
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,10 @@ from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.coordinator.metrics import RunMetrics
 from pdqn.errors import RunError
-from pdqn.files import FOLDER_VARIABLE, PIECE_BYTES, RUN_ID, RunFiles
+from pdqn.files import FOLDER_VARIABLE, RUN_ID, RunFiles
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
+from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece
 from pdqn.model import BEST_MODEL, FINAL_MODEL
 from pdqn.wire import WireError
 
@@ -52,15 +53,16 @@ def content(count: int) -> bytes:
 # ---- pieces ----
 
 
-def piece(name: str, data: bytes, offset: int = 0, size: int | None = None) -> dict[str, Any]:
-    whole = offset + len(data) if size is None else size
-    return {"name": name, "offset": offset, "size": whole, "data": data}
+def piece(
+    name: str, data: bytes, offset: int = 0, size: int | None = None, push: int = 0
+) -> FilePiece:
+    return FilePiece(name, push, offset, offset + len(data) if size is None else size, data)
 
 
 def test_a_file_is_there_with_its_last_piece_and_not_before(tmp_path: Path):
     store = FileStore(tmp_path, keep=2)
-    answer = store.take("learner", piece(FINAL_MODEL, b"one ", 0, 8) | {"push": 5})
-    assert answer == {"name": FINAL_MODEL, "push": 5, "offset": 0}
+    answer = store.take("learner", piece(FINAL_MODEL, b"one ", 0, 8, push=5))
+    assert answer == Filed(FINAL_MODEL, 5, 0)
     assert not (tmp_path / FINAL_MODEL).exists()
     store.take("learner", piece(FINAL_MODEL, b"more", 4, 8))
     assert (tmp_path / FINAL_MODEL).read_bytes() == b"one more"
@@ -77,10 +79,10 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
         store.take("learner", piece(f"checkpoints/step-{step:09d}/learner.pth", b"x"))
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-000000002", "step-000000003"]
-    newest, before = (store.give({"name": "checkpoint", "index": i, "offset": 0}) for i in (0, 1))
-    assert newest["name"] == "checkpoints/step-000000003/learner.pth"
-    assert before["name"] == "checkpoints/step-000000002/learner.pth"
-    assert not store.give({"name": "checkpoint", "index": 2, "offset": 0})["name"]
+    newest, before = (store.give(Fetch("checkpoint", i, 0)) for i in (0, 1))
+    assert newest.name == "checkpoints/step-000000003/learner.pth"
+    assert before.name == "checkpoints/step-000000002/learner.pth"
+    assert not store.give(Fetch("checkpoint", 2, 0)).name
 
 
 @pytest.mark.parametrize(
@@ -102,15 +104,19 @@ def test_nobody_writes_what_is_not_theirs(tmp_path: Path, role: str, name: Any):
     [{"offset": 5}, {"offset": -1}, {"size": 1 << 40}, {"data": "text"}, {"offset": 9, "size": 8}],
 )
 def test_pieces_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, Any]):
+    def take() -> None:
+        given = FilePiece.from_map(piece(FINAL_MODEL, b"x").to_map() | wrong)
+        FileStore(tmp_path, keep=2).take("learner", given)
+
     with pytest.raises(WireError):
-        FileStore(tmp_path, keep=2).take("learner", piece(FINAL_MODEL, b"x") | wrong)
+        take()
     assert not (tmp_path / FINAL_MODEL).exists()
 
 
 def test_other_files_are_not_given(tmp_path: Path):
     (tmp_path / "config.toml").write_text("secret")
     with pytest.raises(WireError):
-        FileStore(tmp_path, 2).give({"name": "config.toml", "index": 0, "offset": 0})
+        FileStore(tmp_path, 2).give(Fetch("config.toml", 0, 0))
 
 
 # ---- over the wire ----
@@ -312,8 +318,8 @@ def test_a_file_whose_pieces_are_lost_again_and_again_is_given_up(
 ):
     pieces = Counter[int]()
 
-    def lose(_: FileStore, __: str, piece: Mapping[str, Any]) -> dict[str, Any]:
-        pieces[piece["offset"]] += 1
+    def lose(_: FileStore, __: str, piece: FilePiece) -> Filed:
+        pieces[piece.offset] += 1
         raise WireError("malformed", "lost")
 
     monkeypatch.setattr(FileStore, "take", lose)
@@ -334,19 +340,18 @@ def test_a_file_whose_pieces_are_lost_again_and_again_is_given_up(
         ("checkpoint", "{elsewhere}/checkpoints/step-000000007/learner.pth"),
         ("checkpoint", "../learner.pth"), ("checkpoint", "checkpoints/../../learner.pth"),
         ("checkpoint", f"{CHECKPOINT}/../../../../x"), ("checkpoint", FINAL_MODEL),
-        ("checkpoint", f"x/{CHECKPOINT}"), ("checkpoint", 7), (BEST_MODEL, CHECKPOINT),
+        ("checkpoint", f"x/{CHECKPOINT}"), (BEST_MODEL, CHECKPOINT),
         (BEST_MODEL, "{elsewhere}/best_model.pth"), (BEST_MODEL, f"../{BEST_MODEL}"),
     ],
 )  # fmt: skip
 def test_nothing_is_written_that_was_not_asked_for(
-    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, given: Any
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, given: str
 ):
     elsewhere = tmp_path / "elsewhere"
-    name = given.format(elsewhere=elsewhere) if isinstance(given, str) else given
+    name = given.format(elsewhere=elsewhere)
 
-    def give(_: FileStore, request: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = {key: request[key] for key in ("index", "offset")} | {"wanted": request["name"]}
-        return {**wanted, "name": name, "size": 4, "data": b"owns"}
+    def give(_: FileStore, wanted: Fetch) -> Piece:
+        return Piece(wanted.name, wanted.index, wanted.offset, name, 4, b"owns")
 
     monkeypatch.setattr(FileStore, "give", give)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))

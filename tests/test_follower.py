@@ -11,7 +11,7 @@ import torch
 
 from actors import follower
 from actors.follower import ParameterFollower
-from pdqn.link import Pulse
+from pdqn.messages import Pulse
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Context, Network
 

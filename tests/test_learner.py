@@ -227,7 +227,7 @@ def test_an_observation_out_of_all_proportion_costs_a_few_steps_and_not_all():
         buffer.update_priorities(sample.keys, result.priorities)
         learner.account(telemetry, result)
     assert 1 <= telemetry.counters["steps_skipped"] < 10
-    assert [kind for kind, _ in telemetry.report()["notes"]] == ["skipped"]
+    assert [kind for kind, _ in telemetry.report().notes] == ["skipped"]
 
 
 def test_repeated_steps_on_one_batch_reduce_its_loss():

@@ -369,10 +369,10 @@ def test_a_step_that_runs_out_of_memory_is_noted_once_and_is_that_of_small_parts
         assert same(tight.online, small.online)
         tight.account(telemetry, found)
         report = telemetry.report()
-        notes.append(report["notes"])
+        notes.append(report.notes)
         halved = seed >= 1
-        assert report["gauges"]["micro_batch_size"] == (rows if halved else ROWS)
-        assert report["counters"].get("out_of_memory", 0) == (halvings if halved else 0)
+        assert report.gauges["micro_batch_size"] == (rows if halved else ROWS)
+        assert report.counters.get("out_of_memory", 0) == (halvings if halved else 0)
     assert [len(written) for written in notes] == [0, 1, 0, 0]
     kind, text = notes[1][0]
     assert kind == "out_of_memory"

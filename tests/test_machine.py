@@ -59,6 +59,7 @@ PLACEMENT = EnvironmentSpec(
     ),
     16_384,
     "coverage",
+    circle_placement=True,
 )
 ATARI = EnvironmentSpec("ALE/Pong-v5", (FieldSpec("observation", (84, 84), "uint8", stack=4),), 6)
 CART_POLE = EnvironmentSpec("CartPole-v1", (FieldSpec("observation", (4,), "float32"),), 2)

@@ -16,6 +16,7 @@ from launcher.run.recorder import Recorder
 from launcher.rundir import RunDirectory, default_path, new_path
 from pdqn.errors import UsageError
 from pdqn.layers import build
+from pdqn.messages import Evaluation, Report
 
 ReadLines = Any
 
@@ -38,7 +39,7 @@ def report(
         "episodes": episodes or [],
         "evaluation": evaluation,
     }
-    metrics.ingest(MemberKey(role, index, incarnation), content, now)
+    metrics.ingest(MemberKey(role, index, incarnation), Report.from_map(content), now)
 
 
 def evaluation_of(score: float) -> dict[str, Any]:
@@ -164,8 +165,8 @@ def test_the_learner_tells_whether_it_shares_memory_with_replay():
 def test_messages_that_replay_refused_are_listed_by_reason():
     metrics = RunMetrics(None)
     refused = {"rejected/not finite": 2.0, "rejected/size": 1.0, "samples": 9.0}
-    metrics.ingest(MemberKey("replay", 0, 0), {"counters": refused}, 0.0)
-    metrics.ingest(MemberKey("actor", 0, 0), {"counters": {"rejected/other": 5.0}}, 0.0)
+    metrics.ingest(MemberKey("replay", 0, 0), Report(refused), 0.0)
+    metrics.ingest(MemberKey("actor", 0, 0), Report({"rejected/other": 5.0}), 0.0)
     assert metrics.rejected() == {"not finite": 2, "size": 1}
 
 
@@ -319,12 +320,12 @@ def test_an_evaluation_is_written_once_and_shown_until_the_next():
     metrics = RunMetrics("coverage")
     assert metrics.evaluation_view() is None
     report(metrics, "evaluator", evaluation=evaluation_of(3.0))
-    assert metrics.take_evaluations() == [evaluation_of(3.0)]
+    assert metrics.take_evaluations() == [Evaluation.from_map(evaluation_of(3.0))]
     assert metrics.take_evaluations() == []
     view = metrics.evaluation_view()
     assert view is not None
     assert (view.parameter_version, view.return_mean, view.baselines) == (70, 3.0, {"random": 0.1})
-    line = metrics.evaluation_line(evaluation_of(3.0), 12.34567)
+    line = metrics.evaluation_line(Evaluation.from_map(evaluation_of(3.0)), 12.34567)
     assert line["time_seconds"] == 12.346
     assert line["eval/coverage"] == 0.25
     assert line["eval/coverage_error"] == 0.125
@@ -350,7 +351,7 @@ def test_the_summary_adds_up():
         episodes=[[2.0, 10, 0.25], [4.0, 10, 0.75]],
     )
     report(metrics, "actor", 109.0, environment_steps=200, episodes_unused=1)
-    metrics.ingest(MemberKey("actor", 0, 0), {"counters": {"episodes": 20}}, 109.0)
+    metrics.ingest(MemberKey("actor", 0, 0), Report({"episodes": 20}), 109.0)
     report(
         metrics,
         "replay",
@@ -377,7 +378,7 @@ def test_the_summary_adds_up():
     assert summary["samples_per_insert"] == 4.0
     assert summary["policy_lag_mean"] == 0.5
     assert summary["environment"] == {"return_mean": 3.0, "metrics": {"coverage": 0.5}}
-    assert summary["eval"] == evaluation_of(5.0)
+    assert Evaluation.from_map(summary["eval"]) == Evaluation.from_map(evaluation_of(5.0))
     assert summary["transitions"] == {
         "sent": 190,
         "received": 180,
@@ -511,7 +512,7 @@ def test_a_line_goes_to_metrics_and_its_numbers_to_tensorboard(
     metrics = RunMetrics("coverage")
     report(metrics, "actor", episodes=[[1.0, 3, 0.25]], environment_steps=30)
     recorder.write(metrics.line(1.0, capacity=50))
-    report(metrics, "actor", gauges={"epsilon": math.nan}, environment_steps=40)
+    report(metrics, "actor", gauges={}, environment_steps=40)
     recorder.write(metrics.line(2.0, capacity=50))
     recorder.close()
     directory.close()

@@ -57,7 +57,7 @@ def map_spec(size: int) -> EnvironmentSpec:
         "radius": ((1,), "float32", False),
     }
     fields = (FieldSpec(name, *rest) for name, rest in shapes.items())
-    return EnvironmentSpec("test/Maps-v0", tuple(fields), size * size)
+    return EnvironmentSpec("test/Maps-v0", tuple(fields), size * size, circle_placement=True)
 
 
 def observations(size: int, batch: int, seed: int = 0) -> dict[str, Tensor]:

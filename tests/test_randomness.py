@@ -16,7 +16,7 @@ from actors import process
 from actors.environments import randomness
 from actors.environments.describe import describe_environment
 from pdqn.layers import build
-from pdqn.link import Welcome
+from pdqn.messages import Welcome
 
 
 def drawn() -> list[float]:

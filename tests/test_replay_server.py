@@ -19,6 +19,7 @@ from pdqn import wire
 from pdqn.config import Config
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
+from pdqn.messages import Report
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.buffer import make_buffer
 from replay.client import SampleClient
@@ -153,10 +154,12 @@ class Bench:
         self.until(lambda: heard.add(self.member().heard) or len(heard) > number)
 
     def member(self) -> Member:
-        return next(self.coordinator.members("replay"))
+        return next(self.coordinator.membership.members("replay"))
 
     def endpoint(self, name: str) -> str:
-        found = self.until(lambda: [m for m in self.coordinator.members() if name in m.endpoints])
+        found = self.until(
+            lambda: [m for m in self.coordinator.membership.members() if name in m.endpoints]
+        )
         return found[0].endpoints[name]
 
     def total(self, name: str) -> float:
@@ -588,7 +591,7 @@ def test_stopping_ends_the_server_with_its_last_figures(bench: Bench):
     bench.send(sender)
     bench.flush(sender)
     bench.stop()
-    assert bench.coordinator.count("replay") == 0
+    assert bench.coordinator.membership.count("replay") == 0
     assert bench.total("transitions_received") == BATCH
 
 
@@ -630,7 +633,7 @@ def restart(bench: Bench) -> None:
     bench.stop()
     bench.coordinator.command(["replay"], "run")
     bench.server = bench.start()
-    bench.until(lambda: bench.coordinator.count("replay"))
+    bench.until(lambda: bench.coordinator.membership.count("replay"))
 
 
 def test_a_replay_that_is_restarted_gets_what_was_not_acknowledged(bench: Bench):
@@ -754,9 +757,7 @@ def test_an_actor_whose_batches_cannot_be_used_goes_on(bench: Bench):
     assert told[0].startswith("the first of its kind: not finite: n_step_return of transition 0")
     assert bench.total("transitions_rejected") == bench.total("transitions_refused") == 5 * BATCH
     assert bench.total("batches_missing") == 0
-    bench.metrics.ingest(
-        MemberKey("actor", 0, 0), {"counters": {"transitions_sent": 6.0 * BATCH}}, 1.0
-    )
+    bench.metrics.ingest(MemberKey("actor", 0, 0), Report({"transitions_sent": 6.0 * BATCH}), 1.0)
     assert bench.metrics.in_flight() == 0
 
 

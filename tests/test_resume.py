@@ -31,6 +31,7 @@ from learner.checkpoint import checkpoints, load_newest
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import Layer, build
+from pdqn.messages import Episode, Report
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -169,7 +170,7 @@ def test_counters_survive_the_file_and_grow_on(tmp_path: Path):
     first = RunMetrics("coverage")
     actor = MemberKey("actor", 0, 0)
     for now, steps in ((10.0, 100), (14.0, 300)):
-        report = {"counters": {"environment_steps": steps}, "episodes": [[1.0, 3, 0.25]]}
+        report = Report({"environment_steps": steps}, episodes=(Episode(1.0, 3, 0.25),))
         first.ingest(actor, report, now)
     RunState(sessions=1, incarnations={("actor", 0): 1}, metrics=first.get_state()).write(tmp_path)
     state = read_state(tmp_path)
@@ -180,7 +181,7 @@ def test_counters_survive_the_file_and_grow_on(tmp_path: Path):
     assert second.headline() == ("coverage", 0.25)
     assert second.seconds_since_first_step(1000.0) == 4.0, "nothing has been stepped here yet"
     for now, steps in ((1000.0, 50), (1002.0, 80)):
-        second.ingest(actor, {"counters": {"environment_steps": steps}}, now)
+        second.ingest(actor, Report({"environment_steps": steps}), now)
     assert second.counts()["environment_steps"] == 380
     assert second.active_seconds() == 6.0
     assert second.seconds_since_first_step(1003.0) == 7.0
@@ -213,14 +214,14 @@ def test_the_first_error_of_an_earlier_session_stays_in_the_summary(tmp_path: Pa
 
 def test_what_was_on_its_way_when_a_run_was_killed_is_lost_and_not_waited_for():
     first = RunMetrics(None)
-    first.ingest(MemberKey("actor", 0, 0), {"counters": {"transitions_sent": 100}}, 1.0)
-    first.ingest(MemberKey("replay", 0, 0), {"counters": {"transitions_received": 90}}, 1.0)
+    first.ingest(MemberKey("actor", 0, 0), Report({"transitions_sent": 100}), 1.0)
+    first.ingest(MemberKey("replay", 0, 0), Report({"transitions_received": 90}), 1.0)
     second = RunMetrics(None)
     second.set_state(json.loads(json.dumps(first.get_state())))
     assert second.in_flight() == 0
-    second.ingest(MemberKey("actor", 0, 1), {"counters": {"transitions_sent": 50}}, 2.0)
+    second.ingest(MemberKey("actor", 0, 1), Report({"transitions_sent": 50}), 2.0)
     assert second.in_flight() == 50
-    second.ingest(MemberKey("replay", 0, 1), {"counters": {"transitions_received": 50}}, 2.0)
+    second.ingest(MemberKey("replay", 0, 1), Report({"transitions_received": 50}), 2.0)
     assert second.in_flight() == 0
     assert second.summary()["transitions"]["lost"] == 10
 

@@ -197,13 +197,13 @@ def test_with_guidance_a_rollout_follows_until_it_has_decayed():
     guided = {"guidance": 1.0, "guidance_decay_steps": 10, "epsilon_base": 1.0, "epsilon_alpha": 0}
     rollout, telemetry = rollout_of(config_of(run, **guided)), Telemetry()
     shipped(rollout, 13, telemetry)
-    followed = telemetry.report()["episodes"]
+    followed = telemetry.report().episodes
     rollout.set_learner_steps(10)
     assert rollout.guidance == 0.0
     shipped(rollout, 13, telemetry)
-    alone = telemetry.report()["episodes"]
+    alone = telemetry.report().episodes
     rollout.close()
-    assert min(e[2] for e in followed) > max(e[2] for e in alone)
+    assert min(e.headline or 0.0 for e in followed) > max(e.headline or 0.0 for e in alone)
 
 
 # ---- the softmax of values ----
@@ -216,7 +216,7 @@ def test_boltzmann_exploration_is_by_the_values_of_the_network():
     for changes in ({}, {"exploration": "boltzmann", "temperature": 1e-6}):
         rollout, telemetry = rollout_of(config_of(run, **explored, **changes)), Telemetry()
         shipped(rollout, 13, telemetry)
-        coverages.append([episode[2] for episode in telemetry.report()["episodes"]])
+        coverages.append([episode[2] for episode in telemetry.report().episodes])
         rollout.close()
     # Untrained, the network plays exact greedy, and so does a softmax as cold as this.
     assert max(coverages[0]) < min(coverages[1])
@@ -232,7 +232,7 @@ def test_rewards_are_clipped_for_learning_and_not_for_the_score():
     rollout.close()
     # Two steps of reward -1, clipped to -0.25: -0.25 - 0.5 x 0.25.
     assert segments[0].columns["n_step_return"][0] == pytest.approx(-0.375)
-    assert {episode[0] for episode in telemetry.report()["episodes"]} == {-8.0}
+    assert {episode[0] for episode in telemetry.report().episodes} == {-8.0}
 
 
 # ---- noise ----

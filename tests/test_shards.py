@@ -586,7 +586,7 @@ class Run:
 
     def served(self, name: str) -> dict[int, str]:
         """The addresses of one of the shards' sockets, as a pulse lists them."""
-        members = list(self.coordinator.members("replay"))
+        members = list(self.coordinator.membership.members("replay"))
         found = {m.key.index: m.endpoints.get(f"{name}/{m.key.index}", "") for m in members}
         return {index: address for index, address in found.items() if address}
 
@@ -629,7 +629,7 @@ class Run:
             part.close()
         self.coordinator.command(["replay"], "stop")
         self._eventually(
-            lambda: self.coordinator.poll(0.01) or not self.coordinator.count("replay")
+            lambda: self.coordinator.poll(0.01) or not self.coordinator.membership.count("replay")
         )
         self._pool.shutdown()
         for process in self.processes.values():

@@ -15,7 +15,8 @@ from actors.segments import Segment
 from actors.shipper import Shipper
 from pdqn import wire
 from pdqn.layers import build
-from pdqn.link import CoordinatorLink, Pulse, Welcome
+from pdqn.link import CoordinatorLink
+from pdqn.messages import Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.sender import UNKNOWN, encode_ack, subscriber_of
 
@@ -181,8 +182,9 @@ def test_an_actor_leaves_a_replay_that_is_let_in_no_longer(
     eventually(lambda: replays.sequences == [[], [0]])
     sender = replays.shipper._sender
     assert sender.addresses
-    keys: Any = frozenset({None})  # of whoever has none
-    replays.link.pulse = Pulse(revoked=keys)
+    pulse = Pulse()
+    object.__setattr__(pulse, "revoked", frozenset({None}))  # of whoever has none
+    replays.link.pulse = pulse
     thread = replays.shipping()
     eventually(lambda: not sender.addresses)
     replays.tell(0)

@@ -1,1 +1,1 @@
-"""Environments that ship with pdqn, and the factory for all others."""
+"""Any gymnasium environment, described and stepped as one batch."""

@@ -7,6 +7,7 @@ clips those that are learned from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -32,7 +33,7 @@ def make_vector(
     fire_reset: bool = True,
     max_episode_frames: int = 108_000,
 ) -> VectorEnv:
-    """A batch of one game.
+    """Make a batch of one game.
 
     Args:
         env_id: such as ``ALE/Breakout-v5``.
@@ -49,15 +50,7 @@ def make_vector(
     Raises:
         UsageError: ale-py is not installed, or has no such game.
     """
-    try:
-        import ale_py
-        from ale_py.vector_env import AtariVectorEnv
-    except ImportError as error:
-        raise UsageError(
-            f"environment {env_id} needs ale-py: python -m pip install 'pdqn[atari]'"
-        ) from error
-    gymnasium.register_envs(ale_py)
-    native = AtariVectorEnv(
+    native = _vector_class(env_id)(
         game=gymnasium.spec(env_id).kwargs["game"],
         num_envs=num_envs,
         num_threads=1,  # an actor is one of many processes
@@ -73,6 +66,19 @@ def make_vector(
         use_fire_reset=fire_reset,
     )
     return _Game(native, life_loss=life_loss)
+
+
+def _vector_class(env_id: str) -> Callable[..., VectorEnv]:
+    """Import ale-py, which makes its games known to gymnasium, and return its batch."""
+    try:
+        import ale_py
+        from ale_py.vector_env import AtariVectorEnv
+    except ImportError as error:
+        raise UsageError(
+            f"environment {env_id} needs ale-py: python -m pip install 'pdqn[atari]'"
+        ) from error
+    gymnasium.register_envs(ale_py)
+    return AtariVectorEnv
 
 
 class _Game(VectorWrapper):

@@ -1,23 +1,28 @@
-"""Named fields of nested observation spaces."""
+"""Named fields of nested observation spaces.
+
+Dict and Tuple spaces, however deep, are flattened to fields: ``camera.left`` is the key ``left``
+of the Dict at ``camera``, ``0.mask`` the key ``mask`` of the first entry of a Tuple.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
 from gymnasium import spaces
 
-from pdqn.specs import (
-    PLAIN_FIELD,
-)
+from pdqn.errors import UsageError
+from pdqn.specs import ACTION_MASK, ALLOWED_DTYPES, MAX_CATEGORIES, PLAIN_FIELD, FieldSpec
 
 # The keys and positions that lead to a part of an observation, from the outside in.
 Path = tuple[Any, ...]
 
 
 def leaves_of(space: gymnasium.Space[Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The spaces inside Dicts and Tuples, and how to get there."""
+    """Find the spaces inside Dicts and Tuples, and the paths to them."""
     if isinstance(space, spaces.Dict):
         inner = list(space.spaces.items())
     elif isinstance(space, spaces.Tuple):
@@ -39,3 +44,49 @@ def part_of(observation: Any, path: Path) -> Any:
 def field_name(path: Path) -> str:
     """Join the keys and positions of a path with dots."""
     return ".".join(map(str, path)) if path else PLAIN_FIELD
+
+
+def fields_of(env_id: str, space: gymnasium.Space[Any]) -> tuple[FieldSpec, ...]:
+    """Describe an observation space by its fields, sorted by name.
+
+    Raises:
+        UsageError: a part is not supported, two have one name, or there is nothing to observe.
+    """
+    leaves = [(field_name(path), leaf) for path, leaf in leaves_of(space)]
+    if not any(math.prod(leaf.shape or ()) for _, leaf in leaves):
+        raise UsageError(
+            f"environment {env_id} has the observation {space}; one that holds values is needed"
+        )
+    name, times = Counter(name for name, _ in leaves).most_common(1)[0]
+    if times > 1:
+        raise UsageError(
+            f"environment {env_id} has {times} observations of the name {name}; keys of Dict "
+            "spaces may hold dots only where the names of all fields stay different"
+        )
+    fields = (_field(env_id, name, leaf) for name, leaf in leaves)
+    return tuple(sorted(fields, key=lambda field: field.name))
+
+
+def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
+    supported = isinstance(
+        space, spaces.Box | spaces.MultiBinary | spaces.Discrete | spaces.MultiDiscrete
+    )
+    if not supported or space.shape is None or str(space.dtype) not in ALLOWED_DTYPES:
+        raise UsageError(
+            f"environment {env_id} has the observation {name}: {space}; Box, MultiBinary, "
+            "Discrete and MultiDiscrete, alone or in Dict and Tuple, are supported"
+        )
+    binary = (
+        isinstance(space, spaces.MultiBinary) or str(space.dtype) == "bool" or name == ACTION_MASK
+    )
+    if isinstance(space, spaces.Discrete):
+        categories, start = (int(space.n),), (int(space.start),)
+    elif isinstance(space, spaces.MultiDiscrete):
+        categories = tuple(map(int, space.nvec.ravel()))
+        start = tuple(map(int, space.start.ravel()))
+    else:
+        categories = start = ()
+    if sum(categories) > MAX_CATEGORIES:  # one-hot, they would make the largest layer by far
+        categories = start = ()
+    shape, dtype = tuple(space.shape), str(space.dtype)
+    return FieldSpec(name, shape, dtype, binary, categories=categories, start=start)

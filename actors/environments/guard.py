@@ -1,4 +1,4 @@
-"""An environment that raises is built anew, and its broken episode is told from a finished one.
+"""A guard that rebuilds an environment that raises, and marks its broken episode.
 
 gymnasium's vector environments know ended episodes only. A guarded environment therefore ends a
 broken one as truncated, marked in its info; ``VectorEnvironment`` takes the mark off again.
@@ -28,11 +28,11 @@ RAISED = (Exception, SystemExit)
 
 
 class EnvironmentFailedError(RunError):
-    """An environment raised again and again; the first traceback follows in the message."""
+    """The end of an environment that raised again and again; the first traceback follows."""
 
 
 class FailureRecord:
-    """How often an environment has failed, and whether it may go on. Pure.
+    """Failures of an environment, and the number that is allowed. Pure.
 
     Attributes:
         total: failures ever.
@@ -46,7 +46,7 @@ class FailureRecord:
         self.total = 0
 
     def failed(self, trace: str) -> float:
-        """Count a failure; the seconds to wait before the environment is built anew.
+        """Count a failure; return the seconds to wait before the environment is rebuilt.
 
         Raises:
             EnvironmentFailedError: that was one too many.
@@ -63,12 +63,12 @@ class FailureRecord:
         return min(_LARGEST_BACKOFF_SECONDS, wait)
 
     def finished(self) -> None:
-        """An episode has ended as it should."""
+        """Begin a new row: an episode has ended as it should."""
         self._in_a_row = 0
 
 
 class Backoff:
-    """Waits before environments of a batch are built anew; those that fail together wait together.
+    """Waits before environments of a batch are rebuilt; those that fail together wait together.
 
     Args:
         pause: waits for so many seconds; by default it sleeps.
@@ -80,12 +80,12 @@ class Backoff:
         self._waited_seconds: list[float] = []
 
     def begin_step(self) -> None:
-        """From here on environments are stepped, or reset, once."""
+        """Forget earlier waits: from here on environments are stepped, or reset, once."""
         self._failures.clear()
         self._waited_seconds.clear()
 
     def wait(self, record: FailureRecord, trace: str) -> None:
-        """Count a failure, and wait before the environment is built anew.
+        """Count a failure, and wait before the environment is rebuilt.
 
         It waits less by what others of the batch have waited already when they had failed as often
         in this step.
@@ -113,7 +113,7 @@ def close_broken(env: Any) -> None:
 
 
 class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Catches what an environment raises, and builds it anew before its next episode.
+    """Environment that catches what another raises, and rebuilds it before its next episode.
 
     Args:
         make: the environment.
@@ -203,7 +203,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             super().close()
 
     def _read(self, info: dict[str, Any]) -> dict[str, float]:
-        """What is told, as numbers of one type: a batch would round all to that of the first."""
+        """Turn what is told into one type: a batch would round all to that of the first."""
         told = {key: info[key] for key in self._told if info.get(key) is not None}
         return {key: float(np.asarray(value).item()) for key, value in told.items()}
 
@@ -212,5 +212,5 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._backoff.wait(self.record, traceback.format_exc())
 
     def _next_seed(self, seed: int) -> int:
-        """Another seed: the same episode would fail in the same way."""
+        """Draw another seed: the same episode would fail in the same way."""
         return seeds.rebuilt_seed(seed, self.record.total)

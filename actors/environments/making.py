@@ -1,43 +1,26 @@
-"""From what a person names to environments: gymnasium ids, modules, factories, Atari, MinAtar."""
+"""Makers of what a person names: gymnasium ids, modules, factories, Atari, MinAtar."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any
 
 import gymnasium
-import numpy as np
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from actors.environments import atari, registration
-from actors.environments.guard import (
-    Backoff,
-    GuardedEnvironment,
-)
-from actors.environments.masks import Environment, MaskedBatch, MaskedObservation, has_mask
 from pdqn.errors import UsageError
-
-
-def attribute(env: Any, name: str) -> Any:
-    """What an environment says of itself, or the wrapper that is nearest to us; None if nothing."""
-    while env is not None:
-        if hasattr(env, name):
-            return getattr(env, name)
-        env = getattr(env, "env", None)
-    return None
-
 
 MINATAR = "MinAtar/"
 
 
 @dataclass(frozen=True)
 class Makers:
-    """How an environment is made; at least one of the two ways.
+    """Functions that make an environment; at least one of the two.
 
     Attributes:
         single: one environment.
@@ -49,7 +32,7 @@ class Makers:
 
 
 def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
-    """How to make an environment.
+    """Find the functions that make an environment.
 
     Args:
         env_id: a gymnasium id, ``module:id`` (the module registers it), or ``module:factory``: a
@@ -75,8 +58,17 @@ def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
     return Makers(partial(gymnasium.make, env_id, **env_args), _native(env_id, name, env_args))
 
 
+def attribute(env: Any, name: str) -> Any:
+    """Read what an environment, or its outermost wrapper that has it, says of itself; or None."""
+    while env is not None:
+        if hasattr(env, name):
+            return getattr(env, name)
+        env = getattr(env, "env", None)
+    return None
+
+
 def package_versions(env_id: str) -> dict[str, str]:
-    """Versions of the installed packages that an environment comes from, by name."""
+    """Look up the versions of the installed packages that an environment comes from, by name."""
     module = env_id.rpartition(":")[0]
     if not module:
         registration.register()
@@ -89,97 +81,8 @@ def package_versions(env_id: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def make_native(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | None:
-    """The environment's own batch; None where it has none that resets in the same step.
-
-    Args:
-        made: how.
-        num_envs: of the batch.
-        masked: whether observations have an action mask, in themselves or from the info.
-    """
-    if made.vector is None:
-        return None
-    native = made.vector(num_envs)
-    if native.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
-        native.close()
-        return None
-    return MaskedBatch(native) if masked and not has_mask(native) else native
-
-
-def make_guarded(
-    made: Makers,
-    num_envs: int,
-    *,
-    masked: bool,
-    failures_allowed: int,
-    backoff: Backoff,
-    check: Callable[[Any, bool], None],
-    told: Collection[str],
-    rests: bool,
-) -> tuple[VectorEnv, list[GuardedEnvironment]]:
-    """One environment after another, each with a guard of its own.
-
-    Args:
-        made: how.
-        num_envs: of the batch.
-        masked: whether observations have an action mask, in themselves or from the info.
-        failures_allowed: of each environment, in a row.
-        backoff: of the batch.
-        check: of every observation that begins an episode or leads on.
-        told: keys of the info that are passed on.
-        rests: an environment whose episode has ended rests until all are reset.
-    """
-    single = made.single
-    assert single is not None, "a batch that is the only way resets within a step"
-
-    def make() -> Environment:
-        env = _CopiedObservation(single())
-        return MaskedObservation(env) if masked and not has_mask(env) else env
-
-    guarded = [
-        GuardedEnvironment(make, failures_allowed, backoff, check, told, rests=rests)
-        for _ in range(num_envs)
-    ]
-    batch = SyncVectorEnv(
-        [partial(_given, env) for env in guarded], autoreset_mode=AutoresetMode.SAME_STEP
-    )
-    return batch, guarded
-
-
-class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps a final observation as it was when the reset reuses the environment's own array.
-
-    Lists and Python's own numbers become what the space says that they are.
-    """
-
-    def observation(self, observation: Any) -> Any:
-        return _copied(observation, self.observation_space)
-
-
-def _copied(observation: Any, space: gymnasium.Space[Any]) -> Any:
-    if isinstance(space, spaces.Dict):
-        return {name: _copied(observation[name], part) for name, part in space.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_copied(o, s) for o, s in zip(observation, space, strict=True))
-    copy, array = np.array(observation), isinstance(observation, np.ndarray)
-    assert space.dtype is not None, "fields have one"
-    fits = not array or np.can_cast(copy.dtype, space.dtype, "same_kind")
-    if copy.shape != space.shape or not fits:
-        raise ValueError(f"an observation {copy.dtype}{list(copy.shape)} is not in {space}")
-    if array or copy.dtype == space.dtype:
-        return copy
-    cast = copy.astype(space.dtype)
-    if cast.dtype.kind in "iu" and not np.array_equal(cast, copy):
-        raise ValueError(f"the observation {observation!r:.80} is not in {space}")
-    return cast
-
-
-def _given(env: GuardedEnvironment) -> GuardedEnvironment:
-    return env
-
-
 def _factory(env_id: str, module_name: str, name: str) -> Callable[..., Any] | None:
-    """What the module calls by this name; None if it names a registered environment."""
+    """Find the module's function of this name; None if it names a registered environment."""
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

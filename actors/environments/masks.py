@@ -1,4 +1,4 @@
-"""Action masks from the info, put into the observation."""
+"""Action masks: where an environment tells them, and how they get into the observation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,35 @@ from pdqn.specs import ACTION_MASK, PLAIN_FIELD
 Environment = gymnasium.Env[Any, Any]
 
 
-def has_mask(env: Environment | VectorEnv) -> bool:
-    """Whether the observation itself has an action mask."""
+def tells_mask(env: Environment | VectorEnv) -> bool:
+    """Find out whether an environment has action masks, in its observation or in its info.
+
+    It is reset where its observation has none: what infos hold is known only then.
+    """
+    if _observes_mask(env):
+        return True
+    every_zero: Any = [0]  # a seed for each of one; the base class declares only one int
+    _, info = env.reset(seed=every_zero if isinstance(env, VectorEnv) else 0)
+    return ACTION_MASK in info
+
+
+def with_mask_observed(env: Any) -> Any:
+    """Wrap an environment, or a batch, so that the mask from its info is in its observation.
+
+    The same environment where the observation itself has a mask.
+    """
+    if _observes_mask(env):
+        return env
+    return MaskedBatch(env) if isinstance(env, VectorEnv) else MaskedObservation(env)
+
+
+def _observes_mask(env: Environment | VectorEnv) -> bool:
     space = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
     return isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces
 
 
 class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Puts ``info["action_mask"]`` into the observation, where the rest of the system looks."""
+    """Wrapper that puts ``info["action_mask"]`` into the observation, where actors look."""
 
     def __init__(self, env: Environment) -> None:
         super().__init__(env)
@@ -42,7 +63,7 @@ class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class MaskedBatch(VectorWrapper):
-    """The same of a batch: ``infos["action_mask"]``, one row for each environment.
+    """The same for a batch: ``infos["action_mask"]``, one row for each environment.
 
     That of a final observation is looked for in ``infos["final_info"]``.
     """
@@ -78,7 +99,7 @@ def _masked_space(inner: gymnasium.Space[Any], actions: gymnasium.Space[Any]) ->
 
 
 def _parts(whole: Any, mapping: type, sequence: type) -> dict[str, Any]:
-    """The parts of a space, or of an observation, by the names that their fields have."""
+    """Split a space, or an observation, into parts by the names of their fields."""
     if isinstance(whole, mapping):
         return dict(whole.items())
     if isinstance(whole, sequence):

@@ -25,7 +25,7 @@ def seed(run_seed: int, role: str, index: int, incarnation: int) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Whatever is drawn within leaves the states as they were."""
+    """Restore the states afterwards, whatever is drawn within."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

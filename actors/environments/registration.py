@@ -1,4 +1,4 @@
-"""Make the environments of this package known to gymnasium.
+"""Registration of this package's environments with gymnasium.
 
 gymnasium finds an environment by its id only after somebody has imported a module that registers
 it; this is that module. ``import actors.environments.registration`` does it, and so does the id

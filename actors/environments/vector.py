@@ -3,10 +3,7 @@
 One autoreset mode is used throughout, ``SAME_STEP``: the observation after a finished episode is
 the first of the next one, and the final observation is kept beside it. Environments with a
 batch-native form that works this way use it; all others are stepped one after another by
-gymnasium's SyncVectorEnv.
-
-Dict and Tuple spaces, however deep, are flattened to fields: ``camera.left`` is the key ``left``
-of the Dict at ``camera``, ``0.mask`` the key ``mask`` of the first entry of a Tuple.
+gymnasium's SyncVectorEnv, each with a guard of its own.
 """
 
 from __future__ import annotations
@@ -15,9 +12,13 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import gymnasium
 import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from actors.environments.fields import field_name, leaves_of, part_of
@@ -26,15 +27,13 @@ from actors.environments.guard import (
     RAISED,
     Backoff,
     FailureRecord,
+    GuardedEnvironment,
     close_broken,
 )
-from actors.environments.making import attribute, make_guarded, make_native, makers
+from actors.environments.making import Makers, attribute, makers
+from actors.environments.masks import with_mask_observed
 from pdqn.seeds import rebuilt_seed
-from pdqn.specs import (
-    ACTION_MASK,
-    EnvironmentSpec,
-    Observation,
-)
+from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 SUGGESTED = "suggested_action"
 _log = logging.getLogger("environment")
@@ -80,6 +79,7 @@ class VectorEnvironment:
         failures_allowed: int = 0,
         pause: Callable[[float], None] | None = None,
         rests: bool = False,
+        made: Makers | None = None,
     ) -> None:
         """Make the environments.
 
@@ -91,11 +91,12 @@ class VectorEnvironment:
             pause: waits for so many seconds before it is; by default it sleeps.
             rests: whether an environment whose episode has ended or failed rests until all are
                 reset, where they are stepped one after the other; what it shows means nothing.
+            made: how they are made; by default as ``spec.id`` and ``env_args`` say.
         """
         self.spec = spec
         self.num_envs = num_envs
         self.suggested: NDArray[np.int64] | None = None
-        self._made = makers(spec.id, env_args)
+        self._made = makers(spec.id, env_args) if made is None else made
         self._allowed = failures_allowed
         self._record = FailureRecord(failures_allowed)  # of a native batch
         self._rests = rests
@@ -109,12 +110,12 @@ class VectorEnvironment:
 
     @property
     def failures(self) -> int:
-        """How often environments have raised so far; a native batch raises as a whole."""
+        """Count the failures so far; a native batch fails as a whole."""
         return self._record.total + sum(env.record.total for env in self._guarded)
 
     @property
     def failures_each(self) -> NDArray[np.int64]:
-        """The same for each environment, int64[num_envs]."""
+        """Count the failures of each environment, int64[num_envs]."""
         if not self._guarded:
             return np.full(self.num_envs, self._record.total)
         return np.array([env.record.total for env in self._guarded])
@@ -172,7 +173,7 @@ class VectorEnvironment:
         )
 
     def _rebuilt(self, trace: str) -> Transition:
-        """A native batch fails as a whole: all of its episodes are void."""
+        """Rebuild a native batch, which fails as a whole: all of its episodes are void."""
         observation = None
         while observation is None:
             self._backoff.wait(self._record, trace)
@@ -196,18 +197,23 @@ class VectorEnvironment:
         return self.reset(seeds)
 
     def _make(self) -> None:
-        masked, self._guarded = self.spec.masked, []
-        native = make_native(self._made, self.num_envs, masked=masked)
+        self._guarded: list[GuardedEnvironment] = []
+        native = native_batch(self._made, self.num_envs, masked=self.spec.masked)
         if native is not None:
             self._env = native
             return
+        self._guarded = [self._guard() for _ in range(self.num_envs)]
+        self._env = SyncVectorEnv(
+            [partial(_given, env) for env in self._guarded], autoreset_mode=AutoresetMode.SAME_STEP
+        )
+
+    def _guard(self) -> GuardedEnvironment:
+        """Make one of those that are stepped one after another, with its guard."""
         headline = self.spec.headline_metric
-        self._env, self._guarded = make_guarded(
-            self._made,
-            self.num_envs,
-            masked=masked,
-            failures_allowed=self._allowed,
-            backoff=self._backoff,
+        return GuardedEnvironment(
+            partial(_single, self._made, masked=self.spec.masked),
+            self._allowed,
+            self._backoff,
             check=lambda observation, ended: self._check(self._named(observation), ended=ended),
             told=(SUGGESTED,) if headline is None else (SUGGESTED, headline),
             rests=self._rests,
@@ -229,7 +235,7 @@ class VectorEnvironment:
         return suggested
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Scores of the environment's own baselines on these seeds, by name; empty without any."""
+        """Score the environment's own baselines on these seeds, by name; empty without any."""
         env = self._guarded[0] if self._guarded else self._env
         compute = attribute(env, "baselines")
         if not callable(compute):
@@ -276,3 +282,61 @@ class VectorEnvironment:
             known = ended & told.get(f"_{name}", True)
             values[known] = told[name][known]
         return values
+
+
+# ---- from makers to gymnasium's batches ----
+
+
+def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | None:
+    """Make the environment's own batch; None where it has none that resets in the same step.
+
+    Args:
+        made: how.
+        num_envs: of the batch.
+        masked: whether the environment has action masks, in its observation or in its info.
+    """
+    if made.vector is None:
+        return None
+    native = made.vector(num_envs)
+    if native.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+        native.close()
+        return None
+    return with_mask_observed(native) if masked else native
+
+
+def _single(made: Makers, *, masked: bool) -> Any:
+    assert made.single is not None, "a batch that is the only way resets within a step"
+    env = _CopiedObservation(made.single())
+    return with_mask_observed(env) if masked else env
+
+
+class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Wrapper that keeps a final observation when the reset reuses the environment's own array.
+
+    Lists and Python's own numbers become what the space says that they are.
+    """
+
+    def observation(self, observation: Any) -> Any:
+        return _copied(observation, self.observation_space)
+
+
+def _copied(observation: Any, space: gymnasium.Space[Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {name: _copied(observation[name], part) for name, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_copied(o, s) for o, s in zip(observation, space, strict=True))
+    copy, array = np.array(observation), isinstance(observation, np.ndarray)
+    assert space.dtype is not None, "fields have one"
+    fits = not array or np.can_cast(copy.dtype, space.dtype, "same_kind")
+    if copy.shape != space.shape or not fits:
+        raise ValueError(f"an observation {copy.dtype}{list(copy.shape)} is not in {space}")
+    if array or copy.dtype == space.dtype:
+        return copy
+    cast = copy.astype(space.dtype)
+    if cast.dtype.kind in "iu" and not np.array_equal(cast, copy):
+        raise ValueError(f"the observation {observation!r:.80} is not in {space}")
+    return cast
+
+
+def _given(env: GuardedEnvironment) -> GuardedEnvironment:
+    return env

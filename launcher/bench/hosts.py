@@ -28,6 +28,7 @@ from launcher.plan.prepare import prepare
 from learner.learner import Learner
 from pdqn import parameters, transport, wire
 from pdqn.config import Config, resolved
+from pdqn.messages import Join
 from pdqn.networks import build_network
 from pdqn.parameters import Parameters
 from pdqn.specs import EnvironmentSpec
@@ -217,7 +218,7 @@ def _measure_coordinator(config: Config, spec: EnvironmentSpec) -> float:
     telemetry = Telemetry()
     for name in ("environment_steps", "episodes", "transitions_sent", "bytes_sent", "wait_seconds"):
         telemetry.count(name, 1)
-    report = wire.encode_control("telemetry", {**telemetry.report(), "endpoints": {}})
+    report = telemetry.report().encoded
     spent = 0.0
     for _ in range(_REPORTS):
         socket.send(report)
@@ -237,9 +238,8 @@ def _join_many(
     socket = context.socket(zmq.DEALER)
     for _ in range(_MEMBERS):
         socket.connect(coordinator.endpoint)  # to the other side, each is somebody else
-    request = {"role": "actor", "host": "bench", "pid": 1, "package": pdqn.__version__}
     for index in range(_MEMBERS):
-        socket.send(wire.encode_control("join", {**request, "index": index}))
+        socket.send(Join("actor", pdqn.__version__, "bench", 1, index).encoded)
         coordinator.poll(1.0)
         socket.recv()
     return socket

@@ -112,7 +112,7 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
     metavar="ROLE=HOST",
     help="place learner or replay on this host; may be repeated",
 )
-@click.option("--wandb", is_flag=True, help="log to Weights & Biases, too (pdqn[wandb])")
+@click.option("--wandb", is_flag=True, help="also log to Weights & Biases (pdqn[wandb])")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),

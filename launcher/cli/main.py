@@ -19,7 +19,7 @@ def main() -> None:
     try:
         # Environments and networks of one's own are named by their modules: find those here, too.
         sys.path.append(str(Path.cwd()))
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(cli.main(prog_name="pdqn", standalone_mode=False) or 0)
     except UsageError as error:
         _fail(error, 2)
     except RunError as error:

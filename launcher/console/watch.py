@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,26 +14,28 @@ import zmq
 
 from launcher.console.console import Console, Kind, make_console
 from launcher.console.output import reader_has_gone
-from launcher.coordinator.snapshot import Snapshot
+from launcher.coordinator.snapshot import TO_CONSOLE, Seen
 from launcher.hosts.access import find_door
 from launcher.interrupts import Interrupts
 from launcher.rundir import CONFIG, SNAPSHOT, SUMMARY, is_open
 from pdqn import transport, wire
 from pdqn.errors import RunError, UsageError
+from pdqn.messages import Message, MessageError, Over, Watch, decode
 from pdqn.transport import Context
+from pdqn.wire import WireError
 
 KEYS = {"q": "leave; the run goes on", "?": "show or hide this help"}
 _TURN_SECONDS = 0.1
 _ASK_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
-_NOT_SEEN = (KeyError, TypeError, ValueError, AttributeError)
+_OTHER_VERSION = "the run is of another version of pdqn"
 
 
 class Source(Protocol):
     """Where a run is seen."""
 
-    def look(self) -> dict[str, Any] | None:
-        """What there is to see now; None if that is nothing new.
+    def look(self) -> Seen | None:
+        """Take what there is to see now; None if that is nothing new.
 
         Raises:
             RunError: the run cannot be seen, or not any more.
@@ -61,9 +64,9 @@ class Directory:
             raise UsageError(f"{path} is no run directory (it needs {CONFIG})")
         self._path = path
         self._written = 0
-        self._last: dict[str, Any] | None = None
+        self._last: Seen | None = None
 
-    def look(self) -> dict[str, Any] | None:
+    def look(self) -> Seen | None:
         """The newest snapshot that the run has written."""
         try:
             alive = is_open(self._path)
@@ -75,12 +78,12 @@ class Directory:
         self._last = found or self._last
         return found
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> Seen | None:
         path = self._path / SNAPSHOT
         if not path.exists() or (written := path.stat().st_mtime_ns) == self._written:
             return None
         self._written = written
-        return _read_map(path)
+        return _seen(_read_map(path))
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says."""
@@ -119,29 +122,34 @@ class Address:
             raise UsageError(f"{address}: {error.strerror}; expected tcp://HOST:PORT") from error
         self._asked = -_ASK_SECONDS
         self._heard = time.monotonic()
-        self._last: dict[str, Any] | None = None
+        self._last: Seen | None = None
 
-    def look(self) -> dict[str, Any] | None:
+    def look(self) -> Seen | None:
         """What the coordinator answered since the last call."""
         now = time.monotonic()
         if now - self._asked >= _ASK_SECONDS:
             self._asked = now
             # Without a connection there is nowhere to put it.
             with contextlib.suppress(zmq.Again):
-                self._socket.send(wire.encode_control("watch", {}), zmq.NOBLOCK)
+                self._socket.send(Watch().encoded, zmq.NOBLOCK)
         found = None
         while self._socket.poll(0):
-            message = wire.decode_control(self._socket.recv())
+            message = self._read()
             self._heard = now
-            if message["type"] == "ended" and self._last is not None:
-                found = self._last
-                found["snapshot"]["stage"] = "done"
-            elif message.get("snapshot"):
+            if isinstance(message, Over) and self._last is not None:
+                found = _done(self._last)
+            elif isinstance(message, Seen) and message.snapshot is not None:
                 self._last = found = message
         if now - self._heard > _PATIENCE_SECONDS:
             what = "no run answers" if self._last is None else "the run answers no more"
             raise RunError(f"{self._address}: {what}, for {now - self._heard:.0f} s")
         return found
+
+    def _read(self) -> Message:
+        try:
+            return decode(self._socket.recv(), TO_CONSOLE)
+        except MessageError as error:
+            raise RunError(f"{self._address}: {_OTHER_VERSION} ({error})") from error
 
     def summary(self) -> dict[str, Any]:
         """None: it is written after the coordinator has closed."""
@@ -197,18 +205,28 @@ def _follow(source: Source, view: Console, interrupts: Interrupts) -> bool:
     return False
 
 
-def _show(seen: dict[str, Any], said: int, view: Console) -> int:
+def _show(seen: Seen, said: int, view: Console) -> int:
     """Show a snapshot and the messages that are new; how many there have been."""
+    if seen.snapshot is not None:
+        view.update(seen.snapshot)
+    new = seen.messages[-(seen.said - said) :] if seen.said > said else ()
+    for _, text in new:
+        view.message(text)
+    return seen.said
+
+
+def _seen(content: dict[str, Any]) -> Seen:
     try:
-        snapshot = Snapshot.from_map(seen["snapshot"])
-        view.update(snapshot)
-        new = seen["messages"][-(seen["said"] - said) :] if seen["said"] > said else []
-        for _, text in new:
-            view.message(str(text))
-        return int(seen["said"])
-    except _NOT_SEEN as error:
-        raise RunError(f"the run is of another version of pdqn ({error!r})") from error
+        return Seen.from_map(content)
+    except WireError as error:
+        raise RunError(f"{_OTHER_VERSION} ({error})") from error
 
 
-def _is_done(seen: dict[str, Any] | None) -> bool:
-    return seen is not None and seen["snapshot"]["stage"] == "done"
+def _done(seen: Seen) -> Seen:
+    """The same of a run that has ended."""
+    assert seen.snapshot is not None
+    return replace(seen, snapshot=replace(seen.snapshot, stage="done"))
+
+
+def _is_done(seen: Seen | None) -> bool:
+    return seen is not None and seen.snapshot is not None and seen.snapshot.stage == "done"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping
+import time
 from pathlib import Path
-from typing import Any
 
 from learner.checkpoint import checkpoints, prune
-from pdqn.files import CHECKPOINT_NAME, PIECE_BYTES
+from pdqn.files import CHECKPOINT_NAME
+from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece
 from pdqn.model import BEST_MODEL, FINAL_MODEL
 from pdqn.wire import WireError
 
@@ -18,7 +19,8 @@ _WRITABLE = {
     "learner": re.compile(rf"{re.escape(FINAL_MODEL)}|{CHECKPOINT_NAME.pattern}"),
     "evaluator": re.compile(re.escape(BEST_MODEL)),
 }
-_MOST_BYTES = 1 << 33
+# Pieces of a file that come slower than this apart do not come any more.
+_RECEIVING_SECONDS = 5.0
 
 
 class FileStore:
@@ -31,56 +33,57 @@ class FileStore:
 
     def __init__(self, run_dir: Path, keep: int) -> None:
         self._run_dir, self._keep = run_dir, keep
+        self._took: dict[str, float] = {}
 
-    def take(self, role: str, piece: Mapping[str, Any]) -> dict[str, Any]:
-        """Take in a piece; with the last one the file is there. The answer.
+    def receives(self, role: str) -> bool:
+        """Tell whether a file of a role is on its way."""
+        return time.monotonic() - self._took.get(role, -math.inf) < _RECEIVING_SECONDS
+
+    def take(self, role: str, piece: FilePiece) -> Filed:
+        """Take in a piece; with the last one the file is there.
 
         Raises:
-            WireError: a piece of a file that this role does not write, or that makes no sense.
+            WireError: a piece of a file that this role does not write, or that does not fit.
         """
-        name, offset, size, data = (piece[key] for key in ("name", "offset", "size", "data"))
         allowed = _WRITABLE.get(role)
-        if allowed is None or not isinstance(name, str) or not allowed.fullmatch(name):
-            raise WireError("malformed", f"a file {name!r:.60} of {role}")
-        if not isinstance(data, bytes) or not 0 <= int(offset) <= int(size) <= _MOST_BYTES:
-            raise WireError("malformed", f"a piece of {name} that is none")
-        answer = {"name": name, "push": piece.get("push"), "offset": offset}
-        path = self._run_dir / name
+        if allowed is None or not allowed.fullmatch(piece.name):
+            raise WireError("malformed", f"a file {piece.name!r:.60} of {role}")
+        path = self._run_dir / piece.name
         # Like the temporary files of processes here, which have their pid for a number.
         temporary = path.with_name(f".{path.name}.0")
+        error = ""
         try:
-            last = int(offset) + len(data) >= int(size)
-            self._write(temporary, int(offset), data, last=last)
+            last = piece.offset + len(piece.data) >= piece.size
+            self._write(temporary, piece.offset, piece.data, last=last)
             if last:
                 temporary.replace(path)
-                if CHECKPOINT_NAME.fullmatch(name):
+                if CHECKPOINT_NAME.fullmatch(piece.name):
                     prune(self._run_dir, self._keep)
-        except OSError as error:
-            return {**answer, "error": f"{error.filename or path}: {error.strerror}"}
-        return answer
+        except OSError as failure:
+            error = f"{failure.filename or path}: {failure.strerror}"
+        self._took[role] = time.monotonic()
+        return Filed(piece.name, piece.push, piece.offset, error)
 
-    def give(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """A piece of a file; without a name if there is no such file.
+    def give(self, wanted: Fetch) -> Piece:
+        """Give a piece of a file; without a name if there is no such file.
 
         Raises:
-            WireError: a request that makes no sense.
+            WireError: a file that is not given.
         """
-        name, index, offset = request["name"], int(request["index"]), int(request["offset"])
-        if name == "checkpoint":
+        if wanted.name == "checkpoint":
             found = list(checkpoints(self._run_dir))
-            path = found[index] / "learner.pth" if 0 <= index < len(found) else None
-        elif name == BEST_MODEL:
+            path = found[wanted.index] / "learner.pth" if wanted.index < len(found) else None
+        elif wanted.name == BEST_MODEL:
             path = self._run_dir / BEST_MODEL
         else:
-            raise WireError("malformed", f"a request for {name!r:.60}")
-        answer = {"wanted": name, "index": index, "offset": offset}
-        if path is None or not path.is_file() or offset < 0:
-            return {**answer, "name": "", "size": 0, "data": b""}
+            raise WireError("malformed", f"a request for {wanted.name!r:.60}")
+        if path is None or not path.is_file():
+            return Piece(wanted.name, wanted.index, wanted.offset)
         with path.open("rb") as file:
-            file.seek(offset)
+            file.seek(wanted.offset)
             data = file.read(PIECE_BYTES)
-        found = path.relative_to(self._run_dir).as_posix()
-        return {**answer, "name": found, "size": path.stat().st_size, "data": data}
+        name, size = path.relative_to(self._run_dir).as_posix(), path.stat().st_size
+        return Piece(wanted.name, wanted.index, wanted.offset, name, size, data)
 
     def _write(self, path: Path, offset: int, data: bytes, *, last: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

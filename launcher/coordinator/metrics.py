@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from launcher.coordinator.snapshot import DRAWN, EvaluationView
+from pdqn.messages import Evaluation, Report
 
 _WINDOW_SECONDS = 10.0
 _RECENT_EPISODES = 100  # as stable-baselines3 averages them
@@ -72,8 +73,8 @@ class RunMetrics:
         self._last_step: float | None = None
         self._expected_since: float | None = None
         self._learner_steps = 0
-        self.evaluation: dict[str, Any] | None = None
-        self._new_evaluations: list[dict[str, Any]] = []
+        self.evaluation: Evaluation | None = None
+        self._new_evaluations: list[Evaluation] = []
 
     def get_state(self) -> dict[str, Any]:
         """What a later session of the run goes on from, as plain data."""
@@ -85,7 +86,7 @@ class RunMetrics:
             "lengths": list(self._lengths),
             "headlines": list(self._headlines),
             "distribution": list(self._distribution),
-            "evaluation": self.evaluation,
+            "evaluation": None if self.evaluation is None else self.evaluation.to_map(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -99,11 +100,17 @@ class RunMetrics:
         self._lengths.extend(state["lengths"])
         self._headlines.extend(state["headlines"])
         self._distribution.extend(state["distribution"])
-        self.evaluation = state["evaluation"]
+        evaluation = state["evaluation"]
+        self.evaluation = None if evaluation is None else Evaluation.from_map(evaluation)
 
-    def ingest(self, key: MemberKey, report: Mapping[str, Any], now: float) -> None:
+    def reject(self, kind: str) -> None:
+        """Count a message that the coordinator refused, by its kind."""
+        self._totals["coordinator", "control_rejected"] += 1
+        self._totals["coordinator", f"control_rejected/{kind}"] += 1
+
+    def ingest(self, key: MemberKey, report: Report, now: float) -> None:
         """Take in one report of one role."""
-        counters: Counters = report.get("counters") or {}
+        counters = report.counters
         before = self._last.get(key, {})
         for name, value in counters.items():
             grown = value - before.get(name, 0.0)
@@ -112,16 +119,16 @@ class RunMetrics:
                 if self._first_step is None:  # the steps of this report began before it
                     self._first_step = now if self._expected_since is None else self._expected_since
                 self._last_step = now
-        self._last[key] = dict(counters)
-        gauges: dict[str, float] = dict(report.get("gauges") or {})
+        self._last[key] = counters
+        gauges = report.gauges
         self._gauges[key.role][key.index] = gauges
         if key.role == "learner":
             self._learner_steps = int(gauges.get("learner_steps", self._learner_steps))
-        for score, length, headline in report.get("episodes") or []:
-            self._add_episode(score, length, headline)
-        if report.get("evaluation"):
-            self.evaluation = dict(report["evaluation"])
-            self._new_evaluations.append(self.evaluation)
+        for episode in report.episodes:
+            self._add_episode(*episode)
+        if report.evaluation is not None:
+            self.evaluation = report.evaluation
+            self._new_evaluations.append(report.evaluation)
 
     def forget(self, role: str, index: int) -> None:
         """A role is gone: its gauges no longer count; its counters do."""
@@ -145,6 +152,15 @@ class RunMetrics:
 
     def _of_all_roles(self, name: str) -> float:
         return sum(total for (_, counted), total in self._totals.items() if counted == name)
+
+    def control_rejected(self) -> dict[str, int]:
+        """Count the control messages that were refused, by their kind."""
+        prefix = "control_rejected/"
+        counted: Counter[str] = Counter()
+        for (_, name), value in self._totals.items():
+            if name.startswith(prefix):
+                counted[name.removeprefix(prefix)] += int(value)
+        return dict(counted)
 
     def rejected(self) -> dict[str, int]:
         """Messages that replay refused, by reason."""
@@ -253,25 +269,23 @@ class RunMetrics:
             "replay/capacity": capacity,
         }
 
-    def evaluation_line(
-        self, evaluation: Mapping[str, Any], elapsed_seconds: float
-    ) -> dict[str, Any]:
+    def evaluation_line(self, evaluation: Evaluation, elapsed_seconds: float) -> dict[str, Any]:
         """The line of metrics.jsonl of an evaluation."""
         line: dict[str, Any] = {
             "time_seconds": round(elapsed_seconds, 3),
             **self.counts(),
-            "eval/parameter_version": evaluation["parameter_version"],
-            "eval/episodes": evaluation["episodes"],
-            "eval/return_mean": evaluation["return_mean"],
-            "eval/return_error": evaluation["return_error"],
-            "eval/best": evaluation["best"],
+            "eval/parameter_version": evaluation.parameter_version,
+            "eval/episodes": evaluation.episodes,
+            "eval/return_mean": evaluation.return_mean,
+            "eval/return_error": evaluation.return_error,
+            "eval/best": evaluation.best,
         }
-        for name, value in evaluation["metrics"].items():
+        for name, value in evaluation.metrics.items():
             line[f"eval/{name}"] = value
-            line[f"eval/{name}_error"] = evaluation["errors"][name]
-        for name, value in evaluation["baselines"].items():
+            line[f"eval/{name}_error"] = evaluation.errors[name]
+        for name, value in evaluation.baselines.items():
             line[f"eval/baseline/{name}"] = value
-        for name, (difference, error) in evaluation["differences"].items():
+        for name, (difference, error) in evaluation.differences.items():
             line[f"eval/difference/{name}"] = difference
             line[f"eval/difference/{name}_error"] = error
         return line
@@ -347,15 +361,15 @@ class RunMetrics:
             return None
         e = self.evaluation
         return EvaluationView(
-            e["parameter_version"],
-            e["episodes"],
-            e["return_mean"],
-            e["return_error"],
-            e["metrics"],
-            {name.replace("_", " "): value for name, value in e["baselines"].items()},
+            e.parameter_version,
+            e.episodes,
+            e.return_mean,
+            e.return_error,
+            e.metrics,
+            {name.replace("_", " "): value for name, value in e.baselines.items()},
         )
 
-    def take_evaluations(self) -> list[dict[str, Any]]:
+    def take_evaluations(self) -> list[Evaluation]:
         """Evaluations that came since the last call."""
         new, self._new_evaluations = self._new_evaluations, []
         return new
@@ -425,7 +439,8 @@ class RunMetrics:
                 "return_mean": _mean(self._scores),
                 "metrics": {} if (headline := self.headline()) is None else dict([headline]),
             },
-            "eval": self.evaluation,
+            "eval": None if self.evaluation is None else self.evaluation.to_map(),
+            "control_rejected": self.control_rejected(),
             "environment_failures": int(self.total("actor", "environment_failures")),
             "transitions": {
                 "sent": int(self.total("actor", "transitions_sent")),

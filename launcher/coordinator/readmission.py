@@ -1,31 +1,39 @@
-"""What somebody without a place in the run tells, until the place is given back."""
+"""Reports of processes without a place in the run, until the place is given back. Pure."""
 
 from __future__ import annotations
 
+from pdqn.messages import Report
 
-class Aside:
-    """Messages by their sender, bounded in bytes: those of who spoke longest ago go first.
+
+class Readmissions:
+    """Reports by their sender, bounded in bytes: the oldest senders' go first.
 
     Args:
-        most_bytes: of all messages.
+        most_bytes: of all reports.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._messages: dict[bytes, list[bytes]] = {}
+        self._reports: dict[bytes, list[tuple[Report, int]]] = {}
 
-    def put(self, sender: bytes, message: bytes) -> None:
-        """Keep a message."""
-        messages = self._messages.pop(sender, [])
-        messages.append(message)
-        self._messages[sender] = messages  # now the last one
-        self._bytes += len(message)
+    def put(self, sender: bytes, report: Report, size_bytes: int) -> None:
+        """Keep a report.
+
+        Args:
+            sender: its connection.
+            report: what it said.
+            size_bytes: of the message that it came in.
+        """
+        reports = self._reports.pop(sender, [])
+        reports.append((report, size_bytes))
+        self._reports[sender] = reports  # now the last one
+        self._bytes += size_bytes
         while self._bytes > self._most_bytes:
-            self.take(next(iter(self._messages)))
+            self.take(next(iter(self._reports)))
 
-    def take(self, sender: bytes) -> list[bytes]:
-        """A sender's messages, oldest first; they are not kept any longer."""
-        messages = self._messages.pop(sender, [])
-        self._bytes -= sum(map(len, messages))
-        return messages
+    def take(self, sender: bytes) -> list[Report]:
+        """Give up a sender's reports, oldest first."""
+        reports = self._reports.pop(sender, [])
+        self._bytes -= sum(size_bytes for _, size_bytes in reports)
+        return [report for report, _ in reports]

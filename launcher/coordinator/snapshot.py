@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pdqn.checks import as_tuple, check_finite, check_text, check_whole, refusal
+from pdqn.messages import Kinds, Message, Over
+from pdqn.wire import WireError
 
 # The series that consoles draw, beside that of the headline metric.
 DRAWN = frozenset(
@@ -21,6 +25,7 @@ DRAWN = frozenset(
         "learner/policy_lag",
     }
 )
+_MAX_TEXT = 10_000
 MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dead"]
 
 
@@ -159,3 +164,49 @@ class Snapshot:
                 "history": {name: tuple(series) for name, series in values["history"].items()},
             }
         )
+
+
+@dataclass(frozen=True)
+class Seen(Message):
+    """The run as those see it who watch from elsewhere.
+
+    Attributes:
+        snapshot: the newest; None before there is one.
+        said: lines that the run has shown so far.
+        messages: the newest of them, oldest first: (elapsed seconds, text).
+    """
+
+    KIND = "seen"
+
+    snapshot: Snapshot | None = None
+    said: int = 0
+    messages: tuple[tuple[float, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_whole(self.said, "said")
+        for message in as_tuple(self.messages, "messages"):
+            if not isinstance(message, list | tuple) or len(message) != 2:
+                raise refusal(message, "a message", "seconds and a text")
+            check_finite(message[0], "a message's seconds")
+            check_text(message[1], "a message's text", _MAX_TEXT)
+        told = tuple((seconds, text) for seconds, text in self.messages)
+        object.__setattr__(self, "messages", told)
+
+    def to_map(self) -> dict[str, Any]:
+        """Convert to plain data."""
+        snapshot = None if self.snapshot is None else self.snapshot.to_map()
+        return super().to_map() | {"snapshot": snapshot}
+
+    @classmethod
+    def from_map(cls, content: Mapping[str, Any]) -> Self:
+        """Check plain data and make a message of it."""
+        snapshot = content.get("snapshot")
+        try:
+            found = None if snapshot is None else Snapshot.from_map(snapshot)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise WireError("malformed", f"the snapshot: {error!r:.120}") from None
+        return super().from_map({**content, "snapshot": found})
+
+
+TO_CONSOLE: Kinds = {kind.KIND: kind for kind in (Seen, Over)}

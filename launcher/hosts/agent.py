@@ -33,7 +33,8 @@ from launcher.plan import machine, plan
 from pdqn.broadcast import Relay
 from pdqn.errors import RunError, UsageError
 from pdqn.files import FOLDER_VARIABLE
-from pdqn.link import CoordinatorLink, Welcome
+from pdqn.link import CoordinatorLink
+from pdqn.messages import Ended, Welcome
 from pdqn.specs import EnvironmentSpec
 from pdqn.transport import Context, Network
 
@@ -201,11 +202,11 @@ class _Agent:
                 self._say(f"process {pid} hangs, and is ended")
             elif self._link.silent_seconds < _HEARD_SECONDS:
                 # That has been told, but may have got lost.
-                self._link.tell("ended", {"pid": pid})
+                self._link.tell(Ended(pid))
         silent = self._link.silent_seconds
         for ended in self._supervisor.check(may_start=silent < _HEARD_SECONDS):
             # Its place is free at once, for the one that is started next.
-            self._link.tell("ended", {"pid": ended.pid})
+            self._link.tell(Ended(ended.pid))
             again = "" if ended.restart_seconds is None else "; starts again"
             self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")
             given_up = ended.restart_seconds is None and ended.wanted

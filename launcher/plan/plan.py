@@ -290,7 +290,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))
     draft.settle("actor", "batch_transitions", batch)
     _check_segment(draft)
-    draft.settle("actor", "discount", PLACEMENT_DISCOUNT if _is_placement(spec) else DISCOUNT)
+    draft.settle("actor", "discount", _discount(spec))
     is_atari = spec.id.startswith(atari.NAMESPACE)
     draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if is_atari else 0.0)
     if is_atari:
@@ -602,9 +602,9 @@ def _plan_evaluation(draft: _Draft) -> None:
     draft.settle("evaluation", "episodes", episodes)
 
 
-def _is_placement(spec: EnvironmentSpec) -> bool:
-    """Circle placement: episodes end by themselves, and their plain sum is what counts."""
-    return {"map", "radii"} <= {field.name for field in spec.fields}
+def _discount(spec: EnvironmentSpec) -> float:
+    # Episodes of circle placement end by themselves, and their plain sum is what counts.
+    return PLACEMENT_DISCOUNT if spec.circle_placement else DISCOUNT
 
 
 def _round_down(value: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from actors.environments.describe import describe_environment, suggests
+from actors.environments.describe import describe_environment, examine_environment
 from launcher.plan import plan as planning
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import Plan
@@ -28,14 +28,17 @@ def prepare(
         UsageError: settings that cannot work, whatever the machine.
     """
     run = config.run
-    spec = describe_environment(run.env, run.env_args)
-    spec = spec.stacked(run.frame_stack or planning.frame_stack(spec))
+    examined = examine_environment(run.env, run.env_args)
+    spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
     network = build_network(spec, config.network)
     if config.evaluation.env_args:
         _check_evaluation(config, spec, network)
     check_combinations(config)
-    if config.actor.guidance or config.actor.guidance_final:
-        _check_guidance(config, spec)
+    if (config.actor.guidance or config.actor.guidance_final) and not examined.suggests:
+        raise UsageError(
+            f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives no "
+            'info["suggested_action"] to follow; circle placement does with --env-arg suggest=true'
+        )
     here = detect()
     plan = planning.plan(here, config, spec, None, elsewhere)
     if planning.measures_frames(here, config, spec):
@@ -96,14 +99,6 @@ def _takes(network: QNetwork, spec: EnvironmentSpec) -> bool:
     except Exception:  # noqa: BLE001 - networks of a person's own raise anything
         return False
     return tuple(values.shape) == (1, spec.num_actions)
-
-
-def _check_guidance(config: Config, spec: EnvironmentSpec) -> None:
-    if not suggests(spec, config.run.env_args):
-        raise UsageError(
-            f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives no "
-            'info["suggested_action"] to follow; circle placement does with --env-arg suggest=true'
-        )
 
 
 def check_combinations(config: Config) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from actors.circle_placement.environment import CirclePlacementEnv
+from actors.environments.making import makers
 from launcher.results.training import save_picture
 from pdqn import seeds
+from pdqn.errors import UsageError
 from pdqn.model import Model
 from pdqn.policy import Policy
+from pdqn.specs import ACTION_MASK
 
 STRATEGY_PICTURE = "strategy.png"
 _MAPS = 3
@@ -32,34 +36,47 @@ def draw_strategy(model: Model, path: Path) -> Path:
     of the first circle. White is no valid centre.
 
     Args:
-        model: of circle placement.
+        model: of circle placement, or of a variant that wraps it.
         path: of the picture; whoever looks meanwhile sees the old one or the new one.
+
+    Raises:
+        UsageError: the variant comes in batches alone, or hides the environment in it.
     """
     figure = Figure(figsize=(13, 4.6 * _MAPS), layout=ConstrainedLayoutEngine())
     FigureCanvasAgg(figure)
     figure.suptitle(f"{model.spec.id}: the policy of learner step {model.parameter_version}")
     grid: NDArray[Any] = figure.subplots(_MAPS, 3)
-    arguments = {k: v for k, v in model.env_args.items() if k not in ("render_mode", "suggest")}
-    env = CirclePlacementEnv(**arguments, render_mode="rgb_array", suggest=True)
-    for row, seed in zip(grid, seeds.held_out_seeds(_MAPS), strict=True):
-        policy = Policy(model)
-        _show(row[0], f"policy, map {seed}", _placed(env, seed, lambda o, _, p=policy: p.act(o)))
-        _show(row[1], "exact greedy", _placed(env, seed, lambda _, info: info["suggested_action"]))
-        _draw_values(figure, row[2], policy.values(env.reset(seed=seed)[0]))
+    with closing(_made(model)) as env:
+        inner = env.unwrapped
+        for row, seed in zip(grid, seeds.held_out_seeds(_MAPS), strict=True):
+            policy = Policy(model)
+            _show(row[0], f"policy, map {seed}", _placed(env, seed, policy.act))
+            _show(row[1], "exact greedy", _placed(env, seed, lambda *_: inner.exact_greedy()))
+            observation, info = env.reset(seed=seed)
+            policy.reset()
+            _draw_values(figure, row[2], policy.values(observation, info.get(ACTION_MASK)))
     return save_picture(figure, path, dpi=80)
 
 
-def _placed(
-    env: CirclePlacementEnv, seed: int, choose: Callable[[Any, Mapping[str, Any]], int]
-) -> Picture:
-    """The picture of an episode at its end."""
+def _made(model: Model) -> Any:
+    """Make the environment as the policy knows it, around one that draws itself."""
+    single = makers(model.spec.id, model.env_args).single
+    env = None if single is None else single()
+    if env is None or not isinstance(env.unwrapped, CirclePlacementEnv):
+        raise UsageError(f"{model.spec.id}: no single CirclePlacementEnv, which is what is drawn")
+    env.unwrapped.render_mode = "rgb_array"
+    return env
+
+
+def _placed(env: Any, seed: int, choose: Callable[[Any, Any], int]) -> Picture:
+    """Play an episode; return the picture of its end."""
     observation, info = env.reset(seed=seed)
     ended = False
     while not ended:
-        observation, _, ended, _, info = env.step(choose(observation, info))
-    picture = env.render()
-    assert picture is not None
-    return picture
+        action = choose(observation, info.get(ACTION_MASK))
+        observation, _, terminated, truncated, info = env.step(action)
+        ended = terminated or truncated
+    return env.unwrapped.render()
 
 
 def _show(axes: Axes, title: str, picture: Picture) -> None:

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from launcher.rundir import CONFIG
-from pdqn.config import RunConfig
 from pdqn.errors import UsageError
 from pdqn.layers import read_toml
 
@@ -63,29 +62,24 @@ def draw_pictures(run_dir: Path) -> list[Path]:
     Raises:
         UsageError: its model file or its configuration is damaged.
     """
-    # Half a second to import, which commands that draw nothing need not wait for.
+    # Two seconds to import, which commands that draw nothing need not wait for.
     from launcher.results.training import plot_training
+    from pdqn.model import FINAL_MODEL, load_model, load_spec
 
     drawn = [plot_training(run_dir)]
-    if _is_placement(run_dir):
-        # Environments and torch: other runs need neither for their pictures.
+    _check_config(run_dir / CONFIG)
+    model_path = run_dir / FINAL_MODEL
+    if model_path.exists() and load_spec(model_path).circle_placement:
+        # Environments: other runs need none for their pictures.
         from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
-        from pdqn.model import FINAL_MODEL, load_model
 
-        model_path = run_dir / FINAL_MODEL
-        if model_path.exists():
-            drawn.append(draw_strategy(load_model(model_path), run_dir / STRATEGY_PICTURE))
+        drawn.append(draw_strategy(load_model(model_path), run_dir / STRATEGY_PICTURE))
     return drawn
 
 
-def _is_placement(run_dir: Path) -> bool:
-    config = run_dir / CONFIG
-    if not config.exists():
-        return False
-    env_id = read_toml(config).get("run", {}).get("env")
-    if not isinstance(env_id, str):
-        raise UsageError(f"{config} is damaged: it has no run.env")
-    return env_id.rpartition(":")[2] == RunConfig().env
+def _check_config(path: Path) -> None:
+    if path.exists() and not isinstance(read_toml(path).get("run", {}).get("env"), str):
+        raise UsageError(f"{path} is damaged: it has no run.env")
 
 
 if __name__ == "__main__":

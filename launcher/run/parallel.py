@@ -14,8 +14,10 @@ from pathlib import Path
 
 from actors.environments.making import package_versions
 from launcher.console.keyboard import MORE
-from launcher.coordinator.coordinator import Coordinator, Event, Member
+from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
+from launcher.coordinator.membership import Event
+from launcher.coordinator.places import Member
 from launcher.coordinator.snapshot import MemberState, MemberView
 from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
@@ -95,7 +97,7 @@ class Run:
             network,
             warm=self._actors_here > 0,
         )
-        session.state.incarnations = self._coordinator.incarnations
+        session.state.incarnations = self._coordinator.membership.incarnations
         self._dead: set[tuple[str, int]] = set()
         self._next_check = 0.0
         self._key_trouble = ""
@@ -261,7 +263,10 @@ class Run:
         if self._relay is None:
             return
         try:
-            self._relay.follow(self._coordinator.served_at("parameters"), self._coordinator.revoked)
+            self._relay.follow(
+                self._coordinator.membership.places.served().get("parameters", ""),
+                self._coordinator.membership.orders.revoked,
+            )
         except RunError as error:
             self._session.failure = self._session.failure or str(error)
 
@@ -284,7 +289,7 @@ class Run:
         if session.stage == "starting":
             self._maybe_begin()
         elif self._access.elsewhere and session.stage == "running":
-            session.waiting_for = self._coordinator.missing()
+            session.waiting_for = self._coordinator.membership.missing()
 
     def _follow_cluster(self) -> None:
         if self._dask is None:
@@ -297,9 +302,11 @@ class Run:
     def _maybe_begin(self) -> None:
         """Let the actors step once all roles are there, or enough of them for long enough."""
         session = self._session
-        session.waiting_for = self._coordinator.missing()
+        session.waiting_for = self._coordinator.membership.missing()
         waited = session.session_seconds
-        some = all(self._coordinator.count(role) for role in ("replay", "learner", "actor"))
+        some = all(
+            self._coordinator.membership.count(role) for role in ("replay", "learner", "actor")
+        )
         if not session.waiting_for or (some and waited > _HOLD_SECONDS):
             session.stage, session.waiting_for = "running", ""
             self._metrics.expect_steps(time.monotonic())
@@ -327,7 +334,7 @@ class Run:
             return
         self._dead.add((ended.role, ended.index))
         if ended.role == "actor":
-            self._coordinator.give_up(ended.index)
+            self._coordinator.membership.give_up(ended.index)
         session.say(f"{name} ended ({ended.cause}) too often and is given up")
         dead_actors = sum(role == "actor" for role, _ in self._dead)
         if ended.role == "learner" or (ended.role == "replay" and not self._has_replay()):
@@ -335,14 +342,14 @@ class Run:
         elif (
             ended.role == "actor"
             and dead_actors == self._config.actor.count
-            and not self._coordinator.count("actor")
+            and not self._coordinator.membership.count("actor")
         ):
             session.failure = "no actor can be kept alive"
 
     def _has_replay(self) -> bool:
         """Whether a replay is there or will be again: one is enough for the run to go on."""
         local = self._supervisor.slots()
-        return self._coordinator.count("replay") > 0 or any(
+        return self._coordinator.membership.count("replay") > 0 or any(
             role == "replay" and state != "dead" for (role, _), state in local.items()
         )
 
@@ -360,7 +367,7 @@ class Run:
     def _lose_hosts(self) -> None:
         """Notice hosts that have vanished; they may come back, and their roles with them."""
         limit = self._config.system.host_timeout_seconds
-        for host in self._coordinator.silent_hosts(limit):
+        for host in self._coordinator.membership.silent_hosts(limit):
             name = self._coordinator.host_of(host)
             roles = self._coordinator.lose_host(host.agent)
             self._session.run_dir.event("vanished", role="host", index=host.key.index, roles=roles)
@@ -369,13 +376,13 @@ class Run:
 
     def _end_silent(self) -> None:
         limit = self._config.system.heartbeat_timeout_seconds
-        for member in self._coordinator.silent(limit):
+        for member in self._coordinator.membership.silent(limit):
             key = member.key
             self._session.run_dir.event("silent", role=key.role, index=key.index, pid=member.pid)
             self._session.say(f"{key.role} {key.index}: not heard for {limit:g} s, is ended")
             self._coordinator.lost(key.role, key.index)
             if member.agent:
-                self._coordinator.condemn(member)
+                self._coordinator.membership.condemn(member)
             else:
                 self._supervisor.kill(key.role, key.index)
 
@@ -386,7 +393,7 @@ class Run:
         if session.stage == "running" and still > _STANDSTILL_SECONDS:
             doing = [
                 f"{m.key.role} {m.key.index}: {m.activity or 'working'}"
-                for m in self._coordinator.members()
+                for m in self._coordinator.membership.members()
             ]
             session.failure = (
                 f"no environment step for {still:.0f} s ({'; '.join(sorted(doing)[:8])})"
@@ -401,24 +408,30 @@ class Run:
         coordinator.command(["host"], "drain")
         coordinator.command(["actor"], "stop")
         coordinator.command(["replay"], "drain")
-        self._wait(lambda: not coordinator.count("actor"), budget.actors)
+        self._wait(lambda: not coordinator.membership.count("actor"), budget.actors)
         self._wait(lambda: not self._metrics.in_flight(), budget.drain)
         coordinator.command(["learner"], "stop")
         self._wait(
-            lambda: not coordinator.count("learner"),
+            lambda: not coordinator.membership.count("learner"),
             budget.learner,
-            goes_on=lambda: coordinator.is_saving() or coordinator.receives_file("learner"),
+            goes_on=lambda: (
+                coordinator.membership.is_saving() or coordinator.receives_file("learner")
+            ),
         )
-        if coordinator.count("learner"):
+        if coordinator.membership.count("learner"):
             self._session.say("learner 0 has not left in time: its last checkpoint is what remains")
         coordinator.command(["replay"], "stop")
         coordinator.finish(self._metrics.learner_steps())
         hurried = self._session.interrupts.count > 0
-        self._wait(lambda: not coordinator.count("evaluator"), 0.0 if hurried else budget.evaluator)
+        self._wait(
+            lambda: not coordinator.membership.count("evaluator"),
+            0.0 if hurried else budget.evaluator,
+        )
         coordinator.command(["evaluator"], "stop")
         coordinator.command(["host"], "stop")
         self._wait(
-            lambda: not self._supervisor.alive() and not coordinator.count("host"), budget.last
+            lambda: not self._supervisor.alive() and not coordinator.membership.count("host"),
+            budget.last,
         )
 
     def _wait(
@@ -448,13 +461,13 @@ class Run:
         shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _member_views(self) -> list[MemberView]:
-        joined = {(m.key.role, m.key.index): m for m in self._coordinator.members()}
+        joined = {(m.key.role, m.key.index): m for m in self._coordinator.membership.members()}
         local = self._supervisor.slots()
         views = [
             self._view(role, index, joined.get((role, index)), local.get((role, index)))
             for role, index in sorted(joined.keys() | local.keys())
         ]
-        return [*views, self._own_host()] if self._coordinator.count("host") else views
+        return [*views, self._own_host()] if self._coordinator.membership.count("host") else views
 
     def _own_host(self) -> MemberView:
         """This host, as the others describe themselves."""
@@ -481,7 +494,7 @@ class Run:
 
     def _joined_state(self, member: Member) -> MemberState:
         late = 3 * self._config.system.telemetry_seconds + 1
-        if self._coordinator.silent_seconds(member) > late:
+        if self._coordinator.membership.silent_seconds(member) > late:
             return "late"
         return "alive" if member.reported else "starting"
 

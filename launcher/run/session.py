@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.console.console import Console
 from launcher.coordinator.metrics import RunMetrics
-from launcher.coordinator.snapshot import MemberView, Snapshot
+from launcher.coordinator.snapshot import MemberView, Seen, Snapshot
 from launcher.interrupts import Interrupts
 from launcher.results import pictures
 from launcher.run.recorder import Recorder
@@ -22,7 +22,7 @@ from pdqn.specs import EnvironmentSpec
 
 _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
-_MOST_MESSAGES = 100
+_MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
 _SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved", "unheard"}
 # These may come again and again: the first of each is shown, events have them all.
 _SHOWN_ONCE = {"evaluation", "rejected"}
@@ -38,7 +38,7 @@ class Session:
         insecure: what leaves this host is neither encrypted nor authenticated.
         failure: why the run cannot go on; None while it can.
         restarts: restarts by role, those of earlier sessions included.
-        seen: what those who watch are shown; empty before there is anything.
+        seen: what those who watch are shown; None before there is anything.
         state: what this session goes on from; its counts are brought up to date when it is written.
     """
 
@@ -55,7 +55,7 @@ class Session:
         self.spec = spec
         self.run_dir = run_dir
         self.interrupts = interrupts
-        self.seen: dict[str, Any] = {}
+        self.seen: Seen | None = None
         self.state = RunState() if state is None else state
         self.metrics = RunMetrics(spec.headline_metric)
         if self.state.metrics:
@@ -96,7 +96,7 @@ class Session:
         """Show a line to the person, and to those who watch."""
         self.console.message(text)
         self._said += 1
-        self._messages.append((self.elapsed_seconds, text))
+        self._messages.append((self.elapsed_seconds, text[:_MOST_CHARACTERS]))
 
     def note_error(self, text: str, trace: str = "") -> None:
         """Remember and show the first error, and the first that has a traceback.
@@ -205,10 +205,9 @@ class Session:
 
     def _publish(self, snapshot: Snapshot) -> None:
         """Leave for watchers what there is to see: the newest messages, and how many there were."""
-        messages = {"said": self._said, "messages": [list(m) for m in self._messages]}
-        self.seen = {"snapshot": snapshot.to_map(), **messages}
+        self.seen = Seen(snapshot, self._said, tuple(self._messages))
         with self._may_fail():
-            self.run_dir.write_snapshot(self.seen)
+            self.run_dir.write_snapshot(self.seen.to_map())
 
     @contextlib.contextmanager
     def _may_fail(self) -> Iterator[None]:

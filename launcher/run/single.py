@@ -216,7 +216,7 @@ class SingleRun:
         replay.gauge("limiter_balance", self._limiter.balance)
         for role, telemetry in self._telemetry.items():
             report = telemetry.report()
-            for kind, text in report["notes"]:
+            for kind, text in report.notes:
                 session.note(kind, role, 0, text)
             session.metrics.ingest(MemberKey(role, 0, 0), report, time.monotonic())
         session.tick()

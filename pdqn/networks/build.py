@@ -74,7 +74,8 @@ def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
     names = {field.name for field in spec.fields}
     sides = [image.side for image in images(spec)]
     if config.kind == "auto":
-        if names >= QMAP_FIELDS:
+        # A wrapper may have taken fields away.
+        if spec.circle_placement and names >= QMAP_FIELDS:
             return "qmap"
         if place_images(spec):
             return "spatial"

@@ -1,0 +1,376 @@
+"""Who is in a run, who is gone, and who is to hear what. Pure: no sockets, no clocks.
+
+Messages and losses are its events; it answers with instructions, which the coordinator carries
+out in order. Like ``distributed``'s worker state machine, it can be tested without either.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pdqn
+from launcher.coordinator.metrics import MemberKey, RunMetrics
+from launcher.coordinator.orders import Orders
+from launcher.coordinator.places import Member, Places
+from launcher.coordinator.readmission import Readmissions
+from pdqn.config import Config
+from pdqn.messages import (
+    LAST_SAVE,
+    ROLES,
+    Ended,
+    Join,
+    Leave,
+    Message,
+    Refuse,
+    Rejoin,
+    Report,
+    Unknown,
+)
+
+_SINGLE = ("learner", "evaluator")
+_READMISSION_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth writing down; ``error`` if it is one, with its traceback."""
+
+    kind: str
+    role: str
+    index: int
+    text: str
+    error: bool = False
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a message to one connection."""
+
+    identity: bytes
+    message: Message
+
+
+@dataclass(frozen=True)
+class Admit:
+    """Welcome a member that has joined."""
+
+    member: Member
+
+
+@dataclass(frozen=True)
+class SendPulse:
+    """Send a member its pulse, as it is by then."""
+
+    member: Member
+
+
+@dataclass(frozen=True)
+class SendPulses:
+    """Send every member its pulse."""
+
+
+Instruction = Send | Admit | SendPulse | SendPulses | Event
+Instructions = list[Instruction]
+
+
+class Membership:
+    """The members of a run: joins, rejoins, refusals, reports, silence, and losses.
+
+    The work for a message does not grow with the number of members, except where all of them must
+    hear of it.
+
+    Args:
+        run: id of the run.
+        config: of the run.
+        metrics: takes in the reports.
+        own_actors: that the launcher starts itself; by default all that are configured.
+        incarnations: as below, of earlier sessions.
+
+    Attributes:
+        places: of the members.
+        orders: that their pulses tell.
+        incarnations: how often each (role, index) has joined, those of earlier sessions included.
+        listened_seconds: how long the coordinator has listened; silence is counted by it.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        config: Config,
+        metrics: RunMetrics,
+        own_actors: int | None = None,
+        incarnations: Mapping[tuple[str, int], int] | None = None,
+    ) -> None:
+        self._run, self._metrics = run, metrics
+        self._actors, self._shards = config.actor.count or 0, config.replay.shards
+        own_actors = self._actors if own_actors is None else own_actors
+        self.incarnations = Counter(incarnations)
+        self.listened_seconds = 0.0
+        self.places = Places(own_actors, self._shards, self.incarnations)
+        self.orders = Orders(config, self.places, metrics)
+        self._gone: set[str] = set()
+        self._readmissions = Readmissions(_READMISSION_BYTES)
+
+    # ---- questions ----
+
+    def members(self, role: str | None = None) -> Iterator[Member]:
+        """Go through those who have joined and not left."""
+        return iter(self.places.all(role))
+
+    def count(self, role: str) -> int:
+        """Count the members of a role."""
+        return len(self.places.all(role))
+
+    def missing(self) -> str:
+        """Describe in words what the run waits for; empty when it is complete."""
+        wanted = {"replay": self._shards, "learner": 1, "actor": max(1, self._actors)}
+        return ", ".join(
+            f"{role} ({self.count(role)} of {number})"
+            for role, number in wanted.items()
+            if self.count(role) < number
+        )
+
+    def silent_seconds(self, member: Member) -> float:
+        """Tell how long a member has not been heard."""
+        return self.listened_seconds - member.heard
+
+    def silent(self, seconds: float) -> list[Member]:
+        """List the roles that have not been heard for more than this time."""
+        before = self.listened_seconds - seconds
+        return [m for m in self.members() if m.heard < before and m.key.role != "host"]
+
+    def silent_hosts(self, seconds: float) -> list[Member]:
+        """List the hosts of which nothing has been heard for more than this time."""
+        before = self.listened_seconds - seconds
+        return [host for host in self.members("host") if host.heard < before]
+
+    def is_saving(self) -> bool:
+        """Tell whether the learner has said that it saves for the last time."""
+        return any(member.activity == LAST_SAVE for member in self.members("learner"))
+
+    # ---- messages ----
+
+    def receive(
+        self, identity: bytes, message: Message, now: float, user: str = "", size_bytes: int = 0
+    ) -> Instructions:
+        """Take in a message about places, or with figures.
+
+        Args:
+            identity: of the connection.
+            message: from it.
+            now: the present, for the figures.
+            user: public key of the connection.
+            size_bytes: of the message.
+        """
+        if isinstance(message, Join):
+            return self._join(identity, message, user)
+        if isinstance(message, Rejoin):
+            return self._rejoin(identity, message, user, now)
+        member = self.places.find(identity)
+        if member is None:
+            return self._stranger(identity, message, size_bytes)
+        member.heard = self.listened_seconds
+        if isinstance(message, Report):
+            return self._report(member, message, now)
+        if isinstance(message, Leave):
+            return self._leave(member, message, now)
+        return self._ended(member, message.pid) if isinstance(message, Ended) else []
+
+    def _stranger(self, identity: bytes, message: Message, size_bytes: int) -> Instructions:
+        """Tell a process that it has no place; keep what it tells only once."""
+        if isinstance(message, Leave | Ended):
+            return []  # it does not wait for an answer
+        if isinstance(message, Report) and message.has_news:
+            self._readmissions.put(identity, message, size_bytes)
+        return [Send(identity, Unknown())]
+
+    def _join(self, identity: bytes, join: Join, user: str) -> Instructions:
+        if refusal := self._refusal(join):
+            return [Send(identity, Refuse(refusal)), Event("refused", join.role, -1, refusal)]
+        former = self.places.find(identity)
+        told = [] if former is None else self._remove(former)
+        index = self.places.free_index(join.role, join.index)
+        incarnation = self.incarnations[join.role, index]
+        self.incarnations[join.role, index] += 1
+        key = MemberKey(join.role, index, incarnation)
+        heard = self.listened_seconds
+        member = Member(identity, key, join.host, join.pid, heard, join.agent, user)
+        self._add(member)
+        where = f"{join.role} {index} on {join.host}, pid {join.pid}, incarnation {incarnation}"
+        return [*told, Admit(member), Event("joined", join.role, index, where)]
+
+    def _refusal(self, join: Join) -> str:
+        """Find why a process cannot join, in a sentence; empty if it can."""
+        role = join.role
+        if role not in ROLES:
+            return f"there is no role {role!r:.40}; there are {', '.join(ROLES)}"
+        if join.package != pdqn.__version__:
+            return f"it runs pdqn {join.package!r:.20}, the run {pdqn.__version__}"
+        if self.orders.command_of(role) == "stop":
+            return "the run is stopping"
+        if role == "host" and not join.agent:
+            return "a host must say who it is"
+        if join.agent in self._gone:
+            return "its host was given up, and others have taken its place"
+        if role in _SINGLE and self.count(role):
+            return f"the run has {'an' if role == 'evaluator' else 'a'} {role} already"
+        if role == "replay" and self.count(role) >= self._shards:
+            several = f"its {self._shards} replays" if self._shards > 1 else "a replay"
+            return f"the run has {several} already"
+        return ""
+
+    def _rejoin(self, identity: bytes, rejoin: Rejoin, user: str, now: float) -> Instructions:
+        """Give a role that was not heard for a while its place back, if that is still free."""
+        key = MemberKey(rejoin.role, rejoin.index, rejoin.incarnation)
+        last = self.incarnations.get((key.role, key.index), 0) - 1
+        kept = self._readmissions.take(identity)
+        gone = rejoin.run != self._run or rejoin.agent in self._gone
+        if gone or key.role not in ROLES or last != key.incarnation or last < 0:
+            return [Send(identity, Refuse("somebody else has taken it"))]
+        # On a connection that was made anew it has another identity.
+        former = self.places.find(identity), self.places.at(key.role, key.index)
+        for member in {member for member in former if member is not None}:
+            self.places.remove(member)
+        heard = self.listened_seconds
+        member = Member(identity, key, rejoin.host, rejoin.pid, heard, rejoin.agent, user)
+        member.endpoints = rejoin.endpoints
+        self._add(member)
+        told: Instructions = [Event("rejoined", key.role, key.index, f"on {rejoin.host}")]
+        told.append(SendPulses() if member.endpoints else SendPulse(member))
+        for report in kept:
+            told += self._take_in(member, report, now)
+        return told
+
+    def _report(self, member: Member, report: Report, now: float) -> Instructions:
+        member.reported = True
+        member.activity = report.activity
+        told = self._take_in(member, report, now)
+        if report.endpoints == member.endpoints:
+            return [*told, SendPulse(member)]
+        self.places.serve(member, report.endpoints)
+        self.orders.change()
+        return [*told, SendPulses()]
+
+    def _take_in(self, member: Member, report: Report, now: float) -> Instructions:
+        """Count what a member reports, and have its notes written down."""
+        key = member.key
+        self._metrics.ingest(key, report, now)
+        return [Event(kind, key.role, key.index, text) for kind, text in report.notes]
+
+    def _leave(self, member: Member, leave: Leave, now: float) -> Instructions:
+        told = self._take_in(member, leave.report, now)
+        key, reason = member.key, leave.reason
+        kind = "failed" if reason else "left"
+        told.append(Event(kind, key.role, key.index, reason, bool(reason), leave.trace))
+        return told + self._remove(member)
+
+    def _ended(self, host: Member, pid: int) -> Instructions:
+        """Free the place of a host's own process that has ended."""
+        self.orders.acquit(host.agent, pid)
+        return self._remove_all([m for m in self.places.of_agent(host.agent) if m.pid == pid])
+
+    # ---- losses ----
+
+    def lost(self, role: str, index: int, pid: int | None = None) -> Instructions:
+        """Take out a role whose process has ended without saying goodbye.
+
+        Args:
+            role: what it was.
+            index: its number.
+            pid: of a process of this host; whoever has taken its place elsewhere stays.
+        """
+        member = self.places.at(role, index)
+        if member is None or not (pid is None or (member.pid == pid and not member.agent)):
+            return []
+        return self._remove(member)
+
+    def lose_host(self, agent: str, *, for_good: bool = False) -> tuple[int, Instructions]:
+        """Take out a host that is not heard any more, and all its roles.
+
+        Args:
+            agent: its supervisor's name.
+            for_good: nothing of it gets its place back.
+
+        Returns:
+            How many roles it had, and what is to be done.
+        """
+        if for_good:
+            self._gone.add(agent)
+        gone = self.places.of_agent(agent)
+        self.orders.acquit(agent)
+        return len(gone) - 1, self._remove_all(gone)
+
+    def condemn(self, member: Member) -> None:
+        """Have the host of a role that hangs end its process."""
+        if member.agent:
+            self.orders.condemn(member.agent, member.pid)
+
+    def give_up(self, actor: int) -> None:
+        """Note that one of the launcher's own actors will not come back."""
+        self.places.give_up(actor)
+        self.orders.change()
+
+    # ---- wishes of a person, or of the run ----
+
+    def allow(self, clients: Iterable[str]) -> Instructions:
+        """Let in these public keys only; whoever came in with another one is gone."""
+        if not self.orders.allow(clients):
+            return []
+        told: Instructions = []
+        for member in [m for m in self.members() if m.user not in self.orders.clients]:
+            key = member.key
+            told.append(Event("revoked", key.role, key.index, f"on {member.host}"))
+            told.append(Send(member.identity, Refuse("its key was revoked")))
+            self._remove(member)
+        return [*told, SendPulses()]
+
+    def command(self, roles: Iterable[str], command: str) -> Instructions:
+        """Tell roles what to do from now on."""
+        self.orders.command(roles, command)
+        return [SendPulses()]
+
+    def finish(self, final_version: int) -> Instructions:
+        """Tell the evaluator to evaluate these parameters last."""
+        self.orders.finish(final_version)
+        return [SendPulses()]
+
+    def save(self) -> Instructions:
+        """Let the learner save at once."""
+        self.orders.save()
+        return [SendPulses()]
+
+    def aim_at(self, samples_per_insert: float) -> Instructions:
+        """Let every replay aim at this ratio from now on."""
+        self.orders.aim_at(samples_per_insert)
+        text = f"{samples_per_insert:g} from now on"
+        return [Event("samples_per_insert", "replay", -1, text), SendPulses()]
+
+    def resize(self, agent: str, count: int) -> Instructions:
+        """Have a host run a number of actors from now on, at least one."""
+        if not self.orders.resize(agent, count):
+            return []
+        there = self.places.of_agent(agent)
+        return [SendPulse(member) for member in there if member.key.role == "host"]
+
+    # ---- places ----
+
+    def _add(self, member: Member) -> None:
+        self.places.add(member)
+        self.orders.change()
+
+    def _remove(self, member: Member) -> Instructions:
+        """Take out a member that will not come back, or not soon."""
+        key = member.key
+        self.places.remove(member)
+        self.orders.change()
+        self.orders.forget(key)
+        if self.orders.command_of(key.role) in ("hold", "run"):
+            self._metrics.forget(key.role, key.index)
+        return [SendPulses()] if member.endpoints else []
+
+    def _remove_all(self, members: Iterable[Member]) -> Instructions:
+        told = [instruction for member in members for instruction in self._remove(member)]
+        return [SendPulses()] if told else []

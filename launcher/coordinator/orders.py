@@ -1,0 +1,145 @@
+"""What each member of a run is to do: the contents of pulses. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Set
+
+from launcher.coordinator.budget import Budgets
+from launcher.coordinator.metrics import MemberKey, RunMetrics
+from launcher.coordinator.places import Member, Places
+from pdqn.config import Config
+from pdqn.messages import ROLES, Pulse
+
+_BINDING = ("replay", "learner")
+
+
+class Orders:
+    """The present orders, and the pulses that tell them.
+
+    Args:
+        config: of the run.
+        places: its members.
+        metrics: what actors have done of what the run is limited to.
+
+    Attributes:
+        revoked: public keys that were let in, and are no longer.
+        clients: public keys that are let in.
+    """
+
+    def __init__(self, config: Config, places: Places, metrics: RunMetrics) -> None:
+        self._places, self._metrics = places, metrics
+        self._commands: dict[str, str] = dict.fromkeys(ROLES, "run")
+        self._commands |= {"actor": "hold", "evaluator": "hold"}
+        self.clients: tuple[str, ...] = ()
+        self.revoked: Set[str] = frozenset()
+        self._condemned: defaultdict[str, set[int]] = defaultdict(set)
+        self._counts: dict[str, int] = {}
+        self._final_version, self._saves = 0, 0
+        self._samples_per_insert: float | None = None
+        limits = {"episodes": config.run.episodes, "environment_steps": config.run.steps}
+        self._limited = tuple(name for name, limit in limits.items() if limit is not None)
+        self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
+        # Counts changes: a member's pulse is made again only after one.
+        self._state = 0
+
+    def change(self) -> None:
+        """Note that pulses tell something else from now on."""
+        self._state += 1
+
+    def command_of(self, role: str) -> str:
+        """Find what a role is to do."""
+        return self._commands[role]
+
+    def command(self, roles: Iterable[str], command: str) -> None:
+        """Set what roles are to do."""
+        for role in roles:
+            self._commands[role] = command
+        self.change()
+
+    def finish(self, final_version: int) -> None:
+        """Set which parameters are the last that the evaluator evaluates."""
+        self._final_version = final_version
+        self.command(["evaluator"], "finish")
+
+    def save(self) -> None:
+        """Ask the learner to save at once."""
+        self._saves += 1
+        self.change()
+
+    def aim_at(self, samples_per_insert: float) -> None:
+        """Set what every replay aims at."""
+        self._samples_per_insert = samples_per_insert
+        self.change()
+
+    def allow(self, clients: Iterable[str]) -> bool:
+        """Set which public keys are let in; tell whether that is a change."""
+        allowed = frozenset(clients)
+        if allowed == frozenset(self.clients):
+            return False
+        self.revoked = (self.revoked | set(self.clients)) - allowed
+        self.clients = tuple(sorted(allowed))
+        self.change()
+        return True
+
+    def resize(self, agent: str, count: int) -> bool:
+        """Set how many actors a host has, at least one; tell whether that is a change."""
+        if self._counts.get(agent) == count:
+            return False
+        self._counts[agent] = count
+        self.change()
+        return True
+
+    def condemn(self, agent: str, pid: int) -> None:
+        """Have a host end one of its processes, which hangs."""
+        self._condemned[agent].add(pid)
+        self.change()
+
+    def acquit(self, agent: str, pid: int | None = None) -> None:
+        """Forget a process that has ended, or all of a host's."""
+        if pid is None:
+            self._condemned.pop(agent, None)
+        elif agent in self._condemned:
+            self._condemned[agent].discard(pid)
+        self.change()
+
+    def forget(self, key: MemberKey) -> None:
+        """Give what a member that is gone might still have done to the others."""
+        self._budgets.forget(key)
+
+    def pulse(self, member: Member) -> Pulse:
+        """Make the pulse of a member, or give its last one again if nothing has changed."""
+        key = member.key
+        limited = bool(self._limited) and key.role == "actor"
+        if member.pulse is None or member.pulse_state != self._state or limited:
+            member.pulse_state = self._state
+            member.pulse = self._make(member, self._allowed(key) if limited else {})
+        return member.pulse
+
+    def _make(self, member: Member, allowed: dict[str, int]) -> Pulse:
+        role, agent = member.key.role, member.agent
+        host = role == "host"
+        return Pulse(
+            command=self._commands[role],
+            endpoints=self._places.served(),
+            actor_slot=self._places.slot(member.key.index) if role == "actor" else 0,
+            actor_slots=max(1, self._places.slots),
+            final_version=self._final_version,
+            samples_per_insert=self._samples_per_insert,
+            saves=self._saves,
+            allowed=allowed,
+            clients=self.clients if role in _BINDING else (),
+            revoked=frozenset(self.revoked),
+            count=self._counts.get(agent, 0) if host else 0,
+            condemned=tuple(sorted(self._condemned.get(agent, ()))) if host else (),
+        )
+
+    def _allowed(self, key: MemberKey) -> dict[str, int]:
+        """Find what an actor may do of everything that the run is limited to."""
+        counted = self._metrics.counted(key)
+        done = {name: int(counted.get(name, 0)) for name in self._limited}
+        if self._commands["actor"] == "hold":
+            # Nobody is given anything before all are there to share it.
+            return self._budgets.note(key, done)
+        totals = {name: int(self._metrics.total("actor", name)) for name in self._limited}
+        return self._budgets.allow(key, done, totals)

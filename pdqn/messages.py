@@ -1,0 +1,678 @@
+"""Control messages between the coordinator and the others in a run, one dataclass for each kind.
+
+A message checks itself when it is made, on the sender's side as on the receiver's: types, ranges,
+finite numbers and lengths. Whoever holds one need not look again. On the wire a message is a
+msgpack map of its fields with a ``type`` (its ``KIND``) and a ``version``; see ``pdqn.wire``.
+
+=============  ==========================  =====================================================
+message        from                        says
+=============  ==========================  =====================================================
+``Join``       a process                   give me a place in the run
+``Rejoin``     a role or host              give me back the place that I had
+``Report``     a role or host              counters, gauges, episodes, notes since the last one
+``Leave``      a role or host              a last report, and why it ends
+``Ended``      a host                      one of my processes has ended
+``FilePiece``  a role on another host      a piece of a file for the run's directory
+``Fetch``      a role on another host      which piece of a file it wants
+``Watch``      a console elsewhere         show me the run
+``Welcome``    the coordinator             your place, the configuration, the environment
+``Pulse``      the coordinator             what to do now, and where everything is served
+``Refuse``     the coordinator             there is no place for you, and why
+``Unknown``    the coordinator             you have no place here (any more): rejoin
+``Filed``      the coordinator             a piece of a file was taken, or could not be
+``Piece``      the coordinator             a piece of a file that was asked for
+``Over``       the coordinator             to a console elsewhere: the run has ended
+=============  ==========================  =====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Self, get_args
+
+from pdqn import layers, transport, wire
+from pdqn.checks import (
+    as_keys,
+    as_tuple,
+    check_addresses,
+    check_finite,
+    check_names,
+    check_numbers,
+    check_text,
+    check_whole,
+    is_finite,
+    refusal,
+)
+from pdqn.config import Config
+from pdqn.errors import UsageError
+from pdqn.specs import EnvironmentSpec
+from pdqn.wire import WireError, shown
+
+ROLES = ("actor", "replay", "learner", "evaluator", "host")
+COMMANDS = ("hold", "run", "drain", "finish", "stop")
+# The activity of a learner that saves for the last time, which is worth waiting for.
+LAST_SAVE = "saves for the last time"
+
+PIECE_BYTES = 1 << 19
+MAX_FILE_BYTES = 1 << 33
+MAX_INDEX = 1 << 20
+MAX_ACTIVITY, MAX_REASON, MAX_TEXT = 80, 400, 4000
+MAX_EPISODES, MAX_NOTES = 2000, 20
+_MAX_PATH = 4096
+
+
+class MessageError(WireError):
+    """A control message that must not be used.
+
+    Attributes:
+        kind: of the message, to count by; ``unreadable`` where it has none that is known.
+    """
+
+    def __init__(self, kind: str, error: WireError) -> None:
+        ValueError.__init__(self, f"{kind}: {error}")
+        self.reason, self.count, self.sender = error.reason, error.count, error.sender
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Message:
+    """What all messages share: the way to and from plain data.
+
+    Raises:
+        WireError: a field has a value that its message does not accept.
+    """
+
+    KIND: ClassVar[str]
+
+    def to_map(self) -> dict[str, Any]:
+        """Convert to plain data, for msgpack."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @classmethod
+    def from_map(cls, content: Mapping[str, Any]) -> Self:
+        """Check plain data and make a message of it.
+
+        Raises:
+            WireError: a field is missing, unknown, or has a value that is not accepted.
+        """
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise WireError("malformed", f"{error!s:.120}") from None
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The bytes of this message."""
+        return wire.encode_control(self.KIND, self.to_map())
+
+
+# ---- from roles, hosts and consoles ----
+
+
+@dataclass(frozen=True)
+class Join(Message):
+    """A process that asks for a place in the run.
+
+    Attributes:
+        role: one of ``ROLES``; the coordinator answers with a sentence where it is another.
+        package: version of pdqn that the process runs.
+        host: name of its host.
+        pid: on that host.
+        index: number of the role that it would like to have; None for any.
+        agent: name of the host's supervisor that started it; empty for the launcher's own.
+    """
+
+    KIND = "join"
+
+    role: str
+    package: str
+    host: str
+    pid: int
+    index: int | None = None
+    agent: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("role", "package", "host", "agent"):
+            check_text(getattr(self, name), name)
+        check_whole(self.pid, "pid")
+        if self.index is not None:
+            check_whole(self.index, "index")
+
+
+@dataclass(frozen=True)
+class Rejoin(Message):
+    """A role or host that was taken for gone, and asks for its old place.
+
+    Attributes:
+        run: id of the run in which it had the place.
+        incarnation: that it had there.
+        endpoints: what it serves, and where.
+    """
+
+    KIND = "rejoin"
+
+    role: str
+    index: int
+    incarnation: int
+    run: str
+    host: str
+    pid: int
+    agent: str = ""
+    endpoints: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("role", "run", "host", "agent"):
+            check_text(getattr(self, name), name)
+        check_whole(self.pid, "pid")
+        check_whole(self.index, "index", MAX_INDEX)
+        check_whole(self.incarnation, "incarnation")
+        check_addresses(self.endpoints, "endpoints")
+
+
+class Episode(NamedTuple):
+    """A finished episode.
+
+    Attributes:
+        score: undiscounted return.
+        length: environment steps.
+        headline: the environment's headline metric at the end, if it has one.
+    """
+
+    score: float
+    length: int
+    headline: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation(Message):
+    """Figures of greedy episodes on held-out seeds.
+
+    Attributes:
+        parameter_version: learner steps of the parameters.
+        episodes: that have a score.
+        return_mean: of their undiscounted returns.
+        return_error: standard error of that mean.
+        metrics: mean of the environment's headline metric, by its name; empty without one.
+        errors: standard error of each of ``metrics``.
+        baselines: mean score of the environment's baselines on the same seeds.
+        differences: the policy minus each baseline, paired by seed: (mean, standard error).
+        best: the best score of the run so far; None where none is known.
+        dropped: episodes without a score.
+        length_mean: environment steps of an episode.
+        baseline_errors: standard error of each of ``baselines``.
+    """
+
+    KIND = "evaluation"
+
+    parameter_version: int
+    episodes: int
+    return_mean: float
+    return_error: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict)
+    differences: dict[str, tuple[float, float]] = field(default_factory=dict)
+    best: float | None = None
+    dropped: int = 0
+    length_mean: float = 0.0
+    baseline_errors: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("parameter_version", "episodes", "dropped"):
+            check_whole(getattr(self, name), name)
+        for name in ("return_mean", "return_error", "length_mean"):
+            check_finite(getattr(self, name), name)
+        if self.best is not None:
+            check_finite(self.best, "best")
+        for name in ("metrics", "errors", "baselines", "baseline_errors"):
+            check_numbers(getattr(self, name), name)
+        check_names(self.differences, "differences")
+        pairs = {name: as_tuple(pair, name, 2) for name, pair in self.differences.items()}
+        for name, pair in pairs.items():
+            if len(pair) != 2 or not all(map(is_finite, pair)):
+                raise refusal(pair, name, "a mean and its standard error")
+        if not self.metrics.keys() <= self.errors.keys():
+            raise WireError("malformed", "metrics and errors name different things")
+        object.__setattr__(self, "differences", pairs)
+
+
+@dataclass(frozen=True)
+class Report(Message):
+    """Figures of a role or host.
+
+    Attributes:
+        counters: that only grow while the process lives, by name.
+        gauges: newest values, by name.
+        activity: what it does or waits for, in a few words.
+        episodes: that have finished since the last report.
+        evaluation: that has finished since the last report.
+        notes: (kind, text) of what is worth writing down.
+        endpoints: what it serves, and where.
+    """
+
+    KIND = "report"
+
+    counters: dict[str, float] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
+    activity: str = ""
+    episodes: tuple[Episode, ...] = ()
+    evaluation: Evaluation | None = None
+    notes: tuple[tuple[str, str], ...] = ()
+    endpoints: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_numbers(self.counters, "counters")
+        check_numbers(self.gauges, "gauges")
+        check_text(self.activity, "activity", MAX_ACTIVITY)
+        check_addresses(self.endpoints, "endpoints")
+        object.__setattr__(self, "episodes", _episodes(self.episodes))
+        object.__setattr__(self, "notes", _notes(self.notes))
+        if isinstance(self.evaluation, dict):
+            object.__setattr__(self, "evaluation", Evaluation.from_map(self.evaluation))
+        elif not isinstance(self.evaluation, Evaluation | None):
+            raise refusal(self.evaluation, "evaluation", "a map")
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it holds anything that no later report holds again."""
+        return bool(self.episodes or self.evaluation or self.notes)
+
+    def to_map(self) -> dict[str, Any]:
+        """Convert to plain data."""
+        evaluation = None if self.evaluation is None else self.evaluation.to_map()
+        return super().to_map() | {"evaluation": evaluation}
+
+
+def _episodes(value: Any) -> tuple[Episode, ...]:
+    """Check a list of [score, length, headline]."""
+    rows = as_tuple(value, "episodes", MAX_EPISODES)
+    if not all(isinstance(row, list | tuple) and len(row) == 3 for row in rows):
+        raise WireError("malformed", "an episode is not a score, a length and a headline")
+    episodes = tuple(Episode(*row) for row in rows)
+    for score, length, headline in episodes:
+        check_finite(score, "an episode's score")
+        check_whole(length, "an episode's length")
+        if headline is not None:
+            check_finite(headline, "an episode's headline")
+    return episodes
+
+
+def _notes(value: Any) -> tuple[tuple[str, str], ...]:
+    notes = as_tuple(value, "notes", MAX_NOTES)
+    for note in notes:
+        if not isinstance(note, list | tuple) or len(note) != 2:
+            raise refusal(note, "a note", "a kind and a text")
+        check_text(note[0], "a note's kind")
+        check_text(note[1], "a note's text", MAX_TEXT)
+    return tuple((kind, text) for kind, text in notes)
+
+
+@dataclass(frozen=True)
+class Leave(Message):
+    """The last message of a role or host.
+
+    Attributes:
+        report: its final figures.
+        reason: why it failed, in one line; empty if it did not.
+        trace: the traceback.
+    """
+
+    KIND = "leave"
+
+    report: Report = field(default_factory=Report)
+    reason: str = ""
+    trace: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if isinstance(self.report, dict):
+            object.__setattr__(self, "report", Report.from_map(self.report))
+        elif not isinstance(self.report, Report):
+            raise refusal(self.report, "report", "a map")
+        check_text(self.reason, "reason", MAX_REASON)
+        check_text(self.trace, "trace", MAX_TEXT)
+
+    def to_map(self) -> dict[str, Any]:
+        """Convert to plain data."""
+        return super().to_map() | {"report": self.report.to_map()}
+
+
+@dataclass(frozen=True)
+class Ended(Message):
+    """A host's word that one of its processes has ended: the place is free at once."""
+
+    KIND = "ended"
+
+    pid: int
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_whole(self.pid, "pid")
+
+
+@dataclass(frozen=True)
+class FilePiece(Message):
+    """A piece of a file for the run's directory.
+
+    Attributes:
+        name: below the directory.
+        push: number of the attempt to bring the file, to tell its answers from others.
+        offset: of the piece.
+        size: of the whole file, in bytes.
+        data: at most ``PIECE_BYTES``.
+    """
+
+    KIND = "file"
+
+    name: str
+    push: int
+    offset: int
+    size: int
+    data: bytes
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_text(self.name, "name", _MAX_PATH)
+        check_whole(self.push, "push")
+        check_whole(self.size, "size", MAX_FILE_BYTES + 1)
+        check_whole(self.offset, "offset", self.size + 1)
+        _data(self.data)
+
+
+@dataclass(frozen=True)
+class Fetch(Message):
+    """A request for a piece of a file of the run's directory.
+
+    Attributes:
+        name: of the file, or ``checkpoint`` for the newest checkpoint but ``index``.
+        offset: of the piece.
+    """
+
+    KIND = "fetch"
+
+    name: str
+    index: int
+    offset: int
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_text(self.name, "name", _MAX_PATH)
+        check_whole(self.index, "index", MAX_INDEX)
+        check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
+
+
+@dataclass(frozen=True)
+class Watch(Message):
+    """A console elsewhere that asks for the run as it is now."""
+
+    KIND = "watch"
+
+
+def _data(value: Any) -> None:
+    if type(value) is not bytes or len(value) > PIECE_BYTES:
+        raise refusal(value, "data", f"at most {PIECE_BYTES} bytes")
+
+
+# ---- from the coordinator ----
+
+
+@dataclass(frozen=True)
+class Pulse(Message):
+    """The state of the run, as one member is to see it.
+
+    A pulse is a state and not an order: a lost or repeated one does no harm.
+
+    Attributes:
+        command: ``hold`` (be ready, the run is not complete yet); ``run``; ``drain`` (replay: take
+            what still comes; a host: start nothing again); ``finish`` (evaluator: one last
+            evaluation of the final parameters); ``stop`` (flush or save, and leave).
+        endpoints: where ``parameters``, and of each replay k ``transitions/k``,
+            ``acknowledgements/k`` and ``samples/k`` are served, as known.
+        actor_slot: this actor's place on the epsilon ladder, from 0.
+        actor_slots: actors that share the ladder.
+        final_version: with ``finish``, the parameter_version to evaluate last.
+        samples_per_insert: what replay is to aim at from now on; None for what is configured.
+        saves: how often the learner has been asked to save at once.
+        allowed: how far an actor's counters may go, by name, where the run has limits.
+        clients: public keys that may connect to this role, where the run is encrypted.
+        revoked: public keys that are let in no longer.
+        count: how many processes a host is to have; 0 for as many as it began with.
+        condemned: pids of a host's roles that hang: it is to end them.
+    """
+
+    KIND = "pulse"
+
+    command: str = "run"
+    endpoints: dict[str, str] = field(default_factory=dict)
+    actor_slot: int = 0
+    actor_slots: int = 1
+    final_version: int = 0
+    samples_per_insert: float | None = None
+    saves: int = 0
+    allowed: dict[str, int] = field(default_factory=dict)
+    clients: tuple[str, ...] = ()
+    revoked: frozenset[str] = frozenset()
+    count: int = 0
+    condemned: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.command not in COMMANDS:
+            raise refusal(self.command, "command", f"one of {', '.join(COMMANDS)}")
+        check_addresses(self.endpoints, "endpoints")
+        for name in ("actor_slot", "final_version", "saves", "count"):
+            check_whole(getattr(self, name), name)
+        check_whole(self.actor_slots, "actor_slots", least=1)
+        ratio = self.samples_per_insert
+        if ratio is not None and not (is_finite(ratio) and ratio > 0):
+            raise refusal(ratio, "samples_per_insert", "a finite number above 0")
+        check_numbers(self.allowed, "allowed")
+        object.__setattr__(self, "clients", as_keys(self.clients, "clients"))
+        object.__setattr__(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))
+        condemned = as_tuple(self.condemned, "condemned")
+        for pid in condemned:
+            check_whole(pid, "a condemned pid")
+        object.__setattr__(self, "condemned", condemned)
+
+    def to_map(self) -> dict[str, Any]:
+        """Convert to plain data."""
+        return super().to_map() | {"revoked": sorted(self.revoked)}
+
+    def is_revoked(self, endpoint: str) -> bool:
+        """Tell whether the key that serves at an endpoint is let in no longer."""
+        return transport.split(endpoint)[1] in self.revoked
+
+    def shards(self, name: str) -> dict[int, str]:
+        """Find where the replays that are alive serve something, by index.
+
+        Args:
+            name: ``transitions``, ``acknowledgements`` or ``samples``.
+        """
+        split = ((key.partition("/"), address) for key, address in self.endpoints.items())
+        return {
+            int(index): address
+            for (served, _, index), address in split
+            if served == name and index.isascii() and index.isdigit()
+        }
+
+
+@dataclass(frozen=True)
+class Welcome(Message):
+    """The place of a role that joins, and the run.
+
+    Attributes:
+        index: number of the role among those of its kind, from 0.
+        incarnation: how often this index was started before.
+        bind: address pattern where the role binds; ``{name}`` stands for the socket's name, and
+            ``{host}`` for this host's address.
+        run_dir: directory of the run on the launcher's host.
+        versions: of the packages that the run's environment comes from, on that host.
+    """
+
+    KIND = "welcome"
+
+    run: str
+    index: int
+    incarnation: int
+    config: Config
+    spec: EnvironmentSpec
+    bind: str
+    run_dir: str
+    versions: dict[str, str] = field(default_factory=dict)
+    pulse: Pulse = field(default_factory=Pulse)
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_text(self.run, "run")
+        check_whole(self.index, "index", MAX_INDEX)
+        check_whole(self.incarnation, "incarnation")
+        check_text(self.bind, "bind", _MAX_PATH)
+        check_text(self.run_dir, "run_dir", _MAX_PATH)
+        check_addresses(self.versions, "versions")
+
+    def to_map(self) -> dict[str, Any]:
+        """Convert to plain data."""
+        parts = {name: getattr(self, name).to_map() for name in ("config", "spec", "pulse")}
+        return super().to_map() | parts
+
+    @classmethod
+    def from_map(cls, content: Mapping[str, Any]) -> Self:
+        """Check plain data and make a message of it."""
+        parts: dict[str, dict[str, Any]] = {}
+        for name in ("config", "spec", "pulse"):
+            part = content.get(name)
+            if not isinstance(part, dict):
+                raise refusal(part, name, "a map")
+            parts[name] = part
+        try:
+            config = layers.from_map(parts["config"])
+            spec = EnvironmentSpec.from_map(parts["spec"])
+        except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise WireError("malformed", f"{error!s:.200}") from None
+        pulse = Pulse.from_map(parts["pulse"])
+        return super().from_map({**content, "config": config, "spec": spec, "pulse": pulse})
+
+    def address(self, name: str) -> str:
+        """Fill in where this role binds its socket of that name."""
+        return self.bind.replace("{name}", name)
+
+
+@dataclass(frozen=True)
+class Refuse(Message):
+    """There is no place in the run.
+
+    Attributes:
+        reason: in one line.
+    """
+
+    KIND = "refuse"
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_text(self.reason, "reason", MAX_REASON)
+
+
+@dataclass(frozen=True)
+class Unknown(Message):
+    """The answer to a report or request of a process that has no place."""
+
+    KIND = "unknown"
+
+
+@dataclass(frozen=True)
+class Filed(Message):
+    """The answer to a ``FilePiece``, whose fields it repeats.
+
+    Attributes:
+        error: why the piece could not be taken; empty if it was.
+    """
+
+    KIND = "filed"
+
+    name: str
+    push: int
+    offset: int
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_text(self.name, "name", _MAX_PATH)
+        check_whole(self.push, "push")
+        check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
+        check_text(self.error, "error", _MAX_PATH)
+
+
+@dataclass(frozen=True)
+class Piece(Message):
+    """The answer to a ``Fetch``.
+
+    Attributes:
+        wanted: the name that was asked for.
+        index: as asked.
+        offset: as asked.
+        name: of the file found, below the run's directory; empty if there is none.
+        size: of the whole file, in bytes.
+        data: at most ``PIECE_BYTES``.
+    """
+
+    KIND = "piece"
+
+    wanted: str
+    index: int
+    offset: int
+    name: str = ""
+    size: int = 0
+    data: bytes = b""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("wanted", "name"):
+            check_text(getattr(self, name), name, _MAX_PATH)
+        check_whole(self.index, "index", MAX_INDEX)
+        check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
+        check_whole(self.size, "size", MAX_FILE_BYTES + 1)
+        _data(self.data)
+
+
+@dataclass(frozen=True)
+class Over(Message):
+    """The last message to a console elsewhere: the run has ended."""
+
+    KIND = "over"
+
+
+Kinds = Mapping[str, type[Message]]
+FromMember = Join | Rejoin | Report | Leave | Ended | FilePiece | Fetch | Watch
+FromCoordinator = Welcome | Pulse | Refuse | Unknown | Filed | Piece
+TO_COORDINATOR: Kinds = {kind.KIND: kind for kind in get_args(FromMember)}
+TO_MEMBER: Kinds = {kind.KIND: kind for kind in get_args(FromCoordinator)}
+
+
+def decode(data: bytes | memoryview, kinds: Kinds) -> Message:
+    """Read a message and check it.
+
+    Args:
+        data: its bytes.
+        kinds: those that are accepted here.
+
+    Raises:
+        MessageError: it cannot be read, is of another kind, or its own check refuses it.
+    """
+    kind = "unreadable"
+    try:
+        content = wire.decode_control(data)
+        named, _ = content.pop("type"), content.pop("version")
+        if named not in kinds:
+            raise WireError("type", f"{shown(named)} is not a message for this side")
+        kind = named
+        return kinds[named].from_map(content)
+    except WireError as error:
+        raise MessageError(kind, error) from None

@@ -1,0 +1,48 @@
+"""The package as others see it: its name, its files, its version, and its table of settings."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pdqn
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
+
+
+def test_python_m_pdqn_is_the_command_under_its_own_name(tmp_path: Path):
+    command = [sys.executable, "-W", "error", "-m", "pdqn", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: pdqn [OPTIONS] COMMAND")
+
+
+def test_every_folder_with_code_is_in_the_wheel():
+    roots = {name.partition(".")[0] for name in PACKAGES}
+    folders = {path.parent for root in roots for path in (ROOT / root).rglob("__init__.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == set(PACKAGES)
+
+
+def test_every_package_says_that_it_has_types():
+    shipped = PROJECT["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in shipped["*"]
+    assert all((ROOT / name / "py.typed").is_file() for name in PACKAGES if "." not in name)
+
+
+def test_all_files_agree_on_the_version():
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
+    changelog = re.findall(r"^## \[?(\d.*?)\]? ", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert citation is not None
+    assert {PROJECT["project"]["version"], citation[1], changelog[0]} == {pdqn.__version__}
+
+
+def test_the_page_of_settings_has_all_of_them():
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    write = runpy.run_path(str(ROOT / "docs" / "write_settings.py"))
+    assert write["with_table"](page) == page, "run python docs/write_settings.py"
