@@ -1,12 +1,19 @@
 # One target for each thing a person does here. Each does its own set-up.
 PYTHON ?= python3
-VENV := .venv
+# An interpreter that is named has an environment of its own: .venv-3.12.1 for PYTHON=python3.12.
+VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
 ARGS ?=
+# Workers of pytest-xdist. Many tests wait for processes that they have started, so that two cores
+# are enough for three. Neighbours mostly go to one worker, so that those that share a run make one.
+WORKERS ?= 3
+# The workers, and the commands that tests start, read what one of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train setup test test-slow check format docs clean
+.PHONY: train setup test test-slow test-durations check format docs clean
 
 train: $(STAMP)
 	$(BIN)/pdqn launch $(ARGS)
@@ -19,7 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-durations: override ARGS += --durations 25
+test-durations: test
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -27,7 +37,7 @@ test-slow: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 format: $(STAMP)

@@ -377,7 +377,13 @@ def test_the_rows_of_a_lost_shard_are_asked_of_the_others(bench: Bench):
     begin(bench, client, *shards)
     kept, lost = (shard.rows_requests(2, client) for shard in shards)
     shards[0].answer(kept[0], 10)
-    bench.until(lambda: client.receive(0.01, 0) is None and not shards[0].router.poll(0))
+
+    def heard() -> bool:
+        assert client.receive(0.01, 0) is None
+        tally = shards[1].take()[-1].tally
+        return tally is not None and tally.sampled_elsewhere == BATCH // 2
+
+    bench.until(heard)
     client.connect({0: shards[0].address})
     again = shards[0].rows_requests(4, client)[2:]
     assert [(r.start, r.rows) for r in again] == [(3, 3)] * 2

@@ -11,7 +11,6 @@ import socket
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,50 +193,22 @@ FILES = {
 }
 
 
-def ask_all(
-    pdqn_command: Any, directory: Path, questions: dict[str, list[str]]
-) -> dict[str, Answer]:
-    """The answers of several commands, each in a directory of its own, two at a time."""
-
-    def ask(name: str) -> Answer:
-        with pdqn_command(*questions[name], directory=directory / name) as command:
-            return command.wait(), command.stdout, command.stderr
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(questions, pool.map(ask, questions), strict=True))
-
-
-@pytest.fixture(scope="module")
-def refused_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the refused commands are run, each in the directory of its name."""
-    return tmp_path_factory.mktemp("refused")
-
-
-@pytest.fixture(scope="module")
-def refusals(pdqn_command: Any, refused_in: Path) -> dict[str, Answer]:
-    for name in REFUSED:
-        for file, text in FILES.items():
-            path = refused_in / name / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-    with taken_port() as port:
-        questions = {
-            name: ["launch", *(word.replace("PORT", str(port)) for word in words)]
-            for name, (words, _) in REFUSED.items()
-        }
-        questions |= {name: words for name, (words, _) in OTHERS.items()}
-        return ask_all(pdqn_command, refused_in, questions)
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_refused_in_one_line_before_anything_starts(
-    refusals: dict[str, Answer], refused_in: Path, name: str
+    run: Run, tmp_path: Path, name: str
 ):
     if name == "ultra on a small machine" and fits_ultra():
         pytest.skip("this machine fits mode ultra")
-    assert_refused(refusals[name], *REFUSED[name][1])
-    assert_nothing_started(refused_in / name)
-    old = refused_in / name / "command-old"
+    words, expected = REFUSED[name]
+    for file, text in FILES.items():
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    with taken_port() as port:
+        answer = run("launch", *(word.replace("PORT", str(port)) for word in words))
+    assert_refused(answer, *expected)
+    assert_nothing_started(tmp_path)
+    old = tmp_path / "command-old"
     assert [path.name for path in old.iterdir()] == ["config.toml"]
     assert (old / "config.toml").read_text(encoding="utf-8") == "old"
 
@@ -248,8 +219,9 @@ def fits_ultra() -> bool:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_commands_refuse_in_one_line_too(refusals: dict[str, Answer], name: str):
-    assert_refused(refusals[name], *OTHERS[name][1])
+def test_other_commands_refuse_in_one_line_too(run: Run, name: str):
+    words, expected = OTHERS[name]
+    assert_refused(run(*words), *expected)
 
 
 @pytest.mark.slow
@@ -389,24 +361,27 @@ CHECKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def checks(pdqn_command: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
-    directory = tmp_path_factory.mktemp("checks")
-    answers = ask_all(pdqn_command, directory, CHECKS)
-    for name in CHECKS:
-        assert_nothing_started(directory / name)
-    return answers
+@pytest.fixture
+def check(run: Run, tmp_path: Path) -> Callable[[str], Answer]:
+    """Run one of the commands of ``CHECKS``, by its name; it starts nothing."""
+
+    def check(name: str) -> Answer:
+        answer = run(*CHECKS[name])
+        assert_nothing_started(tmp_path)
+        return answer
+
+    return check
 
 
-def test_check_shows_the_machine_and_the_plan(checks: dict[str, Answer]):
-    code, stdout, stderr = checks["check"]
+def test_check_shows_the_machine_and_the_plan(check: Callable[[str], Answer]):
+    code, stdout, stderr = check("check")
     assert (code, stderr) == (0, "")
     for text in ("machine", "plan", "memory", "actor.count", "(configured)", "ready"):
         assert text in stdout
 
 
-def test_check_shows_the_store_and_measures_what_it_is_to_compress(checks: dict[str, Answer]):
-    code, stdout, stderr = checks["large"]
+def test_check_shows_the_store_and_measures_what_it_is_to_compress(check: Callable[[str], Answer]):
+    code, stdout, stderr = check("large")
     assert (code, stderr) == (0, "")
     for text in ("replay.store", "compressed  (configured)", "replay.memory", "replay.shards"):
         assert text in stdout
@@ -415,8 +390,8 @@ def test_check_shows_the_store_and_measures_what_it_is_to_compress(checks: dict[
     assert " of 500 MB (measured " in line
 
 
-def test_check_as_json_is_nothing_but_json(checks: dict[str, Answer]):
-    code, stdout, stderr = checks["json"]
+def test_check_as_json_is_nothing_but_json(check: Callable[[str], Answer]):
+    code, stdout, stderr = check("json")
     assert (code, stderr) == (0, "")
     answer = json.loads(stdout)
     assert answer["ok"] is True
@@ -427,15 +402,15 @@ def test_check_as_json_is_nothing_but_json(checks: dict[str, Answer]):
     assert answer["machine"]["cores"] >= 1
 
 
-def test_check_exits_with_1_when_a_run_could_not_work(checks: dict[str, Answer]):
-    code, stdout, _ = checks["too large"]
+def test_check_exits_with_1_when_a_run_could_not_work(check: Callable[[str], Answer]):
+    code, stdout, _ = check("too large")
     assert code == 1
     assert "replay.capacity = 10000000000 needs" in stdout
     assert "ready" not in stdout
 
 
-def test_launch_with_check_only_starts_nothing(checks: dict[str, Answer]):
-    code, stdout, stderr = checks["check only"]
+def test_launch_with_check_only_starts_nothing(check: Callable[[str], Answer]):
+    code, stdout, stderr = check("check only")
     assert (code, stderr) == (0, "")
     assert "pdqn launch can start" in stdout
 

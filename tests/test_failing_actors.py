@@ -12,9 +12,9 @@ import pytest
 from pdqn.seeds import environment_seeds
 
 if TYPE_CHECKING:
-    from conftest import StartCommand
+    from conftest import Command, Observed, StartCommand
 
-Eventually = Callable[..., Any]
+Observe = Callable[["Command"], "Observed"]
 ReadLines = Callable[[Path], list[dict[str, Any]]]
 
 TESTS = str(Path(__file__).parent)
@@ -107,30 +107,18 @@ def test_an_actor_that_is_given_up_does_not_end_a_run_that_has_another_one(
 
 
 def test_one_that_hangs_is_ended_and_the_others_go_on(
-    pdqn_command: StartCommand, eventually: Eventually, read_lines: ReadLines, tmp_path: Path
+    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
 ):
     options = ["--actors", "2", "--time", "120s", "--env-arg", "how=hang"]
     options += ["--env-arg", f"marker={tmp_path / 'hung'}"]
     options += ["--set", "system.heartbeat_timeout_seconds=3"]
-    events = tmp_path / "run" / "events.jsonl"
-    metrics = tmp_path / "run" / "metrics.jsonl"
-
-    def silent() -> bool:
-        return any(e["event"] == "silent" for e in read_lines(events))
-
-    def steps() -> int:
-        # The file is there from the start, and empty until the first line.
-        lines = read_lines(metrics)
-        return lines[-1]["environment_steps"] if lines else 0
-
     with pdqn_command(*RUN, *options, directory=tmp_path, **PATH) as command:
-        eventually(silent, 60)
-        eventually(lambda: sum(e["event"] == "joined" for e in read_lines(events)) >= 5, 60)
-        before = steps()
-        eventually(lambda: steps() > before, 30)
-        command.interrupt()
-        assert command.wait(20) == 0, command.stderr
-    assert summary_of(tmp_path)["restarts"]["actor"] >= 1
+        run = observe(command)
+        run.until(lambda: "actor" in {event["role"] for event in run.events("silent")})
+        run.until(lambda: run.joined("actor", 1))
+        run.grows("environment_steps")
+        summary = run.interrupt()
+    assert summary["restarts"]["actor"] >= 1
 
 
 def test_an_environment_is_found_where_the_command_is_run(

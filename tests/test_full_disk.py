@@ -85,9 +85,9 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(
     with command:
         eventually(lambda: list(checkpoints(tmp_path / "run")), 60)
         in_the_way(folder)
-        eventually(lambda: any("tries again next time" in text for text in told()), 30)
+        eventually(lambda: any("tries again next time" in text for text in told()), 60)
         folder.unlink()
-        eventually(lambda: list(checkpoints(tmp_path / "run")), 30)
+        eventually(lambda: list(checkpoints(tmp_path / "run")), 60)
         command.interrupt()
         assert command.wait(20) == 0, command.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))

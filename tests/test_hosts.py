@@ -170,6 +170,7 @@ def run(
 QUICK = ["--set", "system.host_timeout_seconds=4"]
 
 
+@pytest.mark.timeout(300)  # ten processes of five hosts share the cores with other tests
 @pytest.mark.parametrize(
     ("options", "cut_seconds"),
     [(QUICK, 6.0), pytest.param([], 20.0, marks=pytest.mark.slow)],
@@ -191,7 +192,7 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
         )
         run.seen.until(lambda: run.seen.metric("learner_steps") > 0)
         # Of a learner that has taken hundreds of steps, actors act on what it published.
-        run.seen.until(lambda: run.seen.metric("learner_steps") > 300)
+        run.seen.until(lambda: run.seen.metric("learner_steps") > 300, 120.0)
         run.seen.until(
             lambda: run.seen.metric("learner/policy_lag") < run.seen.metric("learner_steps") / 3
         )

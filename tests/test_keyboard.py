@@ -111,7 +111,7 @@ def test_keys_come_at_once_without_echo_and_arrows_mean_nothing(
     in_terminal: Callable[..., TerminalProgram], eventually: Eventually, tmp_path: Path
 ):
     program = in_terminal(sys.executable, "-c", READ_KEYS, directory=tmp_path)
-    eventually(lambda: b"READY" in program.shown, 30)
+    eventually(lambda: b"READY" in program.shown, 60)
     assert program.attributes() != program.before
     program.press("p\x1b[A\x1bOPq\x1b[15~s!")
     assert program.process.wait(30) == 0
@@ -125,7 +125,7 @@ def test_ctrl_s_is_a_key_and_does_not_freeze_what_is_shown(
     in_terminal: Callable[..., TerminalProgram], eventually: Eventually, tmp_path: Path
 ):
     program = in_terminal(sys.executable, "-c", READ_KEYS, directory=tmp_path)
-    eventually(lambda: b"READY" in program.shown, 30)
+    eventually(lambda: b"READY" in program.shown, 60)
     program.press("\x13!")
     assert program.process.wait(30) == 0
     eventually(lambda: b"GOT '\\x13!'" in program.shown, 10)
@@ -136,7 +136,7 @@ def test_a_terminal_that_a_shell_has_had_meanwhile_is_taken_again(
     in_terminal: Callable[..., TerminalProgram], eventually: Eventually, tmp_path: Path
 ):
     program = in_terminal(sys.executable, "-c", READ_KEYS, directory=tmp_path)
-    eventually(lambda: b"READY" in program.shown, 30)
+    eventually(lambda: b"READY" in program.shown, 60)
     taken = program.attributes()
     program.set_attributes(program.before)
     eventually(lambda: program.attributes() == taken, 10)

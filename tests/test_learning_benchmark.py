@@ -246,7 +246,9 @@ def test_a_failed_run_says_why_and_one_that_takes_too_long_is_ended(tmp_path):
     fail = [sys.executable, "-c", "import sys; sys.exit('no such luck')"]
     with pytest.raises(RunFailedError, match=r"exit code 1: see .*\n.*no such luck"):
         wait_for(fail, tmp_path / "a.log", 60.0, str)
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    # A process that a script starts in the background ignores SIGINT unless it chooses otherwise.
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)"
+    sleep = [sys.executable, "-c", code]
     with pytest.raises(RunFailedError, match="did not end within 0 s"):
         wait_for(sleep, tmp_path / "b.log", 0.1, str)
 

@@ -471,7 +471,7 @@ def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_say
     options = ["--env", "CartPole-v1", "--actors", "2", "--run-dir", "run"]
     with pdqn_command(*COMMAND, *options, directory=tmp_path) as command:
         eventually(lambda: len(saved_steps(run)) >= 2, 60)
-        eventually(lambda: (run / "state.json").exists(), 10)
+        eventually(lambda: (run / "state.json").exists(), 60)
         os.kill(command.process.pid, signal.SIGKILL)
         eventually(lambda: not command.members(), 20)
     newest, before = saved_steps(run)[:2]

@@ -197,9 +197,9 @@ def test_a_run_is_watched_by_directory_and_by_address_until_it_ends(
     pdqn_command: StartCommand, eventually: Eventually, tmp_path: Path
 ):
     with pdqn_command(*RUN, "--bind", "127.0.0.1", directory=tmp_path) as run:
-        eventually(lambda: "other processes join with --join tcp://" in run.stdout, 30)
+        eventually(lambda: "other processes join with --join tcp://" in run.stdout, 60)
         address = run.stdout.split("--join ")[1].split()[0]
-        eventually((tmp_path / "run" / "snapshot.json").exists, 30)
+        eventually((tmp_path / "run" / "snapshot.json").exists, 60)
         by_path = ["watch", "run", "--console", "json"]
         by_address = ["watch", address, "--console", "plain"]
         with (
@@ -229,7 +229,7 @@ def test_leaving_does_not_end_the_run(
     with pdqn_command(*RUN, directory=tmp_path) as run:
         eventually((tmp_path / "run" / "snapshot.json").exists, 60)
         with pdqn_command("watch", "run", "--console", "plain", directory=tmp_path) as watching:
-            eventually(lambda: "env steps" in watching.stdout, 30)
+            eventually(lambda: "env steps" in watching.stdout, 60)
             watching.interrupt()
             assert watching.wait(20) == 0, watching.stderr
         assert run.process.poll() is None
