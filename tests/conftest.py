@@ -1,4 +1,4 @@
-"""What several test files share: real commands, bounded waiting, and a look for leftovers."""
+"""Fixtures of several test files: real commands, bounded waits, and a search for leftovers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-# The helpers of multiprocessing live as long as the process that needed them first.
+# Helpers of multiprocessing live as long as the process that first needed them.
 _HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
 _LEAVE_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
@@ -24,7 +24,7 @@ _STOP_SECONDS = 20.0
 
 
 def wait_until(happened: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Ask until the answer is true, and return it; fail when that takes too long."""
+    """Ask until the answer is true and return it; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (answer := happened()):
         assert time.monotonic() < deadline, f"did not happen within {seconds:g} s"
@@ -33,10 +33,10 @@ def wait_until(happened: Callable[[], Any], seconds: float = 30.0) -> Any:
 
 
 class Command:
-    """A ``pdqn`` command in a session of its own, as a terminal starts one.
+    """A ``pdqn`` command in its own session, as a terminal starts one.
 
-    Everything that it starts is in that session, wherever it is in the tree of processes, so that
-    leftovers are found even if the command was killed.
+    Everything that it starts stays in that session, however deep in the tree of processes.
+    Leftovers are therefore found even if the command was killed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Command:
         self.directory = directory
         self._out = directory / f"{name}.out"
         self._err = directory / f"{name}.err"
-        # Short, since sockets lie in it.
+        # A short path: a socket's path has at most 107 bytes.
         self._temporary = tempfile.TemporaryDirectory(prefix="t-")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PDQN_")}
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -89,7 +89,7 @@ class Command:
         return self._err.read_text(encoding="utf-8")
 
     def wait(self, seconds: float = _COMMAND_SECONDS) -> int:
-        """Wait for the command to end by itself; its exit code."""
+        """Wait for the command to end by itself, and return its exit code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -97,16 +97,16 @@ class Command:
             pytest.fail(f"the command did not end within {seconds:g} s\n{text}")
 
     def members(self) -> list[psutil.Process]:
-        """The command's process and all that it has started, as far as they live."""
+        """List the command's process and everything alive that it has started."""
         return [p for p in psutil.process_iter() if _session(p) == self.process.pid and _lives(p)]
 
     def role(self, role: str, index: int = 0) -> psutil.Process | None:
-        """The process with the title of a role."""
+        """Return the process with the title of a role, or None."""
         titled = (p for p in self.members() if _title(p) == f"pdqn {role} {index}")
         return next(titled, None)
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
-        """Ctrl-C: the terminal sends SIGINT to the whole process group; or another signal."""
+        """Send a signal to the whole process group, as the terminal does on Ctrl-C."""
         os.killpg(self.process.pid, number)
 
     def _await_the_end(self) -> list[psutil.Process]:
@@ -121,7 +121,7 @@ ReadLines = Callable[[Path], list[dict[str, Any]]]
 
 
 class Observed:
-    """A run that goes on, as seen from its directory."""
+    """A run in progress, as seen from its directory."""
 
     def __init__(
         self, command: Command, eventually: Callable[..., Any], read_lines: ReadLines
@@ -144,18 +144,18 @@ class Observed:
         return [e for e in self._read_lines(self.path / "events.jsonl") if e["event"] == kind]
 
     def metric(self, name: str) -> float:
-        """The newest value; 0 before the first."""
+        """Return the newest value, or 0 before the first."""
         lines = self._read_lines(self.path / "metrics.jsonl")
         return next((line[name] for line in reversed(lines) if line.get(name) is not None), 0)
 
     def grows(self, *names: str) -> None:
-        """Wait until counters have grown twice: what is seen now may be of before."""
+        """Wait until counters have grown twice: the first growth may be older than this call."""
         for _ in range(2):
             before = {name: self.metric(name) for name in names}
             self.until(lambda b=before: all(self.metric(name) > b[name] for name in names))
 
     def learns(self) -> None:
-        """Wait until the run steps and learns."""
+        """Wait until the run both steps and learns."""
         self.until(lambda: self.metric("learner_steps") > 0)
 
     def role(self, role: str, index: int = 0) -> psutil.Process:
@@ -166,12 +166,12 @@ class Observed:
         return any(text.endswith(f"incarnation {incarnation}") for text in texts)
 
     def checkpoints(self) -> list[int]:
-        """Learner steps of the whole checkpoints, in order."""
+        """List the learner steps of the complete checkpoints, in order."""
         files = (self.path / "checkpoints").glob("step-*/learner.pth")
         return sorted(int(file.parent.name[5:]) for file in files)
 
     def interrupt(self) -> dict[str, Any]:
-        """Ctrl-C once; the summary."""
+        """Press Ctrl-C once and return the summary."""
         self.command.interrupt()
         assert self.command.wait(_STOP_SECONDS) == 0, self.command.stderr
         return self.summary()
@@ -219,18 +219,18 @@ def no_process_is_left_behind() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
-    """``eventually(question, seconds)`` waits, bounded, for an answer that is true."""
+    """Provide ``eventually(question, seconds)``, a bounded wait for an answer that is true."""
     return wait_until
 
 
 @pytest.fixture(scope="session")
 def pdqn_command() -> StartCommand:
-    """``pdqn_command(*arguments, directory=..., **variables)`` starts the real command.
+    """Provide ``pdqn_command(*arguments, directory=..., **variables)``: the real command.
 
-    Its runs draw no pictures, which cost more than they do, unless a test wants them.
+    Its runs draw no pictures unless a test asks for them: the pictures cost more than the runs.
 
-    A ``prefix`` is a command that runs it, such as ``ip netns exec HOST``; an ``output`` is the
-    descriptor of where it writes to, in place of a file.
+    A ``prefix`` is a command that runs it, such as ``ip netns exec HOST``. An ``output`` is a
+    descriptor that it writes to instead of a file.
     """
 
     def start(
@@ -248,7 +248,7 @@ def pdqn_command() -> StartCommand:
 
 @pytest.fixture(scope="session")
 def read_lines() -> Callable[[Path], list[dict[str, Any]]]:
-    """The whole lines of a JSON-lines file that may still be written to."""
+    """Provide a reader of the complete lines of a JSON-lines file that may still grow."""
 
     def read(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -259,13 +259,13 @@ def read_lines() -> Callable[[Path], list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def observe(eventually: Callable[..., Any], read_lines: ReadLines) -> Callable[[Command], Observed]:
-    """``observe(command)`` is the run of a ``pdqn launch`` with ``--run-dir run``."""
+    """Provide ``observe(command)``: the run of ``pdqn launch`` with ``--run-dir run``."""
     return lambda command: Observed(command, eventually, read_lines)
 
 
 @pytest.fixture
 def same_threads() -> Iterator[None]:
-    """What a run in this process sets of torch is set back."""
+    """Restore torch's number of threads, which a run in this process changes."""
     # Few test modules need torch, which takes seconds to import.
     import torch
 
@@ -276,6 +276,6 @@ def same_threads() -> Iterator[None]:
 
 @pytest.fixture
 def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture costs more than the run; it has tests of its own."""
+    """Leave out the picture, which costs more than the run and has tests of its own."""
     if "with_picture" not in request.fixturenames:
         monkeypatch.setattr("launcher.results.pictures.draw_pictures", lambda _: None)

@@ -1,4 +1,4 @@
-"""The real ``pdqn`` command: what it says, what it refuses, and that its options arrive."""
+"""The real ``pdqn`` command: its texts, its refusals, and the effect of its options."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def assert_nothing_started(directory: Path) -> None:
 
 # ---- refused before anything starts ----
 
-# What is wrong, and what the one line must name.
+# The arguments that are wrong, and the words that the one line of the error must have.
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "bad time": (["--time", "10x"], ["--time", "'10x'", "90s, 10m, 2h or 1d"]),
     "no time at all": (["--time", "0s"], ["--time", "'0s'", "above zero"]),
@@ -197,7 +197,7 @@ FILES = {
 def ask_all(
     pdqn_command: Any, directory: Path, questions: dict[str, list[str]]
 ) -> dict[str, Answer]:
-    """The answers of several commands, each in a directory of its own, two at a time."""
+    """Run several commands, two at a time, each in its own directory, and return the answers."""
 
     def ask(name: str) -> Answer:
         with pdqn_command(*questions[name], directory=directory / name) as command:
@@ -209,7 +209,7 @@ def ask_all(
 
 @pytest.fixture(scope="module")
 def refused_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the refused commands are run, each in the directory of its name."""
+    """Provide the folder of the refused commands, each in the directory of its name."""
     return tmp_path_factory.mktemp("refused")
 
 
@@ -267,12 +267,12 @@ def test_nobody_is_asked_where_standard_input_is_closed(pdqn_command: Any, tmp_p
 
 
 def closing(stream: str) -> tuple[str, ...]:
-    """A prefix that runs a command without one of its standard streams."""
+    """Build a prefix that runs a command without one of its standard streams."""
     return ("sh", "-c", f'exec "$@" {stream}&-', "sh")
 
 
 def test_where_standard_error_is_closed_a_refusal_is_no_crash(pdqn_command: Any, tmp_path: Path):
-    # What it refuses stands behind what it says to a terminal.
+    # Refusals come after the messages that only a terminal gets.
     arguments = ("launch", "--dask", "nowhere", "--no-learner")
     with pdqn_command(*arguments, directory=tmp_path, prefix=closing("2>")) as command:
         assert command.wait() == 2
@@ -302,7 +302,7 @@ def test_what_does_not_fit_on_a_disk_is_told_in_one_line(pdqn_command: Any, tmp_
 
 @pytest.fixture
 def completing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], str]], int]:
-    """Run ``pdqn completion bash`` in this process, with words of a test's own; its exit code."""
+    """Provide a run of ``pdqn completion bash`` in this process; it returns the exit code."""
 
     def run(words: Callable[[], str]) -> int:
         shell = type("Shell", (), {"__init__": lambda *_: None, "source": lambda _: words()})
@@ -467,7 +467,7 @@ def test_pictures_of_a_run_that_is_somebody_elses_need_a_name(
 
 # ---- options ----
 
-# Every option of launch that is a setting, and what must stand in config.toml.
+# Every option of launch that is a setting, and its value in config.toml.
 OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "--env": (["--env", "CartPole-v1"], "run.env", "CartPole-v1"),
     "--env-arg": (["--env-arg", "sutton_barto_reward=true"], "run.env_args",
@@ -509,7 +509,7 @@ prefetch = 2
 
 @pytest.fixture(scope="module")
 def written(pdqn_command: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The config.toml of one real run that is given every option."""
+    """Provide the config.toml of one real run that got every option."""
     directory = tmp_path_factory.mktemp("options")
     (directory / "command-settings.toml").write_text(FILE, encoding="utf-8")
     arguments = [word for words, _, _ in OPTIONS.values() for word in words]

@@ -1,4 +1,4 @@
-"""Whole runs with environments that raise, hang and crash: who notices, and what goes on."""
+"""Whole runs with environments that raise, hang and crash: the run notices and goes on."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def test_one_that_crashes_its_process_costs_one_restart(
         assert command.wait() == 0, command.stderr
     summary = summary_of(tmp_path)
     assert summary["exit_reason"] == "steps"
-    # Both may have come to the step before the file was there.
+    # Both actors may have reached that step before the file existed.
     assert 1 <= summary["restarts"]["actor"] <= 2
     assert "killed by SIGSEGV" in summary["first_error"]
-    # Two actors and at least one restart: each began with seeds of its own, and they are recorded.
+    # Two actors and at least one restart: each start has its own seeds, and they are recorded.
     events = read_lines(tmp_path / "run" / "events.jsonl")
     recorded = [event["text"] for event in events if event["event"] == "seeds"]
     assert len(recorded) == len(set(recorded)) == 2 + summary["restarts"]["actor"]
@@ -119,7 +119,7 @@ def test_one_that_hangs_is_ended_and_the_others_go_on(
         return any(e["event"] == "silent" for e in read_lines(events))
 
     def steps() -> int:
-        # The file is there from the start, and empty until the first line.
+        # The file exists from the start, and is empty until the first line.
         lines = read_lines(metrics)
         return lines[-1]["environment_steps"] if lines else 0
 

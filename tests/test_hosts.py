@@ -1,4 +1,4 @@
-"""A run over several hosts: network namespaces that are connected by a switch of their own."""
+"""A run over several hosts: network namespaces, connected by a switch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL = [
 
 
 def roles_of(*commands: Command) -> set[int]:
-    """Process ids of the roles that commands have started."""
+    """Collect the process ids of the roles that the commands have started."""
     titles = ((p.pid, " ".join(p.cmdline())) for c in commands for p in c.members())
     return {pid for pid, title in titles if title.startswith("pdqn actor")}
 
@@ -63,11 +63,11 @@ class Network:
                 ip("-n", namespace, "link", "set", device, "up")
 
     def on(self, host: str) -> tuple[str, ...]:
-        """What runs a command on a host."""
+        """Return the prefix that runs a command on a host."""
         return ("ip", "netns", "exec", f"{self._prefix}-{host}")
 
     def connections(self, host: str) -> Counter[str]:
-        """How many others have to what a host has bound, by their address."""
+        """Count the other hosts' connections to a host's ports, by the peer's address."""
         listens, talks = (
             subprocess.run(
                 [*self.on(host), "ss", "-Hnt", *which], capture_output=True, text=True, check=True
@@ -87,7 +87,7 @@ class Network:
         ip("-n", self._switch, "link", "set", host, "up")
 
     def disturb(self, host: str, *how: str) -> None:
-        """Delay and lose what goes to a host, with tc netem."""
+        """Delay and lose packets to a host, with tc netem."""
         add = ["tc", "-n", self._switch, "qdisc", "add", "dev", host, "root", "netem", *how]
         done = subprocess.run(add, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -120,7 +120,7 @@ def network() -> Iterator[Network]:
 
 
 class Run:
-    """A run on the head, and who takes part on other hosts."""
+    """A run on the head, and the members on other hosts."""
 
     def __init__(
         self, network: Network, start: StartCommand, observe: Observe, directory: Path
@@ -150,7 +150,7 @@ class Run:
 
     @property
     def ladder(self) -> tuple[float, float]:
-        """Least and most that an environment of those who are there explores."""
+        """Lowest and highest epsilon of the actors that are present."""
         name = "rollout/exploration_rate"
         return self.seen.metric(f"{name}_min"), self.seen.metric(f"{name}_max")
 
@@ -190,12 +190,12 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
             lambda: head.stdout if "waits for" in head.stdout else ""
         )
         run.seen.until(lambda: run.seen.metric("learner_steps") > 0)
-        # Of a learner that has taken hundreds of steps, actors act on what it published.
+        # After hundreds of learner steps, actors act on published parameters.
         run.seen.until(lambda: run.seen.metric("learner_steps") > 300)
         run.seen.until(
             lambda: run.seen.metric("learner/policy_lag") < run.seen.metric("learner_steps") / 3
         )
-        # All actors of a host get it over one connection.
+        # All actors of a host share one connection.
         once = {"10.77.0.4": 1, "10.77.0.5": 1}
         run.seen.until(lambda: run.network.connections("learner") == once)
         everybody = roles_of(left, right)
@@ -205,7 +205,7 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
         assert run.seen.events("vanished")[0]["roles"] == 2
         run.seen.until(
             lambda: run.ladder == pytest.approx((0.4**8, 0.4))
-        )  # all of it is one actor's
+        )  # the whole ladder is one actor's
         run.seen.grows("environment_steps", "learner_steps")
         run.seen.until(lambda: time.monotonic() - cut > cut_seconds)
         run.network.mend("left")

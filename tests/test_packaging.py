@@ -1,4 +1,4 @@
-"""The package as others see it: its name, its files, its version, and its table of settings."""
+"""The package from outside: its name, files, version, settings, and paths in its pages."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def write_state(run_dir: Path, scores: list[float]) -> None:
 
 
 def distribution(run_dir: Path) -> list[str]:
-    """What the panel of the last episodes' scores says of them."""
+    """List the texts in the panel of the last episodes' scores."""
     figure = training_figure(read_metrics(run_dir), run_dir.name)
     (axes,) = [axes for axes in figure.axes if "last episodes" in axes.get_title()]
     legend = axes.get_legend()
@@ -67,7 +67,7 @@ def distribution(run_dir: Path) -> list[str]:
 
 
 def texts(run_dir: Path) -> list[str]:
-    """Everything that is written in the picture's panels, panel by panel."""
+    """List all texts in the picture, panel by panel."""
     figure = training_figure(read_metrics(run_dir), run_dir.name)
     return [
         " ".join([axes.get_title(), *(text.get_text() for text in axes.texts)])

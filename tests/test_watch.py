@@ -1,4 +1,4 @@
-"""Looking at a run from elsewhere: by its directory, and by its address."""
+"""A run watched from elsewhere: by its directory, and by its address."""
 
 from __future__ import annotations
 
