@@ -41,6 +41,14 @@ def percent(share: float | None) -> str:
     return _NONE if share is None or not math.isfinite(share) else f"{share:.0%}"
 
 
+def in_unit(value: float | None, unit: str) -> str:
+    """Write a value as its unit is read: bytes, shares and rates with their sign."""
+    if unit == "share":
+        return percent(value)
+    write = size if unit.startswith("bytes") else number
+    return write(value) + ("/s" if unit.endswith("/s") else "")
+
+
 def duration(seconds: float | None) -> str:
     """``0:07``, ``12:34``, ``1:02:03``, ``2d 01:02``."""
     if seconds is None or not math.isfinite(seconds):

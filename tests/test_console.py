@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,10 +16,11 @@ from rich.console import Console as Terminal
 
 from launcher import numbers
 from launcher.console.console import RichConsole, make_console
-from launcher.console.dashboard import chart, health, limiting_stage, render, sparkline
+from launcher.console.dashboard import chart, health, render, sparkline
 from launcher.console.keyboard import KEYS
 from launcher.console.lines import progress_line, progress_map, summary_rows
 from launcher.coordinator.snapshot import EvaluationView, MemberView, Snapshot
+from launcher.coordinator.waiting import limiting_stage
 
 SUMMARY = {
     "exit_reason": "episode limit",
@@ -78,7 +79,39 @@ def member(role: str, index: int = 0, **changes: Any) -> MemberView:
     return MemberView(**values | changes)
 
 
-def snapshot(actors: int = 3, **changes: Any) -> Snapshot:
+SHOWN: dict[str, float | None] = {
+    "episodes": 12_345,
+    "environment_steps": 160_485,
+    "learner_steps": 5210,
+    "actor/episodes_per_second": 943.1,
+    "time/fps": 12_260.0,
+    "learner/steps_per_second": 96.2,
+    "replay/samples_per_second": 6150.0,
+    "replay/inserts_per_second": 12_230.0,
+    "replay/bytes_per_second": 29.4e6,
+    "replay/samples_per_insert": 0.503,
+    "replay/samples_per_insert_target": 0.5,
+    "learner/policy_lag": 12.4,
+    "rollout/ep_rew_mean": 0.3721,
+    "rollout/coverage": 0.3722,
+    "rollout/ep_len_mean": 13.0,
+    "train/loss": 0.00123,
+    "train/q_mean": 0.214,
+    "rollout/exploration_rate": 0.0853,
+    "replay/size": 123_456.0,
+    "replay/capacity": 200_000,
+    "replay/stored_bytes": 5_430_000_000.0,
+    "replay/inserts_blocked_share": 0.43,
+    "replay/samples_blocked_share": 0.01,
+    "actor/wait_share": 0.43,
+    "learner/wait_share": 0.02,
+    "system/lost": 0,
+}
+
+
+def snapshot(
+    actors: int = 3, figures: Mapping[str, float | None] | None = None, **changes: Any
+) -> Snapshot:
     others = tuple(member(role) for role in ("replay", "learner", "evaluator"))
     series = tuple(0.25 + 0.0005 * index for index in range(300))
     values: dict[str, Any] = {
@@ -91,39 +124,15 @@ def snapshot(actors: int = 3, **changes: Any) -> Snapshot:
         "elapsed_seconds": 754.0,
         "progress": 0.53,
         "remaining_seconds": 661.0,
-        "episodes": 12_345,
-        "environment_steps": 160_485,
-        "learner_steps": 5210,
-        "episodes_per_second": 943.1,
-        "environment_steps_per_second": 12_260.0,
-        "learner_steps_per_second": 96.2,
-        "samples_per_second": 6150.0,
-        "inserts_per_second": 12_230.0,
-        "bytes_per_second": 29.4e6,
-        "samples_per_insert": 0.503,
-        "samples_per_insert_target": 0.5,
-        "policy_lag": 12.4,
-        "return_mean": 0.3721,
-        "headline": ("coverage", 0.3722),
-        "episode_length": 13.0,
-        "loss": 0.00123,
-        "q_mean": 0.214,
-        "epsilon": 0.0853,
-        "buffer_size": 123_456,
-        "buffer_capacity": 200_000,
-        "buffer_bytes": 5_430_000_000,
-        "inserts_blocked": 0.43,
-        "samples_blocked": 0.01,
+        "headline": "coverage",
+        "figures": {**SHOWN, **(figures or {})},
         "replay_waits": "inserts wait 43% (learner is behind, 12 s)",
-        "actors_wait": 0.43,
-        "learner_waits": 0.02,
         "bottleneck": "learner-bound: actors wait 43%",
         "evaluation": EvaluationView(
             5000, 32, 0.391, 0.0061, {"coverage": 0.391}, {"random": 0.266, "greedy": 0.4142}
         ),
         "members": tuple(member("actor", index) for index in range(actors)) + others,
         "restarts": 1,
-        "lost": 0,
         "rejected": {"bad shape": 10, "not finite": 2},
         "first_error": None,
         "history": {"rollout/coverage": series, "train/loss": series, "time/fps": series},
@@ -133,19 +142,24 @@ def snapshot(actors: int = 3, **changes: Any) -> Snapshot:
 
 def starting() -> Snapshot:
     """Return the first snapshot of a run, in which nothing is known yet."""
-    empty = dict.fromkeys(
-        ("return_mean", "headline", "episode_length", "loss", "q_mean", "epsilon",
-         "progress", "remaining_seconds", "evaluation")
-    )  # fmt: skip
-    zero = {
-        field.name: 0
-        for field in dataclasses.fields(Snapshot)
-        if field.type in ("int", "float") and field.name != "seed"
+    unknown = [name for name in SHOWN if name.startswith(("rollout/", "train/"))]
+    unknown += ["replay/size", "replay/stored_bytes"]
+    figures = dict.fromkeys(SHOWN, 0.0) | dict.fromkeys(unknown)
+    changes: dict[str, Any] = {
+        "stage": "starting",
+        "waiting_for": "the learner, 3 s",
+        "bottleneck": "",
+        "replay_waits": "",
+        "elapsed_seconds": 0.0,
+        "progress": None,
+        "remaining_seconds": None,
+        "evaluation": None,
+        "members": (),
+        "restarts": 0,
+        "rejected": {},
+        "history": {},
     }
-    texts = {"stage": "starting", "waiting_for": "the learner, 3 s", "bottleneck": ""}
-    texts["replay_waits"] = ""
-    nothing = {"members": (), "rejected": {}, "history": {}}
-    return snapshot(0, **(zero | empty | texts | nothing))
+    return snapshot(0, figures, **changes)
 
 
 def lines_of(view: Snapshot, width: int, height: int, *messages: tuple[float, str]) -> list[str]:
@@ -236,7 +250,8 @@ def test_what_the_run_waits_for_is_shown_while_it_starts() -> None:
 
 def test_values_that_are_not_finite_are_drawn_as_missing() -> None:
     history = {"rollout/coverage": (0.1, math.nan, 0.3), "train/loss": (math.nan, math.inf)}
-    view = snapshot(loss=math.nan, q_mean=math.inf, policy_lag=math.nan, history=history)
+    figures = {"train/loss": math.nan, "train/q_mean": math.inf, "learner/policy_lag": math.nan}
+    view = snapshot(figures=figures, history=history)
     assert len(lines_of(view, 200, 50)) == 50
 
 
@@ -322,8 +337,13 @@ def test_what_waits_in_replay_is_shown_in_its_stage() -> None:
     assert "nobody waits" in shown(replay_waits="")[5]
     waiting = "samples wait 100% (actors are behind, 300 s)"
     actor_bound = "actor-bound: learner waits 100%"
-    blocked = {"inserts_blocked": 0.0, "samples_blocked": 1.0, "actors_wait": 0.0}
-    lines = shown(replay_waits=waiting, bottleneck=actor_bound, learner_waits=1.0, **blocked)
+    shares = {
+        "replay/inserts_blocked_share": 0.0,
+        "replay/samples_blocked_share": 1.0,
+        "actor/wait_share": 0.0,
+        "learner/wait_share": 1.0,
+    }
+    lines = shown(replay_waits=waiting, bottleneck=actor_bound, figures=shares)
     assert "│ out wait 100%│" in lines[5]
     assert f"{actor_bound} " in lines[7]
     assert waiting in lines[7]
@@ -353,9 +373,12 @@ def test_health_names_the_worst_first() -> None:
 
 
 def test_the_limiting_stage_is_the_one_that_others_wait_for() -> None:
-    assert limiting_stage(snapshot(actors_wait=0.4, learner_waits=0.0)) == "learner"
-    assert limiting_stage(snapshot(actors_wait=0.0, learner_waits=0.4)) == "actors"
-    assert limiting_stage(snapshot(actors_wait=0.05, learner_waits=0.05)) is None
+    def limiting(actors: float, learner: float) -> str | None:
+        return limiting_stage({"actor/wait_share": actors, "learner/wait_share": learner})
+
+    assert limiting(0.4, 0.0) == "learner"
+    assert limiting(0.0, 0.4) == "actors"
+    assert limiting(0.05, 0.05) is None
 
 
 def test_evaluation_without_a_headline_metric_shows_the_return() -> None:
@@ -450,9 +473,9 @@ def test_plain_says_the_same_as_the_picture() -> None:
 def test_plain_writes_messages_at_once_and_the_last_state_in_the_end() -> None:
     stream, clock = io.StringIO(), Clock()
     console = make_console("plain", stream, clock=clock)
-    console.update(snapshot(episodes=1))
+    console.update(snapshot(figures={"episodes": 1}))
     console.message("actor 3 restarted")
-    console.update(snapshot(episodes=999))
+    console.update(snapshot(figures={"episodes": 999}))
     console.finish(SUMMARY, None)
     lines = stream.getvalue().splitlines()
     assert lines[1] == "actor 3 restarted"
@@ -473,15 +496,15 @@ def test_plain_survives_a_stream_that_cannot_encode_or_has_gone() -> None:
 def test_json_writes_one_strict_object_a_line() -> None:
     stream = io.StringIO()
     console = make_console("json", stream)
-    console.update(snapshot(120, loss=math.nan))
+    console.update(snapshot(120, {"train/loss": math.nan}))
     console.message("actor 3 restarted")
     console.finish(SUMMARY, "the learner died")
     progress, message, summary = map(json.loads, stream.getvalue().splitlines())
     assert progress["event"] == "progress"
-    assert progress["loss"] is None
+    assert progress["figures"]["train/loss"] is None
     assert progress["members"]["actor"] == {"alive": 120}
     assert progress["evaluation"]["baselines"] == {"random": 0.266, "greedy": 0.4142}
-    assert progress["environment_steps"] == 160_485
+    assert progress["figures"]["environment_steps"] == 160_485
     assert "history" not in progress
     assert message == {"event": "message", "text": "actor 3 restarted"}
     assert summary == {"event": "summary", "error": "the learner died", "summary": SUMMARY}
@@ -523,10 +546,10 @@ def test_rich_draws_at_most_four_times_a_second(terminal: FakeTerminal) -> None:
 def test_rich_leaves_the_last_picture_and_every_message_behind(terminal: FakeTerminal) -> None:
     console = RichConsole(terminal, Clock())
     console.start()
-    console.update(snapshot(episodes=1))
+    console.update(snapshot(figures={"episodes": 1}))
     for index in range(50):
         console.message(f"event number {index}.")
-    console.update(snapshot(episodes=777))
+    console.update(snapshot(figures={"episodes": 777}))
     console.finish(SUMMARY, "the learner died")
     _, _, left_behind = terminal.getvalue().rpartition("\x1b[?1049l")
     assert "777 episodes" in left_behind

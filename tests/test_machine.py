@@ -792,7 +792,7 @@ def test_this_machine_can_be_looked_at() -> None:
 
 
 def test_looking_does_not_import_torch() -> None:
-    check = "import sys, launcher.machine as m; m.detect(); print('torch' in sys.modules)"
+    check = "import sys, launcher.plan.machine as m; m.detect(); print('torch' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", check], check=True, capture_output=True, text=True, timeout=60
     )

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher.coordinator.metrics import MemberKey, RunMetrics
+from launcher.coordinator.waiting import bottleneck, replay_waits
 from launcher.run.recorder import Recorder
 from launcher.rundir import RunDirectory, default_path, new_path
 from pdqn.errors import UsageError
@@ -97,6 +98,38 @@ def test_a_gauge_is_the_mean_over_those_who_are_there():
     metrics.forget("actor", 0)
     assert metrics.gauge("actor", "epsilon") == 0.1
     assert metrics.member_gauges("actor", 2) == {"memory_bytes": 1.0}
+
+
+def test_a_gauge_that_a_member_no_longer_reports_does_not_count():
+    metrics = RunMetrics(None)
+    report(metrics, "actor", gauges={"epsilon": 0.5, "guidance": 1.0})
+    report(metrics, "actor", index=1, gauges={"epsilon": 0.1, "guidance": 0.0})
+    report(metrics, "actor", incarnation=1, gauges={"epsilon": 0.3})
+    assert metrics.value("rollout/guidance") == 0.0
+    assert metrics.value("rollout/exploration_rate") == pytest.approx(0.2)
+    metrics.forget("actor", 1)
+    assert metrics.value("rollout/guidance") is None
+    assert metrics.member_gauges("actor", 1) == {}
+
+
+def test_what_is_taken_over_members_is_of_the_last_tick_and_of_those_who_are_there():
+    metrics = RunMetrics(None)
+
+    def epsilon() -> float | None:
+        return metrics.current()["rollout/exploration_rate"]
+
+    report(metrics, "actor", gauges={"epsilon": 0.5})
+    assert epsilon() == 0.5
+    report(metrics, "actor", gauges={"epsilon": 0.25})
+    assert epsilon() == 0.5
+    metrics.tick(1.0)
+    assert epsilon() == 0.25
+    report(metrics, "actor", index=1, gauges={"epsilon": 0.75})
+    assert epsilon() == 0.5
+    metrics.forget("actor", 0)
+    assert epsilon() == 0.75
+    report(metrics, "actor", index=1, gauges={"epsilon": 0.125})
+    assert metrics.line(1.0, capacity=50)["rollout/exploration_rate"] == 0.125, "a line is fresh"
 
 
 def test_sizes_of_several_replays_are_added_up_and_targets_are_not():
@@ -191,19 +224,19 @@ def test_a_rate_is_growth_over_the_last_ten_seconds():
         steps = 2 * second if second <= 20 else 40 + 5 * (second - 20)
         report(metrics, "actor", float(second), environment_steps=steps)
         metrics.tick(float(second))
-    assert metrics.rate("actor", "environment_steps") == pytest.approx(5.0)
+    assert metrics.value("time/fps") == pytest.approx(5.0)
     assert metrics.current()["time/fps"] == pytest.approx(5.0)
 
 
 def test_there_is_no_rate_before_the_second_mark():
     metrics = RunMetrics(None)
     report(metrics, "actor", environment_steps=10)
-    assert metrics.rate("actor", "environment_steps") == 0.0
+    assert metrics.value("time/fps") == 0.0
     metrics.tick(0.0)
-    assert metrics.rate("actor", "environment_steps") == 0.0
+    assert metrics.value("time/fps") == 0.0
     report(metrics, "actor", environment_steps=16)
     metrics.tick(2.0)
-    assert metrics.rate("actor", "environment_steps") == 3.0
+    assert metrics.value("time/fps") == 3.0
 
 
 def test_after_a_long_pause_the_rate_is_taken_from_the_mark_before():
@@ -211,7 +244,7 @@ def test_after_a_long_pause_the_rate_is_taken_from_the_mark_before():
     metrics.tick(0.0)
     report(metrics, "actor", environment_steps=200)
     metrics.tick(100.0)
-    assert metrics.rate("actor", "environment_steps") == 2.0
+    assert metrics.value("time/fps") == 2.0
 
 
 def test_the_loss_is_the_mean_over_the_steps_of_the_last_seconds():
@@ -225,10 +258,11 @@ def test_the_loss_is_the_mean_over_the_steps_of_the_last_seconds():
 
 def test_samples_per_insert_and_policy_lag_are_over_the_whole_run():
     metrics = RunMetrics(None)
-    assert metrics.samples_per_insert() == metrics.policy_lag() == 0.0
+    assert metrics.value("replay/samples_per_insert") == 0.0
+    assert metrics.value("learner/policy_lag") == 0.0
     report(metrics, "replay", samples=640, transitions_received=80, policy_lag_sum=200)
-    assert metrics.samples_per_insert() == 8.0
-    assert metrics.policy_lag() == 2.5
+    assert metrics.value("replay/samples_per_insert") == 8.0
+    assert metrics.value("learner/policy_lag") == 2.5
 
 
 def test_what_is_in_flight_was_sent_and_has_not_been_seen():
@@ -247,7 +281,7 @@ def test_what_is_in_flight_was_sent_and_has_not_been_seen():
         batches_missing=1,
     )
     assert metrics.in_flight() == 20
-    assert metrics.lost_so_far() == 1
+    assert metrics.value("system/lost") == 1
     # The report about sending may come after the report about receiving.
     report(metrics, "replay", transitions_received=130)
     assert metrics.in_flight() == 0
@@ -256,38 +290,38 @@ def test_what_is_in_flight_was_sent_and_has_not_been_seen():
 def test_who_waits_for_whom_is_told_in_words():
     metrics = RunMetrics(None)
     metrics.tick(0.0)
-    assert metrics.bottleneck() == "balanced: nobody waits"
+    assert bottleneck(metrics.current()) == "balanced: nobody waits"
     # Two actors, 10 s: 8.6 of 20 seconds waited.
     report(metrics, "actor", wait_seconds=8.0)
     report(metrics, "actor", index=1, wait_seconds=0.6)
     metrics.tick(10.0)
-    assert metrics.actors_wait() == pytest.approx(0.43)
-    assert metrics.bottleneck() == "learner-bound: actors wait 43%"
+    assert metrics.value("actor/wait_share") == pytest.approx(0.43)
+    assert bottleneck(metrics.current()) == "learner-bound: actors wait 43%"
     report(metrics, "learner", wait_seconds=8.9)
     metrics.tick(20.0)
-    assert metrics.bottleneck() == "actor-bound: learner waits 89%"
+    assert bottleneck(metrics.current()) == "actor-bound: learner waits 89%"
 
 
 def test_what_replay_lets_wait_is_told_with_its_cause_and_since_when():
     metrics = RunMetrics(None)
     metrics.tick(0.0)
-    assert metrics.replay_waits(1000) == ""
+    assert replay_waits(metrics.current(), 1000) == ""
     # Two replays, 10 s: samples waited for 5 of 20 seconds, when nothing was stored yet.
     report(metrics, "replay", gauges={"blocked_for_seconds": 4.4}, samples_blocked_seconds=3.0)
     report(metrics, "replay", index=1, gauges={"blocked_for_seconds": 0}, samples_blocked_seconds=2)
     metrics.tick(10.0)
     assert metrics.current()["replay/samples_blocked_share"] == pytest.approx(0.25)
-    assert metrics.replay_waits(1000) == "samples wait 25% (fills to 1,000, 4 s)"
-    report(metrics, "replay", samples=64, samples_blocked_seconds=11)
+    assert replay_waits(metrics.current(), 1000) == "samples wait 25% (fills to 1,000, 4 s)"
+    report(metrics, "replay", samples=64, transitions_received=8, samples_blocked_seconds=11)
     metrics.tick(20.0)
-    assert metrics.replay_waits(1000) == "samples wait 40% (actors are behind)"
+    assert replay_waits(metrics.current(), 1000) == "samples wait 40% (actors are behind)"
     report(metrics, "replay", inserts_blocked_seconds=8.6, samples_blocked_seconds=11)
     metrics.tick(30.0)
     assert metrics.current()["replay/inserts_blocked_share"] == pytest.approx(0.43)
-    assert metrics.replay_waits(1000) == "inserts wait 43% (learner is behind)"
+    assert replay_waits(metrics.current(), 1000) == "inserts wait 43% (learner is behind)"
     report(metrics, "replay", inserts_blocked_seconds=8.62, samples_blocked_seconds=11)
     metrics.tick(40.0)
-    assert metrics.replay_waits(1000) == "", "less than half a percent"
+    assert replay_waits(metrics.current(), 1000) == "", "less than half a percent"
 
 
 def test_a_standstill_is_measured_from_the_last_step_or_from_the_start():
@@ -306,14 +340,13 @@ def test_a_standstill_is_measured_from_the_last_step_or_from_the_start():
 
 def test_episode_figures_are_means_of_the_last_hundred():
     metrics = RunMetrics("coverage")
-    assert metrics.headline() is None
+    assert metrics.value("rollout/coverage") is None
     report(metrics, "actor", episodes=[[1000.0, 9, 0.9]] * 50)
     report(metrics, "actor", episodes=[[1.0, 3, 0.25]] * 50 + [[2.0, 5, 0.75]] * 50)
     current = metrics.current()
     assert current["rollout/ep_rew_mean"] == 1.5
     assert current["rollout/ep_len_mean"] == 4.0
-    assert current["rollout/coverage"] == 0.5
-    assert metrics.headline() == ("coverage", 0.5)
+    assert current["rollout/coverage"] == metrics.value("rollout/coverage") == 0.5
 
 
 def test_an_evaluation_is_written_once_and_shown_until_the_next():

@@ -263,13 +263,15 @@ def test_a_frame_that_would_wait_is_not_drawn_and_the_newest_is_once_somebody_re
     console = make_console("rich", pipe.stream, clock=lambda: float(next(seconds)))
     console.start()
     for episodes in range(100, 200):
-        console.update(snapshot(episodes=episodes))
+        console.update(snapshot(figures={"episodes": episodes}))
     pipe.flow()
 
     def shown() -> str:
         return "\n".join(pipe.lines())
 
-    eventually(lambda: console.update(snapshot(episodes=777)) or "777 episodes" in shown())
+    eventually(
+        lambda: console.update(snapshot(figures={"episodes": 777})) or "777 episodes" in shown()
+    )
     console.finish(SUMMARY, None)
     assert not any(f"{episodes} episodes" in shown() for episodes in range(100, 200))
     eventually(lambda: "(episode limit)" in shown())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launcher.coordinator.metrics import RunMetrics
 from launcher.results.training import plot_training, read_metrics, smoothed, training_figure
 from launcher.run.state import RunState
 
@@ -55,7 +56,7 @@ def write(run_dir: Path, *lines: dict[str, Any], rest: str = "") -> Path:
 
 
 def write_state(run_dir: Path, scores: list[float]) -> None:
-    RunState(metrics={"distribution": scores}).write(run_dir)
+    RunState(metrics={"distribution": scores, "headline": "coverage"}).write(run_dir)
 
 
 def distribution(run_dir: Path) -> list[str]:
@@ -157,13 +158,38 @@ def test_series_are_finite_pairs(tmp_path: Path) -> None:
     assert losses.tolist() == [0.5]
 
 
-def test_the_score_is_the_headline_metric_where_there_is_one(tmp_path: Path) -> None:
-    metrics = read_metrics(write(tmp_path, training_line(1)))
-    assert metrics.score == ("coverage", "rollout/coverage", "eval/coverage")
-    line = training_line(1)
-    del line["rollout/coverage"]
-    metrics = read_metrics(write(tmp_path, line))
-    assert metrics.score == ("return", "rollout/ep_rew_mean", "eval/return_mean")
+COVERAGE = ("coverage", "rollout/coverage", "eval/coverage")
+RETURN = ("return", "rollout/ep_rew_mean", "eval/return_mean")
+
+
+@pytest.mark.parametrize(("headline", "score"), [("coverage", COVERAGE), (None, RETURN)])
+def test_the_score_is_the_headline_metric_that_the_run_has_written_down(
+    tmp_path: Path, headline: str | None, score: tuple[str, str, str]
+) -> None:
+    # A figure that this version does not know is not taken for it.
+    write(tmp_path, training_line(1, **{"rollout/of_a_later_version": 1.0}))
+    RunState(metrics=RunMetrics(headline).get_state()).write(tmp_path)
+    assert read_metrics(tmp_path).score == score
+
+
+@pytest.mark.parametrize(
+    ("state", "summary", "score"),
+    [
+        ({"evaluation": {"metrics": {"coverage": 0.36}}}, {}, COVERAGE),
+        ({"evaluation": None}, {"environment": {"metrics": {"coverage": 0.37}}}, COVERAGE),
+        ({"evaluation": None}, {"environment": {"metrics": {}}}, RETURN),
+        ({"evaluation": []}, {"environment": "CartPole-v1"}, RETURN),
+        ({}, {}, RETURN),
+    ],
+)
+def test_the_headline_metric_of_a_run_of_an_earlier_version_is_found_beside_its_values(
+    tmp_path: Path, state: dict[str, Any], summary: dict[str, Any], score: tuple[str, str, str]
+) -> None:
+    write(tmp_path, training_line(1))
+    RunState(metrics=state).write(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert read_metrics(tmp_path).score == score
+    assert plot_training(tmp_path).read_bytes().startswith(PNG)
 
 
 def test_the_title_names_environment_and_seed(tmp_path: Path) -> None:
@@ -179,7 +205,8 @@ def test_smoothing_keeps_a_constant_and_the_length() -> None:
 
 
 def test_plotting_needs_neither_torch_nor_a_display() -> None:
-    check = "import sys, launcher.plots; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
+    check = "import sys, launcher.results.training as _; print({%s} & set(sys.modules))"
+    check %= "'torch', 'matplotlib.pyplot'"
     answer = subprocess.run(
         [sys.executable, "-c", check], check=True, capture_output=True, text=True, timeout=60
     )

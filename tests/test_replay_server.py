@@ -391,7 +391,7 @@ def test_a_gap_in_the_numbers_is_a_missing_batch(bench: Bench):
         push.send(encoded(sequence, count=2))
     bench.until(lambda: bench.total("transitions_received") == 6)
     assert bench.total("batches_missing") == 2, "7 and 8; what came before 5 was another replay's"
-    assert bench.metrics.lost_so_far() == 2
+    assert bench.metrics.value("system/lost") == 2
 
 
 def test_an_absurd_number_is_refused_and_the_actor_goes_on(bench: Bench):
@@ -478,7 +478,7 @@ def test_policy_lag_is_the_learners_steps_since_the_parameters_that_acted(bench:
     bench.send(sender, count=2, version=12)  # newer than the learner's last step: not negative
     bench.flush(sender)
     bench.until(lambda: bench.total("transitions_received") == 8)
-    assert bench.metrics.policy_lag() == 4 * 6 / 8
+    assert bench.metrics.value("learner/policy_lag") == 4 * 6 / 8
 
 
 # ---- flow control ----

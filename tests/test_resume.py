@@ -178,7 +178,7 @@ def test_counters_survive_the_file_and_grow_on(tmp_path: Path):
     second = RunMetrics("coverage")
     second.set_state(state.metrics)
     assert second.counts()["environment_steps"] == 300
-    assert second.headline() == ("coverage", 0.25)
+    assert second.value("rollout/coverage") == 0.25
     assert second.seconds_since_first_step(1000.0) == 4.0, "nothing has been stepped here yet"
     for now, steps in ((1000.0, 50), (1002.0, 80)):
         second.ingest(actor, Report({"environment_steps": steps}), now)

@@ -134,11 +134,16 @@ def test_prometheus_finds_the_newest_figures(tmp_path: Path):
     (sink,) = make_sinks(config, tmp_path, print)
     sink.write({"environment_steps": 8, "train/loss": None, "episodes_recent": [1.0]})
     sink.write({"environment_steps": 16, "rollout/ep_rew_mean": 2.5, "x": float("nan")})
+    sink.write({"eval/baseline/greedy": 0.5})
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     assert "pdqn_environment_steps 16.0" in text
     assert "pdqn_rollout_ep_rew_mean 2.5" in text
     assert "pdqn_train_loss" not in text
+    steps = "environment_steps: steps of all environments since the run began [environment steps]"
+    assert f"# HELP pdqn_environment_steps {steps}\n" in text
+    assert "# HELP pdqn_x x\n" not in text, "what is not finite is left out"
+    assert "# HELP pdqn_eval_baseline_greedy eval/baseline/greedy: score of" in text
     for refused in (lambda: PrometheusSink("127.0.0.1", port), lambda: check_sinks(config)):
         with pytest.raises(UsageError, match=f"--metrics-port {port}: 127.0.0.1: Address already"):
             refused()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_console import snapshot, starting
 
+from launcher.console.dashboard import render
 from launcher.console.watch import Address, Directory, watch
 from launcher.coordinator.snapshot import Snapshot
 from launcher.interrupts import Interrupts
@@ -40,6 +42,18 @@ def test_a_snapshot_survives_json(view: Snapshot):
     assert seen.evaluation == view.evaluation
     assert seen.headline == view.headline
     assert seen.history == {name: tuple(series) for name, series in view.history.items()}
+    assert seen == view
+
+
+def test_numbers_that_are_not_finite_reach_those_who_watch_as_unknown():
+    figures = {"train/loss": math.nan, "time/fps": math.inf, "train/q_mean": 0.5}
+    history = {"train/loss": (0.5, math.nan, math.inf)}
+    view = snapshot(figures=figures, history=history)
+    seen = Snapshot.from_map(json.loads(json.dumps(view.to_map(), allow_nan=False)))
+    assert [seen.value(name) for name in figures] == [None, None, 0.5]
+    assert seen.history == {"train/loss": (0.5, None, None)}
+    for size in ((80, 24), (200, 50)):
+        assert render(seen, *size).renderables
 
 
 def written(path: Path, stage: str) -> RunDirectory:
@@ -89,12 +103,61 @@ def test_a_damaged_file_ends_in_one_line_that_names_it(tmp_path: Path, name: str
         watch(str(tmp_path), "plain", Interrupts())
 
 
-def test_a_snapshot_of_another_kind_is_of_another_version(tmp_path: Path):
+def damaged(change: Callable[[Any], Any]) -> dict[str, Any]:
+    """What a run shows, with something else in it than this version writes."""
+    shown = json.loads(json.dumps(snapshot().to_map()))
+    changed = change(shown)
+    return {"snapshot": shown if changed is None else changed, "said": 0, "messages": []}
+
+
+def setting(*path: Any, value: Any) -> Callable[[Any], Any]:
+    def change(shown: Any) -> None:
+        *parents, last = path
+        for key in parents:
+            shown = shown[key]
+        shown[last] = value
+
+    return change
+
+
+DAMAGES: dict[str, Callable[[Any], Any]] = {
+    "the snapshot is a text": lambda _: "running",
+    "the snapshot is a list": lambda _: [1],
+    "the figures are missing": lambda shown: shown.pop("figures") and None,
+    "the stage is missing": lambda shown: shown.pop("stage") and None,
+    "the history is a list": setting("history", value=[]),
+    "a series is a number": setting("history", "time/fps", value=1.0),
+    "a point of a series is a text": setting("history", "time/fps", value=["1"]),
+    "a point of a series is not finite": setting("history", "time/fps", value=[math.inf]),
+    "the figures are a list": setting("figures", value=["time/fps"]),
+    "a figure is a text": setting("figures", "time/fps", value="fast"),
+    "a figure is a truth": setting("figures", "time/fps", value=True),
+    "a figure is not finite": setting("figures", "time/fps", value=math.nan),
+    "a figure is larger than any float": setting("figures", "time/fps", value=10**400),
+    "a count is larger than any float": setting("rejected", "bad shape", value=10**400),
+    "the time is a text": setting("elapsed_seconds", value="now"),
+    "the time is unknown": setting("elapsed_seconds", value=None),
+    "the progress is not finite": setting("progress", value=math.inf),
+    "the stage is a number": setting("stage", value=3),
+    "the environment is a list": setting("env", value=["x"]),
+    "the headline is a number": setting("headline", value=1),
+    "the members are a number": setting("members", value=3),
+    "a member is a list": setting("members", 0, value=["actor"]),
+    "a member's state is another": setting("members", 0, "state", value="asleep"),
+    "a member's state is a list": setting("members", 0, "state", value=[]),
+    "a member's load is a text": setting("members", 0, "cpu_percent", value="9"),
+    "a member's index is a fraction": setting("members", 0, "index", value=0.5),
+    "a rejection is counted in words": setting("rejected", "bad shape", value="ten"),
+    "the evaluation is a number": setting("evaluation", value=1.0),
+    "a baseline is a text": setting("evaluation", "baselines", "random", value="0.2"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_snapshot_of_another_kind_is_of_another_version(tmp_path: Path, damage: str):
     written(tmp_path, "done").close()
-    path = tmp_path / "snapshot.json"
-    seen = json.loads(path.read_text())
-    seen["snapshot"]["history"] = []
-    path.write_text(json.dumps(seen))
+    seen = damaged(DAMAGES[damage])
+    (tmp_path / "snapshot.json").write_text(json.dumps(seen))
     with pytest.raises(RunError, match="another version of pdqn"):
         watch(str(tmp_path), "plain", Interrupts())
 

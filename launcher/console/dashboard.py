@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.text import Text
 
 from launcher.coordinator.snapshot import EvaluationView, MemberView, Snapshot
+from launcher.coordinator.waiting import limiting_stage
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
 
 Lines = list[Text]
@@ -53,7 +54,6 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column] of a cell
 _ROUNDING = 1e-9  # relative differences up to this are no differences
-_WAITS_A_LOT = 0.1  # share of time from which somebody is called the bottleneck
 
 
 def render(
@@ -103,19 +103,12 @@ def health(snapshot: Snapshot) -> tuple[Health, str]:
     if snapshot.first_error:
         return "failing", "errors"
     troubles = [f"{states[state]} {state}" for state in ("late", "restarting") if states[state]]
-    if snapshot.lost:
-        troubles.append(f"{number(snapshot.lost)} lost")
+    if snapshot.value("system/lost"):
+        troubles.append(f"{snapshot.text('system/lost')} lost")
     if rejected := sum(snapshot.rejected.values()):
         troubles.append(f"{number(rejected)} rejected")
     # The rest stands further down: this must fit beside the name of the run.
     return ("degraded", ", ".join(troubles[:2])) if troubles else ("healthy", "healthy")
-
-
-def limiting_stage(snapshot: Snapshot) -> Literal["actors", "learner"] | None:
-    """The stage that the others wait for, if somebody waits for a good part of the time."""
-    if max(snapshot.actors_wait, snapshot.learner_waits) < _WAITS_A_LOT:
-        return None
-    return "learner" if snapshot.actors_wait >= snapshot.learner_waits else "actors"
 
 
 def sparkline(values: Sequence[float | None], width: int, low: float = math.inf) -> str:
@@ -190,7 +183,8 @@ def _header(snapshot: Snapshot, width: int) -> Lines:
 
 
 def _progress(snapshot: Snapshot, width: int) -> Text:
-    totals = f"{plural(snapshot.episodes, 'episode')} · {number(snapshot.environment_steps)} steps "
+    episodes = plural(int(snapshot.amount("episodes")), "episode")
+    totals = f"{episodes} · {snapshot.text('environment_steps')} steps "
     if snapshot.progress is None:
         return _ends(Text(" no limit, Ctrl-C ends the run", LABEL), Text(totals), width)
     left = f" {percent(snapshot.progress)}"
@@ -204,20 +198,16 @@ def _progress(snapshot: Snapshot, width: int) -> Text:
 def _pipeline(snapshot: Snapshot, width: int) -> Lines:
     """The way of the data as a row of boxes; the stage that limits the run stands out."""
     actors = sum(member.role == "actor" for member in snapshot.members)
-    each = snapshot.bytes_per_second / max(snapshot.inserts_per_second, 1e-9)
+    text = snapshot.text
     stages = [
-        (plural(actors, "actor"), f"{number(snapshot.environment_steps_per_second)}/s",
-         f"wait {percent(snapshot.actors_wait)}"),
-        ("wire", f"{size(snapshot.bytes_per_second)}/s",
-         f"{size(each)} each" if snapshot.inserts_per_second > 0 else ""),
-        ("replay", f"in {number(snapshot.inserts_per_second)}/s",
-         f"out {number(snapshot.samples_per_second)}/s", _blocked(snapshot)),
-        ("learner", f"{number(snapshot.learner_steps_per_second)}/s",
-         f"waits {percent(snapshot.learner_waits)}"),
-        ("parameters", f"step {number(snapshot.learner_steps)}",
-         f"lag {number(snapshot.policy_lag)}"),
+        (plural(actors, "actor"), text("time/fps"), f"wait {text('actor/wait_share')}"),
+        ("wire", text("replay/bytes_per_second"), _bytes_each(snapshot)),
+        ("replay", f"in {text('replay/inserts_per_second')}",
+         f"out {text('replay/samples_per_second')}", _blocked(snapshot)),
+        ("learner", text("learner/steps_per_second"), f"waits {text('learner/wait_share')}"),
+        ("parameters", f"step {text('learner_steps')}", f"lag {text('learner/policy_lag')}"),
     ]  # fmt: skip
-    limiting = {"actors": 0, "learner": 3, None: None}[limiting_stage(snapshot)]
+    limiting = {"actors": 0, "learner": 3, None: None}[limiting_stage(snapshot.figures)]
     arrow = 1 if width < 100 else 4
     widths = _shares(width - arrow * (len(stages) - 1), len(stages))
     widths[0], widths[2] = widths[2], widths[0]  # replay has the most to say
@@ -232,13 +222,21 @@ def _pipeline(snapshot: Snapshot, width: int) -> Lines:
     return _beside(boxes)
 
 
+def _bytes_each(snapshot: Snapshot) -> str:
+    """The size of a transition on the wire; empty while none arrive."""
+    inserts = snapshot.amount("replay/inserts_per_second")
+    each = snapshot.amount("replay/bytes_per_second") / max(inserts, 1e-9)
+    return f"{size(each)} each" if inserts > 0 else ""
+
+
 def _blocked(snapshot: Snapshot) -> str:
     """The side that replay lets wait, in at most 13 characters."""
     if not snapshot.replay_waits:
         return "nobody waits"
-    if snapshot.inserts_blocked >= snapshot.samples_blocked:
-        return f"in waits {percent(snapshot.inserts_blocked)}"
-    return f"out wait {percent(snapshot.samples_blocked)}"
+    inserts, samples = "replay/inserts_blocked_share", "replay/samples_blocked_share"
+    if snapshot.amount(inserts) >= snapshot.amount(samples):
+        return f"in waits {snapshot.text(inserts)}"
+    return f"out wait {snapshot.text(samples)}"
 
 
 def _arrow(width: int, height: int) -> Lines:
@@ -249,7 +247,7 @@ def _arrow(width: int, height: int) -> Lines:
 def _bottleneck(snapshot: Snapshot, width: int) -> Lines:
     if snapshot.waiting_for:
         text = Text.assemble((" ◌ waits for ", LIMITS), (snapshot.waiting_for, "bold yellow"))
-    elif limiting_stage(snapshot):
+    elif limiting_stage(snapshot.figures):
         text = Text.assemble((" ▲ ", LIMITS), (snapshot.bottleneck, "bold yellow"))
     else:
         text = Text.assemble((" ● ", "green"), (snapshot.bottleneck or "nobody waits", FIGURE))
@@ -259,7 +257,8 @@ def _bottleneck(snapshot: Snapshot, width: int) -> Lines:
 
 def _problems(snapshot: Snapshot, width: int) -> Lines:
     rejected = sum(snapshot.rejected.values())
-    figures = [("restarts", snapshot.restarts), ("lost", snapshot.lost), ("rejected", rejected)]
+    lost = snapshot.value("system/lost")
+    figures = [("restarts", snapshot.restarts), ("lost", lost), ("rejected", rejected)]
     line = Text(" ")
     for name, value in figures:
         line.append(f"{name} ", LABEL).append(number(value), "bold yellow" if value else FIGURE)
@@ -332,51 +331,52 @@ def _panel_row(panels: Sequence[tuple[str, str, Lines]], widths: Sequence[int]) 
 
 def _learning(snapshot: Snapshot, inner: int) -> Lines:
     rows = [
-        ("return", snapshot.return_mean, "rollout/ep_rew_mean"),
-        ("length", snapshot.episode_length, "rollout/ep_len_mean"),
-        ("loss", snapshot.loss, "train/loss"),
-        ("Q mean", snapshot.q_mean, "train/q_mean"),
-        ("epsilon", snapshot.epsilon, "rollout/exploration_rate"),
+        ("return", "rollout/ep_rew_mean"),
+        ("length", "rollout/ep_len_mean"),
+        ("loss", "train/loss"),
+        ("Q mean", "train/q_mean"),
+        ("epsilon", "rollout/exploration_rate"),
     ]
-    if snapshot.headline is not None:
-        name, value = snapshot.headline
-        rows.insert(0, (name, value, f"rollout/{name}"))
+    if snapshot.headline_figure:
+        rows.insert(0, (str(snapshot.headline), snapshot.headline_figure))
     return [
-        _measure(label, number(value), _history(snapshot, key), inner) for label, value, key in rows
+        _measure(label, snapshot.text(name), _history(snapshot, name), inner)
+        for label, name in rows
     ]
 
 
 def _throughput(snapshot: Snapshot, inner: int) -> Lines:
     rates = [
-        ("episodes", snapshot.episodes_per_second, "actor/episodes_per_second"),
-        ("env steps", snapshot.environment_steps_per_second, "time/fps"),
-        ("learner steps", snapshot.learner_steps_per_second, "learner/steps_per_second"),
+        ("episodes", "actor/episodes_per_second"),
+        ("env steps", "time/fps"),
+        ("learner steps", "learner/steps_per_second"),
     ]
     # Speed is drawn from nothing upwards, so that a small change looks small.
     lines = [
-        _measure(label, f"{number(value)}/s", _history(snapshot, key), inner, low=0.0)
-        for label, value, key in rates
+        _measure(label, snapshot.text(name), _history(snapshot, name), inner, low=0.0)
+        for label, name in rates
     ]
-    target = Text(f"target {number(snapshot.samples_per_insert_target)}", LABEL)
-    ratio = number(snapshot.samples_per_insert)
-    lag, lags = number(snapshot.policy_lag), _history(snapshot, "learner/policy_lag")
+    target = Text(f"target {snapshot.text('replay/samples_per_insert_target')}", LABEL)
+    ratio, lag = snapshot.text("replay/samples_per_insert"), "learner/policy_lag"
     lines.append(_measure("sample/insert", ratio, target, inner))
-    lines.append(_measure("policy lag", lag, lags, inner, low=0.0))
+    lines.append(
+        _measure("policy lag", snapshot.text(lag), _history(snapshot, lag), inner, low=0.0)
+    )
     lines.append(_buffer(snapshot, inner))
     return lines
 
 
 def _buffer(snapshot: Snapshot, inner: int) -> Text:
-    fill = snapshot.buffer_size / max(1, snapshot.buffer_capacity)
-    amount = number(snapshot.buffer_size)
+    stored, capacity = snapshot.amount("replay/size"), snapshot.amount("replay/capacity")
+    amount = number(int(stored))
     if inner >= 44:
-        amount += f" of {number(snapshot.buffer_capacity)} "
-    amount += f" {size(snapshot.buffer_bytes)}"
-    return _measure("buffer", percent(fill), Text(amount, LABEL), inner)
+        amount += f" of {snapshot.text('replay/capacity')} "
+    amount += f" {size(snapshot.amount('replay/stored_bytes'))}"
+    return _measure("buffer", percent(stored / max(1, capacity)), Text(amount, LABEL), inner)
 
 
 def _measure(
-    label: str, figure: str, rest: Text | Sequence[float], inner: int, low: float = math.inf
+    label: str, figure: str, rest: Text | Sequence[float | None], inner: int, low: float = math.inf
 ) -> Text:
     """A label, a figure, and its history or a remark."""
     line = Text.assemble((f"{label:<13.13}", LABEL), (f"{figure:>8}", FIGURE), "  ")
@@ -502,24 +502,20 @@ def _actor_strip(actors: Iterable[MemberView], inner: int, height: int) -> Lines
 
 
 def _charts(snapshot: Snapshot, width: int, height: int) -> Lines:
-    if snapshot.headline is not None:
-        name, value = snapshot.headline
-        first = (name, value, f"rollout/{name}")
-    else:
-        first = ("return", snapshot.return_mean, "rollout/ep_rew_mean")
-    plots = [
-        first,
-        ("loss", snapshot.loss, "train/loss"),
-        ("env steps/s", snapshot.environment_steps_per_second, "time/fps"),
-    ][: 3 if width >= 120 else 2]
+    score = ("return", "rollout/ep_rew_mean")
+    if snapshot.headline_figure:
+        score = (str(snapshot.headline), snapshot.headline_figure)
+    plots = [score, ("loss", "train/loss"), ("env steps/s", "time/fps")]
+    plots = plots[: 3 if width >= 120 else 2]
     baselines = snapshot.evaluation.baselines if snapshot.evaluation else {}
     # As in the throughput panel, speed is drawn from nothing upwards.
     marks: list[Mapping[str, float]] = [baselines, {}, {"": 0.0}]
     widths = _shares(width, len(plots))
     boxes = []
-    for index, (title, value, key) in enumerate(plots):
-        lines = chart(_history(snapshot, key), widths[index] - 4, height - 2, marks[index])
-        boxes.append(_box(title, lines, widths[index], note=number(value), height=height))
+    for index, (title, name) in enumerate(plots):
+        lines = chart(_history(snapshot, name), widths[index] - 4, height - 2, marks[index])
+        note = number(snapshot.value(name))
+        boxes.append(_box(title, lines, widths[index], note=note, height=height))
     return _beside(boxes)
 
 
@@ -604,8 +600,8 @@ def _fitting(ranked: Sequence[tuple[int, Lines]], height: int) -> list[Lines]:
     return [ranked[index][1] for index in sorted(taken)]
 
 
-def _history(snapshot: Snapshot, key: str) -> tuple[float, ...]:
-    return snapshot.history.get(key, ())
+def _history(snapshot: Snapshot, name: str) -> tuple[float | None, ...]:
+    return snapshot.history.get(name, ())
 
 
 def _resampled(values: Sequence[float | None], width: int) -> list[float | None]:

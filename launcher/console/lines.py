@@ -26,39 +26,42 @@ def _parts(snapshot: Snapshot) -> Iterator[str]:
     yield f"waits for {snapshot.waiting_for}" if snapshot.waiting_for else ""
     if snapshot.progress is not None:
         yield f"{percent(snapshot.progress)}, {duration(snapshot.remaining_seconds)} left"
-    yield f"episodes {number(snapshot.episodes)} ({number(snapshot.episodes_per_second)}/s)"
-    yield _counted("env steps", snapshot.environment_steps, snapshot.environment_steps_per_second)
-    yield _counted("learner steps", snapshot.learner_steps, snapshot.learner_steps_per_second)
-    yield f"wire {size(snapshot.bytes_per_second)}/s"
-    ratio, target = snapshot.samples_per_insert, snapshot.samples_per_insert_target
-    yield f"samples/insert {number(ratio)} of {number(target)}"
-    yield f"lag {number(snapshot.policy_lag)}"
+    yield _counted(snapshot, "episodes", "episodes", "actor/episodes_per_second")
+    yield _counted(snapshot, "env steps", "environment_steps", "time/fps")
+    yield _counted(snapshot, "learner steps", "learner_steps", "learner/steps_per_second")
+    yield f"wire {snapshot.text('replay/bytes_per_second')}"
+    ratio = snapshot.text("replay/samples_per_insert")
+    yield f"samples/insert {ratio} of {snapshot.text('replay/samples_per_insert_target')}"
+    yield f"lag {snapshot.text('learner/policy_lag')}"
     yield from _learning_parts(snapshot)
-    fill = f"{number(snapshot.buffer_size)} of {number(snapshot.buffer_capacity)}"
-    yield f"buffer {fill}, {size(snapshot.buffer_bytes)}"
+    stored, held = snapshot.amount("replay/size"), size(snapshot.amount("replay/stored_bytes"))
+    yield f"buffer {number(int(stored))} of {snapshot.text('replay/capacity')}, {held}"
     yield _evaluation_part(snapshot)
     yield "; ".join(_members_part(role, states) for role, states in _states(snapshot).items())
     yield snapshot.bottleneck
     yield snapshot.replay_waits
     rejected = sum(snapshot.rejected.values())
-    yield f"restarts {snapshot.restarts}, lost {snapshot.lost}, rejected {rejected}"
+    lost = int(snapshot.amount("system/lost"))
+    yield f"restarts {snapshot.restarts}, lost {lost}, rejected {rejected}"
     yield f"first error: {snapshot.first_error}" if snapshot.first_error else ""
 
 
-def _counted(name: str, total: int, rate: float) -> str:
-    return f"{name} {number(total)} ({number(rate)}/s)"
+def _counted(snapshot: Snapshot, label: str, total: str, rate: str) -> str:
+    return f"{label} {snapshot.text(total)} ({snapshot.text(rate)})"
 
 
 def _learning_parts(snapshot: Snapshot) -> Iterator[str]:
-    figures = [
-        snapshot.headline or ("", None),
-        ("return", snapshot.return_mean),
-        ("length", snapshot.episode_length),
-        ("loss", snapshot.loss),
-        ("q", snapshot.q_mean),
-        ("epsilon", snapshot.epsilon),
+    rows = [
+        (snapshot.headline, snapshot.headline_figure or ""),
+        ("return", "rollout/ep_rew_mean"),
+        ("length", "rollout/ep_len_mean"),
+        ("loss", "train/loss"),
+        ("q", "train/q_mean"),
+        ("epsilon", "rollout/exploration_rate"),
     ]
-    yield from (f"{name} {number(value)}" for name, value in figures if value is not None)
+    for label, name in rows:
+        if snapshot.value(name) is not None:
+            yield f"{label} {snapshot.text(name)}"
 
 
 def _evaluation_part(snapshot: Snapshot) -> str:

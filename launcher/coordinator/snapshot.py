@@ -1,32 +1,21 @@
-"""What the run looks like at one moment: the only thing that consoles are given to draw."""
+"""The run at one moment: the only thing that consoles are given to draw."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
+from launcher.numbers import in_unit
 from pdqn.checks import as_tuple, check_finite, check_text, check_whole, refusal
+from pdqn.figures import find, rollout_name
 from pdqn.messages import Kinds, Message, Over
 from pdqn.wire import WireError
 
-# The series that consoles draw, beside that of the headline metric.
-DRAWN = frozenset(
-    {
-        "rollout/ep_rew_mean",
-        "rollout/ep_len_mean",
-        "rollout/exploration_rate",
-        "train/loss",
-        "train/q_mean",
-        "actor/episodes_per_second",
-        "time/fps",
-        "learner/steps_per_second",
-        "learner/policy_lag",
-    }
-)
-_MAX_TEXT = 10_000
 MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dead"]
+_STATES = frozenset(get_args(MemberState))
+_MAX_TEXT = 10_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,27 @@ class MemberView:
     memory_bytes: int = 0
     restarts: int = 0
 
+    @classmethod
+    def from_map(cls, values: Mapping[str, Any]) -> MemberView:
+        """Check and read a member of a snapshot.
+
+        Raises:
+            TypeError, KeyError, WireError: a field is missing, or of another type.
+        """
+        if values["state"] not in _STATES:
+            raise refusal(values["state"], "a state", f"one of {', '.join(get_args(MemberState))}")
+        return cls(
+            _text(values["role"]),
+            _whole(values["index"], least=-1),
+            _text(values["host"]),
+            _whole(values["pid"]),
+            values["state"],
+            _text(values["activity"]),
+            _number(values["cpu_percent"]),
+            _whole(values["memory_bytes"]),
+            _whole(values["restarts"]),
+        )
+
 
 @dataclass(frozen=True)
 class EvaluationView:
@@ -72,29 +82,43 @@ class EvaluationView:
     metrics: dict[str, float] = field(default_factory=dict)
     baselines: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def from_map(cls, values: Mapping[str, Any]) -> EvaluationView:
+        """Check and read an evaluation of a snapshot.
+
+        Raises:
+            TypeError, KeyError, WireError: a field is missing, or of another type.
+        """
+        return cls(
+            _whole(values["parameter_version"]),
+            _whole(values["episodes"]),
+            _number(values["return_mean"]),
+            _number(values["return_error"]),
+            {_text(name): _number(value) for name, value in values["metrics"].items()},
+            {_text(name): _number(value) for name, value in values["baselines"].items()},
+        )
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The whole run at one moment. Rates are over the last ten seconds or so.
+    """The whole run at one moment.
 
     Attributes:
         stage: starting, running, paused, stopping or done.
         waiting_for: what the run cannot start without, in words; empty once all is there.
         progress: share of the nearest limit (episodes, steps or time); None without a limit.
         remaining_seconds: estimate until that limit.
-        headline: name and recent mean of the environment's headline metric.
-        inserts_blocked: share of the replays' time in which inserts had to wait.
-        samples_blocked: share of the replays' time in which samples had to wait.
-        replay_waits: which of them waits for what and since when, in words ("inserts wait 43%
-            (learner is behind, 3 s)"); empty while none does.
-        actors_wait: share of the actors' time spent waiting for replay to take their data.
-        learner_waits: share of the learner's time spent waiting for batches.
+        headline: name of the environment's headline metric, if it has one.
+        figures: present values by their names in ``pdqn.figures``; None where not known.
+        replay_waits: the side of replay that waits, its cause and its duration, in words
+            ("inserts wait 43% (learner is behind, 3 s)"); empty while neither waits.
         bottleneck: who limits whom, in words ("learner-bound: actors wait 43%").
+        restarts: of all roles.
         rejected: messages that replay refused, by reason.
-        first_error: first line of the first error of the run, and the log it stands in.
+        first_error: first line of the first error of the run, and the log that contains it.
         insecure: what leaves the launcher's host is neither encrypted nor authenticated.
-        history: series of recent values by metric name, oldest first, for sparklines; keys are
-            the metric names of metrics.jsonl such as ``rollout/ep_rew_mean`` and ``train/loss``.
+        history: recent values of the drawn figures by name, oldest first, for sparklines; None
+            where a value was not finite.
     """
 
     run_dir: str
@@ -106,64 +130,104 @@ class Snapshot:
     elapsed_seconds: float
     progress: float | None
     remaining_seconds: float | None
-    episodes: int
-    environment_steps: int
-    learner_steps: int
-    episodes_per_second: float
-    environment_steps_per_second: float
-    learner_steps_per_second: float
-    samples_per_second: float
-    inserts_per_second: float
-    bytes_per_second: float
-    samples_per_insert: float
-    samples_per_insert_target: float
-    policy_lag: float
-    return_mean: float | None
-    headline: tuple[str, float] | None
-    episode_length: float | None
-    loss: float | None
-    q_mean: float | None
-    epsilon: float | None
-    buffer_size: int
-    buffer_capacity: int
-    buffer_bytes: int
-    inserts_blocked: float
-    samples_blocked: float
+    headline: str | None
+    figures: Mapping[str, float | None]
     replay_waits: str
-    actors_wait: float
-    learner_waits: float
     bottleneck: str
     evaluation: EvaluationView | None
     members: tuple[MemberView, ...]
     restarts: int
-    lost: int
-    rejected: dict[str, int]
+    rejected: Mapping[str, int]
     first_error: str | None
-    history: dict[str, tuple[float, ...]]
+    history: Mapping[str, tuple[float | None, ...]]
     insecure: bool = False
 
+    def value(self, name: str) -> float | None:
+        """Return a figure; None where it is not known."""
+        return self.figures.get(name)
+
+    def amount(self, name: str) -> float:
+        """Return a figure to calculate with; 0 where it is not known or not finite."""
+        return _finite(self.value(name)) or 0
+
+    def text(self, name: str) -> str:
+        """Return a figure in its unit, as people read it."""
+        figure = find(name)
+        return in_unit(self.value(name), figure.unit if figure else "")
+
+    @property
+    def headline_figure(self) -> str | None:
+        """Name of the headline metric's figure, once an episode has told it."""
+        name = self.headline and rollout_name(self.headline)
+        return name if name and self.value(name) is not None else None
+
     def to_map(self) -> dict[str, Any]:
-        """Plain data for who watches from another process."""
-        history = {name: list(series) for name, series in self.history.items()}
-        return dataclasses.asdict(dataclasses.replace(self, history={})) | {"history": history}
+        """Return plain data for a process that watches; None for numbers that are not finite."""
+        return {
+            **vars(self),
+            "figures": {name: _finite(value) for name, value in self.figures.items()},
+            "evaluation": None if self.evaluation is None else dict(vars(self.evaluation)),
+            "members": [dict(vars(member)) for member in self.members],
+            "rejected": dict(self.rejected),
+            "history": {name: [*map(_finite, series)] for name, series in self.history.items()},
+        }
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> Snapshot:
-        """The inverse of ``to_map``.
+        """Check and read what ``to_map`` of another process returned.
 
         Raises:
-            TypeError, KeyError, ValueError: it is not what this version writes.
+            TypeError, KeyError, WireError: a field is missing, or of another type.
         """
+        texts = ("run_dir", "env", "mode", "stage", "waiting_for", "replay_waits", "bottleneck")
         evaluation = values["evaluation"]
         return cls(
-            **{
-                **values,
-                "headline": None if values["headline"] is None else tuple(values["headline"]),
-                "evaluation": None if evaluation is None else EvaluationView(**evaluation),
-                "members": tuple(MemberView(**member) for member in values["members"]),
-                "history": {name: tuple(series) for name, series in values["history"].items()},
-            }
+            **{name: _text(values[name]) for name in texts},
+            seed=_whole(values["seed"]),
+            elapsed_seconds=_number(values["elapsed_seconds"]),
+            progress=_number_or_none(values["progress"]),
+            remaining_seconds=_number_or_none(values["remaining_seconds"]),
+            headline=_text_or_none(values["headline"]),
+            figures={_text(n): _number_or_none(v) for n, v in values["figures"].items()},
+            evaluation=None if evaluation is None else EvaluationView.from_map(evaluation),
+            members=tuple(map(MemberView.from_map, values["members"])),
+            restarts=_whole(values["restarts"]),
+            rejected={_text(reason): _whole(n) for reason, n in values["rejected"].items()},
+            first_error=_text_or_none(values["first_error"]),
+            history={
+                _text(name): tuple(map(_number_or_none, series))
+                for name, series in values["history"].items()
+            },
+            insecure=values["insecure"] is True,
         )
+
+
+def _finite(value: float | None) -> float | None:
+    """Replace what JSON does not have."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _text(value: Any) -> str:
+    check_text(value, "a text", _MAX_TEXT)
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _number(value: Any) -> float:
+    check_finite(value, "a number")
+    return value
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _whole(value: Any, least: int = 0) -> int:
+    check_whole(value, "a count", least=least)
+    return value
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from launcher.results.checks import check_output
 from launcher.rundir import STATE_FILE, SUMMARY
 from pdqn.atomic import replacing
+from pdqn.figures import BY_NAME, rollout_name
 
 Floats = NDArray[np.float64]
 
@@ -33,16 +34,6 @@ PICTURE_FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 _X = "environment_steps"
 _BASELINE = "eval/baseline/"
 _RECENT = "episodes_recent"
-_NOT_HEADLINES = frozenset(
-    {
-        "ep_rew_mean",
-        "ep_len_mean",
-        "exploration_rate",
-        "exploration_rate_min",
-        "exploration_rate_max",
-        "guidance",
-    }
-)
 _SMOOTHED_PARTS = 30  # the smoothing window is this fraction of a series
 
 # Okabe and Ito's palette: told apart with any kind of colour blindness.
@@ -59,11 +50,13 @@ class Metrics:
         lines: of ``metrics.jsonl``, oldest first.
         summary: what ``summary.json`` has to say.
         recent: scores of the last episodes in training.
+        headline: name of the environment's headline metric, if it has one.
     """
 
     lines: tuple[dict[str, Any], ...]
     summary: dict[str, Any]
     recent: tuple[Any, ...] = ()
+    headline: str | None = None
 
     def series(self, key: str, over: str = _X) -> tuple[Floats, Floats]:
         """The finite values of a metric, and those of another on the same lines."""
@@ -81,22 +74,12 @@ class Metrics:
         return next(values, None)
 
     @property
-    def headline(self) -> str | None:
-        """The environment's headline metric: what is under rollout/ beside the usual names."""
-        for line in self.lines:
-            for key in line:
-                group, _, name = key.partition("/")
-                if group == "rollout" and name not in _NOT_HEADLINES:
-                    return name
-        return None
-
-    @property
     def score(self) -> tuple[str, str, str]:
         """What says how good the policy is: its name, its training key, its evaluation key."""
         headline = self.headline
         if headline is None:
             return "return", "rollout/ep_rew_mean", "eval/return_mean"
-        return headline, f"rollout/{headline}", f"eval/{headline}"
+        return headline, rollout_name(headline), f"eval/{headline}"
 
     @property
     def evaluation_error_key(self) -> str:
@@ -117,8 +100,24 @@ class Metrics:
 def read_metrics(run_dir: Path) -> Metrics:
     """What a run has written so far; lines that were cut off are left out."""
     lines, written = _read_lines(run_dir / "metrics.jsonl")
-    recent = _list_in(_read_object(run_dir / STATE_FILE).get("metrics"), "distribution") or written
-    return Metrics(tuple(lines), _read_object(run_dir / SUMMARY), tuple(recent))
+    state = _map_in(_read_object(run_dir / STATE_FILE), "metrics")
+    summary = _read_object(run_dir / SUMMARY)
+    recent = _list_in(state, "distribution") or written
+    return Metrics(tuple(lines), summary, tuple(recent), _headline(state, summary))
+
+
+def _headline(state: dict[str, Any], summary: dict[str, Any]) -> str | None:
+    """Return the name of the headline metric, as a run has written it down.
+
+    Runs of an earlier version name it only with its values: those of the newest evaluation and of
+    the summary. One that has neither is drawn by its return.
+    """
+    if "headline" in state:
+        return state["headline"] if isinstance(state["headline"], str) else None
+    for told in (_map_in(state, "evaluation"), _map_in(summary, "environment")):
+        for name in _map_in(told, "metrics"):
+            return name
+    return None
 
 
 def plot_training(run_dir: Path, path: Path | None = None) -> Path:
@@ -201,16 +200,14 @@ def _draw_loss(axes: Axes, metrics: Metrics) -> bool:
 
 def _draw_throughput(axes: Axes, metrics: Metrics) -> bool:
     axes.set_title("throughput")
-    left = ("actor/episodes_per_second", "episodes/s", BLUE)
-    right = ("time/fps", "environment steps/s", RED)
-    return _draw_twins(axes, metrics, left, right)
+    return _draw_twins(axes, metrics, ("actor/episodes_per_second", BLUE), ("time/fps", RED))
 
 
 def _draw_buffer(axes: Axes, metrics: Metrics) -> bool:
     axes.set_title("replay buffer and policy lag")
     x, size = metrics.series("replay/size")
     capacity = metrics.last("replay/capacity")
-    lag = ("learner/policy_lag", "policy lag (learner steps)", RED)
+    lag = ("learner/policy_lag", RED)
     if not len(x) or not _is_finite(capacity) or capacity <= 0:
         return _draw_line(axes, metrics, lag)
     axes.fill_between(x, size / capacity, color=SKY, alpha=0.35, linewidth=0)
@@ -295,7 +292,7 @@ def _draw_levels(axes: Axes, levels: dict[str, float]) -> None:
 
 
 def _draw_twins(
-    axes: Axes, metrics: Metrics, left: tuple[str, str, str], right: tuple[str, str, str]
+    axes: Axes, metrics: Metrics, left: tuple[str, str], right: tuple[str, str]
 ) -> bool:
     """Two metrics of different scale, each with its own axis in its own colour."""
     if not _draw_line(axes, metrics, left):
@@ -305,19 +302,23 @@ def _draw_twins(
     return True
 
 
-def _draw_line(
-    axes: Axes, metrics: Metrics, line: tuple[str, str, str], linestyle: str = "-"
-) -> bool:
-    key, label, colour = line
-    x, y = metrics.series(key)
+def _draw_line(axes: Axes, metrics: Metrics, line: tuple[str, str], linestyle: str = "-") -> bool:
+    name, colour = line
+    x, y = metrics.series(name)
     if not len(x):
         return False
     _draw_raw_and_smoothed(axes, x, y, colour, colour, linestyle=linestyle)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(label, color=colour)
+    axes.set_ylabel(_label(name), color=colour)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     _label_steps(axes)
     return True
+
+
+def _label(name: str) -> str:
+    """A rate's unit says what it is: ``episodes/s``; others are named: ``policy lag (...)``."""
+    unit = BY_NAME[name].unit
+    return unit if unit.endswith("/s") else f"{name.rpartition('/')[2].replace('_', ' ')} ({unit})"
 
 
 def _twin(axes: Axes) -> Axes:
@@ -427,6 +428,12 @@ def _object(text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _map_in(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object of that name in an object; empty where there is none."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _list_in(value: Any, name: str) -> list[Any]:

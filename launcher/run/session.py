@@ -13,6 +13,7 @@ from typing import Any
 from launcher.console.console import Console
 from launcher.coordinator.metrics import RunMetrics
 from launcher.coordinator.snapshot import MemberView, Seen, Snapshot
+from launcher.coordinator.waiting import bottleneck, replay_waits
 from launcher.interrupts import Interrupts
 from launcher.results import pictures
 from launcher.run.controls import Controls, keys_of
@@ -275,11 +276,13 @@ class Session:
         return 1 if self.failure else 0
 
     def snapshot(self, members: Iterable[MemberView]) -> Snapshot:
-        """The run at this moment."""
-        metrics, run = self.metrics, self.config.run
-        now = metrics.current()
-        counts = metrics.counts()
-        progress, remaining = self._progress(counts)
+        """Return the run at this moment."""
+        metrics, run, replay = self.metrics, self.config.run, self.config.replay
+        figures = metrics.current() | {"replay/capacity": resolved(replay.capacity)}
+        # What the limiter aims at is known before replay has reported it.
+        target = figures["replay/samples_per_insert_target"] or resolved(replay.samples_per_insert)
+        figures["replay/samples_per_insert_target"] = target
+        progress, remaining = self._progress(metrics.counts())
         waiting = f"{self.waiting_for}, {self.session_seconds:.0f} s" if self.waiting_for else ""
         return Snapshot(
             run_dir=str(self.run_dir.path),
@@ -292,40 +295,15 @@ class Session:
             elapsed_seconds=self.elapsed_seconds,
             progress=progress,
             remaining_seconds=remaining,
-            episodes=counts["episodes"],
-            environment_steps=counts["environment_steps"],
-            learner_steps=counts["learner_steps"],
-            episodes_per_second=now["actor/episodes_per_second"] or 0.0,
-            environment_steps_per_second=now["time/fps"] or 0.0,
-            learner_steps_per_second=now["learner/steps_per_second"] or 0.0,
-            samples_per_second=now["replay/samples_per_second"] or 0.0,
-            inserts_per_second=now["replay/inserts_per_second"] or 0.0,
-            bytes_per_second=now["replay/bytes_per_second"] or 0.0,
-            samples_per_insert=metrics.samples_per_insert(),
-            samples_per_insert_target=now["replay/samples_per_insert_target"]
-            or resolved(self.config.replay.samples_per_insert),
-            policy_lag=metrics.policy_lag(),
-            return_mean=now["rollout/ep_rew_mean"],
-            headline=metrics.headline(),
-            episode_length=now["rollout/ep_len_mean"],
-            loss=now["train/loss"],
-            q_mean=now["train/q_mean"],
-            epsilon=now["rollout/exploration_rate"],
-            buffer_size=int(now["replay/size"] or 0),
-            buffer_capacity=resolved(self.config.replay.capacity),
-            buffer_bytes=int(now["replay/stored_bytes"] or 0),
-            inserts_blocked=metrics.replay_blocked("inserts"),
-            samples_blocked=metrics.replay_blocked("samples"),
-            replay_waits=metrics.replay_waits(resolved(self.config.replay.min_size)),
-            actors_wait=metrics.actors_wait(),
-            learner_waits=metrics.learner_waits(),
-            bottleneck=metrics.bottleneck(),
+            headline=self.spec.headline_metric,
+            figures=figures,
+            replay_waits=replay_waits(figures, resolved(replay.min_size)),
+            bottleneck=bottleneck(figures),
             evaluation=metrics.evaluation_view(),
             members=tuple(members),
             restarts=sum(self.restarts.values()),
-            lost=metrics.lost_so_far(),
             rejected=metrics.rejected(),
-            first_error=self._first_error,
+            first_error=self._first_error and self._first_error[:_MOST_CHARACTERS],
             history=metrics.history(),
         )
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from launcher.plan.machine import port_error
 from pdqn.config import Config
 from pdqn.errors import UsageError
+from pdqn.figures import find
 
 _MOST_LINES = 1000
 _LEAVE_SECONDS = 5.0
@@ -186,7 +187,7 @@ class PrometheusSink:
         from prometheus_client.core import GaugeMetricFamily
 
         for name, value in self._line.items():
-            yield GaugeMetricFamily(metric_name(name), name, value=value)
+            yield GaugeMetricFamily(metric_name(name), _documentation(name), value=value)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add to what is known; evaluations come in lines of their own."""
@@ -199,6 +200,14 @@ class PrometheusSink:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(_LEAVE_SECONDS)
+
+
+def _documentation(name: str) -> str:
+    """Return a figure's name, line of documentation and unit."""
+    figure = find(name)
+    if figure is None:
+        return name
+    return f"{name}: {figure.doc}" + (f" [{figure.unit}]" if figure.unit else "")
 
 
 def metric_name(name: str) -> str:
