@@ -166,7 +166,7 @@ RETURN = ("return", "rollout/ep_rew_mean", "eval/return_mean")
 def test_the_score_is_the_headline_metric_that_the_run_has_written_down(
     tmp_path: Path, headline: str | None, score: tuple[str, str, str]
 ) -> None:
-    # A figure that this version does not know is not taken for it.
+    # A figure that this version does not know must not be mistaken for the headline metric.
     write(tmp_path, training_line(1, **{"rollout/of_a_later_version": 1.0}))
     RunState(metrics=RunMetrics(headline).get_state()).write(tmp_path)
     assert read_metrics(tmp_path).score == score
