@@ -88,14 +88,15 @@ class Silences:
             return []
         patience = _SILENCE_SECONDS + bytes_asked / _SLOWEST_BYTES_PER_SECOND
         given_up = []
-        for shard, silence in self._silences.items():
+        # In the order of the shards, and not in that in which they fell silent.
+        for shard, silence in sorted(self._silences.items()):
             if not silence.given_up and self._answering.seconds - silence.answered > patience:
                 silence.given_up = True
                 given_up.append(shard)
                 self._say(shard, addresses[shard], "the others give its rows until it does")
         longest = (self._listening.seconds - s.listened > patience for s in self._silences.values())
         if len(self._silences) == len(addresses) and all(longest):
-            for shard in self._silences:
+            for shard in sorted(self._silences):
                 self._say(shard, addresses[shard], "it is waited for")
         return given_up
 

@@ -15,7 +15,7 @@ from actors.segments import join_segments
 from launcher.bench import hosts, replay
 from launcher.bench.recordings import RECORDINGS, record
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.metrics import RunMetrics
+from launcher.metrics.metrics import RunMetrics
 from pdqn import wire
 from pdqn.errors import UsageError
 from pdqn.layers import build

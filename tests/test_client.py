@@ -28,6 +28,7 @@ from replay.samples import (
 )
 from replay.sharding import ShardState
 from replay.shared_memory import MemoryAddress, attach
+from replay.silence import Silences
 
 Eventually = Callable[..., Any]
 
@@ -631,6 +632,20 @@ def test_where_no_shard_answers_all_are_waited_for(
     shards[1].answer(second, 50)
     assert_rows(bench.sample(client), 10, 11, 12, 50, 51, 52)
     assert said(caplog)[2:] == ["replay 0 answers now", "replay 1 answers now"]
+
+
+def test_silent_shards_are_named_in_order_whichever_fell_silent_first(
+    hours: Hours, caplog: pytest.LogCaptureFixture
+):
+    silences = Silences()
+    addresses = {shard: f"tcp://127.0.0.1:{7000 + shard}" for shard in range(3)}
+    for shard in (2, 0, 1):
+        silences.asked(shard)
+    for _ in range(12):
+        hours.now += 1.0
+        assert silences.turn(addresses, 0) == []
+    assert said(caplog) == [WAITED_FOR.format(shard) for shard in range(3)]
+    assert silences.unheard == [0, 1, 2]
 
 
 def test_the_only_shard_is_waited_for_and_that_is_said_once(

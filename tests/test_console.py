@@ -19,8 +19,9 @@ from launcher.console.console import RichConsole, make_console
 from launcher.console.dashboard import chart, health, render, sparkline
 from launcher.console.keyboard import KEYS
 from launcher.console.lines import progress_line, progress_map, summary_rows
-from launcher.coordinator.snapshot import EvaluationView, MemberView, Snapshot
-from launcher.coordinator.waiting import limiting_stage
+from launcher.metrics.roster import MemberView
+from launcher.metrics.snapshot import EvaluationView, Snapshot
+from launcher.metrics.waiting import limiting_stage
 
 SUMMARY = {
     "exit_reason": "episode limit",

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 import pdqn
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.membership import Event
-from launcher.coordinator.metrics import RunMetrics
 from launcher.coordinator.readmission import Readmissions
 from launcher.hosts.supervisor import Supervisor
+from launcher.metrics.metrics import RunMetrics
 from pdqn import messages, wire
 from pdqn.config import Config
 from pdqn.errors import JoinRefusedError, RunError, UsageError

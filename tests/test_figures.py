@@ -10,7 +10,7 @@ from test_console import SHOWN, lines_of, snapshot
 from test_metrics import evaluation_of
 
 from launcher.console.lines import progress_line
-from launcher.coordinator.metrics import RunMetrics
+from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import in_unit
 from pdqn.figures import BASELINE, BY_NAME, FIGURES, HEADLINE, computed, find
 from pdqn.messages import Evaluation

@@ -19,7 +19,7 @@ import zmq
 from actors.environments.describe import describe_environment
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
-from launcher.coordinator.metrics import RunMetrics
+from launcher.metrics.metrics import RunMetrics
 from pdqn.errors import RunError
 from pdqn.files import FOLDER_VARIABLE, RUN_ID, RunFiles
 from pdqn.layers import build

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.coordinator.snapshot import TO_CONSOLE, Seen
+from launcher.metrics.snapshot import TO_CONSOLE, Seen
 from pdqn import messages, wire
 from pdqn.config import Config
 from pdqn.messages import (

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launcher.coordinator.metrics import MemberKey, RunMetrics
-from launcher.coordinator.waiting import bottleneck, replay_waits
+from launcher.metrics.metrics import MemberKey, RunMetrics
+from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.run.recorder import Recorder
 from launcher.rundir import RunDirectory, default_path, new_path
 from pdqn.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.coordinator.metrics import RunMetrics
+from launcher.metrics.metrics import RunMetrics
 from launcher.results.training import plot_training, read_metrics, smoothed, training_figure
 from launcher.run.state import RunState
 

@@ -14,8 +14,8 @@ import zmq
 from numpy.typing import NDArray
 
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.metrics import MemberKey, RunMetrics
 from launcher.coordinator.places import Member
+from launcher.metrics.metrics import MemberKey, RunMetrics
 from pdqn import wire
 from pdqn.config import Config
 from pdqn.layers import build

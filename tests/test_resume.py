@@ -19,9 +19,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from launcher.coordinator.metrics import MemberKey, RunMetrics
 from launcher.hosts.access import Access
 from launcher.interrupts import Interrupts
+from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.plan.prepare import prepare
 from launcher.run import launch as running
 from launcher.run.resume import read_run

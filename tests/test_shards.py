@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.metrics import MemberKey, RunMetrics
+from launcher.metrics.metrics import MemberKey, RunMetrics
 from learner.process import LearnerProcess
 from pdqn import wire
 from pdqn.config import Config

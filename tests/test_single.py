@@ -16,6 +16,7 @@ import torch
 from actors.environments.describe import describe_environment
 from launcher.console.console import Console, SilentConsole
 from launcher.interrupts import Interrupts
+from launcher.metrics.roster import Roster
 from launcher.results.training import read_metrics
 from launcher.run.session import Session
 from launcher.run.single import SingleRun
@@ -506,7 +507,7 @@ def test_a_run_that_fails_again_while_it_ends_tells_why_it_failed_first(tmp_path
     session.fail("the Dask scheduler does not answer any more")
     session.fail("no actor can be kept alive")
     assert session.end_reason() == "failed"
-    assert session.conclude("failed", []) == 1
+    assert session.conclude("failed", Roster.of([])) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["error"] == "the Dask scheduler does not answer any more"
 
@@ -514,7 +515,10 @@ def test_a_run_that_fails_again_while_it_ends_tells_why_it_failed_first(tmp_path
 def test_what_a_run_waits_for_is_shown_until_it_enters_the_next_stage(tmp_path: Path):
     session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
     session.wait_for("learner (0 of 1)")
-    assert session.snapshot([]).waiting_for.startswith("learner (0 of 1), ")
+    assert session.snapshot(Roster.of([])).waiting_for.startswith("learner (0 of 1), ")
     session.enter("running")
-    assert (session.snapshot([]).stage, session.snapshot([]).waiting_for) == ("running", "")
+    assert (session.snapshot(Roster.of([])).stage, session.snapshot(Roster.of([])).waiting_for) == (
+        "running",
+        "",
+    )
     session.run_dir.close()

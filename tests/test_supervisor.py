@@ -12,8 +12,8 @@ import pytest
 import zmq
 
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.metrics import RunMetrics
 from launcher.hosts.supervisor import Ended, RestartPolicy, Supervisor
+from launcher.metrics.metrics import RunMetrics
 from pdqn.layers import build
 from pdqn.specs import EnvironmentSpec, FieldSpec
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from launcher.coordinator.metrics import MemberKey, RunMetrics
 from launcher.coordinator.places import Member
+from launcher.metrics.metrics import MemberKey, RunMetrics
+from launcher.metrics.roster import MOST_HOSTS, MOST_LISTED, MemberGroup, MemberView, Roster, merged
+from launcher.metrics.snapshot import TO_CONSOLE, Seen, Snapshot
 from launcher.run.views import MemberViews
+from pdqn.messages import decode
 
 
 class Coordinator:
@@ -66,8 +69,56 @@ def test_thousands_of_members_are_not_looked_at_with_every_frame(
     monkeypatch.setattr("launcher.run.views.time.monotonic", lambda: now)
     coordinator, views = views_of(actors)
     for _ in range(4):
-        assert len(views.recent()) == actors + 1
+        assert sum(group.count for group in views.recent().groups) == actors + 1
         now += 0.25
     assert coordinator.asked == looked
     views.recent()
     assert coordinator.asked == looked + 1
+
+
+# ---- rosters ----
+
+
+def test_a_group_adds_up_the_members_of_a_role_on_a_host():
+    roster = Roster.of(
+        [
+            MemberView("actor", 0, "a", 1, "alive", "", 50.0, 10),
+            MemberView("actor", 1, "a", 2, "late", "", 25.0, 20),
+            MemberView("actor", 2, "b", 3, "alive", "", 10.0, 5),
+            MemberView("replay", 0, "a", 4, "alive"),
+        ]
+    )
+    assert roster.groups == (
+        MemberGroup("actor", "a", {"alive": 1, "late": 1}, 75.0, 30),
+        MemberGroup("actor", "b", {"alive": 1}, 10.0, 5),
+        MemberGroup("replay", "a", {"alive": 1}),
+    )
+    assert merged(group for group in roster.groups if group.role == "actor") == MemberGroup(
+        "actor", "a", {"alive": 2, "late": 1}, 85.0, 35
+    )
+    assert merged([]) is None
+
+
+def test_of_very_many_members_all_are_counted_and_as_many_listed_as_fit():
+    actors = [MemberView("actor", i, f"host {i % 700}", i, "alive") for i in range(5000)]
+    others = [
+        MemberView("learner", 0, "head", 1, "alive"),
+        MemberView("replay", 0, "head", 2, "late"),
+    ]
+    roster = Roster.of([*actors, *others])
+    assert len(roster.members) == MOST_LISTED
+    assert {"learner", "replay"} <= {view.role for view in roster.members}
+    assert [v.index for v in roster.members if v.role == "actor"] == list(range(MOST_LISTED - 2))
+    assert sum(group.count for group in roster.groups) == 5002
+    assert len({group.host for group in roster.groups}) == MOST_HOSTS + 1
+
+
+def test_a_snapshot_of_ten_thousand_members_comes_over_the_wire_whole():
+    actors = [MemberView("actor", i, f"host {i % 700}", i, "alive") for i in range(10_000)]
+    roster = Roster.of(actors)
+    shown = Snapshot(
+        "runs/a", "CartPole-v1", "parallel", 0, "running", "", 1.0, None, None, None, {}, "", "",
+        None, roster.members, 0, {}, None, {}, groups=roster.groups,
+    )  # fmt: skip
+    seen = Seen(shown, 1, ((0.5, "started"),))
+    assert decode(seen.encoded, TO_CONSOLE) == seen

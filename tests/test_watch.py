@@ -16,8 +16,8 @@ from test_console import snapshot, starting
 
 from launcher.console.dashboard import render
 from launcher.console.watch import Address, Directory, watch
-from launcher.coordinator.snapshot import Snapshot
 from launcher.interrupts import Interrupts
+from launcher.metrics.snapshot import Snapshot
 from launcher.rundir import RunDirectory
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build

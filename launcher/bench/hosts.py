@@ -22,7 +22,7 @@ from actors.rollout import Identity, Rollout
 from actors.segments import Segment, join_segments
 from launcher.bench.saturation import Costs, limits
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.metrics import RunMetrics
+from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.prepare import prepare
 from learner.learner import Learner

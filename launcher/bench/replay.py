@@ -29,7 +29,7 @@ from rich.table import Table
 from actors.segments import Segment, join_segments
 from launcher.bench.recordings import RECORDINGS, Recording, record
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.metrics import RunMetrics
+from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import plan as plan_run

@@ -26,7 +26,7 @@ from launcher.console.dashboard import render
 from launcher.console.keyboard import KEYS, Keyboard
 from launcher.console.lines import dumps, progress_line, progress_map, summary_rows
 from launcher.console.output import Output, describe_loss
-from launcher.coordinator.snapshot import Snapshot
+from launcher.metrics.snapshot import Snapshot
 from launcher.numbers import duration
 
 Kind = Literal["auto", "rich", "plain", "json", "off"]

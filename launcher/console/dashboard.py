@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
@@ -17,8 +17,9 @@ from typing import Literal
 from rich.console import Group
 from rich.text import Text
 
-from launcher.coordinator.snapshot import EvaluationView, MemberView, Snapshot
-from launcher.coordinator.waiting import limiting_stage
+from launcher.metrics.roster import MemberGroup, MemberView, merged
+from launcher.metrics.snapshot import EvaluationView, Snapshot
+from launcher.metrics.waiting import limiting_stage
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
 
 Lines = list[Text]
@@ -97,7 +98,7 @@ def render(
 
 def health(snapshot: Snapshot) -> tuple[Health, str]:
     """Whether the run is well, and in a few words why not."""
-    states = Counter(member.state for member in snapshot.members)
+    states = _states(snapshot.groups)
     if states["dead"]:
         return "failing", f"{states['dead']} dead"
     if snapshot.first_error:
@@ -197,7 +198,7 @@ def _progress(snapshot: Snapshot, width: int) -> Text:
 
 def _pipeline(snapshot: Snapshot, width: int) -> Lines:
     """The way of the data as a row of boxes; the stage that limits the run stands out."""
-    actors = sum(member.role == "actor" for member in snapshot.members)
+    actors = sum(group.count for group in snapshot.groups if group.role == "actor")
     text = snapshot.text
     stages = [
         (plural(actors, "actor"), text("time/fps"), f"wait {text('actor/wait_share')}"),
@@ -310,7 +311,7 @@ def _panel_rows(snapshot: Snapshot, width: int, height: int) -> list[Lines]:
         ("learning", "", _learning(snapshot, widths[0] - 4)),
         ("throughput", "", _throughput(snapshot, widths[1] - 4)),
         ("evaluation", _evaluation_note(snapshot), _evaluation(snapshot, widths[-2] - 4, limit)),
-        ("roles", "cpu  memory", _roles(snapshot.members, widths[-1] - 4, limit)),
+        ("roles", "cpu  memory", _roles(snapshot, widths[-1] - 4, limit)),
     ]
     return [
         _panel_row(panels[start : start + count], widths[start : start + count])
@@ -421,20 +422,20 @@ def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | No
     return name, value, evaluation.return_error if same else None
 
 
-def _roles(members: Sequence[MemberView], inner: int, limit: int) -> Lines:
-    """One line for all actors together, and one for each other role.
+def _roles(snapshot: Snapshot, inner: int, limit: int) -> Lines:
+    """Draw one line for all actors together, and one for each other role.
 
     Where there are several hosts, each has a line of its own instead of the actors. Where there is
-    too little room for all of several replays, they share a line, too.
+    too little room for all of several replays, they share a line as well.
     """
-    actors = [member for member in members if member.role == "actor"]
+    members, groups = snapshot.members, snapshot.groups
     others = [member for member in members if member.role not in ("actor", "host")]
-    hosts = [member for member in members if member.role == "host"]
-    lines = [_host_line(host, members, inner) for host in hosts]
-    if actors and not hosts:
+    lines = _host_lines([member for member in members if member.role == "host"], groups, inner)
+    actors = merged(group for group in groups if group.role == "actor")
+    if actors is not None and not lines:
         lines.append(_group_line("actors", actors, inner))
-    replays = [member for member in others if member.role == "replay"]
-    if len(replays) > 1 and len(lines) + len(others) > limit:
+    replays = merged(group for group in groups if group.role == "replay")
+    if replays is not None and replays.count > 1 and len(lines) + len(others) > limit:
         lines.append(_group_line("replays", replays, inner))
         others = [member for member in others if member.role != "replay"]
     lines += [_member_line(member, others, inner) for member in others]
@@ -442,30 +443,46 @@ def _roles(members: Sequence[MemberView], inner: int, limit: int) -> Lines:
         hidden = len(lines) - limit + 1
         lines = [*lines[: limit - 1], Text(f"  and {hidden} more", LABEL)]
     room = limit - len(lines)
-    if room > 0 and len(actors) > 1:
-        lines += _actor_strip(actors, inner, room)
+    if room > 0 and actors is not None and actors.count > 1:
+        lines += _actor_strip([m for m in members if m.role == "actor"], inner, room)
     return lines or [Text("none yet", LABEL)]
 
 
-def _group_line(name: str, members: Sequence[MemberView], inner: int) -> Text:
-    counts = Counter(member.state for member in members)
+def _states(groups: Iterable[MemberGroup]) -> Counter[str]:
+    """Count members by their state."""
+    states: Counter[str] = Counter()
+    for group in groups:
+        states.update(group.states)
+    return states
+
+
+def _group_line(name: str, group: MemberGroup, inner: int) -> Text:
+    counts = Counter(group.states)
     worst = max(counts, key=list(STATE_STYLES).index)
     if len(counts) == 1:
-        words = [f"{len(members)} {worst}"]
+        words = [f"{group.count} {worst}"]
     else:
-        words = [f"{counts['alive']} of {len(members)}"]
+        words = [f"{counts['alive']} of {group.count}"]
         words += [f"{counts[state]} {state}" for state in _UNUSUAL if counts[state]]
-    cpu = sum(member.cpu_percent for member in members) / len(members)
-    memory = sum(member.memory_bytes for member in members)
-    return _role_line(name, worst, ", ".join(words), (cpu, memory), inner)
+    load = (group.cpu_percent / group.count, group.memory_bytes)
+    return _role_line(name, worst, ", ".join(words), load, inner)
 
 
-def _host_line(host: MemberView, members: Sequence[MemberView], inner: int) -> Text:
-    """What a host does in the run, and how busy it is."""
-    there = [m for m in members if m.host == host.host and m.role != "host"]
-    count = Counter(member.role for member in there)
+def _host_lines(
+    hosts: Iterable[MemberView], groups: Iterable[MemberGroup], inner: int
+) -> list[Text]:
+    there: defaultdict[str, list[MemberGroup]] = defaultdict(list)
+    for group in groups:
+        if group.role != "host":
+            there[group.host].append(group)
+    return [_host_line(host, there[host.host], inner) for host in hosts]
+
+
+def _host_line(host: MemberView, groups: Sequence[MemberGroup], inner: int) -> Text:
+    """Describe what a host does in the run, and how busy it is."""
+    count = {group.role: group.count for group in groups}
     words = [plural(n, role) if role == "actor" else role for role, n in sorted(count.items())]
-    states = Counter(member.state for member in there)
+    states = _states(groups)
     words += [f"{states[state]} {state}" for state in _UNUSUAL if states[state]]
     worst = max([host.state, *states], key=list(STATE_STYLES).index)
     load = (host.cpu_percent, host.memory_bytes)

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from launcher.console.dashboard import evaluation_score
-from launcher.coordinator.snapshot import Snapshot
+from launcher.metrics.snapshot import Snapshot
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
 
 
@@ -76,8 +76,8 @@ def _evaluation_part(snapshot: Snapshot) -> str:
 def _states(snapshot: Snapshot) -> dict[str, Counter[str]]:
     """How many members of each role are in each state."""
     states: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for member in snapshot.members:
-        states[member.role][member.state] += 1
+    for group in snapshot.groups:
+        states[group.role].update(group.states)
     return dict(states)
 
 
@@ -89,7 +89,7 @@ def _members_part(role: str, states: Counter[str]) -> str:
 
 def progress_map(snapshot: Snapshot) -> dict[str, Any]:
     """A snapshot as plain data, with members counted by role and state and without history."""
-    left_out = ("members", "history")
+    left_out = ("members", "groups", "history")
     values = {f.name: getattr(snapshot, f.name) for f in fields(snapshot) if f.name not in left_out}
     evaluation = snapshot.evaluation
     values["evaluation"] = None if evaluation is None else dict(vars(evaluation))

@@ -14,9 +14,9 @@ import zmq
 
 from launcher.console.console import Console, Kind, make_console
 from launcher.console.output import reader_has_gone
-from launcher.coordinator.snapshot import TO_CONSOLE, Seen
 from launcher.hosts.access import find_door
 from launcher.interrupts import Interrupts
+from launcher.metrics.snapshot import TO_CONSOLE, Seen
 from launcher.rundir import CONFIG, SNAPSHOT, SUMMARY, is_open
 from pdqn import transport, wire
 from pdqn.errors import RunError, UsageError

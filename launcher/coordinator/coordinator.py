@@ -26,9 +26,9 @@ from launcher.coordinator.membership import (
     Send,
     SendPulse,
 )
-from launcher.coordinator.metrics import RunMetrics
 from launcher.coordinator.places import Member
-from launcher.coordinator.snapshot import Seen
+from launcher.metrics.metrics import RunMetrics
+from launcher.metrics.snapshot import Seen
 from pdqn import messages, transport, wire
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, UsageError

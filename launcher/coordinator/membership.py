@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pdqn
-from launcher.coordinator.metrics import MemberKey, RunMetrics
 from launcher.coordinator.orders import Orders
 from launcher.coordinator.places import Member, Places
 from launcher.coordinator.readmission import Readmissions
+from launcher.metrics.metrics import MemberKey, RunMetrics
 from pdqn.config import Config
 from pdqn.messages import (
     LAST_SAVE,

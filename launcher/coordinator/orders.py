@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Set
 
 from launcher.coordinator.budget import Budgets
-from launcher.coordinator.metrics import MemberKey, RunMetrics
 from launcher.coordinator.places import Member, Places
+from launcher.metrics.metrics import MemberKey, RunMetrics
 from pdqn.config import Config
 from pdqn.messages import ROLES, Pulse
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from launcher.coordinator.metrics import MemberKey
+from launcher.metrics.metrics import MemberKey
 from pdqn.messages import MAX_INDEX, ROLES, Pulse
 
 

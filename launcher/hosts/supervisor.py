@@ -20,8 +20,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from launcher.coordinator.snapshot import MemberState
 from launcher.hosts import role_process
+from launcher.metrics.roster import MemberState
 from launcher.safe_path import safe_path
 from pdqn.process import LEAVE, OF_GROUP
 from pdqn.transport import Network

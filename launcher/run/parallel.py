@@ -18,6 +18,7 @@ from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.roles import DaskRoles, Wanted
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.metrics.roster import Roster
 from launcher.run.controls import Controls
 from launcher.run.ends import Ends
 from launcher.run.session import Session
@@ -112,7 +113,7 @@ class Run:
                 self._relay.close()
             self._coordinator.close()
             self._remove_sockets()
-        return session.conclude(reason, self._views.present())
+        return session.conclude(reason, Roster.of(self._views.present()))
 
     def _make_coordinator(self) -> Coordinator:
         address, bind = f"ipc://{self._sockets}/coordinator", self._access.address

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from launcher.coordinator.metrics import RunMetrics
+from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import plural
 from launcher.run.state import RunState, read_state
 from launcher.rundir import CONFIG, CONFIGURED, METRICS, STATE_FILE, STRUCTURAL

@@ -6,15 +6,16 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from launcher.console.console import Console
-from launcher.coordinator.metrics import RunMetrics
-from launcher.coordinator.snapshot import MemberView, Seen, Snapshot
-from launcher.coordinator.waiting import bottleneck, replay_waits
 from launcher.interrupts import Interrupts
+from launcher.metrics.metrics import RunMetrics
+from launcher.metrics.roster import Roster
+from launcher.metrics.snapshot import Seen, Snapshot
+from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.results import pictures
 from launcher.run.controls import Controls, keys_of
 from launcher.run.recorder import Recorder
@@ -217,7 +218,7 @@ class Session:
         with self._may_fail():
             state.write(self.run_dir.path)
 
-    def show(self, members: Callable[[], Iterable[MemberView]]) -> None:
+    def show(self, members: Callable[[], Roster]) -> None:
         """Show the run as it is, when that is due: here, and to those who watch.
 
         Args:
@@ -251,7 +252,7 @@ class Session:
                     f"{error.filename or self.run_dir.path}: {error.strerror}; the run goes on"
                 )
 
-    def conclude(self, reason: str, members: Iterable[MemberView]) -> int:
+    def conclude(self, reason: str, members: Roster) -> int:
         """Write the last figures, the summary and the picture; the exit code."""
         self._write_evaluations()
         self._write_line()
@@ -275,7 +276,7 @@ class Session:
         self.console.finish(summary, self._error())
         return 1 if self.failure else 0
 
-    def snapshot(self, members: Iterable[MemberView]) -> Snapshot:
+    def snapshot(self, members: Roster) -> Snapshot:
         """Return the run at this moment."""
         metrics, run, replay = self.metrics, self.config.run, self.config.replay
         figures = metrics.current() | {"replay/capacity": resolved(replay.capacity)}
@@ -300,7 +301,8 @@ class Session:
             replay_waits=replay_waits(figures, resolved(replay.min_size)),
             bottleneck=bottleneck(figures),
             evaluation=metrics.evaluation_view(),
-            members=tuple(members),
+            members=members.members,
+            groups=members.groups,
             restarts=sum(self.restarts.values()),
             rejected=metrics.rejected(),
             first_error=self._first_error and self._first_error[:_MOST_CHARACTERS],

@@ -16,9 +16,9 @@ from actors.environments import randomness
 from actors.greedy import GreedyEvaluation
 from actors.rollout import Identity, Rollout
 from actors.segments import join_segments
-from launcher.coordinator.metrics import MemberKey
-from launcher.coordinator.snapshot import MemberView
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.metrics.metrics import MemberKey
+from launcher.metrics.roster import MemberView, Roster
 from launcher.run.controls import Controls
 from launcher.run.session import Session
 from learner.checkpoint import Saver, not_saved, saved
@@ -243,11 +243,11 @@ class SingleRun:
         self._session.console.stop()
         os._exit(EXIT_INTERRUPTED_TWICE)
 
-    def _members(self) -> list[MemberView]:
-        return [
+    def _members(self) -> Roster:
+        return Roster.of(
             MemberView(role, 0, "", os.getpid(), "alive", "in lockstep")
             for role in ("actor", "replay", "learner")
-        ]
+        )
 
 
 def _trace(error: RunError) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.coordinator.metrics import RunMetrics
+from launcher.metrics.metrics import RunMetrics
 from launcher.rundir import STATE_FILE, replace_text
 from pdqn.errors import UsageError
 

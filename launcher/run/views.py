@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
 
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.metrics import RunMetrics
 from launcher.coordinator.places import Member
-from launcher.coordinator.snapshot import MemberState, MemberView
 from launcher.hosts.supervisor import Supervisor
+from launcher.metrics.metrics import RunMetrics
+from launcher.metrics.roster import MemberState, MemberView, Roster
 from launcher.numbers import size
 from launcher.plan import machine
 
@@ -39,13 +38,15 @@ class MemberViews:
         self._coordinator, self._supervisor, self._metrics = coordinator, supervisor, metrics
         self._late_seconds = late_seconds
         self._here = socket.gethostname()
-        self._recent: Sequence[MemberView] = ()
-        self._made = 0.0
+        self._recent = Roster((), ())
+        self._count, self._made = 0, 0.0
 
-    def recent(self) -> Sequence[MemberView]:
+    def recent(self) -> Roster:
         """Return the members as they are; where they are many, as they were within a second."""
-        if len(self._recent) < _MANY or time.monotonic() - self._made >= _MANY_SECONDS:
-            self._recent, self._made = self.present(), time.monotonic()
+        if self._count < _MANY or time.monotonic() - self._made >= _MANY_SECONDS:
+            present = self.present()
+            self._recent, self._count = Roster.of(present), len(present)
+            self._made = time.monotonic()
         return self._recent
 
     def present(self) -> list[MemberView]:

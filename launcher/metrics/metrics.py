@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from launcher.coordinator.counters import Counters, Gauges, MemberKey
-from launcher.coordinator.episodes import RecentEpisodes
-from launcher.coordinator.snapshot import EvaluationView
+from launcher.metrics.counters import Counters, Gauges, MemberKey
+from launcher.metrics.episodes import RecentEpisodes
+from launcher.metrics.snapshot import EvaluationView
 from pdqn import figures
 from pdqn.figures import Figure
 from pdqn.messages import Evaluation, Report

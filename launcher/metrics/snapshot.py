@@ -5,63 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
+from launcher.metrics.roster import (
+    MemberGroup,
+    MemberView,
+    Roster,
+    as_number,
+    as_number_or_none,
+    as_text,
+    as_text_or_none,
+    as_whole,
+)
 from launcher.numbers import in_unit
 from pdqn.checks import as_tuple, check_finite, check_text, check_whole, refusal
 from pdqn.figures import find, rollout_name
 from pdqn.messages import Kinds, Message, Over
 from pdqn.wire import WireError
 
-MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dead"]
-_STATES = frozenset(get_args(MemberState))
 _MAX_TEXT = 10_000
-
-
-@dataclass(frozen=True)
-class MemberView:
-    """One role of the run, or one of its hosts where there are several.
-
-    Attributes:
-        role: actor, replay, learner, evaluator or host.
-        host: name of its host, distinct from those of other hosts.
-        state: starting (no report yet), alive, late (reports overdue), restarting, stopped
-            (ended as asked), dead (given up).
-        activity: what it does or waits for, in a few words ("waits for the learner").
-        cpu_percent: of one core, since its last report; of a host, of all its cores.
-        memory_bytes: resident set; of a host, what is in use.
-    """
-
-    role: str
-    index: int
-    host: str
-    pid: int
-    state: MemberState
-    activity: str = ""
-    cpu_percent: float = 0.0
-    memory_bytes: int = 0
-    restarts: int = 0
-
-    @classmethod
-    def from_map(cls, values: Mapping[str, Any]) -> MemberView:
-        """Check and read a member of a snapshot.
-
-        Raises:
-            TypeError, KeyError, WireError: a field is missing, or of another type.
-        """
-        if values["state"] not in _STATES:
-            raise refusal(values["state"], "a state", f"one of {', '.join(get_args(MemberState))}")
-        return cls(
-            _text(values["role"]),
-            _whole(values["index"], least=-1),
-            _text(values["host"]),
-            _whole(values["pid"]),
-            values["state"],
-            _text(values["activity"]),
-            _number(values["cpu_percent"]),
-            _whole(values["memory_bytes"]),
-            _whole(values["restarts"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -90,12 +52,12 @@ class EvaluationView:
             TypeError, KeyError, WireError: a field is missing, or of another type.
         """
         return cls(
-            _whole(values["parameter_version"]),
-            _whole(values["episodes"]),
-            _number(values["return_mean"]),
-            _number(values["return_error"]),
-            {_text(name): _number(value) for name, value in values["metrics"].items()},
-            {_text(name): _number(value) for name, value in values["baselines"].items()},
+            as_whole(values["parameter_version"]),
+            as_whole(values["episodes"]),
+            as_number(values["return_mean"]),
+            as_number(values["return_error"]),
+            {as_text(name): as_number(value) for name, value in values["metrics"].items()},
+            {as_text(name): as_number(value) for name, value in values["baselines"].items()},
         )
 
 
@@ -116,7 +78,9 @@ class Snapshot:
         restarts: of all roles.
         rejected: messages that replay refused, by reason.
         first_error: first line of the first error of the run, and the log that contains it.
+        members: one by one: all but actors, and as many actors as ``MOST_LISTED`` leaves room for.
         insecure: what leaves the launcher's host is neither encrypted nor authenticated.
+        groups: all members, by role and host.
         history: recent values of the drawn figures by name, oldest first, for sparklines; None
             where a value was not finite.
     """
@@ -141,6 +105,12 @@ class Snapshot:
     first_error: str | None
     history: Mapping[str, tuple[float | None, ...]]
     insecure: bool = False
+    groups: tuple[MemberGroup, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Group the members, where there are no more than are listed."""
+        if not self.groups:
+            object.__setattr__(self, "groups", Roster.of(self.members).groups)
 
     def value(self, name: str) -> float | None:
         """Return a figure; None where it is not known."""
@@ -168,6 +138,7 @@ class Snapshot:
             "figures": {name: _finite(value) for name, value in self.figures.items()},
             "evaluation": None if self.evaluation is None else dict(vars(self.evaluation)),
             "members": [dict(vars(member)) for member in self.members],
+            "groups": [dict(vars(group)) for group in self.groups],
             "rejected": dict(self.rejected),
             "history": {name: [*map(_finite, series)] for name, series in self.history.items()},
         }
@@ -182,20 +153,21 @@ class Snapshot:
         texts = ("run_dir", "env", "mode", "stage", "waiting_for", "replay_waits", "bottleneck")
         evaluation = values["evaluation"]
         return cls(
-            **{name: _text(values[name]) for name in texts},
-            seed=_whole(values["seed"]),
-            elapsed_seconds=_number(values["elapsed_seconds"]),
-            progress=_number_or_none(values["progress"]),
-            remaining_seconds=_number_or_none(values["remaining_seconds"]),
-            headline=_text_or_none(values["headline"]),
-            figures={_text(n): _number_or_none(v) for n, v in values["figures"].items()},
+            **{name: as_text(values[name]) for name in texts},
+            seed=as_whole(values["seed"]),
+            elapsed_seconds=as_number(values["elapsed_seconds"]),
+            progress=as_number_or_none(values["progress"]),
+            remaining_seconds=as_number_or_none(values["remaining_seconds"]),
+            headline=as_text_or_none(values["headline"]),
+            figures={as_text(n): as_number_or_none(v) for n, v in values["figures"].items()},
             evaluation=None if evaluation is None else EvaluationView.from_map(evaluation),
             members=tuple(map(MemberView.from_map, values["members"])),
-            restarts=_whole(values["restarts"]),
-            rejected={_text(reason): _whole(n) for reason, n in values["rejected"].items()},
-            first_error=_text_or_none(values["first_error"]),
+            groups=tuple(map(MemberGroup.from_map, values["groups"])),
+            restarts=as_whole(values["restarts"]),
+            rejected={as_text(reason): as_whole(n) for reason, n in values["rejected"].items()},
+            first_error=as_text_or_none(values["first_error"]),
             history={
-                _text(name): tuple(map(_number_or_none, series))
+                as_text(name): tuple(map(as_number_or_none, series))
                 for name, series in values["history"].items()
             },
             insecure=values["insecure"] is True,
@@ -205,29 +177,6 @@ class Snapshot:
 def _finite(value: float | None) -> float | None:
     """Replace what JSON does not have."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _text(value: Any) -> str:
-    check_text(value, "a text", _MAX_TEXT)
-    return value
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _number(value: Any) -> float:
-    check_finite(value, "a number")
-    return value
-
-
-def _number_or_none(value: Any) -> float | None:
-    return None if value is None else _number(value)
-
-
-def _whole(value: Any, least: int = 0) -> int:
-    check_whole(value, "a count", least=least)
-    return value
 
 
 @dataclass(frozen=True)
