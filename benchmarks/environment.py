@@ -1,6 +1,6 @@
-"""How fast the built-in environment is, on one core: ``python -m benchmarks.environment``.
+"""The speed of the built-in environment on one core: ``python -m benchmarks.environment``.
 
-Every figure is the best of several rounds: what else runs on the machine can only slow one down.
+Every figure is the best of several rounds: other programs on the machine can only slow one down.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def seconds_per_call(function: Callable[[], object]) -> float:
-    """Return the time of a call, the mean of the best round; the first call only compiles."""
+    """Return the mean time of a call in the best round; the first call only compiles."""
     function()
     return min(seconds_per_call_in_a_round(function) for _ in range(ROUNDS))
 
@@ -51,12 +51,12 @@ def seconds_per_call_in_a_round(function: Callable[[], object]) -> float:
 
 
 def generate_a_map() -> None:
-    """Generate map and circles of one seed."""
+    """Generate the map and the circles of one seed."""
     STANDARD.instance(0)
 
 
 def play_baselines() -> None:
-    """Play a greedy and a random episode on one map, and bound them from above."""
+    """Play a greedy and a random episode on one map, and compute their upper bound."""
     baselines(STANDARD, [0])
 
 

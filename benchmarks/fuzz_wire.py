@@ -1,18 +1,19 @@
-"""A long search for messages that ``pdqn.wire`` takes wrongly, guided by what its code does.
+"""A long search for messages that ``pdqn.wire`` misreads, guided by the code that they reach.
 
     python -m pip install --target ATHERIS atheris
     PYTHONPATH=ATHERIS python -m benchmarks.fuzz_wire [SECONDS] [CORPUS]
 
-atheris (libFuzzer for Python) mutates messages, and keeps those that reach something new in
-``pdqn.wire``. The last byte of an input chooses the environment; what comes before is the message.
-Half of the mutations are of bytes; the others unpack the message and change its values, since a
-changed byte seldom gets past msgpack and zstd. A message must become a TransitionBatch that fits
-the environment and goes round unchanged, or be refused with a ``WireError`` for one of the
-``REASONS``; all else, and every warning, ends the search with a traceback, and leaves the input
-in ``crash-*``.
+atheris (libFuzzer for Python) mutates messages, and keeps those that reach new code in
+``pdqn.wire``. The last byte of an input chooses the environment, and the bytes before it are the
+message. Half of the mutations change bytes. The others unpack the message and change its values,
+because a changed byte seldom gets past msgpack and zstd.
 
-It starts from valid messages, which are written into the folder CORPUS, and leaves there what it
-found for the next time; without CORPUS it uses a temporary folder. SECONDS is 480 by default.
+A message must become a TransitionBatch that fits the environment and survives a round trip.
+Otherwise ``pdqn.wire`` must refuse it with a ``WireError`` for one of the ``REASONS``. Anything
+else, and every warning, ends the search with a traceback and leaves the input in ``crash-*``.
+
+The search starts from valid messages, which it writes into the folder CORPUS. It leaves its finds
+there for the next time; without CORPUS it uses a temporary folder. SECONDS is 480 by default.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def main() -> None:
 
 
 def check(message: bytes, spec: EnvironmentSpec) -> None:
-    """Decode a message; an error, of whatever kind, is a finding."""
+    """Decode a message; any error except a known refusal is a finding."""
     try:
         batch = wire.decode_transitions(message, spec, RUN)
     except wire.WireError as error:
@@ -118,7 +119,7 @@ def check(message: bytes, spec: EnvironmentSpec) -> None:
 
 
 def check_values(batch: wire.TransitionBatch, spec: EnvironmentSpec) -> None:
-    """What replay and learner rely on, looked at in another way than the decoder does."""
+    """Check the assumptions of replay and learner, by other means than the decoder's."""
     columns = {name: column.tolist() for name, column in batch.columns.items()}
     assert all(0 <= action < spec.num_actions for action in columns["action"])
     assert all(0 <= discount <= 1 for discount in columns["discount"])
@@ -139,9 +140,9 @@ def check_values(batch: wire.TransitionBatch, spec: EnvironmentSpec) -> None:
 
 
 def write_seeds(corpus: Path) -> None:
-    """Valid messages of every environment, each followed by the byte that chooses it.
+    """Write valid messages of every environment, each with the byte that chooses it.
 
-    Each is there as it is sent, and with nothing compressed, where changed bytes do more.
+    Each is written as it is sent, and also uncompressed, where changed bytes have more effect.
     """
     corpus.mkdir(parents=True, exist_ok=True)
     for index, spec in enumerate(SPECS):
@@ -152,7 +153,7 @@ def write_seeds(corpus: Path) -> None:
 
 
 def uncompressed(data: bytes) -> bytes:
-    """The same message with no body compressed."""
+    """Return the same message with no body compressed."""
     message = msgpack.unpackb(data)
     for holder in (message, *message["blocks"]):
         if holder["codec"] == "zstd":
@@ -163,7 +164,7 @@ def uncompressed(data: bytes) -> bytes:
 
 
 def batch_of(spec: EnvironmentSpec, sizes: tuple[int, ...]) -> wire.TransitionBatch:
-    """As many transitions as frames, in blocks of so many frames."""
+    """Build as many transitions as frames, in blocks with these numbers of frames."""
     rng = np.random.default_rng(0)
     frames = sum(sizes)
     columns = {
@@ -184,7 +185,7 @@ def batch_of(spec: EnvironmentSpec, sizes: tuple[int, ...]) -> wire.TransitionBa
 
 
 def with_other_values(data: bytes, rng: random.Random) -> bytes | None:
-    """The input with one to three values changed, or None if it is no msgpack structure."""
+    """Change one to three values of the input; None if it is not a msgpack structure."""
     try:
         message = msgpack.unpackb(data[:-1])
         for _ in range(rng.randint(1, 3)):
@@ -197,7 +198,7 @@ def with_other_values(data: bytes, rng: random.Random) -> bytes | None:
 
 
 def places(container: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) in a structure."""
+    """Yield every (container, key) in a structure."""
     if isinstance(container, dict | list):
         items = container.items() if isinstance(container, dict) else enumerate(container)
         for key, value in items:
@@ -206,7 +207,7 @@ def places(container: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def other_value(value: Any, rng: random.Random) -> Any:
-    """Something in the place of a value, most often something like it."""
+    """Return a replacement for a value, most often a similar one."""
     if rng.random() < 0.2:
         return rng.choice(VALUES)
     if type(value) is int:
@@ -220,7 +221,7 @@ def other_value(value: Any, rng: random.Random) -> Any:
 
 
 def other_body(body: bytes, rng: random.Random) -> bytes:
-    """Compressed or decompressed, and then perhaps with a few bytes replaced."""
+    """Compress or decompress a body, then perhaps replace a few bytes."""
     kind = rng.randrange(4)
     if kind == 0:
         body = zstandard.compress(body)
@@ -234,7 +235,7 @@ def other_body(body: bytes, rng: random.Random) -> bytes:
 
 
 def decompressed(body: bytes) -> bytes:
-    """What is in a small zstd frame, or the same bytes if they are none."""
+    """Return the content of a small zstd frame, or the same bytes if they are not one."""
     try:
         if zstandard.frame_content_size(body) <= MAX_INPUT_BYTES:
             return zstandard.decompress(body, max_output_size=MAX_INPUT_BYTES)

@@ -5,9 +5,9 @@
     python -m benchmarks.learning ablation --seeds 1 --time 60
     python -m benchmarks.learning report                     docs/learning.md and its pictures
 
-Every run leaves one small JSON file in ``--out``; a run whose file is there is skipped, so that a
-case that was stopped goes on where it was. Systems take turns, seed by seed, on an otherwise idle
-machine. A failed run is reported, the others go on, and the exit code is 1.
+Every run leaves one small JSON file in ``--out``. A run with a file is skipped, so a stopped case
+continues where it was. Systems take turns, seed by seed, on an otherwise idle machine. When a
+run fails, its error is printed, the other runs follow, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ COMMANDS = ("list", "report")
 
 
 def main() -> int:
-    """Do what the command line says; the exit code."""
+    """Do what the command line says and return the exit code."""
     chosen = parser().parse_args()
-    # A run is in a session of its own: without this it would outlive who waits for it.
+    # Each run has its own session, and without this handler it would outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if chosen.case == "report":
-        # Matplotlib is needed by nothing else here.
+        # Only reports need Matplotlib.
         from benchmarks.learning_report import report
 
         report(chosen.out, DOCUMENT)
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the parser of the command line."""
     names = [case.name for case in cases()]
     found = argparse.ArgumentParser(
         prog="python -m benchmarks.learning", description="Learning curves beside a peer's."
@@ -66,10 +66,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def seconds(text: str) -> float:
-    """Seconds from ``90``, ``90s`` or ``5m``.
+    """Convert ``90``, ``90s`` or ``5m`` to seconds.
 
     Raises:
-        argparse.ArgumentTypeError: the text is no duration above zero.
+        argparse.ArgumentTypeError: the text is not a duration above zero.
     """
     scale = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
     try:
@@ -77,12 +77,12 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90, 90s or 5m")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 90, 90s or 5m")
     return value
 
 
 def show(folder: Path) -> int:
-    """Print every case, its time, and how many of its runs there are."""
+    """Print every case with its time and the number of its results."""
     for case in cases():
         wanted = [(system, seed) for seed in case.seeds for system in case.systems]
         done = sum(
@@ -95,7 +95,7 @@ def show(folder: Path) -> int:
 
 
 def run_case(case: Case, chosen: argparse.Namespace) -> int:
-    """Run what is missing of a case; the exit code."""
+    """Run the missing runs of a case and return the exit code."""
     known = [system.name for system in case.systems]
     if unknown := set(chosen.systems or ()) - set(known):
         print(f"--systems {', '.join(sorted(unknown))}: {case.name} has {', '.join(known)}")
@@ -117,7 +117,7 @@ def run_case(case: Case, chosen: argparse.Namespace) -> int:
 def run_one(
     case: Case, system: System, seed: int, chosen: argparse.Namespace, tools: Tools
 ) -> bool:
-    """Run one system with one seed, unless its result is there; whether there is one now."""
+    """Run one system with one seed unless its result exists; return whether it does now."""
     path = results.result_path(chosen.out, case.name, system.name, seed)
     if path.is_file() and not chosen.again:
         print(f"{path.name}: is there")

@@ -1,7 +1,7 @@
-"""The cases of ``benchmarks.learning``, as data: what runs, for how long, and what is compared.
+"""The cases of ``benchmarks.learning``, as data: systems, times, and measures.
 
-Change a case here, and its old result files no longer carry the commands of the new one: run it
-with ``--again``.
+After a change of a case here, its old result files still have the old commands: run it again with
+``--again``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Measure = Literal["threshold", "return", "baseline", "curves", "throughput"]
 
 @dataclass(frozen=True)
 class System:
-    """One of the things that a case compares.
+    """One of the systems that a case compares.
 
     Attributes:
-        name: in tables, pictures and names of files.
+        name: in tables, pictures and file names.
         arguments: of ``pdqn launch``, or of the peer's script.
-        peer: the module of the peer's script; None runs ``pdqn launch``.
+        peer: module of the peer's script; None runs ``pdqn launch``.
     """
 
     name: str
@@ -39,17 +39,17 @@ class Case:
 
     Attributes:
         name: on the command line, and of the folder of its results.
-        title: what a person reads.
-        measure: ``threshold``: wall seconds until the evaluated return stays at or above
-            ``threshold``; ``return``: the final policy's mean return; ``baseline``: that beside the
-            environment's baselines; ``curves``: the mean of the curve's later half over
-            environment steps; ``throughput``: steps and samples per second.
-        seconds: of training.
-        seeds: by default.
-        systems: in the order in which a seed runs them.
+        title: for people.
+        measure: one of five. ``threshold``: wall seconds until the evaluated return stays at or
+            above ``threshold``. ``return``: the final policy's mean return. ``baseline``: that
+            return beside the environment's baselines. ``curves``: the mean of the curve's later
+            half over environment steps. ``throughput``: steps and samples per second.
+        seconds: time of training.
+        seeds: used by default.
+        systems: in the order in which they run, for each seed.
         threshold: a return, for ``threshold``.
         final_episodes: greedy episodes of the final policy; 0 leaves them out.
-        over: the pictures' horizontal axis.
+        over: horizontal axis of the pictures.
         needs: modules that the environment's Python must have.
         note: one sentence for the report.
     """
@@ -67,12 +67,12 @@ class Case:
     note: str = ""
 
     def system(self, name: str) -> System:
-        """The system of that name."""
+        """Return the system of that name."""
         return next(system for system in self.systems if system.name == name)
 
 
 def cases() -> Iterator[Case]:
-    """Every case, in the order of the report."""
+    """Yield every case, in the order of the report."""
     yield cartpole()
     for game in ("breakout", "asterix", "space-invaders"):
         yield minatar(game)
@@ -87,10 +87,10 @@ def cases() -> Iterator[Case]:
 
 
 def cartpole() -> Case:
-    """Time to solve CartPole, beside stable-baselines3 with the settings tuned in RL Zoo.
+    """Compare the time to solve CartPole with stable-baselines3 at RL Zoo's tuned settings.
 
-    Ours are tuned, too: long returns, a target that follows quickly, and normalised layers that
-    bear a large step size, which decays.
+    Our settings are tuned as well: long returns, a target that follows quickly, and normalised
+    layers. These layers bear a large step size, which decays.
     """
     ours = (
         *("--env", "CartPole-v1", "--set", "evaluation.period_seconds=2", *evaluated(10)),
@@ -111,9 +111,9 @@ def cartpole() -> Case:
 
 
 def minatar(game: str) -> Case:
-    """A MinAtar game for a quarter of an hour, beside stable-baselines3 with the same network."""
+    """Play a MinAtar game for 15 minutes, beside stable-baselines3 with the same network."""
     env_id = f"MinAtar/{game.title().replace('-', '')}-v1"
-    # As many learner steps as fifteen minutes have on two cores.
+    # About the number of learner steps in fifteen minutes on two cores.
     ours = (*minatar_settings(env_id), *decaying(5e-4, 2e-5, 200_000), *evaluated(20))
     return Case(
         name=f"minatar-{game}",
@@ -132,7 +132,7 @@ def minatar(game: str) -> Case:
 
 
 def atari() -> Case:
-    """Atari as far as two cores go."""
+    """Train on Atari, as far as two cores go."""
     return Case(
         name="atari-breakout",
         title="ALE/Breakout-v5: as far as two cores go",
@@ -151,8 +151,8 @@ def atari() -> Case:
 
 
 def placement(map_size: int, radii: str) -> Case:
-    """Circle placement, beside its baselines."""
-    # As many learner steps as twenty minutes have on two cores.
+    """Train on circle placement, beside its baselines."""
+    # About the number of learner steps in twenty minutes on two cores.
     learner_steps = {64: 14_000, 128: 8_000}[map_size]
     settings = placement_settings(learner_steps, samples_per_insert=2)
     return Case(
@@ -167,7 +167,7 @@ def placement(map_size: int, radii: str) -> Case:
 
 
 def guidance() -> Case:
-    """Whether an expert's choices help when exploring."""
+    """Test if an expert's choices help exploration."""
     plain = (*placed(64, "fixed"), *period(20))
     share = (
         *("--env-arg", "suggest=true", "--set", "actor.guidance=0.5"),
@@ -186,7 +186,7 @@ def guidance() -> Case:
 
 
 def parallel_cartpole() -> Case:
-    """One process and many, at the same number of environment steps."""
+    """Compare one process with many, at the same number of environment steps."""
     shared = (
         *("--env", "CartPole-v1", "--steps", "40000"),
         *("--set", "network.layer_norm=true", *decaying(1e-3, 1e-4, 5000)),
@@ -197,7 +197,7 @@ def parallel_cartpole() -> Case:
 
 
 def parallel_placement() -> Case:
-    """The same on circle placement, with its settings, but for more samples per insert."""
+    """Compare on circle placement, with its settings except for more samples per insert."""
     shared = (
         *placed(64, "fixed"),
         *("--steps", "30000", *placement_settings(3_750, samples_per_insert=8)),
@@ -208,10 +208,10 @@ def parallel_placement() -> Case:
 
 
 def parallel(name: str, title: str, shared: tuple[str, ...], seconds: float) -> Case:
-    """``--mode single`` and 2, 8 and 32 actors, with the same settings.
+    """Compare ``--mode single`` with 2, 8 and 32 actors at the same settings.
 
-    All of them step 32 environments, so that all explore with the same ladder, and have as many
-    transitions in the making: segments are short, since these are what is old when it is learned.
+    All of them step 32 environments. They therefore explore with the same ladder and hold the same
+    number of unfinished segments. These are short, because their transitions grow old meanwhile.
     """
     shared = (*shared, "--set", "actor.segment_length=8", "--set", "actor.batch_transitions=16")
 
@@ -232,7 +232,7 @@ def parallel(name: str, title: str, shared: tuple[str, ...], seconds: float) -> 
 
 
 def ablation() -> Case:
-    """Each component off, and all of them."""
+    """Switch off each component, and all of them."""
     settings = (*minatar_settings("MinAtar/Breakout-v1"), *decaying(5e-4, 2e-5, 52_000))
     shared = (*settings, *evaluated(20), *period(30))
     off = {
@@ -257,16 +257,16 @@ def ablation() -> Case:
 
 
 def placed(map_size: int, radii: str) -> tuple[str, ...]:
-    """Arguments for circle placement, the environment that ``pdqn launch`` trains on unasked."""
+    """Build the arguments for circle placement, the default environment of ``pdqn launch``."""
     return ("--env-arg", f"map_size={map_size}", "--env-arg", f"radii={radii}")
 
 
 def placement_settings(learner_steps: int, samples_per_insert: int) -> tuple[str, ...]:
-    """Of circle placement, for so many learner steps.
+    """Build the settings of circle placement for a number of learner steps.
 
-    Returns reach to the end of the episode, which has at most 15 circles: to bootstrap costs two
-    passes of the network, and errors of the values are as large as what is to be learned. So that
-    exploring leaves these returns what they are nearly, it is rare and cold.
+    Returns reach to the end of the episode, which has at most 15 circles. Bootstrapping would cost
+    two passes of the network, and its errors are as large as the differences to be learned.
+    Exploration is rare and cold, so that it hardly changes these returns.
     """
     return (
         *("--set", "actor.n_step=15", "--set", f"replay.samples_per_insert={samples_per_insert}"),
@@ -277,7 +277,7 @@ def placement_settings(learner_steps: int, samples_per_insert: int) -> tuple[str
 
 
 def minatar_settings(env_id: str) -> tuple[str, ...]:
-    """Of all games: MinAtar's network with normalised layers, and a target that follows slowly."""
+    """Build the settings of all games: MinAtar's network, normalised, and a slow target."""
     return (
         *("--env", env_id, *limited(), "--set", "network.kind=conv"),
         *("--set", "network.layer_norm=true", "--set", "learner.target_update_period=1000"),
@@ -286,7 +286,7 @@ def minatar_settings(env_id: str) -> tuple[str, ...]:
 
 
 def decaying(first: float, final: float, learner_steps: int) -> tuple[str, ...]:
-    """A step size that falls on a straight line."""
+    """Build a step size that falls linearly."""
     return (
         *("--set", f"learner.learning_rate={first:g}"),
         *("--set", f"learner.learning_rate_final={final:g}"),
@@ -295,20 +295,20 @@ def decaying(first: float, final: float, learner_steps: int) -> tuple[str, ...]:
 
 
 def limited() -> tuple[str, ...]:
-    """MinAtar has no time limit of its own, and a good policy can play without end."""
+    """Limit an episode: MinAtar has no limit, and a good policy can play without end."""
     return ("--env-arg", f"max_episode_steps={MINATAR_STEPS}")
 
 
 def evaluated(episodes: int) -> tuple[str, ...]:
-    """So many episodes an evaluation."""
+    """Set the number of episodes of an evaluation."""
     return ("--set", f"evaluation.episodes={episodes}")
 
 
 def period(seconds: int) -> tuple[str, ...]:
-    """Evaluations start this often."""
+    """Set the seconds from one evaluation's start to the next."""
     return ("--set", f"evaluation.period_seconds={seconds}")
 
 
 def checkpoints(seconds: int) -> tuple[str, ...]:
-    """Checkpoints are written this often."""
+    """Set the seconds from one checkpoint to the next."""
     return ("--set", f"checkpoint.period_seconds={seconds}")

@@ -30,7 +30,7 @@ START = "<!-- results: written by python -m benchmarks.learning report -->"
 END = "<!-- end of results -->"
 NOT_RUN = "not run yet"
 GREEDY = "exact_greedy"
-# Okabe and Ito's palette: told apart with any kind of colour blindness.
+# Okabe and Ito's palette, which people with any colour blindness can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 _HEAD = ("case", "system", "result", "seeds", "wall time", "commit", "command")
 _LABELS = {"environment_steps": "environment steps", "wall_seconds": "wall time, seconds"}
@@ -53,10 +53,10 @@ def report(folder: Path, document: Path) -> None:
 
 
 def replaced(text: str, inner: str) -> str:
-    """The text with what is between the markers replaced.
+    """Replace the text between the markers.
 
     Raises:
-        ValueError: it does not have both markers, in order.
+        ValueError: the text does not have both markers, in order.
     """
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
@@ -66,7 +66,7 @@ def replaced(text: str, inner: str) -> str:
 
 
 def section(found: Sequence[Result], drawn: Iterable[Case]) -> str:
-    """The table, then a heading, a note and a picture for each case that has one."""
+    """Build the table, then heading, note and picture for each case that has one."""
     rows = [row for case in cases() for row in rows_of(case, found)]
     lines = [f"| {' | '.join(row)} |" for row in (_HEAD, ["---"] * len(_HEAD), *rows)]
     for case in drawn:
@@ -78,14 +78,14 @@ def section(found: Sequence[Result], drawn: Iterable[Case]) -> str:
 
 
 def rows_of(case: Case, found: Sequence[Result]) -> list[list[str]]:
-    """A row for each system of a case."""
+    """Build a row for each system of a case."""
     mine = [result for result in found if result.case == case.name]
     texts = dict(zip((s.name for s in case.systems), figures(case, mine), strict=True))
     return [row(case, s, [r for r in mine if r.system == s.name], texts) for s in case.systems]
 
 
 def row(case: Case, system: System, mine: Sequence[Result], texts: dict[str, str]) -> list[str]:
-    """Cells of one row."""
+    """Build the cells of one row."""
     if not mine:
         return [case.name, system.name, NOT_RUN, "-", "-", "-", "-"]
     seeds = " ".join(str(result.seed) for result in mine)
@@ -105,17 +105,17 @@ def row(case: Case, system: System, mine: Sequence[Result], texts: dict[str, str
 
 
 def without_seed(result: Result) -> str:
-    """The command that all seeds share, fit for a cell."""
+    """Return the command without its seed, short enough for a cell."""
     return result.command.replace(f"--seed {result.seed}", "--seed SEED").replace("|", "\\|")
 
 
 def duration(seconds: float) -> str:
-    """``42 s`` or ``15.2 min``."""
+    """Write a duration as ``42 s`` or ``15.2 min``."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def figures(case: Case, mine: Sequence[Result]) -> list[str]:
-    """What each system of a case achieved, in words; empty for one that has not run."""
+    """Describe the result of each system of a case; empty for one that has not run."""
     groups = [[r for r in mine if r.system == system.name] for system in case.systems]
     if case.measure == "curves":
         means = later_half_means(
@@ -132,7 +132,7 @@ def figures(case: Case, mine: Sequence[Result]) -> list[str]:
 
 
 def threshold_text(threshold: float, group: Sequence[Result]) -> str:
-    """Median and range of the seconds until the return stays, and how many seeds got there."""
+    """Write median and range of the seconds until the return stays, and the number of seeds."""
     times = [math.inf if (t := stays_from(r.curve, threshold)) is None else t for r in group]
     reached = sum(math.isfinite(t) for t in times)
     words = f"{reached} of {len(times)} stay at {threshold:g}"
@@ -152,27 +152,27 @@ def _seconds(value: float) -> str:
 
 
 def return_text(group: Sequence[Result]) -> str:
-    """Mean and standard error over seeds of the final policies' returns, and each of them."""
+    """Write mean and standard error of the final policies' returns, and the return of each seed."""
     values = [result.final_return for result in group]
     each = ", ".join(f"{value:.4g}" for value in values)
     return f"return {_with_error(values)} ({each})"
 
 
 def range_text(values: Sequence[float]) -> str:
-    """Mean and range of what the seeds' curves have in their later half."""
+    """Write mean and range of the later halves of the seeds' curves."""
     each = f"{min(values):.4g} to {max(values):.4g}"
     return f"later half {statistics.mean(values):.4g} ({each})"
 
 
 def baseline_text(group: Sequence[Result]) -> str:
-    """The final policies beside exact greedy, paired by map; the curve's end if not evaluated."""
+    """Compare the final policies with exact greedy by map; the curve's end if not evaluated."""
     if any("evaluation" not in result.final for result in group):
         return return_text(group)
     return "<br>".join(one_baseline(result) for result in group)
 
 
 def one_baseline(result: Result) -> str:
-    """Return, the share of exact greedy's, and the paired difference with its standard error."""
+    """Write return, share of exact greedy's, and paired difference with its standard error."""
     evaluation = result.final["evaluation"]
     mean, error = evaluation["return_mean"], evaluation["return_error"]
     words = f"{mean:.4f} ± {error:.4f}"
@@ -185,7 +185,7 @@ def one_baseline(result: Result) -> str:
 
 
 def throughput_text(group: Sequence[Result]) -> str:
-    """Rates, and the last evaluated return."""
+    """Write rates and the last evaluated return."""
     rates = [
         statistics.mean(result.final[f"{name}_per_second"] for result in group)
         for name in ("environment_steps", "samples")
@@ -223,7 +223,7 @@ def picture(case: Case, mine: Sequence[Result], path: Path) -> None:
 
 
 def draw(axes: Axes, case: Case, mine: Sequence[Result], label: str, colour: str) -> None:
-    """One system: a line and a band, or for one seed the standard error of each evaluation."""
+    """Draw one system: a line and a band, or for one seed each evaluation's standard error."""
     curves = [result.curve for result in mine if result.curve]
     column = COLUMNS.index(case.over)
     if len(curves) == 1:
@@ -244,7 +244,7 @@ def draw(axes: Axes, case: Case, mine: Sequence[Result], label: str, colour: str
 
 
 def draw_final(axes: Axes, mine: Sequence[Result], column: int, colour: str) -> None:
-    """The final policies' paired differences, of more maps than the curves', with their errors."""
+    """Draw the final policies' paired differences, from more maps than the curves, with errors."""
     for result in mine:
         if evaluation := result.final.get("evaluation"):
             difference, error = evaluation["differences"][GREEDY]
@@ -256,7 +256,7 @@ def draw_final(axes: Axes, mine: Sequence[Result], column: int, colour: str) -> 
 
 
 def draw_references(axes: Axes, case: Case) -> None:
-    """What a policy is measured by: the threshold, or exact greedy."""
+    """Draw the reference of a policy: the threshold, or exact greedy."""
     level = {"threshold": case.threshold, "baseline": 0.0}.get(case.measure)
     if level is not None:
         axes.axhline(level, color="#555555", linestyle="--", linewidth=1)

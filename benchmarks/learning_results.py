@@ -21,18 +21,18 @@ _GRID = 200
 
 @dataclass(frozen=True)
 class Result:
-    """What one system did in one case with one seed.
+    """The result of one system in one case with one seed.
 
     Attributes:
-        case: its name.
-        system: its name.
+        case: name of the case.
+        system: name of the system.
         seed: of the run.
-        command: that a person would type; RUN is the run's folder.
-        commit: of this repository; a ``+`` says that files had changed since.
+        command: as a person would type it; RUN is the run's folder.
+        commit: of this repository; a ``+`` marks changed files.
         date: of the run, ISO 8601, UTC.
-        cores: that the machine had.
+        cores: of the machine.
         wall_seconds: from the start of the process to its end.
-        curve: of every evaluation, the values of ``COLUMNS``. Seconds count from the start of the
+        curve: the values of ``COLUMNS`` for every evaluation. Seconds count from the start of the
             process; a peer's leave its evaluations out.
         final: figures of the end, by name; ``evaluation`` is that of the final policy.
         baselines: of the environment on the maps of the curve's evaluations, by name.
@@ -59,12 +59,12 @@ class Result:
 
 
 def result_path(folder: Path, case: str, system: str, seed: int) -> Path:
-    """Where the result of a run is kept."""
+    """Return the path of a run's result."""
     return folder / case / f"{system.replace(' ', '-')}-seed{seed}.json"
 
 
 def write(folder: Path, result: Result) -> Path:
-    """Write one result; a file is whole or not there."""
+    """Write one result; a file is whole or does not exist."""
     path = result_path(folder, result.case, result.system, result.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = dataclasses.asdict(result)
@@ -76,7 +76,7 @@ def write(folder: Path, result: Result) -> Path:
 
 
 def rounded(value: Any) -> Any:
-    """The same plain data with six significant digits, which keeps the files small."""
+    """Round plain data to six significant digits, which keeps the files small."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
@@ -88,25 +88,25 @@ def read(path: Path) -> Result:
     """Read one result.
 
     Raises:
-        ValueError: the file is no result; the message names it.
+        ValueError: the file is not a result; the message names it.
     """
     try:
         return Result(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no result: {error}") from error
+        raise ValueError(f"{path} is not a result: {error}") from error
 
 
 def read_all(folder: Path) -> list[Result]:
-    """Every result in a folder, by case, system and seed."""
+    """Read every result in a folder, by case, system and seed."""
     found = [read(path) for path in sorted(folder.glob("*/*.json"))]
     return sorted(found, key=lambda result: (result.case, result.system, result.seed))
 
 
 def curve_of_metrics(lines: Iterable[dict[str, Any]], offset_seconds: float) -> list[list[float]]:
-    """The evaluations in the lines of ``metrics.jsonl``.
+    """Extract the evaluations from the lines of ``metrics.jsonl``.
 
-    An evaluation is written when it ends, but belongs to the parameters that it started with: its
-    environment steps are those at the learner step that these parameters come from.
+    An evaluation is written when it ends, but belongs to the parameters that it started with. Its
+    environment steps are therefore those at the learner step of these parameters.
 
     Args:
         lines: of the file, oldest first.
@@ -131,7 +131,7 @@ def curve_of_metrics(lines: Iterable[dict[str, Any]], offset_seconds: float) -> 
 
 
 def baselines_of_metrics(lines: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """The environment's baselines on the seeds of the evaluations; none before the first."""
+    """Extract the environment's baselines on the evaluation seeds; none before the first."""
     prefix = "eval/baseline/"
     found: dict[str, float] = {}
     for line in lines:
@@ -140,18 +140,18 @@ def baselines_of_metrics(lines: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def above(result: Result, baseline: str) -> Result:
-    """The same with a curve of differences from a baseline on the same maps.
+    """Return a result whose curve is the difference from a baseline on the same maps.
 
-    What maps differ by is left out of it, the standard errors too.
+    The pairing removes the variation between maps, also from the standard errors.
     """
     level = result.baselines[baseline]
     return replace(result, curve=[[*p[:2], p[2] - level, 0.0] for p in result.curve])
 
 
 def stays_from(curve: Sequence[Sequence[float]], threshold: float) -> float | None:
-    """Seconds at the first evaluation from which on all reach the threshold, up to the last.
+    """Return the seconds at the first evaluation from which on all reach the threshold.
 
-    None when fewer than ``STAY_EVALUATIONS`` do: one good evaluation at the end is no stay.
+    None when fewer than ``STAY_EVALUATIONS`` do: one good evaluation at the end does not count.
     """
     reached = 0
     for point in reversed(curve):
@@ -162,19 +162,19 @@ def stays_from(curve: Sequence[Sequence[float]], threshold: float) -> float | No
 
 
 def first_at(curve: Sequence[Sequence[float]], threshold: float) -> float:
-    """Seconds at the first evaluation that reaches the threshold; infinite if none does."""
+    """Return the seconds at the first evaluation that reaches the threshold, or infinity."""
     return next((point[1] for point in curve if point[2] >= threshold), math.inf)
 
 
 def band(curves: Sequence[Sequence[Sequence[float]]], column: int) -> dict[str, Floats]:
-    """The mean over seeds and their range, where all curves reach.
+    """Return mean and range over seeds, where all curves have values.
 
     Args:
         curves: of each seed, points as in ``Result.curve``; empty ones are left out.
         column: of the horizontal axis; its values must not fall.
 
     Returns:
-        ``x``, ``mean``, ``low`` and ``high``, float64[n]; empty when no axis values are shared.
+        ``x``, ``mean``, ``low`` and ``high``, float64[n]; empty when the curves share no x.
     """
     arrays = [np.asarray(curve, np.float64) for curve in curves if len(curve)]
     first = max((a[0, column] for a in arrays), default=0.0)
@@ -189,7 +189,7 @@ def band(curves: Sequence[Sequence[Sequence[float]]], column: int) -> dict[str, 
 def later_half_means(
     groups: Sequence[Sequence[Sequence[Sequence[float]]]], column: int
 ) -> list[list[float]]:
-    """Of every curve the mean return over the later half of the stretch that all curves share.
+    """Return each curve's mean return over the later half of the range that all share.
 
     Args:
         groups: of every system, the curves of its seeds.
@@ -208,7 +208,7 @@ def later_half_means(
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; the error of one value is nan."""
+    """Return the mean and its standard error; the error of one value is nan."""
     if not values:
         return math.nan, math.nan
     array = np.asarray(values, np.float64)

@@ -23,7 +23,7 @@ from benchmarks.learning_results import Result, baselines_of_metrics, curve_of_m
 ROOT = Path(__file__).resolve().parents[1]
 _START_AND_END_SECONDS = 300.0
 _EVALUATION_SECONDS = 1800.0
-_PEER_EVALUATIONS = 4.0  # a peer's clock stands still while it evaluates; its process lives on
+_PEER_EVALUATIONS = 4.0  # a peer's clock stops while it evaluates, its process does not
 _STOP_SECONDS = 60.0
 _PROGRESS_SECONDS = 30.0
 _POLL_SECONDS = 0.5
@@ -43,17 +43,17 @@ _SUMMARY = (
 
 
 class RunFailedError(RuntimeError):
-    """A process failed or took too long; the text says which, and where its output is."""
+    """A process failed or took too long; the text names it and its output."""
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What runs are made with.
+    """Programs and folders for runs.
 
     Attributes:
         pdqn: the command.
         peer_python: the Python that has the peers.
-        work: where run directories and logs go.
+        work: folder of run directories and logs.
     """
 
     pdqn: Path
@@ -61,7 +61,7 @@ class Tools:
     work: Path
 
     def missing(self, case: Case) -> str | None:
-        """What a case needs that is not there, as a sentence; None if all is."""
+        """Name the missing requirements of a case in a sentence, or return None."""
         if not self.pdqn.is_file():
             return f"{self.pdqn} is not there; name the command with --pdqn"
         if any(system.peer for system in case.systems) and not self.peer_python.is_file():
@@ -80,11 +80,11 @@ def run(case: Case, system: System, seed: int, seconds: float, tools: Tools) -> 
     """Run one system with one seed.
 
     Args:
-        case: to which it belongs.
-        system: what runs.
+        case: the case of the system.
+        system: the system to run.
         seed: of the run.
-        seconds: of training.
-        tools: to run it with.
+        seconds: time of training.
+        tools: programs and folders.
 
     Raises:
         RunFailedError: a process failed, or did not end in time.
@@ -100,7 +100,7 @@ def run(case: Case, system: System, seed: int, seconds: float, tools: Tools) -> 
 def run_ours(
     case: Case, system: System, seed: int, seconds: float, tools: Tools, folder: Path
 ) -> Result:
-    """``pdqn launch``, and ``pdqn eval`` where the case asks for it."""
+    """Run ``pdqn launch``, and ``pdqn eval`` if the case asks for it."""
     shown = ["launch", *system.arguments, "--time", f"{seconds:g}s", "--seed", f"{seed}"]
     run_dir = folder / "run"
     metrics = run_dir / "metrics.jsonl"
@@ -124,7 +124,7 @@ def run_ours(
 
 
 def evaluate(tools: Tools, run_dir: Path, asked: list[str], folder: Path) -> dict[str, Any]:
-    """What ``pdqn eval --json`` says about the final parameters."""
+    """Return the output of ``pdqn eval --json`` for the final parameters."""
     log = folder / "eval.json"
     arguments = [str(run_dir) if word == "RUN" else word for word in asked]
     wait_for([str(tools.pdqn), *arguments], log, _EVALUATION_SECONDS, lambda: "evaluating")
@@ -135,7 +135,7 @@ def evaluate(tools: Tools, run_dir: Path, asked: list[str], folder: Path) -> dic
 
 
 def final_figures(run_dir: Path) -> dict[str, Any]:
-    """What the summary says of the end, and the samples per second."""
+    """Read the final figures from the summary, and the samples per second."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     config = tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8"))
     figures = {key: summary.get(key) for key in _SUMMARY}
@@ -146,10 +146,10 @@ def final_figures(run_dir: Path) -> dict[str, Any]:
 def run_peer(
     case: Case, system: System, seed: int, seconds: float, tools: Tools, folder: Path
 ) -> Result:
-    """A peer's script, with the time of its launch, so that its start-up counts as ours does."""
+    """Run a peer's script, with its launch time, so that its start-up counts as ours does."""
     assert system.peer is not None
     shown = ["-m", system.peer, *system.arguments, "--seed", f"{seed}"]
-    if case.measure != "threshold":  # there its number of steps ends it
+    if case.measure != "threshold":  # in "threshold", its number of steps ends it
         shown += ["--seconds", f"{seconds:g}"]
     if case.final_episodes:
         shown += ["--final-episodes", f"{case.final_episodes}"]
@@ -179,7 +179,7 @@ def described(
     curve: list[list[float]],
     final: dict[str, Any],
 ) -> Result:
-    """A result with where and when it was made."""
+    """Build a result with its place and date."""
     return Result(
         case=case.name,
         system=system.name,
@@ -197,13 +197,13 @@ def described(
 def wait_for(
     command: list[str], log: Path, seconds: float, progress: Callable[[], str]
 ) -> tuple[float, float]:
-    """Run a process of its own session to its end, and print how it goes now and then.
+    """Run a process in its own session to its end, and print its progress from time to time.
 
     Returns:
-        Unix time of its start, and how many seconds it took.
+        Unix time of its start, and its duration in seconds.
 
     Raises:
-        RunFailedError: it exited with another code than 0, or not within ``seconds``.
+        RunFailedError: its exit code was not 0, or it did not end within ``seconds``.
     """
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PDQN_")}
     errors = log.with_suffix(".err")
@@ -231,7 +231,7 @@ def wait_for(
 def follow(
     process: subprocess.Popen[bytes], launched: float, seconds: float, progress: Callable[[], str]
 ) -> None:
-    """Wait for the end, bounded."""
+    """Wait for the end, with a bound."""
     told = launched
     while process.poll() is None:
         time.sleep(_POLL_SECONDS)
@@ -244,7 +244,7 @@ def follow(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End what still runs: first as Ctrl-C would, then by force, the whole session."""
+    """End the whole session if it still runs: first as Ctrl-C would, then by force."""
     if process.poll() is not None:
         return
     os.killpg(process.pid, signal.SIGINT)
@@ -256,7 +256,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects on the whole lines of a file that may still be written to."""
+    """Read the complete lines of a JSON-lines file that may still grow."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -264,7 +264,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def last_evaluation(lines: list[dict[str, Any]]) -> str:
-    """How the newest evaluation went, in words."""
+    """Describe the newest evaluation."""
     for line in reversed(lines):
         value = line.get("eval/return_mean", line.get("return_mean"))
         if value is not None:
@@ -273,7 +273,7 @@ def last_evaluation(lines: list[dict[str, Any]]) -> str:
 
 
 def commit() -> str:
-    """Short name of the commit, with a ``+`` when tracked files but results have changed."""
+    """Return the commit's short name, with ``+`` if tracked files except results have changed."""
     git = ["git", "--no-optional-locks", "-C", str(ROOT)]
     asked = ("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno", ":!docs")
     try:

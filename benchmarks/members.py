@@ -1,9 +1,9 @@
-"""What a launcher spends on its members: ``python -m benchmarks.members``.
+"""The cost of members for a launcher: ``python -m benchmarks.members``.
 
-A real ``pdqn launch``, with its live console on a pseudo-terminal and ``pdqn watch`` looking at it
-over TCP, is joined by simulated members: each has a connection of its own and speaks the protocol
-of a role, without a role behind it. They join at 1,000 a second, report once a second, and leave.
-The figures are processor time of the launcher's process, its input and output threads included.
+The launcher is a real ``pdqn launch`` with its live console on a pseudo-terminal, watched by
+``pdqn watch`` over TCP. Its members are simulated: each has its own connection and speaks the
+protocol of a role, without a role behind it. They join at 1,000 a second, report once a second, and
+leave. The figures are processor time of the launcher's process, input and output threads included.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(members: int, seconds: float, console: str) -> list[str]:
-    """Run a launcher with this many actors; the cells of its row."""
+    """Run a launcher with this many actors and return the cells of its row."""
     with launcher(console) as (process, address), watcher(address):
         actors = Members(address, members)
         servers = [Members(address, 1, role) for role in SERVERS]
@@ -74,12 +74,12 @@ def measure(members: int, seconds: float, console: str) -> list[str]:
 
 
 class Members:
-    """Members of one role, all on one socket: to the other side each connection is one of them.
+    """Members of one role on one socket, with one connection for each.
 
     Args:
-        address: where they join.
-        count: of them.
-        role: of theirs.
+        address: of the coordinator.
+        count: number of members.
+        role: of all members.
     """
 
     def __init__(self, address: str, count: int, role: str = "actor") -> None:
@@ -88,7 +88,7 @@ class Members:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         for _ in range(count):
-            self._socket.connect(address)  # what is sent goes to one after the other
+            self._socket.connect(address)  # messages go to the connections in turns
         self._steps = 0
         self.reports = 0
 
@@ -135,14 +135,14 @@ class Members:
 
     @property
     def count(self) -> int:
-        """How many they are."""
+        """Number of members."""
         return self._count
 
     def _send(self, message: Message) -> None:
         self._socket.send(message.encoded)
 
     def _drain(self) -> int:
-        """Take what the coordinator has answered; how many were welcomed."""
+        """Receive the coordinator's answers and count the welcomes."""
         welcomed = 0
         while self._socket.poll(0):
             data = self._socket.recv()
@@ -172,7 +172,7 @@ def pace(started: float, done: int, per_second: int) -> None:
 
 
 def spent(process: psutil.Process, work: Callable[[], None]) -> tuple[float, float]:
-    """Processor time of a process while something is done, and the time that it took."""
+    """Return a process's processor time during some work, and the work's wall time."""
     before, started = process.cpu_times(), time.monotonic()
     work()
     after, wall = process.cpu_times(), time.monotonic() - started
@@ -181,7 +181,7 @@ def spent(process: psutil.Process, work: Callable[[], None]) -> tuple[float, flo
 
 @contextmanager
 def launcher(console: str) -> Iterator[tuple[psutil.Process, str]]:
-    """A launcher whose roles all come from elsewhere, and where they join."""
+    """Start a launcher whose roles all come from elsewhere; yield process and address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     terminal, end = pty.openpty()
@@ -209,7 +209,7 @@ def launcher(console: str) -> Iterator[tuple[psutil.Process, str]]:
 
 @contextmanager
 def watcher(address: str) -> Iterator[None]:
-    """A console elsewhere that looks at the run."""
+    """Watch the run from a second console."""
     command = [sys.executable, "-m", "pdqn", "watch", address, "--console", "json"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as watch:
         try:
@@ -233,7 +233,7 @@ def await_port(port: int) -> None:
 
 
 def drain(terminal: int) -> None:
-    """Read what is drawn, as a terminal does."""
+    """Read the drawn output, as a terminal does."""
     try:
         while os.read(terminal, 1 << 16):
             pass

@@ -1,12 +1,12 @@
-"""Replay beside its peer, in one run: ``python -m benchmarks.replay [cartpole minatar atari]``.
+"""Replay beside a peer, in one run: ``python -m benchmarks.replay [cartpole minatar atari]``.
 
-The same observations go through pdqn's replay and through Reverb, each with one writer process and
-one sampling client, batches of 256 with priority updates, over TCP loopback. ``pdqn bench replay``
-measures pdqn alone, stage by stage.
+The same observations go through pdqn's replay and through Reverb, over TCP loopback. Each has one
+writer process and one sampling client, with batches of 256 and priority updates. ``pdqn bench
+replay`` measures pdqn alone, stage by stage.
 
-Reverb pins versions of its own, so it gets a virtual environment of its own beside this project's;
-when it cannot be installed, its columns are left empty, and the reason is printed. The peer is
-measured between two measurements of pdqn, since what else runs on a machine comes and goes.
+Reverb pins its own versions of packages, so it gets a separate virtual environment. If it cannot be
+installed, its columns stay empty, and the reason is printed. The peer is measured between two
+measurements of pdqn, because the load of a machine varies.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _beside(ours: Together, what: str, theirs: float | None) -> tuple[str, str]:
 
 
 def _reverb(console: rich.console.Console) -> Path | None:
-    """The Python that has Reverb, made when it is not there; None when it cannot be."""
+    """Return the Python that has Reverb, installed if necessary; None if that fails."""
     python = (_ENVIRONMENT / "bin" / "python").absolute()
     if not python.exists():
         console.print(f"installing Reverb into {_ENVIRONMENT} (once)")
@@ -110,10 +110,10 @@ def _measure_peer(
 
 
 def _observations(recording: Recording) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """One environment's observations, in order, stacked where the network sees stacks.
+    """Return one environment's observations in order, stacked if the network needs stacks.
 
-    A step of Reverb's writer has the whole observation, so its frames are stacked beforehand; the
-    stack is the last axis, as its users have it.
+    A step of Reverb's writer has the whole observation, so its frames are stacked beforehand. The
+    stack is the last axis, as Reverb's users have it.
     """
     (field,) = recording.spec.fields
     frames = recording.frames[field.name]

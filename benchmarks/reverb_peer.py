@@ -20,7 +20,7 @@ MAX_SIZE = 100_000
 
 
 def write(port: int, path: str, seconds: float, results: multiprocessing.Queue) -> None:
-    """Append steps and make an item of every two, as a transition of one step has them."""
+    """Append steps, and make an item of every two: a one-step transition."""
     import reverb  # pyright: ignore[reportMissingImports]
 
     observations = np.load(path)
@@ -43,7 +43,7 @@ def write(port: int, path: str, seconds: float, results: multiprocessing.Queue) 
 
 
 def sample(port: int, shape: tuple[int, ...], dtype: np.dtype, seconds: float) -> float:
-    """Samples per second of one client that updates the priority of everything it drew."""
+    """Measure samples per second of one client that updates all drawn priorities."""
     import reverb  # pyright: ignore[reportMissingImports]
     import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 

@@ -3,10 +3,10 @@
     PEER_PYTHON -m benchmarks.sb3_minatar --env MinAtar/Breakout-v1 --seed 1 --seconds 900
 
 The network is that of MinAtar's authors (Young and Tian 2019): one convolution of 16 channels, 3 x
-3, and a dense layer of 128. Hyperparameters are RL Zoo's for Atari where both papers agree, and
-MinAtar's where the games are smaller: learning starts after 5000 steps, epsilon falls to 0.01
-within 100,000, the step size is 2.5e-4. One update in ``--train-freq`` steps: 4 as in RL Zoo, or 1
-as in MinAtar's paper.
+3, and a dense layer of 128. Hyperparameters are RL Zoo's for Atari where both papers agree. Because
+the games are smaller, some are MinAtar's: learning starts after 5000 steps, epsilon falls to 0.01
+within 100,000 steps, and the step size is 2.5e-4. There is one update in ``--train-freq`` steps: 4
+as in RL Zoo, or 1 as in MinAtar's paper.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOTAL_STEPS = 100_000_000
 
 
 class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """bool[10, 10, channels] becomes uint8[channels, 10, 10]."""
+    """A wrapper from bool[10, 10, channels] to uint8[channels, 10, 10]."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -45,12 +45,12 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
         self.observation_space = spaces.Box(0, 1, (channels, height, width), np.uint8)
 
     def observation(self, observation: Any) -> Any:
-        """The same planes."""
+        """Move the channels to the front."""
         return np.ascontiguousarray(np.moveaxis(observation, -1, 0), np.uint8)
 
 
 class Convolution(BaseFeaturesExtractor):
-    """float32[batch, channels, 10, 10] to float32[batch, 128]."""
+    """A network from float32[batch, channels, 10, 10] to float32[batch, 128]."""
 
     def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, 128)
@@ -64,17 +64,17 @@ class Convolution(BaseFeaturesExtractor):
         )
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """Features."""
+        """Return the features, float32[batch, 128]."""
         return self.layers(observations)
 
 
 def make(env_id: str) -> gymnasium.Env[Any, Any]:
-    """The game, with the limit that ``pdqn`` plays it with."""
+    """Build the game with the step limit that ``pdqn`` sets."""
     return ChannelsFirst(gymnasium.make(env_id, max_episode_steps=MINATAR_STEPS))
 
 
 def model_of(chosen: Namespace) -> DQN:
-    """The hyperparameters that the module's docstring explains."""
+    """Build a model with the hyperparameters that the module's docstring explains."""
     return DQN(
         "MlpPolicy",
         make(chosen.env),

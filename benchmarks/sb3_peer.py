@@ -1,7 +1,7 @@
-"""What the scripts of stable-baselines3 share: a clock without the evaluations, and these.
+"""The shared part of the stable-baselines3 scripts: evaluations, and a clock without them.
 
-Run with a Python that has ``torch``, ``stable-baselines3`` and ``minatar``, and nothing of this
-project but this folder. Prints lines of JSON.
+They need a Python with ``torch``, ``stable-baselines3`` and ``minatar``, but nothing of this
+project except this folder. They print lines of JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HELD_OUT_SEED = 1_000_000
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The options of every script."""
+    """Build the parser with the options of every script."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=math.inf, help="of training, at most")
@@ -37,14 +37,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def evaluate(model: DQN, env: gymnasium.Env[Any, Any], episodes: int) -> dict[str, Any]:
-    """Greedy episodes on held-out seeds: mean return and its standard error."""
+    """Play greedy episodes on held-out seeds; return their mean return and standard error."""
     returns = [play(model, env, HELD_OUT_SEED + index) for index in range(episodes)]
     error = float(np.std(returns, ddof=1)) / math.sqrt(episodes) if episodes > 1 else math.nan
     return {"return_mean": float(np.mean(returns)), "return_error": error, "episodes": episodes}
 
 
 def play(model: DQN, env: gymnasium.Env[Any, Any], seed: int) -> float:
-    """Return of one greedy episode."""
+    """Return the return of one greedy episode."""
     observation, _ = env.reset(seed=seed)
     total, ended = 0.0, False
     while not ended:
@@ -56,11 +56,11 @@ def play(model: DQN, env: gymnasium.Env[Any, Any], seed: int) -> float:
 
 
 class Evaluations(BaseCallback):
-    """Evaluates every so many steps, and ends the training when its time is over.
+    """A callback that evaluates regularly, and ends the training when its time is over.
 
     Args:
-        env: to evaluate in.
-        every: environment steps.
+        env: for the evaluations.
+        every: environment steps between evaluations.
         episodes: of an evaluation.
         launched: Unix time at which the process was started.
         seconds: of training and start-up, without the evaluations.
@@ -83,7 +83,7 @@ class Evaluations(BaseCallback):
 
     @property
     def seconds(self) -> float:
-        """Since the process was started, without the evaluations."""
+        """Seconds since the process was started, without the evaluations."""
         return time.time() - self._launched - self.evaluating_seconds
 
     def _on_step(self) -> bool:
@@ -93,7 +93,7 @@ class Evaluations(BaseCallback):
         return self.seconds < self._seconds
 
     def report(self) -> None:
-        """Evaluate, and print one line."""
+        """Evaluate and print one line."""
         at, started = self.seconds, time.time()
         result = evaluate(self.model, self._env, self._episodes)
         self.evaluating_seconds += time.time() - started
@@ -116,11 +116,11 @@ def train(
     every: int,
     episodes: int,
 ) -> None:
-    """Train, and print a last line with the rates and the final policy's evaluation.
+    """Train, then print a last line with the rates and the final policy's evaluation.
 
     Args:
         model: to train.
-        env: to evaluate in.
+        env: for the evaluations.
         chosen: the options of every script.
         total_timesteps: environment steps, at most.
         every: environment steps between evaluations.

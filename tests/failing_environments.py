@@ -1,4 +1,4 @@
-"""Environments that misbehave, for tests; ``failing_environments:broken`` is one in a real run."""
+"""Environments that misbehave; real runs name one as ``failing_environments:broken``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MALFORMED: dict[str, tuple[Any, Any]] = {
 
 
 class Trap(gymnasium.Env[Any, Any]):
-    """Episodes of five steps; what happens at a step is decided by a plan of the seed.
+    """Episodes of five steps; at some seeds the third step goes wrong.
 
     Attributes:
-        made: how many were ever made.
+        made: number of instances made so far.
     """
 
     made = 0
@@ -61,7 +61,7 @@ class Trap(gymnasium.Env[Any, Any]):
         return self._observed(), 1.0, self._step == LENGTH, False, {}
 
     def _is_bad(self) -> bool:
-        """By its seed; or, where there is a marker, as long as that file is not there."""
+        """Decide by the seed, or with a marker, by whether that file does not exist yet."""
         if self._marker:
             return not Path(self._marker).exists()
         return not self._bad or self._seed in self._bad
@@ -83,5 +83,5 @@ class Trap(gymnasium.Env[Any, Any]):
 
 
 def broken(**arguments: Any) -> Trap:
-    """A factory, as a person names one."""
+    """Build a trap, as a factory that a user names."""
     return Trap(**arguments)

@@ -1,4 +1,4 @@
-"""A host that joins a run: whether it fits."""
+"""A host joins a run, if it fits."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def machine() -> Machine:
 
 
 class Supervised:
-    """Roles that only say what was asked of them."""
+    """A supervisor that only records what it was asked to do."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -98,7 +98,7 @@ class Supervised:
 
 
 class Line:
-    """A line to a run that has no place for this host any more."""
+    """A link to a run that has no place left for this host."""
 
     def __init__(self) -> None:
         self.pulse, self.telemetry, self.silent_seconds = Pulse(), Telemetry(), 0.0

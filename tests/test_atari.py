@@ -73,7 +73,7 @@ def test_a_policy_is_filmed_and_acts_on_the_frames_that_it_was_trained_on(tmp_pa
     frames, whole = record_film(load_model(path), tmp_path / "policy.gif", episodes=1)
     assert whole
     assert 5 <= frames <= 60 // 4 + 1
-    # As docs/environments.md says.
+    # The same as in docs/environments.md.
     env = atari.make_vector(BREAKOUT, 1)
     policy = load_policy(path)
     observations, _ = env.reset(seed=0)
@@ -84,7 +84,7 @@ def test_a_policy_is_filmed_and_acts_on_the_frames_that_it_was_trained_on(tmp_pa
 
 def test_a_lost_life_does_not_begin_a_new_game():
     env = atari.make_vector(BREAKOUT, 2, life_loss=True)
-    every: Any = [3, 4]  # the base class declares only one int
+    every: Any = [3, 4]  # the base class declares a single int
     _, infos = env.reset(seed=every)
     rng, lives, seen = np.random.default_rng(0), infos["lives"], set()
     frames = infos["episode_frame_number"]
@@ -93,7 +93,7 @@ def test_a_lost_life_does_not_begin_a_new_game():
         left, began = infos["lives"], infos["episode_frame_number"] < frames
         assert not truncated.any()
         for i in np.flatnonzero(terminated):
-            # One life less, or the game was over and all of them are there again.
+            # Either one life is gone, or the game is over and has all its lives again.
             assert left[i] == (5 if began[i] else lives[i] - 1)
             assert began[i] == (lives[i] == 1)
             seen.add(int(lives[i]))

@@ -1,4 +1,4 @@
-"""The replay benchmark: its data, its stages, and the processes that it puts together."""
+"""The replay benchmark: its data, its stages, and its processes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_stage_and_every_phase_with_real_processes_has_a_figure(capsys, mo
     assert {name.split()[0] for name in together["bottleneck"].values()} <= {
         "writer", "replay", "client",
     }  # fmt: skip
-    # A transition of CartPole has two frames of 16 bytes, but ships and stores about one.
+    # A CartPole transition has two frames of 16 bytes, but about one of them is shipped and stored.
     assert 20 < result["stages"]["bytes, wire"] < 60
     assert 40 < result["stages"]["bytes, dense"] < 80
     shown = replay._table({"cartpole": result})

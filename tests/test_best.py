@@ -1,4 +1,4 @@
-"""The parameters that evaluated best are kept."""
+"""The parameters with the best evaluation are kept."""
 
 from __future__ import annotations
 

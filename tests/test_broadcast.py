@@ -1,4 +1,4 @@
-"""A relay: one subscription for a whole host, and all its processes get what is newest."""
+"""The relay: one subscription for a host, from which all its processes get the newest message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def new_keys() -> KeyPair:
 
 
 class Net:
-    """Opens what a test needs, and closes it."""
+    """Sockets that a test opens, closed at its end."""
 
     def __init__(self, folder: Path, eventually: Callable[..., Any]) -> None:
         self._folder, self._eventually = folder, eventually
@@ -45,7 +45,7 @@ class Net:
         return subscriber
 
     def bare(self, kind: int) -> zmq.Socket[bytes]:
-        """A socket that does as it is told."""
+        """Open a plain socket, which a test operates by hand."""
         socket = self.context().socket(kind)
         self._sockets.append(socket)
         return socket
@@ -57,7 +57,7 @@ class Net:
         return relay
 
     def receive(self, subscriber: Subscriber, *publishers: Publisher) -> bytes:
-        """The next message that comes while publishers serve."""
+        """Return the next message that arrives while publishers serve."""
 
         def look() -> memoryview | None:
             for publisher in publishers:
@@ -67,7 +67,7 @@ class Net:
         return bytes(self._eventually(look))
 
     def arrives(self, text: bytes, subscriber: Subscriber, *publishers: Publisher) -> None:
-        """Wait for a message; what was sent before may come again, for those who are new."""
+        """Wait for a message, skipping older ones that are repeated for new subscribers."""
         while self.receive(subscriber, *publishers) != text:
             pass
 
@@ -139,7 +139,7 @@ def test_what_came_from_a_sender_that_is_revoked_reaches_nobody_new(net: Net):
     relay.follow(learner.endpoint, {thiefs.public})
     learner.send(b"real")
     assert net.receive(late, learner) == b"real"
-    relay.follow("", {thiefs.public})  # it is elsewhere for a while
+    relay.follow("", {thiefs.public})  # the relay is elsewhere for a while
     assert net.receive(net.subscriber(relay.endpoint, ours), learner) == b"real"
 
 
@@ -153,7 +153,7 @@ def test_only_the_hosts_own_processes_are_let_in(net: Net):
     naked = net.bare(zmq.SUB)
     naked.subscribe(b"")
     naked.connect(relay.endpoint.partition("|")[0])
-    # What comes after them reaches who is let in, and neither of the two.
+    # A later message reaches the admitted subscriber, and neither of the two.
     last = net.subscriber(relay.endpoint, ours)
     for text in (b"again", b"and again"):
         publisher.send(text)
@@ -164,7 +164,7 @@ def test_only_the_hosts_own_processes_are_let_in(net: Net):
 
 def test_a_relay_that_fails_says_so(net: Net, eventually: Any):
     relay = net.relay(None)
-    endpoint = "tcp://127.0.0.1:1|" + new_keys().public  # and the relay has no keys
+    endpoint = "tcp://127.0.0.1:1|" + new_keys().public  # a relay without keys
 
     def failure() -> str:
         try:

@@ -13,7 +13,7 @@ from launcher.coordinator.budget import Budget, Budgets
 
 
 class Fleet:
-    """Actors that step batches of environments, report now and then, and die."""
+    """Actors that step batches of environments, report from time to time, and die."""
 
     def __init__(self, limit: int, actors: int, batch: int, seed: int) -> None:
         self.budget = Budget(limit, batch)
@@ -22,7 +22,7 @@ class Fleet:
         self.done = dict.fromkeys(range(actors), 0)
         self.reported = dict.fromkeys(range(actors), 0)
         self.allowed: dict[int, int] = {}
-        self.gone = 0  # what the dead have reported
+        self.gone = 0  # reported by the dead
         self.started = actors
         for actor in self.done:
             self.report(actor)
@@ -36,14 +36,14 @@ class Fleet:
         self.allowed[actor] = self.budget.allow(actor, self.done[actor], self.counted)
 
     def step(self, actor: int) -> None:
-        """As an actor does: a whole batch, or nothing; it reports at once when it may not go on."""
+        """Step a whole batch or nothing, and report at once when it may not go on, as actors do."""
         if self.done[actor] < self.allowed[actor]:
             self.done[actor] += self.batch
         if self.done[actor] >= self.allowed[actor] or self.random.random() < 0.1:
             self.report(actor)
 
     def replace(self, actor: int) -> None:
-        """It dies; what it had reported stays counted."""
+        """Let an actor die; what it reported stays counted."""
         self.gone += self.reported.pop(actor)
         del self.done[actor], self.allowed[actor]
         self.budget.forget(actor)
@@ -75,7 +75,7 @@ def test_a_run_does_no_less_than_its_limit_and_at_most_a_batch_more(
 
 
 class Summing(Budget):
-    """Adds up anew, every time, what all may still do."""
+    """A budget that adds up all outstanding allowances again for every answer."""
 
     def note(self, actor: Hashable, done: int) -> int:
         allowed = super().note(actor, done)
@@ -116,10 +116,10 @@ def test_parts_last_for_a_few_reports_and_become_small_in_the_end():
     assert budget.note("a", 0) == budget.note("b", 0) == 0, "nothing before all are there"
     assert budget.allow("a", 0, 0) == 40, "the pace is not known yet: four batches"
     assert budget.allow("b", 0, 0) == 40
-    # Four times what it did since, but no more than a quarter of what is left.
+    # Four times the steps since the last report, but at most a quarter of the rest.
     assert budget.allow("a", 40, 40) == 40 + 160
     assert budget.allow("a", 200, 200) == 200 + 190
-    # An early report that says little halves the pace at most.
+    # An early report of few steps halves the pace at most.
     assert budget.allow("a", 201, 201) == 390
     budget.forget("b")
     assert budget.allow("a", 390, 390) == 390 + 300
@@ -136,7 +136,7 @@ def test_what_an_actor_that_stands_still_has_not_done_is_for_the_others():
 
 @pytest.mark.parametrize(("actors", "slow"), [(2, 0), (8, 0), (32, 0), (8, 1)])
 def test_actors_share_the_work_by_their_pace(actors: int, slow: int):
-    """Rounds in which every actor steps once, the slow one in every tenth."""
+    """Let every actor step once a round, and the slow one in every tenth round."""
     limit, batch = 32_000, 8
     budget = Budget(limit, batch)
     done, allowed = dict.fromkeys(range(actors), 0), {}

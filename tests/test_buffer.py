@@ -43,7 +43,7 @@ STORES = ("dense", "compressed")
 
 @dataclass
 class Batch:
-    """What the buffer takes of a TransitionBatch, and what it is made of."""
+    """The buffer's input from a TransitionBatch, beside the data that it was made from."""
 
     columns: dict[str, np.ndarray]
     frames: Observation
@@ -59,7 +59,7 @@ class Batch:
 def random_batch(
     transitions: int, segments: list[int], seed: int = 0, stack: int = 1, blocks: int = 1
 ) -> Batch:
-    """A batch over segments of so many frames; which frames its transitions share is random."""
+    """Build a batch of segments with these numbers of transitions, over random frames."""
     rng = np.random.default_rng(seed)
     count = sum(segments)
     positions = np.concatenate([np.arange(length) for length in segments])
@@ -91,7 +91,7 @@ def random_batch(
 
 
 def footprint(batch: Batch) -> int:
-    """Bytes of an arena that the batch's blocks take: bodies up to whole words, and headers."""
+    """Count the bytes of an arena that the batch takes: headers, and bodies in whole words."""
     return sum(32 + -(-len(block.body) // 8) * 8 for block in batch.blocks)
 
 
@@ -140,7 +140,7 @@ def floats(*values: float) -> np.ndarray:
 
 
 def rows_of(sample: Sample) -> list[dict[str, Any]]:
-    """One plain map for each sampled transition, without its key and priority."""
+    """Build one plain map for each sampled transition, without its key and priority."""
     scalars = ("action", "n_step_return", "discount", "parameter_version")
     return [
         {
@@ -153,9 +153,10 @@ def rows_of(sample: Sample) -> list[dict[str, Any]]:
 
 
 class TwinBuffer:
-    """A buffer that keeps every transition whole, with observations of its own, in plain maps.
+    """A buffer of plain maps in which every transition keeps its own observations.
 
-    It does not know what a store has room for: it is told how many of its oldest batches to drop.
+    It does not know the capacity of a store: the caller says how many of its oldest batches to
+    drop.
     """
 
     def __init__(self, stack: int, next_key: int) -> None:
@@ -190,7 +191,7 @@ class TwinBuffer:
         return list(rows)
 
     def stacked(self, batch: Batch, field: str, last: int) -> Any:
-        """The last frames, oldest first; the segment's first stands in for those before it."""
+        """Stack the last frames, oldest first; the segment's first replaces those before it."""
         frames = batch.frames[field].tolist()
         if self.stack == 1 or field == "action_mask":
             return frames[last]
@@ -218,7 +219,7 @@ odd_priorities = st.sampled_from([0.0, 0.5, 2.0, 3e38, -1.0, np.nan, np.inf, -np
 
 
 class BufferAndTwin(RuleBasedStateMachine):
-    """Whatever is done to both, they hold and yield the same."""
+    """A buffer and its twin hold and yield the same after every operation."""
 
     @initialize(
         kind=st.sampled_from(STORES),
@@ -311,7 +312,7 @@ class BufferAndTwin(RuleBasedStateMachine):
         alpha = self.arguments["priority_exponent"]
         expected = [max(self.twin.priorities[key], 1e-6) ** alpha for key in keys]
         np.testing.assert_allclose(sample.sampling_priority, expected, rtol=1e-12)
-        sample.observation["map"].fill(77)  # whoever sampled may do with it what he likes
+        sample.observation["map"].fill(77)  # the caller may change its sample as it likes
 
     @rule(updates=st.lists(st.tuples(st.integers(-40, 40), odd_priorities), max_size=12))
     def update_priorities(self, updates: list[tuple[int, float]]) -> None:
@@ -355,7 +356,7 @@ TestBufferAndTwin.settings = settings(max_examples=100, stateful_step_count=25, 
 
 @pytest.mark.parametrize("kind", STORES)
 def test_stacks_are_put_together_from_single_frames(kind: str):
-    # A segment of 5 frames, and one of 2: 5 stands in for what is missing before 5 and 6.
+    # Segments of 5 frames and of 2: frame 5 replaces the missing ones before 5 and 6.
     buffer = buffer_of(7, kind=kind, stack=4)
     batch = random_batch(7, [5, 2], stack=4)
     batch.columns["observation_index"] = np.arange(7, dtype=np.int32)
@@ -386,7 +387,7 @@ def test_transitions_are_sampled_in_proportion_to_their_scaled_priority(exponent
     priorities = (1, 2, 3, 4, 9, 16, 25, 100)
     buffer = buffer_of(8, kind=kind, priority_exponent=exponent)
     insert(buffer, with_priorities(*priorities))
-    # One at a time: within a stratified batch the draws would not be independent.
+    # One draw at a time: the draws of a stratified batch are not independent.
     counts = Counter(int(buffer.sample(1).keys[0]) for _ in range(4000))
     scaled = np.array(priorities, float) ** exponent
     expected = 4000 * scaled / scaled.sum()

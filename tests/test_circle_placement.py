@@ -26,11 +26,11 @@ from actors.environments.registration import CIRCLE_PLACEMENT_ID, register
 FIXED = Problem.parse(128, "fixed", False)
 RANDOM = Problem.parse(128, "random", False)
 
-# Settings that between them reach every kind of episode.
+# Together these settings reach every kind of episode.
 SETTINGS = [
     {"map_size": 32, "radii": "fixed"},
     {"map_size": 40, "radii": "random", "overlap": True},
-    {"map_size": 24, "radii": [4] * 20},  # there is never room for all of them
+    {"map_size": 24, "radii": [4] * 20},  # never room for all of them
     {"map_size": 17, "radii": [8, 2, 5]},  # the first circle has a single valid centre
 ]
 
@@ -40,7 +40,7 @@ def random_centre(mask: NDArray[np.int8], generator: np.random.Generator) -> int
 
 
 def episode(env: CirclePlacementEnv, seed: int) -> Iterator[tuple[Any, int, tuple[Any, ...]]]:
-    """The steps of a random episode: observation, action, what ``step`` returned."""
+    """Yield the steps of a random episode: observation, action, and the result of ``step``."""
     generator = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
     terminated = False
@@ -52,7 +52,7 @@ def episode(env: CirclePlacementEnv, seed: int) -> Iterator[tuple[Any, int, tupl
 
 
 def assert_same(actual: Any, expected: Any) -> None:
-    """The same keys, dtypes and values, at every depth."""
+    """Assert the same keys, dtypes and values at every depth."""
     assert type(actual) is type(expected)
     if isinstance(expected, dict):
         assert actual.keys() == expected.keys()
@@ -73,7 +73,7 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 
 def statistics(maps: NDArray[np.floating]) -> NDArray[np.float64]:
-    """[map, statistic]: mean, maximum, shares of cells above 0.3 and 0.7 of the maximum."""
+    """Return [map, statistic]: mean, maximum, shares of cells above 0.3 and 0.7 of the maximum."""
     largest = maps.max((1, 2), keepdims=True)
     above = [(maps > share * largest).mean((1, 2)) for share in (0.3, 0.7)]
     return np.stack([maps.mean((1, 2)), largest[:, 0, 0], *above], 1).astype(np.float64)
@@ -190,7 +190,7 @@ def test_rewards_of_two_overlapping_circles_worked_out_by_hand():
     first, _ = batch.place(np.array([5 * 16 + 5]))
     second, _ = batch.place(np.array([5 * 16 + 6]))
     assert first == [5 / 256]
-    assert second == [3 / 256]  # two of its five cells were covered already
+    assert second == [3 / 256]  # two of its five cells are already covered
     covered = {(5, 4), (5, 5), (5, 6), (5, 7), (4, 5), (6, 5), (4, 6), (6, 6)}
     assert set(zip(*np.nonzero(batch.episodes.weights[0] == 0), strict=True)) == covered
 
@@ -335,7 +335,7 @@ def test_a_seed_that_no_map_has_is_refused(seed):
 
 
 class ForgivingEnv(CirclePlacementEnv):
-    """Takes the nearest valid action: ``check_env`` samples actions without the mask."""
+    """An environment that takes the nearest valid action: ``check_env`` ignores the mask."""
 
     def reset(self, **kwargs: Any) -> Any:
         observation, info = super().reset(**kwargs)
@@ -429,7 +429,7 @@ def test_a_reset_mask_resets_only_what_it_names(seed):
     result = batch.reset(seed=seed, options=options)
     assert_same(result, serial.reset(seed=seed, options={"reset_mask": mask}))
     assert result[0]["placed"].sum(1).tolist() == [1, 0, 0]
-    assert "reset_mask" in options  # the caller's dictionary is left alone
+    assert "reset_mask" in options  # the caller's dictionary has not changed
 
 
 @pytest.mark.parametrize("mask", [[True], np.zeros(2, bool), np.ones(2, int)])
@@ -454,7 +454,7 @@ def test_observations_do_not_change_after_they_are_returned():
         returned.append(envs.step(actions))
         copies.append(pickle.dumps(returned[-1]))
     for result, copy in zip(returned, copies, strict=True):
-        assert_same(result, pickle.loads(copy))  # noqa: S301 - just written above
+        assert_same(result, pickle.loads(copy))  # noqa: S301 - written just above
 
 
 # --- seeds ----------------------------------------------------------------------------------
@@ -489,7 +489,7 @@ def test_unseeded_environments_play_different_maps():
 
 @pytest.mark.parametrize(
     ("radii", "expected"),
-    # Means of 300 other maps. With random radii they vary more: so do the circles' areas.
+    # Means of 300 other maps. Random radii vary the circles' areas, so the means vary more.
     [("fixed", (0.263, 0.418, 0.563)), ("random", (0.212, 0.340, 0.469))],
 )
 def test_baselines_have_the_known_means(radii, expected):
@@ -528,7 +528,7 @@ def test_exact_greedy_is_what_a_naive_greedy_covers_in_the_environment(settings)
 def play(
     env: CirclePlacementEnv, seed: int, policy: Callable[[Any, NDArray[np.float32]], int]
 ) -> float:
-    """The coverage of a policy that also sees the weights in full precision."""
+    """Return the coverage of a policy that also sees the weights in full precision."""
     observation, info = env.reset(seed=seed)
     while "end" not in info:
         weights = env._batch.episodes.weights[0]

@@ -1,4 +1,4 @@
-"""Circle placement is what says that it is: by no name, and by no field."""
+"""Circle placement is recognised by its own declaration, not by names or fields."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Treasure(gymnasium.Env[Any, Any]):
 
 
 class Halved(gymnasium.RewardWrapper[Any, Any]):
-    """Half of every reward."""
+    """A wrapper that halves every reward."""
 
     def reward(self, reward: Any) -> float:
         return float(reward) / 2
@@ -91,7 +91,7 @@ def planned(env: str, env_args: dict[str, Any], **network: Any) -> tuple[Environ
 
 
 def pictures_of(directory: Path, spec: EnvironmentSpec, config: Config) -> list[str]:
-    """Draw the pictures of a run that has learned nothing yet."""
+    """Draw the pictures of a run that has not learned anything yet."""
     run = RunDirectory(directory)
     run.write_config(config, config)
     run.metrics({"environment_steps": 1, "time_seconds": 1.0, "time/fps": 1.0})

@@ -1,4 +1,4 @@
-"""The learner's client against shards that answer only what a test lets them."""
+"""The learner's client against shards that answer only when a test lets them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SLOTS = SlotLayout(SPEC, BATCH, slot_count(config_of()))
 
 
 def fill(out: Sample, first: int) -> None:
-    """Rows whose every value follows from ``first``."""
+    """Fill rows with values that follow from ``first``."""
     numbers = np.arange(first, first + out.count)
     for array in (out.keys, out.action, out.n_step_return, out.sampling_priority):
         array[:] = numbers
@@ -83,7 +83,7 @@ class Shard:
         self.attaches = True
 
     def take(self) -> list[SampleRequest]:
-        """All requests so far, those for the state alone included."""
+        """Take all requests so far, including those for the state alone."""
         while self.router.poll(0):
             self.identity, data = self.router.recv_multipart()
             request = decode_request(data, BATCH, SLOTS)
@@ -93,7 +93,7 @@ class Shard:
         return self.requests
 
     def rows_requests(self, count: int, client: SampleClient) -> list[SampleRequest]:
-        """The requests for rows, once there are so many of them."""
+        """Wait for ``count`` requests for rows, and return them."""
 
         def arrived() -> list[SampleRequest] | None:
             client.receive(0.0, 0)
@@ -109,7 +109,7 @@ class Shard:
         return ShardState(0, *counts, self.inserted, self.total, *counts, balance)
 
     def answer(self, asked: SampleRequest, first: int = 0, **changes: Any) -> None:
-        """Give the rows, numbered from ``first``, as a real shard would."""
+        """Send the rows, numbered from ``first``, as a real shard does."""
         slot, slab = None, []
         if asked.memory is not None and asked.slot is not None and self.attaches:
             slot = asked.slot
@@ -133,7 +133,7 @@ class Shard:
         self.send(encode_answer(SampleAnswer(**values)), *slab)
 
     def slot_rows(self, request: SampleRequest) -> Sample:
-        """The memory that a request wants its rows in."""
+        """Return the memory in which a request wants its rows."""
         assert request.memory is not None
         assert request.slot is not None
         slot = SLOTS.view(self._memories[request.memory], request.slot)
@@ -144,7 +144,7 @@ class Shard:
 
 
 class Bench:
-    """Shards and clients of one test."""
+    """The shards and clients of one test."""
 
     def __init__(self, eventually: Eventually, transport: str) -> None:
         self._eventually = eventually
@@ -200,7 +200,7 @@ def sharing(make_bench: Callable[..., Bench]) -> Bench:
 
 
 def assert_rows(sample: Sample, *numbers: int) -> None:
-    """That the sample is what ``fill`` made of these numbers."""
+    """Assert that the sample is what ``fill`` made of these numbers."""
     expected = np.array(numbers)
     for array in (sample.keys, sample.action, sample.n_step_return, sample.sampling_priority):
         np.testing.assert_array_equal(array, expected)
@@ -306,7 +306,7 @@ def test_samples_that_are_held_stay_valid_when_the_client_is_closed(bench: Bench
 
 
 def begin(bench: Bench, client: SampleClient, *shards: Shard) -> None:
-    """Let the shards report, as they do at once when asked for their state."""
+    """Let the shards report, as they do as soon as a client asks for their state."""
     client.receive(0.0, 0)
     for shard in shards:
         bench.until(shard.take)
@@ -389,7 +389,7 @@ def test_the_rows_of_a_lost_shard_are_asked_of_the_others(bench: Bench):
     assert [(r.start, r.rows) for r in again] == [(3, 3)] * 2
     shards[0].answer(again[0], 20)
     assert_rows(bench.sample(client), 10, 11, 12, 20, 21, 22)
-    # The other batch's first half is still to come, and was asked for with the old memory.
+    # The first half of the other batch is still to come; its request named the old memory.
     shards[0].answer(again[1], 40)
     shards[0].answer(kept[1], 30)
     assert_rows(bench.sample(client), 30, 31, 32, 40, 41, 42)
@@ -473,9 +473,9 @@ def test_answers_that_were_not_asked_for_are_ignored(bench: Bench):
 
 
 class Hours:
-    """The clock by which silence is measured; a test lets it go on.
+    """The clock that measures silence; a test advances it.
 
-    Silence takes turns, so that what a client does in one can be answered before the next.
+    Silence is measured in turns, so that an answer to one turn's request arrives before the next.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +486,7 @@ class Hours:
     def pass_by(
         self, bench: Bench, client: SampleClient, seconds: int, *, states: tuple[Shard, ...] = ()
     ) -> None:
-        """Let time pass in which these shards tell their state, as often as they are asked."""
+        """Advance the clock while these shards answer every request for their state."""
         for _ in range(seconds):
             self.now += 1.0
             for shard in states:
@@ -494,7 +494,7 @@ class Hours:
             client.receive(0.0, 0)
 
     def _tells(self, shard: Shard, client: SampleClient) -> bool:
-        """Have a shard answer a request for its state, and the client hear it."""
+        """Let a shard answer a request for its state, and the client receive the answer."""
         before = len(shard.requests)
         client.receive(0.001, 0)
         rows = tuple(request.request for request in shard.take() if request.rows)
@@ -510,7 +510,7 @@ def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the log has about shards that answer or do not, without addresses."""
+    """List the log's messages about shards that answer or do not, without addresses."""
     found = [r.getMessage() for r in caplog.records if "answer" in r.getMessage()]
     return [" ".join(w for w in text.split() if not w.startswith("tcp://")) for text in found]
 
@@ -632,7 +632,7 @@ def test_where_no_shard_answers_all_are_waited_for(
     hours.pass_by(bench, client, 30)
     assert said(caplog) == [WAITED_FOR.format(0), WAITED_FOR.format(1)]
     assert client.unheard == "replays 0, 1 do not answer"
-    # The line is mended, and one of them is heard before the other.
+    # The connection is repaired, and the client hears one of them before the other.
     hours.pass_by(bench, client, 3, states=(shards[0],))
     shards[0].answer(first, 10)
     shards[1].answer(second, 50)

@@ -1,4 +1,4 @@
-"""The configuration: layers, what is refused and with which words, and its texts."""
+"""The configuration: its layers, its refusals and their wording, and its texts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMES = [f"{section}.{key}" for section, key, _, _ in ALL]
 
 
 def one(section: str, key: str, value: Any, source: str = "option") -> Any:
-    """The value of a setting that only one layer names."""
+    """Return the value of a setting that only one layer names."""
     return getattr(getattr(build((source, {section: {key: value}})), section), key)
 
 
@@ -180,7 +180,7 @@ def test_what_is_no_amount_of_memory_is_refused(text):
 
 
 def bad_value(kind: Any, bounds: Any) -> Any:
-    """A value that a setting of this type must not take."""
+    """Return a value that a setting of this type must refuse."""
     if get_origin(kind) is Literal or kind is bool:
         return "nonsense"
     if bounds["at_least"] is not None:
@@ -190,7 +190,7 @@ def bad_value(kind: Any, bounds: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("section", "key", "kind", "bounds"),
-    [parameters for parameters in ALL if parameters[2] is not str],  # any text is accepted
+    [parameters for parameters in ALL if parameters[2] is not str],  # accepts any text
 )
 def test_every_setting_refuses_what_it_cannot_be_and_says_so(section, key, kind, bounds):
     optional = type(None) in get_args(kind)
@@ -357,7 +357,7 @@ def test_arguments_of_another_environment_are_not_kept():
     assert over(env="two", env_args={"speed": 1}) == ({"speed": 1}, {})
     assert over(env_args={"speed": 1}, env="two") == ({"speed": 1}, {})
     assert over(env="one", env_args={"speed": 1}) == ({"level": 2, "speed": 1}, {"x": 1})
-    # Without a name of its own the file's arguments are for whatever is named.
+    # If the file does not name an environment, its arguments apply to whatever is named.
     del first["run"]["env"]
     assert over(env="two") == ({"level": 2}, {"x": 1})
 

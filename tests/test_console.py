@@ -1,4 +1,4 @@
-"""What people and programs see of a run: the live picture, plain lines, JSON lines."""
+"""A run as people and programs see it: the live picture, plain lines, JSON lines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Clock:
 
 
 class FakeTerminal(io.StringIO):
-    """A text stream that says that it is a terminal."""
+    """A text stream that claims to be a terminal."""
 
     encoding = "utf-8"
 
@@ -142,7 +142,7 @@ def snapshot(
 
 
 def starting() -> Snapshot:
-    """The first moment of a run: nothing is known yet."""
+    """Return the first snapshot of a run, in which nothing is known yet."""
     unknown = [name for name in SHOWN if name.startswith(("rollout/", "train/"))]
     unknown += ["replay/size", "replay/stored_bytes"]
     figures = dict.fromkeys(SHOWN, 0.0) | dict.fromkeys(unknown)
@@ -535,7 +535,7 @@ def test_rich_draws_at_most_four_times_a_second(terminal: FakeTerminal) -> None:
     console = RichConsole(terminal, clock)
     console.start()
     sizes = []
-    # What it costs may make it fewer: the last one is due whatever that was.
+    # The cost of drawing may skip some of them, but the last one is always due.
     for now in (100.0, 100.1, 100.2, 200.0):
         clock.now = now
         console.update(snapshot())

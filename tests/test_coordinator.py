@@ -1,4 +1,4 @@
-"""Joining, reporting and following, over real sockets: the coordinator and the roles' links."""
+"""Joining, reporting and following over real sockets, between the coordinator and the links."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CONFIG = build(
 
 
 class Hub:
-    """A coordinator with links to it; all in one thread but for the waiting in ``join``."""
+    """A coordinator and its links, all in one thread except for the waiting in ``join``."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Hub:
         return [event for event in self.coordinator.events if event.kind == kind]
 
     def stranger(self) -> zmq.Socket[bytes]:
-        """Somebody who speaks to the coordinator without a link."""
+        """Open a socket that speaks to the coordinator without a link."""
         socket = self.socket(zmq.DEALER)
         socket.connect(self.coordinator.endpoint)
         return socket
@@ -133,7 +133,7 @@ def hub(eventually: Eventually) -> Iterator[Hub]:
 
 
 def tell(hub: Hub, sender: bytes, kind: str, **content: Any) -> None:
-    """What comes of a message from one of many, for whom sockets would take too long."""
+    """Hand the coordinator a message of one of many members; real sockets would take too long."""
     message = messages.TO_COORDINATOR[kind].from_map(content)
     hub.coordinator._receive(sender, message, "", len(message.encoded))
 
@@ -374,7 +374,7 @@ def test_a_role_knows_that_its_launcher_is_gone_when_it_hears_nothing(eventually
 
 
 class Stops:
-    """Time in which processes were stopped, on top of the time that passes."""
+    """The time for which processes were stopped, in addition to the time that passes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._seconds = 0.0
@@ -550,7 +550,7 @@ def test_what_somebody_tells_whose_place_is_taken_is_not_counted(hub: Hub):
     hub.coordinator.lost("actor", 0)
     tell(hub, b"second", "join", **request(index=0))
     tell(hub, b"first", "report", counters={"episodes": 1}, episodes=[[7.0, 1, None]])
-    for incarnation in (0, 1):  # refused, and then somebody's who lies
+    for incarnation in (0, 1):  # 0 is out of date, and 1 is a lie
         rejoin(hub, b"first", 0, incarnation=incarnation)
     assert hub.metrics.counts()["episodes"] == 0
     assert hub.metrics.current()["rollout/ep_rew_mean"] is None
@@ -576,7 +576,7 @@ def test_of_those_who_never_get_a_place_only_the_newest_are_remembered():
 
     for sender, text in ((b"a", "1234"), (b"b", "56"), (b"a", "78"), (b"c", "90")):
         put(sender, text)
-    put(b"d", "x")  # what was there came to ten bytes
+    put(b"d", "x")  # ten bytes were there already
     assert take(b"b") == []
     assert take(b"a") == ["1234", "78"]
     assert take(b"a") == []
@@ -645,7 +645,7 @@ def test_a_role_of_another_run_is_given_no_place(hub: Hub):
 
 
 def test_actors_share_the_ladder_without_gaps_whoever_comes_and_goes(hub: Hub):
-    """The run has two actors of its own, of which the second never came."""
+    """Share among two local actors, of which the second never came, and those that joined."""
     links = [hub.join("actor", index)[0] for index in (0, 5, 7)]
 
     def slots() -> list[tuple[int, int]]:
@@ -847,7 +847,7 @@ def test_the_evaluator_is_told_which_parameters_are_the_last(hub: Hub):
 
 def test_a_role_that_missed_a_pulse_is_told_again_with_its_next_report(hub: Hub):
     link, _ = hub.join("actor")
-    link.pulse = dataclasses.replace(link.pulse, command="hold")  # as if it had been lost
+    link.pulse = dataclasses.replace(link.pulse, command="hold")  # as if the pulse had been lost
     hub.coordinator.command(["actor"], "stop")
     hub.until(lambda: True)
     hub.poll_until(link, lambda: link.pulse.command == "stop")
@@ -857,7 +857,7 @@ def test_a_role_that_missed_a_pulse_is_told_again_with_its_next_report(hub: Hub)
 
 
 class Replaying(Hub):
-    """A hub with a replay process, and this test as its actor and as its learner."""
+    """A hub with a replay process; the test is both its actor and its learner."""
 
     def __init__(self, eventually: Eventually, samples_per_insert: float, logs: Path) -> None:
         replay = {
@@ -889,7 +889,7 @@ class Replaying(Hub):
         self._client.connect(pulse.shards("samples"))
 
     def exchange(self) -> None:
-        """Send TransitionBatches and take SampleBatches, as far as replay lets them pass."""
+        """Send TransitionBatches and take SampleBatches, as far as replay permits."""
         self.coordinator.poll(0.0)
         self._link.poll()
         for _ in range(20):
@@ -899,7 +899,7 @@ class Replaying(Hub):
                 self._client.release(sample, None)
 
     def ratio_of_the_next(self, inserts: int) -> float:
-        """Samples per insert over so many inserts from now on."""
+        """Measure the samples per insert over the next ``inserts`` inserts."""
         before = self._counted()
         counts = self._eventually(lambda: self._grown(before, inserts))
         return counts["samples"] / counts["transitions_received"]
@@ -936,8 +936,8 @@ def test_a_replay_follows_a_ratio_that_is_changed_while_it_runs(
     eventually: Eventually, tmp_path: Path
 ):
     hub = Replaying(eventually, 2.0, tmp_path)
-    hub.ratio_of_the_next(200)  # fills, too
-    # Over 800 inserts, two tolerances of 64 samples and what a report may be late by are 0.2.
+    hub.ratio_of_the_next(200)  # also fills the buffer
+    # Over 800 inserts, 0.2 allows for two tolerances of 64 samples and for a late report.
     assert hub.ratio_of_the_next(800) == pytest.approx(2.0, abs=0.3)
     assert hub.metrics.gauge("replay", "limiter_target") == 2.0
     for target in (6.0, 1.0):
@@ -971,7 +971,7 @@ def test_reports_carry_counters_gauges_episodes_and_what_the_role_does(hub: Hub)
 
 
 def effort(work: Callable[[], Any]) -> int:
-    """How much Python something runs, turns of its loops included."""
+    """Count the lines of Python that run, turns of loops included."""
     steps = 0
 
     def trace(*_: Any) -> Any:

@@ -38,7 +38,7 @@ TIGHT = 60.0
 
 
 class Cluster:
-    """A scheduler and workers, each a process of its own."""
+    """A scheduler and its workers, each a separate process."""
 
     def __init__(self, directory: Path, eventually: Eventually) -> None:
         self._directory, self._eventually = directory, eventually
@@ -58,7 +58,7 @@ class Cluster:
         )  # fmt: skip
 
     def roles(self, name: str) -> dict[int, str]:
-        """Titles of the roles that run under a worker, by process id."""
+        """Map the process ids of the roles under a worker to their titles."""
         found: dict[int, str] = {}
         if self.workers[name].poll() is not None:
             return found
@@ -72,7 +72,7 @@ class Cluster:
         return found
 
     def having(self, role: str) -> list[str]:
-        """Names of the workers that have a role."""
+        """List the names of the workers that have a role."""
         return [
             name
             for name in self.workers
@@ -80,7 +80,7 @@ class Cluster:
         ]
 
     def kill(self, name: str) -> list[int]:
-        """End a worker as if its machine had lost power; what it had is left to itself."""
+        """Kill a worker as a power failure would, and leave its roles alone."""
         left = list(self.roles(name))
         worker = self.workers.pop(name)
         worker.send_signal(signal.SIGKILL)
@@ -115,7 +115,7 @@ def cluster(tmp_path: Path, eventually: Eventually) -> Iterator[Cluster]:
 
 @pytest.fixture
 def interpreter(tmp_path: Path) -> str:
-    """What passes for one that has pdqn, and starts at once."""
+    """Provide a fast command that passes for a Python with pdqn."""
     path = tmp_path / "python"
     path.write_text('#!/bin/sh\necho \'{"hostname": "there", "gpus": ["one", "two"]}\'\n')
     path.chmod(0o755)
@@ -123,7 +123,7 @@ def interpreter(tmp_path: Path) -> str:
 
 
 def found(cluster: DaskCluster, count: int) -> list[str]:
-    """The addresses of the workers, once they are so many."""
+    """Return the workers' addresses as soon as there are ``count``."""
     cluster.poll()
     return list(cluster.workers) if len(cluster.workers) == count else []
 
@@ -177,7 +177,7 @@ def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
 ):
     for name in ("a", "b", "c"):
         cluster.add(name)
-    pin = ("--dask-pin", f"replay={socket.gethostname()}")  # as pdqn check --dask shows it
+    pin = ("--dask-pin", f"replay={socket.gethostname()}")  # as in pdqn check --dask
     options = ("--dask", str(cluster.file), "--actors", "4", *pin)
     with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
         seen = observe(run)
@@ -217,8 +217,8 @@ def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):
         socket.socket() as taken,
         pdqn_command("launch", *RUN, *options, directory=tmp_path) as run,
     ):
-        with contextlib.suppress(OSError):  # somebody else has it, which does as well
-            taken.bind(("0.0.0.0", 8787))  # where Dask has a dashboard, unless told otherwise
+        with contextlib.suppress(OSError):  # already in use: just as good for this test
+            taken.bind(("0.0.0.0", 8787))  # the default port of Dask's dashboard
             taken.listen()
         assert run.wait(120.0) == 0, run.stderr
     assert not run.stderr
@@ -261,7 +261,7 @@ def test_check_shows_the_workers_and_what_they_would_get(
         return json.loads(command.stdout)
 
     shown = check()
-    while len(shown["workers"]) < 2:  # they come one after the other
+    while len(shown["workers"]) < 2:  # they start one after the other
         shown = check()
     roles = sorted(role for worker in shown["workers"] for role in worker["roles"])
     assert roles == ["3 actors", "4 actors", "learner 0", "replay 0"]

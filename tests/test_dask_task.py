@@ -1,4 +1,4 @@
-"""What is sent to the workers of a Dask cluster."""
+"""The code that Dask runs on the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_an_interpreter_that_is_not_there_is_an_answer_and_no_error():
     assert "no/such" in task.describe_worker("/no/such/python")["error"]
 
 
-# Leaves when its input ends.
+# Ends when its input ends.
 COMMAND = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 
 
@@ -36,7 +36,7 @@ class Held:
         self.cluster, self._client, self.started = cluster, client, started
 
     def hold(self) -> None:
-        """Have it start one."""
+        """Start a role on the worker."""
         arguments = ("role", COMMAND, task.Secret("x"))
         self.future = self._client.submit(task.hold_role, *arguments, key="role", pure=False)
 
@@ -51,7 +51,7 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 
     def start(command: Any, **options: Any) -> Any:
         process = popen(command, **options)
-        if command == COMMAND:  # Dask starts others
+        if command == COMMAND:  # Dask starts other processes
             started.append(process)
         return process
 

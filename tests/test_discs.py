@@ -8,7 +8,7 @@ from pdqn.discs import disc_sums, half_widths
 
 
 def disc(size: int, x: int, y: int, radius: int) -> NDArray[np.bool_]:
-    """The cells of a disc, clipped to the map, straight from the definition."""
+    """Mark the cells of a disc, clipped to the map, straight from the definition."""
     i, j = np.mgrid[:size, :size]
     return (i - x) ** 2 + (j - y) ** 2 <= radius**2
 
@@ -39,7 +39,7 @@ def test_disc_sums_equal_those_of_a_naive_twin(size, radii, dtype, seed):
 
 def test_sums_stay_accurate_behind_a_cell_that_dwarfs_all_others():
     grid = np.ones((1, 32, 32), np.float32)
-    grid[0, :, 0] = 1e9  # in float32 prefix sums the ones after it would vanish
+    grid[0, :, 0] = 1e9  # it would absorb all later cells in float32 prefix sums
     sums = disc_sums(grid, [1])
     np.testing.assert_array_equal(sums[0, 1:-1, 2:-1], 5.0)
 

@@ -1,4 +1,4 @@
-"""Distributions of returns, Munchausen targets, noisy layers, in numbers worked out by hand."""
+"""Distributions of returns, Munchausen targets and noisy layers, in numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TestProjection:
         assert shares[0].tolist() == pytest.approx([0.3, 0.0, 0.7])
 
     def test_a_shifted_and_shrunk_support_as_computed_by_hand(self):
-        # 1 + 0.5 z for z in 0, 1, 2 is 1, 1.5, 2: the middle one is shared half and half.
+        # 1 + 0.5 z for z in 0, 1, 2 is 1, 1.5, 2: two atoms share the middle one equally.
         support = torch.tensor([0.0, 1.0, 2.0])
         shares = projected(1.0 + 0.5 * support[None], floats([0.2, 0.4, 0.4]), support)
         assert shares[0].tolist() == pytest.approx([0.0, 0.4, 0.6])
@@ -70,7 +70,7 @@ class TestProjection:
 
 
 def naive_projection(returns: np.ndarray, weights: np.ndarray, support: np.ndarray) -> np.ndarray:
-    """Bellemare et al. 2017, algorithm 1, one number at a time."""
+    """Project by algorithm 1 of Bellemare et al. (2017), one number at a time."""
     low, high = support[0], support[-1]
     spacing = (high - low) / (len(support) - 1)
     result = np.zeros_like(weights)
@@ -90,11 +90,11 @@ def test_the_cross_entropy_of_equal_logits_is_the_logarithm_of_their_number():
 
 
 def test_the_quantile_loss_as_computed_by_hand():
-    # Quantiles 0 and 2 at levels 1/4 and 3/4, one target 1, delta 1. Errors 1 and -1: each costs
-    # 0.5, weighed by 1/4 below the target and by 1 - 3/4 above it.
+    # Quantiles 0 and 2 at levels 1/4 and 3/4, one target 1, delta 1. The errors 1 and -1 cost 0.5
+    # each, weighted by 1/4 below the target and by 1 - 3/4 above it.
     losses = quantile_losses(floats([0.0, 2.0]), floats([1.0]), 1.0)
     assert losses.tolist() == pytest.approx([0.25 * 0.5 + 0.25 * 0.5])
-    # Far from the target the loss is linear: 9.5 for an error of 10, and the level weighs 1/2.
+    # Far from the target the loss is linear: 9.5 for an error of 10, weighted by the level 1/2.
     assert quantile_losses(floats([0.0]), floats([10.0]), 1.0).tolist() == pytest.approx([4.75])
 
 
@@ -117,7 +117,7 @@ class TestMunchausen:
             floats([1.0, 1.0]), None, torch.tensor([0]), alpha=0.9, temperature=0.5, clip=-1.0
         )
         assert bonus.tolist() == pytest.approx([-0.9 * 0.5 * math.log(2)])
-        # A hopeless action: 0.5 x log pi is about -10, and is clipped to -1.
+        # A hopeless action: 0.5 x log pi is about -10, clipped to -1.
         bonus = munchausen_bonus(
             floats([10.0, 0.0]), None, torch.tensor([1]), alpha=0.9, temperature=0.5, clip=-1.0
         )

@@ -1,4 +1,4 @@
-"""A run with keys, and those who try each of its sockets with the wrong key, with none, or late."""
+"""A run with keys, and intruders with a wrong key, no key, or a key that came late."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RUN = [
     "--set", "system.telemetry_seconds=0.2", "--set", "system.metrics_seconds=0.2",
     "--set", "learner.publish_seconds=0.1", "--set", "evaluation.enabled=false",
 ]  # fmt: skip
-# What an outsider would connect to each of a run's sockets, and say there.
+# The sockets of a run, with the message that an outsider would send to each.
 DOORS = {
     "coordinator": (zmq.DEALER, wire.encode_control("watch", {})),
     "transitions/0": (zmq.PUSH, b"garbage"),
@@ -44,7 +44,7 @@ QUIET_MILLISECONDS = 1500
 
 
 class Insider:
-    """Somebody with a key that is listed, who has joined and knows where everything is."""
+    """A member with a listed key, which has joined and knows every address."""
 
     def __init__(self, endpoint: str, keys: KeyPair) -> None:
         self._context = Context(Network(keys, agent="insider"))
@@ -63,7 +63,7 @@ class Insider:
         return not self._thread.is_alive()
 
     def _talk(self) -> None:
-        with contextlib.suppress(RunError):  # it is thrown out in the end
+        with contextlib.suppress(RunError):  # the coordinator throws it out in the end
             while not self._stop.is_set():
                 self._link.poll(0.05)
 
@@ -82,7 +82,7 @@ class Knocking:
         self._sockets = {name: self._knock(name, endpoints[name], keys) for name in DOORS}
 
     def answered(self, milliseconds: int) -> set[str]:
-        """Which of the sockets said anything."""
+        """List the sockets that sent an answer."""
         poller = zmq.Poller()
         for socket in self._sockets.values():
             if socket.type != zmq.PUSH:
@@ -167,6 +167,6 @@ def test_only_listed_keys_get_anything_or_change_anything_at_any_socket(
     last = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
     assert last["learner_steps"] > 0
     summary = seen.summary()
-    # What the listed one pushed is the only garbage that was looked at, if even that was.
+    # Replay has looked at no garbage except the insider's, and perhaps not even at that.
     assert summary["transitions"]["rejected"] <= 1
     assert summary["transitions"]["lost"] == 0

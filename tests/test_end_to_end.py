@@ -1,4 +1,4 @@
-"""Whole runs, shrunken, through the real command, with real processes and real signals."""
+"""Whole runs, scaled down: the real command with real processes and real signals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NO_EVALUATOR = ["--set", "evaluation.enabled=false"]
 STOP_SECONDS = 20.0
 
 
-# A pdqn whose launcher has an error of its own after some learner steps.
+# A pdqn whose launcher fails with a bug of its own after some learner steps.
 BROKEN_LAUNCHER = """
 import runpy, sys
 import launcher.run.session
@@ -80,14 +80,14 @@ def test_what_the_whole_process_group_is_told_ends_a_run_in_order(
     tmp_path: Path,
     number: signal.Signals,
 ):
-    """A terminal that is closed tells it to, or ``timeout``, or a batch system."""
+    """Send the signal of a closed terminal, of ``timeout`` or of a batch system."""
     options = ["--actors", "2", "--time", "120s", *NO_EVALUATOR]
 
     def learner_steps() -> int:
         lines = read_lines(tmp_path / "run" / "metrics.jsonl")
         return lines[-1]["learner_steps"] if lines else 0
 
-    # The tests may be run where a terminal that is closed is of no account.
+    # The tests themselves may run where SIGHUP is ignored.
     heard = ("env", "--default-signal=HUP")
     with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path, prefix=heard) as command:
         eventually(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), 60)
@@ -121,7 +121,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def finished(pdqn_command: StartCommand, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """A run of circle placement that has ended."""
+    """Provide a run of circle placement that has ended."""
     directory = tmp_path_factory.mktemp("finished")
     options = ["--actors", "2", "--episodes", "400", "--console", "json", "--mode", "ultra"]
     options += ["--force", "--set", "system.pictures=true"]
@@ -163,13 +163,13 @@ def test_nothing_is_lost(summary: dict[str, Any]):
     assert transitions["sent"] == transitions["received"] > 0
     others = ("lost", "duplicate", "rejected", "unsent")
     assert {name: transitions[name] for name in others} == dict.fromkeys(others, 0)
-    # Every step is a transition: three placements an episode, and the last ones are flushed.
+    # Every step becomes a transition: an episode has three, and actors flush the last ones.
     assert summary["environment_steps"] - transitions["sent"] < 2 * 32 * 2
 
 
 def test_the_summary_has_everything_that_others_rely_on(summary: dict[str, Any]):
     assert summary["exit_reason"] == "episodes"
-    # No fewer, and at most one batch of environments more.
+    # At least the limit, and at most one batch of environments more.
     assert 400 <= summary["episodes"] < 400 + 32
     assert summary["environment_steps"] >= 3 * 400
     assert summary["actors"] == 2
@@ -330,7 +330,7 @@ def test_ctrl_c_in_the_middle_saves_everything(
     assert summary["exit_reason"] == "interrupted"
     assert summary["transitions"]["sent"] == summary["transitions"]["received"] > 0
     assert summary["transitions"]["lost"] == 0
-    # What was recorded is shipped, but for the newest step of each environment.
+    # Recorded steps are shipped, except for the newest of each environment.
     envs = tomllib.loads((run.path / "config.toml").read_text())["actor"]["envs_per_actor"]
     unsent = summary["environment_steps"] - summary["transitions"]["sent"]
     assert 0 <= unsent <= 2 * envs
@@ -375,7 +375,7 @@ def test_a_run_that_is_stopped_for_long_goes_on_without_a_restart(
         for process in stopped:
             process.suspend()
         eventually(lambda: all(p.status() == psutil.STATUS_STOPPED for p in stopped))
-        time.sleep(5.0)  # longer than a silent role is waited for
+        time.sleep(5.0)  # longer than the coordinator waits for a silent role
         for process in stopped:
             process.resume()
         run.grows("environment_steps", "learner_steps")

@@ -1,4 +1,4 @@
-"""Any environment as a batch: what is refused, and that a batch plays what single ones play."""
+"""Any environment as a batch: refusals, and the same play as single environments."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NESTED_WALK = "pdqn-test/NestedWalk-v0"
 TUPLE_WALK = "pdqn-test/TupleWalk-v0"
 SPACES = "pdqn-test/Spaces-v0"
 STEPS = 5
-BOOL: Any = np.bool_  # which gymnasium accepts, but does not declare
+BOOL: Any = np.bool_  # gymnasium accepts this dtype, but does not declare it
 
 
 class Walk(gymnasium.Env[Any, Any]):
-    """A step to the left (action 3) or right (4); from the start, drawn by the seed, to 4 or -4.
+    """A walk to the left (action 3) or right (4), from a cell drawn by the seed to 4 or -4.
 
-    The array that holds the place is always the same one.
+    All its observations are the same array, changed in place.
     """
 
     headline_metric = "distance"
@@ -68,7 +68,7 @@ class Walk(gymnasium.Env[Any, Any]):
 
 
 class DictWalk(Walk):
-    """The same with several fields."""
+    """The walk with several fields."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -86,7 +86,7 @@ class DictWalk(Walk):
 
 
 class NestedWalk(Walk):
-    """The same with every kind of space, in Dicts and Tuples."""
+    """The walk with every kind of space, in Dicts and Tuples."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -130,7 +130,7 @@ class NestedWalk(Walk):
 
 
 class TupleWalk(Walk):
-    """The same as a pair."""
+    """The walk with a pair as its observation."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -143,7 +143,7 @@ class TupleWalk(Walk):
 
 
 class AnySpaces(gymnasium.Env[Any, Any]):
-    """An environment of whatever spaces."""
+    """An environment with any spaces."""
 
     def __init__(self, *, observation: Any = None, action: Any = None) -> None:
         plain = spaces.Box(0, 1, (2,), np.float32)
@@ -153,7 +153,7 @@ class AnySpaces(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         sample = self.observation_space.sample()
-        # Of a Box without dimensions, a sample is a number; an observation is an array.
+        # A Box without dimensions samples a number, but an observation must be an array.
         return np.asarray(sample) if isinstance(self.observation_space, spaces.Box) else sample, {}
 
     def step(self, action: Any) -> Any:
@@ -312,7 +312,7 @@ class TestDescription:
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")  # gymnasium's checker on the odd spaces
+@pytest.mark.filterwarnings("ignore::UserWarning")  # gymnasium's checker warns of the odd spaces
 def test_what_cannot_be_used_is_refused_in_one_line(env_id, env_args, words):
     with pytest.raises(UsageError, match=words) as caught:
         describe_environment(env_id, env_args)
@@ -320,7 +320,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(env_id, env_args, words):
 
 
 class Single:
-    """One environment, reset by hand where an episode ends: what a batch must equal."""
+    """One environment that is reset by hand when an episode ends: a batch must equal it."""
 
     def __init__(self, env_id: str, seed: int, **env_args: Any) -> None:
         self.env = gymnasium.make(env_id, **env_args)
@@ -338,7 +338,7 @@ class Single:
 
 
 def with_mask(observation: Any, info: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What a batch shows of it: a mask in the info is a part of the observation."""
+    """Return the observation as a batch shows it: a mask in the info becomes a field."""
     copied = copy_of(observation)
     if "action_mask" in info and "action_mask" not in copied:
         copied["action_mask"] = np.array(info["action_mask"])
@@ -364,7 +364,7 @@ def assert_row(batch: dict[str, np.ndarray], row: int, single: dict[str, np.ndar
 
 
 def play_alike(env_id: str, steps: int, **env_args: Any) -> dict[str, int]:
-    """Step a batch and single environments alike, compare all; how many episodes ended how."""
+    """Step a batch and single environments together, compare everything, and count the ends."""
     seeds = [5, 6, 7]
     spec = describe_environment(env_id, env_args)
     batch = VectorEnvironment(spec, env_args, 3)
@@ -407,7 +407,7 @@ def play_alike(env_id: str, steps: int, **env_args: Any) -> dict[str, int]:
 
 
 class TestBatch:
-    @pytest.mark.filterwarnings("ignore:.*share an object")  # they do, to make it hard
+    @pytest.mark.filterwarnings("ignore:.*share an object")  # they share one on purpose
     @pytest.mark.parametrize("env_id", [WALK, DICT_WALK, NESTED_WALK, TUPLE_WALK])
     @pytest.mark.parametrize("start", [0, 3, -2])
     def test_a_batch_plays_what_single_environments_play(self, env_id, start):
@@ -443,7 +443,7 @@ class TestBatch:
 
 
 class Odd(gymnasium.Env[Any, Any]):
-    """What gymnasium allows, and what it does not; an episode is four steps."""
+    """Episodes of four steps with values that gymnasium allows, and some that it does not."""
 
     def __init__(self, how: str) -> None:
         self.how, self._seed, self._steps = how, 0, 0
@@ -494,7 +494,7 @@ class Odd(gymnasium.Env[Any, Any]):
 
 
 class Judged(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Says by what an environment within it is judged."""
+    """A wrapper that names the metric by which its environment is judged."""
 
     headline_metric = "share"
 
@@ -511,13 +511,13 @@ def forgot_to_return() -> None:
 
 
 class NoEnvironment:
-    """Has what an environment has, but is none."""
+    """A class with the attributes of an environment that is not one."""
 
     observation_space, action_space = spaces.Box(0, 1, (2,)), spaces.Discrete(2)
 
 
 class Advised(Odd):
-    """Suggests action 1 from the first step on, but nothing where its seed is 2."""
+    """An environment that suggests action 1 from the first step on, except at seed 2."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -537,7 +537,7 @@ advised.vector = lambda num_envs: SyncVectorEnv(  # pyright: ignore[reportFuncti
 
 
 class UintEnds(SyncVectorEnv):
-    """A native batch that says 0 and 1 for ended or not."""
+    """A native batch whose flags of ended episodes are 0 and 1."""
 
     def step(self, actions: Any) -> Any:
         observation, rewards, terminated, truncated, infos = super().step(actions)
@@ -676,7 +676,7 @@ class TestOddEnvironments:
 
 
 class OneMask(gymnasium.Env[Any, Any]):
-    """Three steps, and a single mask that is kept: all actions at first, then one alone."""
+    """Three steps and one mask array that is reused: first all actions are valid, then one."""
 
     observation_space = spaces.Box(0, 9, (2,), np.float32)
     action_space = spaces.Discrete(4)
@@ -708,12 +708,12 @@ def test_the_mask_of_a_final_observation_is_not_that_of_the_next_episode(
 
 
 class Recording:
-    """Copies of what three environments showed, and what was shipped of it.
+    """Copies of the observations of three environments, and the transitions shipped of them.
 
     Attributes:
         seen: the observation before each step, by the step's number.
-        bootstrap: the one after it, the final one where the episode was truncated; likewise.
-        truncated: numbers of the steps that were.
+        bootstrap: the observation after it, the final one at truncation, by the step's number.
+        truncated: the numbers of the steps that ended in truncation.
     """
 
     def __init__(self, env_id: str, steps: int) -> None:
@@ -730,7 +730,7 @@ class Recording:
             zeros = np.zeros(3, np.float32)
             recorder.record(self.spec.pack(observation), zeros, zeros, zeros)
             transition = env.step(rng.integers(0, 2, 3))
-            # The reward is the step's number, so that its transition can be found again.
+            # Each reward is the step's number, which identifies the transition later.
             numbers = 3 * step + np.arange(3, dtype=np.float64)
             self._remember(numbers, observation, transition)
             final = transition.final_observation
@@ -777,7 +777,7 @@ def test_observations_of_every_kind_are_shipped_and_come_back_equal(env_id):
         }
     )
     numbers = columns["n_step_return"].tolist()
-    # Of unfinished episodes the last step is not shipped: what follows is not known.
+    # The last step of an unfinished episode is not shipped: the next observation is unknown.
     assert set(range(3 * 39)) <= set(numbers)
     assert len(recording.truncated & set(numbers)) > 5
     for i, number in enumerate(numbers):

@@ -1,4 +1,4 @@
-"""How often an environment is made: once where one suffices, and its own batch once beside it."""
+"""The number of instances made: one where one suffices, and one native batch beside it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _uncounted() -> None:
 
 
 class Plain(gymnasium.Env[Any, Any]):
-    """Three steps, with a mask in the info and a suggestion where that is asked for."""
+    """Three steps, with a mask in the info, and on request a suggestion."""
 
     observation_space = spaces.Box(0, 9, (2,), np.float32)
     action_space = spaces.Discrete(2)
@@ -61,7 +61,7 @@ class Plain(gymnasium.Env[Any, Any]):
 
 
 class Single(Plain):
-    """One that is counted."""
+    """An environment that counts its instances."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -73,7 +73,7 @@ class Single(Plain):
 
 
 class Batch(SyncVectorEnv):
-    """A native batch; what it is made of is not counted."""
+    """A native batch; its parts are not counted."""
 
     def __init__(self, num_envs: int, mode: AutoresetMode, **arguments: Any) -> None:
         super().__init__([lambda: Plain(**arguments)] * num_envs, autoreset_mode=mode)

@@ -1,4 +1,4 @@
-"""The recipe for envpool in the documentation, run with what behaves like it."""
+"""The documentation's recipe for envpool, run with a stand-in for envpool."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 120
 
 
 class Pool:
-    """As envpool does: ended environments begin anew in the next step, or when they are told to."""
+    """A batch like envpool's, which resets ended environments in the next step or on request."""
 
     def __init__(self, task: str, num_envs: int, seed: list[int]) -> None:
         self._envs = [gymnasium.make(task, max_episode_steps=15) for _ in range(num_envs)]
@@ -56,7 +56,7 @@ class Pool:
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The module that the documentation shows, found by its name."""
+    """Provide the documentation's module, importable by its name."""
     text = DOCUMENT.read_text(encoding="utf-8")
     code = "# my_batches.py" + text.partition("```python\n# my_batches.py")[2].partition("```")[0]
     (tmp_path / "my_batches.py").write_text(code, encoding="utf-8")

@@ -35,14 +35,13 @@ COUNTDOWN = "pdqn-test/Countdown-v0"
 
 
 class Countdown(gymnasium.Env[Any, Any]):
-    """Counts down from 1 + seed % 5 to 0, or is cut short after 3 steps; a step is worth the seed.
+    """Counts down from 1 + seed % 5 to 0, at most 3 steps; each step is worth the seed.
 
-    Some seeds raise in their first step (``bad``), or in reset (``unborn``).
+    Some seeds raise in their first step (``bad``) or in reset (``unborn``). Others (``strange``)
+    have a return or an observation that is not finite.
 
-    Later episodes, with no seed of their own, would be worth a fortune.
-
-    Those of other seeds (``strange``) are worth, or leave, what is no finite number. It cannot be
-    made at all while somebody else has it (``busy``).
+    Later episodes, which have no seed of their own, would be worth a fortune. While somebody else
+    has the environment (``busy``), it cannot be made at all.
     """
 
     headline_metric = "left"
@@ -90,7 +89,7 @@ class Countdown(gymnasium.Env[Any, Any]):
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:
     made: Any = Countdown
-    # Its checker would warn of what is not finite, and a warning is an error here.
+    # Gymnasium's checker would warn of values that are not finite; warnings are errors here.
     gymnasium.register(id=COUNTDOWN, entry_point=made, disable_env_checker=True)
     yield
     gymnasium.registry.pop(COUNTDOWN)
@@ -232,7 +231,7 @@ class TestPlay:
         scores = play(wait, spec, {}, seeds)
         assert scores is not None
         assert sorted(set(scores.lengths.tolist())) == [1, 2, 3]
-        # The second batch is filled up with seeds of the first.
+        # Seeds of the first batch fill up the second.
         assert begun == [*seeds, *seeds[:12]]
 
     def test_an_episode_without_end_is_cut_and_counts_as_far_as_it_went(self):
@@ -371,7 +370,7 @@ class TestNumbers:
 
 
 def test_a_policy_is_compared_with_the_baselines_on_the_very_same_maps():
-    """The environment's own greedy baseline, played as a policy, differs from it nowhere."""
+    """Play the greedy baseline as a policy: on every map it scores the same as itself."""
 
     def act(observation: Observation) -> np.ndarray:
         maps = torch.from_numpy(observation["map"]).float()

@@ -1,4 +1,4 @@
-"""Policies that have no score, and environments that a run is refused to evaluate on."""
+"""Policies without a score, and environments on which a run must not be evaluated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CIRCLES = "pdqn/CirclePlacement-v0"
 
 
 class Moody(gymnasium.Env[Any, Any]):
-    """Episodes of one step, whose worth depends on the mood; it may not be made at all, either."""
+    """Episodes of one step whose return is the mood; with some moods it cannot be made."""
 
     mood: Any = 1.0
 
@@ -69,7 +69,7 @@ class Moody(gymnasium.Env[Any, Any]):
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     made: Any = Moody
-    # Its checker would warn of what is not finite, and a warning is an error here.
+    # Gymnasium's checker would warn of values that are not finite; warnings are errors here.
     gymnasium.register(id=MOODY, entry_point=made, disable_env_checker=True)
     monkeypatch.setattr(Moody, "mood", 1.0)
     yield
@@ -89,7 +89,7 @@ def config_of(**evaluation: Any) -> Config:
 
 
 class Link:
-    """The link and the follower: what happens does so as soon as there is nothing to do."""
+    """Link and follower in one; the next event happens when the evaluator waits."""
 
     def __init__(self, *happens: Callable[[Link], None]) -> None:
         self.telemetry = Telemetry()
@@ -107,7 +107,7 @@ class Link:
             self.waited()
 
     def waited(self) -> None:
-        """It has looked for news in between."""
+        """Do nothing: the evaluator only looked for news."""
 
     def report(self) -> None:
         self.reports.append(self.telemetry.report())
@@ -117,7 +117,7 @@ class Link:
         assert self._turns < 50, "it goes round in circles"
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 class Here:
@@ -133,7 +133,7 @@ class Here:
 
 
 def time_passes(_: Link) -> None:
-    """Nothing else does."""
+    """Let time pass, and nothing else."""
 
 
 def recovers(link: Link) -> None:
@@ -149,7 +149,7 @@ Evaluated = Callable[..., tuple[list[Any], list[Any]]]
 
 @pytest.fixture
 def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
-    """``evaluated(mood, *happens)`` runs an evaluator; its notes and its evaluations."""
+    """Provide ``evaluated(mood, *happens)``: an evaluator's notes and evaluations."""
 
     def run(
         mood: Any, *happens: Callable[[Link], None], **evaluation: Any

@@ -1,4 +1,4 @@
-"""Every file in ``examples/``, run by the commands that its docstring shows, with small limits."""
+"""Every file in ``examples/``, run by the commands in its docstring, with small limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[[list[str]], str]
 
 
 def commands(example: str) -> list[list[str]]:
-    """The indented command lines of an example's docstring."""
+    """List the indented commands of an example's docstring."""
     documentation = ast.get_docstring(ast.parse((EXAMPLES / example).read_text("utf-8")))
     return [shlex.split(line) for line in re.findall(r"^ {4}(.+)$", documentation or "", re.M)]
 
@@ -77,7 +77,7 @@ def test_a_program_plays_with_a_trained_policy(run: Run):
 
 
 class StoppedError(Exception):
-    """Ends an example that waits until somebody stops it."""
+    """The end of an example that otherwise runs until somebody stops it."""
 
 
 def test_a_cluster_of_jobs_prints_where_its_scheduler_is_and_stays(

@@ -1,4 +1,4 @@
-"""How each of several actors explores: by noise of its own, or by its share of one ladder."""
+"""Exploration of several actors: by independent noise, or by shares of one ladder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LADDER = [0.4 ** (1 + 7 * i / 11) for i in range(ACTORS * ENVIRONMENTS)]
 
 @contextmanager
 def rollouts_of(noisy: bool = False, actors: int = ACTORS) -> Iterator[list[Rollout]]:
-    """Actors that begin with the same network, as those of a run do."""
+    """Build actors that start with the same network, like those of a run."""
     actor = {"envs_per_actor": ENVIRONMENTS, "discount": 0.9, "segment_length": 8}
     network = {"noisy": noisy, "hidden": 8, "layers": 1}
     layer = {"run": {"env": "CartPole-v1"}, "actor": actor, "network": network}
@@ -68,7 +68,7 @@ def test_the_shares_of_all_actors_are_one_ladder_and_each_has_of_both_ends():
 
 def test_an_actor_that_is_not_yet_counted_makes_room_for_itself():
     with rollouts_of() as rollouts:
-        # The last of four, who knows of itself alone, and of fewer than there are.
+        # The last of four, although it knows only itself and hears of fewer.
         wanted = pytest.approx(LADDER[3::4])
         assert rollouts[3].epsilons.tolist() == wanted
         rollouts[3].set_slot(3, 1)
@@ -76,7 +76,7 @@ def test_an_actor_that_is_not_yet_counted_makes_room_for_itself():
 
 
 class Told:
-    """All that an actor talks to: there are parameters, and then the run ends."""
+    """Everything that an actor talks to: it gets parameters, and then the run ends."""
 
     def __init__(self) -> None:
         self.pulse = Pulse("hold", actor_slot=2, actor_slots=ACTORS)

@@ -1,4 +1,4 @@
-"""ONNX files give the same values as the network they are of."""
+"""ONNX files give the same values as their networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ runtime: Any = pytest.importorskip("onnxruntime")
 
 
 class Places(gymnasium.Env[Any, Any]):
-    """A pixel of an image is chosen; the image is larger than what is looked at pixel by pixel."""
+    """An action for each pixel of an image that is larger than a network's field of view."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (33, 34, 2), np.uint8)
     action_space = gymnasium.spaces.Discrete(33 * 34)

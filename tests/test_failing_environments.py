@@ -1,4 +1,4 @@
-"""What becomes of a batch when one of its environments raises."""
+"""A batch of which one environment raises."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACTIONS = np.zeros(3, np.int64)
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Every wait, none of which takes any time."""
+    """Record every wait, and let none of them take time."""
     waited: list[float] = []
     monkeypatch.setattr(guard.time, "sleep", waited.append)
     return waited
@@ -45,7 +45,7 @@ def test_only_the_environment_that_raised_loses_its_episode():
         [False] * 3,
         [False, True, False],
     ]
-    # It has begun anew; that is neither an end nor a truncation to bootstrap from.
+    # The environment starts over, which is neither an end nor a truncation to bootstrap from.
     failed = steps[2]
     assert not failed.terminated.any()
     assert not failed.truncated.any()
@@ -161,7 +161,7 @@ def test_one_that_rests_is_left_alone_until_it_is_reset():
     steps = [env.step(ACTIONS) for _ in range(LENGTH + 4)]
     assert [step.failed.any() for step in steps] == [n == 2 for n in range(LENGTH + 4)]
     assert [step.terminated.any() for step in steps] == [n == LENGTH - 1 for n in range(LENGTH + 4)]
-    # How its episode began.
+    # The first observation of its episode.
     assert steps[-1].observation["observation"].tolist() == [[10, 0], [11, 0], [12, 0]]
     assert env.reset([20, 21, 22])["observation"][:, 0].tolist() == [20, 21, 22]
     assert env.step(ACTIONS).observation["observation"][:, 1].tolist() == [1, 1, 1]
@@ -169,7 +169,7 @@ def test_one_that_rests_is_left_alone_until_it_is_reset():
 
 
 class Port(Trap):
-    """Holds what only one can hold, until it is closed; closing a broken one raises, too."""
+    """An exclusive resource, held until it is closed; a broken one also raises when closed."""
 
     held = 0
 
@@ -198,7 +198,7 @@ def test_a_broken_environment_is_closed_before_another_one_takes_its_place(
 
 
 class Talkative(Trap):
-    """Tells all sorts of things, of another kind each time."""
+    """An environment whose info changes its types at every step."""
 
     headline_metric = "score"
 
@@ -230,7 +230,7 @@ def test_without_an_allowance_the_first_failure_is_the_last():
 
 
 class TrapBatch(gymnasium.vector.VectorEnv[Any, Any, Any]):
-    """A native batch that raises at its third step, once."""
+    """A native batch that raises once, at its third step."""
 
     failed_before = False
     broken_makers = 0
@@ -282,7 +282,7 @@ def test_a_native_batch_fails_and_begins_anew_as_a_whole(
 
 
 class MaskBatch(TrapBatch):
-    """Tells in the info that action 1 alone is valid, and at the end that action 0 is."""
+    """A batch whose info says that only action 1 is valid, or at the end action 0."""
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         observation, _ = super().reset(seed=seed)
@@ -302,7 +302,7 @@ class MaskBatch(TrapBatch):
 
 
 def mask_batch(num_envs: int = 1) -> MaskBatch:
-    """A factory of batches alone."""
+    """Build a native batch; this factory cannot build a single environment."""
     return MaskBatch(num_envs)
 
 
@@ -312,7 +312,7 @@ mask_batch.vector = MaskBatch  # type: ignore[attr-defined]
 def test_masks_that_a_native_batch_tells_in_its_info_are_part_of_what_it_shows(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(TrapBatch, "failed_before", True)  # it does not any more
+    monkeypatch.setattr(TrapBatch, "failed_before", True)  # healthy from now on
     env_id = "test_failing_environments:mask_batch"
     spec = describe_environment(env_id, {})
     assert [field.name for field in spec.fields] == ["action_mask", "observation"]

@@ -37,7 +37,7 @@ class Recording(Mapping[str, float | None]):
 
 
 def named(name: str) -> str:
-    """A name with those of an environment filled in."""
+    """Fill in the names that an environment gives."""
     return name.replace(HEADLINE, "coverage").replace(BASELINE, "random")
 
 
@@ -79,7 +79,7 @@ def test_figures_are_computed_from_what_roles_report() -> None:
         if figure.kind == "episodes":
             continue
         for source in (figure.source, *figure.per):
-            # Replay has one clock for each side, which has its name.
+            # Replay has a clock for each side and builds the names from the sides'.
             known = f'"{source}"' in text or source.endswith("s_blocked_seconds")
             assert known, f"no role reports {source}, the source of {figure.name}"
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 CONFIG = {
     "run": {"env": "CartPole-v1"},
     "actor": {"count": 1},
-    # All that a learner needs to stay.
+    # The least that keeps a learner in the run.
     "replay": {
         "capacity": 1000, "min_size": 8, "samples_per_insert": 1.0,
         "samples_per_insert_tolerance": 1e12, "store": "dense",
@@ -123,7 +123,7 @@ def test_other_files_are_not_given(tmp_path: Path):
 
 
 class Cable:
-    """Brings connections to a port; the first breaks when so many bytes have gone through it."""
+    """A relay of connections to a port; the first one breaks after a number of bytes."""
 
     def __init__(self, endpoint: str, most_bytes: int) -> None:
         self._port = int(endpoint.rpartition(":")[2])
@@ -167,12 +167,12 @@ class Cable:
 
 
 def _shut_down(end: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is so already
+    with contextlib.suppress(OSError):  # already closed
         end.shutdown(socket.SHUT_RDWR)
 
 
 class Host:
-    """A coordinator in a thread of its own, and roles that have its directory or not."""
+    """A coordinator in a separate thread, and roles with or without its directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -271,7 +271,7 @@ def test_a_run_that_stops_knows_whether_a_file_still_comes(host: Host, eventuall
     assert not host.receives_file("learner")
     (learner.path / FINAL_MODEL).write_bytes(b"x")
     learner.push(FINAL_MODEL)
-    # The next one may follow at once.
+    # The next file may follow at once.
     eventually(lambda: host.receives_file("learner"), 2.0)
     assert not host.receives_file("evaluator")
     eventually(lambda: not host.receives_file("learner"))
@@ -329,7 +329,7 @@ def test_a_file_whose_pieces_are_lost_again_and_again_is_given_up(
     (learner.path / FINAL_MODEL).write_bytes(content(9 * PIECE_BYTES))
     with pytest.raises(RunError, match=r"did not answer for 4 s"):
         learner.push(FINAL_MODEL)
-    # No more are on their way at a time.
+    # At most this many pieces are in transit at a time.
     eventually(lambda: pieces == {index * PIECE_BYTES: 3 for index in range(4)})
     learner.close()
 

@@ -1,4 +1,4 @@
-"""Whoever acts follows the learner, directly or through its host's relay."""
+"""Actors and evaluators follow the learner, directly or through their host's relay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OLD, NEW = (f"tcp://127.0.0.1:1|{letter * 40}" for letter in "on")
 
 
 class Line:
-    """A line to a coordinator that says what a test wants."""
+    """A link that says what a test wants."""
 
     def __init__(self) -> None:
         self.pulse = Pulse()
@@ -29,7 +29,7 @@ class Line:
 
 
 class Host:
-    """A host with a relay (here a publisher that a test feeds) and somebody who acts."""
+    """A host with a relay, here a publisher that a test feeds, and a follower."""
 
     def __init__(self, folder: Path) -> None:
         self.served = Context()

@@ -1,4 +1,4 @@
-"""Files that cannot be written: a run goes on, says so, and saves when there is room again."""
+"""Files that cannot be written: a run goes on, reports it, and saves when there is room again."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
 
 
 def in_the_way(folder: Path) -> None:
-    """A file where the folder was, so that nothing can be written into it."""
+    """Put a file in the place of a folder, so that nothing can be written into it."""
     while True:
         folder.rename(folder.with_name(f"old-{len(list(folder.parent.glob('old-*')))}"))
         try:
             folder.touch(exist_ok=False)
-        except FileExistsError:  # a save was faster
+        except FileExistsError:  # a save came first
             continue
         return
 

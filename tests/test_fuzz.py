@@ -1,6 +1,6 @@
-"""Thousands of hostile messages: each becomes exactly what it says, or is refused for a reason.
+"""Thousands of hostile messages: each is decoded exactly, or refused for a known reason.
 
-``benchmarks/fuzz_wire.py`` looks for longer, guided by what the code does with the bytes.
+``benchmarks/fuzz_wire.py`` searches longer, guided by the code's reaction to the bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SPECS = (
 
 
 def batch_of(spec: EnvironmentSpec, count: int, sizes: tuple[int, ...]) -> TransitionBatch:
-    """Random transitions over blocks of so many frames, each one segment."""
+    """Build random transitions over blocks with these numbers of frames, a segment for each."""
     rng = np.random.default_rng(0)
     frames = sum(sizes)
     columns: dict[str, np.ndarray] = {
@@ -141,14 +141,14 @@ ANSWERS = tuple(
     for slot, waiting in ((None, ()), (2, (3, 4)))
 )
 
-# Cases of each test below. Their sum is asserted, so that it cannot shrink unnoticed.
+# The number of cases of each test below. A test asserts the sum, so it cannot shrink unnoticed.
 CASES: dict[str, int] = {}
 
 
 def fuzz(
     cases: int, *examples: dict[str, Any], **strategies: st.SearchStrategy[Any]
 ) -> Callable[..., Any]:
-    """A test that is run with at least so many cases, and the examples before."""
+    """Decorate a test to run with ``cases`` random cases and the examples before them."""
 
     def decorate(test: Callable[..., None]) -> Callable[[], None]:
         def run() -> None:
@@ -174,7 +174,7 @@ def fuzz(
 
 
 def outcome(decode: Callable[..., Any], *arguments: Any) -> Any:
-    """What a decoder returns, or the WireError it raises; any other error fails the test."""
+    """Return the result or the WireError of a decoder; any other error fails the test."""
     try:
         return decode(*arguments)
     except WireError as caught:
@@ -186,7 +186,7 @@ def outcome(decode: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def check_batch(batch: TransitionBatch, spec: EnvironmentSpec) -> None:
-    """All that a buffer relies on, and that the batch can be sent on as it came."""
+    """Check everything that a buffer relies on, and that the batch can be sent on unchanged."""
     expected = dict(wire.TRANSITION_COLUMNS)
     if spec.frame_stack > 1:
         expected[wire.HISTORY] = np.dtype(np.uint8)
@@ -229,7 +229,7 @@ def assert_equal(again: TransitionBatch, batch: TransitionBatch) -> None:
 
 
 def try_transitions(data: bytes, spec: EnvironmentSpec) -> bool:
-    """Whether a message of transitions is accepted; either way, nothing else may happen."""
+    """Decode a message of transitions, check it, and return False if it was refused."""
     batch = outcome(wire.decode_transitions, data, spec, RUN)
     if isinstance(batch, WireError):
         return False
@@ -242,7 +242,7 @@ def try_control(data: bytes) -> None:
     if not isinstance(message, WireError):
         assert message["version"] == wire.PROTOCOL_VERSION
         assert isinstance(message["type"], str)
-        # Nothing that is nested too deeply for Python's own functions has come through.
+        # Nothing is nested too deeply for Python's own functions.
         repr(message)
 
 
@@ -321,7 +321,7 @@ def packed(message: Any) -> bytes:
 
 
 def copied(value: Any) -> Any:
-    """A deep copy, made without recursion in Python."""
+    """Copy deeply, without recursion in Python."""
     return msgpack.unpackb(packed(value))
 
 
@@ -366,7 +366,7 @@ structures = st.recursive(
 
 @st.composite
 def edited(draw: st.DrawFn, original: bytes) -> bytes:
-    """The bytes with a few of them flipped, inserted, deleted or repeated, or cut off."""
+    """Draw the bytes with some of them flipped, inserted, deleted or repeated, or cut off."""
     data = bytearray(original)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(data)))
@@ -386,7 +386,7 @@ def edited(draw: st.DrawFn, original: bytes) -> bytes:
 
 
 def places(container: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) in a structure."""
+    """Yield every (container, key) in a structure."""
     items = container.items() if isinstance(container, dict) else enumerate(container)
     for key, value in items:
         yield container, key
@@ -395,7 +395,7 @@ def places(container: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def spoil_bytes(draw: st.DrawFn, body: bytes) -> bytes:
-    """Other bytes in the place of a body: longer, shorter, changed, or compressed somehow."""
+    """Draw other bytes in place of a body: longer, shorter, changed, or compressed somehow."""
     kind = draw(st.integers(0, 9))
     if kind == 0:
         return body + draw(st.binary(min_size=1, max_size=4))
@@ -411,7 +411,7 @@ def spoil_bytes(draw: st.DrawFn, body: bytes) -> bytes:
         return zstandard.ZstdCompressor(write_checksum=True).compress(body)
     if kind == 7:
         return zstandard.compress(body) + zstandard.compress(b"")
-    if kind == 8:  # a frame that is to be skipped, before one that is not
+    if kind == 8:  # a frame to be skipped, before a real one
         return b"\x50\x2a\x4d\x18\x02\0\0\0ab" + zstandard.compress(body)
     return zstandard.compress(bytes(1 << draw(st.integers(0, 20))))
 
@@ -422,7 +422,7 @@ def spoil_number(draw: st.DrawFn, number: int) -> int:
 
 
 def spoil_value(draw: st.DrawFn, value: Any) -> Any:
-    """Something like the value."""
+    """Draw something similar to the value."""
     if isinstance(value, bytes):
         return spoil_bytes(draw, value)
     if type(value) is int:
@@ -435,7 +435,7 @@ def spoil_value(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def changed(draw: st.DrawFn, original: bytes) -> bytes:
-    """A message, a few of whose values are replaced, removed, exchanged or spoiled."""
+    """Draw a message with a few values replaced, removed, exchanged or spoiled."""
     message = msgpack.unpackb(original)
     for _ in range(draw(st.integers(1, 2))):
         found = list(places(message))
@@ -448,7 +448,7 @@ def changed(draw: st.DrawFn, original: bytes) -> bytes:
             container[key] = draw(structures)
         elif kind == 1:
             del container[key]
-        elif kind == 2:  # copies: no structure may come to contain itself
+        elif kind == 2:  # copied, so that no structure contains itself
             container[key] = copied(other[other_key])
         elif kind == 3:
             value = copied(container[key])
@@ -463,11 +463,11 @@ def changed(draw: st.DrawFn, original: bytes) -> bytes:
 
 @fuzz(
     1500,
-    {"data": b"\xc7\x00\xff"},  # a timestamp of no size
+    {"data": b"\xc7\x00\xff"},  # a timestamp without bytes
     {"data": b"\xd7\xff" + b"\xff" * 8},  # a timestamp with too many nanoseconds
-    {"data": b"\x81\xc0\xc0"},  # a key that is no text
+    {"data": b"\x81\xc0\xc0"},  # a key that is not a text
     {"data": b"\x81\x80\xc0"},  # a key that cannot be hashed
-    {"data": b"\xa2\xff\xff"},  # a text that is no UTF-8
+    {"data": b"\xa2\xff\xff"},  # a text that is not UTF-8
     {"data": b"\xc1"},  # never used
     data=st.binary(max_size=200),
 )
@@ -501,7 +501,7 @@ def test_any_content_behind_a_good_beginning_is_refused(content, spec):
 
 
 def chosen(mutation: Callable[[bytes], st.SearchStrategy[bytes]]) -> st.SearchStrategy[Any]:
-    """A spec and a spoiled message of it."""
+    """Draw a spec and a spoiled message of it."""
     return st.sampled_from(TRANSITIONS).flatmap(
         lambda pair: st.tuples(st.just(pair[0]), mutation(pair[1]))
     )
@@ -521,7 +521,7 @@ def test_transitions_whose_values_were_changed_are_refused_or_whole(message):
 
 @st.composite
 def overwritten(draw: st.DrawFn) -> tuple[EnvironmentSpec, bytes]:
-    """A batch that is well formed, with a few bytes of columns or frames replaced by any."""
+    """Draw a well-formed batch with a few bytes of columns or frames overwritten."""
     spec, batch = draw(st.sampled_from(BATCHES))
     columns = {name: column.copy() for name, column in batch.columns.items()}
     frames = [{n: array.copy() for n, array in b.fields.items()} for b in batch.blocks]
@@ -563,7 +563,7 @@ def test_transitions_of_another_environment_are_refused():
 
 @st.composite
 def with_changed_header(draw: st.DrawFn, original: bytes) -> bytes:
-    """An arrays message whose header was changed; perhaps also its length, and what follows."""
+    """Draw an arrays message with a changed header, and perhaps a changed length and body."""
     length = int.from_bytes(original[:4], "big")
     header = draw(changed(original[4 : 4 + length]))
     length = draw(st.just(len(header)) | st.sampled_from([0, 1, 1 << 20, (1 << 32) - 1]))

@@ -1,4 +1,4 @@
-"""The GPU's figures, with a management library that is made up."""
+"""The GPU's figures, with a fake management library."""
 
 from __future__ import annotations
 

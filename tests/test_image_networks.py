@@ -179,7 +179,7 @@ class TestCategories:
 
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The example of the documentation, as a module."""
+    """Provide the documentation's example as a module."""
     text = Path("docs/networks.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(# my_network\.py\n.*?)```", text, re.DOTALL)
     assert code is not None
@@ -208,7 +208,7 @@ def without_parameters() -> QNetwork:
 
 
 class Asks(QNetwork):
-    """Asks for what the environment does not show."""
+    """A network that asks for a field that the environment does not have."""
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return (observation["obs"],)
@@ -234,7 +234,7 @@ def plain_module(spec: EnvironmentSpec, config: NetworkConfig) -> torch.nn.Modul
 
 
 class Own(QNetwork):
-    """Drops half of what it sees while it learns, and has a distribution."""
+    """A network with dropout while it learns, and with a distribution."""
 
     def __init__(self, atoms: int, support: Tensor | None) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def test_an_own_network_that_does_not_fit_is_refused(name: str, words: str):
 
 
 class Flat(QNetwork):
-    """What all fields hold as one vector, and a layer."""
+    """A network of one layer over all fields as one vector."""
 
     def __init__(self, spec: EnvironmentSpec) -> None:
         super().__init__()
@@ -323,7 +323,7 @@ def test_the_returns_of_atoms_follow_an_own_network_to_its_device():
 
 
 class WithItsOwn(QNetwork):
-    """Has returns of its atoms as a class attribute."""
+    """A network with the atoms' returns as a class attribute."""
 
     support = torch.linspace(-1, 1, 3)
 

@@ -1,4 +1,4 @@
-"""Transitions inserted without a message are checked and counted as if they had come in one."""
+"""Direct inserts are checked and counted as if they had come in a message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from replay.intake import Insertion
 
 
 class Replay:
-    """An insertion with its buffer, its counters, and what it warned of."""
+    """An intake with its buffer and its counters, and the warnings that it gave."""
 
     def __init__(self) -> None:
         self.buffer: PrioritizedBuffer = make_buffer(config_of(), SPEC)

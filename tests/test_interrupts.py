@@ -1,4 +1,4 @@
-"""What ends a run in order, and what ends it at once."""
+"""The interrupts that end a run in order, and those that end it at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.interrupts import Interrupts
 
 
 class Pressed:
-    """Interrupts with a clock of the test's own."""
+    """Interrupts with a clock that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.interrupts, self.seconds, self.ended = Interrupts(), 0.0, 0
@@ -18,7 +18,7 @@ class Pressed:
         monkeypatch.setattr("launcher.interrupts.time.monotonic", lambda: self.seconds)
 
     def at(self, seconds: float, number: signal.Signals) -> tuple[int, int]:
-        """A signal comes; how many count by then, and how often it was to end at once."""
+        """Deliver a signal; return how many count so far, and how many forced an end."""
         self.seconds = seconds
         self.interrupts._handle(number, None)
         return self.interrupts.count, self.ended

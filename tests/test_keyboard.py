@@ -1,4 +1,4 @@
-"""Keys pressed in a real terminal, as far as a pseudo-terminal is one."""
+"""Keys pressed in a terminal, simulated by a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RUN = [
 
 
 class TerminalProgram:
-    """A program with a terminal of its own, which somebody reads."""
+    """A program in its own terminal, whose output is read."""
 
     def __init__(self, command: list[str], directory: Path, columns: int, rows: int) -> None:
         self._master, slave = os.openpty()
@@ -71,7 +71,7 @@ class TerminalProgram:
         while True:
             try:
                 data = os.read(self._master, 65536)
-            except OSError:  # nobody has the other end any more
+            except OSError:  # the other end is closed
                 return
             if not data:
                 return
@@ -215,7 +215,7 @@ def test_a_run_is_paused_saved_changed_and_ended_by_keys(
     assert len(events("saved")) == 1
     program.press("p")
     waits_for(lambda: events("paused"))
-    # What was on its way when the key was pressed still arrives.
+    # Lines in transit when the key was pressed still arrive.
     waits_for(lambda: len(last := newest("environment_steps", 6)) == 6 and len(set(last)) == 1)
     steps = metric("environment_steps")
     program.press("p+")

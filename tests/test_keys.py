@@ -1,4 +1,4 @@
-"""Key files: made for their owner alone, and refused when they are not."""
+"""Key files: written for their owner only, and refused otherwise."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_run_sees_within_a_second_or_so_who_is_let_in(tmp_path: Path, eventual
 
 
 class Looks:
-    """A run that looks at its list of keys once a second, on a clock of its own."""
+    """A run that reads its list of keys once a second, by a clock that the test sets."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -81,7 +81,7 @@ class Looks:
         self.others = self.clients.clients - {self.head}
 
     def __call__(self, seconds: float = 1.0) -> frozenset[str]:
-        """Who is let in after so many seconds more, without the run itself."""
+        """Let seconds pass and return the admitted keys, except for the run's own."""
         self.now += seconds
         return self.clients.look() - {self.head}
 
@@ -97,7 +97,7 @@ def is_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-# What happens to the list, and what is said of it.
+# Ways to spoil the list, each with the message that the run gives.
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "others may write": (lambda path: path.chmod(0o664), "others can write to it"),
     "half of it": (lambda path: path.write_text("[keys]\none = "), "Invalid value"),
@@ -178,7 +178,7 @@ def test_a_cluster_gets_a_key_in_a_directory_of_keys_and_keeps_it(tmp_path: Path
     first = on_cluster("127.0.0.1", keys=tmp_path / "keys")
     assert keys.read_key(tmp_path / "keys" / "dask.key") == keys.parse_key(first.key_text)
     assert on_cluster("127.0.0.1", keys=tmp_path / "keys").key_text == first.key_text
-    # A revocation that was interrupted has left the file.
+    # An interrupted revocation has left the file.
     allowed = tmp_path / "keys" / "allowed.toml"
     allowed.write_text("[keys]\n")
     anew = keys.parse_key(on_cluster("127.0.0.1", keys=tmp_path / "keys").key_text)
@@ -322,15 +322,15 @@ def test_a_call_that_hangs_is_not_waited_for_forever(
 
 
 class Interruption(BaseException):
-    """As Ctrl-C raises it."""
+    """A stand-in for the exception of Ctrl-C."""
 
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], int], bool]:
-    """``interrupt(call, step)`` interrupts before a change of the directory, from 0 on."""
+    """Provide ``interrupt(call, step)``: interrupts before the directory's change ``step``."""
 
     def interrupted(call: Callable[[], object], step: int) -> bool:
-        """Whether it came so far."""
+        """Tell if the call came that far."""
         left = step
 
         def counted(change: Callable[..., object]) -> Callable[..., object]:

@@ -113,7 +113,7 @@ def test_priorities_are_the_absolute_errors_of_the_batch():
 def test_the_mask_of_the_bootstrap_observation_is_unpacked_and_used():
     rng = np.random.default_rng(1)
     observation = rng.normal(size=(2, 4)).astype(np.float32)
-    # The first has no valid action: its target is its return. The second has action 1 only.
+    # Row 0 has no valid action, so its target is its return. Row 1 has only action 1.
     packed = np.packbits(np.array([[0, 0, 0], [0, 1, 0]], bool), axis=1)
     everything = np.packbits(np.ones((2, 3), bool), axis=1)
     learner = learner_of(MASKED)
@@ -137,7 +137,7 @@ def test_a_batch_whose_returns_reach_the_end_of_their_episodes_asks_no_network_w
     monkeypatch: pytest.MonkeyPatch,
 ):
     learner = learner_of()
-    monkeypatch.setattr(learner.target, "trunk", None)  # would raise
+    monkeypatch.setattr(learner.target, "trunk", None)  # a step would raise
     assert not learn(learner, sample_of(discount=np.zeros(8, np.float32))).skipped
 
 
@@ -169,7 +169,7 @@ def test_the_gradient_is_clipped_before_the_optimizer_sees_it():
     result = learn(learner, sample_of(n_step_return=np.full(8, 1e5, np.float32)))
     assert result.gradient_norm > 1000, "the norm that is reported is the one before clipping"
     assert gradient_norm(learner) == pytest.approx(0.5, rel=1e-3)
-    # Adam's first moment after one step is (1 - 0.9) times the gradient that it was given.
+    # Adam's first moment after one step is (1 - 0.9) times the gradient.
     moments = [s["exp_avg"] for s in learner.get_state()["optimizer"]["state"].values()]
     assert torch.stack([m.norm() for m in moments]).norm() == pytest.approx(0.05, rel=1e-3)
 
@@ -208,7 +208,7 @@ def test_an_observation_out_of_all_proportion_costs_a_few_steps_and_not_all():
     learner, telemetry = learner_of(), Telemetry()
     rng = np.random.default_rng(0)
     frames = rng.normal(size=(513, 4)).astype(np.float32)
-    frames[100, 2] = 1e20  # the squares of its gradients are not finite
+    frames[100, 2] = 1e20  # the gradient's squares overflow
     store = make_store("dense", SPEC, 2048, None, 1)
     buffer = PrioritizedBuffer(SPEC, 2048, store=store, priority_exponent=0.6, rng=rng)
     columns = {

@@ -1,4 +1,4 @@
-"""Options of the learner: that they combine, and what they do to memory, targets and state."""
+"""Options of the learner: their combinations, and their effects on memory, targets and state."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def parameters(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 class Counting(QNetwork):
-    """One that counts batches, as a user's own may."""
+    """A network that counts its batches, as a user's own may."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_batches_are_normalised_by_all_of_their_transitions(
     sample = sample_of()
     sample.discount[:] = np.where(np.arange(8) < bootstrapped, 0.9, 0.0)
     assert not learn(learner, sample).skipped
-    # Of the observations, and of those that double Q-learning chooses by.
+    # Counted are the observations, and those by which double Q-learning chooses actions.
     counted = learner.online.get_buffer("norm.running_mean")
     means = [
         o["observation"].mean(axis=0) for o in (sample.observation, sample.bootstrap_observation)
@@ -168,7 +168,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory (simulated)")
 def out_of_memory_above(
     learner: Learner, rows: int, monkeypatch: pytest.MonkeyPatch, error: RuntimeError = FULL
 ) -> list[int]:
-    """As if the device held activations of so many rows; returns the sizes that were tried."""
+    """Simulate a device with room for ``rows`` rows; return the list of sizes that were tried."""
     tried: list[int] = []
     losses = learner._objective.losses
 
@@ -192,7 +192,7 @@ def test_out_of_memory_halves_the_parts_and_keeps_the_batch(monkeypatch: pytest.
     np.testing.assert_allclose(one.priorities, other.priorities, atol=1e-6)
     for name, tensor in parameters(whole).items():
         torch.testing.assert_close(tensor, parameters(tight)[name], atol=1e-6, rtol=1e-5)
-    # What fitted once is kept: nothing is tried in vain again.
+    # The size that fitted once is kept: no larger one is tried again.
     tried.clear()
     learn(tight, sample_of(1))
     assert tried == [2, 2, 2, 2]
@@ -220,7 +220,7 @@ def test_only_a_single_transition_that_does_not_fit_ends_it(monkeypatch: pytest.
     tried = out_of_memory_above(learner, 0, monkeypatch)
     with pytest.raises(RunError, match="out of GPU memory with one transition at a time"):
         learn(learner, sample_of())
-    # The last time with the batch on the host.
+    # The last attempt has the batch on the host.
     assert tried == [8, 4, 2, 1, 1]
 
 
@@ -281,7 +281,7 @@ def test_a_batch_that_does_not_fit_the_device_is_brought_there_in_parts(
 def test_a_batch_makes_room_for_a_single_transition_by_leaving_the_device(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """As if activations of one row fitted only where the batch does not lie beside them."""
+    """Let the activations of one row fit only when the batch is not beside them."""
     whole, tight = Learner(config_of(), SPEC), Learner(config_of(), SPEC)
     one = learn(whole, sample_of())
     losses, leave = tight._objective.losses, TensorBatch.leave_device
@@ -396,7 +396,7 @@ def test_a_learner_whose_batches_are_staged_ahead_takes_the_same_steps():
         sample, batch = stager.take()
         assert sample is samples[len(found)]
         found.append(staged.step(batch, stage_ahead).priorities)
-    # The importance-sampling exponent is that of the step during which a batch was staged.
+    # The exponent of importance sampling is that of the step at which a batch was staged.
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -420,7 +420,7 @@ def test_a_compiled_learner_takes_the_steps_of_a_plain_one(
     plain = Learner(config_of(settings, **network), SPEC)
     compiled = Learner(config_of({**settings, "compile": True}, **network), SPEC)
     tolerance = 1e-4 if "precision" not in settings else 2e-2
-    with torch._inductor.config.patch(compile_threads=1):  # no pool that stays behind
+    with torch._inductor.config.patch(compile_threads=1):  # leave no pool of processes behind
         for seed in range(2):
             one, other = learn(plain, sample_of(seed)), learn(compiled, sample_of(seed))
             np.testing.assert_allclose(one.priorities, other.priorities, atol=tolerance)

@@ -1,6 +1,6 @@
-"""The learner's step against naive twins: that every option reaches what it is said to change.
+"""The learner's step against naive twins: every option has the effect that it promises.
 
-The twins are loops in NumPy over rows, actions and atoms, from what the two networks put out.
+The twins are loops in NumPy over rows, actions and atoms, on the outputs of the two networks.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Array = NDArray[np.float64]
 
 @pytest.fixture(autouse=True)
 def _one_thread(same_threads: None) -> None:
-    torch.set_num_threads(1)  # for arrays as small as these
+    torch.set_num_threads(1)  # the arrays are small
 
 
 def learner_of(network: dict[str, Any] | None = None, seed: int = 0, **changes: Any) -> Learner:
@@ -72,7 +72,7 @@ def learner_of(network: dict[str, Any] | None = None, seed: int = 0, **changes: 
 
 
 def scattered(learner: Learner) -> Learner:
-    """With an online and a target network that have nothing to do with each other."""
+    """Replace the parameters by unrelated online and target networks."""
     for network in (learner.online, learner.target):
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
@@ -80,7 +80,7 @@ def scattered(learner: Learner) -> Learner:
 
 
 def sample_of(seed: int = 0, **changes: Any) -> Sample:
-    """Of unequal weights; row 0 has reached its end, and row 7 goes on without a valid action."""
+    """Build a batch of unequal weights; row 0 is terminal, row 7 has no valid action."""
     rng = np.random.default_rng(seed)
     action = rng.integers(0, ACTIONS, ROWS, np.int32)
     valid, following = rng.random((2, ROWS, ACTIONS)) < 0.6
@@ -114,7 +114,7 @@ def learn(learner: Learner, sample: Sample) -> StepResult:
 
 
 def put_out(network: QNetwork, observation: Observation) -> torch.Tensor:
-    """float32[batch, actions, atoms] with the noise of this moment; one atom for a mean."""
+    """Return float32[batch, actions, atoms] with the present noise; one atom for a mean."""
     inputs = {"observation": torch.from_numpy(observation["observation"])}
     return network.distribution(*network.prepare(inputs))
 
@@ -137,19 +137,19 @@ def softmax(values: Array) -> Array:
 
 
 def log_policy(values: Array, valid: NDArray[np.bool_]) -> dict[int, float]:
-    """Of the valid actions, by their number."""
+    """Map each valid action to its log-probability."""
     odds = {a: math.exp(values[a] / TEMPERATURE) for a in range(ACTIONS) if valid[a]}
     return {a: math.log(odd / sum(odds.values())) for a, odd in odds.items()}
 
 
 def projection(ret: float, discount: float, probabilities: Array) -> Array:
-    """Algorithm 1 of Bellemare et al. 2017."""
+    """Project by algorithm 1 of Bellemare et al. (2017)."""
     found, spacing = np.zeros(len(SUPPORT)), SUPPORT[1] - SUPPORT[0]
     for atom, probability in zip(SUPPORT, probabilities, strict=True):
         moved = min(max(ret + discount * atom, SUPPORT[0]), SUPPORT[-1])
         at = (moved - SUPPORT[0]) / spacing
         lower, upper = math.floor(at), math.ceil(at)
-        if lower == upper:  # where the paper's algorithm loses it
+        if lower == upper:  # the paper's algorithm loses this mass
             found[lower] += probability
         else:
             found[lower] += probability * (upper - at)
@@ -162,12 +162,12 @@ def huber(error: float) -> float:
 
 
 def slope(error: float) -> float:
-    """Of ``huber``."""
+    """Return the derivative of ``huber``."""
     return min(max(error, -DELTA), DELTA)
 
 
 def loss_of(kind: str, ours: Array, target: Array) -> tuple[float, Array]:
-    """The loss of the chosen action's atoms, and what it rises with each of them."""
+    """Return the loss of the chosen action's atoms, and its derivative by each of them."""
     if kind == "none":
         error = ours[0] - target[0]
         return huber(error), np.array([slope(error)])
@@ -183,7 +183,7 @@ def loss_of(kind: str, ours: Array, target: Array) -> tuple[float, Array]:
 
 
 def twin(learner: Learner, sample: Sample, kind: str, double: bool, munchausen: bool) -> Any:
-    """(loss, mean Q, priorities, gradient of the online network's atoms) of a batch."""
+    """Return (loss, mean Q, priorities, gradient by the online network's atoms) of a batch."""
 
     def mean(atoms: Array) -> float:
         return float(softmax(atoms) @ SUPPORT if kind == "categorical" else atoms.mean())
@@ -261,7 +261,7 @@ def test_a_step_has_the_loss_the_priorities_and_the_gradient_of_a_naive_twin(
     for seed in range(3):
         sample = sample_of(seed)
         result = learn(learner, sample)
-        learner.online.load_state_dict(before)  # the noise stays that of the step
+        learner.online.load_state_dict(before)  # the step's noise stays
         loss, q_mean, priorities, gradient = twin(learner, sample, kind, double, munchausen)
         assert result.loss == pytest.approx(loss, rel=1e-4)
         assert result.q_mean == pytest.approx(q_mean, rel=1e-4, abs=1e-5)
@@ -291,7 +291,7 @@ def test_going_on_without_a_valid_action_aims_at_the_return_alone(kind: str):
 
 
 def test_a_masked_action_takes_no_part_in_munchausens_policy():
-    """Worked by hand: with temperature 1 the odds of actions are 1 : 3 : 1000, the last masked."""
+    """Compare with numbers worked by hand: at temperature 1 the odds are 1 : 3 : (masked) 1000."""
     learner = learner_of(
         {"dueling": False},
         munchausen=True,
@@ -313,7 +313,7 @@ def test_a_masked_action_takes_no_part_in_munchausens_policy():
             discount=np.full(ROWS, 0.5, np.float32),
         ),
     )
-    # The policy is (1/4, 3/4); its soft value is log(1 + 3), the online network's are 7 and 8.
+    # The policy is (1/4, 3/4) with soft value log(1 + 3); the online network's values are 7 and 8.
     targets = 1 + ALPHA * np.log([1 / 4, 3 / 4]) + 0.5 * math.log(4)
     wanted = np.tile(np.abs(targets - [7, 8]), 4)
     np.testing.assert_allclose(result.priorities, wanted, rtol=1e-5)
@@ -356,7 +356,7 @@ def test_a_step_that_runs_out_of_memory_is_noted_once_and_is_that_of_small_parts
         return losses(batch)
 
     monkeypatch.setattr(tight._objective, "losses", limited)
-    if where == "backward":  # where the head's gradient is there, and that below it is not
+    if where == "backward":  # the head has a gradient, the layers below do not
         head = tight.online.get_parameter("head.advantage.weight")
         head.register_post_accumulate_grad_hook(fail_if_large)
     notes = []
@@ -403,14 +403,14 @@ def test_a_learner_that_is_restored_goes_on_bit_for_bit(
     def three_steps(learner: Learner, first: int) -> list[Any]:
         results = [learn(learner, sample_of(seed)) for seed in range(first, first + 3)]
         numbers = [(r.loss, r.gradient_norm, r.q_mean, r.priorities.tolist()) for r in results]
-        # A network of a person's own may draw from torch's generator, as dropout does.
+        # A user's own network may draw from torch's generator, as dropout does.
         return [*numbers, torch.rand(()).item()]
 
     through = learner_of(network, **changes)
     three_steps(through, 0)
     save_checkpoint(tmp_path, through.get_state(), keep=1)
     expected = three_steps(through, 3)
-    # Of another seed, so that nothing is the same by chance.
+    # Another seed, so that nothing agrees by chance.
     restored = learner_of(network, seed=1, **changes)
     state = load_newest(tmp_path)
     assert state is not None

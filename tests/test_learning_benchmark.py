@@ -1,4 +1,4 @@
-"""The learning benchmark: times and bands from curves, the cases, result files, table rows."""
+"""The learning benchmark: times and bands from curves, cases, result files, table rows."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ EXAMPLE = Result(
 
 
 def curve_of(*returns: float, seconds: float = 10.0) -> list[list[float]]:
-    """Evaluations every so many seconds and every 100 steps."""
+    """Build a curve of evaluations every ``seconds`` seconds and every 100 steps."""
     return [[100.0 * i, seconds * i, value, 0.0] for i, value in enumerate(returns)]
 
 
@@ -63,9 +63,9 @@ def example_of(name: str) -> Case:
     ("returns", "seconds"),
     [
         ((9, 200, 480, 500, 490), 20.0),
-        ((9, 500, 470, 475, 480, 480), 30.0),  # what was lost again does not count
+        ((9, 500, 470, 475, 480, 480), 30.0),  # an earlier success that was lost does not count
         ((475, 475, 475), 0.0),
-        ((9, 200, 500, 500), None),  # too few at the end to call it a stay
+        ((9, 200, 500, 500), None),  # too few at the end to count as staying
         ((500, 500, 500, 474.9), None),
         ((), None),
     ],
@@ -90,7 +90,7 @@ def test_curves_that_share_no_steps_have_no_band():
 
 
 def test_the_later_half_is_that_of_the_steps_which_all_curves_share():
-    # All reach from 0 to 200; over 100 to 200 the first climbs from 1 to 2 and goes on elsewhere.
+    # All three reach from 0 to 200. Between 100 and 200 the first climbs from 1 to 2, then goes on.
     climbing, flat = curve_of(0, 1, 2, 99), curve_of(5, 5, 5)
     (first,), second = later_half_means([[climbing], [flat, []]], column=0)
     assert first == pytest.approx(1.5)
@@ -135,7 +135,7 @@ def test_the_first_evaluation_at_the_threshold_need_not_stay_there():
 def test_a_file_that_is_no_result_is_named(tmp_path):
     path = tmp_path / "broken.json"
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"broken\.json is no result"):
+    with pytest.raises(ValueError, match=r"broken\.json is not a result"):
         read(path)
 
 
@@ -238,7 +238,7 @@ def test_the_report_writes_the_table_and_a_picture_of_what_has_run(tmp_path):
 def test_durations_are_read_as_the_command_line_has_them():
     assert [learning.seconds(text) for text in ("90", "90s", "1.5m", "2h")] == [90, 90, 90, 7200]
     for text in ("", "soon", "-3", "nan", "inf", "s"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is no duration"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a duration"):
             learning.seconds(text)
 
 

@@ -1,4 +1,4 @@
-"""The rate limiter's invariant, its freedom from deadlock, and what it refuses."""
+"""The rate limiter's invariant, its freedom from deadlock, and its refusals."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def limiters(draw: st.DrawFn) -> tuple[RateLimiter, dict[str, Any]]:
 
 
 def limiter_of(**changes: Any) -> RateLimiter:
-    """Two samples per insert, at most 8 samples off, after 10 transitions, batches of 4."""
+    """Build a limiter: two samples per insert within 8, from 10 transitions on, batches of 4."""
     settings = {"samples_per_insert": 2, "tolerance": 8, "min_size": 10, "batch_size": 4}
     return RateLimiter(**{**settings, **changes})
 
 
 def step(limiter: RateLimiter, prefer_insert: bool, insert: int, batch_size: int) -> None:
-    """The preferred side acts if it may, otherwise the other one, which then must be free."""
+    """Let the preferred side act if it may, or else the other one, which must be free."""
     if prefer_insert and limiter.can_insert():
         limiter.inserted(insert)
     elif limiter.can_sample(batch_size):
@@ -232,7 +232,7 @@ def test_the_least_accepted_settings_work():
 
 def test_a_tolerance_below_half_a_batch_would_indeed_block_both_sides():
     limiter = limiter_of(tolerance=2)
-    limiter._tolerance = 1.9  # what the constructor refuses
+    limiter._tolerance = 1.9  # a value that the constructor refuses
     limiter.inserted(11)
     assert limiter.balance == 2
     assert not limiter.can_insert()
@@ -259,7 +259,7 @@ def test_counts_cannot_be_negative():
 
 def test_following_takes_counts_and_balance_over_as_they_are():
     limiter = limiter_of()
-    limiter.follow(100, 300, -50.0)  # below the tolerance, since several granted at once
+    limiter.follow(100, 300, -50.0)  # below the tolerance: several shards granted samples at once
     assert (limiter.num_inserted, limiter.num_sampled, limiter.balance) == (100, 300, -50)
     limiter.inserted(5)
     limiter.sampled(4)
@@ -292,7 +292,7 @@ def test_a_limiter_that_follows_goes_on_as_the_one_that_it_follows(
         assert follower.blocked == limiter.blocked
 
 
-# ---- what is said about it ----
+# ---- messages about the balance ----
 
 
 def test_it_says_how_much_there_is_of_what_the_first_sample_needs():

@@ -1,4 +1,4 @@
-"""Using a trained policy from a program of one's own."""
+"""A trained policy in a program of the user's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pdqn.specs import EnvironmentSpec
 def saved(
     path: Path, env: str, *, frame_stack: int = 1, kind: str = "auto", **env_args: Any
 ) -> EnvironmentSpec:
-    """A model of a network that was not trained; its spec."""
+    """Write the model of an untrained network, and return its spec."""
     torch.manual_seed(1)
     spec = describe_environment(env, env_args, frame_stack)
     config = Config(run=RunConfig(env=env, env_args=env_args), network=NetworkConfig(kind=kind))
@@ -37,7 +37,7 @@ def saved(
 
 
 def returns_of(policy: Any, env: gymnasium.Env[Any, Any], seeds: list[int]) -> list[float]:
-    """As a user's program would play."""
+    """Play as a user's program would."""
     totals = []
     for seed in seeds:
         policy.reset()
@@ -129,7 +129,7 @@ def test_parts_are_named_by_the_way_to_them():
 
 
 class PairAndMask(gymnasium.Env[Any, Any]):
-    """Shows two numbers, and tells in its info what is valid: only what the second one says."""
+    """An observation of two numbers, and a mask in the info that leaves only action 1."""
 
     observation_space = spaces.Tuple([spaces.Discrete(3), spaces.Discrete(2)])
     action_space = spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""Targets and losses against numbers worked out by hand."""
+"""Targets and losses against numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_where_every_action_is_masked_there_is_nothing_to_bootstrap_from():
 
 
 def test_the_online_network_chooses_and_the_target_network_values():
-    # Online prefers action 2; the target network gives that one 7, though its own best is 30.
+    # The online network prefers action 2; the target network gives it 7, although its best is 30.
     targets = q_targets(
         n_step_return=torch.tensor([1.0]),
         discount=torch.tensor([0.5]),
@@ -66,7 +66,7 @@ def test_without_double_learning_the_target_network_does_both():
 
 
 def test_the_online_network_chooses_among_valid_actions_only():
-    # Action 2 is online's favourite and masked, so it chooses action 0, worth 10 to the target.
+    # The online network's favourite, 2, is masked. It chooses action 0, with target value 10.
     targets = q_targets(
         torch.tensor([1.0]),
         torch.tensor([0.5]),

@@ -1,4 +1,4 @@
-"""What the machine has, and the plan that fits it."""
+"""The machine's resources, and the plan that fits them."""
 
 from __future__ import annotations
 
@@ -395,13 +395,13 @@ def replay_of(
     available: int | None = None,
     **replay: Any,
 ) -> Plan:
-    """The plan with these settings of replay."""
+    """Plan the replay with these settings."""
     here = machine(cores) if available is None else machine(cores, ram_available_bytes=available)
     return plan(here, configured(replay=replay), spec, measured)
 
 
 def largest_in(error: str) -> int:
-    """The capacity that an error says would fit."""
+    """Extract the capacity that an error recommends."""
     return int(error.split("at most ")[1].split()[0])
 
 
@@ -596,7 +596,7 @@ def test_sample_batches_are_counted_and_warned_about_where_dev_shm_is_too_small(
 
 def test_stacked_frames_make_longer_segments() -> None:
     sized = plan(machine(), Config(), ATARI).config
-    # 3 + 4 - 1 frames of every segment are in another one, too: 6 of 48 are 12.5%.
+    # 3 + 4 - 1 frames of every segment are also in another segment: 6 of 48 are 12.5%.
     assert sized.actor.segment_length == 48
     # 36 frames are a quarter of a megabyte: a segment is a TransitionBatch.
     assert sized.actor.batch_transitions == 36
@@ -661,7 +661,7 @@ def test_cgroup_v1_with_controllers_of_their_own() -> None:
     root = "/sys/fs/cgroup"
     files = {
         "/proc/self/cgroup": "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n0::/\n",
-        # In a container, the group's path on the host is not there: the root is its own.
+        # In a container the group's path on the host does not exist: its root is the group.
         f"{root}/cpu/cpu.cfs_quota_us": "200000",
         f"{root}/cpu/cpu.cfs_period_us": "100000",
         f"{root}/memory/memory.limit_in_bytes": "9000",
@@ -723,8 +723,7 @@ PART = Gpu("H100 MIG 1g.10gb", 10, 8, (9, 0))
 
 @pytest.fixture
 def look_at_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LookAtGpus:
-    """Look at a machine with a driver, two whole GPUs in a made-up management library, and a torch
-    that is given a part of one."""
+    """Look at a fake machine with a driver, two GPUs in NVML, and a part of one in torch."""
     (tmp_path / "torch.py").write_text(PROBED_TORCH, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(hardware, "_NVIDIA_DRIVER_FILES", (str(tmp_path),))

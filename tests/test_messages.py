@@ -1,4 +1,4 @@
-"""Control messages: what they accept, what they refuse, and that they come over whole."""
+"""Control messages: accepted values, refused values, and exact round trips."""
 
 from __future__ import annotations
 

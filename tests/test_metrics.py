@@ -1,4 +1,4 @@
-"""From reports to figures, and from figures to the files of the run directory."""
+"""From reports to figures, and from figures to the files of the run's directory."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_learner_steps_stay_known_while_the_learner_is_being_restarted():
     report(metrics, "learner", gauges={"learner_steps": 500})
     metrics.forget("learner", 0)
     assert metrics.learner_steps() == 500
-    # It goes on from its newest checkpoint, a little behind.
+    # The learner goes on from its newest checkpoint, slightly behind.
     report(metrics, "learner", incarnation=1, gauges={"learner_steps": 480})
     assert metrics.learner_steps() == 480
 
@@ -274,7 +274,7 @@ def test_what_is_in_flight_was_sent_and_has_not_been_seen():
         metrics,
         "replay",
         transitions_received=90,
-        # What came twice, and what strangers sent, was not counted by any actor.
+        # No actor counted the duplicates, or the transitions that strangers sent.
         transitions_duplicate=3,
         transitions_rejected=11,
         transitions_refused=10,
@@ -282,7 +282,7 @@ def test_what_is_in_flight_was_sent_and_has_not_been_seen():
     )
     assert metrics.in_flight() == 20
     assert metrics.value("system/lost") == 1
-    # The report of what was sent may come after that of what arrived.
+    # The report about sending may come after the report about receiving.
     report(metrics, "replay", transitions_received=130)
     assert metrics.in_flight() == 0
 
@@ -306,7 +306,7 @@ def test_what_replay_lets_wait_is_told_with_its_cause_and_since_when():
     metrics = RunMetrics(None)
     metrics.tick(0.0)
     assert replay_waits(metrics.current(), 1000) == ""
-    # Two replays, 10 s: samples waited for 5 of 20 seconds before there was anything.
+    # Two replays, 10 s: samples waited for 5 of 20 seconds, when nothing was stored yet.
     report(metrics, "replay", gauges={"blocked_for_seconds": 4.4}, samples_blocked_seconds=3.0)
     report(metrics, "replay", index=1, gauges={"blocked_for_seconds": 0}, samples_blocked_seconds=2)
     metrics.tick(10.0)
@@ -400,7 +400,7 @@ def test_the_summary_adds_up():
     report(metrics, "learner", gauges={"learner_steps": 45}, learner_steps=45)
     report(metrics, "evaluator", evaluation=evaluation_of(5.0))
     summary = metrics.summary()
-    # From the first report of steps at 101 to the last at 105: four seconds.
+    # Four seconds pass from the first report of steps, at 101, to the last, at 105.
     assert summary["active_seconds"] == 4.0
     assert summary["environment_steps"] == 200
     assert summary["environment_steps_per_second"] == 50.0

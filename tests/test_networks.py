@@ -1,4 +1,4 @@
-"""Networks: shapes, what they compute exactly, and the file that a trained one is kept in."""
+"""Networks: shapes, exact computations, and the file of a trained network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _same_random_parameters():
 
 
 def map_spec(size: int) -> EnvironmentSpec:
-    """What circle placement on a map of this size looks like."""
+    """Describe circle placement on a map of this size."""
     shapes: dict[str, tuple[tuple[int, ...], str, bool]] = {
         "action_mask": ((size * size,), "int8", True),
         "map": ((size, size), "float16", False),
@@ -74,7 +74,7 @@ def observations(size: int, batch: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def trained(network: QNetwork) -> QNetwork:
-    """As if it had learned something: the last layers do not start at zero any more."""
+    """Make the last layers differ from zero, as after training."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -258,7 +258,7 @@ class TestQMap:
         for i in range(4):
             difference = dueling[i] - advantage[i]
             torch.testing.assert_close(difference, difference[:1].expand(256), rtol=0, atol=1e-5)
-        # What is left when the mean is off is the value: the same whatever is added to advantages.
+        # Without the mean, the value remains: it does not depend on a shift of the advantages.
         value = torch.stack([(dueling - reward)[i][valid[i]].mean() for i in range(4)])
         assert network.advantage.bias is not None
         with torch.no_grad():
@@ -289,7 +289,7 @@ class TestQMap:
 
     @pytest.mark.parametrize("dueling", [True, False])
     def test_low_precision_keeps_what_placements_differ_by(self, dueling):
-        """What all placements share is a hundred times as large as what tells them apart."""
+        """Check inputs of which the common part is a hundred times larger than the differences."""
         network = build_network(map_spec(32), NetworkConfig(channels=8, dueling=dueling))
         assert isinstance(network, QMap)
         with torch.no_grad():
@@ -353,7 +353,7 @@ def test_the_reward_plane_is_the_reward_that_the_environment_gives(radii):
         actions = random_valid_actions(observation["action_mask"], rng)
         rewards = planes[:, 1].flatten(1).numpy()[np.arange(4), actions] / 10.0
         transition = env.step(actions)
-        # Maps are float16 in observations; what is left of that is a small fraction of a percent.
+        # Observations round maps to float16, an error of a small fraction of a percent.
         np.testing.assert_allclose(rewards, transition.rewards, rtol=2e-3, atol=2e-5)
         compared += np.count_nonzero(transition.rewards > 0.001)
         observation = transition.observation
@@ -523,7 +523,7 @@ class TestModelFile:
             load_model(path)
         assert not (tmp_path / "harm").exists()
 
-    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch says it of some damage
+    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch warns of some damage
     def test_a_damaged_file_is_refused_or_whole_in_what_matters(self, tmp_path):
         path = tmp_path / "model.pth"
         saved(path)
@@ -541,7 +541,7 @@ class TestModelFile:
 
 
 class Harmful:
-    """Unpickling it would make a file."""
+    """An object that would create a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

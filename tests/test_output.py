@@ -1,4 +1,4 @@
-"""Output that nobody reads, slowly or not at all: nothing waits for it, and a run goes on."""
+"""Output that is read slowly or not at all: nothing waits for it, and a run goes on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RUN = [
 
 
 class Pipe:
-    """A pipe that is full: nobody has read it for long."""
+    """A full pipe whose reader has stopped."""
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
@@ -55,12 +55,12 @@ class Pipe:
         return False
 
     def flow(self) -> None:
-        """Somebody reads from now on."""
+        """Resume the reader."""
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def lines(self) -> list[str]:
-        """What was read of what came after it was full."""
+        """List the lines that were read after the pipe was full."""
         return self.read[self._filled :].decode(errors="replace").splitlines()
 
     def _read(self) -> None:
@@ -202,7 +202,7 @@ def test_a_file_that_is_there_and_read_only_is_refused_before_anything_is_done(
     def read_only(path: Path, *_: Any) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", read_only)  # nothing is read-only for root
+    monkeypatch.setattr(Path, "open", read_only)  # root can write to read-only files
     with pytest.raises(UsageError, match=r"film\.gif cannot be written: Permission denied"):
         check_output("--video", film, [".gif"])
     check_output("--video", tmp_path / "another.gif", [".gif"])
@@ -256,7 +256,7 @@ def test_json_stays_json_where_lines_were_dropped(pipe: Pipe, eventually: Eventu
 def test_a_frame_that_would_wait_is_not_drawn_and_the_newest_is_once_somebody_reads(
     pipe: Pipe, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # force colours, as on a terminal
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")
     seconds = iter(range(10**6))

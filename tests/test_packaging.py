@@ -1,4 +1,4 @@
-"""The package as others see it: its name, its files, its version, and its table of settings."""
+"""The package from outside: its name, files, version, settings, and paths in its pages."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pdqn
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
+PATH = re.compile(r"(?<![\w/.<>-])(?:[\w.-]+/)+[\w-]+\.(?:py|md|toml|yml)\b")
 
 
 def test_python_m_pdqn_is_the_command_under_its_own_name(tmp_path: Path):
@@ -46,3 +47,16 @@ def test_the_page_of_settings_has_all_of_them():
     page = (ROOT / "docs" / "settings.md").read_text("utf-8")
     write = runpy.run_path(str(ROOT / "docs" / "write_settings.py"))
     assert write["with_table"](page) == page, "run python docs/write_settings.py"
+
+
+def test_every_file_that_the_pages_name_by_its_path_exists():
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    named = {
+        (page.name, path)
+        for page in pages
+        for path in PATH.findall(page.read_text("utf-8"))
+        if path.partition("/")[0] in folders
+    }
+    assert ("architecture.md", "launcher/run/state.py") in named
+    assert [(page, path) for page, path in named if not (ROOT / path).is_file()] == []

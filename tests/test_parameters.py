@@ -1,4 +1,4 @@
-"""Parameters: their bytes, and that whoever acts gets the newest ones of its own run."""
+"""Parameters: their bytes, and delivery of the newest ones within a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 
 def parameters(version: int, generation: int = 0, run: str = RUN) -> Parameters:
-    """A few tensors that tell which parameters they are."""
+    """Build a few tensors that identify the parameters."""
     tensors = {
         "layer.weight": torch.full((3, 2), float(version)),
         "layer.bias": torch.arange(3, dtype=torch.float32) + generation,
@@ -171,7 +171,7 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 
 class Opened:
-    """What a test opens; it is closed when the test ends."""
+    """Sockets that a test opens; they are closed at its end."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.context = context
@@ -207,7 +207,7 @@ def publisher(opened, address) -> ParameterPublisher:
 
 
 def until(found: Callable[[], Value | None]) -> Value:
-    """What is found, asked for again and again."""
+    """Ask until there is an answer, and return it."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         value = found()
@@ -217,7 +217,7 @@ def until(found: Callable[[], Value | None]) -> Value:
 
 
 def receive(publisher: ParameterPublisher, subscriber: ParameterSubscriber) -> Parameters:
-    """The next parameters that a subscriber gets while the publisher serves."""
+    """Return the next parameters that a subscriber gets while the publisher serves."""
 
     def look() -> Parameters | None:
         publisher.serve()
@@ -260,7 +260,7 @@ class TestSockets:
         for version in range(1, 51):
             publisher.publish(parameters(version))
             assert_equal(receive(publisher, witness), parameters(version))
-        # The last ones may still be on their way to this one.
+        # The newest parameters may still be in transit to this subscriber.
         received = [until(lambda: subscriber.latest(0.01)).parameter_version]
         while received[-1] < 50:
             received.append(until(lambda: subscriber.latest(0.01)).parameter_version)
@@ -270,7 +270,7 @@ class TestSockets:
 
 
 class Sender:
-    """A bare publisher that sends whatever a test wants to have sent."""
+    """A bare publisher that sends any bytes."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.socket = context.socket(zmq.XPUB)
@@ -281,14 +281,14 @@ class Sender:
         self.socket.send(b"pdqn-parameters-" + data)
 
     def subscriber(self, opened: Opened) -> ParameterSubscriber:
-        """A subscriber that is connected."""
+        """Connect a subscriber."""
         subscriber = opened.subscriber(self.address)
         assert self.socket.poll(int(PATIENCE_SECONDS * 1000))
         self.socket.recv()
         return subscriber
 
     def offer(self, subscriber: ParameterSubscriber, data: bytes) -> Parameters | None:
-        """What the subscriber makes of one message, which certainly has arrived."""
+        """Return the subscriber's reading of a message that has arrived for certain."""
         self.send(data)
         return subscriber.latest(PATIENCE_SECONDS)
 

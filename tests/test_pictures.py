@@ -1,4 +1,4 @@
-"""Pictures of what a policy does, of several runs, and films."""
+"""Pictures of a policy's play, comparisons of runs, and films."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def model_of(path: Path, env: str, **env_args: Any) -> Model:
 
 
 def run_of(path: Path, score: float = 1.0, **changes: Any) -> Path:
-    """A run directory with a rising curve."""
+    """Write a run directory with a rising curve."""
     directory = RunDirectory(path)
     config = build(("test", {"run": {"env": "CartPole-v1"}}), ("changes", changes))
     directory.write_config(config, config)
@@ -76,7 +76,7 @@ def test_the_strategy_is_drawn_beside_exact_greedys(tmp_path: Path):
 def test_an_untrained_policys_circles_are_exact_greedys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # The network knows the immediate reward: both are to be the same pictures.
+    # The network knows the immediate reward, so both pictures must be the same.
     model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
     shown: dict[str, list[Any]] = {"policy": [], "exact": []}
 
@@ -122,7 +122,7 @@ def test_pictures_are_drawn_again_and_again_beside_the_run(tmp_path: Path, event
 def test_a_drawing_that_goes_on_is_ended_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sys, "executable", "/bin/cat")  # waits for ever on what it is not given
+    monkeypatch.setattr(sys, "executable", "/bin/cat")  # waits forever for its input
     drawer = PictureDrawer(tmp_path, 1e-9, tmp_path / "pictures.log")
     time.sleep(0.01)
     drawer.turn()
@@ -170,7 +170,7 @@ def test_a_band_is_the_mean_and_the_range_where_all_curves_are_known():
 
 
 def evaluated_run(path: Path, scores: dict[int, float], **run: Any) -> Path:
-    """A run directory with these evaluations, by their step, and as many lines of training."""
+    """Write a run directory with evaluations by step, and as many lines of training."""
     directory = RunDirectory(path)
     config = build(("test", {"run": {"env": "CartPole-v1", **run}}))
     directory.write_config(config, config)
@@ -184,7 +184,7 @@ def evaluated_run(path: Path, scores: dict[int, float], **run: Any) -> Path:
 
 @pytest.fixture
 def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Axes]]:
-    """The panels of a comparison of runs."""
+    """Provide a comparison of runs that returns its panels."""
 
     def draw(*runs: Path) -> list[Axes]:
         figures: list[Figure] = []
@@ -309,7 +309,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
 def test_a_film_has_a_frame_for_every_step_and_one_before(tmp_path: Path, name: str):
     model = model_of(tmp_path / "m.pth", PLACEMENT, map_size=16, radii=[3, 2, 1])
     assert record_film(model, tmp_path / name, episodes=2) == (2 * 4, True)
-    # Frames that look alike are merged by the format.
+    # The format merges equal frames.
     with Image.open(tmp_path / name) as film:
         assert 2 <= getattr(film, "n_frames", 1) <= 8
 
@@ -325,7 +325,7 @@ def test_a_film_as_mp4_is_as_large_as_its_pictures(
     assert frames == 4
     with contextlib.closing(imageio_ffmpeg.read_frames(path)) as film:
         assert next(film)["size"] == (512, 548)
-    assert caplog.messages == []  # of sizes that the codec would not like
+    assert caplog.messages == []  # the codec would warn of these sizes
 
 
 def test_what_cannot_be_filmed_is_refused(tmp_path: Path):
@@ -342,7 +342,7 @@ def test_what_cannot_be_filmed_is_refused(tmp_path: Path):
         check_camera(model)
 
 
-BYTES = 548 * 512 * 3  # of a picture of circle placement on 16 x 16 cells
+BYTES = 548 * 512 * 3  # a picture of circle placement on 16 x 16 cells
 
 
 @pytest.mark.parametrize(("bound", "most"), [("_MOST_FRAMES", 3), ("_MOST_BYTES", 3 * BYTES)])
@@ -355,7 +355,7 @@ def test_a_film_is_cut_where_it_would_be_too_large(
 
 
 class Screens(gymnasium.Env[Any, Any]):
-    """An environment that does not render; the n-th screen of an episode is n bright rows."""
+    """An environment that does not render; screen n of an episode has n bright rows."""
 
     action_space = gymnasium.spaces.Discrete(2)
 
@@ -403,7 +403,7 @@ def test_what_neither_renders_nor_shows_images_is_refused(
 
 
 class Canvas(Screens):
-    """The n-th picture of an episode is as bright as n; all are drawn on one canvas."""
+    """An environment whose picture n has brightness n; all are drawn on one canvas."""
 
     def __init__(self, canvas: Any, brightness: float, render_mode: str | None = None) -> None:
         super().__init__(np.float32)
@@ -415,7 +415,7 @@ class Canvas(Screens):
 
 
 class Refuses(Screens):
-    """An environment that says only when asked that it cannot render."""
+    """An environment that refuses to render only when asked for a picture."""
 
     closed = 0
 
@@ -431,7 +431,7 @@ class Refuses(Screens):
 
 
 def model_with(env: type[Screens], **env_args: Any) -> Model:
-    """A model of an environment of this module, with arguments that no file could hold."""
+    """Build the model of an environment here, with arguments that no file could hold."""
     spec = describe_environment(f"my_screens:{env.__name__}", env_args)
     return Model(build_network(spec, NetworkConfig()), spec, env_args, 7)
 
@@ -442,7 +442,7 @@ def my_screens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def brightness(path: Path) -> list[list[int]]:
-    """Of each frame of a film, the colours of a pixel."""
+    """Return a pixel's colours in each frame of a film."""
     with Image.open(path) as film:
         frames = [film.convert("RGB") for _ in ImageSequence.Iterator(film)]
     return [list(frame.getpixel((4, 4))) for frame in frames]  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Which workers of a cluster get which roles."""
+"""The assignment of roles to a cluster's workers."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def write_state(run_dir: Path, scores: list[float]) -> None:
 
 
 def distribution(run_dir: Path) -> list[str]:
-    """What the panel of the last episodes' scores says of them."""
+    """List the texts in the panel of the last episodes' scores."""
     figure = training_figure(read_metrics(run_dir), run_dir.name)
     (axes,) = [axes for axes in figure.axes if "last episodes" in axes.get_title()]
     legend = axes.get_legend()
@@ -68,7 +68,7 @@ def distribution(run_dir: Path) -> list[str]:
 
 
 def texts(run_dir: Path) -> list[str]:
-    """Everything that is written in the picture's panels, panel by panel."""
+    """List all texts in the picture, panel by panel."""
     figure = training_figure(read_metrics(run_dir), run_dir.name)
     return [
         " ".join([axes.get_title(), *(text.get_text() for text in axes.texts)])
@@ -166,7 +166,7 @@ RETURN = ("return", "rollout/ep_rew_mean", "eval/return_mean")
 def test_the_score_is_the_headline_metric_that_the_run_has_written_down(
     tmp_path: Path, headline: str | None, score: tuple[str, str, str]
 ) -> None:
-    # A figure that this version does not know is not taken for it.
+    # A figure that this version does not know must not be mistaken for the headline metric.
     write(tmp_path, training_line(1, **{"rollout/of_a_later_version": 1.0}))
     RunState(metrics=RunMetrics(headline).get_state()).write(tmp_path)
     assert read_metrics(tmp_path).score == score

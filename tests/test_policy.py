@@ -1,4 +1,4 @@
-"""Choosing actions: the ladder in numbers, masks that hold, exploration that is uniform."""
+"""The choice of actions: the ladder in numbers, masks that hold, uniform exploration."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TestGreedy:
         rng = np.random.default_rng(seed)
         mask = rng.integers(0, 2, (8, 6))
         mask[np.arange(8), rng.integers(0, 6, 8)] = 1
-        # Invalid actions look best.
+        # Invalid actions have the highest values.
         seen = observation(rng.normal(size=(8, 6)) + 10 * (1 - mask), mask)
         values = action_values(Table(), seen)
         choice = epsilon_greedy(values, np.full(8, epsilon), rng)
@@ -121,7 +121,7 @@ class TestEpsilonGreedy:
         rng = np.random.default_rng(0)
         values = np.repeat(floats(0, 1, 0, 0), 10_000, axis=0)
         choice = epsilon_greedy(values, np.full(10_000, 0.2), rng)
-        # Exploring takes the best action in one of four cases; six standard deviations are 214.
+        # Exploration takes the best action in one of four cases; six standard deviations are 214.
         assert abs(np.count_nonzero(choice.actions != 1) - 1500) < 214
 
     def test_every_environment_has_its_own_epsilon(self):

@@ -1,4 +1,4 @@
-"""The settings of known algorithms: they are settings, and they work together."""
+"""Presets of known algorithms: their settings exist and work together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring how well frames compress, on real environments."""
+"""Measurements of how well frames compress, on real environments."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def measured(config: Config) -> float:
 
 
 def test_noise_takes_what_it_is_and_nothing_takes_next_to_nothing() -> None:
-    # A frame for each of the five transitions of an episode, none beyond the terminal one.
+    # One frame for each of an episode's five transitions, and none beyond the terminal one.
     assert measured(planned("test/Pictures-v0", noise=True)) == 84 * 84
     assert measured(planned("test/Pictures-v0", noise=False)) < 84 * 84 / 50
 
@@ -89,7 +89,7 @@ FRAIL = "failing_environments:broken"
 
 @pytest.fixture
 def frail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of its own starts with these environments within reach."""
+    """Let the probe's process import these environments."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
 
 

@@ -1,4 +1,4 @@
-"""The random states of a process: each role's own, and left alone by evaluations."""
+"""The random states of a process: distinct for each role, unchanged by evaluations."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_what_is_drawn_in_between_is_not_noticed():
 
 
 class Lottery(gymnasium.Env[Any, Any]):
-    """Shows what it draws, whatever its seed."""
+    """An environment that shows its random numbers and ignores its seed."""
 
     observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float64)
     action_space = gymnasium.spaces.Discrete(2)
-    drawn: list[float] = []  # noqa: RUF012 - of all of them
+    drawn: list[float] = []  # noqa: RUF012 - shared by all instances
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         Lottery.drawn.append(float(np.random.rand()))
@@ -68,7 +68,7 @@ class Lottery(gymnasium.Env[Any, Any]):
 
 
 class Stopped:
-    """A link that ends a role before its first step, and all that a role talks to."""
+    """Everything that a role talks to; the run ends before the role's first step."""
 
     stopping, parameter_version = True, 0
     telemetry: Any = None

@@ -1,4 +1,4 @@
-"""The replay service over real sockets, in a run that a real coordinator holds together."""
+"""The replay service over real sockets, in a run held together by a real coordinator."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NO_KEYS, NO_PRIORITIES = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 def config_of(**replay: Any) -> Config:
-    """One sample per insert, at most 4 samples off, after 8 transitions, in batches of 4."""
+    """Configure one sample per insert within 4, from 8 transitions on, in batches of 4."""
     settings = {
         "capacity": 64,
         "min_size": 8,
@@ -65,7 +65,7 @@ def config_of(**replay: Any) -> Config:
 
 
 def request(number: int = 1, rows: int = BATCH, **changes: Any) -> SampleRequest:
-    """For rows over the socket, without anything else."""
+    """Build a request for rows over the socket, and nothing else."""
     settings: dict[str, Any] = {
         "request": number,
         "batch_size": BATCH,
@@ -92,7 +92,7 @@ class Dealer:
         self.socket.send(encode_request(request(*arguments, **changes)))
 
     def answers(self) -> list[Any]:
-        """What has come: the header, or header and slab, of each."""
+        """Receive what has arrived: for each answer the header, or header and slab."""
         found = []
         while self.socket.poll(0):
             header, *slab = self.socket.recv_multipart()
@@ -101,7 +101,7 @@ class Dealer:
 
 
 class Bench:
-    """A replay server in a thread, a coordinator in this one, and ways to reach both."""
+    """A replay server in a thread, a coordinator in this one, and connections to both."""
 
     def __init__(self, eventually: Eventually, directory: Path, config: Config) -> None:
         self._eventually = eventually
@@ -138,7 +138,7 @@ class Bench:
             context.destroy(linger=1000)
 
     def until(self, happened: Callable[[], Any]) -> Any:
-        """Let the coordinator speak with the server until something is true."""
+        """Let the coordinator serve the server's messages until something is true."""
 
         def talk() -> Any:
             self.coordinator.poll(0.01)
@@ -149,7 +149,7 @@ class Bench:
         return self._eventually(talk)
 
     def after_reports(self, number: int = 5) -> None:
-        """Until the server has reported a few times more: what it has now, it is content with."""
+        """Wait for a few more reports: what the server holds back now, it holds back for good."""
         start = self.member().heard
         heard = {start}
         self.until(lambda: heard.add(self.member().heard) or len(heard) > number)
@@ -206,7 +206,7 @@ class Bench:
         return client
 
     def sample(self, client: SampleClient, learner_steps: int = 0) -> Sample:
-        """The next batch, which is not released."""
+        """Return the next batch without releasing it."""
         return self.until(lambda: client.receive(0.01, learner_steps))
 
     def dealer(self) -> Dealer:
@@ -226,7 +226,7 @@ class Bench:
 
 
 def columns_of(count: int, **changes: Any) -> dict[str, NDArray[Any]]:
-    """``count`` steps of one environment over ``frames_of`` as many."""
+    """Build ``count`` steps of one environment over the frames of ``frames_of(count)``."""
     columns = {
         "action": np.arange(count, dtype=np.int32) % 3,
         "n_step_return": np.arange(count, dtype=np.float32),
@@ -239,7 +239,7 @@ def columns_of(count: int, **changes: Any) -> dict[str, NDArray[Any]]:
 
 
 def frames_of(count: int, first: int = 0) -> wire.FrameBlock:
-    """The frames of ``count`` steps; frame i holds (first + i, 0.5)."""
+    """Build the frames of ``count`` steps; frame i holds (first + i, 0.5)."""
     frames = first + np.arange(count + 1, dtype=np.float32)
     observation = np.stack([frames, np.full_like(frames, 0.5)], axis=1)
     return wire.compress_block({"observation": observation}, SPEC)
@@ -281,7 +281,7 @@ def bench(make_bench: Callable[..., Bench]) -> Bench:
 
 @pytest.fixture(params=TRANSPORTS)
 def either_way(request: pytest.FixtureRequest, make_bench: Callable[..., Bench]) -> Bench:
-    """A bench whose SampleBatches come through shared memory, and one where they are messages."""
+    """Provide a bench with SampleBatches in shared memory, and one with messages."""
     return make_bench(transport=request.param)
 
 
@@ -421,7 +421,7 @@ def test_an_absurd_number_before_the_actors_first_is_no_reason_to_drop_what_the_
 
 
 class TestSequences:
-    """Of an actor with at most 4 batches unacknowledged."""
+    """Batches of an actor with at most 4 unacknowledged ones."""
 
     def sequences(self, *taken: int) -> Sequences:
         sequences = Sequences(4)
@@ -475,7 +475,7 @@ def test_policy_lag_is_the_learners_steps_since_the_parameters_that_acted(bench:
     bench.until(dealer.answers)
     bench.send(sender, count=4, version=4)  # 6 steps old
     bench.send(sender, count=2, version=10)  # fresh
-    bench.send(sender, count=2, version=12)  # newer than the learner's last word: not negative
+    bench.send(sender, count=2, version=12)  # newer than the learner's last step: not negative
     bench.flush(sender)
     bench.until(lambda: bench.total("transitions_received") == 8)
     assert bench.metrics.value("learner/policy_lag") == 4 * 6 / 8
@@ -485,7 +485,7 @@ def test_policy_lag_is_the_learners_steps_since_the_parameters_that_acted(bench:
 
 
 def test_the_limiter_blocks_inserts_until_samples_are_taken(either_way: Bench):
-    # Balance after 8, 12, 16 transitions: 0, 4, 8; from above 4 on, inserting waits.
+    # The balance after 8, 12, 16 transitions is 0, 4, 8; above 4, inserts wait.
     bench = either_way
     push, client = bench.socket(zmq.PUSH, "transitions/0"), bench.client()
     for sequence in range(7):
@@ -496,7 +496,7 @@ def test_the_limiter_blocks_inserts_until_samples_are_taken(either_way: Bench):
     bench.after_reports()
     assert bench.total("transitions_received") == 16
     assert bench.metrics.gauge("replay", "limiter_balance") == 8
-    bench.sample(client)  # balance 4: one batch more
+    bench.sample(client)  # balance 4: room for one more batch
     bench.until(lambda: bench.total("transitions_received") == 20)
     bench.after_reports()
     assert bench.total("transitions_received") == 20
@@ -509,7 +509,7 @@ def test_the_limiter_blocks_samples_until_there_are_inserts(either_way: Bench):
     client, sender = bench.client(), bench.sender()
     for _ in range(2):
         bench.send(sender)
-    bench.sample(client)  # balance -4, the lowest that is allowed
+    bench.sample(client)  # balance -4, the lowest allowed
     assert client.receive(0.0, 0) is None
     waits = "learner waits for the actors: 8 samples ahead, at most 4 may be"
     bench.until(lambda: bench.member().activity == waits)
@@ -540,7 +540,7 @@ def test_another_samples_per_insert_is_aimed_at_from_now_on(
         bench.coordinator.set_samples_per_insert(3.0)
         bench.until(lambda: bench.metrics.gauge("replay", "limiter_target") == 3)
     assert "samples_per_insert is 3 from now on, after 1" in caplog.text
-    push.send(encoded(3))  # not 4 x 1 but 4 x 3 samples become due
+    push.send(encoded(3))  # 4 x 3 samples become due, not 4 x 1
     bench.until(lambda: bench.metrics.gauge("replay", "limiter_balance") == 16)
 
 
@@ -609,7 +609,7 @@ def test_new_priorities_go_with_the_next_request(either_way: Bench):
     keys, wanted = first.keys.copy(), int(first.keys[0])
     client.release(first, np.where(keys == wanted, 1e9, 0).astype(np.float32))
     sample = bench.sample(client)
-    # Others have 12 of 1e9 at most.
+    # The other transitions have at most 12 of 1e9.
     assert sample.keys.tolist() == [wanted] * BATCH
     assert sample.sampling_priority.tolist() == [1e9] * BATCH
     bench.until(lambda: bench.total("priorities_ignored") == 0)
@@ -745,7 +745,7 @@ def test_garbage_from_actors_is_counted_by_reason_and_harms_nothing(bench: Bench
 
 
 def test_an_actor_whose_batches_cannot_be_used_goes_on(bench: Bench):
-    """A sensor may give numbers that are not finite, and give others later."""
+    """Recover like a sensor, whose readings are sometimes not finite."""
     sender, not_finite = bench.sender(window=2), np.full(BATCH, np.inf, np.float32)
     for _ in range(5):
         bench.send(sender, n_step_return=not_finite)
@@ -786,7 +786,7 @@ TALLY = Tally(0, 0, 0, 0, 0.0)
 
 
 def changed(**content: Any) -> list[Any]:
-    """A request with some of its content replaced."""
+    """Build a request with some of its content replaced."""
     header = wire.decode_control(encode_request(request(slot=0, memory=MEMORY, tally=TALLY)))
     return [wire.encode_control("request", {**header, "type": "request", **content})]
 

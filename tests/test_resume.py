@@ -1,4 +1,4 @@
-"""Going on with a run: its figures and parameters continue, and what does not fit is refused."""
+"""Resumed runs: figures and parameters continue, and contradictions are refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ pytestmark = pytest.mark.usefixtures("same_threads", "no_picture")
 
 
 class Grid(gymnasium.Env[Any, Any]):
-    """A screen of pixels, each of which is an action: auto stacks it, for a spatial network."""
+    """A screen whose pixels are the actions: auto stacks it, and chooses a spatial network."""
 
     def __init__(self, side: int = 40) -> None:
         self.observation_space = spaces.Box(0, 255, (side, side), np.uint8)
@@ -79,7 +79,7 @@ gymnasium.register("test/Grid-v0", lambda **arguments: Grid(**arguments))
 
 
 def launch(directory: Path, *, resume: bool = False, **changes: dict[str, Any]) -> dict[str, Any]:
-    """Train in this process; the summary."""
+    """Train in this process and return the summary."""
     past = read_run(directory) if resume else None
     layers = [("test", changes)] if past else [("settings", SETTINGS), ("test", changes)]
     code = running.launch(
@@ -103,7 +103,7 @@ OTHERWISE: Layer = {
 
 
 def launch_chosen_otherwise(directory: Path) -> Config:
-    """A run of a version that chose for Grid what auto does not stand for here; its settings."""
+    """Write a run of a version that chose otherwise than auto does here; return its settings."""
     run = {"env": "test/Grid-v0", "steps": 200, **OTHERWISE["run"]}
     launch(directory, run=run, network=dict(OTHERWISE["network"]))
     auto = {section: dict.fromkeys(values, "auto") for section, values in OTHERWISE.items()}
@@ -267,7 +267,7 @@ def test_what_another_version_chose_for_a_run_stays_whatever_auto_stands_for_now
     for section, values in OTHERWISE.items():
         assert all(here[section][key] != before[section][key] == values[key] for key in values)
     assert launch(tmp_path, resume=True, run={"steps": 300})["environment_steps"] >= 300
-    # It stays with those who leave it to auto in so many words, too.
+    # The version's choice also stays if the option names "auto" itself.
     summary = launch(tmp_path, resume=True, run={"steps": 400}, network={"kind": "auto"})
     assert summary["environment_steps"] >= 400
     after = read_run(tmp_path).config.to_map()
@@ -332,11 +332,11 @@ def test_changed_structure_is_refused_and_named(tmp_path: Path, change: Any, nam
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        # What was chosen for the run and not named here is no difference.
+        # A choice that the run made and that is not named here is not a contradiction.
         ({"network": {"hidden": 32}}, r": network\.hidden = 32, not 16: the parameters"),
         ({"run": {"frame_stack": 4}}, r": run\.frame_stack = 4, not 1: the parameters"),
         ({"network": {"kind": "spatial"}}, r"network\.kind = spatial, not conv"),
-        # It may not even fit what is named.
+        # The run's own choice may not even fit the named settings.
         ({"network": {"kind": "mlp"}}, r"network\.kind = mlp, not conv"),
         ({"run": {"env": "CartPole-v1"}}, r"run\.env = CartPole-v1, not test/Grid-v0"),
         ({"run": {"env_args": {"side": 7}}}, r"run\.env_args = {'side': 7}, not {}"),
@@ -512,7 +512,7 @@ def test_ctrl_c_at_twenty_random_moments_always_saves_and_can_always_be_resumed(
             command.interrupt()
             assert command.wait(20) == 0, command.stderr
         if not (run / "config.toml").exists():
-            continue  # it had not begun
+            continue  # the role had not started
         summary = json.loads((run / "summary.json").read_text())
         assert summary["exit_reason"] == "interrupted"
         assert summary["transitions"]["lost"] == 0

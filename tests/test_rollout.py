@@ -1,4 +1,4 @@
-"""What an actor records of environments that fail, of an expert's advice, and of large rewards."""
+"""The actor's recording of failing environments, of an expert's advice, and of large rewards."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_nothing_of_a_broken_episode_is_shipped_and_nothing_of_the_others_is_mis
     episodes = [segment.frames["observation"][:, 0] for segment in segments]
     assert all(len(set(seed.tolist())) == 1 for seed in episodes)
     assert bad not in {seed[0] for seed in episodes}
-    # Episodes of five steps: 20 steps are four of them, but for the one that lost three steps.
+    # Episodes of five steps: 20 steps are four episodes, except the one that lost three steps.
     assert [segment.count for segment in segments] == [LENGTH] * 11
     assert telemetry.counters["episodes"] == 11
     assert telemetry.counters["environment_steps"] == 60
@@ -88,7 +88,7 @@ def test_a_reset_that_fails_is_counted_like_a_step_that_does():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_recorder_that_drops_ships_what_one_without_the_failed_episodes_ships(data: Any):
-    """Random episodes of two environments, some of which fail; a naive twin keeps whole ones."""
+    """Play two environments at random, some failing, beside a twin that keeps whole episodes."""
     settings_of = {"n_step": 2, "discount": 0.5, "segment_length": 4}
     recorder = SegmentRecorder(NUMBER, 2, **settings_of)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
@@ -218,7 +218,7 @@ def test_boltzmann_exploration_is_by_the_values_of_the_network():
         shipped(rollout, 13, telemetry)
         coverages.append([episode[2] for episode in telemetry.report().episodes])
         rollout.close()
-    # Untrained, the network plays exact greedy, and so does a softmax as cold as this.
+    # Without training, the network plays exact greedy, and so does a softmax at this temperature.
     assert max(coverages[0]) < min(coverages[1])
 
 

@@ -1,4 +1,4 @@
-"""A directory of a person's own does not take the place of pdqn's and Python's modules."""
+"""A user's directory does not shadow the modules of pdqn and of Python."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_processes_do_not_look_where_they_are_started(
         where, told = found_in(tmp_path)
     assert Path(where).parent != tmp_path
     assert "PYTHONSAFEPATH" not in os.environ
-    # What an environment of a person's own starts looks there again.
+    # A program that the user's environment starts searches that directory again.
     monkeypatch.setenv("PYTHONSAFEPATH", told)
     forget()
     assert "PYTHONSAFEPATH" not in os.environ

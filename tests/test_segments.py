@@ -29,7 +29,7 @@ GAMMA = 0.9
 
 
 def targets(count: int, n: int, *, terminated: bool) -> NStep:
-    """Of the rewards 1, 10, 100 with gamma 0.5."""
+    """Compute the n-step targets of the rewards 1, 10, 100 with gamma 0.5."""
     return n_step_targets(np.array([1.0, 10, 100]), count, n, 0.5, terminated=terminated)
 
 
@@ -107,7 +107,7 @@ Stacked = dict[str, list[Any]]
 
 
 def stack_of(frames: Sequence[Packed], t: int, spec: EnvironmentSpec) -> Stacked:
-    """By definition: the frames up to the t-th of an episode, whose first stands in for more."""
+    """Stack the last frames up to t, with the episode's first in place of missing ones."""
     return {
         f.name: frames[t][f.name]
         if f.stack == 1
@@ -118,7 +118,7 @@ def stack_of(frames: Sequence[Packed], t: int, spec: EnvironmentSpec) -> Stacked
 
 @dataclass
 class Step:
-    """What the twin keeps of one step beside its frame, as copies taken when it happened."""
+    """The twin's record of a step beside its frame, copied when the step happened."""
 
     action: int
     chosen: float
@@ -128,22 +128,22 @@ class Step:
 
 @dataclass
 class Episode:
-    """All steps of one episode, and what is known of its end."""
+    """All steps of one episode, and its end, as far as it is known."""
 
     frames: list[Packed] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    flushes: list[int] = field(default_factory=list)  # steps that each flush found
+    flushes: list[int] = field(default_factory=list)  # number of steps at each flush
     end: str = "unfinished"
     final_value: float = 0.0
 
     def shipped(self) -> int:
-        """How many steps have become transitions after a flush."""
-        # Of an unfinished episode's last step, what followed is not known.
+        """Count the steps that a flush has turned into transitions."""
+        # The observation after an unfinished episode's last step is not known.
         return max(0, len(self.steps) - (self.end == "unfinished"))
 
     def transition(self, t: int, n: int, spec: EnvironmentSpec) -> dict[str, Any]:
-        """The n-step transition at step t by definition."""
-        # The first flush that ships a step lets it look no further than its last frame.
+        """Compute the n-step transition at step t from the definition."""
+        # The first flush that ships a step limits its n-step return to the flush's last frame.
         known = next((m - 1 for m in self.flushes if t < m - 1), len(self.steps))
         k = min(n, known - t)
         terminal = self.end == "terminated" and t + k == len(self.steps)
@@ -166,7 +166,7 @@ class Episode:
 
 
 def one(packed: dict[str, np.ndarray], row: int) -> Packed:
-    """A copy of one observation of a batch, as plain lists."""
+    """Copy one observation of a batch into plain lists."""
     return {name: array[row].tolist() for name, array in packed.items()}
 
 
@@ -186,14 +186,14 @@ class World:
             self.show(env)
 
     def show(self, env: int) -> None:
-        """Put a fresh observation, unlike all others, where the last one was."""
+        """Replace an environment's observation by a new, distinct one."""
         self.number += 1
         self.packed["step"][env] = self.number, -self.number
         self.packed["flags"][env] = self.rng.integers(0, 256, 2)
         self.packed["action_mask"][env] = self.rng.integers(0, 256)
 
     def play(self, recorder: SegmentRecorder, end_probability: float) -> list[tuple[str, Segment]]:
-        """One step of everything, as an actor does it; the segments and why each was cut."""
+        """Take one step as an actor does; return the segments, each with the cause of its cut."""
         actions = self.rng.integers(0, SPEC.num_actions, self.num_envs)
         chosen, values = self.rng.normal(size=(2, self.num_envs)).astype(np.float32)
         recorder.record(self.packed, actions, chosen, values)
@@ -219,23 +219,23 @@ class World:
             self.episodes[env].append(Episode())
             self.show(env)
         if len(bootstrapped) == 0:
-            final_packed = {}  # as the environments have it
+            final_packed = {}  # in the environments' own format
         segments = recorder.finish(
             rewards, terminated, truncated, final_packed, final_values[bootstrapped]
         )
         for array in (*final_packed.values(), actions, chosen, values, rewards, final_values):
-            array[...] = 99  # nothing of it may have been kept by reference
+            array[...] = 99  # a reference to it would show
         causes = [*ends, *["cut"] * (len(segments) - len(ends))]
         return list(zip(causes, segments, strict=True))
 
     def flush(self, recorder: SegmentRecorder) -> list[tuple[str, Segment]]:
-        """Everything recorded that a transition can be made of."""
+        """Ship every recorded step that can become a transition."""
         for episodes in self.episodes:
             episodes[-1].flushes.append(len(episodes[-1].steps))
         return [("flushed", segment) for segment in recorder.flush()]
 
     def transitions(self, n: int, spec: EnvironmentSpec) -> list[dict[str, Any]]:
-        """All that must have been shipped after a flush."""
+        """List all transitions that must have been shipped by a flush."""
         return [
             episode.transition(t, n, spec)
             for episodes in self.episodes
@@ -245,14 +245,14 @@ class World:
 
 
 def shipped(segments: Sequence[Segment], spec: EnvironmentSpec) -> TransitionBatch:
-    """Segments as replay gets them."""
+    """Build the batch of segments that replay gets."""
     columns, blocks = join_segments(segments, spec)
     data = encode_transitions(TransitionBatch("run", 0, 0, 0, 0, columns, blocks))
     return decode_transitions(data, spec, "run")
 
 
 def transitions(batch: TransitionBatch, spec: EnvironmentSpec) -> Iterator[dict[str, Any]]:
-    """Whole transitions, with the stacks that a batch's frames and history make."""
+    """Yield whole transitions, with the stacks that frames and history of a batch define."""
     columns = batch.columns
     frames = [one(block.fields, i) for block in batch.blocks for i in range(block.count)]
     history = columns.get("history", np.zeros(len(frames), np.uint8)).tolist()
@@ -273,7 +273,7 @@ def transitions(batch: TransitionBatch, spec: EnvironmentSpec) -> Iterator[dict[
 
 
 def number_of(row: dict[str, Any]) -> float:
-    """Every frame has a number of its own: that of a transition's newest."""
+    """Return the distinct number of a transition's newest frame."""
     step = row["observation"]["step"]
     return step[-1][0] if isinstance(step[-1], list) else step[0]
 
@@ -286,7 +286,7 @@ def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def check_overhead(cause: str, segment: Segment, n_step: int, spec: EnvironmentSpec) -> None:
-    """The frames of a segment: context, one for each transition, and those bootstrapped from."""
+    """Check the number of frames: context, one for each transition, and those after the last."""
     context = int(segment.columns["observation_index"][0])
     beyond = {"terminated": 0, "truncated": 1, "flushed": 1, "cut": n_step}[cause]
     assert context <= spec.frame_stack - 1
@@ -366,7 +366,7 @@ def frames_with(number: int) -> dict[str, np.ndarray]:
 
 
 def play_one(recorder: SegmentRecorder, number: int, reward: float, end: str = "") -> list[Segment]:
-    """One step of a single environment at observation ``number``, with Q values by number."""
+    """Take one step of a single environment at observation ``number``, with Q values by number."""
     chosen, value = np.array([[0.5], [number]], np.float32)
     recorder.record(frames_with(number), np.array([number % 7]), chosen, value)
     truncated = end == "truncated"
@@ -441,7 +441,7 @@ class TestWorkedExamples:
 
 
 class TestStackedExamples:
-    """Observations 1, 2, 3, ... of one episode, three of them stacked, cut after two steps."""
+    """Observations 1, 2, 3, ... of one episode in stacks of three, cut after two steps."""
 
     def recorder(self) -> SegmentRecorder:
         return small_recorder(1, segment_length=2, spec=SPEC.stacked(3))
@@ -490,7 +490,7 @@ def test_frames_are_shipped_once_but_for_the_borders_of_segments():
     segments = [segment for t in range(199) for segment in play_one(recorder, t, 1)]
     segments += play_one(recorder, 199, 1, "truncated")
     _, blocks = join_segments(segments, spec)
-    # Nine are cut, each when three steps more are known; the last one has the 20 that are left.
+    # Nine segments are cut when three more steps are known; the last one has the remaining 20.
     assert [segment.count for segment in segments] == [20] * 10
     # Three frames of context for all but the first, three to bootstrap from for all but the last.
     assert sum(block.count for block in blocks) == 200 + 9 * 3 + 9 * 3 + 1
@@ -541,7 +541,7 @@ class TestJoining:
             segments += recorder.finish(np.zeros(1), zero > 0, zero > 0, {}, zero[:0])
         assert [segment.frame_count for segment in segments] == [3] * 8
         columns, blocks = join_segments(segments, spec)
-        # 60,000 bytes of two segments are too few; 90,000 of three are enough.
+        # The 60,000 bytes of two segments are too few; the 90,000 of three suffice.
         assert [block.count for block in blocks] == [9, 9, 6]
         numbers = np.concatenate([block.fields["map"][:, 0] for block in blocks])
         assert numbers[columns["observation_index"]].tolist() == list(range(16))

@@ -1,4 +1,4 @@
-"""The actor's way to replay, against replay's own kind of sockets in this process."""
+"""The actor's sender, against a stand-in for replay's sockets in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 20.0
 
 
 class Peer:
-    """Replay's sockets; it takes and acknowledges only what a test lets it."""
+    """Replay's sockets; they receive and acknowledge only when a test lets them."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self.pull = context.socket(zmq.PULL)
@@ -47,7 +47,7 @@ class Peer:
         return first, second
 
     def greet(self) -> None:
-        """Tell new subscribers what is expected of them."""
+        """Tell new subscribers the sequence number that is expected of them."""
         while self.acks.poll(0):
             stream = subscriber_of(self.acks.recv())
             if stream is not None:
@@ -55,13 +55,13 @@ class Peer:
                 self.acknowledge(self.expected, greeting=True)
 
     def take(self, most: int = 1000) -> None:
-        """Receive up to so many batches that are there."""
+        """Receive the batches that are there, at most ``most``."""
         while most and self.pull.poll(0):
             self.received.append(self.pull.recv())
             most -= 1
 
     def take_and_acknowledge(self) -> None:
-        """What replay does with one batch."""
+        """Receive and acknowledge one batch, as replay does."""
         before = len(self.received)
         self.take(1)
         for data in self.received[before:]:
@@ -69,7 +69,7 @@ class Peer:
             self.acknowledge(self.expected)
 
     def serve(self) -> None:
-        """What replay does in a turn."""
+        """Do what replay does in one turn."""
         self.greet()
         self.take_and_acknowledge()
 
@@ -98,7 +98,7 @@ class Proxy:
         self._thread.start()
 
     def break_connections(self) -> None:
-        """Close them all in mid-stream; what is on its way in the relay is lost."""
+        """Close all connections in mid-stream; data inside the relay is lost."""
         with self._lock:
             for end in self._peers:
                 end.close()
@@ -119,7 +119,7 @@ class Proxy:
                         self._accept()
                     elif end in self._peers:
                         self._pass_on(end)
-            time.sleep(0.001)  # whoever waits for the lock gets it
+            time.sleep(0.001)  # a thread that waits for the lock gets it now
 
     def _accept(self) -> None:
         here = self._listener.accept()[0]
@@ -143,7 +143,7 @@ class Given:
     """A patience that ends after a while, so that a wrong sender fails and does not hang.
 
     Args:
-        meanwhile: done at every question.
+        meanwhile: called at every question.
     """
 
     def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -193,7 +193,7 @@ def context(closing) -> zmq.Context[zmq.Socket[bytes]]:
 
 @pytest.fixture(params=["tcp", "ipc"])
 def start_peer(request, context, closing, tmp_path) -> Callable[[], Peer]:
-    """Each is at an address of its own, as replay is after every start."""
+    """Start peers, each at a new address, as replay is after every start."""
     started: list[Peer] = []
 
     def start() -> Peer:
@@ -224,7 +224,7 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def receive(peer: Peer, count: int) -> None:
-    """Until the peer has received so many batches in all."""
+    """Wait until the peer has received ``count`` batches in all."""
 
     def received() -> bool:
         peer.take()
@@ -248,7 +248,7 @@ def send(sender: TransitionSender, *sequence: int) -> None:
 def until_unacknowledged(
     sender: TransitionSender, count: int, meanwhile: Callable[[], None] = lambda: None
 ) -> None:
-    """Until so many batches are unacknowledged."""
+    """Wait until ``count`` batches are unacknowledged."""
 
     def reached() -> bool:
         meanwhile()
@@ -446,7 +446,7 @@ class TestAnotherReplay:
 
 
 class TestBrokenConnection:
-    """Replay lives on, and keeps what it got: it drops by number what comes twice."""
+    """Replay outlives the connection and drops duplicates by their number."""
 
     @pytest.fixture
     def peer(self, context, closing) -> Peer:
@@ -456,7 +456,7 @@ class TestBrokenConnection:
 
     @pytest.fixture
     def proxies(self, peer, closing) -> tuple[Proxy, Proxy]:
-        """In front of the transitions' socket, and of the acknowledgements'."""
+        """Put one relay before the transitions' socket and one before the acknowledgements'."""
         made = []
         for address in peer.addresses:
             made.append(Proxy(address))
@@ -488,7 +488,7 @@ class TestBrokenConnection:
             before = len(peer.received)
             peer.take(1)
             for data in peer.received[before:]:
-                # As replay does: a number is not taken back by one that comes twice.
+                # A duplicate does not lower the number, here as in replay.
                 peer.expected = max(peer.expected, number_of(data) + 1)
                 peer.acknowledge(peer.expected)
 
@@ -529,7 +529,7 @@ class TestBrokenConnection:
 
 
 class JustListed(Context):
-    """Who serves with it hears of a new key after a first attempt to connect."""
+    """A server learns of a new key only after that key's first attempt to connect."""
 
     refusals = 1
 

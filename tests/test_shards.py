@@ -1,4 +1,4 @@
-"""Several shards of replay are as one buffer with one limit, and none of them stops the run."""
+"""Several shards of replay act as one buffer with one limit, and never stop the run."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def limiter_of(
 
 
 def state_of(inserted: int, sampled: int = 0, incarnation: int = 0, **view: float) -> ShardState:
-    """Of a shard that was told nothing, unless ``view`` says what its limiter counts."""
+    """Describe a shard that has not heard of others, unless ``view`` has its limiter's counts."""
     values: dict[str, Any] = {
         "num_inserted": inserted,
         "num_sampled": sampled,
@@ -166,7 +166,7 @@ class TestLedger:
         assert ledger.totals == {0: 10.0, 1: 6.0}
 
     def test_what_a_shard_did_that_was_told_before_and_is_heard_late_is_not_counted_twice(self):
-        # The client before had counted the 60 of shard 1, which has inserted 2 more since.
+        # The previous client had counted the 60 of shard 1, which has inserted 2 more since.
         told = {"num_inserted": 100, "num_sampled": 90, "balance": 2.0}
         ledger = self.ledger(state_of(40, 70, **told))
         ledger.hear(1, state_of(62, 20, **told))
@@ -176,7 +176,7 @@ class TestLedger:
 
     @pytest.mark.parametrize("since", [0, 2])
     def test_a_shard_that_did_everything_and_is_heard_late_is_not_counted_twice(self, since: int):
-        # There was one actor until shard 1 got a few transitions that nobody was told of yet.
+        # There was one actor until shard 1 got a few transitions that are not reported yet.
         ledger = self.ledger(
             state_of(0, num_inserted=100_000, num_sampled=90_000, balance=2.0),
             state_of(5, num_inserted=100_005, num_sampled=90_000, balance=7.0),
@@ -252,7 +252,7 @@ class SimulatedShard:
 
 
 class World:
-    """Shards, actors and a client; every move is one message or one action of somebody."""
+    """Shards, actors and a client; every move is one message or one action of one of them."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -263,12 +263,12 @@ class World:
         self.min_size = rng.randint(1, 60)
         self.target = rng.uniform(0.2, 5)
         self.insert_size = rng.randint(1, 12)
-        # How many actors each shard has, and how large their priorities are.
+        # The number of actors and the size of the priorities, for each shard.
         self.actors = [rng.randint(0, 2) for _ in range(self.shards_wanted)]
         self.scales = [rng.choice([1e-6, 1.0, 1000.0]) for _ in range(self.shards_wanted)]
         self.incarnations = Counter[int]()
         self.shards: dict[int, SimulatedShard] = {}
-        self.cut: set[int] = set()  # those that live where the client does not hear them
+        self.cut: set[int] = set()  # alive, but out of the client's reach
         self.moves = self.batches_done = self.numbers = 0
         for shard in range(self.shards_wanted):
             self.start(shard)
@@ -303,7 +303,7 @@ class World:
             self.lose(shard)
             for queue in (self.shards[shard].inbox, self.shards[shard].outbox):
                 queue.clear()
-            # Nobody is there to be answered.
+            # Their senders are gone, so nobody is answered.
             self.shards[shard].pending.clear()
 
     def mend(self, shard: int) -> None:
@@ -341,7 +341,7 @@ class World:
             self.moves += 1
 
     def has_actors(self, index: int) -> bool:
-        """Whether actors of its own send here, or those of a shard that is gone."""
+        """Tell if actors send here: this shard's, or those of a shard that is gone."""
         actors = [s for s in range(self.shards_wanted) for _ in range(self.actors[s])]
         sent_to = [
             shard_of(shard + self.shards_wanted * n, self.shards_wanted, self.shards)
@@ -408,7 +408,7 @@ class World:
     # -- time
 
     def anything(self) -> None:
-        """One move of somebody."""
+        """Make one random move."""
         self.ask()
         if not self.shards:
             return
@@ -435,7 +435,7 @@ class World:
             self.retarget()
 
     def round(self) -> None:
-        """Everybody does everything that can be done, once."""
+        """Make every possible move once."""
         for index, shard in list(self.shards.items()):
             self.hear_of_target(shard)
             self.insert(index)
@@ -488,7 +488,7 @@ def test_the_ratio_of_all_shards_together_stays_near_the_target(seed: int):
         balance = world.target * (inserted - world.min_size) - sampled
         on_its_way = world.prefetch * world.batch
         assert balance >= -world.tolerance - on_its_way
-        # What a shard may insert before it hears of the others.
+        # The transitions that a shard may insert before it hears of the others.
         alone = world.target * (world.min_size + world.insert_size) + 2 * world.tolerance
         assert balance <= world.shards_wanted * (alone + 2 * on_its_way)
 
@@ -497,7 +497,7 @@ def test_the_ratio_of_all_shards_together_stays_near_the_target(seed: int):
 
 
 def config_of(shards: int, **changes: Any) -> Config:
-    """Batches of 64, and a limiter that waits for nobody once there are 8 transitions."""
+    """Configure batches of 64, and a limiter that never waits once there are 8 transitions."""
     replay = {
         "shards": shards,
         "capacity": 3000,
@@ -514,7 +514,7 @@ def config_of(shards: int, **changes: Any) -> Config:
 
 
 def encoded(sequence: int, actor: int, values: Any, priorities: Any) -> bytes:
-    """A batch of one-step episodes whose observations are these values."""
+    """Encode a batch of one-step episodes whose observations are these values."""
     count = len(values)
     columns = {
         "action": np.zeros(count, np.int32),
@@ -532,7 +532,7 @@ def encoded(sequence: int, actor: int, values: Any, priorities: Any) -> bytes:
 
 
 class Run:
-    """A coordinator in this thread, shards in threads or processes of their own, a client."""
+    """A coordinator and a client in this thread, with shards in separate threads or processes."""
 
     def __init__(self, eventually: Eventually, directory: Path, config: Config) -> None:
         self._eventually = eventually
@@ -585,13 +585,13 @@ class Run:
         return self._eventually(lambda: self.coordinator.poll(0.01) or happened())
 
     def served(self, name: str) -> dict[int, str]:
-        """The addresses of one of the shards' sockets, as a pulse lists them."""
+        """Map the shards to the addresses of one of their sockets, as a pulse lists them."""
         members = list(self.coordinator.membership.members("replay"))
         found = {m.key.index: m.endpoints.get(f"{name}/{m.key.index}", "") for m in members}
         return {index: address for index, address in found.items() if address}
 
     def sampled(self, shard: int) -> float:
-        """How many rows a shard has given."""
+        """Count the rows that a shard has given."""
         return self.metrics.counted(MemberKey("replay", shard, 0)).get("samples", 0.0)
 
     def sender(self, shard: int, actor: int, window: int = 100) -> TransitionSender:
@@ -676,14 +676,14 @@ def test_what_shards_give_is_distributed_as_from_one_buffer(
         seen = sample.observation["observation"][:, 0].astype(int)
         np.add.at(drawn, seen, 1)
         np.testing.assert_allclose(sample.sampling_priority, scaled[seen], rtol=1e-6)
-        # As from one buffer: (N P(i))^-exponent over the largest of the batch.
+        # One buffer would give (N P(i))^-exponent, divided by the largest of the batch.
         probability = scaled[seen] / scaled.sum()
         weights = (sum(sizes) * probability) ** -0.7
         found = importance_weights(sample.sampling_priority, 0.7)
         np.testing.assert_allclose(found, weights / weights.max(), rtol=1e-5)
         client.release(sample, None)
     expected = batches * 64 * scaled / scaled.sum()
-    # The draw is stratified, and so spreads less than chi-square with so many degrees does.
+    # A stratified draw spreads less than chi-square does at this many degrees of freedom.
     freedom = sum(sizes) - 1
     assert chi_square(drawn, expected) < freedom + 4 * (2 * freedom) ** 0.5
 
@@ -705,7 +705,7 @@ def test_new_priorities_reach_the_shard_that_gave_the_rows(
         client.release(sample, np.where(odd, 1e6, 0).astype(np.float32))
         return bool(odd.all())
 
-    # Keys of both shards are the same: who mixes them up never gets there.
+    # Both shards have the same keys: a client that confuses them never gets there.
     run.until(only_odd_values)
 
 
@@ -724,7 +724,7 @@ def test_the_limit_holds_for_all_shards_together(make_run: Callable[..., Run]):
     run = make_run(2, samples_per_insert=2.0, samples_per_insert_tolerance=256.0, min_size=64)
     run.start_threads()
     senders, client = [run.sender(shard, shard, window=1000) for shard in range(2)], run.client()
-    for _ in range(30):  # more than may be due: most of it waits
+    for _ in range(30):  # more than may be due: most of them wait
         for actor, sender in enumerate(senders):
             data = encoded(sender.next_sequence, actor, np.zeros(16), np.ones(16))
             assert sender.send(data, lambda: True)
@@ -755,8 +755,8 @@ def test_a_new_learner_goes_on_with_the_balance_of_the_one_before(make_run: Call
     first.close()
     second = run.client()
     assert second.receive(0.3, 0) is None, "what the first one sampled is forgotten"
-    # Two batches more make one due. What the shards gave the first one before they heard of each
-    # other, its two requested batches at most, comes on top.
+    # Two more batches make one due. XX batches that the shards gave the
+    # first client before they heard of each other: at most the two that it had requested.
     for _ in range(4):
         run.insert(senders[0], 0, np.zeros(64), np.ones(64))
         if second.receive(0.3, 0) is not None:
@@ -799,11 +799,11 @@ def test_killing_a_shard_does_not_stop_the_run(make_run: Callable[..., Run], tra
 
 
 def learn_without_looking(run: Run, done: list[str]) -> None:
-    """A learner that looks for shards in no step, as one does whose batches are always there.
+    """Learn without looking for shards, as with batches that are always there.
 
     Args:
-        run: to take part in.
-        done: gets what it does, as far as that is noted.
+        run: the run to take part in.
+        done: list that gets its actions, as far as they are noted.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
@@ -848,7 +848,7 @@ def test_a_learner_that_never_waits_for_batches_asks_a_shard_that_comes_later(
     monkeypatch.setattr("replay.client.SampleClient.unheard", "replay 7 does not answer")
     learner = {"device": "cpu", "precision": "float32", "learning_rate": 1e-3, "threads": 1}
     changes = {"learner": learner, "network": {"hidden": 8, "layers": 1}}
-    (tmp_path / RUN_ID).write_text(RUN, encoding="utf-8")  # where it saves
+    (tmp_path / RUN_ID).write_text(RUN, encoding="utf-8")  # the learner saves here
     run = Run(eventually, tmp_path, build(("test", config_of(2).to_map()), ("learner", changes)))
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -861,7 +861,7 @@ def test_a_learner_that_never_waits_for_batches_asks_a_shard_that_comes_later(
             run.coordinator.command(["learner"], "stop")
             run.until(learning.done)
             learning.result()
-        # The last parameters twice: at first there may be no room for them on a slow connection.
+        # The last parameters come twice: a slow connection may have had no room the first time.
         assert done[-3:] == ["publish", "save", "publish"]
         assert 64 * done.count("priorities") >= 512
         told = [event.text for event in run.coordinator.events if event.kind == "unheard"]

@@ -1,4 +1,4 @@
-"""Memory shared between processes: what is attached, what is refused, and that nothing is left."""
+"""Memory shared between processes: attaching, refusals, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from replay.shared_memory import (
 NBYTES = 10_000
 Eventually = Callable[..., Any]
 
-# Attaches the memory that its arguments say, and writes a byte; or makes memory and says where.
+# Either attaches the memory that its arguments name and writes a byte, or creates memory and prints
+# its name.
 ATTACHES = """
 import sys
 from replay.shared_memory import MemoryAddress, attach
@@ -171,7 +172,7 @@ def test_a_file_that_is_not_allocated_is_refused_since_writing_to_it_may_fail():
 def test_what_may_only_be_read_is_refused(tmp_path: Path):
     fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o400)
     os.posix_fallocate(fd, 0, 4096)
-    if os.getuid() != 0:  # root may write to anything
+    if os.getuid() != 0:  # root may write everywhere
         refused(fd, 4096, "Permission denied")
     os.close(fd)
 

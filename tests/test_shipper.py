@@ -1,4 +1,4 @@
-"""Shipping: what one message holds, and which shard of replay it goes to, over real sockets."""
+"""Shipping: the content of one message and the shard that it goes to, over real sockets."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Eventually = Callable[..., Any]
 
 
 class Shard:
-    """A replay that takes what comes, and acknowledges it unless told to wait.
+    """A replay that receives everything, and acknowledges it unless a test forbids that.
 
     Attributes:
-        batches: what came, in its order.
-        acknowledging: whether it does.
+        batches: those that came, in order.
+        acknowledging: whether it acknowledges them.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], spec: EnvironmentSpec) -> None:
@@ -56,7 +56,7 @@ class Shard:
 
     @property
     def sequences(self) -> list[int]:
-        """Of the batches that came."""
+        """Sequence numbers of the batches that came."""
         return [batch.sequence for batch in self.batches]
 
     def stop(self) -> None:
@@ -85,7 +85,7 @@ class Shard:
 
 
 def segment(count: int, spec: EnvironmentSpec = SPEC) -> Segment:
-    """Transitions between consecutive frames."""
+    """Build a segment of transitions between consecutive frames."""
     numbers = np.arange(count, dtype=np.int32)
     floats = numbers.astype(np.float32)
     columns = {
@@ -101,7 +101,7 @@ def segment(count: int, spec: EnvironmentSpec = SPEC) -> Segment:
 
 
 class Replays:
-    """Two shards, what an actor is told of them, and the actor's shipper."""
+    """Two shards, the pulse that an actor gets of them, and the actor's shipper."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], spec: EnvironmentSpec, enough: int
@@ -116,7 +116,7 @@ class Replays:
         self.tell()
 
     def tell(self, *alive: int) -> None:
-        """Which shards the coordinator says are alive."""
+        """Send the pulse that lists these shards as alive."""
         endpoints: dict[str, str] = {}
         for k in alive:
             names = (f"transitions/{k}", f"acknowledgements/{k}")
@@ -125,15 +125,15 @@ class Replays:
 
     @property
     def sequences(self) -> list[list[int]]:
-        """Of the batches that came to each shard."""
+        """Sequence numbers of the batches that came, for each shard."""
         return [shard.sequences for shard in self.shards]
 
     def ship(self) -> None:
-        """A whole batch."""
+        """Ship a whole batch."""
         self.shipper.add([segment(6)], 0)
 
     def shipping(self) -> threading.Thread:
-        """The same, where it will have to wait."""
+        """Ship a whole batch in a thread, because it has to wait."""
         thread = threading.Thread(target=self.ship)
         thread.start()
         return thread
@@ -162,7 +162,7 @@ def running(spec: EnvironmentSpec, enough: int) -> Iterator[Replays]:
 
 @pytest.fixture
 def replays() -> Iterator[Replays]:
-    """Replays for small batches of six transitions."""
+    """Provide replays for small batches of six transitions."""
     with running(SPEC, enough=6) as made:
         yield made
 
@@ -183,7 +183,7 @@ def test_an_actor_leaves_a_replay_that_is_let_in_no_longer(
     sender = replays.shipper._sender
     assert sender.addresses
     pulse = Pulse()
-    object.__setattr__(pulse, "revoked", frozenset({None}))  # of whoever has none
+    object.__setattr__(pulse, "revoked", frozenset({None}))  # the key of a connection that has none
     replays.link.pulse = pulse
     thread = replays.shipping()
     eventually(lambda: not sender.addresses)
@@ -252,7 +252,7 @@ def test_back_to_its_own_shard_it_goes_when_nothing_is_on_its_way(
     assert replays.sequences == [[0], []]
     replays.shards[0].acknowledging.set()
     thread.join()
-    # No batch is at both.
+    # No batch is at both shards.
     eventually(lambda: replays.sequences == [[0], [1]])
 
 
@@ -262,7 +262,7 @@ def test_a_shard_whose_key_is_revoked_gets_nothing_more_however_readily_it_takes
     replays.tell(0, 1)
     replays.ship()
     eventually(lambda: replays.sequences == [[], [0]])
-    # Its place is taken by another one at once: nothing has to be waited for.
+    # Another shard takes over at once, so there is nothing to wait for.
     names, revoked = ("transitions/1", "acknowledgements/1"), f"|{'k' * 40}"
     theirs = replays.shards[1].endpoints
     replays.shipper._sender._addresses = (theirs[0] + revoked, theirs[1] + revoked)
@@ -288,7 +288,7 @@ def test_segments_are_sent_when_there_are_enough_one_batch_after_another(
 
 
 def test_no_message_becomes_larger_than_replay_takes(eventually: Eventually):
-    # Of such frames, 16 are as much as a message may hold with nothing else in it.
+    # 16 such frames are as much as a message may hold with nothing else in it.
     spec = spec_of(wire.MAX_TRANSITION_BYTES // 16)
     with running(spec, enough=100) as replays:
         replays.tell(0, 1)

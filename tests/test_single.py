@@ -68,7 +68,7 @@ def config_of(run: dict[str, Any], replay: dict[str, Any] | None = None, **learn
 
 
 class Listening(SilentConsole):
-    """Keeps what is said."""
+    """A console that keeps its messages."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -99,7 +99,7 @@ pytestmark = pytest.mark.usefixtures("same_threads", "no_picture")
 
 @pytest.fixture
 def with_picture() -> None:
-    """The run draws its picture."""
+    """Let the run draw its picture."""
 
 
 COMPRESSED = {"store": "compressed", "memory": "1000000", "decode_threads": 2}
@@ -128,7 +128,7 @@ def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
     summaries = [json.loads((path / "summary.json").read_text()) for path in paths]
     assert untimed(summaries[0]) == untimed(summaries[1])
     assert summaries[0]["learner_steps"] > 20
-    # A run that takes long enough has a line before its last ones, whenever that was.
+    # A run of some length writes a line before its last ones, at a time that may differ.
     lines = [[untimed(line) for line in read_lines(path / "metrics.jsonl")] for path in paths]
     assert lines[0][-2:] == lines[1][-2:]
     losses = [session.metrics.total("learner", "loss_sum") for session in sessions]
@@ -136,7 +136,7 @@ def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
 
 
 class Careless(gymnasium.Env[Any, Any]):
-    """Draws from the random states of the process, whatever its seed."""
+    """An environment that draws from the process's random states and ignores its seed."""
 
     observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -222,7 +222,7 @@ def test_samples_per_insert_is_held(tmp_path: Path):
     session = execute(config_of({"env": "CartPole-v1", "steps": 1000}), tmp_path)
     inserted = session.metrics.total("replay", "transitions_received")
     sampled = session.metrics.total("replay", "samples")
-    # Two for each transition after the first 64; at most the tolerance and one segment off.
+    # Two for each transition after the first 64, within the tolerance and one segment.
     assert abs(2.0 * (inserted - 64) - sampled) <= 100 + 2.0 * 4 * 20
 
 
@@ -254,7 +254,7 @@ def test_figures_are_lines_of_numbers_and_the_scores_of_the_last_episodes_are_ke
 
 
 def test_the_last_evaluation_is_of_the_final_parameters(tmp_path: Path):
-    # Acting parameters are refreshed every 64 steps, and the run ends in between.
+    # The acting parameters are refreshed every 64 steps, and the run ends between two refreshes.
     execute(config_of({"env": "CartPole-v1", "steps": 800}, publish_period=64), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["learner_steps"] % 64 != 0
@@ -267,7 +267,7 @@ def test_a_loss_that_was_not_finite_does_not_spoil_the_figures(
 ):
     session = session_of(config_of({"env": "CartPole-v1", "steps": 400}), tmp_path)
     run = SingleRun(session)
-    # One transition of infinite return is what a diverged target looks like.
+    # One transition of infinite return has the effect of a diverged target.
     monkeypatch.setattr("learner.objective.hard_values", once_infinite())
     assert run.execute() == 0
     assert 0 < session.metrics.total("learner", "loss_sum") < float("inf")
@@ -354,7 +354,7 @@ def test_stored_observations_are_those_of_their_step_and_not_of_a_later_one(
     assert run.execute() == 0
     stored = {row.tobytes() for row in run._buffer.get_state()["observation.map"]}
     assert stored <= seen
-    # Three placements an episode, four environments: nearly every map is another one.
+    # Three placements an episode, four environments: nearly every map is a new one.
     assert len(stored) > 100
 
 
@@ -409,7 +409,7 @@ def test_evaluations_whose_environment_cannot_be_made_are_written_down_and_the_r
     session = execute(config, tmp_path)
     assert session.metrics.counts()["environment_steps"] >= 600
     told = [e["text"] for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "evaluation"]
-    # The first one is shown to the person as well, and is not the only one.
+    # The console also shows the first one, and more follow.
     assert len(told) > 1
     assert all("broken cannot be made: TypeError: " in text for text in told)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -435,7 +435,7 @@ def test_a_reward_that_is_no_number_is_refused_and_the_run_goes_on(tmp_path: Pat
 
 @pytest.mark.parametrize("period_seconds", [0.01, 1e-9], ids=["soon", "after the first step"])
 def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path, period_seconds: float):
-    """Nothing of cliff walking ends an episode but the goal, which nobody has learned to find."""
+    """Play cliff walking: only the goal ends an episode, and the policy never finds it."""
     run = {"env": "CliffWalking-v1", "time_seconds": 1.0}
     bounds = {"period_seconds": period_seconds, "max_episode_steps": 10**9}
     config = with_evaluation(config_of(run), **bounds)
@@ -444,7 +444,7 @@ def test_an_evaluation_without_end_does_not_outlive_the_run(tmp_path: Path, peri
 
     def noted(single: SingleRun) -> None:
         stages.append(session.stage)
-        if session.stage == "running":  # the last one has no end here but its bound
+        if session.stage == "running":  # the last one ends only at its bound
             evaluate(single)
 
     single = SingleRun(session)

@@ -1,4 +1,4 @@
-"""Other places for a run's figures, which never stop it."""
+"""Other destinations of a run's figures, which never stop the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many actors saturate what, in worked numbers."""
+"""Numbers of actors that saturate each part, in worked numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A buffer that has been filled does not grow any more, however much passes through it."""
+"""A full buffer no longer grows, however much passes through it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ CAPACITY = 6000
 ROUNDS = 10
 # By then every ring has been written from end to end, and the system has committed its memory.
 FULL_AFTER = 3
-# 5 bytes for every transition that passes through meanwhile. Measured: 80,000 within five rounds,
-# and nothing more in thirty rounds after them, which are not run here.
+# 5 bytes for every transition that passes through meanwhile. Measured: 80,000 bytes within five
+# rounds, and nothing more in thirty further rounds, which this test leaves out.
 TOLERANCE_BYTES = 200_000
 MOST_FRAMES = 40
 
 
 def random_blocks(rng: np.random.Generator) -> list[FrameBlock]:
-    """Two blocks of frames that compress to about a third, no two equally well."""
+    """Build two blocks of frames that compress to about a third, each to a different size."""
     blocks: list[FrameBlock] = []
     for _ in range(2):
         frames = int(rng.integers(5, MOST_FRAMES // 2))
@@ -42,7 +42,7 @@ def random_blocks(rng: np.random.Generator) -> list[FrameBlock]:
 
 
 def columns_of(blocks: list[FrameBlock]) -> dict[str, np.ndarray]:
-    """A transition for each frame; every block is a segment."""
+    """Build a transition for each frame; every block is a segment."""
     count = sum(block.count for block in blocks)
     positions = np.concatenate([np.arange(block.count) for block in blocks])
     return {
@@ -57,7 +57,7 @@ def columns_of(blocks: list[FrameBlock]) -> dict[str, np.ndarray]:
 
 
 def use_for_long(kind: Any) -> dict[str, list[int]]:
-    """Allocated and resident bytes each time that another ``CAPACITY`` has been inserted."""
+    """List allocated and resident bytes after every ``CAPACITY`` transitions inserted."""
     rng = np.random.default_rng(0)
     memory_bytes = compressed_bytes(SPEC, CAPACITY, 1600)
     store = make_store(kind, SPEC, CAPACITY, memory_bytes, 2)

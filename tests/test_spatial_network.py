@@ -45,7 +45,7 @@ class TestChoice:
             ((BOARD,), 121, "conv"),
             ((BOARD, FieldSpec("other", (12, 10), "float32")), 120, "conv"),
             ((LEVEL,), 2, "mlp"),
-            # A board with more planes than it is long.
+            # A board with more planes than rows.
             ((FieldSpec("observation", (8, 8, 12), "bool", binary=True),), 64, "spatial"),
             ((FieldSpec("observation", (12, 8, 8), "bool", binary=True),), 64, "spatial"),
         ],
@@ -76,7 +76,7 @@ def test_images_of_any_sides_have_a_value_for_every_pixel(
 
 @pytest.mark.parametrize(("height", "width"), [(24, 20), (44, 40), (80, 72)])
 def test_an_action_is_a_row_and_a_column_and_means_the_same_everywhere(height: int, width: int):
-    # Neither place is seen from the edges, nor are they seen from there.
+    # Neither place is in the field of view of the edges, nor the other way round.
     torch.manual_seed(0)
     spec = spec_of(FieldSpec("observation", (height, width), "float32"), actions=height * width)
     network = spatial(spec, layers=1)

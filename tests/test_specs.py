@@ -1,4 +1,4 @@
-"""What observations look like, packed and plain, and the seeds that everything random has."""
+"""Observations, packed and plain, and the seeds of everything that is random."""
 
 from __future__ import annotations
 

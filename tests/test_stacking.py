@@ -1,4 +1,4 @@
-"""Stacks of frames: by definition, and the same ones for who acts, who evaluates, who learns."""
+"""Stacks of frames: by definition, and the same for actors, evaluator and learner."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pdqn.telemetry import Telemetry
 from pdqn.wire import TransitionBatch, decode_transitions, encode_transitions
 
 NUMBERED = "pdqn-test/Numbered-v0"
-BOOL: Any = np.bool_  # which gymnasium accepts, but does not declare
+BOOL: Any = np.bool_  # gymnasium accepts this dtype, but does not declare it
 FIELDS = (
     FieldSpec("action_mask", (3,), "int8", binary=True),
     FieldSpec("lit", (5,), "bool", binary=True),
@@ -36,7 +36,7 @@ FIELDS = (
 
 
 class Numbered(gymnasium.Env[Any, Any]):
-    """Shows an ever higher number, in bits, too; ends or is cut short at random."""
+    """An environment that counts up, also in bits, and ends or is truncated at random."""
 
     observation_space = spaces.Dict(
         {
@@ -79,7 +79,7 @@ def _registered() -> Iterator[None]:
 
 
 def naive_stack(frames: list[Any], depth: int) -> np.ndarray:
-    """The last frames of an episode, the first of which stands in for those before it."""
+    """Stack the last frames of an episode, with the first in place of missing ones."""
     return np.stack([frames[max(0, len(frames) - depth + j)] for j in range(depth)])
 
 
@@ -154,7 +154,7 @@ class TestStacker:
 
 
 class Watched(FusedNetwork):
-    """A network that keeps a copy of every observation that it is shown, by its last number."""
+    """A network that keeps a copy of every observation that it gets, by its last number."""
 
     def __init__(self, spec: EnvironmentSpec) -> None:
         super().__init__(spec, NetworkConfig(kind="mlp", hidden=8, layers=1))
@@ -166,7 +166,7 @@ class Watched(FusedNetwork):
 
 
 def by_number(observation: Observation) -> dict[int, dict[str, Any]]:
-    """Every row as plain lists, by the number of its newest frame."""
+    """Map the number of a row's newest frame to the row as plain lists."""
     numbers = observation["number"]
     newest = (numbers[:, -1] if numbers.ndim == 2 else numbers).tolist()
     return {
@@ -192,7 +192,7 @@ def config_of(frame_stack: int, segment_length: int) -> Config:
 def shipped_stacks(
     batch: TransitionBatch, spec: EnvironmentSpec
 ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-    """Stacks by a batch's frames and history: of all observations, and of all bootstraps."""
+    """Return the stacks of all observations and of all bootstraps, by frames and history."""
     frames = spec.unpack(
         {
             field.name: np.concatenate([block.fields[field.name] for block in batch.blocks])
@@ -237,7 +237,7 @@ def test_the_network_acted_on_the_stacks_that_the_learner_is_given(frame_stack, 
     for shipped in (observations, bootstraps):
         for number, stack in shipped.items():
             assert stack == network.shown[number]
-    # Those that are only bootstrapped from: final ones at truncation.
+    # Some are only bootstrapped from: the final observations at truncation.
     assert len(bootstraps.keys() - observations.keys()) > 5
     assert len(next(iter(observations.values()))["lit"]) == (5 if frame_stack == 1 else frame_stack)
 
@@ -256,7 +256,7 @@ def test_episodes_are_evaluated_on_stacks_of_their_own_frames(frame_stack):
     assert scores is not None
     assert scores.lengths.max() > 4
     for rows, length in zip(shown, scores.lengths.tolist(), strict=True):
-        # Numbers go up by one; the first stands in for those before it.
+        # Numbers go up by one; the first stands for the frames before it.
         newest = np.array([np.ravel(row["number"])[-1] for row in rows[:length]])
         assert (np.diff(newest) == 1).all()
         for t, row in enumerate(rows[:length]):
@@ -276,6 +276,6 @@ def test_an_evaluated_stack_does_not_reach_into_the_episode_before():
 
     # More episodes than environments: they are played in turns.
     assert play(act, spec, {}, list(range(40))) is not None
-    # The final observation of an episode has a number, but is not acted on.
+    # An episode's final observation has a number, but no action follows it.
     assert all(np.isin(np.diff(stack), [0, 1]).all() for stack in stacks)
     assert sum(stack[0] == stack[3] for stack in stacks) >= 40

@@ -1,4 +1,4 @@
-"""Batches that are brought to the device ahead of their step."""
+"""Batches that move to the device ahead of their step."""
 
 from __future__ import annotations
 

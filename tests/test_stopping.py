@@ -17,7 +17,7 @@ def always() -> bool:
 
 
 def seconds_waited(deadline: Deadline, goes_on: Callable[[], bool] = never) -> int:
-    """Whole seconds, from 100 on, after which the wait is over."""
+    """Count the whole seconds, from 100 on, after which the wait is over."""
     return next(n for n in itertools.count() if deadline.is_over(100.0 + n, goes_on))
 
 

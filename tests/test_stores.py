@@ -1,4 +1,4 @@
-"""Both stores of frames against a plain list, and what only one of them can do wrong."""
+"""Both stores of frames against a plain list, and the mistakes that only one can make."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pdqn.wire import FrameBlock, compress_block
 from replay import stores
 from replay.stores import CompressedStore, DenseStore, FrameStore, Wanted
 
-# The odd number of mask bytes leaves all fields behind it unaligned within a block.
+# The odd number of mask bytes leaves all later fields of a block unaligned.
 SPEC = EnvironmentSpec(
     "test/Maps-v0",
     (
@@ -59,7 +59,7 @@ def store_of(kind: str, frame_capacity: int, arena_bytes: int = 1 << 16) -> Fram
 
 
 def wanted(numbers: Any) -> Wanted:
-    """All fields of frames, into memory that holds something else."""
+    """Return a request for all fields of frames, with memory that holds other values."""
     array = np.array(numbers, np.int64)
     out = {
         field.name: np.full((*array.shape, *field.stored_shape), 77, field.stored_dtype)
@@ -75,14 +75,14 @@ def gathered(store: FrameStore, numbers: Any) -> Observation:
 
 
 def frames(observation: Observation) -> list[dict[str, Any]]:
-    """One plain map for each frame."""
+    """Build one plain map for each frame."""
     names = list(observation)
     columns = [observation[name].tolist() for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 class StoreAndTwin(RuleBasedStateMachine):
-    """Whatever is done to a store, its frames are those of a list of all frames ever appended."""
+    """A store and a list of all frames ever appended, equal after every operation."""
 
     @initialize(
         kind=st.sampled_from(STORES),

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from replay.sum_tree import SumTree
 
-# Small whole numbers: their sums are exact, so that tree and list must agree to the last bit.
+# Small whole numbers have exact sums, so tree and list must agree to the last bit.
 whole_priorities = st.integers(0, 7).map(float)
 any_priorities = st.floats(0, 1e30, allow_subnormal=True)
 
 
 class ListTree:
-    """A sum tree without the tree."""
+    """The same sums from a list, without a tree."""
 
     def __init__(self, capacity: int) -> None:
         self.priorities = [0.0] * capacity

@@ -74,7 +74,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
 
 
 def processes(title: str) -> list[psutil.Process]:
-    """This process' descendants with a title."""
+    """List this process's descendants with a title."""
     found = psutil.Process().children(recursive=True)
     return [p for p in found if " ".join(p.cmdline()).strip() == title]
 
@@ -225,7 +225,7 @@ def test_kill_all_leaves_nothing(make: Callable[..., Supervisor], eventually: Ev
     for index in range(3):
         supervisor.start("actor", index)
     named(eventually, "pdqn actor 0").send_signal(signal.SIGKILL)
-    first_end(eventually, supervisor)  # is to be started again soon
+    first_end(eventually, supervisor)  # about to be started again
     supervisor.kill_all()
     assert supervisor.alive() == 0
     assert not [p for i in range(3) for p in processes(f"pdqn actor {i}")]

@@ -1,4 +1,4 @@
-"""Who gets through to encrypted sockets, and what others see of what goes over the wire."""
+"""Access to encrypted sockets, and the bytes that a third party sees on the wire."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def new_keys() -> KeyPair:
 
 
 class KeepingContext(Context):
-    """Holds its sockets until it is destroyed, so that tests need no names for them."""
+    """A context that holds its sockets until it is destroyed, so tests need not name them."""
 
-    _kept: list[Any] = []  # noqa: RUF012 - replaced by each one's own
+    _kept: list[Any] = []  # noqa: RUF012 - every context replaces it
 
     def socket(self, *arguments: Any, **options: Any) -> Any:
         made = super().socket(*arguments, **options)
@@ -39,7 +39,7 @@ class KeepingContext(Context):
 
 @pytest.fixture
 def context() -> Iterator[Callable[..., Context]]:
-    """``context(keys, **network)`` makes the context of a process."""
+    """Provide ``context(keys, **network)``, which makes the context of a process."""
     made: list[Context] = []
 
     def make(keys: KeyPair | None = None, **network: Any) -> Context:
@@ -52,7 +52,7 @@ def context() -> Iterator[Callable[..., Context]]:
 
 
 class Server:
-    """A PULL that lets in some keys."""
+    """A PULL socket that admits some keys."""
 
     def __init__(self, context: Context, *clients: KeyPair) -> None:
         self.context = context
@@ -72,7 +72,7 @@ class Server:
 def push(context: zmq.Context[Any], endpoint: str, data: bytes = SECRET) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.PUSH)
     transport.connect(socket, endpoint)
-    with contextlib.suppress(zmq.Again):  # there may be no connection to put it on
+    with contextlib.suppress(zmq.Again):  # without a connection, nothing can be sent
         socket.send(data, zmq.NOBLOCK)
     return socket
 
@@ -166,7 +166,7 @@ def test_a_publisher_tells_strangers_nothing(context: Any):
         transport.connect(subscriber, where)
         subscribers.append(subscriber)
     assert publisher.poll(5000)
-    publisher.recv()  # the listed one's subscription
+    publisher.recv()  # the admitted client's subscription
     assert not publisher.poll(QUIET_MILLISECONDS), "the others' are not even heard"
     publisher.send(SECRET)
     assert [bool(s.poll(QUIET_MILLISECONDS)) for s in subscribers] == [False, False, True]
@@ -218,7 +218,7 @@ def test_who_is_not_let_in_hears_why(
 
 
 class Breaking:
-    """Something on the way that cuts the first connections in the middle of their handshake."""
+    """A relay that cuts the first connections in the middle of their handshake."""
 
     def __init__(self, port: int, cuts: int) -> None:
         self._port, self._cuts = port, cuts
@@ -296,7 +296,7 @@ def test_scanners_and_garbage_do_no_harm(context: Any):
 
 
 class Tap:
-    """A cable with somebody who writes down all that goes over it, in both directions."""
+    """A cable with an eavesdropper, which records the bytes of both directions."""
 
     def __init__(self, port: int) -> None:
         self._target = port

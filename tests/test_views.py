@@ -1,4 +1,4 @@
-"""Views of a run's members, of few with every frame and of thousands less often."""
+"""Views of a run's members: of few with every frame, of thousands less often."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdqn.messages import decode
 
 
 class Coordinator:
-    """Has members, and counts how often it is asked for them."""
+    """A coordinator with members, which counts the requests for them."""
 
     def __init__(self, actors: int) -> None:
         self.asked = 0
@@ -41,7 +41,7 @@ class Coordinator:
 
 
 class Supervisor:
-    """Has started an evaluator that has not joined."""
+    """A supervisor that has started an evaluator, which has not joined."""
 
     def slots(self) -> dict[tuple[str, int], Any]:
         return {("evaluator", 0): "restarting", ("actor", 0): "starting"}

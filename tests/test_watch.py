@@ -1,4 +1,4 @@
-"""Looking at a run from elsewhere: by its directory, and by its address."""
+"""A run watched from elsewhere: by its directory, and by its address."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_damaged_file_ends_in_one_line_that_names_it(tmp_path: Path, name: str
 
 
 def damaged(change: Callable[[Any], Any]) -> dict[str, Any]:
-    """What a run shows, with something else in it than this version writes."""
+    """Build the content of a run's view, with a change that this version would not write."""
     shown = json.loads(json.dumps(snapshot().to_map()))
     changed = change(shown)
     return {"snapshot": shown if changed is None else changed, "said": 0, "messages": []}

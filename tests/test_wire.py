@@ -1,4 +1,4 @@
-"""Bytes: what goes round, what is refused and why; hostile bytes cost and crash nothing."""
+"""Bytes: round trips and reasons for refusal; hostile bytes cost little and crash nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pdqn.wire import TransitionBatch, WireError, decode_transitions, encode_tra
 
 RUN = "run-1"
 VECTOR = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (4,), "float32"),), 2)
-# The shape of circle placement, smaller.
+# Circle placement with smaller shapes.
 MAPS = EnvironmentSpec(
     "test/Maps-v0",
     (
@@ -62,7 +62,7 @@ def frames_of(spec: EnvironmentSpec, count: int, rng: np.random.Generator) -> di
 def batch_of(
     spec: EnvironmentSpec, count: int = 5, blocks: tuple[int, ...] = (2, 4)
 ) -> TransitionBatch:
-    """Random transitions over blocks of so many frames, each one segment."""
+    """Build random transitions over blocks with these numbers of frames, a segment for each."""
     rng = np.random.default_rng(0)
     frames = sum(blocks)
     columns: dict[str, np.ndarray] = {
@@ -93,7 +93,7 @@ def uncompressed(holder: dict[str, Any]) -> None:
 
 
 def message_of(spec: EnvironmentSpec = VECTOR, **batch: Any) -> dict[str, Any]:
-    """A good message, unpacked, with all its bodies uncompressed."""
+    """Build a good message, unpacked, with all its bodies uncompressed."""
     message = msgpack.unpackb(encode_transitions(batch_of(spec, **batch)))
     for holder in (message, *message["blocks"]):
         uncompressed(holder)
@@ -234,12 +234,12 @@ Spoil = Callable[[dict[str, Any]], Any]
 
 
 def change(**values: Any) -> Spoil:
-    """A change of header fields."""
+    """Build a change of header fields."""
     return lambda message: message.update(values)
 
 
 def block(**values: Any) -> Spoil:
-    """A change of the second block."""
+    """Build a change of the second block."""
     return lambda message: message["blocks"][1].update(values)
 
 
@@ -525,9 +525,9 @@ def test_a_category_that_there_is_not_is_refused(values: list[int], known: bool,
     "history",
     [
         [1, 1, 0, 1, 2, 3, 3],  # before the batch
-        [0, 2, 0, 1, 2, 3, 3],  # likewise
-        [0, 1, 1, 2, 3, 3, 3],  # into the block before
-        [0, 1, 0, 1, 0, 2, 3],  # into the segment before
+        [0, 2, 0, 1, 2, 3, 3],  # also before the batch
+        [0, 1, 1, 2, 3, 3, 3],  # into the previous block
+        [0, 1, 0, 1, 0, 2, 3],  # into the previous segment
         [0, 1, 0, 1, 2, 3, 4],  # more than are stacked
         [0, 1, 0, 1, 2, 3, 255],
     ],
@@ -644,7 +644,7 @@ def test_the_columns_may_come_in_any_order():
 
 
 def bomb(size: int, content_size: bool = True) -> bytes:
-    """So many zeros, compressed to about a ten-thousandth, made in little memory."""
+    """Compress zeros to about a ten-thousandth of their size, in little memory."""
     chunks = zstandard.ZstdCompressor(level=1, write_content_size=content_size).chunker(size=size)
     zeros = bytes(1 << 20)
     parts = [part for _ in range(size >> 20) for part in chunks.compress(zeros)]
@@ -652,9 +652,9 @@ def bomb(size: int, content_size: bool = True) -> bytes:
 
 
 def lying(claim: int) -> bytes:
-    """A frame of 16 MiB that claims to have fewer bytes."""
+    """Build a frame of 16 MiB that claims to have fewer bytes."""
     honest = zstandard.ZstdCompressor().compress(bytes(1 << 24))
-    # The four bytes of the content size follow magic number and descriptor.
+    # The content size, four bytes, follows the magic number and the descriptor.
     start = honest.index((1 << 24).to_bytes(4, "little"))
     frame = honest[:start] + claim.to_bytes(4, "little") + honest[start + 4 :]
     assert zstandard.frame_content_size(frame) == claim
@@ -783,7 +783,7 @@ class TestHostileSizes:
 
 
 # Reads messages from its input, each behind its length, and decodes them with little memory to
-# spare: also what C libraries allocate, of which Python's own accounts know nothing, is limited.
+# spare. The limit includes memory that C libraries allocate, which Python's own accounts miss.
 _DECODE_IN_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -888,7 +888,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def encoded(columns: list[dict[str, Any]], body: bytes) -> bytes:
-    """An arrays message, put together by hand."""
+    """Build an arrays message by hand."""
     header = wire.encode_control("parameters", {"columns": columns})
     return len(header).to_bytes(4, "big") + header + body
 
@@ -936,7 +936,7 @@ class TestArrays:
             ("size", encoded([described("a", "float32", 1 << 30)], b"")),
             ("shape", encoded([described("a", "float32", 1 << 30, 2)], b"")),
             ("shape", encoded([described("a", "float32", 1 << 30, 1 << 30, 1 << 30)], b"")),
-            # numpy would refuse these two, too, although they have no elements.
+            # numpy would also refuse these two, although they have no elements.
             ("shape", encoded([described("a", "float32", 0, 1 << 30, 1 << 30, 1 << 30)], b"")),
             ("shape", encoded([described("a", "float32", 1 << 30, 1 << 30, 0)], b"")),
             ("columns", encoded([described(), described()], bytes(8))),

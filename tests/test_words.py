@@ -1,4 +1,4 @@
-"""The checker of wording: sentences that pass and that fail, and the texts it looks at."""
+"""The checker of wording: sentences that pass and that fail, and the texts that it finds."""
 
 from __future__ import annotations
 

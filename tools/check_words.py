@@ -36,7 +36,7 @@ _COMPARED = r"(?:longer|more|less|fewer|later|sooner|\w+er than)\b"
 
 @dataclass(frozen=True)
 class Rule:
-    """A phrase that the project does without, with the name that findings give it."""
+    """A phrase that the project avoids, with the name that findings give it."""
 
     name: str
     pattern: re.Pattern[str]
@@ -44,7 +44,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of a file that people read, and the line it begins in."""
+    """A text for people in a file, and the line at which it begins."""
 
     path: Path
     line: int
@@ -123,7 +123,7 @@ def _docstrings(path: Path, tree: ast.Module) -> Iterator[Text]:
 
 
 def _dedented(text: str) -> str:
-    """Take the indentation of a docstring away and keep its lines."""
+    """Remove the indentation of a docstring and keep its lines."""
     first, *rest = text.split("\n")
     depths = [len(line) - len(line.lstrip()) for line in rest if line.strip()]
     return "\n".join([first.lstrip(), *(line[min(depths, default=0) :] for line in rest)])
@@ -255,7 +255,7 @@ def _split(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _finding(block: Text, rule: str, span: tuple[int, int]) -> Finding:
-    """Name the line of a match, and quote it with what is around it."""
+    """Name the line of a match, and quote the match with its surroundings."""
     start, end = span
     excerpt = " ".join(block.text[max(0, start - 30) : end + 30].split())
     return Finding(block.path, block.line + block.text.count("\n", 0, start), rule, excerpt)
