@@ -19,7 +19,7 @@ from launcher.metrics.metrics import RunMetrics
 from pdqn import wire
 from pdqn.errors import UsageError
 from pdqn.layers import build
-from pdqn.messages import Report
+from pdqn.messages import Report, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
 
@@ -89,8 +89,8 @@ def test_the_coordinator_is_measured_in_a_run_of_many_who_report_in_turn():
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     spec = EnvironmentSpec("test", (FieldSpec("observation", (4,), "float32"),), 2)
     coordinator = Coordinator(
-        context, "inproc://here", run="run", run_dir="", role_bind="", config=build(),
-        spec=spec, metrics=RunMetrics(None),
+        context, "inproc://here", welcome=Welcome("run", 0, 0, build(), spec, "", ""),
+        metrics=RunMetrics(None),
     )  # fmt: skip
     socket = hosts._join_many(context, coordinator)
     assert coordinator.membership.count("actor") == 20

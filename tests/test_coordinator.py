@@ -67,11 +67,7 @@ class Hub:
         self.coordinator = Coordinator(
             self.context,
             "tcp://127.0.0.1:*",
-            run="the-run",
-            run_dir="/the/directory",
-            role_bind=role_bind,
-            config=config,
-            spec=SPEC,
+            welcome=Welcome("the-run", 0, 0, config, SPEC, role_bind, "/the/directory"),
             metrics=self.metrics,
         )
         self.contexts: list[Context] = []
@@ -269,11 +265,7 @@ def test_an_address_in_use_is_told_in_one_line(hub: Hub):
         Coordinator(
             hub.context,
             hub.coordinator.endpoint,
-            run="",
-            run_dir="",
-            role_bind="",
-            config=CONFIG,
-            spec=SPEC,
+            welcome=Welcome("", 0, 0, CONFIG, SPEC, "", ""),
             metrics=hub.metrics,
         )
 

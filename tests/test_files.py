@@ -24,7 +24,7 @@ from pdqn.errors import RunError
 from pdqn.files import FOLDER_VARIABLE, RUN_ID, RunFiles
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
-from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece
+from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece, Welcome
 from pdqn.model import BEST_MODEL, FINAL_MODEL
 from pdqn.wire import WireError
 
@@ -180,11 +180,15 @@ class Host:
         self._coordinator = Coordinator(
             self._context,
             "tcp://127.0.0.1:*",
-            run="this run",
-            run_dir=str(directory),
-            role_bind="tcp://127.0.0.1:*",
-            config=build(("test", CONFIG)),
-            spec=describe_environment("CartPole-v1", {}),
+            welcome=Welcome(
+                "this run",
+                0,
+                0,
+                build(("test", CONFIG)),
+                describe_environment("CartPole-v1", {}),
+                "tcp://127.0.0.1:*",
+                str(directory),
+            ),
             metrics=RunMetrics(None),
             files=FileStore(directory, keep=2),
         )

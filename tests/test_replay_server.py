@@ -20,7 +20,7 @@ from pdqn import wire
 from pdqn.config import Config
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
-from pdqn.messages import Report
+from pdqn.messages import Report, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.buffer import make_buffer
 from replay.client import SampleClient
@@ -111,11 +111,7 @@ class Bench:
         self.coordinator = Coordinator(
             self.context,
             "tcp://127.0.0.1:*",
-            run=RUN,
-            run_dir=str(directory),
-            role_bind="tcp://127.0.0.1:*",
-            config=config,
-            spec=SPEC,
+            welcome=Welcome(RUN, 0, 0, config, SPEC, "tcp://127.0.0.1:*", str(directory)),
             metrics=self.metrics,
         )
         self._pool = ThreadPoolExecutor(1)

@@ -26,6 +26,7 @@ from pdqn.config import Config
 from pdqn.files import RUN_ID, RunFiles
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
+from pdqn.messages import Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.client import SampleClient
 from replay.limiter import RateLimiter
@@ -542,11 +543,7 @@ class Run:
         self.coordinator = Coordinator(
             self.context,
             "tcp://127.0.0.1:*",
-            run=RUN,
-            run_dir=str(directory),
-            role_bind="tcp://127.0.0.1:*",
-            config=config,
-            spec=SPEC,
+            welcome=Welcome(RUN, 0, 0, config, SPEC, "tcp://127.0.0.1:*", str(directory)),
             metrics=self.metrics,
         )
         self._pool = ThreadPoolExecutor(config.replay.shards)

@@ -15,6 +15,7 @@ from launcher.coordinator.coordinator import Coordinator
 from launcher.hosts.supervisor import Ended, RestartPolicy, Supervisor
 from launcher.metrics.metrics import RunMetrics
 from pdqn.layers import build
+from pdqn.messages import Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
 Eventually = Callable[..., Any]
@@ -139,11 +140,15 @@ def test_a_role_that_is_refused_says_so_in_a_line_and_is_not_started_again(
     coordinator = Coordinator(
         context,
         "tcp://127.0.0.1:*",
-        run="run",
-        run_dir=str(tmp_path),
-        role_bind="tcp://127.0.0.1:*",
-        config=build(("test", {"actor": {"count": 1}})),
-        spec=SPEC,
+        welcome=Welcome(
+            "run",
+            0,
+            0,
+            build(("test", {"actor": {"count": 1}})),
+            SPEC,
+            "tcp://127.0.0.1:*",
+            str(tmp_path),
+        ),
         metrics=RunMetrics(None),
     )
     coordinator.command(["learner"], "stop")

@@ -28,7 +28,7 @@ from launcher.plan.prepare import prepare
 from learner.learner import Learner
 from pdqn import parameters, transport, wire
 from pdqn.config import Config, resolved
-from pdqn.messages import Join
+from pdqn.messages import Join, Welcome
 from pdqn.networks import build_network
 from pdqn.parameters import Parameters
 from pdqn.specs import EnvironmentSpec
@@ -210,8 +210,9 @@ def _measure_coordinator(config: Config, spec: EnvironmentSpec) -> float:
     """CPU seconds of the coordinator for a report and its answer, in a run of many actors."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     coordinator = Coordinator(
-        context, "inproc://coordinator", run=_RUN, run_dir="", role_bind="tcp://127.0.0.1:*",
-        config=config, spec=spec, metrics=RunMetrics(spec.headline_metric),
+        context, "inproc://coordinator",
+        welcome=Welcome(_RUN, 0, 0, config, spec, "tcp://127.0.0.1:*", ""),
+        metrics=RunMetrics(spec.headline_metric),
     )  # fmt: skip
     coordinator.command(["actor"], "run")
     socket = _join_many(context, coordinator)

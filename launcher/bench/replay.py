@@ -37,6 +37,7 @@ from pdqn import layers, wire
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, UsageError
 from pdqn.link import role
+from pdqn.messages import Welcome
 from replay.buffer import make_buffer
 from replay.client import SampleClient
 from replay.process import run_replay
@@ -362,11 +363,7 @@ class _Bench:
         self._coordinator = Coordinator(
             self._context,
             "tcp://127.0.0.1:*",
-            run=_RUN,
-            run_dir="",
-            role_bind="tcp://127.0.0.1:*",
-            config=config,
-            spec=recording.spec,
+            welcome=Welcome(_RUN, 0, 0, config, recording.spec, "tcp://127.0.0.1:*", ""),
             metrics=self._metrics,
         )
         self._recording = recording

@@ -7,7 +7,6 @@ something changes; see ``pdqn.link`` for the other side, and ``membership`` for 
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import time
 from collections import Counter, deque
@@ -30,14 +29,14 @@ from launcher.coordinator.places import Member
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.snapshot import Seen
 from pdqn import messages, transport, wire
-from pdqn.config import Config, resolved
+from pdqn.config import resolved
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
 from pdqn.silence import Listening
-from pdqn.specs import EnvironmentSpec
 
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
+_GATHER_SECONDS = 0.005
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _MOST_WARNINGS = 100
 _log = logging.getLogger("coordinator")
@@ -49,12 +48,7 @@ class Coordinator:
     Args:
         context: of the process.
         address: to bind.
-        run: id of the run.
-        run_dir: its directory on this host.
-        role_bind: address pattern where roles bind.
-        config: of the run.
-        spec: of its environment.
-        versions: of the packages that the environment comes from.
+        welcome: the run, as roles are told of it when they join; its ``bind`` may hold ``{role}``.
         metrics: takes the reports.
         files: takes and gives files of the directory; None for none.
         own_actors: that the launcher starts itself; by default all that are configured.
@@ -76,13 +70,8 @@ class Coordinator:
         context: zmq.Context[zmq.Socket[bytes]],
         address: str,
         *,
-        run: str,
-        run_dir: str,
-        role_bind: str,
-        config: Config,
-        spec: EnvironmentSpec,
+        welcome: Welcome,
         metrics: RunMetrics,
-        versions: Mapping[str, str] | None = None,
         files: FileStore | None = None,
         own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
@@ -90,13 +79,13 @@ class Coordinator:
         self._context = context
         self._socket = context.socket(zmq.ROUTER)
         self.endpoint = self._bind(address)
-        self._welcome = Welcome(run, 0, 0, config, spec, role_bind, run_dir, dict(versions or {}))
-        self._metrics, self._files = metrics, files
-        self.membership = Membership(run, config, metrics, own_actors, incarnations)
+        config = welcome.config
+        self._welcome, self._metrics, self._files = welcome, metrics, files
+        self.membership = Membership(welcome.run, config, metrics, own_actors, incarnations)
         system = config.system
         timeout_seconds = min(system.heartbeat_timeout_seconds, system.host_timeout_seconds)
         self._listening = Listening(timeout_seconds)
-        self._samples_per_insert = config.replay.samples_per_insert
+        self._configured_ratio = config.replay.samples_per_insert
         self._watchers: dict[bytes, float] = {}
         self.seen: Seen | None = None
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
@@ -105,7 +94,7 @@ class Coordinator:
     @property
     def samples_per_insert(self) -> float:
         """Ratio that every replay is to aim at."""
-        return resolved(self._samples_per_insert)
+        return resolved(self.membership.orders.samples_per_insert or self._configured_ratio)
 
     @property
     def was_away(self) -> bool:
@@ -127,6 +116,9 @@ class Coordinator:
     def poll(self, timeout_seconds: float) -> None:
         """Handle what roles sent; wait up to the timeout for the first message."""
         arrived = self._socket.poll(int(timeout_seconds * 1000))
+        if arrived and timeout_seconds >= _GATHER_SECONDS:
+            # Of a thousand members one speaks every millisecond: a turn is not for it alone.
+            time.sleep(_GATHER_SECONDS)
         self._listening.turn()
         self.membership.listened_seconds = self._listening.seconds
         for _ in range(_MOST_MESSAGES_PER_TURN if arrived else 0):
@@ -140,9 +132,8 @@ class Coordinator:
         """Handle a message, whatever it is: no message ends the run."""
         try:
             if len(frames) != 2:
-                raise MessageError(
-                    "unreadable", wire.WireError("malformed", f"{len(frames)} frames")
-                )
+                error = wire.WireError("malformed", f"{len(frames)} frames")
+                raise MessageError("unreadable", error)
             identity, data = frames[0].bytes, frames[1].bytes
             user = self._user(frames[1])
             self._receive(identity, messages.decode(data, messages.TO_COORDINATOR), user, len(data))
@@ -281,10 +272,7 @@ class Coordinator:
         Raises:
             UsageError: not a positive finite number.
         """
-        if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"samples_per_insert = {value}; expected a finite number above 0")
-        self._samples_per_insert = float(value)
-        self._do(self.membership.aim_at(float(value)))
+        self._do(self.membership.aim_at(value))
 
     def lost(self, role: str, index: int, pid: int | None = None) -> None:
         """Take out a role whose process has ended; see ``Membership.lost``."""

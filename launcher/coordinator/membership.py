@@ -6,6 +6,7 @@ out in order. Like ``distributed``'s worker state machine, it can be tested with
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from launcher.coordinator.places import Member, Places
 from launcher.coordinator.readmission import Readmissions
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from pdqn.config import Config
+from pdqn.errors import UsageError
 from pdqn.messages import (
     LAST_SAVE,
     ROLES,
@@ -343,8 +345,16 @@ class Membership:
         return [SendPulses()]
 
     def aim_at(self, samples_per_insert: float) -> Instructions:
-        """Let every replay aim at this ratio from now on."""
-        self.orders.aim_at(samples_per_insert)
+        """Let every replay aim at this ratio from now on.
+
+        Raises:
+            UsageError: not a positive finite number.
+        """
+        if not (math.isfinite(samples_per_insert) and samples_per_insert > 0):
+            raise UsageError(
+                f"samples_per_insert = {samples_per_insert}; expected a finite number above 0"
+            )
+        self.orders.aim_at(float(samples_per_insert))
         text = f"{samples_per_insert:g} from now on"
         return [Event("samples_per_insert", "replay", -1, text), SendPulses()]
 

@@ -25,6 +25,7 @@ class Orders:
     Attributes:
         revoked: public keys that were let in, and are no longer.
         clients: public keys that are let in.
+        samples_per_insert: what every replay is to aim at; None for what is configured.
     """
 
     def __init__(self, config: Config, places: Places, metrics: RunMetrics) -> None:
@@ -36,7 +37,7 @@ class Orders:
         self._condemned: defaultdict[str, set[int]] = defaultdict(set)
         self._counts: dict[str, int] = {}
         self._final_version, self._saves = 0, 0
-        self._samples_per_insert: float | None = None
+        self.samples_per_insert: float | None = None
         limits = {"episodes": config.run.episodes, "environment_steps": config.run.steps}
         self._limited = tuple(name for name, limit in limits.items() if limit is not None)
         self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
@@ -69,7 +70,7 @@ class Orders:
 
     def aim_at(self, samples_per_insert: float) -> None:
         """Set what every replay aims at."""
-        self._samples_per_insert = samples_per_insert
+        self.samples_per_insert = samples_per_insert
         self.change()
 
     def allow(self, clients: Iterable[str]) -> bool:
@@ -125,7 +126,7 @@ class Orders:
             actor_slot=self._places.slot(member.key.index) if role == "actor" else 0,
             actor_slots=max(1, self._places.slots),
             final_version=self._final_version,
-            samples_per_insert=self._samples_per_insert,
+            samples_per_insert=self.samples_per_insert,
             saves=self._saves,
             allowed=allowed,
             clients=self.clients if role in _BINDING else (),

@@ -28,6 +28,7 @@ from pdqn import transport
 from pdqn.broadcast import Relay
 from pdqn.config import resolved
 from pdqn.errors import RunError
+from pdqn.messages import Welcome
 
 _TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
 _JOIN_SECONDS = 120.0
@@ -131,13 +132,17 @@ class Run:
         coordinator = Coordinator(
             self._context,
             address,
-            run=run,
-            run_dir=str(directory.path.resolve()),
-            role_bind=role_bind,
-            config=self._config,
-            spec=self._session.spec,
+            welcome=Welcome(
+                run,
+                0,
+                0,
+                self._config,
+                self._session.spec,
+                role_bind,
+                str(directory.path.resolve()),
+                versions,
+            ),
             metrics=self._metrics,
-            versions=versions,
             files=FileStore(directory.path, self._config.checkpoint.keep),
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
