@@ -140,13 +140,12 @@ class PrioritizedBuffer:
 
     @property
     def inserted(self) -> int:
-        """Number of transitions ever inserted, counting ``first_key`` before; this is the next key.
-        """
+        """The next key: the number of transitions ever inserted, plus ``first_key``."""
         return self._next_key
 
     @property
     def evicted(self) -> int:
-        """Number of transitions ever evicted; this is the oldest live key."""
+        """The oldest live key: the number of transitions ever evicted, plus ``first_key``."""
         return self._oldest_key
 
     @property
