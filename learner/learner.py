@@ -170,9 +170,7 @@ class Learner:
             self._make_room(batch, told)
 
     def _backward(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
-        """Compute a batch's gradients part by part; return ([loss, mean Q], priorities) on the
-        device.
-        """
+        """Compute gradients part by part; return ([loss, mean Q], priorities) on the device."""
         self._optimizer.zero_grad()
         sums = torch.zeros(2, device=self.device)
         priorities: list[Tensor] = []

@@ -173,8 +173,7 @@ class Objective:
         return (target * self._support).sum(dim=1)  # autocast would round a product of matrices
 
     def _aim(self, batch: TensorBatch, bonus: Tensor | float) -> Tensor:
-        """Compute targets, float32[batch, k]: equally likely returns, or the atoms' probabilities.
-        """
+        """Compute targets, float32[batch, k]: equally likely returns, or atoms' probabilities."""
         returns = (batch.n_step_return + bonus)[:, None]
         if self._support is None:
             return returns + self._discounted(batch)

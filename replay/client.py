@@ -309,8 +309,8 @@ class SampleClient:
             keys=keys,
             priorities=priorities,
         )
-        # Never full: what is outstanding is bounded by prefetch. There may be no connection, where
-        # a shard did not let this client in; its rows are asked for again on the next one.
+        # Never full: prefetch bounds the outstanding requests. After a refusal there may be no
+        # connection; the rows are asked for again on the next one.
         with contextlib.suppress(zmq.Again):
             shard.socket.send(encode_request(request), zmq.NOBLOCK)
         shard.asked = time.monotonic()
