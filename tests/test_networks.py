@@ -465,7 +465,7 @@ class TestModelFile:
             load_model(path)
         assert str(caught.value) == (
             f"{path}: network.kind = {kind}: No module named 'a_network_of_mine'; its module must "
-            "be found: run this where it lies, or name that folder in PYTHONPATH"
+            "be importable: run this in its folder, or add that folder to PYTHONPATH"
         )
 
     @pytest.mark.parametrize("data", [b"", b"text, not a model\n" * 9, b"\x80\x02", b"PK\x03\x04"])
