@@ -445,14 +445,16 @@ def _column_list(columns: Any) -> list[_Column]:
 
 def _column(description: Any) -> _Column:
     if not isinstance(description, dict):
-        raise WireError("columns", f"{shown(description)}, not a map")
+        raise WireError("columns", f"one is {shown(description)}, not a map")
     name, dtype, shape = (description.get(key) for key in ("name", "dtype", "shape"))
     if not isinstance(name, str):
         raise WireError("columns", f"the name {shown(name)} is not a text")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise WireError("dtype", f"{shown(name)} is {shown(dtype)}, not a plain number")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
-        raise WireError("shape", f"of {shown(name)} is not a list of at most {_MAX_DIMENSIONS}")
+        raise WireError(
+            "shape", f"that of {shown(name)} is not a list of at most {_MAX_DIMENSIONS}"
+        )
     for size in shape:
         if type(size) is not int or size < 0:
             raise WireError("shape", f"{shown(name)} has the size {shown(size)}, not 0 or more")
