@@ -1,4 +1,4 @@
-"""The parameters that evaluated best so far, kept as a model file."""
+"""The best-evaluated parameters so far, kept as a model file."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from pdqn.specs import EnvironmentSpec
 
 
 def not_kept(error: Exception) -> str:
-    """What an evaluator says of parameters that it could not keep."""
+    """Phrase an evaluator's note about parameters that it could not keep."""
     return f"the best parameters are not saved: {error}"
 
 
 class BestKeeper:
-    """Keeps the parameters of the best evaluation so far as a model file."""
+    """A model file with the parameters of the best evaluation so far."""
 
     def __init__(self, path: Path, config: Config, spec: EnvironmentSpec) -> None:
-        """Go on from the file, if an earlier incarnation of this role has written one."""
+        """Continue from the file, if an earlier incarnation of this role has written one."""
         self._path, self._config, self._spec = path, config, spec
         known = load_model(path).score if path.is_file() else None
         self.score = known if known is not None and math.isfinite(known) else -math.inf
 
     def offer(self, result: Mapping[str, Any], network: QNetwork, version: int) -> bool:
-        """Keep the parameters if their evaluation is the best one; whether they were kept.
+        """Keep the parameters if their evaluation is the best one; return whether they were kept.
 
         Args:
-            result: what ``describe`` made of it.
-            network: with these parameters.
-            version: learner steps.
+            result: result of ``describe`` for the evaluation.
+            network: network with these parameters.
+            version: learner steps of the parameters.
 
         Raises:
-            OSError: the file cannot be written; the next one may be kept.
+            OSError: the file cannot be written; later parameters may still be kept.
         """
         headline = self._spec.headline_metric
         score = result["return_mean"] if headline is None else result["metrics"][headline]
-        # Nothing compares with NaN: once kept, whatever comes next would be taken for better.
+        # No score compares with NaN: after keeping one, every later score would count as better.
         better = math.isfinite(score) and score > self.score
         if not better or not self._path.parent.is_dir():
             return False

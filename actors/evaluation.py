@@ -24,13 +24,13 @@ _FAILURES_ALLOWED = 4
 
 @dataclass(frozen=True)
 class Scores:
-    """Episodes on held-out seeds.
+    """Results of episodes on held-out seeds.
 
     Attributes:
         returns: float64[episodes], undiscounted; NaN where the environment failed.
-        lengths: int64[episodes].
+        lengths: int64[episodes], in steps.
         headline: float64[episodes], the environment's headline metric; NaN without one, and where
-            an episode was cut before its end.
+            an episode was cut off before its end.
     """
 
     returns: NDArray[np.float64]
@@ -46,21 +46,21 @@ def play(
     should_stop: Callable[[], bool] = lambda: False,
     max_episode_steps: int = MAX_EPISODE_STEPS,
 ) -> Scores | None:
-    """Play one episode for every seed; None when told to stop before the end.
+    """Play one episode for every seed; None if stopped before the end.
 
-    An environment that fails is built anew for the next seed.
+    An environment that fails is rebuilt for the next seed.
 
     Args:
-        act: from a batch of observations, stacked as the spec says, to actions int64[batch].
-        spec: the environment.
-        env_args: its keyword arguments.
-        seeds: of the episodes.
-        should_stop: asked at every step.
-        max_episode_steps: an episode is cut after so many, and counts as far as it went.
+        act: function from a batch of observations, stacked as in the spec, to actions int64[batch].
+        spec: spec of the environment.
+        env_args: keyword arguments of the environment.
+        seeds: seeds of the episodes.
+        should_stop: called at every step; True stops.
+        max_episode_steps: steps after which an episode is cut off and counts as it is.
 
     Raises:
-        RunError: no episode has a score, an environment failed for several seeds in a row, or
-            none could be made or begun, which another time it may be.
+        RunError: no episode has a score, an environment failed for several seeds in a row, or no
+            environment could be made or reset. Another attempt may succeed.
     """
     width = min(_MOST_ENVIRONMENTS, len(seeds))
     with _in_one_line(f"environment {spec.id} cannot be made"):
@@ -80,7 +80,7 @@ def play(
 def baseline_scores(
     spec: EnvironmentSpec, env_args: Mapping[str, Any], seeds: Sequence[int]
 ) -> dict[str, NDArray[np.float64]]:
-    """Score the environment's own baselines on these seeds, by name; empty without any.
+    """Score the environment's own baselines on these seeds, by name; empty without baselines.
 
     Raises:
         RunError: the environment cannot be made, or its baselines fail.
@@ -92,7 +92,7 @@ def baseline_scores(
 
 @contextmanager
 def _in_one_line(what: str) -> Iterator[None]:
-    """Turn whatever an environment raises into an error that a run survives: it may pass."""
+    """Convert any error of an environment to one that a run survives: it may be transient."""
     try:
         yield
     except (RunError, UsageError):
@@ -108,10 +108,10 @@ def _play_all(
     should_stop: Callable[[], bool],
     max_episode_steps: int,
 ) -> Scores | None:
-    """Play batch after batch; None when told to stop before the end."""
+    """Play batch after batch; None if stopped before the end."""
     parts: list[Scores] = []
     for start in range(0, len(seeds), env.num_envs):
-        # The last batch is filled up with seeds whose episodes are not counted.
+        # The last batch is filled with seeds whose episodes are not counted.
         batch = [*seeds[start : start + env.num_envs], *seeds][: env.num_envs]
         part = _play_batch(act, env, batch, should_stop, max_episode_steps)
         if part is None:
@@ -159,9 +159,9 @@ def _play_batch(
 
 
 def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
-    """Return what compares episodes, float64[episodes]: the headline metric, or the return.
+    """Return the compared scores, float64[episodes]: the headline metric, or the return.
 
-    NaN where an episode has no score: where either of them is not finite.
+    An episode has no score (NaN) if its headline metric or its return is not finite.
     """
     values = scores.returns if spec.headline_metric is None else scores.headline
     return np.where(np.isfinite(values) & np.isfinite(scores.returns), values, np.nan)
@@ -186,7 +186,7 @@ def standard_error(values: NDArray[np.float64]) -> float:
 
 
 def dropped_text(result: Mapping[str, Any]) -> str:
-    """Say how many episodes of a ``describe`` result have no score; empty if all do."""
+    """Describe how many episodes of a ``describe`` result have no score; empty if all do."""
     dropped, whole = result["dropped"], result["dropped"] + result["episodes"]
     return f"{dropped} of {whole} held-out episodes have no score" if dropped else ""
 
@@ -196,21 +196,21 @@ def describe(
 ) -> dict[str, Any]:
     """Summarise an evaluation as plain data: means with standard errors, and the baselines.
 
-    Episodes without a score are left out, of the policy and of the baselines alike.
+    Episodes without a score of the policy or of a baseline are left out of all means.
 
     Args:
-        scores: of the policy.
-        spec: the environment.
-        baselines: headline metric (or return, without one) of each baseline on the same seeds,
-            float64[episodes].
+        scores: scores of the policy.
+        spec: spec of the environment.
+        baselines: float64[episodes], scores of each baseline on the same seeds: headline metric, or
+            return without one.
 
     Returns:
-        episodes, dropped, return_mean, return_error, length_mean, metrics {name: mean},
-        errors {name: standard error}, baselines {name: mean}, baseline_errors, and differences
-        {name: [mean, standard error]} of the policy minus each baseline, paired by seed.
+        episodes, dropped, return_mean, return_error, length_mean, metrics {name: mean}, errors
+        {name: standard error}, baselines {name: mean} and baseline_errors. Also differences {name:
+        [mean, standard error]} of the policy minus each baseline, paired by seed.
 
     Raises:
-        RunError: there is nothing to average.
+        RunError: there are no episodes to average.
     """
     kept = _with_all_scores(scores, spec, baselines)
     compared, baselines = scored(scores, spec)[kept], {k: v[kept] for k, v in baselines.items()}
@@ -239,7 +239,7 @@ def describe(
 def _with_all_scores(
     scores: Scores, spec: EnvironmentSpec, baselines: Mapping[str, NDArray[np.float64]]
 ) -> NDArray[np.bool_]:
-    """Tell which episodes have a score of the policy and of every baseline, bool[episodes]."""
+    """Return which episodes have a score of the policy and of every baseline, bool[episodes]."""
     kept = np.isfinite(scored(scores, spec))
     for values in baselines.values():
         kept &= np.isfinite(values)

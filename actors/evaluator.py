@@ -36,10 +36,10 @@ _log = logging.getLogger("evaluator")
 
 
 class _Baselines:
-    """An environment's own baselines on the held-out seeds, while this process stays in touch.
+    """The environment's baselines on the held-out seeds, computed in a thread.
 
-    They may be slow: in a thread of its own an environment plays whole episodes without a word.
-    What takes too long is done without, until it is there.
+    They may be slow: an environment plays whole episodes in one call, while this process must stay
+    in touch. If they take too long, evaluations omit them until they arrive.
     """
 
     def __init__(self, config: Config, spec: EnvironmentSpec, telemetry: Telemetry) -> None:
@@ -50,10 +50,10 @@ class _Baselines:
         self._is_late = False
 
     def wait(self, give_up: Callable[[], bool]) -> bool:
-        """Wait until they are there or take too long; False when given up.
+        """Wait until the baselines arrive or take too long; False if the caller gives up.
 
         Raises:
-            RunError, UsageError: they fail, which another time they may not.
+            RunError, UsageError: the baselines fail; another attempt may succeed.
         """
         thread = self._thread or self._begin()
         while True:
@@ -68,12 +68,12 @@ class _Baselines:
                 return False
 
     def scores(self) -> Scores:
-        """Return float64[episodes] of each baseline by name; empty while they are not there."""
+        """Return float64[episodes] of each baseline by name; empty until they arrive."""
         return self._found if isinstance(self._found, Mapping) else {}
 
     def _begin(self) -> threading.Thread:
         self._ends = time.monotonic() + _BASELINES_SECONDS
-        # Nobody waits for it at the end of the process.
+        # The end of the process does not wait for this thread.
         self._thread = threading.Thread(target=self._play, daemon=True)
         self._thread.start()
         return self._thread
@@ -102,7 +102,7 @@ class _Baselines:
 
 
 class Evaluator:
-    """Evaluates the newest parameters from time to time, and the final ones when asked."""
+    """Evaluations of the newest parameters from time to time, and of the final ones on request."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Evaluator:
             link.telemetry,
             give_up=self._interrupted,
             failed=lambda text, error: _log.error("%s", text, exc_info=error),
-            # The run's host may be another one.
+            # The run's directory may be on another host.
             kept=lambda: files.push(BEST_MODEL),
             prepare=lambda: baselines.wait(self._interrupted),
             baselines=baselines.scores,
@@ -138,7 +138,7 @@ class Evaluator:
         self._evaluated: int | None = None
 
     def run(self) -> None:
-        """Evaluate until told to stop."""
+        """Evaluate until this role must stop."""
         while not self._link.stopping:
             self._follower.refresh()
             command = self._link.pulse.command
@@ -166,12 +166,13 @@ class Evaluator:
     def _evaluate(self, version: int) -> None:
         self._link.telemetry.activity = f"evaluates the policy of step {version}"
         if self._evaluation.evaluate(version):
-            # The same policy is not tried again: it could be the last one, for ever.
+            # Do not try the same policy again: it could be the last one, and the loop would never
+            # end.
             self._evaluated = version
             self._link.report()
 
     def _interrupted(self) -> bool:
-        """Keep the line alive between steps; a newer evaluation is wanted when finishing."""
+        """Stay in touch between steps; return whether to give up this evaluation."""
         before = self._link.pulse.command
         self._link.poll()
         return self._link.stopping or self._link.pulse.command != before
@@ -183,7 +184,7 @@ def run_evaluator(
     log_path: Path | None = None,
     network: Network | None = None,
 ) -> None:
-    """One evaluator process, from joining to leaving."""
+    """Run one evaluator process, from joining to leaving."""
     torch.set_num_threads(1)
     with (
         role("evaluator", address, index, log_path, network) as (context, link, welcome),

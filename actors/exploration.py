@@ -1,4 +1,4 @@
-"""Exploring: a ladder of epsilons, and an expert to follow."""
+"""Exploration by a ladder of epsilons, with an optional expert to follow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdqn.specs import Observation
 
 
 def epsilon_ladder(num: int, base: float = 0.4, alpha: float = 7.0) -> NDArray[np.float64]:
-    """Exploration of each of ``num`` environments: base^(1 + alpha i / (num - 1)).
+    """Compute the epsilons of ``num`` environments: base^(1 + alpha i / (num - 1)).
 
     Horgan et al. 2018 (Ape-X), section 4.1. A single environment explores with ``base``.
     """
@@ -26,7 +26,7 @@ def epsilon_ladder(num: int, base: float = 0.4, alpha: float = 7.0) -> NDArray[n
 
 @dataclass(frozen=True)
 class Choice:
-    """What a policy chose for a batch.
+    """A policy's choice for a batch.
 
     Attributes:
         actions: int64[batch].
@@ -40,18 +40,18 @@ class Choice:
 
 
 def guidance_at(actor: ActorConfig, learner_steps: int) -> float:
-    """The share of exploring actions that are suggested ones, on a straight line to its end."""
+    """Return the share of exploratory actions that follow suggestions, at a learner step."""
     steps = actor.guidance_decay_steps
     return linear(actor.guidance, actor.guidance_final, steps, learner_steps)
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What an expert would do, and how often exploration listens.
+    """An expert's suggestions, and how often exploration follows them.
 
     Attributes:
-        suggested: int64[batch]; -1 where there is no telling.
-        share: of the exploring actions.
+        suggested: int64[batch]; -1 where there is no suggestion.
+        share: share of exploratory actions that follow the suggestion.
     """
 
     suggested: NDArray[np.int64]
@@ -65,17 +65,17 @@ def epsilon_greedy(
     guide: Guide | None = None,
     temperature: float | None = None,
 ) -> Choice:
-    """Choose greedily, or with probability epsilon explore.
+    """Choose greedily, or explore with probability epsilon.
 
-    Exploration is uniform among the valid actions, or by the softmax of their values, or follows
-    a guide for its share of the cases if what it suggests is valid.
+    Exploration draws uniformly among the valid actions, or by the softmax of their values. If there
+    is a guide, its share of explorations takes the suggested action, provided that it is valid.
 
     Args:
-        values: float32[batch, actions], -inf where an action is not valid.
-        epsilons: [batch].
-        rng: source of the exploration.
+        values: float32[batch, actions], -inf for invalid actions.
+        epsilons: float64[batch].
+        rng: source of randomness.
         guide: an expert, if there is one.
-        temperature: of the softmax, in units of the values; None explores uniformly.
+        temperature: temperature of the softmax, in units of the values; None explores uniformly.
     """
     every = np.arange(len(values))
     best = values.argmax(axis=1)
@@ -97,15 +97,15 @@ def _explored(
     rng: np.random.Generator,
     temperature: float | None,
 ) -> int:
-    """One of the valid actions, drawn uniformly or with probability ~ exp(value / temperature)."""
+    """Draw a valid action, uniformly or with probability ~ exp(value / temperature)."""
     if temperature is None:
         return int(rng.choice(valid))
     scaled = values[valid].astype(np.float64) / temperature
     odds = np.exp(scaled - scaled.max()).cumsum()
-    if not np.isfinite(odds[-1]):  # of a network that has diverged
+    if not np.isfinite(odds[-1]):  # the network has diverged
         return int(rng.choice(valid))
     drawn = np.searchsorted(odds, rng.random() * odds[-1], side="right")
-    return int(valid[min(drawn, len(valid) - 1)])  # where rounding carries it beyond the last
+    return int(valid[min(drawn, len(valid) - 1)])  # rounding may carry it beyond the last
 
 
 def _may(valid: NDArray[np.bool_], action: int) -> bool:
@@ -113,5 +113,5 @@ def _may(valid: NDArray[np.bool_], action: int) -> bool:
 
 
 def masked_values(network: QNetwork, observation: Observation) -> NDArray[Any]:
-    """Largest Q over valid actions, float32[batch]; 0 where there is none."""
+    """Compute the largest Q over valid actions, float32[batch]; 0 where no action is valid."""
     return np.nan_to_num(action_values(network, observation).max(axis=1), neginf=0.0)

@@ -1,4 +1,4 @@
-"""Keeps a network at the learner's newest parameters."""
+"""Tracking of the learner's newest parameters by a network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _REFRESH_SECONDS, _REVOKED_SECONDS = 0.1, 2.0
 
 
 class ParameterFollower:
-    """Polls the coordinator and the learner a few times a second; follows both when they move.
+    """A network's subscription to the learner, which polls a few times a second.
 
-    Where this host has a relay, the parameters come from there.
+    It follows the learner and the coordinator when they move. If this host has a relay, it takes
+    the parameters from the relay.
 
     Attributes:
         parameter_version: learner steps of the network's parameters; None before the first.
@@ -43,7 +44,7 @@ class ParameterFollower:
         self.parameter_version: int | None = None
 
     def refresh(self) -> bool:
-        """Take in what is new, if it is time to look; True when it looked."""
+        """Poll and load new parameters, if it is time; return whether it was."""
         now = time.monotonic()
         if now < self._next_refresh:
             return False
@@ -68,9 +69,9 @@ class ParameterFollower:
         if self._link.pulse.is_revoked(self._learner):
             self.close()
             self._subscriber, self._learner, self._address = None, "", ""
-            # A relay may hear a moment later that what it has is to be forgotten.
+            # A relay may learn a moment later that it must forget its parameters.
             self._not_before = now + _REVOKED_SECONDS
-        # Without a learner now, what the last one sent may still be on its way.
+        # If there is no learner now, parameters of the last one may still be on their way.
         self._learner = learner or self._learner
         address = self._relay or self._learner
         if address and address != self._address and now >= self._not_before:

@@ -1,4 +1,4 @@
-"""Evaluations of the greedy policy while somebody trains it: both modes of a run have the same."""
+"""Evaluations of the greedy policy during training, shared by both modes of a run."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Scores = Mapping[str, NDArray[np.float64]]
 
 
 class GreedyEvaluation:
-    """Evaluates a network on held-out seeds, and keeps the best of its parameters.
+    """Evaluations of a network on held-out seeds, which also keep its best parameters.
 
     Scores, failures and episodes without a score go into the telemetry.
 
     Args:
-        config: of the run.
-        spec: of its environment.
-        network: acts; its noise and its parameters are the caller's business.
-        folder: gets the best parameters.
-        telemetry: of the evaluator.
-        give_up: asked at every step of the environments.
-        failed: hears, in words, that a policy has no score, and why.
+        config: configuration of the run.
+        spec: spec of its environment.
+        network: network that acts; the caller controls its noise and its parameters.
+        folder: folder for the best parameters.
+        telemetry: telemetry of the evaluator.
+        give_up: called at every step of the environments; True gives up.
+        failed: called with a sentence and the error if a policy has no score.
         kept: called when the best parameters have been saved.
         prepare: called before a policy plays; False gives the evaluation up.
-        baselines: gives float64[episodes] of each baseline by name. By default they are played
-            here, once, as soon as a policy has a score.
+        baselines: function that returns float64[episodes] of each baseline by name. By default this
+            class plays them once, as soon as a policy has a score.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class GreedyEvaluation:
         self._baselines = baselines or cache(self._play_baselines)
 
     def evaluate(self, version: int) -> bool:
-        """Evaluate the network's present parameters; False when given up before the end.
+        """Evaluate the network's present parameters; False if given up before the end.
 
-        A policy that has no score is done with as well: another one may have a score.
+        A policy without a score is also finished: another one may have a score.
 
         Args:
-            version: of the parameters, in learner steps.
+            version: learner steps of the parameters.
         """
         try:
             result = self._play()
@@ -91,7 +91,7 @@ class GreedyEvaluation:
         return True
 
     def _play(self) -> dict[str, Any] | None:
-        """Play the policy and compare it with the baselines; None when given up."""
+        """Play the policy and compare it with the baselines; None if given up."""
         if not self._prepare():
             return None
         scores = play(

@@ -1,4 +1,4 @@
-"""N-step returns, discounts and bootstrap frames. Pure."""
+"""N-step returns, discounts and bootstrap frames. Pure functions."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class NStep:
 def n_step_targets(
     rewards: NDArray[np.float64], count: int, n: int, discount: float, *, terminated: bool
 ) -> NStep:
-    """Targets of the first ``count`` steps of a run of consecutive steps of one episode.
+    """Compute targets of the first ``count`` steps of a run of consecutive steps of one episode.
 
     Args:
         rewards: [horizon], horizon >= count; the frame after the last reward can be bootstrapped
             from unless the episode terminated there.
-        count: transitions wanted.
+        count: number of transitions wanted.
         n: n_step.
         discount: gamma.
-        terminated: the last reward ended the episode.
+        terminated: whether the last reward ended the episode.
     """
     powers, reversed_weights = _powers(n, discount)
     start = np.arange(count, dtype=np.int32)
     steps = np.minimum(n, np.arange(len(rewards), len(rewards) - count, -1, dtype=np.int32))
-    # A convolution in full is what is wanted: its sums stop at the last reward.
+    # The full convolution is the right one: its sums stop at the last reward.
     returns = np.convolve(rewards, reversed_weights)[n - 1 : n - 1 + count]
     discounts, bootstrap = powers[steps], start + steps
     if terminated:
@@ -53,6 +53,6 @@ def n_step_targets(
 
 @lru_cache(maxsize=8)
 def _powers(n: int, discount: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The powers 0 .. n of gamma, and the weights of n rewards, last one first."""
+    """Compute the powers 0 .. n of gamma, and the weights of n rewards, last one first."""
     powers = np.power(discount, np.arange(n + 1, dtype=np.float64))
     return powers.astype(np.float32), powers[n - 1 :: -1].copy()

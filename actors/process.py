@@ -1,4 +1,4 @@
-"""The actor: selects, steps, records, maybe sends, maybe refreshes its parameters."""
+"""The actor process: it selects, steps and records, and may send or refresh its parameters."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def run_actor(
     log_path: Path | None = None,
     network: Network | None = None,
 ) -> None:
-    """One actor process, from joining to leaving."""
+    """Run one actor process, from joining to leaving."""
     torch.set_num_threads(1)
-    # Where processes outnumber cores, those that everybody waits for go first.
+    # If processes outnumber cores, those that the others wait for take precedence.
     os.nice(_NICENESS)
     keep_little_free_memory()
     with role("actor", address, index, log_path, network) as (context, link, welcome):
@@ -38,7 +38,7 @@ def run_actor(
 
 
 def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome) -> None:
-    """Act until told to stop; then ship what is recorded."""
+    """Act until this role must stop, then ship the recorded steps."""
     network = build_network(welcome.spec, welcome.config.network)
     follower = ParameterFollower(context, link, welcome.run, network)
     identity = Identity(welcome.index, welcome.incarnation)
@@ -53,12 +53,12 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
             rollout.set_learner_steps(follower.parameter_version or 0)
             rollout.report(link.telemetry)
         if link.exhausted and not exhausted:
-            # At once: the run has come to its end, or there is more to do.
+            # Report at once: either the run has come to its end, or there is more to do.
             link.report()
         exhausted = link.exhausted
         if follower.parameter_version is None or link.pulse.command == "hold" or exhausted:
             link.telemetry.activity = "held"
-            # What was gathered before a pause does not wait for its end.
+            # Transitions gathered before a pause must not wait for its end.
             shipper.add([], follower.parameter_version or 0)
             link.poll(_REFRESH_SECONDS)
             continue

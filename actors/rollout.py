@@ -19,12 +19,12 @@ from pdqn.specs import EnvironmentSpec
 from pdqn.stacking import FrameStacker
 from pdqn.telemetry import Episode, Telemetry
 
-_MOST_SEEDS_TOLD = 500  # a note is of limited length, and each follows from the first
+_MOST_SEEDS_TOLD = 500  # a note is of limited length, and all seeds follow from the first
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which actor this is; all of its randomness follows from it."""
+    """Identity of an actor, from which all of its randomness follows."""
 
     index: int
     incarnation: int
@@ -34,11 +34,12 @@ class Rollout:
     """Environments, policy and recorder of one actor: everything but sockets and clocks.
 
     Args:
-        config: of the run.
-        spec: of its environment.
-        network: whose values it acts on.
-        identity: which actor this is.
-        pause: waits for so many seconds before an environment is built anew; by default it sleeps.
+        config: configuration of the run.
+        spec: spec of its environment.
+        network: network on whose values the actor acts.
+        identity: identity of this actor.
+        pause: function that waits for a number of seconds before an environment is rebuilt; by
+            default it sleeps.
     """
 
     def __init__(
@@ -88,35 +89,35 @@ class Rollout:
         self.set_slot(identity.index, identity.index + 1)
 
     def set_slot(self, slot: int, slots: int) -> None:
-        """Take a share of a ladder over the environments of ``slots`` actors, the ``slot``-th."""
+        """Take share number ``slot`` of a ladder over the environments of ``slots`` actors."""
         if self._noisy:
-            return  # its layers' noise explores
+            return  # the noise of its layers explores
         slots = max(slots, slot + 1)
         ladder = epsilon_ladder(
             slots * self._num_envs, self._config.epsilon_base, self._config.epsilon_alpha
         )
-        # Strided, so that every actor has both greedy and exploring environments.
+        # Strided, so every actor has both greedy and exploring environments.
         self.epsilons = ladder[slot::slots]
 
     def set_learner_steps(self, learner_steps: int) -> None:
-        """Take the guidance of this moment of the learner's."""
+        """Set the guidance for these learner steps."""
         self.guidance = guidance_at(self._config, learner_steps)
 
     def note_seeds(self, telemetry: Telemetry) -> None:
-        """Have the seeds that its environments began with written down."""
+        """Note the first seeds of the environments."""
         listed = " ".join(map(str, self._seeds[:_MOST_SEEDS_TOLD]))
         more = " ..." if self._num_envs > _MOST_SEEDS_TOLD else ""
         telemetry.note("seeds", f"environments: {listed}{more}")
 
     def report(self, telemetry: Telemetry) -> None:
-        """Tell how this actor explores."""
+        """Report how this actor explores."""
         telemetry.gauge("epsilon", float(self.epsilons.mean()))
         telemetry.gauge("epsilon_min", float(self.epsilons.min()))
         telemetry.gauge("epsilon_max", float(self.epsilons.max()))
         telemetry.gauge("guidance", self.guidance)
 
     def step(self, telemetry: Telemetry) -> list[Segment]:
-        """Step all environments once; the segments that this completed.
+        """Step all environments once; return the segments that this completes.
 
         Raises:
             EnvironmentFailedError: an environment failed too often in a row.
@@ -141,7 +142,7 @@ class Rollout:
         return Guide(suggested, self.guidance) if suggested is not None and self.guidance else None
 
     def flush(self) -> list[Segment]:
-        """What is recorded of unfinished episodes."""
+        """Return the recorded segments of unfinished episodes."""
         return self._recorder.flush()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Steps of environments become segments: frames shipped once, transitions that point into them.
+"""Segments of environment steps: frames shipped once, and transitions that point into them.
 
-Pure: no sockets, no clocks. The n-step return of the transition at step t is
-``R = sum_{j<k} gamma^j r_{t+j}`` with ``k = n``, or fewer at the end of what was recorded; it
-bootstraps with ``gamma^k`` from the frame at ``t + k``, and with 0 if the episode terminated there.
+Pure: no sockets, no clocks. The n-step return of the transition at step t is ``R = sum_{j<k}
+gamma^j r_{t+j}``. Here ``k = n``, or less at the end of the recording. The transition bootstraps
+with ``gamma^k`` from the frame at ``t + k``, and with 0 if the episode terminated there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock, compress_block
 
 Columns = dict[str, NDArray[Any]]
-# Smaller blocks would compress worse, larger ones cost replay more to decode for one frame.
+# Smaller blocks would compress worse; larger ones would cost replay more to decode one frame.
 _BLOCK_BYTES = 64 << 10
 
 
@@ -29,9 +29,9 @@ class Segment:
     """Consecutive frames of one episode, and transitions that point into them.
 
     Attributes:
-        columns: [count] each, those of ``wire.TRANSITION_COLUMNS``, whose indices count from the
-            segment's first frame; where frames are stacked also ``history``, uint8[frames].
-        frames: of each field, stored_dtype[frames, *stored_shape].
+        columns: [count] each of ``wire.TRANSITION_COLUMNS``, with indices from the segment's first
+            frame. Where frames are stacked, also ``history``, uint8[frames].
+        frames: stored_dtype[frames, *stored_shape] of each field.
     """
 
     columns: Columns
@@ -49,15 +49,15 @@ class Segment:
 
 
 class SegmentRecorder:
-    """Records E environments step by step and cuts segments out of each.
+    """A recorder of E environments, step by step, that cuts segments out of each.
 
     Call ``record`` before a step and ``finish`` after it. A segment is cut where an episode ends,
-    and after ``segment_length`` transitions. In the middle of an episode its last ``n_step``
-    frames are the first of the next segment, too, so that no transition bootstraps early; where
-    K frames are stacked, up to K - 1 earlier ones stand before them, so that every stack is
-    complete within its segment.
+    and after ``segment_length`` transitions. In the middle of an episode, its last ``n_step``
+    frames are also the first of the next segment, so no transition bootstraps early. Where K frames
+    are stacked, up to K - 1 earlier frames precede them. Every stack is then complete within its
+    segment.
 
-    All environments share one ring of steps, long enough for everything that is not cut yet.
+    All environments share one ring of steps, long enough for all steps that are not cut yet.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class SegmentRecorder:
         self._rewards = np.zeros((rows, num_envs), np.float64)
         self._chosen = np.zeros((rows, num_envs), np.float32)  # Q of the action taken
         self._values = np.zeros((rows, num_envs), np.float32)  # max of Q over valid actions
-        self._step = 0  # of the next to be recorded
+        self._step = 0  # the next step to be recorded
         self._began = np.zeros(num_envs, np.int64)  # step at which each episode began
-        self._first = np.zeros(num_envs, np.int64)  # first step that no segment has
+        self._first = np.zeros(num_envs, np.int64)  # first step that is in no segment yet
 
     def record(
         self,
@@ -93,13 +93,13 @@ class SegmentRecorder:
         chosen: NDArray[np.float32],
         values: NDArray[np.float32],
     ) -> None:
-        """Copy in what is known before the environments step.
+        """Record the data known before the environments step.
 
         Args:
             packed: observations in recorded form, [num_envs, *stored_shape] each.
             actions: [num_envs].
-            chosen: Q of these actions, [num_envs].
-            values: largest Q over valid actions, [num_envs].
+            chosen: [num_envs], Q of these actions.
+            values: [num_envs], largest Q over valid actions.
         """
         row = self._step % self._rows
         for name, frames in self._frames.items():
@@ -116,15 +116,15 @@ class SegmentRecorder:
         final_packed: Observation,
         final_values: NDArray[np.float32],
     ) -> list[Segment]:
-        """Take in the result of the step; the segments that it completed.
+        """Record the result of the step; return the segments that it completes.
 
         Args:
             rewards: float64[num_envs].
             terminated: bool[num_envs].
             truncated: bool[num_envs].
-            final_packed: recorded final observations [k, ...] of the k truncated, not terminated
-                environments, in order.
-            final_values: largest Q of these, [k].
+            final_packed: recorded final observations [k, ...] of the k environments that were
+                truncated and not terminated, in order.
+            final_values: [k], largest Q of these observations.
         """
         self._rewards[self._step % self._rows] = rewards
         self._step += 1
@@ -143,25 +143,25 @@ class SegmentRecorder:
         return segments + [self._cut(env, full + self._length, terminated=False) for env in cut]
 
     def drop(self, failed: NDArray[np.bool_]) -> None:
-        """Forget the unfinished episodes of some environments; call it before ``finish``.
+        """Forget the unfinished episodes of some environments; call this before ``finish``.
 
         Args:
-            failed: bool[num_envs], which ones; the step after this one begins an episode there.
+            failed: bool[num_envs], environments in which the step after this one begins an episode.
         """
         self._began[failed] = self._first[failed] = self._step + 1
 
     def flush(self) -> list[Segment]:
-        """The segments of all unfinished episodes, up to their last recorded frame.
+        """Return the segments of all unfinished episodes, up to their last recorded frame.
 
-        That frame's own transition is not in them; recording may go on with it.
+        They lack that frame's own transition; recording may continue with it.
         """
         known = self._step - 1
         unfinished = np.flatnonzero(self._first < known).tolist()
         return [self._cut(env, known, terminated=False) for env in unfinished]
 
     def _cut(self, env: int, stop: int, *, terminated: bool) -> Segment:
-        """The transitions up to the step ``stop``, over all frames recorded."""
-        # Without an end of the episode the last frame is only bootstrapped from: the reward that
+        """Cut the transitions up to the step ``stop``, with all recorded frames."""
+        # Unless the episode ended, the last frame is only bootstrapped from: the reward that
         # followed it belongs to the next segment.
         horizon = self._step if terminated else self._step - 1
         start = self._start_of_frames(env)
@@ -172,7 +172,7 @@ class SegmentRecorder:
     def _cut_truncated(
         self, env: int, final: Observation, final_value: NDArray[np.float32]
     ) -> Segment:
-        """All transitions, and the frame after the last one."""
+        """Cut all transitions, with the frame after the last one."""
         start = self._start_of_frames(env)
         frames = {
             name: np.concatenate([self._read(a, env, start, self._step), final[name]])
@@ -192,15 +192,15 @@ class SegmentRecorder:
         *,
         terminated: bool,
     ) -> Segment:
-        """The transitions from the first that no segment has to before the step ``stop``.
+        """Make a segment of the transitions that are in no segment yet, before the step ``stop``.
 
         Args:
-            env: the environment.
-            frames: the segment's.
+            env: index of the environment.
+            frames: frames of the segment.
             values: largest Q of the frames from the first transition on.
-            stop: a step.
+            stop: the step after the last transition.
             horizon: the step up to which rewards count.
-            terminated: the last of these rewards ended the episode.
+            terminated: whether the last of these rewards ended the episode.
         """
         first = int(self._first[env])
         context = first - self._start_of_frames(env)
@@ -224,11 +224,11 @@ class SegmentRecorder:
         return segment
 
     def _start_of_frames(self, env: int) -> int:
-        """The step of a segment's first frame: where K frames are stacked, up to K - 1 earlier."""
+        """Return the step of a segment's first frame: up to K - 1 earlier with K stacked frames."""
         return max(int(self._began[env]), int(self._first[env]) - self._context)
 
     def _read(self, ring: NDArray[Any], env: int, start: int, stop: int) -> NDArray[Any]:
-        """A copy of an environment's rows of the steps start .. stop - 1."""
+        """Copy an environment's rows of the steps start .. stop - 1."""
         row = start % self._rows
         end = row + stop - start
         if end <= self._rows:
@@ -239,14 +239,14 @@ class SegmentRecorder:
 def join_segments(
     segments: Sequence[Segment], spec: EnvironmentSpec
 ) -> tuple[Columns, list[FrameBlock]]:
-    """The columns and blocks of one TransitionBatch: segments one after another.
+    """Join segments one after another to the columns and blocks of one TransitionBatch.
 
-    A block holds whole segments, as few as make 64 KiB before compression; the last one holds
-    what remains.
+    A block holds whole segments, as few as make 64 KiB before compression; the last one holds the
+    rest.
 
     Args:
         segments: at least one.
-        spec: of their environment.
+        spec: spec of their environment.
     """
     columns = {
         name: np.concatenate([segment.columns[name] for segment in segments])
@@ -261,7 +261,7 @@ def join_segments(
 
 
 def _block_parts(segments: Sequence[Segment], spec: EnvironmentSpec) -> Iterator[list[Segment]]:
-    """The segments of each block."""
+    """Yield the segments of each block."""
     part: list[Segment] = []
     frames = 0
     for segment in segments:

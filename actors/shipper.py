@@ -18,7 +18,7 @@ _FLUSH_SECONDS = 2.0
 
 
 class Shipper:
-    """Gathers segments and sends them as TransitionBatches to a shard of replay."""
+    """A collector of segments that sends them as TransitionBatches to a shard of replay."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Shipper:
     ) -> None:
         self._enough = resolved(welcome.config.actor.batch_transitions)
         self._most_seconds = welcome.config.actor.send_seconds
-        # Half, since the rest of the message needs room, too.
+        # Half, because the rest of the message also needs room.
         self._most_frames = wire.MAX_TRANSITION_BYTES // 2 // welcome.spec.observation_bytes
         self._link = link
         self._sender = TransitionSender(
@@ -40,12 +40,12 @@ class Shipper:
         self._gathered = 0
         self._frames = 0
         self._oldest = 0.0
-        self._parameter_version = 0  # of the oldest segment gathered
+        self._parameter_version = 0  # version of the oldest segment gathered
         self._patience_ends: float | None = None
         self._waiting_since = 0.0
 
     def add(self, segments: list[Segment], parameter_version: int) -> None:
-        """Take segments; send when there are enough, or when they have waited long enough."""
+        """Add segments; send when there are enough, or when they have waited long enough."""
         for segment in segments:
             self._make_room(segment)
             if not self._segments:
@@ -53,14 +53,14 @@ class Shipper:
             self._segments.append(segment)
             self._gathered += segment.count
             self._frames += segment.frame_count
-            # One by one: environments in step with each other finish all at once.
+            # One by one: environments in lockstep all finish at once.
             if self._gathered >= self._enough:
                 self.send()
         if self._segments and time.monotonic() - self._oldest > self._most_seconds:
             self.send()
 
     def send(self) -> None:
-        """Send what was gathered; waits for replay, and reports meanwhile."""
+        """Send the gathered segments; wait for replay, and report meanwhile."""
         if not self._segments:
             return
         columns, blocks = join_segments(self._segments, self._welcome.spec)
@@ -78,7 +78,7 @@ class Shipper:
         telemetry = self._link.telemetry
         self._waiting_since = time.monotonic()
         self._finish_elsewhere()
-        # Also where nothing has to be waited for: one whose key was revoked gets nothing more.
+        # Needed even without a wait: a shard with a revoked key must not get more data.
         self._follow_shards()
         sent = self._sender.send(data, self._while_waiting)
         self._count_wait()
@@ -94,15 +94,15 @@ class Shipper:
         self._sender.close()
 
     def _make_room(self, segment: Segment) -> None:
-        """Send what was gathered if the segment would make it more than a message may hold."""
+        """Send the gathered segments if the new one would exceed the limits of a message."""
         transitions, frames = self._gathered + segment.count, self._frames + segment.frame_count
         if transitions > wire.MAX_TRANSITIONS or frames > self._most_frames:
             self.send()
 
     def _while_waiting(self) -> bool:
-        """Keep the line alive and follow replay; False when there is nobody to wait for."""
+        """Stay in touch and follow replay; return False if there is no reason to wait any more."""
         self._link.telemetry.activity = "waits for replay"
-        # Meanwhile, too: who waits for good must be seen to wait.
+        # Count during the wait also: an actor that waits forever must be seen to wait.
         self._count_wait()
         self._link.poll()
         self._follow_shards()
@@ -114,9 +114,9 @@ class Shipper:
         self._waiting_since = now
 
     def _follow_shards(self) -> None:
-        """Send to the wanted shard from now on, or stay where something is still on its way.
+        """Send to the wanted shard from now on, or stay while batches are unacknowledged.
 
-        Sent to another shard, what is unacknowledged would be stored twice.
+        At another shard, unacknowledged batches would be stored twice.
         """
         live = self._live_shards()
         stay = self._shard in live and self._sender.unacknowledged > 0
@@ -128,7 +128,7 @@ class Shipper:
             self._sender.connect(*live[shard])
 
     def _finish_elsewhere(self) -> None:
-        """Once this actor's own shard is back, or a first one is there: be done here before."""
+        """Finish with the present shard once this actor's own, or a first one, is available."""
         wanted = self._wanted_shard(self._live_shards())
         if wanted is not None and wanted != self._shard:
             self._sender.flush(self._while_waiting)
@@ -137,14 +137,14 @@ class Shipper:
         return shard_of(self._welcome.index, self._welcome.config.replay.shards, live)
 
     def _live_shards(self) -> dict[int, tuple[str, str]]:
-        """Where each shard that is alive takes transitions, and where it acknowledges them."""
+        """Find the addresses for transitions and acknowledgements of every live shard."""
         transitions = self._link.pulse.shards("transitions")
         acknowledgements = self._link.pulse.shards("acknowledgements")
         both = transitions.keys() & acknowledgements.keys()
         return {shard: (transitions[shard], acknowledgements[shard]) for shard in both}
 
     def _out_of_patience(self) -> bool:
-        """Whether the run has been stopping for long enough without room at replay."""
+        """Return whether the run has been stopping long enough without room at replay."""
         if not self._link.stopping:
             return False
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest few kept, a damaged one passed over."""
+"""Checkpoints: each whole or not there, the newest few kept, damaged ones skipped."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _FOLDER, _FILE = "checkpoints", "learner.pth"
 
 
 def not_saved(error: Exception) -> str:
-    """What a learner says of a save that failed."""
+    """Phrase a learner's note about a save that failed."""
     return f"not saved: {error}; tries again next time"
 
 
 def saved(learner: Learner) -> str:
-    """What a learner says of a save that a person asked for."""
+    """Phrase a learner's note about a save that a person asked for."""
     return f"saved at learner step {learner.learner_steps}"
 
 
 class Saver:
-    """Saves a learner into a run directory when that is due: a checkpoint, and the model file.
+    """Saves of a learner to a run directory when due: a checkpoint and the model file.
 
-    The model with every checkpoint: however the run ends, there is one to use.
+    Every checkpoint comes with the model: there is a usable one however the run ends.
 
     Args:
-        run_dir: of the run.
-        config: what the run is configured to.
-        spec: of the environment.
+        run_dir: directory of the run.
+        config: configuration of the run.
+        spec: spec of the environment.
     """
 
     def __init__(self, run_dir: Path, config: Config, spec: EnvironmentSpec) -> None:
@@ -56,14 +56,14 @@ class Saver:
         self._saved_steps = 0
 
     def restore(self, learner: Learner, say: Callable[[str], None]) -> None:
-        """Let a learner go on from the newest checkpoint that can be read, if there is one.
+        """Continue a learner from the newest readable checkpoint, if there is one.
 
         Args:
-            learner: of the same configuration.
-            say: takes a sentence for each checkpoint that is passed over, and for the one taken.
+            learner: a learner of the same configuration.
+            say: function that takes a sentence for each skipped checkpoint, and for the one used.
 
         Raises:
-            RunError: there are checkpoints, and none can be read.
+            RunError: there are checkpoints, but none can be read.
         """
         state = load_newest(self._run_dir, say)
         if state is not None:
@@ -72,12 +72,12 @@ class Saver:
             say(f"goes on from learner step {learner.learner_steps}")
 
     def due(self, learner_steps: int) -> bool:
-        """Whether so much time or so many steps have passed that it is time to save."""
+        """Return whether enough time or enough steps have passed for the next save."""
         steps, seconds = learner_steps - self._saved_steps, time.monotonic() - self._saved
         return steps > 0 and is_due(self._config.checkpoint, seconds, steps)
 
     def save(self, learner: Learner) -> tuple[str, str]:
-        """Save now; the files written, below the directory."""
+        """Save now; return the paths of the files written, relative to the directory."""
         self._saved, self._saved_steps = time.monotonic(), learner.learner_steps
         keep = self._config.checkpoint.keep
         checkpoint = save_checkpoint(self._run_dir, learner.get_state(), keep)
@@ -104,19 +104,19 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 def checkpoints(run_dir: Path) -> Iterator[Path]:
-    """Checkpoints that were written to their end, newest first."""
+    """Yield complete checkpoints, newest first."""
     yield from (path for path in _directories(run_dir) if (path / _FILE).exists())
 
 
 def load_newest(run_dir: Path, say: Callable[[str], None] = _log.warning) -> dict[str, Any] | None:
-    """The state in the newest checkpoint that can be read, or None when there is none.
+    """Load the state from the newest readable checkpoint; None if there are no checkpoints.
 
     Args:
-        run_dir: of the run.
-        say: takes a sentence for each checkpoint that is passed over.
+        run_dir: directory of the run.
+        say: function that takes a sentence for each skipped checkpoint.
 
     Raises:
-        RunError: there are checkpoints, and none can be read.
+        RunError: there are checkpoints, but none can be read.
     """
     found = list(checkpoints(run_dir))
     for path in found:
@@ -132,7 +132,7 @@ def load_newest(run_dir: Path, say: Callable[[str], None] = _log.warning) -> dic
 
 def _load(file: Path) -> dict[str, Any]:
     state = torch.load(file, map_location="cpu", weights_only=True)
-    # A damaged byte can make another thing of it that is read without an error.
+    # A damaged byte can turn it into other content that is read without an error.
     if not isinstance(state, dict) or "learner_steps" not in state:
         raise TypeError("not a learner's state")
     return state

@@ -1,4 +1,4 @@
-"""How busy and how full the learner's GPU is, where NVIDIA's management library can tell."""
+"""Load and memory of the learner's GPU, if NVIDIA's management library is present."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PERIOD_SECONDS = 1.0
 
 
 class GpuGauge:
-    """Utilisation and memory of one GPU; nothing without ``nvidia-ml-py`` or without a GPU.
+    """Utilisation and memory of one GPU; empty without ``nvidia-ml-py`` or without a GPU.
 
     Args:
-        device: where the learner computes.
+        device: device of the learner.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,14 +29,14 @@ class GpuGauge:
         self._nvml: Any = pynvml
         try:
             pynvml.nvmlInit()
-            # The library counts all GPUs, torch those that it was given.
+            # The library counts all GPUs, but torch only those that are visible to it.
             uuid = torch.cuda.get_device_properties(device).uuid
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         except pynvml.NVMLError:
-            self._handle = None  # a container may have the package and not the library
+            self._handle = None  # a container may have the package without the library
 
     def read(self) -> dict[str, float]:
-        """``gpu_percent``, the share of time in which it computed, and ``gpu_memory_bytes``."""
+        """Read ``gpu_percent``, the share of time that it was busy, and ``gpu_memory_bytes``."""
         now = time.monotonic()
         if self._handle is None or now < self._next:
             return self._known

@@ -22,8 +22,8 @@ from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.telemetry import Telemetry
 from replay.samples import Sample, importance_weights
 
-# What cuBLAS and cuDNN say where torch raises no OutOfMemoryError. cuDNN's engines each need memory
-# to work in: it finds none when there is too little for any.
+# Messages of cuBLAS and cuDNN where torch does not raise OutOfMemoryError. Each of cuDNN's engines
+# needs working memory: with too little for any of them, it finds none.
 _NO_MEMORY = (
     "out of memory",
     "_ALLOC_FAILED",
@@ -35,11 +35,15 @@ _NO_MEMORY = (
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step found.
+    """The result of one step.
 
     Attributes:
-        priorities: float32[batch], absolute TD errors; all 0 of a step that was skipped.
-        skipped: loss or gradient was not finite, so the parameters were left alone.
+        priorities: float32[batch], absolute TD errors; all 0 for a skipped step.
+        loss: mean loss of the batch, weighted by importance.
+        q_mean: mean Q of the actions taken.
+        gradient_norm: global norm of the gradient before clipping.
+        skipped: whether the step left the parameters unchanged, because its loss or gradient was
+            not finite.
     """
 
     priorities: NDArray[np.float32]
@@ -50,11 +54,11 @@ class StepResult:
 
 
 def _nothing() -> None:
-    """While the device computes there is nothing to do."""
+    """Do nothing while the device computes."""
 
 
 class Learner:
-    """Online and target network, optimizer, counter: all that a checkpoint must hold."""
+    """The contents of a checkpoint: online and target network, optimizer and step counter."""
 
     def __init__(self, config: Config, spec: EnvironmentSpec) -> None:
         self.device = _device(config.learner.device)
@@ -68,7 +72,7 @@ class Learner:
         self.online.train()
         self._optimizer = torch.optim.Adam(
             self.online.parameters(),
-            lr=resolved(config.learner.learning_rate),  # set anew before every step
+            lr=resolved(config.learner.learning_rate),  # set before every step
             eps=config.learner.adam_epsilon,
             fused=True,
         )
@@ -84,7 +88,7 @@ class Learner:
 
     @property
     def importance_sampling_exponent(self) -> float:
-        """What corrects the bias of prioritized sampling, annealed over the learner's steps."""
+        """Exponent that corrects the bias of prioritized sampling, annealed over learner steps."""
         return linear(
             self._replay.importance_sampling_exponent,
             self._replay.importance_sampling_exponent_final,
@@ -94,7 +98,7 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Adam's step size, which may decay over the learner's steps."""
+        """Adam's step size, which may decay over learner steps."""
         first, final = resolved(self._config.learning_rate), self._config.learning_rate_final
         steps = self._config.learning_rate_decay_steps
         return linear(first, first if final is None else final, steps, self.learner_steps)
@@ -102,7 +106,8 @@ class Learner:
     def tensors(self, sample: Sample) -> TensorBatch:
         """Unpack a Sample and bring it to the device, unless that has no memory for all of it.
 
-        On the host the tensors may be the sample's own memory: it must stay until the step is done.
+        On the host, the tensors may be the sample's own memory, which must stay until the step is
+        done.
         """
         weights = importance_weights(sample.sampling_priority, self.importance_sampling_exponent)
         batch = TensorBatch(
@@ -122,14 +127,14 @@ class Learner:
         return batch
 
     def step(self, batch: TensorBatch, meanwhile: Callable[[], None] = _nothing) -> StepResult:
-        """One step of gradient descent on a batch.
+        """Take one step of gradient descent on a batch.
 
         Args:
-            batch: what ``tensors`` made.
-            meanwhile: what to do while a GPU computes, before its figures are waited for.
+            batch: a batch from ``tensors``.
+            meanwhile: called while a GPU computes, before the wait for its figures.
 
         Raises:
-            RunError: out of GPU memory with a single transition at a time.
+            RunError: the GPU runs out of memory with a single transition at a time.
         """
         if self._noisy:
             for network in (self.online, self.target):
@@ -139,7 +144,7 @@ class Learner:
             self.online.parameters(), self._config.gradient_clip_norm
         )
         meanwhile()
-        # All in one piece, so that a GPU is waited for once.
+        # In one piece, so that there is only one wait for a GPU.
         numbers = torch.cat([figures, norm[None], priorities]).cpu().numpy()
         loss, q_mean, gradient_norm = map(float, numbers[:3])
         # An infinite error has a finite gradient: the loss is linear there.
@@ -149,23 +154,23 @@ class Learner:
             self._optimizer.step()
         self.learner_steps += 1
         self._update_target()
-        # What nothing can be learned from is not to be drawn again and again.
+        # A transition that nothing can be learned from must not be drawn again and again.
         found = numbers[3:] if finite else np.zeros_like(numbers[3:])
         return StepResult(found, loss, q_mean, gradient_norm, not finite)
 
     def _accumulate(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
-        """Gradients of the whole batch; in smaller parts from now on if memory does not suffice."""
+        """Compute the gradients of the whole batch, in smaller parts whenever memory runs out."""
         while True:
             try:
                 return self._backward(batch)
             except RuntimeError as error:
                 _raise_unless_memory(error)
                 told = first_line(error)
-            # Not before: the error holds what was computed until then.
+            # Not earlier: the error holds the results computed until then.
             self._make_room(batch, told)
 
     def _backward(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
-        """Gradients of a batch, part by part: ([loss, mean Q], priorities), on the device."""
+        """Compute gradients part by part; return ([loss, mean Q], priorities) on the device."""
         self._optimizer.zero_grad()
         sums = torch.zeros(2, device=self.device)
         priorities: list[Tensor] = []
@@ -180,7 +185,7 @@ class Learner:
         return sums, torch.cat(priorities)
 
     def _make_room(self, batch: TensorBatch, told: str) -> None:
-        """Need less memory from now on: smaller parts first, then no whole batch on the device."""
+        """Reduce memory use: halve the parts, and finally keep whole batches off the device."""
         self._optimizer.zero_grad()
         if self.micro_batch_size > 1:
             self.micro_batch_size = -(-self.micro_batch_size // 2)
@@ -192,7 +197,7 @@ class Learner:
             raise RunError(f"out of GPU memory with one transition at a time: {told}")
 
     def _keep_on_host(self) -> None:
-        """Batches stay on the host from now on, and are brought to the device in parts."""
+        """Keep batches on the host from now on, and bring them to the device in parts."""
         self._whole_on_device = False
         self._note_out_of_memory()
 
@@ -207,7 +212,8 @@ class Learner:
                 pairs = zip(self.online.parameters(), self.target.parameters(), strict=True)
                 for ours, theirs in pairs:
                     theirs.lerp_(ours, self._config.target_update_rate)
-                # What a network counts without learning it, such as the means of a batch norm.
+                # Values that a network counts without learning them, such as the means of a batch
+                # norm.
                 buffers = zip(self.online.buffers(), self.target.buffers(), strict=True)
                 for ours, theirs in buffers:
                     theirs.copy_(ours)
@@ -241,7 +247,7 @@ class Learner:
             )
 
     def get_state(self) -> dict[str, Any]:
-        """Everything that a step depends on, as tensors and plain data."""
+        """Return everything that a step depends on, as tensors and plain data."""
         return {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
@@ -252,11 +258,11 @@ class Learner:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``get_state`` returned."""
+        """Continue from the result of ``get_state``."""
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._optimizer.param_groups[0]["eps"] = self._config.adam_epsilon  # it may have changed
+        self._optimizer.param_groups[0]["eps"] = self._config.adam_epsilon  # may have changed
         self.learner_steps = int(state["learner_steps"])
         torch.set_rng_state(state["torch_random_state"])
         self._noise.set_state(state["noise_state"])
@@ -266,21 +272,21 @@ class Learner:
 
 
 def _raise_unless_memory(error: RuntimeError) -> None:
-    """Raise an error again that does not say that the device has no memory."""
+    """Raise an error again unless it reports that the device has no memory."""
     known = isinstance(error, torch.OutOfMemoryError)
     if not known and not any(words in str(error) for words in _NO_MEMORY):
         raise error
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    # Torch would warn of memory that is read-only, though nobody writes to it.
+    # Torch would warn of read-only memory, although nothing writes to it.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _allocate_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Let Adam have its memory now: what a step needs is known from the first one on then."""
+    """Allocate Adam's memory now, so that the first step shows how much a step needs."""
     for group in optimizer.param_groups:
-        group["lr"] = 0.0  # set anew before every step
+        group["lr"] = 0.0  # set before every step
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

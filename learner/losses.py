@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors: from what is predicted and aimed at to a loss a row."""
+"""Losses as pure functions of tensors: from predictions and targets to one loss per row."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from torch.nn import functional
 
 
 def best_actions(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The best valid action of each row, int64[batch]; any where none is valid.
+    """Choose the best valid action of each row, int64[batch]; an arbitrary one if none is valid.
 
     Args:
         values: float[batch, actions].
-        mask: bool[batch, actions], valid actions; None if all are.
+        mask: bool[batch, actions], valid actions; None if all are valid.
     """
     return (values if mask is None else values.masked_fill(~mask, -torch.inf)).argmax(dim=1)
 
 
 def select(values: Tensor, actions: Tensor) -> Tensor:
-    """Values of the actions, float[batch, ...] from float[batch, actions, ...]."""
+    """Select the values of the actions, float[batch, ...] from float[batch, actions, ...]."""
     return values[torch.arange(len(values), device=values.device), actions]
 
 
 def hard_values(distribution: Tensor, by: Tensor, mask: Tensor | None) -> Tensor:
-    """What the best valid action is worth, float[batch, k]; 0 where no action is valid.
+    """Compute the value of the best valid action, float[batch, k]; 0 where no action is valid.
 
-    Where the online network chooses and the target network values, this is double Q-learning (van
+    If the online network chooses and the target network evaluates, this is double Q-learning (van
     Hasselt et al. 2016).
 
     Args:
         distribution: float[batch, actions, k], values or their quantiles.
-        by: float[batch, actions] that chooses the action.
+        by: float[batch, actions], values by which the action is chosen.
         mask: bool[batch, actions], or None.
     """
     chosen = select(distribution, best_actions(by, mask))
@@ -38,11 +38,11 @@ def hard_values(distribution: Tensor, by: Tensor, mask: Tensor | None) -> Tensor
 
 
 def huber_losses(chosen: Tensor, targets: Tensor, huber_delta: float) -> Tensor:
-    """Huber loss of each transition, float[batch].
+    """Compute the Huber loss of each transition, float[batch].
 
     Args:
         chosen: float[batch], Q of the actions taken; differentiable.
-        targets: float[batch]; not.
+        targets: float[batch]; not differentiable.
         huber_delta: error from which the loss is linear.
     """
     return functional.huber_loss(chosen, targets, reduction="none", delta=huber_delta)
@@ -52,18 +52,18 @@ def huber_losses(chosen: Tensor, targets: Tensor, huber_delta: float) -> Tensor:
 
 
 def projected(returns: Tensor, probabilities: Tensor, support: Tensor) -> Tensor:
-    """A distribution over any returns, brought to the atoms of a support.
+    """Project a distribution over arbitrary returns onto the atoms of a support.
 
-    Every return's probability is split between the two atoms beside it (Bellemare et al. 2017,
-    algorithm 1), written as a sum over triangles around the atoms.
+    The probability of every return is split between the two atoms next to it (Bellemare et al.
+    2017, algorithm 1). This is written as a sum over triangles around the atoms.
 
     Args:
         returns: float[batch, k]; those beyond the support count as its ends.
-        probabilities: float[batch, k], each row's sum is 1.
-        support: float[atoms], evenly spaced and rising.
+        probabilities: float[batch, k]; the sum of each row is 1.
+        support: float[atoms], evenly spaced and increasing.
 
     Returns:
-        float[batch, atoms], each row's sum is 1.
+        float[batch, atoms]; the sum of each row is 1.
     """
     first, last = support[0], support[-1]
     spacing = (last - first) / (len(support) - 1)
@@ -73,23 +73,23 @@ def projected(returns: Tensor, probabilities: Tensor, support: Tensor) -> Tensor
 
 
 def categorical_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each row, float[batch] (Bellemare et al. 2017, eq. 7).
+    """Compute the cross-entropy of each row, float[batch] (Bellemare et al. 2017, eq. 7).
 
     Args:
         logits: float[batch, atoms] of the actions taken; differentiable.
-        target: float[batch, atoms], probabilities; not.
+        target: float[batch, atoms], probabilities; not differentiable.
     """
     return -(target * logits.log_softmax(dim=1)).sum(dim=1)
 
 
 def quantile_losses(quantiles: Tensor, targets: Tensor, huber_delta: float) -> Tensor:
-    """Quantile Huber loss of each row, float[batch] (Dabney et al. 2018, eq. 9 and 10).
+    """Compute the quantile Huber loss of each row, float[batch] (Dabney et al. 2018, eq. 9, 10).
 
-    The mean over the target's values, summed over the quantiles.
+    It is the mean over the target's values, summed over the quantiles.
 
     Args:
         quantiles: float[batch, atoms] of the actions taken, at (i + 1/2) / atoms; differentiable.
-        targets: float[batch, k], equally likely values; not.
+        targets: float[batch, k], equally likely values; not differentiable.
         huber_delta: error from which the loss is linear.
     """
     atoms = quantiles.shape[1]
@@ -105,16 +105,16 @@ def quantile_losses(quantiles: Tensor, targets: Tensor, huber_delta: float) -> T
 
 
 def log_policy(values: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
-    """Logarithm of the softmax policy, float[batch, actions]; -inf where masked.
+    """Compute the logarithm of the softmax policy, float[batch, actions]; -inf where masked.
 
     Args:
         values: float[batch, actions].
         mask: bool[batch, actions], or None.
-        temperature: the entropy's weight.
+        temperature: weight of the entropy.
     """
     scaled = values / temperature
     if mask is not None:
-        # Rows without a valid action stay finite; nothing is bootstrapped from them.
+        # Rows without a valid action stay finite; they are never bootstrapped from.
         scaled = scaled.masked_fill(~mask & mask.any(dim=1, keepdim=True), -torch.inf)
     return scaled.log_softmax(dim=1)
 
@@ -128,17 +128,17 @@ def munchausen_bonus(
     temperature: float,
     clip: float,
 ) -> Tensor:
-    """What is added to the first reward, float[batch] (Vieillard et al. 2020, eq. 1).
+    """Compute the addition to the first reward, float[batch] (Vieillard et al. 2020, eq. 1).
 
-    ``alpha x clip(temperature x log pi(a|s), clip, 0)`` with the target network's policy.
+    It is ``alpha x clip(temperature x log pi(a|s), clip, 0)`` with the target network's policy.
 
     Args:
         values: float[batch, actions] of the target network for the observation acted on.
-        mask: bool[batch, actions] of it, or None.
+        mask: bool[batch, actions] of that observation, or None.
         actions: int64[batch].
         alpha: scale of the bonus.
-        temperature: of the policy.
-        clip: least value before scaling.
+        temperature: temperature of the policy.
+        clip: smallest value before scaling.
     """
     taken = select(log_policy(values, mask, temperature), actions)
     return alpha * (temperature * taken).clamp(clip, 0.0)
@@ -147,16 +147,16 @@ def munchausen_bonus(
 def soft_values(
     distribution: Tensor, values: Tensor, mask: Tensor | None, temperature: float
 ) -> Tensor:
-    """``sum_a pi(a) (z(a) - temperature x log pi(a))``, float[batch, k].
+    """Compute ``sum_a pi(a) (z(a) - temperature x log pi(a))``, float[batch, k].
 
-    The soft value of the bootstrap observation (Vieillard et al. 2020, eq. 2), of every quantile
-    alike. 0 where no action is valid.
+    This is the soft value of the bootstrap observation (Vieillard et al. 2020, eq. 2), for each
+    quantile. It is 0 where no action is valid.
 
     Args:
         distribution: float[batch, actions, k], values of the target network or their quantiles.
-        values: float[batch, actions], the expected ones, of which pi is the softmax.
+        values: float[batch, actions], expected values; pi is their softmax.
         mask: bool[batch, actions], or None.
-        temperature: of the policy.
+        temperature: temperature of the policy.
     """
     log_pi = log_policy(values, mask, temperature)
     pi = log_pi.exp()

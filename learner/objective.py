@@ -1,8 +1,8 @@
-"""What the learner minimises: losses of a batch under the options of the configuration.
+"""The learner's objective: losses of a batch under the options of the configuration.
 
-Priorities are absolute TD errors of the expected values, whatever is learned: that is what actors
-send with new transitions, so that old and new ones compare. Under Munchausen they do so roughly:
-actors know no bonus and no soft value.
+Priorities are absolute TD errors of the expected values, for every kind of loss. Actors send the
+same with new transitions, so old and new priorities are comparable. Under Munchausen this holds
+only roughly: actors do not compute the bonus or the soft value.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TensorBatch:
 
     Attributes:
         observation: fields [batch, ...].
-        bootstrap_observation: likewise.
+        bootstrap_observation: fields [batch, ...].
         action: int64[batch].
         n_step_return: float32[batch].
         discount: float32[batch].
@@ -56,17 +56,17 @@ class TensorBatch:
     importance_weight: Tensor
 
     def __len__(self) -> int:
-        """Number of transitions."""
+        """Return the number of transitions."""
         return len(self.action)
 
     def tensors(self) -> Iterator[Tensor]:
-        """All of it, in no particular order."""
+        """Yield all tensors, in no particular order."""
         yield from self.observation.values()
         yield from self.bootstrap_observation.values()
         yield from (self.action, self.n_step_return, self.discount, self.importance_weight)
 
     def to(self, device: torch.device) -> TensorBatch:
-        """On a device; nobody waits for the copies to a GPU.
+        """Copy the batch to a device; copies to a GPU are asynchronous.
 
         Raises:
             torch.OutOfMemoryError: the device has no memory for it.
@@ -76,19 +76,19 @@ class TensorBatch:
         return self._each(lambda tensor: _moved(tensor, device))
 
     def leave_device(self) -> None:
-        """Bring this very batch to the host, whoever holds it: its memory there is free then."""
+        """Move this object's tensors to the host, which frees their memory on the device."""
         host = self._each(Tensor.cpu)
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(host, field.name))
 
     def part(self, start: int, stop: int) -> TensorBatch:
-        """The transitions ``start`` to ``stop - 1``, without copying them."""
+        """Return the transitions ``start`` to ``stop - 1``, without copying them."""
         if start == 0 and stop >= len(self):
             return self
         return self.rows(slice(start, stop))
 
     def rows(self, rows: slice | Tensor) -> TensorBatch:
-        """Some of the transitions: a slice does not copy them, int64[any] does."""
+        """Select transitions: a slice does not copy them, int64[any] does."""
         return self._each(lambda tensor: tensor[rows])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TensorBatch:
@@ -107,10 +107,10 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Losses(NamedTuple):
-    """Of every transition, float32[batch] each.
+    """Results for every transition, float32[batch] each.
 
     Attributes:
-        loss: differentiable.
+        loss: the loss; differentiable.
         priority: absolute TD errors of the expected values.
         chosen: expected return of the action taken.
     """
@@ -121,10 +121,10 @@ class Losses(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """What a network says of a batch of observations.
+    """A network's output for a batch of observations.
 
     Attributes:
-        distribution: float[batch, actions, atoms]; one atom where only the mean is learned.
+        distribution: float[batch, actions, atoms]; one atom if only the mean is learned.
         mean: float[batch, actions].
     """
 
@@ -138,18 +138,18 @@ class Objective:
     def __init__(self, config: Config, online: QNetwork, target: QNetwork) -> None:
         self._config = config.learner
         self._kind = config.network.distribution
-        self._prepare = online.prepare  # has no parameters: both networks share what it makes
+        self._prepare = online.prepare  # without parameters: both networks share its result
         self._online, self._target = _Function(config, online), _Function(config, target)
         self._support = online.support
-        # A GPU would have to be waited for, a compiled network compiled for another size, and what
-        # batches are normalised by would be that of a few transitions.
+        # Selecting rows would make a GPU wait, and would compile a network for another size. A
+        # batch norm would normalise by the figures of a few transitions.
         normalises = any(isinstance(module, _BATCH_NORMS) for module in online.modules())
         self._selects = config.learner.device == "cpu" and not (
             config.learner.compile or normalises
         )
 
     def losses(self, batch: TensorBatch) -> Losses:
-        """Losses and priorities of a batch; under autocast for lower precision."""
+        """Compute losses and priorities of a batch; under autocast for lower precision."""
         prepared = self._prepare(batch.observation)
         ours = self._online(prepared)
         chosen = select(ours.mean, batch.action)
@@ -173,7 +173,7 @@ class Objective:
         return (target * self._support).sum(dim=1)  # autocast would round a product of matrices
 
     def _aim(self, batch: TensorBatch, bonus: Tensor | float) -> Tensor:
-        """float32[batch, k]: equally likely returns, or probabilities of the support's atoms."""
+        """Compute targets, float32[batch, k]: equally likely returns, or atoms' probabilities."""
         returns = (batch.n_step_return + bonus)[:, None]
         if self._support is None:
             return returns + self._discounted(batch)
@@ -183,9 +183,9 @@ class Objective:
         return projected(returns + valid[:, None] * self._support, probabilities, self._support)
 
     def _discounted(self, batch: TensorBatch) -> Tensor:
-        """What the bootstrap observations are worth, discounted, float32[batch, k].
+        """Compute the discounted values of the bootstrap observations, float32[batch, k].
 
-        On the CPU only those that are bootstrapped from are computed: a return that reaches the
+        On the CPU, it computes only the rows that are bootstrapped from: a return that reaches the
         end of its episode is known.
         """
         if not self._selects or batch.discount.all():
@@ -199,7 +199,7 @@ class Objective:
         return worth
 
     def _following(self, batch: TensorBatch) -> Tensor:
-        """What the bootstrap observation is worth, float32[batch, k]."""
+        """Compute the values of the bootstrap observations, float32[batch, k]."""
         values, chooser, mask = self._bootstrap(batch)
         if self._config.munchausen:
             temperature = self._config.munchausen_temperature
@@ -207,7 +207,7 @@ class Objective:
         return hard_values(values.distribution, chooser, mask)
 
     def _bootstrap(self, batch: TensorBatch) -> tuple[_Values, Tensor, Tensor | None]:
-        """The target network's values, what chooses the action, and the mask."""
+        """Return the target network's values, the values that choose the action, and the mask."""
         prepared = self._prepare(batch.bootstrap_observation)
         values = self._target(prepared)
         chooser = values.mean
@@ -216,7 +216,7 @@ class Objective:
         return values, chooser, batch.bootstrap_observation.get(ACTION_MASK)
 
     def _bonus(self, batch: TensorBatch, prepared: _Prepared) -> Tensor | float:
-        """Of Munchausen, for the first of the rewards that a return sums."""
+        """Compute the Munchausen bonus for the first of the rewards in each return."""
         if not self._config.munchausen:
             return 0.0
         return munchausen_bonus(
@@ -230,7 +230,7 @@ class Objective:
 
 
 class _Function:
-    """A network as a function of prepared observations, compiled where that was asked for."""
+    """A network as a function of prepared observations, compiled if configured."""
 
     def __init__(self, config: Config, network: QNetwork) -> None:
         self._network = network

@@ -1,4 +1,4 @@
-"""The learner process: samples, steps, updates priorities, maybe publishes, maybe saves."""
+"""The learner process: it samples, steps, updates priorities, and may publish and save."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class LearnerProcess:
         self._publish()
 
     def learn(self) -> None:
-        """Learn until told to stop; then save."""
+        """Learn until this role must stop, then save."""
         while not self._link.stopping:
             self._communicate()
             self._maybe_save()
@@ -79,7 +79,8 @@ class LearnerProcess:
         self._link.telemetry.activity = LAST_SAVE
         self._link.report()
         self._save()
-        # Once more: on a slow connection the last ones may have found no room behind others.
+        # Publish again: on a slow connection, the last parameters may have found no room in the
+        # queue.
         self._publish()
 
     def close(self) -> None:
@@ -88,18 +89,18 @@ class LearnerProcess:
         self._publisher.close()
 
     def _serve(self) -> None:
-        """Publish parameters from now on, and tell everybody where."""
+        """Open the publisher of parameters, and announce its address."""
         self._revocations = self._link.revocations
         address = self._welcome.address("parameters")
         self._publisher = ParameterPublisher(self._context, address)
         self._link.serve_at({"parameters": self._publisher.endpoint})
 
     def _await_batch(self) -> None:
-        """Stage the next batch, or none when it is time to look at other things."""
+        """Stage the next batch, or none if other work is due."""
         shards = self._follow_replay()
         started = time.monotonic()
         if not shards:
-            # Whoever speaks next is the coordinator.
+            # The next message can only come from the coordinator.
             self._link.poll(_WAIT_SECONDS)
         timeout = _WAIT_SECONDS if shards else 0.0
         sample = self._client.receive(timeout, self._learner.learner_steps)
@@ -110,7 +111,7 @@ class LearnerProcess:
             self._stager.put(sample)
 
     def _follow_replay(self) -> Mapping[int, str]:
-        """Ask the shards that are there now for what is wanted now; where they are."""
+        """Follow the present shards and their target ratio; return the shards' addresses."""
         pulse = self._link.pulse
         shards = pulse.shards("samples")
         self._client.connect(shards)
@@ -119,7 +120,7 @@ class LearnerProcess:
         return shards
 
     def _stage_ahead(self) -> None:
-        """Bring what has come already to the device while that computes."""
+        """Bring samples that have arrived to the device while it computes."""
         while len(self._stager) < self._stager.ahead:
             sample = self._client.receive(0.0, self._learner.learner_steps)
             if sample is None:
@@ -132,10 +133,10 @@ class LearnerProcess:
             self._next_link = now + _LINK_SECONDS
             self._report_client()
             self._link.poll()
-            # Here, too: with batches ahead it may never wait for one.
+            # Also here: with batches staged ahead, the learner may never wait for one.
             self._follow_replay()
             if self._revocations != self._link.revocations:
-                # Every connection ends; those whose keys are still let in come back.
+                # Every connection ends; those with keys that are still allowed come back.
                 self._publisher.close()
                 self._serve()
                 self._publish()
@@ -177,7 +178,7 @@ class LearnerProcess:
             self._save()
 
     def _save(self) -> bool:
-        """Save, and bring it to the run's host if that is another one; whether that was done."""
+        """Save, also to the run's host if that is another one; return whether this succeeded."""
         try:
             self._files.push(*self._saver.save(self._learner))
         except (OSError, RunError) as error:
@@ -187,7 +188,7 @@ class LearnerProcess:
         return True
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint that can be read."""
+        """Continue from the newest readable checkpoint."""
         say = partial(self._link.telemetry.note, "checkpoint")
         if self._files.here:
             self._saver.restore(self._learner, say)
@@ -202,7 +203,8 @@ class LearnerProcess:
                 self._saver.restore(self._learner, say)
                 return
             except RunError:
-                # It has been said. An older one would not be looked at beside it.
+                # The saver has noted it. It would not try an older one as long as this one is
+                # present.
                 path.unlink()
         raise RunError("none of the run's checkpoints can be read")
 
@@ -213,7 +215,7 @@ def run_learner(
     log_path: Path | None = None,
     network: Network | None = None,
 ) -> None:
-    """One learner process, from joining to leaving."""
+    """Run one learner process, from joining to leaving."""
     with role("learner", address, index, log_path, network) as (context, link, welcome):
         torch.set_num_threads(resolved(welcome.config.learner.threads))
         with closing(RunFiles(link, welcome)) as files:

@@ -1,4 +1,4 @@
-"""Batches on their way to the device: on a GPU the next one is copied while the last one trains."""
+"""Batches on their way to the device: a GPU receives the next one while it trains on the last."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _GPU_AHEAD = 1
 class Stager:
     """A short queue of batches that are on the device, or being copied there.
 
-    On a GPU the copies run on a stream of their own, from pinned memory, beside the computation.
-    On a CPU there is nothing to copy, and a batch is taken as soon as it is there.
+    On a GPU, the copies run on a separate stream, from pinned memory, in parallel with the
+    computation. On a CPU there is nothing to copy, and each batch is taken as soon as it arrives.
 
     Args:
-        to_device: makes tensors of a sample; with a GPU it must copy without waiting.
-        device: where the learner computes.
-        ahead: batches that may be staged beside the one that trains; by default one on a GPU and
-            none elsewhere.
+        to_device: function that makes tensors of a sample; with a GPU it must copy asynchronously.
+        device: device of the learner.
+        ahead: number of batches staged in addition to the one that trains; by default one on a GPU
+            and none elsewhere.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Stager:
         self.ahead = ahead if ahead is not None else _GPU_AHEAD * cuda
 
     def __len__(self) -> int:
-        """Batches that are staged."""
+        """Return the number of staged batches."""
         return len(self._staged)
 
     def put(self, sample: Sample) -> None:
         """Begin to bring a sample to the device; its memory must stay until its step is done."""
-        with torch.cuda.stream(self._stream):  # of None: does nothing
+        with torch.cuda.stream(self._stream):  # without a stream, this does nothing
             self._staged.append((sample, self._to_device(sample)))
 
     def take(self) -> tuple[Sample, TensorBatch]:
-        """The batch that was put first, and what it was made of.
+        """Take the oldest staged sample and its batch.
 
         Raises:
             IndexError: nothing is staged.
@@ -58,7 +58,8 @@ class Stager:
             current = torch.cuda.current_stream(self._stream.device)
             current.wait_stream(self._stream)
             for tensor in batch.tensors():
-                if tensor.is_cuda:  # not where the GPU had no memory for the batch
-                    # Allocated on the other stream: not to be reused there while this one computes.
+                if tensor.is_cuda:  # on the host if the GPU had no memory for the batch
+                    # Allocated on the other stream, which must not reuse it while this one
+                    # computes.
                     tensor.record_stream(current)
         return sample, batch

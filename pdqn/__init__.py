@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 
 def load_policy(run: str | Path, *, best: bool = False) -> Policy:
-    """The policy that a run has learned; see ``pdqn.policy.load_policy``."""
-    # Torch takes seconds to import, and most of what imports this package does not need it.
+    """Load the policy that a run has learned; see ``pdqn.policy.load_policy``."""
+    # Importing torch takes seconds, and most importers of this package do not need it.
     from pdqn import policy
 
     return policy.load_policy(run, best=best)

@@ -1,4 +1,4 @@
-"""Files that are either whole or as they were, whenever somebody looks."""
+"""Atomic file replacement: a reader sees either the old file or the whole new one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside it to write to, which takes its place at the end, and is gone if that fails."""
+    """Yield a temporary path, which replaces ``path`` on success and is removed on error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

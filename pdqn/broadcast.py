@@ -1,15 +1,17 @@
-"""One sender, many receivers, and only the newest message counts. Imports no torch.
+"""Broadcasts from one sender to many receivers, where only the newest message counts.
 
-One message is one frame with a topic of 16 bytes in front: a single frame lets a subscriber keep
-only the newest message (``ZMQ_CONFLATE``).
+This module does not import torch.
 
-A subscriber that comes late must not wait for the next message: the publisher hears of every
-subscription and then sends the last message again, a few times a second at most. (A topic for each
-subscriber would spare the others the repetition, but with ``ZMQ_CONFLATE`` a socket keeps only the
-newest of its own subscriptions on their way, too, and loses one of the two.)
+A message is one frame that begins with a topic of 16 bytes. Because it is a single frame, a
+subscriber can keep only the newest message (``ZMQ_CONFLATE``).
 
-Where a host has many subscribers, a ``Relay`` receives for all of them: a message then crosses the
-network, and is encrypted by its sender, once for each host.
+A late subscriber must not have to wait for the next message. The publisher learns of every
+subscription and repeats the last message, at most a few times a second. A separate topic for each
+subscriber would spare the others the repetition. With ``ZMQ_CONFLATE``, however, a socket also
+keeps only the newest of its outgoing subscriptions, and one of the two would be lost.
+
+On a host with many subscribers, a ``Relay`` receives for all of them. Each message then crosses the
+network, and is encrypted by its sender, once per host.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ MAX_MESSAGE_BYTES = 1 << 30
 
 
 class Publisher:
-    """Sends to all that have subscribed; remembers the last message for those who come later.
+    """Sender to all subscribers; it repeats its last message for those that subscribe later.
 
     Attributes:
         endpoint: where subscribers connect.
@@ -44,11 +46,11 @@ class Publisher:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._socket = context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.LINGER, 3000)
-        # Few: what waits for a slow connection is old when it has passed. Yet enough for messages
-        # that come one after the other: the newest must not be the one that finds no room.
+        # A short queue: messages that wait for a slow connection are old when they arrive. It still
+        # holds several in quick succession, because the newest must not be the one that is dropped.
         self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # of subscriptions; not what it sends
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # limits subscriptions, not outgoing messages
         self.endpoint = transport.bind(self._socket, address)
         self._last: bytes | None = None
         self._sent = -_REPEAT_SECONDS
@@ -60,7 +62,7 @@ class Publisher:
         self._send()
 
     def serve(self) -> None:
-        """Send the last message again if somebody new is there; call this often."""
+        """Repeat the last message if there are new subscribers; call this often."""
         for _ in range(_MOST_SUBSCRIPTIONS_PER_TURN):
             if not self._socket.poll(0):
                 break
@@ -74,23 +76,23 @@ class Publisher:
             self._sent, self._wanted = time.monotonic(), False
 
     def forget(self) -> None:
-        """Send the last message to nobody any more."""
+        """Forget the last message, so that new subscribers do not get it."""
         self._last, self._wanted = None, False
 
     def close(self) -> None:
-        """Close the socket; what is queued is still sent for three seconds."""
+        """Close the socket; queued messages are still sent for up to three seconds."""
         self._socket.close()
 
 
 class Subscriber:
-    """Receives the newest message."""
+    """Receiver of the newest message."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._context, self._address = context, address
         self._open()
 
     def receive(self, timeout_seconds: float = 0.0) -> memoryview | None:
-        """The newest message that has not been received yet, or None when none comes in time."""
+        """Return the newest message not received before, or None if none arrives in time."""
         if not self._socket.poll(int(timeout_seconds * 1000)):
             self._try_again()
             return None
@@ -116,24 +118,24 @@ class Subscriber:
             raise
 
     def _try_again(self) -> None:
-        """Connect anew when not let in: the publisher may not have heard yet who may."""
+        """Reconnect after a refusal: the publisher may not yet know that this key is allowed."""
         if time.monotonic() - self._opened >= _TRY_AGAIN_SECONDS and self._refusals.reason():
             self.close()
             self._open()
 
 
 class Relay:
-    """A thread that hands a publisher's messages on to the processes of one host.
+    """A thread that forwards a publisher's messages to the processes of one host.
 
-    It looks at none of them: whoever receives them does. Its processes connect with the keys that
-    it has itself, where it has any.
+    It does not inspect the messages; their receivers do. The processes of the host connect with the
+    relay's own keys, if it has any.
 
     Args:
-        network: how this host reaches others.
+        network: this host's connection to others.
         address: where the host's processes subscribe.
 
     Attributes:
-        endpoint: the same, once it is bound.
+        endpoint: the bound address.
     """
 
     def __init__(self, network: Network, address: str) -> None:
@@ -142,7 +144,7 @@ class Relay:
             self._context.allow([network.keys.public])
         self._publisher = Publisher(self._context, address)
         self.endpoint = self._publisher.endpoint
-        # Whom to receive from, and how often what came before was to be forgotten.
+        # Endpoint to receive from, and the number of times that messages from it were revoked.
         self._source = ("", 0)
         self._failure: BaseException | None = None
         self._closing = threading.Event()
@@ -150,11 +152,12 @@ class Relay:
         self._thread.start()
 
     def follow(self, endpoint: str, revoked: Container[str] = ()) -> None:
-        """Receive from there from now on.
+        """Receive from this endpoint from now on.
 
         Args:
-            endpoint: empty while there is none: what the last one sent may still be on its way.
-            revoked: public keys that are let in no longer; what came from them is forgotten.
+            endpoint: the publisher's endpoint. Empty keeps the previous one, whose messages may
+                still be on their way.
+            revoked: public keys that are no longer allowed; messages from them are forgotten.
 
         Raises:
             RunError: the relay has failed.
@@ -168,7 +171,7 @@ class Relay:
             self._source = (endpoint or source, forgotten)
 
     def close(self) -> None:
-        """End the thread, and close the sockets."""
+        """End the thread and close the sockets."""
         self._closing.set()
         self._thread.join(_CLOSE_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Checks of the values that a message may have. Pure; each refuses with a ``WireError``."""
+"""Checks of message values: pure functions that reject a bad value with a ``WireError``."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 from pdqn.wire import WireError, shown
 
 _MAX_NAME, _MAX_ENDPOINT = 80, 300
-_MAX_NAMES = 1 << 12  # of one map; the wire holds no more anyway
+_MAX_NAMES = 1 << 12  # of one map; the wire format does not allow more anyway
 _LARGEST = 1 << 62
 
 
 def refusal(value: Any, name: str, accepted: str) -> WireError:
-    """Make the error that names a field, its value, and what is accepted."""
+    """Make the error that names a field, its value and the accepted values."""
     return WireError("malformed", f"{name} is {shown(value)}, not {accepted}")
 
 
 def check_text(value: Any, name: str, most: int = _MAX_NAME) -> None:
-    """Check a text of bounded length."""
+    """Check that a value is a text of bounded length."""
     if type(value) is not str or len(value) > most:
         raise refusal(value, name, f"a text of at most {most} characters")
 
 
 def check_whole(value: Any, name: str, below: int = _LARGEST, *, least: int = 0) -> None:
-    """Check a whole number from ``least`` to less than ``below``."""
+    """Check that a value is a whole number from ``least`` to less than ``below``."""
     if type(value) is not int or not least <= value < below:
         raise refusal(value, name, f"a whole number from {least} to {below - 1}")
 
 
 def is_finite(value: Any) -> bool:
-    """Tell whether something is a finite number, and not a truth value."""
+    """Return whether a value is a finite number and not a bool."""
     try:
         return type(value) is not bool and math.isfinite(value)
     except (TypeError, OverflowError):
@@ -38,13 +38,13 @@ def is_finite(value: Any) -> bool:
 
 
 def check_finite(value: Any, name: str) -> None:
-    """Check a finite number."""
+    """Check that a value is a finite number."""
     if not is_finite(value):
         raise refusal(value, name, "a finite number")
 
 
 def check_names(value: Any, name: str) -> None:
-    """Check that something is a map whose keys are short texts."""
+    """Check that a value is a map whose keys are short texts."""
     if not isinstance(value, dict) or len(value) > _MAX_NAMES:
         raise refusal(value, name, f"a map of at most {_MAX_NAMES} names")
     for key in value:
@@ -53,10 +53,10 @@ def check_names(value: Any, name: str) -> None:
 
 
 def check_numbers(value: Any, name: str) -> None:
-    """Check a map from names to finite numbers."""
+    """Check that a value is a map from names to finite numbers."""
     check_names(value, name)
     try:
-        # The coordinator does this for every report of every member.
+        # Speed matters: the coordinator does this for every report of every member.
         finite = all(map(math.isfinite, value.values()))
     except (TypeError, OverflowError):
         finite = False
@@ -65,21 +65,21 @@ def check_numbers(value: Any, name: str) -> None:
 
 
 def check_addresses(value: Any, name: str) -> None:
-    """Check a map from what is served to where."""
+    """Check that a value is a map from the names of services to their addresses."""
     check_names(value, name)
     for endpoint in value.values():
         check_text(endpoint, f"an address in {name}", _MAX_ENDPOINT)
 
 
 def as_tuple(value: Any, name: str, most: int = _MAX_NAMES) -> tuple[Any, ...]:
-    """Check the length of a list, and make a tuple of it."""
+    """Check the length of a list and convert it to a tuple."""
     if not isinstance(value, list | tuple) or len(value) > most:
         raise refusal(value, name, f"a list of at most {most}")
     return tuple(value)
 
 
 def as_keys(value: Any, name: str) -> tuple[str, ...]:
-    """Check a list or set of public keys, and make a tuple of it."""
+    """Check a list or set of public keys and convert it to a tuple."""
     if isinstance(value, frozenset):
         value = sorted(value)
     keys = as_tuple(value, name)

@@ -1,10 +1,11 @@
 """The configuration: one dataclass per part, read in layers, checked before anything starts.
 
-A value comes from the highest layer that names it: command-line option, ``--set``,
-``PDQN_SECTION__KEY`` environment variable, TOML file, preset, the plan for this machine and
-environment, the default here.
-A setting whose default is ``None`` is written ``auto`` by people; the plan fills it in, and the
-resolved value is what stands in a run's ``config.toml``.
+A value comes from the highest layer that names it. The layers are, from the highest: command-line
+options, ``--set``, ``PDQN_SECTION__KEY`` environment variables, the TOML file, the preset, the
+plan, and the defaults here. The plan depends on this machine and environment.
+
+People write ``auto`` for a setting whose default is ``None``. The plan fills it in, and a run's
+``config.toml`` holds the resolved value.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ def setting(
     check: Callable[[str], Any] | None = None,
     words: str = "a text",
 ) -> Any:
-    """A dataclass field with its documentation and bounds.
+    """Declare a dataclass field with its documentation and bounds.
 
     Args:
-        default: value where no layer names one; None where the plan chooses.
-        doc: what it means, in a line.
-        at_least: smallest number accepted.
-        above: number that an accepted one exceeds.
-        at_most: largest number accepted.
-        check: raises ValueError for a text that is not accepted.
-        words: what text is accepted.
+        default: value if no layer names one; None if the plan chooses.
+        doc: meaning of the setting, in one line.
+        at_least: smallest accepted number.
+        above: bound that an accepted number must exceed.
+        at_most: largest accepted number.
+        check: function that raises ValueError for a text that is not accepted.
+        words: description of the accepted texts.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most}
     metadata = {"doc": doc, **bounds, "check": check, "words": words}
@@ -53,14 +54,15 @@ _MEMORY_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
-    """Bytes from what a person writes: a number of them, with a unit, or a share of the RAM.
+    """Convert an amount of memory, as a person writes it, to bytes.
 
     Args:
-        text: ``8000000000``, ``8GB``, ``500 MB`` or ``25%``.
-        available_bytes: what a share is of.
+        text: a number of bytes, a number with a unit, or a share of the RAM: ``8000000000``,
+            ``8GB``, ``500 MB`` or ``25%``.
+        available_bytes: the RAM that a share refers to.
 
     Raises:
-        ValueError: none of these, nothing at all, or more than all.
+        ValueError: the text has none of these forms, or the amount is below one byte or too large.
     """
     match = _MEMORY.fullmatch(text.strip().lower())
     if match is None:
@@ -72,16 +74,16 @@ def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
     return int(amount)
 
 
-# Atari's games are cut after as many, and what has no limit of its own must end some time.
+# Atari's games are cut off after this many steps. An environment without a limit must also end.
 MAX_EPISODE_STEPS = 27_000
 NETWORK_KINDS = ("auto", "mlp", "conv", "nature", "impala", "spatial", "qmap")
 
 
 def network_kind(text: str) -> None:
-    """Check the name of a network: one of ours, or ``package.module:factory``.
+    """Check the name of a network: a built-in kind, or ``package.module:factory``.
 
     Raises:
-        ValueError: neither.
+        ValueError: the name is neither.
     """
     if text not in NETWORK_KINDS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         raise ValueError(text)
@@ -89,7 +91,7 @@ def network_kind(text: str) -> None:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What to train on, and when to stop."""
+    """Training task and stopping criteria."""
 
     env: str = setting(
         "pdqn/CirclePlacement-v0", "gymnasium environment id, module:id, or module:factory"
@@ -99,17 +101,17 @@ class RunConfig:
         None, "steps whose observations a network sees at once", at_least=1, at_most=32
     )
     seed: int = setting(
-        0, "every random state of the run is derived from it", at_least=0, at_most=2**63 - 1
+        0, "seed from which every random state of the run is derived", at_least=0, at_most=2**63 - 1
     )
     mode: Literal["auto", "single", "parallel", "ultra"] = setting("auto", "preset of sizes")
     episodes: int | None = setting(None, "stop after this many episodes", at_least=1)
     steps: int | None = setting(None, "stop after this many environment steps", at_least=1)
-    time_seconds: float | None = setting(None, "stop after this long", above=0)
+    time_seconds: float | None = setting(None, "stop after this many seconds", above=0)
 
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """Actor processes: exploration, n-step returns, and what is shipped when."""
+    """Actor processes: exploration, n-step returns, and the sending of transitions."""
 
     count: int | None = setting(None, "local actor processes", at_least=0, at_most=10_000)
     envs_per_actor: int | None = setting(
@@ -122,26 +124,26 @@ class ActorConfig:
     )
     epsilon_alpha: float = setting(7.0, "epsilon ladder: alpha", at_least=0)
     exploration: Literal["uniform", "boltzmann"] = setting(
-        "uniform", "exploring actions: all valid ones equally, or by the softmax of their values"
+        "uniform", "exploratory actions: all valid ones equally, or by the softmax of their values"
     )
     temperature: float = setting(
-        1.0, "of Boltzmann exploration: the difference of values that makes a factor e", above=0
+        1.0, "Boltzmann exploration: a value lower by this makes an action e times rarer", above=0
     )
     guidance: float = setting(
         0.0,
-        "share of exploring actions that are the environment's suggested one",
+        "share of exploratory actions that follow the environment's suggestion",
         at_least=0,
         at_most=1,
     )
-    guidance_final: float = setting(0.0, "what the share decays to", at_least=0, at_most=1)
+    guidance_final: float = setting(0.0, "final share, after the decay", at_least=0, at_most=1)
     guidance_decay_steps: int = setting(
         10_000, "learner steps until the final share, on a straight line", at_least=1
     )
     reward_clip: float | None = setting(
-        None, "rewards are clipped to +- this for learning; 0 leaves them", at_least=0
+        None, "rewards are clipped to +- this for learning; 0 turns clipping off", at_least=0
     )
     environment_failures: int = setting(
-        5, "failures of an environment in a row that end its actor", at_least=1
+        5, "consecutive failures of an environment that end its actor", at_least=1
     )
     segment_length: int | None = setting(
         None, "most consecutive steps of one environment in a segment", at_least=1, at_most=4096
@@ -149,7 +151,7 @@ class ActorConfig:
     batch_transitions: int | None = setting(
         None, "transitions gathered before a TransitionBatch is sent", at_least=1, at_most=65_536
     )
-    send_seconds: float = setting(1.0, "a finished segment waits at most this long", above=0)
+    send_seconds: float = setting(1.0, "longest time that a finished segment waits", above=0)
     window: int = setting(
         2, "TransitionBatches that may be on their way unacknowledged", at_least=1, at_most=1000
     )
@@ -166,7 +168,7 @@ class ReplayConfig:
     )
     memory: str | None = setting(
         None,
-        "most that the buffers may take: 8GB, 500MB, or a share of the available RAM such as 25%",
+        "memory limit of the buffers: 8GB, 500MB, or a share of the available RAM such as 25%",
         check=memory_bytes,
         words="an amount such as 8GB, 500MB or 8000000000, or a share of the RAM such as 25%",
     )
@@ -182,7 +184,7 @@ class ReplayConfig:
         0.4, "0 leaves the prioritized bias, 1 corrects it in full", at_least=0, at_most=1
     )
     importance_sampling_exponent_final: float = setting(
-        1.0, "what the exponent is annealed to", at_least=0, at_most=1
+        1.0, "final exponent, after the annealing", at_least=0, at_most=1
     )
     importance_sampling_annealing_steps: int = setting(
         100_000, "learner steps until the final exponent, on a straight line", at_least=1
@@ -191,7 +193,7 @@ class ReplayConfig:
         None, "transitions sampled for each transition inserted", above=0
     )
     samples_per_insert_tolerance: float | None = setting(
-        None, "samples by which the ratio may be off before a side waits", above=0
+        None, "samples by which the ratio may deviate before one side waits", above=0
     )
 
 
@@ -202,7 +204,7 @@ class LearnerConfig:
     batch_size: int = setting(64, "transitions in a SampleBatch", at_least=1, at_most=65_536)
     learning_rate: float | None = setting(None, "Adam's step size", above=0)
     learning_rate_final: float | None = setting(
-        None, "what the step size decays to; auto keeps it", above=0
+        None, "final step size, after the decay; auto keeps it constant", above=0
     )
     learning_rate_decay_steps: int = setting(
         100_000, "learner steps until the final step size, on a straight line", at_least=1
@@ -213,7 +215,7 @@ class LearnerConfig:
     )
     gradient_clip_norm: float = setting(10.0, "largest global gradient norm", above=0)
     huber_delta: float = setting(1.0, "error from which the loss is linear", above=0)
-    double: bool = setting(True, "the online network chooses, the target network values")
+    double: bool = setting(True, "the online network selects, the target network evaluates")
     target_update: Literal["periodic", "soft"] = setting(
         "periodic", "copy the online network from time to time, or follow it a little every step"
     )
@@ -228,8 +230,8 @@ class LearnerConfig:
     prefetch: int = setting(3, "SampleBatches requested ahead", at_least=1, at_most=64)
     publish_period: int = setting(8, "learner steps between parameter publications", at_least=1)
     publish_seconds: float = setting(0.25, "least time between publications", at_least=0)
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the learner computes")
-    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "of the forward passes")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "device that the learner uses")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "forward-pass precision")
     compile: bool = setting(False, "compile the networks with torch.compile")
     threads: int | None = setting(None, "CPU threads of the learner", at_least=1)
 
@@ -240,7 +242,7 @@ class NetworkConfig:
 
     kind: str = setting(
         "auto",
-        "by default chosen by the observation",
+        "architecture; auto chooses it by the observation",
         check=network_kind,
         words="auto, mlp, conv, nature, impala, spatial, qmap, or package.module:factory",
     )
@@ -264,15 +266,15 @@ class EvaluationConfig:
     """Greedy episodes on held-out seeds while training goes on."""
 
     enabled: bool = setting(True, "run an evaluator")
-    episodes: int | None = setting(None, "episodes an evaluation", at_least=1)
-    period_seconds: float = setting(20.0, "most time between starts of evaluations", above=0)
+    episodes: int | None = setting(None, "episodes per evaluation", at_least=1)
+    period_seconds: float = setting(20.0, "longest time between starts of evaluations", above=0)
     period_steps: int = setting(
         0, "most learner steps between evaluations; 0 goes by time alone", at_least=0
     )
-    env_args: dict[str, Any] = setting({}, "arguments of the environment that differ here")
+    env_args: dict[str, Any] = setting({}, "environment arguments that differ in evaluation")
     max_episode_steps: int = setting(
         MAX_EPISODE_STEPS,
-        "steps after which an episode is cut and counts as far as it went",
+        "steps after which an episode is cut off and counts as it is",
         at_least=1,
     )
 
@@ -281,7 +283,7 @@ class EvaluationConfig:
 class CheckpointConfig:
     """Periodic saves."""
 
-    period_seconds: float = setting(60.0, "most time between checkpoints", above=0)
+    period_seconds: float = setting(60.0, "longest time between checkpoints", above=0)
     period_steps: int = setting(
         0, "most learner steps between checkpoints; 0 goes by time alone", at_least=0
     )
@@ -299,18 +301,18 @@ class SystemConfig:
         120.0, "time between two drawings of the pictures while the run goes on", above=0
     )
     heartbeat_timeout_seconds: float = setting(
-        30.0, "a silent role is restarted, an orphaned one ends, after this long", above=0
+        30.0, "silence after which a role is restarted, or an orphaned role ends", above=0
     )
     host_timeout_seconds: float = setting(
-        15.0, "another host that is silent for this long has vanished, with all its roles", above=0
+        15.0, "silence after which another host counts as lost, with all its roles", above=0
     )
     join_seconds: float = setting(
-        3600.0, "how long a run waits for roles that a person starts on other hosts", above=0
+        3600.0, "time that a run waits for roles that a person starts on other hosts", above=0
     )
     restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
     wandb: bool = setting(False, "also log to Weights & Biases (pdqn[wandb])")
     metrics_port: int = setting(
-        0, "port where Prometheus finds the figures (pdqn[prometheus]); 0: none", at_least=0,
+        0, "port of the Prometheus metrics (pdqn[prometheus]); 0: none", at_least=0,
         at_most=65535,
     )  # fmt: skip
     metrics_host: str = setting("127.0.0.1", "address of that port")
@@ -318,7 +320,7 @@ class SystemConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run can be told."""
+    """All settings of a run."""
 
     run: RunConfig = field(default_factory=RunConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
@@ -331,23 +333,23 @@ class Config:
 
     @property
     def evaluation_env_args(self) -> dict[str, Any]:
-        """Arguments of the environment for evaluation: those of the run, unless named anew."""
+        """Environment arguments for evaluation: the run's, overridden by those of this section."""
         return {**self.run.env_args, **self.evaluation.env_args}
 
     def to_map(self) -> dict[str, dict[str, Any]]:
-        """Plain maps without the settings that are ``None``, for TOML and for the wire."""
+        """Convert to plain maps without the settings that are ``None``, for TOML and the wire."""
         return {
             section: {key: value for key, value in values.items() if value is not None}
             for section, values in dataclasses.asdict(self).items()
         }
 
     def to_toml(self) -> str:
-        """The text of ``config.toml``."""
+        """Return the text of ``config.toml``."""
         return tomli_w.dumps(self.to_map())
 
 
 def resolved(value: Value | None) -> Value:
-    """A setting that may be ``auto`` while planning, and is a value in a running system."""
+    """Return the value of a setting that may be ``auto`` only while planning."""
     if value is None:
         raise RuntimeError("a setting is still auto after planning")
     return value

@@ -1,9 +1,8 @@
 """Discs on square maps: their rows, and sums over all of them at once.
 
-The disc of radius r around the cell (x, y) holds the cells (i, j) with
-(i - x)² + (j - y)² <= r². One row of it is an interval, so the sum over a row is one
-difference of that row's prefix sums, and the sum over the disc costs one difference per row
-rather than one addition per cell.
+The disc of radius r around the cell (x, y) holds the cells (i, j) with (i - x)² + (j - y)² <= r².
+Each of its rows is an interval, whose sum is one difference of that row's prefix sums. The sum over
+the disc therefore costs one difference per row rather than one addition per cell.
 """
 
 from __future__ import annotations
@@ -18,14 +17,17 @@ def disc_sums(maps: NDArray[np.floating], radii: ArrayLike) -> NDArray[np.float3
 
     Args:
         maps: float16 or float32[B, N, N].
-        radii: integers[B], in cells, one for each map. The disc of radius 0 would be one cell,
-            but 0 and less mean "no disc" here, as at the end of an episode.
+        radii: integers[B], in cells, one for each map. A radius of 0 or less means "no disc", as at
+            the end of an episode, and not a disc of one cell.
 
     Returns:
-        float32[B, N, N]: at [b, x, y] the sum of map b over the disc of radius radii[b] around
-        (x, y), accumulated in float64; zeros where radii[b] <= 0.
+        float32[B, N, N]: at [b, x, y] the sum of map b over the disc of radius radii[b] around (x,
+        y). Sums are accumulated in float64, and are zeros where radii[b] <= 0.
+
+    Raises:
+        ValueError: the arrays do not have these shapes, or the radii are not integers.
     """
-    grids = np.ascontiguousarray(maps, dtype=np.float32)  # numba knows no float16
+    grids = np.ascontiguousarray(maps, dtype=np.float32)  # numba does not support float16
     discs = np.asarray(radii)
     if grids.ndim != 3 or grids.shape[1] != grids.shape[2]:
         raise ValueError(f"maps must be of shape [B, N, N], got {list(grids.shape)}")
@@ -41,11 +43,11 @@ def disc_sums(maps: NDArray[np.floating], radii: ArrayLike) -> NDArray[np.float3
 
 @njit(cache=True, nogil=True)
 def half_widths(radius):
-    """Return int64[2 * radius + 1]: in row d, the disc reaches this far from its middle column."""
+    """Return int64[2 * radius + 1]: for each row, the disc's extent from its middle column."""
     widths = np.empty(2 * radius + 1, np.int64)
     for row in range(2 * radius + 1):
         offset = row - radius
-        # Exact: the square root of a perfect square is, and all others are far from an integer.
+        # Exact: square roots of perfect squares are, and all others are far from an integer.
         widths[row] = int(np.sqrt(radius * radius - offset * offset))
     return widths
 
@@ -54,9 +56,9 @@ def half_widths(radius):
 def padded_prefix_sums(grid, padding):
     """Return the running sums of every row, continued to both sides.
 
-    Element [i, padding + j] of the float64[N, N + 1 + 2 * padding] that is returned is the sum of
-    the first j cells of row i: none for j < 0, all for j > N. The padding is what clips a disc to
-    the map without a branch in ``disc_sums_of_row``.
+    The result is float64[N, N + 1 + 2 * padding]. Its element [i, padding + j] is the sum of the
+    first j cells of row i: none for j < 0, all for j > N. The padding clips a disc to the map
+    without a branch in ``disc_sums_of_row``.
     """
     size = grid.shape[0]
     prefixes = np.empty((size, size + 1 + 2 * padding), np.float64)
@@ -75,7 +77,7 @@ def disc_sums_of_row(prefixes, padding, widths, x, sums):
     """Fill sums, float64[N], with the disc sums around the cells (x, 0), ..., (x, N - 1).
 
     Args:
-        prefixes: what ``padded_prefix_sums`` returned for the map and this padding.
+        prefixes: the result of ``padded_prefix_sums`` for the map and this padding.
         padding: at least every half-width, or at least N.
         widths: the disc's ``half_widths``.
         x: the row of the centres.
@@ -94,14 +96,14 @@ def disc_sums_of_row(prefixes, padding, widths, x, sums):
 
 @njit(cache=True, nogil=True)
 def _fill_disc_sums(grids, radii, sums):
-    """Fill sums, float32[B, N, N], as ``disc_sums`` documents it."""
+    """Fill sums, float32[B, N, N], as documented in ``disc_sums``."""
     size = grids.shape[1]
     row_sums = np.empty(size, np.float64)
     for b in range(len(grids)):
         if radii[b] <= 0:
             sums[b] = 0.0
             continue
-        radius = min(radii[b], 2 * size)  # covers the whole map already
+        radius = min(radii[b], 2 * size)  # a radius that already covers the whole map
         padding = min(radius, size)
         widths = half_widths(radius)
         prefixes = padded_prefix_sums(grids[b], padding)

@@ -1,10 +1,11 @@
-"""A run's files for a role that may be on another host than the run's directory.
+"""A run's files, for a role that may be on another host than the run's directory.
 
-Where the directory is the launcher's own, a role reads and writes it. Elsewhere it works in a
-directory of its own, and files go through the coordinator, in pieces: what it saves to there, what
-it goes on from to here. A piece is answered before more than a few others follow, so that no queue
-grows, and nothing waits longer than it takes to see that nobody answers. What gets lost with a
-connection is sent again once there is another.
+On the launcher's host, a role reads and writes the run's directory itself. Elsewhere it works in a
+directory of its own, and exchanges files with the coordinator in pieces. It pushes the files that
+it saves, and fetches those that it continues from.
+
+Only a few pieces may be unanswered at a time. This bounds the queues, and a role soon notices that
+nobody answers. Pieces lost with a connection are sent again over the next one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pdqn.link import CoordinatorLink
 from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece, Welcome
 
 RUN_ID = "run_id"
-# Names the folder for such directories where whoever started the role keeps one, and removes it
-# also when a role could not remove its own.
+# A supervisor sets this variable to the folder in which such directories are made. It can then
+# remove them even if a role could not remove its own.
 FOLDER_VARIABLE = "PDQN_FOLDER"
 _NEWEST = "checkpoint"
 CHECKPOINT_NAME = re.compile(r"checkpoints/step-[0-9]{9,12}/learner\.pth")
@@ -37,15 +38,15 @@ _TRIES = 3
 
 
 class _LostError(RunError):
-    """The coordinator is heard, and does not answer: it has not got what was sent."""
+    """A missing answer although the coordinator is heard: it did not receive the request."""
 
 
 class RunFiles:
-    """The directory that a role works in, and the way from and to the run's own.
+    """The directory that a role works in, and transfers to and from the run's directory.
 
     Attributes:
-        path: of the directory here.
-        here: whether it is the run's own.
+        path: the directory on this host.
+        here: whether it is the run's own directory.
     """
 
     def __init__(self, link: CoordinatorLink, welcome: Welcome) -> None:
@@ -55,18 +56,18 @@ class RunFiles:
         self.path = Path(welcome.run_dir) if self.here else _own_directory()
 
     def push(self, *names: str) -> None:
-        """Bring files to the run's directory; there they are whole or not there.
+        """Copy files to the run's directory, where each appears whole or not at all.
 
         Args:
-            names: below the directory.
+            names: paths relative to the directory.
 
         Raises:
-            RunError: the coordinator does not answer, or refuses one.
+            RunError: the coordinator does not answer, or refuses a file.
         """
         if self.here:
             return
         failures: list[RunError] = []
-        for name in names:  # of several, one may get through
+        for name in names:  # if one of several fails, the others may succeed
             try:
                 self._push(name)
             except RunError as error:
@@ -75,13 +76,14 @@ class RunFiles:
             raise failures[0]
 
     def fetch(self, name: str, index: int = 0) -> Path | None:
-        """Get a file of the run's directory; None if there is none.
+        """Get a file of the run's directory; None if it does not exist.
 
         Args:
-            name: of the file, or ``checkpoint`` for the newest but ``index``.
+            name: the file, or ``checkpoint`` for a checkpoint.
+            index: how many of the newest checkpoints to skip.
 
         Raises:
-            RunError: the coordinator does not answer, or gives another file.
+            RunError: the coordinator does not answer, or sends another file.
         """
         offset = 0
         while True:
@@ -99,18 +101,18 @@ class RunFiles:
                 return target
 
     def close(self) -> None:
-        """Remove a directory that was only for this role."""
+        """Remove the directory if it is only for this role."""
         if not self.here:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _target(self, asked: str, given: str) -> Path:
-        """Find where a file goes that was asked for; nothing else is written."""
+        """Return where to write the received file; refuse one that was not asked for."""
         if not (CHECKPOINT_NAME.fullmatch(given) if asked == _NEWEST else given == asked):
-            raise RunError(f"asked for {asked}, the run's host gives a file {given!r:.60}")
+            raise RunError(f"asked for {asked}, but the run's host sent the file {given!r:.60}")
         return self.path / given
 
     def _push(self, name: str) -> None:
-        """Bring a file, from its beginning again where pieces of it were lost on their way."""
+        """Send a file; start again from its beginning if pieces of it were lost."""
         self._pushes += 1
         for _ in range(_TRIES - 1):
             with suppress(_LostError):
@@ -129,7 +131,7 @@ class RunFiles:
             self._await_filed(offset, lost_seconds)
 
     def _await_filed(self, offset: int, lost_seconds: float) -> None:
-        """Wait until a piece was taken: by any try, since with the last one the file is whole."""
+        """Wait until the coordinator has taken a piece, in any attempt at sending the file."""
         wanted = self._pushes, offset
 
         def is_wanted(answer: Filed | Piece) -> bool:
@@ -155,13 +157,13 @@ class RunFiles:
         is_wanted: Callable[[Filed | Piece], bool],
         lost_seconds: float = math.inf,
     ) -> Filed | Piece:
-        """Wait for an answer; one to something that was given up is passed over.
+        """Wait for an answer; skip those to requests that were given up.
 
         Args:
-            kind: of the answer.
-            is_wanted: whether it is the answer that is waited for.
-            lost_seconds: what was asked is lost when the coordinator says something else so much
-                later: it answers in order. While it says nothing it may be busy, or cut off.
+            kind: class of the answer.
+            is_wanted: returns whether an answer is the expected one.
+            lost_seconds: time after which the request counts as lost, although the coordinator is
+                heard: it answers in order. A silent coordinator may be busy or cut off.
         """
         since = time.monotonic()
         while time.monotonic() - since < _PATIENCE_SECONDS:
@@ -172,14 +174,14 @@ class RunFiles:
                     continue
                 if is_wanted(answer):
                     return answer
-                since = time.monotonic()  # it works off what was sent before
+                since = time.monotonic()  # it is still working through earlier requests
             if time.monotonic() - since - self._link.silent_seconds > lost_seconds:
-                raise _LostError("the run's host did not answer to a piece of a file")
+                raise _LostError("the run's host did not answer a piece of a file")
         raise RunError(f"the run's host did not answer for {_PATIENCE_SECONDS:g} s")
 
 
 def is_here(welcome: Welcome) -> bool:
-    """Whether the run's directory is in reach: it names the run that it is of."""
+    """Return whether the run's directory is reachable: its file ``run_id`` names this run."""
     path = Path(welcome.run_dir) / RUN_ID
     try:
         return path.read_text(encoding="utf-8") == welcome.run
@@ -188,13 +190,13 @@ def is_here(welcome: Welcome) -> bool:
 
 
 def _own_directory() -> Path:
-    """A new directory that only this user can look into."""
+    """Make a new directory that only this user can read."""
     folder = os.environ.get(FOLDER_VARIABLE)
     return Path(tempfile.mkdtemp(prefix="pdqn-", dir=folder or None))
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of a file; one empty piece of an empty one."""
+    """Yield (offset, bytes) of a file; one empty piece if the file is empty."""
     offset = 0
     with path.open("rb") as file:
         while (data := file.read(PIECE_BYTES)) or not offset:

@@ -27,14 +27,14 @@ def build(*layers: tuple[str, Layer]) -> Config:
     """Merge named layers, lowest first, check every value, and return the configuration.
 
     Args:
-        layers: pairs of the layer's name as a person knows it ("option", "file run.toml") and
-            its values, ``{section: {key: value}}``. Strings are converted to the key's type.
-            Arguments of the environment are added to those of lower layers, unless these are for
-            another one.
+        layers: pairs of a layer's name as a person knows it ("option", "file run.toml") and its
+            values, ``{section: {key: value}}``. Strings are converted to the key's type. Arguments
+            of the environment are added to those of lower layers if these are for the same
+            environment.
 
     Raises:
-        UsageError: an unknown section or key, or a value that is not accepted; the message names
-            the key, the value, the layer, and what is accepted.
+        UsageError: a section or key is unknown, or a value is not accepted. The message names the
+            key, the value, the layer, and the accepted values.
     """
     merged: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for source, layer in layers:
@@ -48,14 +48,14 @@ def build(*layers: tuple[str, Layer]) -> Config:
                         f"{section} has {', '.join(sorted(known))}"
                     )
                 converted = _convert(f"{section}.{key}", value, known[key], source)
-                if isinstance(converted, dict):  # one argument of many may come from each layer
+                if isinstance(converted, dict):  # each layer may add some of the arguments
                     converted = {**merged[section].get(key, {}), **converted}
                 merged[section][key] = converted
     return Config(**{section: _SECTIONS[section](**values) for section, values in merged.items()})
 
 
 def _forget_other_environment(merged: dict[str, dict[str, Any]], layer: Layer) -> None:
-    """Drop arguments that lower layers have for an environment which this layer replaces."""
+    """Drop the lower layers' arguments for an environment that this layer replaces."""
     before, now = merged["run"].get("env"), layer.get("run", {}).get("env")
     if before is not None and now is not None and now != before:
         for section in ("run", "evaluation"):
@@ -63,20 +63,20 @@ def _forget_other_environment(merged: dict[str, dict[str, Any]], layer: Layer) -
 
 
 def from_map(values: Layer, here: Layer | None = None) -> Config:
-    """The configuration that ``Config.to_map`` wrote; checked like any other input.
+    """Read the configuration that ``Config.to_map`` wrote, with the same checks as any other input.
 
     Args:
-        values: as it was written.
-        here: settings of this host, which take their place.
+        values: the result of ``Config.to_map``.
+        here: settings of this host, which override them.
     """
     return build(("received configuration", values), ("this host", here or {}))
 
 
 def read_toml(path: Path) -> Layer:
-    """A layer from a TOML file.
+    """Read a layer from a TOML file.
 
     Raises:
-        UsageError: the file cannot be read, is no TOML, or has values outside a section.
+        UsageError: the file cannot be read, is not TOML, or has values outside a section.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -84,12 +84,12 @@ def read_toml(path: Path) -> Layer:
         raise UsageError(f"configuration file {path}: {error}") from error
     for section, content in values.items():
         if not isinstance(content, dict):
-            raise UsageError(f"configuration file {path}: {section} stands outside a [section]")
+            raise UsageError(f"configuration file {path}: {section} is outside a [section]")
     return values
 
 
 def from_environment(variables: Mapping[str, str]) -> Layer:
-    """A layer from ``PDQN_SECTION__KEY`` variables."""
+    """Read a layer from ``PDQN_SECTION__KEY`` variables."""
     layer: dict[str, dict[str, Any]] = {}
     for name, value in variables.items():
         if not name.startswith("PDQN_"):
@@ -107,7 +107,7 @@ def from_environment(variables: Mapping[str, str]) -> Layer:
 
 
 def from_assignments(assignments: Iterable[str]) -> Layer:
-    """A layer from ``section.key=value`` strings."""
+    """Read a layer from ``section.key=value`` strings."""
     layer: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -119,10 +119,10 @@ def from_assignments(assignments: Iterable[str]) -> Layer:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value if the text is one, else the text itself: ``64``, ``true``, ``fixed``.
+    """Parse a text as a TOML value such as ``64`` or ``true``; return other texts unchanged.
 
-    ``True`` and ``False`` are what Python has them for. Dates stay texts: nobody else here knows
-    them.
+    ``True`` and ``False`` have their meaning in Python. Dates stay texts, because no setting
+    accepts a date.
     """
     if text in ("True", "False"):
         return text == "True"
@@ -130,7 +130,7 @@ def parse_value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
-    # A text of several lines may be more than a value.
+    # A text of several lines may be more than one value.
     is_value = len(parsed) == 1 and not _holds_time(parsed["value"])
     return parsed["value"] if is_value else text
 
@@ -142,7 +142,7 @@ def _holds_time(value: Any) -> bool:
 
 
 def settings() -> Iterable[tuple[str, Any, str, str]]:
-    """Every setting as (name, default, documentation, what is accepted), in order."""
+    """List every setting as (name, default, documentation, accepted values), in order."""
     for section, kind in _SECTIONS.items():
         hints = typing.get_type_hints(kind)
         for item in dataclasses.fields(kind):
@@ -212,7 +212,7 @@ def _as_int(value: Any) -> int:
     number = int(str(value).replace("_", "")) if isinstance(value, str) else int(value)
     if not isinstance(value, str) and number != value:
         raise ValueError
-    if abs(number) >= 1 << 63:  # more than msgpack and TOML hold
+    if abs(number) >= 1 << 63:  # beyond the range of msgpack and TOML
         raise ValueError
     return number
 
@@ -235,7 +235,7 @@ def _other_than_auto(kind: Any) -> Any:
 
 
 def _accepted(kind: Any, bounds: Mapping[str, Any]) -> str:
-    """What a setting may be, in words."""
+    """Describe the accepted values of a setting in words."""
     if _may_be_auto(kind):
         return f"{_describe(_other_than_auto(kind), bounds)} or auto"
     return _describe(kind, bounds)

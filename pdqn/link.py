@@ -1,11 +1,12 @@
 """A role's line to the coordinator: join, report, follow.
 
-The coordinator answers every report with a *pulse*, and sends one at once when something
-changes. A pulse says what the role is to do (``command``) and where its peers are
-(``endpoints``); it is a state, not an order, so a lost or repeated one does no harm.
+The coordinator answers every report with a *pulse*, and also sends one whenever something changes.
+A pulse gives the role's ``command`` and the ``endpoints`` of its peers. It is a state, not an
+order, so a lost or repeated pulse does no harm.
 
-A role that was not heard for a while is taken for gone. When it is back, the coordinator tells it
-so, and it asks for its old place (``rejoin``): it gets that unless somebody else has it by now.
+After a period of silence, the coordinator considers a role gone. When the role is back, the
+coordinator reports this, and the role asks for its old place (``rejoin``). It gets the place unless
+another process has taken it.
 """
 
 from __future__ import annotations
@@ -58,18 +59,20 @@ _MOST_HOST_CHARACTERS = 80
 
 
 class CoordinatorLink:
-    """A DEALER to the coordinator. Use from one thread.
+    """A DEALER socket to the coordinator. Use it from one thread.
 
     Args:
-        context: of the process.
-        address: of the coordinator, an endpoint.
-        role: that this process is.
-        index: that it would like to have.
-        parent: tells when who started this process is gone.
+        context: context of this process.
+        address: endpoint of the coordinator.
+        role: role of this process.
+        index: index that the role would like to have; None for any.
+        parent: watch on the process that started this one, if any.
 
     Attributes:
-        answers: of the coordinator to what was asked of it, oldest first.
-        revocations: how often keys were taken off the list of those that may connect.
+        pulse: the newest pulse.
+        telemetry: figures for the next report.
+        answers: the coordinator's answers to requests, oldest first.
+        revocations: how often keys were removed from the list of allowed keys.
     """
 
     def __init__(
@@ -108,26 +111,26 @@ class CoordinatorLink:
 
     @property
     def stopping(self) -> bool:
-        """Whether this role is to end: told so, or its launcher is gone."""
+        """Return whether this role must end: on command, or because the launcher is gone."""
         return self.pulse.command == "stop" or self.orphaned
 
     @property
     def orphaned(self) -> bool:
-        """Whether the launcher is gone, or this host's part of it."""
+        """Return whether the launcher, or its supervisor on this host, is gone."""
         silent = self.silent_seconds > self._timeout_seconds
         return silent or (self._parent is not None and self._parent.gone)
 
     @property
     def silent_seconds(self) -> float:
-        """How long the coordinator has not been heard, by all that was listened to."""
+        """Seconds since the last message of the coordinator, counting only time spent listening."""
         return self._listening.seconds - self._heard
 
     def join(self, timeout_seconds: float = 60.0) -> Welcome:
-        """Ask to take part until answered.
+        """Ask for a place in the run until the coordinator answers.
 
         Raises:
-            JoinRefusedError: with the coordinator's sentence, or because of the keys.
-            RunError: no answer in time.
+            JoinRefusedError: the coordinator refuses, with its reason, or does not accept the keys.
+            RunError: the launcher ended, or no answer came in time.
         """
         asked = False
         deadline = time.monotonic() + timeout_seconds
@@ -145,12 +148,12 @@ class CoordinatorLink:
         raise RunError(f"no coordinator answered at {self._shown} in {timeout_seconds:.0f} s")
 
     def serve_at(self, endpoints: dict[str, str]) -> None:
-        """Tell the coordinator where this role's sockets are, with the next report."""
+        """Announce the addresses of this role's sockets, with the next report."""
         self._serves = endpoints
         self._next_report = 0.0
 
     def poll(self, timeout_seconds: float = 0.0) -> None:
-        """Take in what the coordinator sent, and report if it is time."""
+        """Process the coordinator's messages, and report if it is time."""
         arrived = self._socket.poll(int(timeout_seconds * 1000))
         self._listening.turn()
         while arrived and self._socket.poll(0):
@@ -159,14 +162,14 @@ class CoordinatorLink:
             self.report()
 
     def wait(self, seconds: float) -> None:
-        """Wait for so long and stay in touch; no longer than until this role is to end."""
+        """Wait for a number of seconds, or until this role must end; keep in touch meanwhile."""
         ends = time.monotonic() + seconds
         while not self.stopping and (left := ends - time.monotonic()) > 0:
             self.poll(left)
 
     @property
     def exhausted(self) -> bool:
-        """Whether this role has done all that it is allowed to, as things stand."""
+        """Return whether this role has reached one of its present limits."""
         counters = self.telemetry.counters
         return any(counters[name] >= most for name, most in self.pulse.allowed.items())
 
@@ -176,23 +179,23 @@ class CoordinatorLink:
         self._send(self._figures())
 
     def ask(self, message: Fetch | FilePiece) -> None:
-        """Ask the coordinator for something; its answer will be among ``answers``.
+        """Send the coordinator a request; the answer will be among ``answers``.
 
         Raises:
-            RunError: there is no connection to it.
+            RunError: there is no connection to the coordinator.
         """
         if not self._try_to_send(message):
             raise RunError(f"there is no connection to {self._shown}")
 
     def tell(self, message: Ended) -> None:
-        """Tell the coordinator something; without a connection it is not told."""
+        """Notify the coordinator; without a connection the message is lost."""
         self._try_to_send(message)
 
     def leave(self, reason: str = "", trace: str = "") -> None:
-        """Say goodbye with the final figures, and close.
+        """Say goodbye with the final figures, and close the socket.
 
         Args:
-            reason: why this role failed, in one line; empty if it did not.
+            reason: the error that ended this role, in one line; empty if it did not fail.
             trace: the traceback.
         """
         self._send(Leave(self._figures(), reason[:MAX_REASON], trace[-MAX_TEXT:]))
@@ -219,13 +222,13 @@ class CoordinatorLink:
         self._listening = Listening(self._timeout_seconds)
         self._heard = self._listening.seconds
         self._follow(welcome.pulse)
-        # Events that nobody reads would stop the whole context in the end.
+        # Unread events would block the whole context in the end.
         self._refusals.close()
         self._place = replace(welcome, config=config, bind=self._bind_pattern(welcome.bind))
         return self._place
 
     def _try_to_send(self, message: FromMember) -> bool:
-        """Send if there is a connection, or one being made, with room; whether it is on its way."""
+        """Send if a present or pending connection has room; return whether it does."""
         try:
             self._socket.send(message.encoded, zmq.NOBLOCK)
         except zmq.Again:
@@ -233,7 +236,7 @@ class CoordinatorLink:
         return True
 
     def _request(self) -> Join:
-        """Who asks to take part."""
+        """Make the request for a place."""
         return Join(
             role=self._role,
             package=pdqn.__version__,
@@ -244,7 +247,7 @@ class CoordinatorLink:
         )
 
     def _rejoin(self, place: Welcome) -> None:
-        """Ask for the old place; once a second at most, since every report is answered so."""
+        """Ask for the old place; at most once a second, as every report gets that answer."""
         now = time.monotonic()
         if now >= self._next_rejoin:
             self._next_rejoin = now + _REJOIN_SECONDS
@@ -276,7 +279,7 @@ class CoordinatorLink:
         return pattern.replace("{host}", host)
 
     def _read(self) -> Message | None:
-        """Read a message; None, and counted, if its check refuses it."""
+        """Read a message; count a malformed one and return None."""
         try:
             return messages.decode(self._socket.recv(), messages.TO_MEMBER)
         except MessageError as error:
@@ -295,7 +298,7 @@ class CoordinatorLink:
         elif isinstance(message, Unknown) and self._place is not None:
             self._rejoin(self._place)
         elif isinstance(message, Refuse):
-            raise RunError(f"{self._shown} has no place for it any more: {message.reason}")
+            raise RunError(f"{self._shown} no longer has a place for this role: {message.reason}")
 
     def _follow(self, pulse: Pulse) -> None:
         self.pulse = pulse
@@ -315,10 +318,13 @@ def role(
     log_path: Path | None,
     network: Network | None = None,
 ) -> Iterator[tuple[zmq.Context[zmq.Socket[bytes]], CoordinatorLink, Welcome]]:
-    """The frame of every role's process: prepare, join, do (the body), say goodbye.
+    """Run a role's process around the body: prepare, join, yield, say goodbye.
 
-    An error in the body is logged with its traceback, told to the coordinator, and raised
-    again: the process ends with a failure, and its supervisor decides what follows.
+    The frame logs an error in the body with its traceback, reports it to the coordinator, and
+    raises it again. The process then ends with a failure, and its supervisor decides what follows.
+
+    Yields:
+        the context, the link to the coordinator, and its welcome.
     """
     parent = process.prepare(name, index, log_path)
     context = Context(network)

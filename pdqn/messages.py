@@ -1,28 +1,28 @@
 """Control messages between the coordinator and the others in a run, one dataclass for each kind.
 
-A message checks itself when it is made, on the sender's side as on the receiver's: types, ranges,
-finite numbers and lengths. Whoever holds one need not look again. On the wire a message is a
-msgpack map of its fields with a ``type`` (its ``KIND``) and a ``version``; see ``pdqn.wire``.
+A message checks its types, ranges, finite numbers and lengths when it is made, on both sides. Code
+that holds a message need not check it again. On the wire, a message is a msgpack map of its fields
+with a ``type`` (its ``KIND``) and a ``version``; see ``pdqn.wire``.
 
-=============  ==========================  =====================================================
-message        from                        says
-=============  ==========================  =====================================================
-``Join``       a process                   give me a place in the run
-``Rejoin``     a role or host              give me back the place that I had
-``Report``     a role or host              counters, gauges, episodes, notes since the last one
-``Leave``      a role or host              a last report, and why it ends
-``Ended``      a host                      one of my processes has ended
-``FilePiece``  a role on another host      a piece of a file for the run's directory
-``Fetch``      a role on another host      which piece of a file it wants
-``Watch``      a console elsewhere         show me the run
-``Welcome``    the coordinator             your place, the configuration, the environment
-``Pulse``      the coordinator             what to do now, and where everything is served
-``Refuse``     the coordinator             there is no place for you, and why
-``Unknown``    the coordinator             you have no place here (any more): rejoin
-``Filed``      the coordinator             a piece of a file was taken, or could not be
-``Piece``      the coordinator             a piece of a file that was asked for
-``Over``       the coordinator             to a console elsewhere: the run has ended
-=============  ==========================  =====================================================
+    =============  ==========================  =====================================================
+    message        from                        says
+    =============  ==========================  =====================================================
+    ``Join``       a process                   give me a place in the run
+    ``Rejoin``     a role or host              give me back the place that I had
+    ``Report``     a role or host              counters, gauges, episodes, notes since the last one
+    ``Leave``      a role or host              a last report, and why it ends
+    ``Ended``      a host                      one of my processes has ended
+    ``FilePiece``  a role on another host      a piece of a file for the run's directory
+    ``Fetch``      a role on another host      send me this piece of a file
+    ``Watch``      a console elsewhere         show me the run
+    ``Welcome``    the coordinator             your place, the configuration, the environment
+    ``Pulse``      the coordinator             what to do now, and the addresses of all services
+    ``Refuse``     the coordinator             there is no place for you, and why
+    ``Unknown``    the coordinator             you have no place here (any more): rejoin
+    ``Filed``      the coordinator             a piece of a file was taken, or could not be
+    ``Piece``      the coordinator             the piece of a file that you asked for
+    ``Over``       the coordinator             to a console elsewhere: the run has ended
+    =============  ==========================  =====================================================
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from pdqn.wire import WireError, shown
 
 ROLES = ("actor", "replay", "learner", "evaluator", "host")
 COMMANDS = ("hold", "run", "drain", "finish", "stop")
-# The activity of a learner that saves for the last time, which is worth waiting for.
+# The activity of a learner during its last save, for which the launcher waits.
 LAST_SAVE = "saves for the last time"
 
 PIECE_BYTES = 1 << 19
@@ -64,10 +64,10 @@ _MAX_PATH = 4096
 
 
 class MessageError(WireError):
-    """A control message that must not be used.
+    """A control message that was rejected.
 
     Attributes:
-        kind: of the message, to count by; ``unreadable`` where it has none that is known.
+        kind: kind of the message, to count by; ``unreadable`` if it has no known kind.
     """
 
     def __init__(self, kind: str, error: WireError) -> None:
@@ -78,16 +78,16 @@ class MessageError(WireError):
 
 @dataclass(frozen=True)
 class Message:
-    """What all messages share: the way to and from plain data.
+    """Base of all messages: the conversion to and from plain data.
 
     Raises:
-        WireError: a field has a value that its message does not accept.
+        WireError: a field has a value that the message does not accept.
     """
 
     KIND: ClassVar[str]
 
     def to_map(self) -> dict[str, Any]:
-        """Convert to plain data, for msgpack."""
+        """Convert to plain data for msgpack."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @classmethod
@@ -95,7 +95,7 @@ class Message:
         """Check plain data and make a message of it.
 
         Raises:
-            WireError: a field is missing, unknown, or has a value that is not accepted.
+            WireError: a field is missing, is unknown, or has a value that is not accepted.
         """
         try:
             return cls(**content)
@@ -104,7 +104,7 @@ class Message:
 
     @cached_property
     def encoded(self) -> bytes:
-        """The bytes of this message."""
+        """This message as bytes."""
         return wire.encode_control(self.KIND, self.to_map())
 
 
@@ -113,15 +113,16 @@ class Message:
 
 @dataclass(frozen=True)
 class Join(Message):
-    """A process that asks for a place in the run.
+    """A request for a place in the run.
 
     Attributes:
-        role: one of ``ROLES``; the coordinator answers with a sentence where it is another.
+        role: one of ``ROLES``; the coordinator answers any other with a reason.
         package: version of pdqn that the process runs.
         host: name of its host.
-        pid: on that host.
-        index: number of the role that it would like to have; None for any.
-        agent: name of the host's supervisor that started it; empty for the launcher's own.
+        pid: process id on that host.
+        index: index that the role would like to have; None for any.
+        agent: name of the host's supervisor that started it; empty for the launcher's own
+            processes.
     """
 
     KIND = "join"
@@ -144,12 +145,12 @@ class Join(Message):
 
 @dataclass(frozen=True)
 class Rejoin(Message):
-    """A role or host that was taken for gone, and asks for its old place.
+    """A request for the old place, from a role or host that the coordinator considers gone.
 
     Attributes:
         run: id of the run in which it had the place.
-        incarnation: that it had there.
-        endpoints: what it serves, and where.
+        incarnation: its incarnation there.
+        endpoints: addresses of what it serves, by name.
     """
 
     KIND = "rejoin"
@@ -189,20 +190,20 @@ class Episode(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation(Message):
-    """Figures of greedy episodes on held-out seeds.
+    """Results of greedy episodes on held-out seeds.
 
     Attributes:
         parameter_version: learner steps of the parameters.
-        episodes: that have a score.
-        return_mean: of their undiscounted returns.
+        episodes: number of episodes with a score.
+        return_mean: mean of their undiscounted returns.
         return_error: standard error of that mean.
         metrics: mean of the environment's headline metric, by its name; empty without one.
         errors: standard error of each of ``metrics``.
         baselines: mean score of the environment's baselines on the same seeds.
         differences: the policy minus each baseline, paired by seed: (mean, standard error).
-        best: the best score of the run so far; None where none is known.
-        dropped: episodes without a score.
-        length_mean: environment steps of an episode.
+        best: the best score of the run so far; None if none is known.
+        dropped: number of episodes without a score.
+        length_mean: mean environment steps of an episode.
         baseline_errors: standard error of each of ``baselines``.
     """
 
@@ -246,13 +247,13 @@ class Report(Message):
     """Figures of a role or host.
 
     Attributes:
-        counters: that only grow while the process lives, by name.
+        counters: values that only grow while the process lives, by name.
         gauges: newest values, by name.
-        activity: what it does or waits for, in a few words.
-        episodes: that have finished since the last report.
-        evaluation: that has finished since the last report.
-        notes: (kind, text) of what is worth writing down.
-        endpoints: what it serves, and where.
+        activity: the current work or wait, in a few words.
+        episodes: episodes that have finished since the last report.
+        evaluation: the evaluation that has finished since the last report, if any.
+        notes: (kind, text) of noteworthy events.
+        endpoints: addresses of what it serves, by name.
     """
 
     KIND = "report"
@@ -280,7 +281,7 @@ class Report(Message):
 
     @property
     def has_news(self) -> bool:
-        """Whether it holds anything that no later report holds again."""
+        """Return whether it holds anything that no later report repeats."""
         return bool(self.episodes or self.evaluation or self.notes)
 
     def to_map(self) -> dict[str, Any]:
@@ -318,8 +319,8 @@ class Leave(Message):
     """The last message of a role or host.
 
     Attributes:
-        report: its final figures.
-        reason: why it failed, in one line; empty if it did not.
+        report: the final figures.
+        reason: the error that ended it, in one line; empty if it did not fail.
         trace: the traceback.
     """
 
@@ -345,7 +346,7 @@ class Leave(Message):
 
 @dataclass(frozen=True)
 class Ended(Message):
-    """A host's word that one of its processes has ended: the place is free at once."""
+    """A host's notice that one of its processes has ended: its place is free at once."""
 
     KIND = "ended"
 
@@ -361,11 +362,11 @@ class FilePiece(Message):
     """A piece of a file for the run's directory.
 
     Attributes:
-        name: below the directory.
-        push: number of the attempt to bring the file, to tell its answers from others.
-        offset: of the piece.
-        size: of the whole file, in bytes.
-        data: at most ``PIECE_BYTES``.
+        name: path of the file relative to the directory.
+        push: number of the transfer, which tells its answers from those of others.
+        offset: position of the piece in the file, in bytes.
+        size: size of the whole file, in bytes.
+        data: the piece, at most ``PIECE_BYTES``.
     """
 
     KIND = "file"
@@ -390,8 +391,9 @@ class Fetch(Message):
     """A request for a piece of a file of the run's directory.
 
     Attributes:
-        name: of the file, or ``checkpoint`` for the newest checkpoint but ``index``.
-        offset: of the piece.
+        name: the file, or ``checkpoint`` for a checkpoint.
+        index: how many of the newest checkpoints to skip.
+        offset: position of the piece in the file, in bytes.
     """
 
     KIND = "fetch"
@@ -409,7 +411,7 @@ class Fetch(Message):
 
 @dataclass(frozen=True)
 class Watch(Message):
-    """A console elsewhere that asks for the run as it is now."""
+    """A request by a console elsewhere for the present state of the run."""
 
     KIND = "watch"
 
@@ -424,26 +426,29 @@ def _data(value: Any) -> None:
 
 @dataclass(frozen=True)
 class Pulse(Message):
-    """The state of the run, as one member is to see it.
+    """The state of the run as one member sees it.
 
     A pulse is a state and not an order: a lost or repeated one does no harm.
 
     Attributes:
-        command: ``hold`` (be ready, the run is not complete yet); ``run``; ``drain`` (replay: take
-            what still comes; a host: start nothing again); ``finish`` (evaluator: one last
-            evaluation of the final parameters); ``stop`` (flush or save, and leave).
-        endpoints: where ``parameters``, and of each replay k ``transitions/k``,
-            ``acknowledgements/k`` and ``samples/k`` are served, as known.
+        command: one of ``COMMANDS``:
+            - ``hold``: be ready; the run is not complete yet.
+            - ``run``: work.
+            - ``drain``: take what still arrives (replay); do not start anything again (a host).
+            - ``finish``: evaluate the final parameters one last time (evaluator).
+            - ``stop``: flush or save, and leave.
+        endpoints: known addresses of ``parameters`` and, for each replay k, of ``transitions/k``,
+            ``acknowledgements/k`` and ``samples/k``.
         actor_slot: this actor's place on the epsilon ladder, from 0.
-        actor_slots: actors that share the ladder.
+        actor_slots: number of actors that share the ladder.
         final_version: with ``finish``, the parameter_version to evaluate last.
-        samples_per_insert: what replay is to aim at from now on; None for what is configured.
-        saves: how often the learner has been asked to save at once.
-        allowed: how far an actor's counters may go, by name, where the run has limits.
-        clients: public keys that may connect to this role, where the run is encrypted.
-        revoked: public keys that are let in no longer.
-        count: how many processes a host is to have; 0 for as many as it began with.
-        condemned: pids of a host's roles that hang: it is to end them.
+        samples_per_insert: replay's target ratio from now on; None for the configured one.
+        saves: how often the coordinator has asked the learner to save at once.
+        allowed: limits of an actor's counters, by name, if the run has limits.
+        clients: public keys that may connect to this role, if the run is encrypted.
+        revoked: public keys that are no longer allowed.
+        count: number of processes that a host must have; 0 for as many as it began with.
+        condemned: pids of a host's roles that hang and that the host must end.
     """
 
     KIND = "pulse"
@@ -485,11 +490,11 @@ class Pulse(Message):
         return super().to_map() | {"revoked": sorted(self.revoked)}
 
     def is_revoked(self, endpoint: str) -> bool:
-        """Tell whether the key that serves at an endpoint is let in no longer."""
+        """Return whether the key that serves at an endpoint has been revoked."""
         return transport.split(endpoint)[1] in self.revoked
 
     def shards(self, name: str) -> dict[int, str]:
-        """Find where the replays that are alive serve something, by index.
+        """Find the addresses at which live replays offer a service, by index.
 
         Args:
             name: ``transitions``, ``acknowledgements`` or ``samples``.
@@ -504,15 +509,15 @@ class Pulse(Message):
 
 @dataclass(frozen=True)
 class Welcome(Message):
-    """The place of a role that joins, and the run.
+    """A role's place in the run, and the run's description.
 
     Attributes:
-        index: number of the role among those of its kind, from 0.
-        incarnation: how often this index was started before.
-        bind: address pattern where the role binds; ``{name}`` stands for the socket's name, and
+        index: index of the role among those of its kind, from 0.
+        incarnation: how often a role with this index was started before.
+        bind: address pattern for the role's sockets; ``{name}`` stands for the socket's name, and
             ``{host}`` for this host's address.
         run_dir: directory of the run on the launcher's host.
-        versions: of the packages that the run's environment comes from, on that host.
+        versions: versions, on the launcher's host, of the packages that the environment comes from.
     """
 
     KIND = "welcome"
@@ -559,16 +564,16 @@ class Welcome(Message):
         return super().from_map({**content, "config": config, "spec": spec, "pulse": pulse})
 
     def address(self, name: str) -> str:
-        """Fill in where this role binds its socket of that name."""
+        """Return the address to which this role binds its socket of that name."""
         return self.bind.replace("{name}", name)
 
 
 @dataclass(frozen=True)
 class Refuse(Message):
-    """There is no place in the run.
+    """A refusal: there is no place in the run.
 
     Attributes:
-        reason: in one line.
+        reason: the reason, in one line.
     """
 
     KIND = "refuse"
@@ -582,7 +587,7 @@ class Refuse(Message):
 
 @dataclass(frozen=True)
 class Unknown(Message):
-    """The answer to a report or request of a process that has no place."""
+    """The answer to a report or request from a process that has no place."""
 
     KIND = "unknown"
 
@@ -592,7 +597,7 @@ class Filed(Message):
     """The answer to a ``FilePiece``, whose fields it repeats.
 
     Attributes:
-        error: why the piece could not be taken; empty if it was.
+        error: the reason why the piece could not be taken; empty if it was.
     """
 
     KIND = "filed"
@@ -615,12 +620,12 @@ class Piece(Message):
     """The answer to a ``Fetch``.
 
     Attributes:
-        wanted: the name that was asked for.
-        index: as asked.
-        offset: as asked.
-        name: of the file found, below the run's directory; empty if there is none.
-        size: of the whole file, in bytes.
-        data: at most ``PIECE_BYTES``.
+        wanted: the requested name.
+        index: the requested index.
+        offset: the requested offset.
+        name: path of the file relative to the run's directory; empty if there is no such file.
+        size: size of the whole file, in bytes.
+        data: the piece, at most ``PIECE_BYTES``.
     """
 
     KIND = "piece"
@@ -660,11 +665,11 @@ def decode(data: bytes | memoryview, kinds: Kinds) -> Message:
     """Read a message and check it.
 
     Args:
-        data: its bytes.
-        kinds: those that are accepted here.
+        data: the bytes of the message.
+        kinds: the kinds accepted here.
 
     Raises:
-        MessageError: it cannot be read, is of another kind, or its own check refuses it.
+        MessageError: the message cannot be read, is of another kind, or fails its own check.
     """
     kind = "unreadable"
     try:

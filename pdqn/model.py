@@ -1,4 +1,4 @@
-"""The model file: a network with what is needed to build and use it, and no pickled code."""
+"""The model file: a network and everything needed to build and use it, without pickled code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
 
 FORMAT = 3
-# In a run directory: the last parameters, and those that evaluated best.
+# Model files in a run directory: the last parameters, and those with the best evaluation.
 FINAL_MODEL, BEST_MODEL = "final_model.pth", "best_model.pth"
-# What torch.load raises for damaged and foreign files, and what follows from strange contents.
+# Errors of torch.load for damaged and foreign files, and those that strange contents cause later.
 UNREADABLE = (
     OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError,
     AttributeError, AssertionError, struct.error,
@@ -33,11 +33,12 @@ class Model:
     """A trained network and the environment it is for.
 
     Attributes:
-        network: greedy, without noise.
-        spec: of the environment.
-        env_args: its keyword arguments for evaluation.
-        parameter_version: learner steps.
-        score: of the evaluation that it was kept for; None where it was not.
+        network: the network in evaluation mode, without noise.
+        spec: spec of the environment.
+        env_args: keyword arguments of the environment for evaluation.
+        parameter_version: learner steps of the parameters.
+        score: score of the evaluation for which it was kept; None if it was kept for another
+            reason.
     """
 
     network: QNetwork
@@ -55,7 +56,7 @@ def save_model(
     version: int,
     score: float | None = None,
 ) -> None:
-    """Write a model file, atomically; ``torch.load(path, weights_only=True)`` reads it."""
+    """Write a model file atomically; ``torch.load(path, weights_only=True)`` reads it."""
     content = {
         "format": FORMAT,
         "spec": spec.to_map(),
@@ -69,10 +70,10 @@ def save_model(
 
 
 def load_model(path: Path) -> Model:
-    """The model in a file.
+    """Load the model in a file.
 
     Raises:
-        UsageError: no model file, or of another format; or a network of a person's own whose
+        UsageError: the file is not a model, has another format, or has a custom network whose
             module is not found.
     """
     config: NetworkConfig | None = None
@@ -87,8 +88,8 @@ def load_model(path: Path) -> Model:
     except UNREADABLE as error:
         if isinstance(error, UsageError) and config is not None and ":" in str(config.kind):
             raise UsageError(
-                f"{path}: {error}; its module must be found: run this where it lies, or name that "
-                "folder in PYTHONPATH"
+                f"{path}: {error}; its module must be importable: run this in its folder, or add "
+                "that folder to PYTHONPATH"
             ) from error
         raise _not_read(path, error) from error
     set_noise(network, False)
@@ -96,10 +97,10 @@ def load_model(path: Path) -> Model:
 
 
 def load_spec(path: Path) -> EnvironmentSpec:
-    """Read which environment a model file is for; its network is not built.
+    """Read the spec of a model file's environment without building the network.
 
     Raises:
-        UsageError: no model file, or of another format.
+        UsageError: the file is not a model, or has another format.
     """
     try:
         return EnvironmentSpec.from_map(_content(path)["spec"])
@@ -120,18 +121,18 @@ def _not_read(path: Path, error: Exception) -> UsageError:
 
 
 def unreadable_reason(error: Exception) -> str:
-    """Why a file of tensors cannot be read, in one line."""
+    """Return the reason why a file of tensors cannot be read, in one line."""
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-        # Torch's text recommends to load it with weights_only=False, which runs foreign code.
+        # Torch's message recommends weights_only=False, which would run foreign code.
         return "damaged, or another kind of file"
     return first_line(error)
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """``torch.save`` to a file that is either whole or not there.
+    """Save content with ``torch.save`` to a file that is either whole or not there.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         _save(content, file)
@@ -143,7 +144,7 @@ def _save(content: dict[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        # Torch's writer stumbles over what it could not write, and tells that instead.
+        # After a failed write, torch's writer raises a follow-up error instead of the cause.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise

@@ -1,6 +1,6 @@
-"""Network parameters on their way from the learner to everybody who acts.
+"""Network parameters on their way from the learner to all processes that act.
 
-A message is an arrays message of ``pdqn.wire``, and is sent as ``pdqn.broadcast`` does.
+A message is an arrays message of ``pdqn.wire``, sent by ``pdqn.broadcast``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ class Parameters:
     """A network's parameters.
 
     Attributes:
-        parameter_version: learner steps when they were taken.
-        generation: how often the learner was started before; versions of a later generation are
+        run: id of the run.
+        generation: how often the learner was started before. Versions of a later generation are
             newer, even if smaller.
-        tensors: float32, by name in the network's ``state_dict``.
+        parameter_version: learner steps when the parameters were copied.
+        tensors: float32 tensors, by name in the network's ``state_dict``.
     """
 
     run: str
@@ -34,7 +35,7 @@ class Parameters:
 
 
 def encode(parameters: Parameters) -> bytes:
-    """The message, without a topic."""
+    """Encode parameters as a message without a topic."""
     arrays = {name: t.detach().cpu().numpy() for name, t in parameters.tensors.items()}
     return wire.encode_arrays(
         "parameters",
@@ -48,10 +49,10 @@ def encode(parameters: Parameters) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Parameters:
-    """The inverse of ``encode``; the tensors are copies.
+    """Decode a message of ``encode``; the tensors are copies.
 
     Raises:
-        WireError: not exactly what ``encode`` writes.
+        WireError: the message is not exactly of the form that ``encode`` writes.
     """
     header, arrays = wire.decode_arrays(data)
     if header["type"] != "parameters":
@@ -71,21 +72,21 @@ def decode(data: bytes | memoryview) -> Parameters:
 
 
 def matches(tensors: Mapping[str, torch.Tensor], network: torch.nn.Module) -> bool:
-    """Whether the tensors have exactly the names and shapes of the network's."""
+    """Return whether the tensors have exactly the names and shapes of the network's."""
     own = network.state_dict()
     return tensors.keys() == own.keys() and all(own[n].shape == t.shape for n, t in tensors.items())
 
 
 class ParameterPublisher(Publisher):
-    """Publishes parameters; remembers the last for those who come later."""
+    """Publisher of parameters; it repeats the last ones for late subscribers."""
 
     def publish(self, parameters: Parameters) -> None:
-        """Send to all subscribers."""
+        """Send parameters to all subscribers."""
         self.send(encode(parameters))
 
 
 class ParameterSubscriber(Subscriber):
-    """Receives the newest parameters and drops all that are older."""
+    """Receiver of the newest parameters; it drops older ones."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, run: str) -> None:
         super().__init__(context, address)
@@ -94,7 +95,7 @@ class ParameterSubscriber(Subscriber):
         self.rejected = 0
 
     def latest(self, timeout_seconds: float = 0.0) -> Parameters | None:
-        """Parameters newer than the last returned, or None when there are none in time."""
+        """Return parameters newer than the last returned, or None if none arrive in time."""
         message = self.receive(timeout_seconds)
         if message is None:
             return None

@@ -1,4 +1,4 @@
-"""Acting greedily on a trained network: by a batch, and as a policy for a program of one's own."""
+"""Greedy actions of a trained network: for batches, and as a policy for other programs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pdqn.stacking import FrameStacker
 
 
 def action_values(network: QNetwork, observation: Observation) -> NDArray[np.float32]:
-    """Q of a batch of observations, float32[batch, actions]; -inf where masked.
+    """Compute Q of a batch of observations, float32[batch, actions]; -inf where masked.
 
     Args:
-        network: of the environment.
-        observation: of each field, [batch, *stacked_shape], unpacked.
+        network: network of the environment.
+        observation: each field as [batch, *stacked_shape], unpacked.
     """
     with torch.inference_mode():
         tensors = {name: torch.from_numpy(array) for name, array in observation.items()}
@@ -32,7 +32,7 @@ def action_values(network: QNetwork, observation: Observation) -> NDArray[np.flo
 
 
 def greedy(network: QNetwork, observation: Observation) -> NDArray[np.int64]:
-    """The best valid actions, int64[batch]."""
+    """Choose the best valid actions, int64[batch]."""
     return action_values(network, observation).argmax(axis=1)
 
 
@@ -40,7 +40,7 @@ class Policy:
     """A trained policy that acts greedily in one environment.
 
     Attributes:
-        model: the network and what it is for.
+        model: the network and a description of its environment.
     """
 
     def __init__(self, model: Model) -> None:
@@ -49,26 +49,30 @@ class Policy:
         self._began = True
 
     def reset(self) -> None:
-        """An episode begins: what was seen before it is forgotten, where frames are stacked."""
+        """Begin an episode: if frames are stacked, forget the earlier ones."""
         self._began = True
 
     def act(self, observation: Any, action_mask: ArrayLike | None = None) -> int:
-        """The best action, in the environment's own numbers.
+        """Choose the best action, in the environment's own numbering.
 
         Args:
-            observation: as the environment gives it: an array, a number, or a Dict or Tuple.
-            action_mask: of an environment that tells it in ``info["action_mask"]``, [num_actions].
+            observation: an observation as the environment returns it: an array, a number, or a Dict
+                or Tuple.
+            action_mask: ``info["action_mask"]`` of an environment that provides it, [num_actions].
 
         Raises:
-            ValueError: the observation is not one of the environment that the policy is for.
+            ValueError: the observation does not fit the policy's environment.
         """
         values = self.values(observation, action_mask)
         return int(values.argmax()) + self.model.spec.first_action
 
     def values(self, observation: Any, action_mask: ArrayLike | None = None) -> NDArray[np.float32]:
-        """Q of every action, float32[num_actions]; -inf where it is not valid.
+        """Compute Q of every action, float32[num_actions]; -inf for invalid actions.
 
-        As ``act`` does, it takes the observation for the newest of its episode.
+        Like ``act``, it treats the observation as the next one of its episode.
+
+        Raises:
+            ValueError: the observation does not fit the policy's environment.
         """
         frame = self._frame(observation, action_mask)
         stacked = self._stacker.push(frame, np.array([self._began]))
@@ -76,7 +80,7 @@ class Policy:
         return action_values(self.model.network, stacked)[0]
 
     def _frame(self, observation: Any, action_mask: ArrayLike | None) -> Observation:
-        """A batch of one, of the environment's fields."""
+        """Make a batch of one from the environment's fields."""
         given = dict(named_parts(observation))
         if action_mask is not None:
             given[ACTION_MASK] = action_mask
@@ -97,7 +101,7 @@ class Policy:
 
 
 def named_parts(observation: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The arrays of an observation by the names of their fields: ``camera.left``, ``0.mask``."""
+    """Yield the arrays of an observation by their fields' names: ``camera.left``, ``0.mask``."""
     if isinstance(observation, Mapping):
         inner = list(observation.items())
     elif isinstance(observation, tuple):
@@ -110,28 +114,28 @@ def named_parts(observation: Any, prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def load_policy(run: str | Path, *, best: bool = False) -> Policy:
-    """The policy that a run has learned.
+    """Load the policy that a run has learned.
 
     Args:
         run: a run directory, or a model file. Nothing in it is unpickled.
-        best: of a run, the parameters that evaluated best while it trained; else its last ones.
+        best: load a run's best-evaluated parameters instead of its last ones.
 
     Raises:
-        UsageError: there is no such file, it is not a model, or the best is asked for of a file.
+        UsageError: the file does not exist or is not a model, or ``best`` is given with a file.
     """
     return Policy(load_model(model_path(Path(run), best=best)))
 
 
 def model_path(run: Path, *, best: bool = False) -> Path:
-    """The model file of a run directory, or the file itself.
+    """Return the model file of a run directory, or the file itself.
 
     Raises:
-        UsageError: there is none, or the best is asked for of a file, which is one model.
+        UsageError: the file does not exist, or ``best`` is given with a file, which is one model.
     """
     name = BEST_MODEL if best else FINAL_MODEL
     if run.is_file():
         if best:
-            raise UsageError(f"{run} is a model file: the best is asked for of a run directory")
+            raise UsageError(f"{run} is a model file; only a run directory has a best model")
         return run
     if (run / name).is_file():
         return run / name

@@ -1,4 +1,4 @@
-"""What every role's process does first: its name, its log, and an eye on who started it."""
+"""The start of every role's process: its name, its log, and a watch on its parent."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from types import FrameType
 
 import setproctitle
 
-# What a supervisor asks a role to leave with. Not SIGTERM, which `timeout`, systemd and batch
-# systems send to all processes of a group at once: the launcher then ends the run in order.
+# The signal with which a supervisor asks a role to leave. It is not SIGTERM: `timeout`, systemd and
+# batch systems send that to a whole process group, and the launcher then ends the run in order.
 LEAVE = signal.SIGUSR1
-# What reaches the whole process group.
+# Signals that usually reach the whole process group.
 OF_GROUP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _ORPHAN_GRACE_SECONDS = 5.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class ParentWatch:
-    """Knows when the process that started this one is gone, and then ends this one.
+    """A watch on the parent process; it ends this process when the parent is gone.
 
-    The pipe to the parent comes to its end when the parent ends, however it ends. The role sees
-    ``gone`` and leaves in order; if it hangs, it is ended after a few seconds.
+    The pipe to the parent closes when the parent ends, whatever the cause. The role sees ``gone``
+    and leaves in order. If it hangs, the watch ends the process after a few seconds.
 
     Attributes:
-        gone: the parent has ended, or has asked this process to leave with ``LEAVE``.
+        gone: whether the parent has ended, or has asked this process to leave with ``LEAVE``.
     """
 
     def __init__(self) -> None:
@@ -55,20 +55,23 @@ class ParentWatch:
 
 
 def set_title(role: str, index: int | None) -> None:
-    """Name this process, for top and ps: ``pdqn actor 17``."""
+    """Name this process for top and ps, such as ``pdqn actor 17``."""
     setproctitle.setproctitle(f"pdqn {role}" if index is None else f"pdqn {role} {index}")
 
 
 def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
-    """Make this process a role: named, logging, deaf to what the whole process group is told.
+    """Make this process a role: name it, open its log, and ignore signals to the process group.
 
     Args:
         role: actor, replay, learner or evaluator.
-        index: its number, if known before joining.
-        log_path: file that takes the log, standard output and standard error; None leaves them.
+        index: index of the role, if known before joining.
+        log_path: file for the log, standard output and standard error; None keeps them as they are.
+
+    Returns:
+        the watch on the parent process.
     """
     set_title(role, index)
-    # It is the launcher that decides what Ctrl-C, or a terminal that was closed, means.
+    # Only the launcher decides what Ctrl-C or a closed terminal means.
     for number in OF_GROUP:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUP)
@@ -79,12 +82,12 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
 
 
 def keep_little_free_memory() -> None:
-    """Make the allocator give large freed blocks back; for processes that are many.
+    """Make the allocator return large freed blocks to the system, for processes that are numerous.
 
-    By default glibc keeps up to 64 MB of them for reuse. With these bounds an actor needs a sixth
-    less memory and is as fast; a learner, whose blocks are larger, would be slower.
+    By default, glibc keeps up to 64 MB of them for reuse. With these bounds, an actor needs a sixth
+    less memory and is as fast. A learner, whose blocks are larger, would be slower.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 4 << 20)
         mallopt(_M_TRIM_THRESHOLD, 2 << 20)

@@ -1,4 +1,4 @@
-"""Every random state of a run is a function of (run seed, role, index, incarnation)."""
+"""Seeds and generators, each a function of (run seed, role, index, incarnation)."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import zlib
 import numpy as np
 
 HELD_OUT_SEED = 1_000_000
-UNSEEN = 1_000_000  # of the held-out seeds: more than any evaluation takes
-# Coprime to HELD_OUT_SEED, so that consecutive environments get distinct seeds below it.
+UNSEEN = 1_000_000  # skipped held-out seeds: more than any evaluation uses
+# Coprime to HELD_OUT_SEED, so consecutive environments get distinct seeds below it.
 _STRIDE = 387_433
 _REBUILT_STRIDE = 7_919
 
 
 def generator(seed: int, role: str, index: int = 0, incarnation: int = 0) -> np.random.Generator:
-    """A random generator of one incarnation of one role."""
+    """Make the random generator of one incarnation of one role."""
     return np.random.default_rng([seed, zlib.crc32(role.encode()), index, incarnation])
 
 
 def torch_seed(seed: int, role: str, index: int = 0, incarnation: int = 0) -> int:
-    """A seed for torch of one incarnation of one role."""
+    """Draw a seed for torch for one incarnation of one role."""
     return int(generator(seed, role, index, incarnation).integers(1 << 62))
 
 
 def environment_seeds(seed: int, first: int, num_envs: int, incarnation: int) -> list[int]:
-    """Seeds of environments ``first`` .. ``first + num_envs - 1`` of a run, for training.
+    """Derive training seeds of environments ``first`` .. ``first + num_envs - 1`` of a run.
 
-    All lie below ``HELD_OUT_SEED``; those at and above it are for evaluation. Environments of one
+    All are below ``HELD_OUT_SEED``; seeds from there on are for evaluation. Environments of one
     incarnation never share a seed (up to a million of them).
     """
     start = int(generator(seed, "environments", 0, incarnation).integers(HELD_OUT_SEED))
@@ -34,13 +34,14 @@ def environment_seeds(seed: int, first: int, num_envs: int, incarnation: int) ->
 
 
 def rebuilt_seed(seed: int, failures: int) -> int:
-    """The seed of an environment that was built anew after so many failures, for training."""
+    """Derive the training seed of an environment that was rebuilt after a number of failures."""
     return (seed + failures * _REBUILT_STRIDE) % HELD_OUT_SEED
 
 
 def held_out_seeds(count: int, skipped: int = 0) -> list[int]:
-    """Seeds of the held-out set, but for so many skipped.
+    """List ``count`` seeds of the held-out set, after the first ``skipped``.
 
-    A run evaluates on those from 0 on. What it chose by them is judged by those from ``UNSEEN`` on.
+    A run evaluates on the seeds from 0 on. Results that a run selected by these are judged on the
+    seeds from ``UNSEEN`` on.
     """
     return [HELD_OUT_SEED + skipped + k for k in range(count)]

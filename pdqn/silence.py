@@ -1,4 +1,4 @@
-"""Time as one counts it who waits for others to speak."""
+"""A clock that stops while this process is not listening."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ _LARGEST_SHARE = 0.2
 
 
 class Listening:
-    """How long this process has listened to others.
+    """The time that this process has spent listening to others.
 
-    One that is stopped (Ctrl-Z) or busy for long hears nobody, and then finds that nobody has
-    spoken: that is no silence. So the time between two turns counts up to a fifth of the silence
-    that is too long, which therefore takes five turns at least.
+    A process that was stopped (Ctrl-Z) or busy for some time hears nobody meanwhile. Afterwards it
+    must not conclude that the others were silent. The time between two turns therefore counts only
+    up to a fifth of the timeout, and a timeout takes at least five turns.
 
     Args:
         timeout_seconds: silence that is too long.
 
     Attributes:
-        seconds: listened to so far.
-        was_away: whether the time before the last turn was too long to count as a whole.
+        seconds: time spent listening so far.
+        was_away: whether the last turn came too late for its time to count in full.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
@@ -29,7 +29,7 @@ class Listening:
         self.was_away = False
 
     def turn(self) -> None:
-        """Now it is known who has spoken until now."""
+        """Count the time since the last turn; call this after reading all pending messages."""
         now = monotonic()
         passed, self._last = now - self._last, now
         self.was_away = passed > self._most_seconds

@@ -1,13 +1,13 @@
-"""What a run's observations and actions look like: agreed once, checked everywhere.
+"""Observation and action specs: agreed once per run, checked everywhere.
 
 An observation is a flat map of named arrays. A plain Box observation is the single field
 ``observation``. Binary fields (masks) are packed to bits as soon as they are recorded, and stay
 packed on the wire and in the buffer.
 
-What is recorded, shipped and stored is always a single *frame*: the observation of one step. A
-field that is stacked (``stack`` K above 1) reaches networks as the frames of the last K steps,
-oldest first, on a new axis before the frame's own; the first frame of an episode stands in for
-those before it.
+Actors always record, ship and store single *frames*: the observations of one step each. A stacked
+field (``stack`` K above 1) reaches networks as the frames of the last K steps. They lie on a new
+axis before the frame's own axes, oldest first. The first frame of an episode stands in for missing
+earlier frames.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from numpy.typing import NDArray
 Observation = dict[str, NDArray[Any]]
 
 ACTION_MASK = "action_mask"
-PLAIN_FIELD = "observation"  # of an observation that has no parts
+PLAIN_FIELD = "observation"  # name of the field of an observation without parts
 ALLOWED_DTYPES = (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
     "float16", "float32", "float64",
 )  # fmt: skip
 MAX_FRAME_STACK = 32
-MAX_CATEGORIES = 4096  # of a field; with more, its values stay numbers
+MAX_CATEGORIES = 4096  # limit of a field; with more categories, its values stay numbers
 
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """One named array of an observation.
+    """A named array of an observation.
 
     Attributes:
         name: key of the field.
         shape: shape of one observation's array, without a batch dimension.
         dtype: numpy name of the dtype in the environment.
-        binary: the values are 0 or 1, and are packed to bits when recorded.
-        stack: steps whose frames a network sees at once.
-        categories: of each value in order where the values are categories, so that networks get
-            them one-hot (Discrete, MultiDiscrete); empty for numbers.
-        start: the first category's value.
+        binary: whether the values are 0 or 1 and are packed to bits when recorded.
+        stack: number of steps whose frames a network sees at once.
+        categories: number of categories of each value, in order. Networks get such values one-hot
+            (Discrete, MultiDiscrete). Empty for numbers.
+        start: the first category of each value.
     """
 
     name: str
@@ -58,12 +58,12 @@ class FieldSpec:
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
-        """Shape that reaches a network, without a batch dimension."""
+        """Shape of a network's input, without a batch dimension."""
         return (self.stack, *self.shape) if self.stack > 1 else self.shape
 
     @property
     def stored_stacked_shape(self) -> tuple[int, ...]:
-        """The same in recorded form, as it is sampled."""
+        """Shape of a recorded stack as it is sampled, without a batch dimension."""
         return (self.stack, *self.stored_shape) if self.stack > 1 else self.stored_shape
 
     @cached_property
@@ -82,7 +82,7 @@ class FieldSpec:
         return math.prod(self.stored_shape) * self.stored_dtype.itemsize
 
     def is_known(self, values: NDArray[Any]) -> bool:
-        """Whether values [..., *shape] are among the categories; numbers always are."""
+        """Return whether values [..., *shape] are among the categories; numbers always are."""
         if not self.categories:
             return True
         first = np.array(self.start, np.int64)
@@ -90,20 +90,20 @@ class FieldSpec:
         return bool(((each >= first) & (each < first + self.categories)).all())
 
     def blank(self, batch: int) -> NDArray[Any]:
-        """As a network takes it, [batch, *stacked_shape]: zeros, or the first of the categories."""
+        """Make a network's input [batch, *stacked_shape]: zeros, or each value's first category."""
         values = np.zeros((batch, *self.stacked_shape), "bool" if self.binary else self.dtype)
         if self.categories:
             values[...] = np.reshape(self.start, self.shape)
         return values
 
     def pack(self, values: NDArray[Any]) -> NDArray[Any]:
-        """From the environment's form [batch, *shape] to the recorded one."""
+        """Convert from the environment's form [batch, *shape] to the recorded form."""
         if not self.binary:
             return np.asarray(values, dtype=self.stored_dtype)
         return np.packbits(values.reshape(len(values), -1).astype(bool, copy=False), axis=1)
 
     def unpack(self, values: NDArray[Any]) -> NDArray[Any]:
-        """From the recorded form [..., *stored_shape] to [..., *shape]; binary becomes bool."""
+        """Convert from the recorded form [..., *stored_shape] to [..., *shape]; binary to bool."""
         if not self.binary:
             return values
         bits = np.unpackbits(values, axis=-1, count=math.prod(self.shape))
@@ -112,16 +112,16 @@ class FieldSpec:
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """What replay, learner and networks must know of an environment.
+    """Description of an environment for replay, learner and networks.
 
     Attributes:
         id: gymnasium id.
         fields: the observation's arrays, sorted by name.
-        num_actions: actions are 0 .. num_actions - 1.
-        headline_metric: key of the info that matters most at the end of an episode, if any.
-        first_action: what the environment itself calls action 0.
-        circle_placement: it says that it is circle placement, which has a network and a picture of
-            its own.
+        num_actions: number of actions, which are 0 .. num_actions - 1.
+        headline_metric: key of the info value that matters most at the end of an episode, if any.
+        first_action: the environment's own number of action 0.
+        circle_placement: whether the environment declares itself as circle placement, for which
+            there are a special network and picture.
     """
 
     id: str
@@ -133,7 +133,7 @@ class EnvironmentSpec:
 
     @property
     def masked(self) -> bool:
-        """Whether observations say which actions are valid."""
+        """Return whether observations contain a mask of the valid actions."""
         return any(field.name == ACTION_MASK for field in self.fields)
 
     @cached_property
@@ -143,11 +143,11 @@ class EnvironmentSpec:
 
     @cached_property
     def frame_stack(self) -> int:
-        """Most steps whose frames a network sees at once."""
+        """Largest number of steps whose frames a network sees at once."""
         return max(field.stack for field in self.fields)
 
     def stacked(self, frame_stack: int) -> EnvironmentSpec:
-        """The same with all fields but the action mask stacked over so many steps."""
+        """Copy this spec with all fields but the action mask stacked over ``frame_stack`` steps."""
         fields = tuple(
             replace(field, stack=1 if field.name == ACTION_MASK else frame_stack)
             for field in self.fields
@@ -155,27 +155,28 @@ class EnvironmentSpec:
         return replace(self, fields=fields)
 
     def blank(self, batch: int) -> Observation:
-        """So many observations, stacked, that it could show: to try a network with."""
+        """Make a batch of plausible stacked observations with which to try a network."""
         return {field.name: field.blank(batch) for field in self.fields}
 
     def pack(self, observation: Mapping[str, NDArray[Any]]) -> Observation:
-        """The recorded form of a batch of frames."""
+        """Convert a batch of frames to the recorded form."""
         return {field.name: field.pack(observation[field.name]) for field in self.fields}
 
     def unpack(self, observation: Mapping[str, NDArray[Any]]) -> Observation:
-        """The environment's form of a batch of recorded frames, or of stacks of them."""
+        """Convert a batch of recorded frames, or of stacks of them, to the environment's form."""
         return {field.name: field.unpack(observation[field.name]) for field in self.fields}
 
     def to_map(self) -> dict[str, Any]:
-        """A plain map for msgpack and for model files."""
+        """Convert to a plain map for msgpack and model files."""
         return asdict(self)
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> EnvironmentSpec:
-        """The inverse of ``to_map``.
+        """Read a map that ``to_map`` wrote.
 
         Raises:
-            ValueError: a dtype that no column may have, or a shape or stack that makes no sense.
+            ValueError: a dtype is not allowed, or a shape, stack or number of categories is
+                impossible.
         """
         fields = tuple(
             FieldSpec(

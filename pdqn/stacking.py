@@ -1,7 +1,7 @@
-"""Stacks of the last frames, for who acts: the same ones that the learner is given.
+"""Stacks of the last frames for processes that act, equal to those that the learner gets.
 
-What is shipped and stored is single frames; the learner's stacks are gathered from them when they
-are sampled. Whoever chooses actions keeps the last frames of its environments here.
+Actors ship and store single frames; replay gathers the learner's stacks from them when sampling. A
+process that chooses actions keeps the last frames of its environments here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pdqn.specs import EnvironmentSpec, Observation
 
 
 class FrameStacker:
-    """The stacked observations of E environments, from their frames in the environment's form.
+    """The stacked observations of E environments, made from frames in the environment's form.
 
-    A field of ``FieldSpec.stack`` K above 1 becomes [E, K, *shape], oldest frame first; before
-    an episode's first frame stands that frame itself. Other fields pass as they are, and with no
-    stacked field at all so does the whole observation, at no cost.
+    A field with ``FieldSpec.stack`` K above 1 becomes [E, K, *shape], oldest frame first. Before an
+    episode's first frame, copies of it fill the stack. Other fields pass unchanged. Without any
+    stacked field, the whole observation passes unchanged at no cost.
     """
 
     def __init__(self, spec: EnvironmentSpec, num_envs: int) -> None:
@@ -28,19 +28,19 @@ class FrameStacker:
         self._stacks: Observation = {}
 
     def reset(self, frames: Observation) -> Observation:
-        """Begin an episode everywhere; the stacked observations.
+        """Begin an episode in every environment; return the stacked observations.
 
         Args:
-            frames: the first ones, [num_envs, *shape] of each field.
+            frames: first frames, [num_envs, *shape] of each field.
         """
         return self.push(frames, np.ones(self._num_envs, bool))
 
     def push(self, frames: Observation, began: NDArray[np.bool_]) -> Observation:
-        """Take in the newest frames; the stacked observations, which later calls do not change.
+        """Add the newest frames; return the stacked observations, which later calls do not change.
 
         Args:
             frames: [num_envs, *shape] of each field.
-            began: bool[num_envs], where the frame is the first of its episode.
+            began: bool[num_envs], whether the frame is the first of its episode.
         """
         if not self._depth:
             return frames
@@ -56,11 +56,11 @@ class FrameStacker:
         return {**frames, **self._stacks}
 
     def final(self, frames: Observation, ended: NDArray[np.intp]) -> Observation:
-        """The stacked final observations of episodes; to be asked before the next ``push``.
+        """Return the stacked final observations of episodes; call this before the next ``push``.
 
         Args:
-            frames: final ones, [k, *shape] of each field.
-            ended: which environments they are of, [k].
+            frames: final frames, [k, *shape] of each field.
+            ended: int[k], indices of the environments whose episodes ended.
         """
         if not self._depth:
             return frames

@@ -24,9 +24,10 @@ __all__ = ["Episode", "Telemetry"]
 class Telemetry:
     """Counters, gauges and finished episodes between two reports.
 
-    Counters only grow while the process lives (a restart begins at 0 again; the coordinator adds
-    incarnations up). Durations are counters too: their names end in ``_seconds``. Gauges are the
-    newest value. Episodes are reported once. A value that is not finite is left out, and counted.
+    Counters only grow while the process lives. A restarted role begins at 0 again, and the
+    coordinator adds its incarnations up. Durations are also counters: their names end in
+    ``_seconds``. A gauge is the newest value. Each episode is reported once. Values that are not
+    finite are left out and counted.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class Telemetry:
         self.gauges[name] = float(value)
 
     def episode(self, episode: Episode) -> None:
-        """Add a finished episode; the details of very many are dropped and counted."""
+        """Add a finished episode; a report drops and counts details beyond ``MAX_EPISODES``."""
         self.count("episodes")
         figures = [episode.score, 0.0 if episode.headline is None else episode.headline]
         if len(self._episodes) < MAX_EPISODES and all(map(math.isfinite, figures)):
@@ -58,21 +59,25 @@ class Telemetry:
             self.count("episode_details_dropped")
 
     def evaluation(self, result: Mapping[str, Any]) -> None:
-        """Set the result of an evaluation, to be reported once; the fields of an ``Evaluation``."""
+        """Set the result of an evaluation, for the next report only.
+
+        Args:
+            result: the fields of an ``Evaluation``. An invalid result becomes a note instead.
+        """
         try:
             self._evaluation = Evaluation.from_map(result)
         except WireError as error:
             self.note("evaluation", f"the evaluation is not reported: {error}")
 
     def note(self, kind: str, text: str) -> None:
-        """Add something worth writing down in events.jsonl; the newest few of a report are kept."""
+        """Add a line for events.jsonl; a report keeps only the newest ``MAX_NOTES``."""
         self._notes = [*self._notes[-MAX_NOTES + 1 :], (kind, text[:MAX_TEXT])]
 
     def report(self, endpoints: Mapping[str, str] | None = None) -> Report:
-        """Make a report; what is reported once is cleared.
+        """Make a report, and clear the parts that are reported only once.
 
         Args:
-            endpoints: what the role serves, and where.
+            endpoints: addresses of what the role serves, by name.
         """
         report = Report(
             counters=dict(self.counters),

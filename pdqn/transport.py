@@ -1,16 +1,16 @@
-"""How the sockets of a process reach those of others: addresses, ports and keys.
+"""Addresses, ports and keys of a process's sockets.
 
-An *endpoint* is what one role tells another through the coordinator: an address and, where the run
-is encrypted, the public key of the process that serves there: ``tcp://10.0.0.2:41001|KEY``.
+An *endpoint* is an address that one role gives another through the coordinator. In an encrypted
+run, it includes the public key of the serving process: ``tcp://10.0.0.2:41001|KEY``.
 
-Encryption and authentication are ZeroMQ's CURVE (curve25519, https://rfc.zeromq.org/spec/26/): who
-connects must know the key of whom it connects to, and is let in only when its own key is on the
-list that the coordinator keeps. The list reaches every process that binds sockets with its welcome
-and pulses, and is asked through ZAP (https://rfc.zeromq.org/spec/27/) at every handshake, before a
-byte of a message is read.
+ZeroMQ's CURVE encrypts and authenticates (https://rfc.zeromq.org/spec/26/, curve25519). A client
+must know the server's key. The server accepts only clients whose keys are on the coordinator's
+list. Every process that binds sockets receives this list with its welcome and pulses. ZAP
+(https://rfc.zeromq.org/spec/27/) consults it at every handshake, before a byte of a message is
+read.
 
-All of it hangs on the process's ``Context``. With an ordinary ``zmq.Context`` nothing is
-encrypted, as between processes of one host.
+A process's ``Context`` holds all of this. With an ordinary ``zmq.Context`` nothing is encrypted, as
+between processes of one host.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Socket = zmq.Socket[bytes]
 _KEY = "|"
 _ZAP_DOMAIN = "pdqn"
 _KEY_CHARACTERS = 40
-# A connection on which nothing comes back for so long is broken, and made anew; without this, a
-# host that vanished would be noticed when TCP gives up, after a quarter of an hour.
+# A silent connection counts as broken after this time and is made again. Otherwise TCP would notice
+# a vanished host only after a quarter of an hour.
 _HEARTBEAT_MILLISECONDS, _SILENCE_MILLISECONDS = 3000, 10_000
 _CONNECT_MILLISECONDS = 3000
 _CUT_SHORT_MOST = 3
@@ -54,18 +54,18 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class Network:
-    """What a process needs to know to take part in a run of several hosts.
+    """Everything that a process must know to take part in a run of several hosts.
 
     Attributes:
-        keys: its own; None where nothing is encrypted.
-        advertise: address at which others reach this host; None for the one from which its route
-            to the coordinator starts.
-        ports: first and last that may be bound; None for any.
-        agent: who started the process, where that was not the run's launcher: one name for all
-            processes that come and go with it.
-        settings: of this host, by section and key; they take the place of the run's.
-        relay: endpoint on this host where the learner's parameters are to be had; empty where
-            there is none, and every process gets them from the learner.
+        keys: the process's own keys; None if the run is not encrypted.
+        advertise: address at which others reach this host; None for its address on the route to the
+            coordinator.
+        ports: first and last port that may be bound; None for any.
+        agent: name of the supervisor that started the process, shared by all processes that it
+            starts and ends; empty for the run's launcher.
+        settings: settings of this host, by section and key, which override the run's.
+        relay: endpoint on this host that relays the learner's parameters; empty if every process
+            gets them from the learner.
     """
 
     keys: KeyPair | None = None
@@ -77,9 +77,9 @@ class Network:
 
 
 class Context(zmq.Context[Socket]):
-    """A context that knows its process's keys and who may connect. Use ``bind`` and ``connect``."""
+    """Context with this process's keys and the clients it allows. Use ``bind`` and ``connect``."""
 
-    # pyzmq takes an attribute that the class does not have for a socket option.
+    # pyzmq treats an attribute that is missing from the class as a socket option.
     network: Network = Network()
     _clients: frozenset[str] = frozenset()
     _authenticator: ThreadAuthenticator | None = None
@@ -89,21 +89,21 @@ class Context(zmq.Context[Socket]):
         self.network = network or Network()
 
     def allow(self, clients: Iterable[str]) -> bool:
-        """Let in these public keys only, from the next handshake on.
+        """Allow only clients with these public keys, from the next handshake on.
 
         Returns:
-            Whether some that were let in are no longer. Their connections live on: who serves
-            must bind its sockets anew.
+            Whether any key was removed. Existing connections stay open: to close them, bind the
+            sockets again.
         """
         before, self._clients = self._clients, frozenset(clients)
         return not before <= self._clients
 
     def callback(self, _domain: str, key: bytes) -> bool:
-        """Answer ZAP whether a public key is let in; called from the authenticator's thread."""
+        """Tell ZAP whether a public key is allowed; the authenticator's thread calls this."""
         return key.decode("ascii") in self._clients
 
     def authenticate(self) -> None:
-        """Start to answer ZAP, if that has not been done yet."""
+        """Start to answer ZAP, unless this has been done."""
         if self._authenticator is not None:
             return
         from zmq.auth.thread import ThreadAuthenticator  # imports asyncio
@@ -115,7 +115,7 @@ class Context(zmq.Context[Socket]):
         self._authenticator.start()
 
     def destroy(self, linger: int | None = None) -> None:
-        """Close all sockets, and end."""
+        """Close all sockets and the context."""
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None
@@ -123,18 +123,19 @@ class Context(zmq.Context[Socket]):
 
 
 class Refusals:
-    """Hears when a socket that connects is not let in; it would not try again by itself.
+    """Watch for refusals of a connecting socket, which would not try again by itself.
 
-    A connection that ends in the middle of its handshake may have been cut by the network, or by
-    who has other keys. The socket tries again; only when it ends so every time is it a refusal.
+    A handshake that breaks off may have been cut by the network, or by a server with other keys.
+    The socket tries again. Only when several handshakes in a row break off do they count as a
+    refusal.
 
     Args:
-        socket: before it connects.
+        socket: the socket, before it connects.
     """
 
     def __init__(self, socket: Socket) -> None:
         self._socket = socket
-        self._cut_short = 0  # one after the other
+        self._cut_short = 0  # in a row
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -143,7 +144,7 @@ class Refusals:
         )
 
     def reason(self) -> str:
-        """Why it was not let in since the last call, in words; empty if it was."""
+        """Describe the refusal since the last call; empty if there was none."""
         reason = ""
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
@@ -159,7 +160,7 @@ class Refusals:
         return event != zmq.EVENT_HANDSHAKE_SUCCEEDED
 
     def close(self) -> None:
-        """Hear no more; call it before the socket is closed. A second time does nothing."""
+        """Stop watching; call this before the socket is closed. Further calls do nothing."""
         if self._monitor.closed:
             return
         if not self._socket.closed:
@@ -169,33 +170,34 @@ class Refusals:
 
 def _refusal(event: int, has_keys: bool) -> str:
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        return "does not let in this host's key: it is not listed, or was revoked"
+        return "refuses this host's key: it is not listed, or was revoked"
     if not has_keys:
         return "is encrypted: give the key file that was made for this host with --key"
-    return "is not the run that this host's key is for, or not encrypted"
+    return "is not the run that this host's key is for, or is not encrypted"
 
 
 def endpoint_of(address: str, key: str | None) -> str:
-    """An address, and the public key of who serves there."""
+    """Join an address and the public key of its server to an endpoint."""
     return address if key is None else f"{address}{_KEY}{key}"
 
 
 def split(endpoint: str) -> tuple[str, str | None]:
-    """The address, and the key of who serves there."""
+    """Split an endpoint into the address and the server's key, if it has one."""
     address, bar, key = endpoint.partition(_KEY)
     return address, key if bar else None
 
 
 def connect(socket: Socket, endpoint: str) -> None:
-    """Connect a socket to an endpoint, encrypted where this process has keys.
+    """Connect a socket to an endpoint, encrypted if this process has keys.
 
     Raises:
-        RunError: this process has keys, and the endpoint has none, or the other way round.
+        RunError: only one of this process and the endpoint has keys, or the endpoint's key is
+            malformed.
     """
     address, server = split(endpoint)
     keys = _keys(socket)
     if (server is None) != (keys is None) or (server and len(server) != _KEY_CHARACTERS):
-        which = "no key" if server is None else "a key, and this process none"
+        which = "no key" if server is None else "a key, but this process has none"
         raise RunError(f"{address} has {which}: nothing is sent there")
     if keys is not None and server is not None:
         _set_keys(socket, keys)
@@ -205,11 +207,11 @@ def connect(socket: Socket, endpoint: str) -> None:
 
 
 def bind(socket: Socket, address: str) -> str:
-    """Bind a socket; the endpoint where others reach it.
+    """Bind a socket and return the endpoint at which others reach it.
 
     Args:
-        socket: not bound yet.
-        address: where to; with the port ``*``, one of those that the process may use.
+        socket: a socket that is not bound yet.
+        address: address to bind to; the port ``*`` stands for any port that the process may use.
 
     Raises:
         RunError: none of those ports is free.
@@ -222,7 +224,7 @@ def bind(socket: Socket, address: str) -> str:
         _set_keys(socket, keys)
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt_string(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
-        # Without an answer, nobody is let in.
+        # Without an answer from ZAP, no client is allowed.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     _watch_connection(socket, address)
     host, _, port = address.rpartition(":")
@@ -234,12 +236,12 @@ def bind(socket: Socket, address: str) -> str:
 
 
 def network_of(context: zmq.Context[Any]) -> Network:
-    """What a context knows of the network; an ordinary one knows nothing."""
+    """Return the network of a context; an ordinary context has the default one."""
     return context.network if isinstance(context, Context) else Network()
 
 
 def route_to(endpoint: str) -> str:
-    """This host's address on its route to a ``tcp://`` endpoint.
+    """Find this host's address on its route to a ``tcp://`` endpoint.
 
     Raises:
         RunError: the host's name is unknown, or there is no route.
@@ -255,7 +257,7 @@ def route_to(endpoint: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether what goes to a ``tcp://`` or ``ipc://`` address stays on this host."""
+    """Return whether traffic to a ``tcp://`` or ``ipc://`` address stays on this host."""
     if not address.startswith("tcp://"):
         return True
     host = address.removeprefix("tcp://").rpartition(":")[0]
@@ -275,7 +277,7 @@ def _set_keys(socket: Socket, keys: KeyPair) -> None:
 
 
 def _watch_connection(socket: Socket, address: str) -> None:
-    """Notice a peer that vanished; on one host it cannot, and a busy one may be late to answer."""
+    """Detect vanished peers; not on this host, where none can vanish and a busy one may be slow."""
     if is_loopback(address):
         return
     socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MILLISECONDS)
@@ -286,7 +288,7 @@ def _watch_connection(socket: Socket, address: str) -> None:
 
 def _bind_in_range(socket: Socket, host: str, ports: tuple[int, int]) -> None:
     first, last = ports
-    # A port of a socket that was closed just now is free a moment later.
+    # A port whose socket has just been closed is free a moment later.
     deadline = time.monotonic() + _FREE_SECONDS
     while True:
         for port in range(first, last + 1):

@@ -1,6 +1,6 @@
 """The bytes of every message, and the checks that hostile bytes must pass.
 
-Three kinds of message exist:
+There are three kinds of messages:
 
 * *Control*: one frame, a msgpack map with ``version`` and ``type``. Between every role and the
   coordinator.
@@ -23,18 +23,18 @@ Three kinds of message exist:
                        as it came; a body holds field after field, in the order of the spec
 
   The columns are ``TRANSITION_COLUMNS`` and, where frames are stacked, ``history``. A frame is the
-  observation of one step, shipped once however many transitions share it; no stack reaches from
-  one block into another.
+  observation of one step. It is shipped once, however many transitions share it. No stack reaches
+  from one block into another.
 
 * *Arrays*: one frame, the length of a msgpack map (4 bytes, big endian), the map, and the arrays
-  that its ``columns`` describe, one after another. Parameters, from the learner to everybody who
-  acts.
+  that its ``columns`` describe, one after another. The learner sends parameters this way to all
+  processes that act.
 
 SampleBatches and their requests are in ``replay.samples``.
 
-A decoder never allocates what a message merely claims: sizes are compared with limits and with
-each other first. What fails raises ``WireError`` with one of the ``REASONS``, to count by. All
-functions may be called from several threads.
+A decoder never allocates memory on the strength of a claim in a message: it first compares sizes
+with limits and with each other. A failed check raises ``WireError`` with one of the ``REASONS``, to
+count by. All functions may be called from several threads.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ MAX_COLUMNS = 1 << 10
 _MAX_FRAMES_PER_TRANSITION = 100
 _MAX_DIMENSIONS = 8
 _LENGTH_BYTES = 4
-# Python's own functions, such as repr, would fail on what is nested a thousand deep.
+# Python's own functions, such as repr, would fail on values nested a thousand deep.
 _MAX_DEPTH = 32
 _ZSTD_LEVEL = 1
 _PROBE_BYTES = 1 << 14
-# What compresses less is not worth the time that decompressing takes.
+# With a larger share left, compression is not worth the time that decompression takes.
 _WORTHWHILE_SHARE = 0.9
 _SHOWN_CHARACTERS = 40
 
@@ -79,11 +79,11 @@ TRANSITION_COLUMNS = {
     "observation_index": np.dtype(np.int32),
     "bootstrap_index": np.dtype(np.int32),
 }
-# Of every frame, where frames are stacked: how many of those before it belong to its stack.
+# Column of a stacked frame: the number of earlier frames that belong to its stack.
 HISTORY = "history"
 _HISTORY_DTYPE = np.dtype(np.uint8)
 _DTYPES = {name: np.dtype(name) for name in ALLOWED_DTYPES}
-# Finding a name here takes a twentieth of the time that numpy takes to compose it.
+# Finding a name here takes a twentieth of the time that numpy needs to compose it.
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
@@ -93,17 +93,17 @@ _Column = tuple[str, np.dtype[Any], tuple[int, ...]]
 Reason = Literal[
     # Any message:
     "too large",  # more bytes than its kind may have
-    "malformed",  # no msgpack map with a type, or a value in it of the wrong kind
-    "version",  # of another protocol
-    "type",  # of another kind than is expected here
-    "columns",  # none, or not those that are expected
-    "dtype",  # of a column
-    "shape",  # of a column
+    "malformed",  # not a msgpack map with a type, or it has a value of the wrong kind
+    "version",  # another protocol version
+    "type",  # another type than expected here
+    "columns",  # missing, or not the expected ones
+    "dtype",  # wrong dtype of a column
+    "shape",  # wrong shape of a column
     "size",  # sizes that disagree with each other, with the bytes or with a limit
     # TransitionBatches:
     "other run",
-    "count",  # of transitions or frames
-    "blocks",  # not a list of so many maps
+    "count",  # number of transitions or frames
+    "blocks",  # not a list of 1 to MAX_BLOCKS maps
     "codec",  # unknown
     "corrupt",  # cannot be decompressed
     # Values in it:
@@ -116,17 +116,17 @@ Reason = Literal[
     "index",
     "history",
 ]
-# Counters are named after them.
+# Counters are named after the reasons.
 REASONS: frozenset[Reason] = frozenset(get_args(Reason))
 
 
 class WireError(ValueError):
-    """A message that must not be used.
+    """A message that was rejected.
 
     Attributes:
         reason: one of ``REASONS``, to count by.
-        count: transitions in the message, as far as it is known.
-        sender: (actor, incarnation, sequence) where a TransitionBatch says so; else None.
+        count: number of transitions in the message, as far as known.
+        sender: (actor, incarnation, sequence) if a TransitionBatch states it; else None.
     """
 
     def __init__(self, reason: Reason, detail: str = "", count: int = 0) -> None:
@@ -138,12 +138,12 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class _Limits:
-    """What a msgpack structure may have: one byte of it may take seventy bytes of memory.
+    """Limits of a msgpack structure, of which one byte may take seventy bytes of memory.
 
     Attributes:
-        length: elements of one list or map.
-        elements: elements of all lists and maps.
-        text_bytes: of one text, which takes up to four times as much memory.
+        length: largest number of elements of one list or map.
+        elements: largest number of elements of all lists and maps.
+        text_bytes: largest size of one text, which takes up to four times as much memory.
     """
 
     length: int
@@ -152,12 +152,12 @@ class _Limits:
 
 
 _CONTROL_LIMITS = _Limits(length=1 << 12, elements=1 << 16, text_bytes=MAX_CONTROL_BYTES)
-# Nothing in it is as long as the list of blocks, each of them a map of four.
+# The list of blocks is the longest part, and each block is a map of four.
 _TRANSITION_LIMITS = _Limits(length=MAX_BLOCKS, elements=8 * MAX_BLOCKS, text_bytes=1 << 12)
 
 
 class _Zstandard(threading.local):
-    """One of each for every thread: they may not be shared, and take longer to make than to use."""
+    """A compressor and a decompressor per thread: they are costly to make and may not be shared."""
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
@@ -169,11 +169,11 @@ _zstandard = _Zstandard()
 
 @dataclass(frozen=True, eq=False)
 class FrameBlock:
-    """Consecutive frames, and their compressed form.
+    """Consecutive frames and their compressed form.
 
     Attributes:
         fields: stored_dtype[frames, *stored_shape] of each field, in recorded form.
-        codec: "zstd" or "none", of the body.
+        codec: codec of the body, "zstd" or "none".
         body: the fields' bytes one after another, in the order of the spec, compressed.
     """
 
@@ -194,13 +194,13 @@ class FrameBlock:
 
 @dataclass(frozen=True, eq=False)
 class TransitionBatch:
-    """What an actor ships: transitions that point into the frames shipped with them.
+    """A shipment of an actor: transitions that point into the frames shipped with them.
 
     Attributes:
         columns: [count] each of int32 action, float32 n_step_return, float32 discount, float32
-            priority, int32 observation_index and int32 bootstrap_index (both into the frames);
-            where frames are stacked also uint8 history [frames], the number of frames before
-            each that belong to its stack.
+            priority, int32 observation_index and int32 bootstrap_index. Both indices point into the
+            frames. Where frames are stacked, there is also uint8 history [frames]: the number of
+            earlier frames that belong to each one's stack.
         blocks: the frames.
     """
 
@@ -224,15 +224,15 @@ class TransitionBatch:
 
 
 def encode_control(kind: str, content: Mapping[str, Any]) -> bytes:
-    """A control message; ``content`` is plain data."""
+    """Encode a control message; ``content`` is plain data."""
     return _pack_map({"version": PROTOCOL_VERSION, "type": kind, **content})
 
 
 def decode_control(data: bytes | memoryview) -> dict[str, Any]:
-    """A checked control message: a map with a ``type``.
+    """Decode and check a control message, a map with a ``type``.
 
     Raises:
-        WireError: too large, malformed, or of another protocol version.
+        WireError: the message is too large, malformed, or of another protocol version.
     """
     if len(data) > MAX_CONTROL_BYTES:
         raise WireError("too large", f"{len(data)} bytes, at most {MAX_CONTROL_BYTES}")
@@ -240,7 +240,7 @@ def decode_control(data: bytes | memoryview) -> dict[str, Any]:
 
 
 def compress_block(fields: Observation, spec: EnvironmentSpec) -> FrameBlock:
-    """A block of the frames ``fields``, stored_dtype[frames, *stored_shape] each."""
+    """Compress the frames ``fields``, stored_dtype[frames, *stored_shape] each, to a block."""
     ordered = {f.name: np.ascontiguousarray(fields[f.name]) for f in spec.fields}
     return FrameBlock(ordered, *_compress(_joined(list(ordered.values()))))
 
@@ -248,18 +248,18 @@ def compress_block(fields: Observation, spec: EnvironmentSpec) -> FrameBlock:
 def decompress_block(
     codec: str, body: bytes | memoryview, frames: int, spec: EnvironmentSpec
 ) -> Observation:
-    """The fields of a block, stored_dtype[frames, *stored_shape] each, read-only.
+    """Decode the fields of a block, stored_dtype[frames, *stored_shape] each, read-only.
 
-    They are views of the body where the codec is "none".
+    They are views of the body if the codec is "none".
 
     Raises:
-        WireError: not exactly so many frames.
+        WireError: the body does not hold exactly ``frames`` frames.
     """
     return _block_fields(codec, body, frames, spec, "block")
 
 
 def encode_transitions(batch: TransitionBatch) -> bytes:
-    """The single frame of a TransitionBatch."""
+    """Encode a TransitionBatch as a single frame."""
     names = sorted(batch.columns)
     arrays = [np.ascontiguousarray(batch.columns[name]) for name in names]
     raw = _joined(arrays)
@@ -289,10 +289,12 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
 def decode_transitions(
     data: bytes | memoryview, spec: EnvironmentSpec, run: str
 ) -> TransitionBatch:
-    """A TransitionBatch that fits the run's environment in every value; its arrays are read-only.
+    """Decode a TransitionBatch and check that every value fits the run's environment.
+
+    Its arrays are read-only.
 
     Raises:
-        WireError: anything that is not exactly as the module's page says.
+        WireError: the message differs from the description of this module.
     """
     if len(data) > MAX_TRANSITION_BYTES:
         raise WireError("too large", f"{len(data)} bytes, at most {MAX_TRANSITION_BYTES}")
@@ -322,8 +324,8 @@ def decode_transitions(
 def encode_arrays(
     kind: str, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> bytes:
-    """The single frame of an arrays message."""
-    # Not ascontiguousarray, which would give scalars a dimension.
+    """Encode an arrays message as a single frame."""
+    # ascontiguousarray would turn scalars into one-dimensional arrays.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     columns = [_describe(name, array) for name, array in contiguous.items()]
     header = encode_control(kind, {**content, "columns": columns})
@@ -332,10 +334,10 @@ def encode_arrays(
 
 
 def decode_arrays(data: bytes | memoryview) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The header and the arrays of an arrays message; they are views of it, and read-only.
+    """Decode an arrays message to its header and its arrays, which are read-only views of it.
 
     Raises:
-        WireError: a header that does not describe exactly what follows it.
+        WireError: the header does not describe exactly the bytes that follow it.
     """
     view = memoryview(data).toreadonly()
     start = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "big")
@@ -351,10 +353,10 @@ def decode_arrays(data: bytes | memoryview) -> tuple[dict[str, Any], dict[str, N
 
 
 def natural(header: Mapping[str, Any], key: str, limit: int = 1 << 62) -> int:
-    """The integer from 0 to below ``limit`` that a map has under a key.
+    """Return the integer from 0 to less than ``limit`` that a map has under a key.
 
     Raises:
-        WireError: there is none.
+        WireError: there is no such integer.
     """
     value = header.get(key)
     if type(value) is not int or not 0 <= value < limit:
@@ -363,7 +365,7 @@ def natural(header: Mapping[str, Any], key: str, limit: int = 1 << 62) -> int:
 
 
 def shown(value: Any) -> str:
-    """A value of a message, as an error may show it: short, and without looking into lists."""
+    """Format a value of a message for an error: short, and without the contents of lists."""
     if isinstance(value, str):
         return repr(value[:_SHOWN_CHARACTERS])
     return repr(value) if isinstance(value, int | float | None) else type(value).__name__
@@ -371,7 +373,7 @@ def shown(value: Any) -> str:
 
 def _pack_map(message: Mapping[str, Any]) -> bytes:
     packed = msgpack.packb(message)
-    assert packed is not None  # the type stubs allow it; the function does not do it
+    assert packed is not None  # only the type stubs allow None
     return packed
 
 
@@ -385,7 +387,7 @@ def _unpack_map(data: bytes | memoryview, limits: _Limits) -> dict[str, Any]:
             raise ValueError(f"more than {limits.elements} elements")
         return container
 
-    # Whatever length a list claims is allocated at once; each element takes a byte at least.
+    # The decoder allocates the claimed length of a list at once; each element takes a byte or more.
     length = min(limits.length, len(data))
     try:
         message = msgpack.unpackb(
@@ -401,10 +403,10 @@ def _unpack_map(data: bytes | memoryview, limits: _Limits) -> dict[str, Any]:
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise WireError("malformed", f"{type(error).__name__} {error!s:.80}") from None
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-        raise WireError("malformed", "no map with a type")
+        raise WireError("malformed", "not a map with a type")
     version = message.get("version")
     if type(version) is not int or version != PROTOCOL_VERSION:
-        raise WireError("version", f"{shown(version)} where {PROTOCOL_VERSION} is spoken")
+        raise WireError("version", f"{shown(version)}, not {PROTOCOL_VERSION}")
     if _depth_exceeds(message, _MAX_DEPTH):
         raise WireError("malformed", f"nested deeper than {_MAX_DEPTH}")
     return message
@@ -429,7 +431,7 @@ def _describe(name: str, array: NDArray[Any]) -> dict[str, Any]:
 
 
 def _column_list(columns: Any) -> list[_Column]:
-    """Every column that a message describes, of a plain dtype and of a shape that can be."""
+    """Check every column that a message describes: its dtype is plain and its shape possible."""
     if not isinstance(columns, list) or len(columns) > MAX_COLUMNS:
         raise WireError("columns", f"not a list of at most {MAX_COLUMNS}")
     checked: dict[str, _Column] = {}
@@ -443,31 +445,33 @@ def _column_list(columns: Any) -> list[_Column]:
 
 def _column(description: Any) -> _Column:
     if not isinstance(description, dict):
-        raise WireError("columns", f"{shown(description)} where a map is due")
+        raise WireError("columns", f"one is {shown(description)}, not a map")
     name, dtype, shape = (description.get(key) for key in ("name", "dtype", "shape"))
     if not isinstance(name, str):
-        raise WireError("columns", f"{shown(name)} where a name is due")
+        raise WireError("columns", f"the name {shown(name)} is not a text")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise WireError("dtype", f"{shown(name)} is {shown(dtype)}, not a plain number")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
-        raise WireError("shape", f"{shown(name)} has no list of at most {_MAX_DIMENSIONS} sizes")
+        raise WireError(
+            "shape", f"that of {shown(name)} is not a list of at most {_MAX_DIMENSIONS}"
+        )
     for size in shape:
         if type(size) is not int or size < 0:
-            raise WireError("shape", f"{shown(name)} has the size {shown(size)}")
-    # numpy refuses large sizes even where another one is 0.
+            raise WireError("shape", f"{shown(name)} has the size {shown(size)}, not 0 or more")
+    # numpy refuses large sizes even if another size is 0.
     if math.prod(size or 1 for size in shape) > MAX_ARRAYS_BYTES:
         raise WireError("shape", f"{shown(name)} has more than {MAX_ARRAYS_BYTES} elements")
     return name, _DTYPES[dtype], tuple(shape)
 
 
 def _array_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
-    # In Python's integers: hostile dimensions must not wrap around.
+    # Python integers: hostile dimensions must not overflow.
     return dtype.itemsize * math.prod(shape)
 
 
 def _block_sizes(blocks: Any, spec: EnvironmentSpec) -> list[int]:
-    """The frames of every block, once the claims agree with each other and with the limits."""
-    # That there are at most MAX_BLOCKS is among the limits of the message's structure.
+    """Return the number of frames of each block, after checking the claims against the limits."""
+    # The limits of the message's structure already ensure at most MAX_BLOCKS.
     if not isinstance(blocks, list) or not blocks:
         raise WireError("blocks", f"not a list of 1 to {MAX_BLOCKS}")
     frame_bytes = spec.observation_bytes
@@ -502,16 +506,15 @@ def _block_fields(
 
 
 def check_frames(fields: Observation, spec: EnvironmentSpec, where: str) -> None:
-    """Refuse frames that no network could learn from.
+    """Reject frames that no network could learn from.
 
     Args:
-        fields: of each, stored_dtype[frames, *stored_shape].
-        spec: of the environment.
-        where: they are, in words.
+        fields: stored_dtype[frames, *stored_shape] of each field.
+        spec: spec of the environment.
+        where: place of the frames in the message, in words.
 
     Raises:
-        WireError: numbers that are not finite, booleans other than 0 and 1, or a category that
-            there is not.
+        WireError: a number is not finite, a boolean is neither 0 nor 1, or a category is unknown.
     """
     for field in spec.fields:
         name, values = field.name, fields[field.name]
@@ -524,7 +527,7 @@ def check_frames(fields: Observation, spec: EnvironmentSpec, where: str) -> None
 
 def _is_finite(values: NDArray[Any]) -> bool:
     if values.dtype == np.float16:
-        # Of all bits but the sign. numpy's isfinite takes twenty times as long for this dtype.
+        # All bits but the sign. numpy's isfinite takes twenty times as long for this dtype.
         return not ((values.view(np.uint16) & 0x7FFF) >= 0x7C00).any()
     return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
@@ -537,7 +540,7 @@ def _check_booleans(name: str, values: NDArray[Any]) -> None:
 def _transition_layout(
     described: Any, spec: EnvironmentSpec, count: int, frames: int
 ) -> list[_Column]:
-    """The described columns, if they are exactly those of a batch."""
+    """Return the described columns if they are exactly those of a batch."""
     if not 0 < count <= MAX_TRANSITIONS:
         raise WireError("count", f"{count} transitions, not 1 to {MAX_TRANSITIONS}")
     if frames > (most := count * _MAX_FRAMES_PER_TRANSITION):
@@ -575,15 +578,15 @@ def _transition_columns(
 def check_columns(
     columns: Mapping[str, NDArray[Any]], spec: EnvironmentSpec, sizes: Sequence[int]
 ) -> None:
-    """Refuse transitions that nothing could be learned from.
+    """Reject transitions that no network could learn from.
 
     Args:
-        columns: those of a TransitionBatch.
-        spec: of its environment.
-        sizes: frames of each of its blocks.
+        columns: columns of a TransitionBatch.
+        spec: spec of its environment.
+        sizes: number of frames of each of its blocks.
 
     Raises:
-        WireError: numbers that are not finite, or outside of what they mean.
+        WireError: a number is not finite or not in its range.
     """
     _check_range(columns, "action", "action", 0, spec.num_actions - 1)
     _check_range(columns, "n_step_return", "not finite", -_LARGEST_FLOAT, _LARGEST_FLOAT)
@@ -599,7 +602,7 @@ def _check_range(
     columns: Mapping[str, NDArray[Any]], name: str, reason: Reason, low: float, high: float
 ) -> None:
     values = columns[name]
-    # Least and greatest alone: two quick passes, which a NaN fails as well.
+    # Two quick passes for the least and the greatest value; a NaN also fails them.
     if low <= values.min() and values.max() <= high:
         return
     number = int(np.argmin((values >= low) & (values <= high)))
@@ -612,11 +615,11 @@ def _check_range(
 
 def _check_history(history: NDArray[Any], sizes: Sequence[int], stack: int) -> None:
     if history.max() >= stack:
-        raise WireError("history", f"{history.max()} frames where {stack} are stacked")
-    # A stack lies in one block, which is unpacked by itself.
+        raise WireError("history", f"{history.max()} earlier frames in a stack of {stack}")
+    # A stack lies within one block, because replay unpacks blocks independently.
     firsts = np.cumsum([0, *sizes[:-1]], dtype=np.intp)
     if history[firsts].any() or (history[1:] > history[:-1] + 1).any():
-        raise WireError("history", "a stack that reaches beyond the frames that belong together")
+        raise WireError("history", "a stack reaches beyond the frames that belong together")
 
 
 def _codec_and_body(content: Mapping[str, Any], where: str) -> tuple[str, bytes]:
@@ -633,14 +636,14 @@ def _buffer(array: NDArray[Any]) -> memoryview:
 
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> bytes | memoryview:
-    """The arrays one after another; a single one is not copied."""
+    """Join arrays one after another; a single one is not copied."""
     if len(arrays) == 1:
         return _buffer(arrays[0])
     return b"".join(_buffer(array) for array in arrays)
 
 
 def _split(raw: bytes | memoryview, layout: Iterable[_Column]) -> dict[str, NDArray[Any]]:
-    """The arrays that lie in ``raw`` one after another."""
+    """Split ``raw`` into arrays that lie in it one after another."""
     arrays: dict[str, NDArray[Any]] = {}
     offset = 0
     for name, dtype, shape in layout:
@@ -650,7 +653,7 @@ def _split(raw: bytes | memoryview, layout: Iterable[_Column]) -> dict[str, NDAr
 
 
 def _compress(raw: bytes | memoryview) -> tuple[str, bytes]:
-    """Compress, unless a sample of the payload says that it is not worth it."""
+    """Compress, unless a sample of the payload shows that it is not worthwhile."""
     compressor = _zstandard.compressor
     middle = max(0, len(raw) // 2 - _PROBE_BYTES // 2)
     probe = raw[middle : middle + _PROBE_BYTES]
@@ -670,7 +673,7 @@ def _decompress(
     if codec != "zstd":
         raise WireError("codec", f"{where} has {shown(codec)}, not 'zstd' or 'none'")
     try:
-        # The frame's own claim is what the decompressor would allocate: compare it first.
+        # The decompressor would allocate the frame's own claim: compare it first.
         if (claim := zstandard.frame_content_size(body)) != raw_bytes:
             raise WireError("size", f"{where} unpacks to {claim} bytes, {raw_bytes} claimed")
         raw = _zstandard.decompressor.decompress(body, allow_extra_data=False)

@@ -1,16 +1,16 @@
 """The prioritized replay buffer: whole TransitionBatches in, prioritized samples out.
 
-A TransitionBatch brings frames (observations), once each, and transitions, which point into them.
-The frames go to a ``FrameStore``, the transitions into a flat ring. Batches are inserted and
+A TransitionBatch holds transitions and the frames (observations) into which they point, each frame
+once. The frames go to a ``FrameStore``, the transitions into a flat ring. Batches are inserted and
 evicted whole, first in, first out.
 
-The transitions are numbered 0, 1, 2, ... as they are inserted; that number is a transition's
-*key*, and key modulo capacity its slot. What is alive is therefore one range of keys, and a key
-that was evicted is known by being below the oldest live one: late priority updates cannot hit the
-transition that has taken its slot.
+Transitions are numbered 0, 1, 2, ... in the order of insertion. The number is the transition's
+*key*, and the key modulo capacity is its slot. Live transitions therefore form one range of keys,
+and an evicted key is below the oldest live one. A late priority update cannot hit the transition
+that has taken the slot.
 
-Where frames are stacked, only single frames are stored; a stack is put together when it is
-sampled, from as many frames before its last as that one's ``history`` says.
+With stacked frames, only single frames are stored. Sampling assembles each stack from its last
+frame and the frames before it, as many as that frame's ``history`` says.
 
 Nothing here is safe to call from several threads at once.
 """
@@ -47,8 +47,8 @@ from replay.stores import (
 )
 from replay.sum_tree import SumTree
 
-# What is stored of a transition; the two frames are numbers of the store's. One row rather than
-# one array for each column, so that a sampled transition costs one access to distant memory.
+# The stored part of a transition; both frames are numbers in the store. One row is faster than one
+# array per column: a sampled transition then costs one access to distant memory.
 _TRANSITION = np.dtype(
     [
         ("action", np.int32),
@@ -67,24 +67,25 @@ _LONGEST_N_STEP = 64
 class PrioritizedBuffer:
     """Transitions in a bounded memory, sampled in proportion to priority^priority_exponent.
 
-    All arrays are allocated at once, but the system commits their memory only as it is first
-    written; when the rings have been filled, it does not grow any more.
+    All arrays are allocated at once, but the system commits their memory only when it is first
+    written. Once the rings have been filled, memory does not grow any more.
 
     Args:
-        spec: what observations look like; they are stored as ``FieldSpec`` packs them.
-        capacity: most transitions held.
-        store: holds the frames, and is the buffer's from now on. When it runs out of room before
-            there are ``capacity`` transitions, the oldest batches are evicted just the same.
-        priority_exponent: 0 samples uniformly.
-        rng: where the sampling's randomness comes from.
-        minimum_priority: lower priorities are raised to it, so that nothing is never sampled.
-        first_key: key of the first transition. A replay that restarts continues above the keys
-            that it gave out before, since updates for those may still arrive.
+        spec: spec of the environment; observations are stored as ``FieldSpec`` packs them.
+        capacity: largest number of transitions held.
+        store: the store of the frames, which the buffer owns from now on. If it runs out of room
+            before there are ``capacity`` transitions, the buffer evicts the oldest batches.
+        priority_exponent: exponent of the priorities; 0 samples uniformly.
+        rng: source of randomness for sampling.
+        minimum_priority: lower bound of priorities, so that every transition can be sampled.
+        first_key: key of the first transition. A restarted replay continues above the keys that it
+            gave out before, since updates for those may still arrive.
 
     Attributes:
-        capacity: most transitions held.
-        ignored_evicted: priority updates for keys that are not alive any more, or never were.
-        ignored_invalid: updates of live keys to priorities that are negative or not finite.
+        capacity: largest number of transitions held.
+        ignored_evicted: number of priority updates for keys that are not, or never were, alive.
+        ignored_invalid: number of updates of live keys to priorities that are negative or not
+            finite.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class PrioritizedBuffer:
         self._rows = np.empty(capacity, _TRANSITION)
         self._history = np.empty(store.frame_capacity if spec.frame_stack > 1 else 0, np.uint8)
         self._tree = SumTree(capacity)
-        # Of each batch held, its transitions and frames.
+        # Transitions and frames of each batch held.
         self._batches: deque[tuple[int, int]] = deque()
         self._oldest_key = self._next_key = first_key
 
@@ -139,12 +140,12 @@ class PrioritizedBuffer:
 
     @property
     def inserted(self) -> int:
-        """Transitions ever inserted, which is the next key; ``first_key`` counts as before."""
+        """The next key: the number of transitions ever inserted, plus ``first_key``."""
         return self._next_key
 
     @property
     def evicted(self) -> int:
-        """Transitions ever evicted, which is the oldest live key."""
+        """The oldest live key: the number of transitions ever evicted, plus ``first_key``."""
         return self._oldest_key
 
     @property
@@ -154,13 +155,13 @@ class PrioritizedBuffer:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the live frames and transitions take, without the sum tree."""
+        """Bytes of the live frames and transitions, without the sum tree."""
         history = self.frame_count if self._spec.frame_stack > 1 else 0
         return self._store.stored_bytes + self.size * _TRANSITION.itemsize + history
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of all arrays. Each batch takes about a hundred more, not counted here."""
+        """Bytes of all arrays, without about a hundred more for each batch."""
         own = self._rows.nbytes + self._history.nbytes + self._tree.nbytes
         return own + self._store.allocated_bytes
 
@@ -173,9 +174,9 @@ class PrioritizedBuffer:
         """Store a copy of a TransitionBatch, evicting the oldest ones until it fits.
 
         Args:
-            columns: those of ``pdqn.wire.TransitionBatch``, of T transitions, their dtypes,
-                shapes and values checked by ``pdqn.wire.decode_transitions``.
-            blocks: its frames.
+            columns: columns of ``pdqn.wire.TransitionBatch`` for T transitions.
+                ``pdqn.wire.decode_transitions`` has checked their dtypes, shapes and values.
+            blocks: frames of the batch.
             parameter_version: learner steps of the parameters that acted.
 
         Returns:
@@ -200,7 +201,7 @@ class PrioritizedBuffer:
         return self._add(rows)
 
     def sample(self, batch_size: int) -> Sample:
-        """``sample_into`` memory of its own."""
+        """Draw a sample into new memory; see ``sample_into``."""
         layout = SampleLayout(self._spec, batch_size)
         sample = layout.view(np.empty(layout.nbytes, np.uint8))
         self.sample_into(sample)
@@ -209,9 +210,9 @@ class PrioritizedBuffer:
     def sample_into(self, out: Sample) -> None:
         """Draw transitions with replacement, in proportion to priority^priority_exponent.
 
-        The draw is stratified (Schaul et al. 2016, appendix B.2.1): the line on which all
-        priorities lie end to end is cut into as many equal pieces as ``out`` has rows, and each
-        yields one.
+        The draw is stratified (Schaul et al. 2016, appendix B.2.1). All priorities lie end to end
+        on a line. It is cut into as many equal pieces as ``out`` has rows, and each piece yields
+        one transition.
 
         Raises:
             ValueError: the buffer is empty.
@@ -220,14 +221,14 @@ class PrioritizedBuffer:
             raise ValueError("nothing can be sampled from an empty buffer")
         slots = self._tree.find(_stratified_points(self._tree.total, out.count, self._rng))
         rows = self._rows.take(slots)
-        # The one key of the live range, which is no longer than the ring, that has the slot.
+        # The only key of this slot in the live range, which is no longer than the ring.
         out.keys[:] = self._oldest_key + (slots - self._oldest_key) % self.capacity
         out.action[:] = rows["action"]
         out.n_step_return[:] = rows["n_step_return"]
         out.discount[:] = rows["discount"]
         out.parameter_version[:] = rows["parameter_version"]
         out.sampling_priority[:] = self._tree.get(slots)
-        # Together, since both frames of a transition are most often in the same block.
+        # In one call, since both frames of a transition are usually in the same block.
         self._store.gather(
             [
                 *self._wanted(rows["observation_frame"], out.observation),
@@ -236,18 +237,17 @@ class PrioritizedBuffer:
         )
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float32]) -> int:
-        """Set new priorities, of live transitions only; what is ignored is counted.
+        """Set new priorities of live transitions, and count ignored updates.
 
         Args:
-            keys: int64[n]; of a key that occurs repeatedly, the last valid priority stays.
-            priorities: float32[n], absolute errors as in a TransitionBatch, not yet raised to
-                the priority exponent.
+            keys: int64[n]; if a key occurs several times, its last valid priority stays.
+            priorities: float32[n], absolute errors as in a TransitionBatch, without the exponent.
 
         Returns:
-            How many of the updates were applied.
+            The number of updates applied.
 
         Raises:
-            ValueError: another number of priorities than of keys.
+            ValueError: the numbers of priorities and keys differ.
         """
         if keys.shape != priorities.shape:
             raise ValueError(f"{priorities.shape} priorities for {keys.shape} keys")
@@ -261,7 +261,7 @@ class PrioritizedBuffer:
         return len(valid)
 
     def priorities(self) -> NDArray[np.float32]:
-        """A copy of the priorities of ``live_keys``, float32[size], as they were given."""
+        """Copy the priorities of ``live_keys``, float32[size], as they were given."""
         return read_ring(self._rows["priority"], self._oldest_key, self.size)
 
     def close(self) -> None:
@@ -269,12 +269,12 @@ class PrioritizedBuffer:
         self._store.close()
 
     def get_state(self) -> dict[str, Any]:
-        """A copy of the live content, oldest first: arrays and whole numbers.
+        """Copy the live content, oldest first, as arrays and whole numbers.
 
-        The arrays are those of the store's ``get_state``, and the transitions' columns;
+        The arrays are those of the store's ``get_state``, and the transitions' columns.
         ``observation_frame`` and ``bootstrap_frame`` count from the first frame. Capacities,
-        exponents and the state of the random generator are the constructor's business, not part
-        of it.
+        exponents and the state of the random generator are not part of it: the constructor takes
+        them.
         """
         frames = self._store.live_frames
         rows = read_ring(self._rows, self._oldest_key, self.size)
@@ -295,11 +295,11 @@ class PrioritizedBuffer:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Replace the content by that of ``get_state``.
 
-        With the same capacity, and a generator in the same state, the samples that follow are
-        the same ones. The state of a buffer of other capacities is accepted if it fits.
+        With the same capacity and the same state of the generator, the samples that follow are the
+        same. A buffer accepts the state of one with other capacities if it fits.
 
         Raises:
-            ValueError: it does not fit, or is of another kind of store; nothing was changed.
+            ValueError: the state does not fit, or is of another kind of store; nothing was changed.
         """
         rows = np.empty(len(state["action"]), _TRANSITION)
         for name in _TRANSITION.names or ():
@@ -353,7 +353,7 @@ class PrioritizedBuffer:
     def _check_fits(self, transitions: int, frames: int, blocks: Sequence[FrameBlock]) -> None:
         if min(transitions, frames) < 1:
             raise ValueError(
-                f"{transitions} transitions over {frames} frames are no TransitionBatch"
+                f"{transitions} transitions over {frames} frames are not a TransitionBatch"
             )
         self._check_transitions(transitions)
         self._store.check_fits(blocks)
@@ -365,7 +365,7 @@ class PrioritizedBuffer:
             )
 
     def _evict_for(self, transitions: int, blocks: Sequence[FrameBlock]) -> None:
-        """Evict the oldest batches until there is room for another one."""
+        """Evict the oldest batches until there is room for another."""
         first = self._oldest_key
         while self.size + transitions > self.capacity or not self._store.has_room(blocks):
             evicted, frames = self._batches.popleft()
@@ -375,7 +375,7 @@ class PrioritizedBuffer:
             self._tree.clear_range(start, stop)
 
     def _add(self, rows: NDArray[Any]) -> range:
-        """Bring transitions to life behind the newest."""
+        """Add live transitions after the newest."""
         first = self._next_key
         write_ring(self._rows, first, rows)
         self._next_key += len(rows)
@@ -387,17 +387,17 @@ class PrioritizedBuffer:
         return range(first, self._next_key)
 
     def _scaled(self, priorities: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The sum tree's priorities: max(priority, minimum)^priority_exponent."""
+        """Compute the sum tree's priorities: max(priority, minimum)^priority_exponent."""
         raised = np.maximum(priorities.astype(np.float64), self._minimum_priority)
         return raised**self._priority_exponent
 
     def _wanted(self, frames: NDArray[np.int64], out: Observation) -> Iterator[Wanted]:
-        """The frames, int64[n], or the stacks that end with them, of every field."""
+        """Yield requests for the frames, int64[n], or for the stacks that end with them."""
         for stack, names in self._fields_of_stack.items():
             yield Wanted(self._stacked(frames, stack), {name: out[name] for name in names})
 
     def _stacked(self, frames: NDArray[np.int64], stack: int) -> NDArray[np.int64]:
-        """Frames of the stacks that end with ``frames``, int64[n, stack], or they themselves."""
+        """Return the frames of stacks that end with ``frames``, int64[n, stack]; [n] for 1."""
         if stack == 1:
             return frames
         history = self._history.take(frames % len(self._history))
@@ -405,33 +405,34 @@ class PrioritizedBuffer:
 
 
 def default_frame_capacity(capacity: int) -> int:
-    """Frames to hold for so many transitions: a quarter more, and 96.
+    """Return the number of frames to hold for ``capacity`` transitions: a quarter more, and 96.
 
-    A segment of L consecutive steps of one environment has up to n_step frames more, since its
-    last transitions bootstrap from beyond it, and up to frame_stack - 1, since its first stacks
-    begin before it: a quarter suffices from L = 4 (n_step + frame_stack - 1) on. The 96 is the
-    most that these can be, so that one such segment always fits, however small the buffer is.
+    A segment of L consecutive steps of one environment has additional frames. Up to n_step of them
+    lie beyond its end, where its last transitions bootstrap. Up to frame_stack - 1 lie before its
+    start, where its first stacks begin. A quarter more suffices from L = 4 (n_step + frame_stack -
+    1) on. The 96 are the largest n_step and frame_stack together: one such segment fits into the
+    smallest buffer.
     """
     return capacity + capacity // 4 + _LONGEST_N_STEP + MAX_FRAME_STACK
 
 
 def dense_bytes(spec: EnvironmentSpec, capacity: int) -> int:
-    """The ``allocated_bytes`` of a buffer with the dense store of ``make_store``."""
+    """Compute ``allocated_bytes`` of a buffer with the dense store of ``make_store``."""
     return _own_bytes(spec, capacity) + default_frame_capacity(capacity) * spec.observation_bytes
 
 
 def compressed_bytes(
     spec: EnvironmentSpec, capacity: int, block_bytes_per_transition: float
 ) -> int:
-    """The memory for a buffer with a compressed store that holds ``capacity`` transitions.
+    """Compute the memory for a buffer with a compressed store that holds ``capacity`` transitions.
 
-    With the store that ``make_store`` makes of it, it is the buffer's ``allocated_bytes``.
+    It equals ``allocated_bytes`` of the buffer with the store that ``make_store`` makes of it.
 
     Args:
-        spec: what observations look like.
-        capacity: transitions.
-        block_bytes_per_transition: arena that a transition takes on average, which is what the
-            ``stored_bytes`` of a filled store say, without those of its table.
+        spec: spec of the environment.
+        capacity: number of transitions.
+        block_bytes_per_transition: mean arena bytes of a transition: the ``stored_bytes`` of a
+            filled store without those of its table.
     """
     words = math.ceil(capacity * block_bytes_per_transition / 8)
     return _compressed_overhead(spec, capacity) + 8 * words
@@ -444,15 +445,15 @@ def make_store(
     memory_bytes: int | None,
     threads: int,
 ) -> FrameStore:
-    """The store for a buffer of ``capacity`` transitions.
+    """Make the store for a buffer of ``capacity`` transitions.
 
     Args:
-        kind: ``DenseStore`` or ``CompressedStore``.
-        spec: what observations look like.
-        capacity: of the buffer; the store has room for ``default_frame_capacity`` frames.
-        memory_bytes: of the whole buffer with a compressed store, whose arena gets what the rest
-            of the buffer leaves. A dense one takes what its capacity needs.
-        threads: that decode at once in a compressed store.
+        kind: kind of store, for ``DenseStore`` or ``CompressedStore``.
+        spec: spec of the environment.
+        capacity: capacity of the buffer; the store has room for ``default_frame_capacity`` frames.
+        memory_bytes: memory of the whole buffer with a compressed store, whose arena gets the part
+            that the rest of the buffer leaves. A dense store takes what its capacity needs.
+        threads: number of threads that decode at once in a compressed store.
 
     Raises:
         UsageError: the memory for a compressed store is not given, or leaves nothing for frames.
@@ -473,7 +474,7 @@ def make_store(
 
 
 def _own_bytes(spec: EnvironmentSpec, capacity: int) -> int:
-    """Bytes of a buffer's arrays beside the store's."""
+    """Compute the bytes of a buffer's arrays outside the store."""
     history = default_frame_capacity(capacity) if spec.frame_stack > 1 else 0
     return capacity * _TRANSITION.itemsize + SumTree.bytes_needed(capacity) + history
 
@@ -484,15 +485,15 @@ def _compressed_overhead(spec: EnvironmentSpec, capacity: int) -> int:
 
 
 def _stratified_points(total: float, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """One uniform point in each of ``count`` equal pieces of 0 .. total, float64[count]."""
+    """Draw one uniform point in each of ``count`` equal pieces of 0 .. total, float64[count]."""
     return (np.arange(count) + rng.random(count)) / count * total
 
 
 @njit(cache=True, nogil=True)
 def _accepted(keys, priorities, oldest, beyond, capacity):
-    """Slots int64[m] and priorities float32[m] of what can be updated, and how many keys are live.
+    """Return slots int64[m] and priorities float32[m] of valid updates, and the count of live keys.
 
-    Measured, a third of the time that the same takes with arrays of conditions.
+    Measured, it takes a third of the time of the same with arrays of conditions.
     """
     slots = np.empty(len(keys), np.int64)
     valid = np.empty(len(keys), np.float32)
@@ -502,7 +503,7 @@ def _accepted(keys, priorities, oldest, beyond, capacity):
             continue
         live += 1
         valid[count] = priorities[i]
-        if 0 <= valid[count] < np.inf:  # which NaN is not
+        if 0 <= valid[count] < np.inf:  # false for NaN
             slots[count] = keys[i] % capacity
             count += 1
     return slots[:count], valid[:count], live
@@ -511,10 +512,10 @@ def _accepted(keys, priorities, oldest, beyond, capacity):
 def make_buffer(
     config: Config, spec: EnvironmentSpec, shard: int = 0, incarnation: int = 0
 ) -> PrioritizedBuffer:
-    """One shard of the buffer that a configuration describes.
+    """Make one shard of the buffer that a configuration describes.
 
     Raises:
-        UsageError: the shard's memory is too small for what it must hold.
+        UsageError: the shard's memory is too small for its contents.
     """
     replay = config.replay
     capacity = -(-resolved(replay.capacity) // replay.shards)
@@ -529,6 +530,6 @@ def make_buffer(
         store=make_store(kind, spec, capacity, memory_bytes, threads),
         priority_exponent=replay.priority_exponent,
         rng=seeds.generator(config.run.seed, "replay", shard, incarnation),
-        # Updates for what another incarnation sent out must not hit what this one holds.
+        # Updates for keys of another incarnation must not hit transitions of this one.
         first_key=incarnation << 40,
     )

@@ -1,20 +1,19 @@
-"""The learner's way to replay: it asks for SampleBatches, is never sent more.
+"""The learner's way to replay: it asks for SampleBatches, and gets none unasked.
 
-The client keeps ``learner.prefetch`` batches requested; every request carries the new priorities
-of earlier batches. Replay writes the rows into memory of the client where it can, else they come
-as messages. Several shards write their rows of the same batch each. See ``replay.samples`` for
-the messages, and ``replay.sharding`` for whose rows a batch gets.
+The client keeps ``learner.prefetch`` batches requested; every request carries the new priorities of
+earlier batches. Replay writes the rows into the client's memory if it can, and otherwise sends them
+as messages. Several shards each write their rows of the same batch. See ``replay.samples`` for the
+messages, and ``replay.sharding`` for the shares of a batch.
 
-**Lost requests.** A shard may end, and a connection may break, while rows are outstanding. Those
-are asked for again: at once when the shard is not among those alive any more, and otherwise when
-the shard, asked for its state, does not know of the request. Whoever got the first request may
-still live and write into the memory that it was given, late. So that this is never memory of
-another batch, the client makes new memory for all its slots then, and takes its batches there.
+**Lost requests.** A shard may end, and a connection may break, while rows are outstanding. The
+client asks for those rows again. It does so at once if the shard is gone, and otherwise when a
+report of the shard's state does not list the request. The shard that got the first request may
+still live, and may write late into the memory of that request. The client therefore makes new
+memory for all its slots and moves its batches there: a late write never hits another batch.
 
-**Silence.** A shard answers at once when it is asked for its state, whatever its rows wait for.
-One that answers nothing for seconds, while others do, may live where this client cannot reach it.
-The others give its rows then, the ledger does without it, and the client keeps asking it. See
-``replay.silence``.
+**Silence.** A shard answers a request for its state at once, even if its rows have to wait. If one
+shard is silent for seconds while others answer, it may be alive but unreachable. The others then
+give its rows, the ledger works without it, and the client keeps asking it. See ``replay.silence``.
 """
 
 from __future__ import annotations
@@ -49,28 +48,28 @@ from replay.sharding import Ledger, allocate
 from replay.silence import Silences
 from replay.slots import Slots
 
-# Shards are asked for their state this often; a single one only to find requests that got lost.
+# Interval of requests for the shards' states; for a single shard, they only find lost requests.
 _STATE_SECONDS = 0.05
 _TRY_AGAIN_SECONDS = 1.0
 _ONLY_SHARD_STATE_SECONDS = 1.0
 _STATE_PATIENCE_SECONDS = 1.0
 _MOST_ANSWERS_PER_TURN = 256
-_HEADER_BYTES = 1 << 20  # at most, of a message from replay; rows that it brings come on top
+_HEADER_BYTES = 1 << 20  # largest size of a message from replay, without rows that it brings
 _log = logging.getLogger("learner")
 
 
 class SampleClient:
-    """DEALERs to the shards of replay; use from one thread.
+    """Sockets (DEALER) to the shards of replay; use them from one thread.
 
     Args:
-        context: of the process.
-        spec: of the run's environment.
-        config: of the run.
-        rng: for what is random in sharing batches out.
+        context: context of the process.
+        spec: spec of the run's environment.
+        config: configuration of the run.
+        rng: source of randomness for the division of batches among shards.
 
     Attributes:
-        rejected: answers that made no sense.
-        priorities_dropped: new priorities of shards that are gone.
+        rejected: number of answers that made no sense.
+        priorities_dropped: number of new priorities for shards that are gone.
     """
 
     def __init__(
@@ -115,9 +114,9 @@ class SampleClient:
         return f"replays {', '.join(silent)} do not answer"
 
     def connect(self, shards: Mapping[int, str]) -> None:
-        """Ask these shards from now on, by index; call it whenever they may have changed.
+        """Ask these shards from now on, by index; call this whenever they may have changed.
 
-        What was asked of others is asked of these.
+        Requests to other shards go to these instead.
         """
         if shards == self._addresses:
             return
@@ -130,18 +129,18 @@ class SampleClient:
                 self._add(index, address)
 
     def set_samples_per_insert(self, target: float) -> None:
-        """Count what is due by another ratio from now on, as replay does."""
+        """Change the target ratio for counting due samples from now on, as replay does."""
         if self._ledger is not None and self._ledger.limiter.target != target:
             self._ledger.limiter.set_samples_per_insert(target)
 
     def receive(self, timeout_seconds: float, learner_steps: int) -> Sample | None:
-        """The next SampleBatch, or None when none is complete in time.
+        """Return the next SampleBatch, or None if none is complete in time.
 
         Its arrays may be written to, and are valid until it is released.
 
         Args:
-            timeout_seconds: to wait at most.
-            learner_steps: for replay to know how old the actors' parameters are.
+            timeout_seconds: longest time to wait.
+            learner_steps: present learner steps, from which replay computes the age of parameters.
         """
         self._learner_steps = learner_steps
         deadline = time.monotonic() + timeout_seconds
@@ -155,18 +154,18 @@ class SampleClient:
                 return self._held[-1].sample
             if now >= deadline:
                 return None
-            self._try_again(now)  # nothing came: not with every batch that does
+            self._try_again(now)  # nothing arrived: not with every batch
             self._wait(min(deadline - now, self._state_seconds))
 
     def release(self, sample: Sample, priorities: NDArray[np.float32] | None) -> None:
         """Give a batch's memory back, and have its new priorities sent with the next request.
 
         Args:
-            sample: that ``receive`` returned and that was not released yet.
+            sample: a sample that ``receive`` returned and that has not been released.
             priorities: float32[batch_size], or None to leave them as they are.
 
         Raises:
-            ValueError: another sample, or another number of priorities.
+            ValueError: the sample is another one, or the number of priorities is wrong.
         """
         batch = next((held for held in self._held if held.sample is sample), None)
         if batch is None:
@@ -179,12 +178,12 @@ class SampleClient:
                 rows = slice(part.start, part.start + part.rows)
                 self.priorities_dropped += part.shard.update(sample.keys[rows], new[rows])
         self._held.remove(batch)
-        # Parts refer to their batch: until that is undone, a message's memory would live on.
+        # Parts refer to their batch: a message's memory would live on until the cycle is collected.
         batch.parts.clear()
         self._slots.put(batch.slot)
 
     def close(self) -> None:
-        """Close the sockets, and give the memory back; samples that are held stay valid."""
+        """Close the sockets and give the memory back; samples that are held stay valid."""
         for shard in list(self._shards.values()):
             self._disconnect(shard)
         self._slots.close()
@@ -193,7 +192,7 @@ class SampleClient:
         if self._shards:
             self._poller.poll(max(1, int(1000 * seconds)))
         else:
-            time.sleep(seconds)  # a poller of nothing would not wait
+            time.sleep(seconds)  # polling nothing would not wait
 
     # ---- shards ----
 
@@ -213,13 +212,13 @@ class SampleClient:
         self._poller.register(socket, zmq.POLLIN)
 
     def _try_again(self, now: float) -> None:
-        """Connect again to shards that did not let this client in: they may not know it yet."""
+        """Reconnect to shards that refused this client: they may not know it yet."""
         for shard in list(self._shards.values()):
             if now - shard.opened >= _TRY_AGAIN_SECONDS and shard.refusals.reason():
                 self._reconnect(shard)
 
     def _reconnect(self, shard: Shard) -> None:
-        """Connect again, as to a shard that was never heard; its silence goes on."""
+        """Reconnect to a shard as if it were new; its silence goes on."""
         self._drop(shard)
         self._add(shard.index, shard.address)
 
@@ -240,7 +239,7 @@ class SampleClient:
     # ---- asking ----
 
     def _ask_ahead(self) -> None:
-        """Have ``prefetch`` batches requested, as far as there are slots and shards for them."""
+        """Keep ``prefetch`` batches requested, as far as there are slots and shards for them."""
         for batch in self._asked:
             unasked, batch.unasked = batch.unasked, []
             for start, rows in unasked:
@@ -279,9 +278,9 @@ class SampleClient:
             yield self._shards[index], count
 
     def _ask_states(self, now: float) -> None:
-        """Ask shards that were not asked for anything lately for their state alone.
+        """Ask shards without recent requests for their state alone.
 
-        It tells those that give no rows what the others do, and it finds requests that got lost.
+        This tells shards that give no rows what the others do, and it finds lost requests.
         """
         for shard in self._shards.values():
             if now - shard.asked < self._state_seconds:
@@ -310,8 +309,8 @@ class SampleClient:
             keys=keys,
             priorities=priorities,
         )
-        # Never full: what is outstanding is bounded by prefetch. There may be no connection, where
-        # a shard did not let this client in; its rows are asked for again on the next one.
+        # Never full: prefetch bounds the outstanding requests. After a refusal there may be no
+        # connection; the rows are asked for again on the next one.
         with contextlib.suppress(zmq.Again):
             shard.socket.send(encode_request(request), zmq.NOBLOCK)
         shard.asked = time.monotonic()
@@ -320,7 +319,7 @@ class SampleClient:
     # ---- hearing ----
 
     def _hear(self) -> None:
-        """Take in the answers that are there."""
+        """Process the answers that have arrived."""
         for shard in list(self._shards.values()):
             for _ in range(_MOST_ANSWERS_PER_TURN):
                 if not self._hear_from(shard):
@@ -332,7 +331,7 @@ class SampleClient:
             self._ledger.begin([i for i in self._shards if not self._silences.is_given_up(i)])
 
     def _hear_from(self, shard: Shard) -> bool:
-        """Take in an answer; return whether there was one."""
+        """Process one answer; return whether there was one."""
         try:
             frame = shard.socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -363,7 +362,7 @@ class SampleClient:
         return True
 
     def _take(self, shard: Shard, answer: SampleAnswer, slab: zmq.Frame | None) -> None:
-        """Take in the rows that an answer brings, or that it says are in the slot."""
+        """Take the rows of an answer, or those that it reports in the slot."""
         part = shard.parts.pop(answer.request, None)
         if part is None:
             return
@@ -379,7 +378,7 @@ class SampleClient:
             self._ready.append(batch)
 
     def _note_refusal(self, part: Part, why: str) -> None:
-        # Memory that was replaced meanwhile cannot be attached any more, and need not be.
+        # A shard can no longer attach memory that has been replaced, and need not.
         if why and self._slots.is_present(part.slot):
             part.shard.attaches = False
             index = part.shard.index
@@ -388,7 +387,7 @@ class SampleClient:
     # ---- what got lost ----
 
     def _lose(self, numbers: list[int], shard: Shard) -> None:
-        """Ask again for the rows of requests that will not be answered any more."""
+        """Ask again for the rows of requests that will no longer be answered."""
         lost = [shard.parts.pop(number) for number in numbers]
         if any(part.in_slot for part in lost):
             self._slots.renew()

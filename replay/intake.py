@@ -1,4 +1,4 @@
-"""Batches from actors, checked and put into the buffer; every message is accounted for."""
+"""Checks and insertion of actors' batches; every message is accounted for."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 class Sequences:
-    """Which sequence number each stream, an (actor, incarnation), is to send next.
+    """The next expected sequence number of each stream, an (actor, incarnation).
 
-    A stream begins with whatever comes first: what an actor sent to another replay is not missing
-    here. From then on a number may be a duplicate, which a connection that broke makes the actor
-    send, or may leave out as many as the actor may have had unacknowledged, which then are
-    missing. It may also be much larger, when an actor comes back from another shard. Much smaller
-    it can only be if what was taken for the actor's last number was not the actor's; it is
-    believed then, or all that the actor ever sends would be duplicates.
+    A stream begins with its first number here: batches that the actor sent to another replay are
+    not missing. After that, a number may be a duplicate, because an actor sends batches again after
+    a broken connection. It may also skip up to the actor's window of unacknowledged batches, which
+    are then missing. A much larger number means that the actor comes back from another shard.
+
+    A much smaller number is possible only if the expected number did not come from the actor. It is
+    accepted: otherwise all of the actor's further batches would be duplicates.
 
     Args:
-        window: batches of one actor that may be unacknowledged.
+        window: largest number of unacknowledged batches of one actor.
     """
 
     def __init__(self, window: int) -> None:
@@ -45,22 +46,22 @@ class Sequences:
         self._expected: dict[Stream, int] = {}
 
     def expected(self, stream: Stream) -> int:
-        """The number that the stream is to send next; ``UNKNOWN`` if it never sent one."""
+        """Return the stream's next sequence number; ``UNKNOWN`` if it has never sent one."""
         return self._expected.get(stream, UNKNOWN)
 
     def take(self, stream: Stream, sequence: int) -> int | None:
-        """Take in a batch's number.
+        """Record a batch's number.
 
         Returns:
-            How many are missing before it; None if it is a duplicate.
+            The number of batches missing before it; None if it is a duplicate.
 
         Raises:
-            ValueError: a number that no actor comes to.
+            ValueError: the number is too large for any actor.
         """
         expected = self._expected.get(stream, sequence)
         if sequence - expected > _LONGEST_JUMP:
             raise ValueError(f"{sequence} where {expected} was expected")
-        # Those of a connection that broke may come late: a few windows behind the next one's.
+        # Numbers from a broken connection may arrive late: a few windows behind the next one.
         if expected - 8 * self._window <= sequence < expected:
             return None
         self._expected[stream] = sequence + 1
@@ -71,16 +72,16 @@ class Sequences:
 
 
 class Insertion:
-    """Puts transitions into the buffer; each is counted as received, or as refused and why.
+    """Insertion of transitions into the buffer, with a count of those received and those refused.
 
     Args:
-        spec: of the environment.
-        buffer: takes them.
-        telemetry: counts them.
-        warn: hears of each refusal, in words.
+        spec: spec of the environment.
+        buffer: the buffer that takes the transitions.
+        telemetry: telemetry that counts them.
+        warn: function that gets a description of each refusal.
 
     Attributes:
-        learner_steps: as far as they are known, for the policy lag of what is inserted.
+        learner_steps: last known learner steps, for the policy lag of inserted transitions.
     """
 
     def __init__(
@@ -97,12 +98,12 @@ class Insertion:
         self.learner_steps = 0
 
     def insert(self, columns: Columns, blocks: Sequence[FrameBlock], version: int) -> int:
-        """Insert transitions that ``pdqn.wire`` has checked; their number, 0 if they do not fit.
+        """Insert checked transitions; return their number, 0 if they do not fit.
 
         Args:
-            columns: those of a TransitionBatch.
-            blocks: its frames.
-            version: of the parameters that acted, in learner steps.
+            columns: columns of a TransitionBatch, checked by ``pdqn.wire``.
+            blocks: frames of the batch.
+            version: learner steps of the parameters that acted.
         """
         count = len(columns["action"])
         try:
@@ -116,7 +117,7 @@ class Insertion:
         return count
 
     def check_and_insert(self, columns: Columns, blocks: Sequence[FrameBlock], version: int) -> int:
-        """Insert what came without a message: it is checked like one. See ``insert``."""
+        """Check transitions that did not come in a message, and insert them. See ``insert``."""
         try:
             wire.check_columns(columns, self._spec, [block.count for block in blocks])
             for number, block in enumerate(blocks):
@@ -127,17 +128,17 @@ class Insertion:
         return self.insert(columns, blocks, version)
 
     def refuse(self, reason: str, text: str, count: int) -> None:
-        """Count transitions that are done with, though nothing can be learned from them."""
+        """Count transitions that are settled although no network can learn from them."""
         self.reject(reason, text, count)
         self._telemetry.count("transitions_refused", count)
 
     def reject(self, reason: str, text: str, count: int) -> None:
-        """Count what cannot be used, and note the first of its kind.
+        """Count unusable transitions, and note the first rejection of each kind.
 
         Args:
-            reason: to count by.
-            text: the whole of it, in words.
-            count: transitions, as far as their number is known; at least one is counted.
+            reason: kind of the rejection, to count by.
+            text: full description.
+            count: number of transitions, as far as known; at least one is counted.
         """
         self._telemetry.count(f"rejected/{reason}")
         self._telemetry.count("transitions_rejected", max(1, count))
@@ -147,7 +148,7 @@ class Insertion:
 
 
 class Intake:
-    """Decodes what actors send, and inserts what is new; every message is accounted for."""
+    """Decoder of actors' messages that inserts new batches and accounts for every message."""
 
     def __init__(
         self,
@@ -165,19 +166,19 @@ class Intake:
         self._insertion = Insertion(spec, buffer, telemetry, warn)
 
     def expected(self, stream: Stream) -> int:
-        """The sequence number that the stream is to send next, if it ever sent one."""
+        """Return the stream's next sequence number; ``UNKNOWN`` if it has never sent one."""
         return self._sequences.expected(stream)
 
     def set_learner_steps(self, steps: int) -> None:
-        """Count the policy lag of what comes by these."""
+        """Set the learner steps from which the policy lag of new transitions is counted."""
         self._insertion.learner_steps = steps
 
     def take(self, data: memoryview | bytes) -> tuple[int, Stream | None]:
         """Insert one encoded TransitionBatch.
 
         Returns:
-            The number of transitions inserted, and (actor, incarnation) to acknowledge to, if
-            the message says who sent it.
+            The number of transitions inserted, and the (actor, incarnation) to acknowledge to, if
+            the message names its sender.
         """
         self._telemetry.count("bytes_received", len(data))
         try:
@@ -196,10 +197,10 @@ class Intake:
         return inserted, stream
 
     def _is_new(self, stream: Stream, sequence: int, count: int) -> bool:
-        """Take in a batch's number; a batch that was here already is counted.
+        """Record a batch's number and count duplicates; return whether the batch is new.
 
         Raises:
-            ValueError: a number that no actor comes to.
+            ValueError: the number is too large for any actor.
         """
         missing = self._sequences.take(stream, sequence)
         if missing is None:
@@ -209,9 +210,9 @@ class Intake:
         return True
 
     def _refuse(self, error: wire.WireError) -> Stream | None:
-        """Count what cannot be used; whom to acknowledge it to all the same.
+        """Count an unusable message, and return the sender to acknowledge it to, if known.
 
-        An actor sends what is not acknowledged again, and does not go on before it is.
+        An actor repeats unacknowledged batches and sends nothing else before they are acknowledged.
         """
         if error.sender is None:
             self._insertion.reject(error.reason, str(error), error.count)
@@ -228,7 +229,7 @@ class Intake:
 
 
 class BoundedWarning:
-    """Warns in the log once in a while; what is left out is counted elsewhere."""
+    """A logger of occasional warnings; other counters cover those that it omits."""
 
     def __init__(self) -> None:
         self._next = 0.0

@@ -1,4 +1,4 @@
-"""How far sampling and inserting may run ahead of each other: counters, no clocks."""
+"""A limit on how far sampling and inserting may run ahead of each other: counters, no clocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pdqn.errors import UsageError
 
 
 class RateLimiter:
-    """Holds the ratio of sampled to inserted transitions near a target.
+    """A limiter that holds the ratio of sampled to inserted transitions near a target.
 
     With I transitions inserted, S sampled, and the target sigma = ``samples_per_insert``::
 
@@ -21,41 +21,42 @@ class RateLimiter:
         can_insert()   =  I < min_size   or   balance <= tolerance
         can_sample(n)  =  I >= min_size  and  balance - n >= -tolerance
 
-    While both sides ask first, nothing is sampled before I reaches min_size, and from then on::
+    If both sides ask first, nothing is sampled before I reaches min_size, and from then on::
 
         -tolerance  <=  balance  <=  tolerance + sigma * m
 
-    where m is the size of the largest insert: an insert is let in whole, however large it is,
+    where m is the size of the largest insert. An insert is accepted whole, however large it is,
     and therefore overshoots by at most sigma * m.
 
-    **Deadlock.** Both sides are blocked when inserting is, which needs I >= min_size and
-    balance > tolerance, and sampling a batch of B = batch_size is, which then needs
-    balance < B - tolerance; together tolerance < balance < B - tolerance. There is no such
-    balance exactly if B - tolerance <= tolerance. So tolerance >= B / 2 is required, and is
-    enough, for any sigma and any size of inserts; samples of fewer than B wait no longer than
-    samples of B. Nor can a side wait forever while the other one works: each batch sampled
-    brings a balance above tolerance down by B, each insert brings a low one up by sigma or more.
+    **Deadlock.** Inserting is blocked if I >= min_size and balance > tolerance. Sampling a batch of
+    B = batch_size is then blocked if balance < B - tolerance. Both are blocked if
+    tolerance < balance < B - tolerance. Such a balance does not exist exactly if
+    B - tolerance <= tolerance. So tolerance >= B / 2 is required, and is enough, for any sigma and
+    any size of inserts. Samples of fewer than B wait no longer than samples of B. Nor can a side
+    wait forever while the other one works. Each sampled batch lowers a balance above tolerance by
+    B, and each insert raises a low one by sigma or more.
 
-    Inserts are counted, not what the buffer still holds. A replay whose buffer came back empty
-    makes a new limiter, and so gathers min_size transitions again before it serves a batch.
+    The limiter counts inserts, not the transitions that the buffer still holds. If a buffer comes
+    back empty, its replay makes a new limiter, and so gathers min_size transitions again before it
+    serves a batch.
 
-    Where several shards serve a run, each has a limiter of its own that is told what the others
-    do (``follow``). What it has not been told of yet is the most by which the balance of all may
-    lie outside these bounds; ``replay.sharding`` says why the shards do not deadlock either.
+    If several shards serve a run, each has its own limiter, which follows the counts of the others
+    (``follow``). The overall balance may exceed these bounds by the amount not yet reported to it.
+    ``replay.sharding`` shows that the shards do not deadlock either.
 
     Args:
         samples_per_insert: sigma, transitions sampled for each one inserted.
-        tolerance: how far the balance may be from zero, in samples.
+        tolerance: largest distance of the balance from zero, in samples.
         min_size: transitions inserted before the first sample.
-        batch_size: most transitions of one sample.
-        capacity: of the buffer, if known: min_size must not exceed it.
+        batch_size: largest number of transitions in one sample.
+        capacity: capacity of the buffer, if known; min_size must not exceed it.
 
     Attributes:
         num_inserted: I, transitions.
         num_sampled: S, transitions.
 
     Raises:
-        UsageError: settings with which the run would stand still, or that make no sense.
+        UsageError: settings that make no sense, or with which the run would stand still.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RateLimiter:
 
     @property
     def target(self) -> float:
-        """The ``samples_per_insert`` aimed at."""
+        """The target of ``samples_per_insert``."""
         return self._target
 
     @property
@@ -90,7 +91,7 @@ class RateLimiter:
 
     @property
     def filled(self) -> bool:
-        """Whether min_size transitions were inserted."""
+        """Return whether min_size transitions have been inserted."""
         return self.num_inserted >= self._min_size
 
     @property
@@ -101,7 +102,7 @@ class RateLimiter:
 
     @property
     def balance(self) -> float:
-        """Samples still due; negative when sampling is ahead."""
+        """Samples still due; negative if sampling is ahead."""
         inserted = self.num_inserted - self._base_inserted
         return (
             self._base_balance + self._target * inserted - (self.num_sampled - self._base_sampled)
@@ -109,21 +110,21 @@ class RateLimiter:
 
     @property
     def blocked(self) -> Literal["insert", "sample"] | None:
-        """The side that must wait for the other one now, if any; it is never both."""
+        """The side that must wait for the other one now, if any; never both."""
         if not self.can_insert():
             return "insert"
         return None if self.can_sample(self._batch_size) else "sample"
 
     def can_insert(self) -> bool:
-        """Whether the next insert, of any size, may be done now."""
+        """Return whether the next insert, of any size, may be done now."""
         return not self.filled or self.balance <= self._tolerance
 
     def can_sample(self, count: int) -> bool:
-        """Whether ``count`` transitions, at most batch_size, may be sampled now."""
+        """Return whether ``count`` transitions, at most batch_size, may be sampled now."""
         return self.filled and self.balance - count >= -self._tolerance
 
     def why_not_insert(self) -> str:
-        """What actors wait for, in words; empty if they need not wait."""
+        """Describe what actors wait for; empty if they need not wait."""
         if self.can_insert():
             return ""
         return (
@@ -132,7 +133,7 @@ class RateLimiter:
         )
 
     def why_not_sample(self, count: int) -> str:
-        """What a sample of ``count`` waits for, in words; empty if it need not wait."""
+        """Describe what a sample of ``count`` waits for; empty if it need not wait."""
         if self.can_sample(count):
             return ""
         if not self.filled:
@@ -143,21 +144,21 @@ class RateLimiter:
         )
 
     def inserted(self, count: int) -> None:
-        """Count so many transitions as inserted."""
+        """Count ``count`` transitions as inserted."""
         self.num_inserted += _natural(count)
 
     def sampled(self, count: int) -> None:
-        """Count so many transitions as sampled."""
+        """Count ``count`` transitions as sampled."""
         self.num_sampled += _natural(count)
 
     def set_samples_per_insert(self, samples_per_insert: float) -> None:
         """Aim at another ratio from now on.
 
-        The balance stays what it is. Applied to all of the past, a new ratio would make samples
-        or inserts by the million due at once, and the other side would wait for them.
+        The balance stays the same. Applied to all of the past, a new ratio would make millions of
+        samples or inserts due at once. The other side would wait for them.
 
         Raises:
-            UsageError: not a positive finite number.
+            UsageError: the ratio is not a positive finite number.
         """
         _check_target(samples_per_insert)
         balance = self.balance
@@ -165,10 +166,10 @@ class RateLimiter:
         self._rebase(balance)
 
     def follow(self, num_inserted: int, num_sampled: int, balance: float) -> None:
-        """Take over the counters of somebody who knows of more than this limiter was told.
+        """Take over counters that include more shards' transitions than this limiter has counted.
 
-        Unlike a state that was saved, they are taken as they are: the samples that several
-        shards granted at the same time may be more than one of them would have.
+        Unlike a saved state, they are not corrected: several shards at once may grant more samples
+        than one of them would.
         """
         self.num_inserted = _natural(num_inserted)
         self.num_sampled = _natural(num_sampled)
@@ -177,7 +178,7 @@ class RateLimiter:
         self._base_balance = balance if self.filled else 0.0
 
     def get_state(self) -> dict[str, Any]:
-        """The counters; the settings are the constructor's."""
+        """Return the counters; the constructor takes the settings."""
         return {
             "num_inserted": self.num_inserted,
             "num_sampled": self.num_sampled,
@@ -191,9 +192,9 @@ class RateLimiter:
         self._rebase(float(state["balance"]))
 
     def _rebase(self, balance: float) -> None:
-        """Count from here on, where the balance is known.
+        """Restart counting at the present counters, with a known balance.
 
-        Below min_size "here" is the moment when min_size is reached: nothing is due until then.
+        Below min_size, counting restarts when min_size is reached: nothing is due until then.
         """
         self._base_inserted = max(self.num_inserted, self._min_size)
         self._base_sampled = self.num_sampled
@@ -204,10 +205,10 @@ class RateLimiter:
 
 
 def make_limiter(config: Config) -> RateLimiter:
-    """The rate limiter that a configuration describes, over all shards.
+    """Make the rate limiter that a configuration describes, over all shards.
 
     Raises:
-        UsageError: settings with which the run would stand still.
+        UsageError: the run would stand still with these settings.
     """
     return RateLimiter(
         resolved(config.replay.samples_per_insert),
@@ -244,7 +245,7 @@ def _check_tolerance(tolerance: float, batch_size: int) -> None:
     if tolerance < batch_size / 2:
         raise UsageError(
             f"the samples_per_insert tolerance is {tolerance}, less than half of the batch size "
-            f"{batch_size}: with more than {tolerance} and fewer than {batch_size - tolerance} "
+            f"{batch_size}. With more than {tolerance} and fewer than {batch_size - tolerance} "
             "samples due, actors and learner would wait for each other; "
             f"it must be at least {batch_size / 2}"
         )

@@ -1,4 +1,4 @@
-"""Requests of the learner, answered with rows of the buffer."""
+"""Answers to the learner's requests, with rows of the buffer."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _SLABS = 16
 class Slabs:
     """Memory for the rows that go over the socket.
 
-    It is used again as soon as the socket has sent it: fresh memory would cost a page fault for
-    every 4 KiB. When more is on its way than is kept, what is missing is made and not kept;
-    how much that can be is bounded by the socket's queue.
+    A slab is used again as soon as the socket has sent it: fresh memory would cost a page fault for
+    every 4 KiB. If more slabs are on their way than are kept, the outlet makes more and does not
+    keep them. The socket's queue bounds their number.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -47,7 +47,7 @@ class Slabs:
         self._kept: list[tuple[NDArray[np.uint8], zmq.MessageTracker | None]] = []
 
     def take(self) -> NDArray[np.uint8]:
-        """Memory that nobody uses."""
+        """Return a slab that is not in use."""
         for index, (slab, tracker) in enumerate(self._kept):
             if tracker is None or tracker.done:
                 del self._kept[index]
@@ -55,13 +55,13 @@ class Slabs:
         return np.empty(self._nbytes, np.uint8)
 
     def give(self, slab: NDArray[np.uint8], tracker: zmq.MessageTracker | None) -> None:
-        """Give memory back that is free once the tracker is done."""
+        """Give back a slab that is free once the tracker is done."""
         if len(self._kept) < _SLABS:
             self._kept.append((slab, tracker))
 
 
 class Outlet:
-    """Answers requests: rows into the learner's memory where possible, else as a message."""
+    """Answers to requests: rows into the learner's memory where possible, else as a message."""
 
     def __init__(
         self,
@@ -90,12 +90,12 @@ class Outlet:
 
     @property
     def blocked(self) -> bool:
-        """Whether there are requests that cannot be answered now."""
+        """Return whether there are requests that cannot be answered now."""
         return bool(self._pending) and not self._can_answer(self._pending[0][1])
 
     @property
     def waits_for(self) -> str:
-        """What the oldest request waits for, in words; empty if none waits."""
+        """Description of what the oldest request waits for; empty if none waits."""
         if not self.blocked:
             return ""
         why = self._limiter.limiter.why_not_sample(self._pending[0][1].rows)
@@ -109,7 +109,7 @@ class Outlet:
             self.reject(error)
             return
         self.learner_steps = request.learner_steps
-        # One of more than was done is meant for the incarnation before this one.
+        # A tally of more than this shard has done is meant for the incarnation before this one.
         if request.tally is not None and not self._limiter.follow(request.tally):
             self._telemetry.count("tallies_ignored")
         if len(request.keys):
@@ -130,7 +130,7 @@ class Outlet:
         self._warn("rejected a request: %s", str(error))
 
     def answer(self, end: float) -> bool:
-        """Answer what the limiter lets, until ``end`` at most; whether there was anything."""
+        """Answer the requests that the limiter permits, until ``end``; return whether any was."""
         any_answered = False
         while self._pending and self._can_answer(self._pending[0][1]):
             self._sample(*self._pending.popleft())
@@ -140,11 +140,11 @@ class Outlet:
         return any_answered
 
     def attend(self) -> None:
-        """What is to be done now and then."""
+        """Do occasional work: drop the memory of silent learners."""
         self._attachments.drop_silent(time.monotonic())
 
     def serve_at(self, socket: zmq.Socket[bytes]) -> None:
-        """Answer at this socket from now on; who asked at the one before asks again."""
+        """Answer at this socket from now on; clients of the socket before it ask again."""
         self._socket = socket
         self._pending.clear()
 
@@ -152,7 +152,7 @@ class Outlet:
         return self._buffer.size > 0 and self._limiter.limiter.can_sample(request.rows)
 
     def _sample(self, identity: bytes, request: SampleRequest) -> None:
-        # First, so that nothing is drawn, and counted, for somebody who is gone.
+        # Route first, so that nothing is drawn and counted for a learner that is gone.
         if not self._route(identity):
             return
         slot, refusal = self._slot(request)
@@ -172,7 +172,7 @@ class Outlet:
         self._telemetry.count("samples", out.count)
 
     def _slot(self, request: SampleRequest) -> tuple[Sample | None, str]:
-        """The learner's memory for the rows, or why it cannot be used."""
+        """Return the learner's memory for the rows, or the reason why it cannot be used."""
         if request.slot is None or request.memory is None:
             return None, ""
         try:
@@ -197,7 +197,7 @@ class Outlet:
         )
 
     def _route(self, identity: bytes) -> bool:
-        """Begin an answer, unless the learner is gone, or does not read what it asked for."""
+        """Begin an answer; return False if the learner is gone or does not read its answers."""
         try:
             self._socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.ZMQError as error:

@@ -1,4 +1,4 @@
-"""Batches on their way to the learner, and what each shard was asked for. Nothing is sent here."""
+"""Batches on their way to the learner, and requests to each shard. This module sends nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class Shard:
     """A connection to a shard.
 
     Attributes:
-        refusals: tells when the shard does not let this client in.
+        refusals: watch for refusals of this client by the shard.
         opened: monotonic time at which the connection was made.
         parts: outstanding requests for rows, by number.
-        updates: bytes of keys and of priorities that wait for a request to go with.
+        updates: bytes of keys and of priorities that wait for the next request.
         asked: monotonic time of the last request.
-        state_asked: of the last one for the state alone that is unanswered; None for none.
-        alive: the connection is still the one in use.
-        attaches: as far as known, the shard can attach the client's memory.
+        state_asked: monotonic time of an unanswered request for the state alone; None if there is
+            none.
+        alive: whether the connection is still in use.
+        attaches: whether the shard can attach the client's memory, as far as known.
     """
 
     index: int
@@ -45,7 +46,7 @@ class Shard:
     attaches: bool = True
 
     def update(self, keys: NDArray[np.int64], priorities: NDArray[np.float32]) -> int:
-        """Have new priorities wait for the next request; return the number that are dropped."""
+        """Keep new priorities for the next request; return the number that are dropped."""
         if not self.alive:
             return len(priorities)
         self.updates.append((keys.tobytes(), priorities.tobytes()))
@@ -67,14 +68,14 @@ class Shard:
         )
 
     def lost_by(self, answer: SampleAnswer) -> list[int]:
-        """Return requests that the shard, asked for its state later, does not know of."""
+        """List requests that the shard, asked for its state later, does not know of."""
         known = answer.request, *answer.waiting
         return [n for n in self.parts if n < answer.request and n not in known]
 
 
 @dataclass(eq=False)
 class Part:
-    """Rows of a batch that a shard gives, and the slot that it is to write them into."""
+    """Rows of a batch that a shard gives, and the slot for them."""
 
     batch: Batch
     shard: Shard
@@ -84,15 +85,15 @@ class Part:
     in_slot: bool
 
     def check(self, answer: SampleAnswer, slab_bytes: int | None, expected_bytes: int) -> None:
-        """Check an answer against what was asked.
+        """Check an answer against its request.
 
         Args:
-            answer: to the request for these rows.
-            slab_bytes: size of the rows that came with it; None for none.
-            expected_bytes: size of rows that come as a message.
+            answer: answer to the request for these rows.
+            slab_bytes: size of the rows that came with it; None without rows.
+            expected_bytes: size of the rows if they come as a message.
 
         Raises:
-            WireError: they do not belong together.
+            WireError: the answer does not fit the request.
         """
         if (answer.rows, answer.start) != (self.rows, self.start):
             raise WireError("index", "other rows than asked for")
@@ -100,7 +101,7 @@ class Part:
             if not self.in_slot or answer.slot != self.slot.index:
                 raise WireError("index", "another slot than asked for")
         elif slab_bytes != expected_bytes:
-            raise WireError("size", "no slab of the rows asked for")
+            raise WireError("size", "not a slab of the rows asked for")
 
 
 @dataclass(eq=False)
@@ -108,10 +109,10 @@ class Batch:
     """A batch on its way, or with the learner.
 
     Attributes:
-        sample: the slot's, or the memory of the message that brought all of it.
-        missing: rows that have not come.
+        sample: the slot's sample, or the memory of a message that brought the whole batch.
+        missing: number of rows that have not arrived.
         unasked: (start, rows) that no shard has been asked for.
-        parts: what has come.
+        parts: parts that have arrived.
     """
 
     slot: Slot
@@ -121,10 +122,10 @@ class Batch:
     parts: list[Part] = field(default_factory=list)
 
     def take(self, part: Part, came: Sample | None) -> None:
-        """Take in rows: of a message, or those in the slot that the part was asked into."""
+        """Take rows: those of a message, or those in the slot of the part's request."""
         rows = (part.start, part.start + part.rows)
         if came is not None and part.rows == self.sample.count:
-            self.sample = came  # where it is: nobody else has this memory
+            self.sample = came  # not copied: nothing else uses this memory
         elif came is not None:
             self.sample.rows(*rows).copy_from(came)
         elif part.slot is not self.slot:
@@ -133,7 +134,7 @@ class Batch:
         self.missing -= part.rows
 
     def move(self, slot: Slot) -> None:
-        """Bring what has come to another slot."""
+        """Copy the rows that have arrived to another slot."""
         old, self.slot, self.sample = self.sample, slot, slot.sample
         for part in self.parts:
             rows = (part.start, part.start + part.rows)

@@ -1,4 +1,4 @@
-"""The replay process: takes TransitionBatches while the limiter lets it, answers the learner."""
+"""The replay process: it takes TransitionBatches as permitted, and answers the learner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from replay.sender import encode_ack, subscriber_of
 from replay.sharding import ShardLimiter
 
 _POLL_MILLISECONDS = 50
-# Inserts and answers take turns of this length, so that neither waits long for the other.
+# Inserts and answers take turns of this length, so that neither side waits long.
 _TURN_SECONDS = 0.001
 _ATTEND_SECONDS = 0.01
 _MOST_GREETINGS_PER_TURN = 100
@@ -32,7 +32,7 @@ _log = logging.getLogger("replay")
 
 
 class BlockedTime:
-    """How long inserting or sampling has been blocked. Clocks are the caller's, in seconds."""
+    """The time for which inserting or sampling has been blocked, by the caller's clock."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -40,7 +40,7 @@ class BlockedTime:
         self._since = self._noted = 0.0
 
     def note(self, side: Literal["inserts", "samples"] | None, now: float) -> None:
-        """From now on this side is blocked; until now it was the one noted before."""
+        """Note the side that is blocked from now on; count the time of the side before it."""
         if self._side is not None:
             self._telemetry.count(f"{self._side}_blocked_seconds", now - self._noted)
         if side != self._side:
@@ -49,12 +49,12 @@ class BlockedTime:
 
     @property
     def seconds(self) -> float:
-        """How long the present block had lasted when it was last noted; 0 for none."""
+        """Duration of the present block when it was last noted; 0 if there is none."""
         return 0.0 if self._side is None else self._noted - self._since
 
 
 class ReplayServer:
-    """Sockets around buffer and limiter."""
+    """Sockets around the buffer and the limiter."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome
@@ -74,7 +74,7 @@ class ReplayServer:
         self._outlet = Outlet(self._router, welcome, self._buffer, self._limiter, link.telemetry)
 
     def _bind(self) -> None:
-        """Make the sockets, and tell everybody where they are."""
+        """Make the sockets, and announce their addresses."""
         self._revocations = self._link.revocations
         self._pull, self._router, self._acks = _sockets(
             self._context, self._welcome.config.actor.window
@@ -99,9 +99,9 @@ class ReplayServer:
         self._all.register(self._pull, zmq.POLLIN)
 
     def _bind_anew(self) -> None:
-        """Drop every connection: those whose keys are still let in come back by themselves.
+        """Drop every connection: those with keys that are still allowed come back by themselves.
 
-        Nothing is lost: actors send again what is not acknowledged, the learner asks again.
+        Nothing is lost: actors repeat unacknowledged batches, and the learner asks again.
         """
         for socket in (self._pull, self._router, self._acks):
             socket.close(0)
@@ -109,7 +109,7 @@ class ReplayServer:
         self._outlet.serve_at(self._router)
 
     def serve(self) -> None:
-        """Take and answer until told to stop."""
+        """Take batches and answer requests until this role must stop."""
         next_attention = 0.0
         while not self._link.stopping:
             now = time.monotonic()
@@ -126,9 +126,9 @@ class ReplayServer:
 
     @property
     def _open(self) -> bool:
-        """Whether actors' data is taken: the limiter lets it, or the run is being drained.
+        """Return whether to take actors' data: the limiter permits it, or the run is being drained.
 
-        An empty shard always takes some: it may be the last one alive, with samples due that only
+        An empty shard always takes some. It may be the last one alive, with samples due that only
         it could give.
         """
         free = self._buffer.size == 0 or self._limiter.limiter.can_insert()
@@ -149,7 +149,7 @@ class ReplayServer:
             any_taken = True
             if time.monotonic() >= end:
                 break
-        # One for several batches: sending costs as much as inserting.
+        # One acknowledgement for several batches: sending costs as much as inserting.
         for stream in streams:
             self._acks.send(encode_ack(*stream, self._intake.expected(stream)))
         return any_taken
@@ -173,7 +173,7 @@ class ReplayServer:
         return any_taken
 
     def _wait(self) -> None:
-        """Sleep until something can be done."""
+        """Sleep until there may be work."""
         self._note_blocked()
         (self._all if self._open else self._learner_only).poll(_POLL_MILLISECONDS)
 
@@ -186,7 +186,7 @@ class ReplayServer:
         self._blocked.note(side, time.monotonic())
 
     def _attend(self) -> None:
-        """What need not be looked at all the time."""
+        """Do the work that is not needed in every turn."""
         self._link.poll()
         if self._revocations != self._link.revocations:
             self._bind_anew()
@@ -196,7 +196,7 @@ class ReplayServer:
         self._report()
 
     def _greet(self) -> None:
-        """Tell those who newly listen for acknowledgements what they may take as received."""
+        """Send the present state to new subscribers to acknowledgements."""
         for _ in range(_MOST_GREETINGS_PER_TURN):
             try:
                 stream = subscriber_of(self._acks.recv(zmq.NOBLOCK))
@@ -207,7 +207,7 @@ class ReplayServer:
                 self._acks.send(encode_ack(*stream, expected, greeting=True))
 
     def _follow_target(self) -> None:
-        """Aim at the samples_per_insert that the run has now."""
+        """Aim at the run's present samples_per_insert."""
         target = self._link.pulse.samples_per_insert or self._configured_target
         limiter = self._limiter.limiter
         if target != limiter.target:
@@ -224,12 +224,12 @@ class ReplayServer:
         telemetry.activity = self._describe()
 
     def _describe(self) -> str:
-        """Who waits for what; empty if nobody does."""
+        """Describe which side waits for what; empty if neither waits."""
         limiter = self._limiter.limiter
         if not self._open:
             return limiter.why_not_insert()
         if not limiter.filled:
-            # The learner of several shards does not ask for rows before there are enough.
+            # With several shards, the learner asks for rows only when there are enough.
             return limiter.why_not_sample(1)
         return self._outlet.waits_for
 
@@ -240,7 +240,7 @@ def run_replay(
     log_path: Path | None = None,
     network: Network | None = None,
 ) -> None:
-    """One replay process, from joining to leaving."""
+    """Run one replay process, from joining to leaving."""
     with role("replay", address, index, log_path, network) as (context, link, welcome):
         ReplayServer(context, link, welcome).serve()
 
@@ -248,20 +248,20 @@ def run_replay(
 def _sockets(
     context: zmq.Context[zmq.Socket[bytes]], window: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """The sockets for transitions, samples and acknowledgements, not bound yet."""
+    """Make the sockets for transitions, samples and acknowledgements, not bound yet."""
     pull = context.socket(zmq.PULL)
-    # What waits here is bounded by the actors' windows of unacknowledged batches.
+    # The actors' windows of unacknowledged batches bound the queue.
     pull.setsockopt(zmq.RCVHWM, window)
     pull.setsockopt(zmq.MAXMSGSIZE, wire.MAX_TRANSITION_BYTES)
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
     router.setsockopt(zmq.SNDHWM, _MOST_ANSWERS_IN_PIPE)
-    # An answer to somebody who is gone, or who does not read, is an error and not dropped.
+    # An answer to a peer that is gone or does not read raises an error instead of vanishing.
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     acks = context.socket(zmq.XPUB)
     acks.setsockopt(zmq.LINGER, 1000)
     acks.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
-    # A subscriber whose connection broke subscribes again, maybe before the old one is gone.
+    # After a broken connection, a peer may subscribe again before its old subscription is gone.
     acks.setsockopt(zmq.XPUB_VERBOSE, 1)
     return pull, router, acks

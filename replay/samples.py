@@ -1,13 +1,13 @@
-"""SampleBatches: where their columns lie in memory, and the messages about them.
+"""SampleBatches: the layout of their columns in memory, and the messages about them.
 
 A SampleBatch is one contiguous piece of memory, a *slab*, whose layout follows from the run's
-environment and the number of rows. Replay writes into it what it gathers, without a copy between,
-whether the slab is memory that it shares with the learner or a message on its way there.
+environment and the number of rows. Replay gathers rows directly into the slab. It may be memory
+that replay shares with the learner, or a message on its way there.
 
 The learner owns a few slabs of whole batches, its *slots*. It asks each shard of replay for some
-rows of a batch, and says which of the batch's rows they become. A *request* is one frame, a
-control map; the answer is a control map, and behind it, unless the rows were written into the
-slot, the slab of just these rows::
+rows of a batch, and names the batch's rows that they become. A *request* is one frame, a control
+map. The answer is a control map. A slab of just these rows follows it, unless replay has written
+the rows into the slot::
 
     request     number of the request                answer   the number answered
     batch_size  of the run                                    rows, start: as asked
@@ -39,12 +39,12 @@ from pdqn.wire import WireError, decode_control, encode_control, natural, shown
 from replay.sharding import ShardState, Tally
 from replay.shared_memory import TOKEN_BYTES, MemoryAddress
 
-# Of one request: more than a batch has, and less than a control message holds.
+# Limit of one request: more than a batch has, and less than a control message holds.
 MAX_UPDATES = 1 << 16
 _MOST_WAITING = 1 << 10
 _Record = TypeVar("_Record", MemoryAddress, ShardState, Tally)
 
-# So that no column shares a cache line with another, and all are aligned for their dtype.
+# No column shares a cache line with another, and all are aligned for their dtypes.
 _ALIGNMENT_BYTES = 64
 _FLAT: dict[str, np.dtype[Any]] = {
     "keys": np.dtype(np.int64),
@@ -58,17 +58,17 @@ _FLAT: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """B transitions, with copies of their observations.
+    """A sample of B transitions, with copies of their observations.
 
     Attributes:
         keys: int64[B], for ``PrioritizedBuffer.update_priorities``; one may occur repeatedly.
-        observation: of each field, stored_dtype[B, *stored_stacked_shape].
-        bootstrap_observation: likewise, n steps later; of no meaning where discount is 0.
+        observation: stored_dtype[B, *stored_stacked_shape] of each field.
+        bootstrap_observation: the same n steps later; meaningless where discount is 0.
         action: int32[B].
         n_step_return: float32[B].
         discount: float32[B], gamma^n x (not terminated).
-        sampling_priority: float64[B], priority^priority_exponent: what each was drawn in
-            proportion to.
+        sampling_priority: float64[B], priority^priority_exponent; each transition was drawn in
+            proportion to it.
         parameter_version: int64[B], learner steps of the parameters that acted.
     """
 
@@ -87,7 +87,7 @@ class Sample:
         return len(self.keys)
 
     def rows(self, start: int, stop: int) -> Sample:
-        """A view of some of the transitions."""
+        """Return a view of some of the transitions."""
         part = slice(start, stop)
         return Sample(
             observation={name: array[part] for name, array in self.observation.items()},
@@ -98,7 +98,7 @@ class Sample:
         )
 
     def copy_from(self, other: Sample) -> None:
-        """Overwrite all arrays with those of another sample of as many transitions."""
+        """Overwrite all arrays with those of another sample of the same size."""
         for name in _FLAT:
             np.copyto(getattr(self, name), getattr(other, name))
         for name, array in self.observation.items():
@@ -108,7 +108,7 @@ class Sample:
 
 
 class SampleLayout:
-    """Where the columns of a SampleBatch of so many rows lie in its slab.
+    """The layout of a SampleBatch's columns in its slab, for a given number of rows.
 
     Attributes:
         nbytes: size of the slab.
@@ -125,7 +125,7 @@ class SampleLayout:
                 self._add(prefix + field.name, field.stored_dtype, shape)
 
     def view(self, slab: Any) -> Sample:
-        """The arrays of a SampleBatch over a slab, any buffer of ``nbytes`` bytes."""
+        """View a slab, any buffer of ``nbytes`` bytes, as the arrays of a SampleBatch."""
         arrays = {
             name: np.frombuffer(slab, dtype, math.prod(shape), offset).reshape(shape)
             for name, dtype, shape, offset in self._columns
@@ -143,7 +143,7 @@ class SampleLayout:
 
 
 class SlotLayout:
-    """Where the slots lie in one memory: ``count`` slabs of whole batches, one after another.
+    """The layout of slots in one memory: ``count`` slabs of whole batches, one after another.
 
     Attributes:
         count: number of slots.
@@ -156,19 +156,19 @@ class SlotLayout:
         self.nbytes = count * self._slab.nbytes
 
     def view(self, memory: memoryview, slot: int) -> Sample:
-        """The arrays of a slot."""
+        """View a slot as the arrays of a SampleBatch."""
         start = slot * self._slab.nbytes
         return self._slab.view(memory[start : start + self._slab.nbytes])
 
 
 def slot_count(config: Config) -> int:
-    """Slots of a learner: those that are asked for, the one it learns from, and one to spare."""
+    """Count a learner's slots: those of its requests, the one it learns from, and a spare."""
     return config.learner.prefetch + 2
 
 
 @dataclass(frozen=True, eq=False)
 class SampleRequest:
-    """What a learner asks of a shard; see the module's page.
+    """A learner's request to a shard; see the docstring of this module.
 
     Attributes:
         keys: int64[n].
@@ -189,7 +189,7 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class SampleAnswer:
-    """What a shard answers; see the module's page."""
+    """A shard's answer; see the docstring of this module."""
 
     request: int
     rows: int
@@ -201,7 +201,7 @@ class SampleAnswer:
 
 
 def encode_request(request: SampleRequest) -> bytes:
-    """The one frame of a request."""
+    """Encode a request as one frame."""
     memory, tally = request.memory, request.tally
     return encode_control(
         "request",
@@ -221,10 +221,10 @@ def encode_request(request: SampleRequest) -> bytes:
 
 
 def decode_request(data: bytes | memoryview, batch_size: int, slots: SlotLayout) -> SampleRequest:
-    """A checked request for rows of a batch of ``batch_size``, in slots that lie as given.
+    """Decode and check a request for rows of a batch of ``batch_size``, for the given slots.
 
     Raises:
-        WireError: anything that a learner of this run does not send.
+        WireError: a learner of this run would not send this.
     """
     header = _decode(data, "request")
     if header.get("batch_size") != batch_size:
@@ -251,7 +251,7 @@ def decode_request(data: bytes | memoryview, batch_size: int, slots: SlotLayout)
 
 
 def encode_answer(answer: SampleAnswer) -> bytes:
-    """The first frame of an answer."""
+    """Encode the first frame of an answer."""
     content = {
         "request": answer.request,
         "rows": answer.rows,
@@ -265,10 +265,10 @@ def encode_answer(answer: SampleAnswer) -> bytes:
 
 
 def decode_answer(data: bytes | memoryview) -> SampleAnswer:
-    """A checked answer, as far as it can be checked without knowing what was asked.
+    """Decode an answer, with all checks that do not need the request.
 
     Raises:
-        WireError: not an answer.
+        WireError: the message is not an answer.
     """
     header = _decode(data, "sample")
     waiting, memory = header.get("waiting"), header.get("memory")
@@ -288,10 +288,10 @@ def decode_answer(data: bytes | memoryview) -> SampleAnswer:
 
 
 def importance_weights(priorities: NDArray[np.float64], exponent: float) -> NDArray[np.float32]:
-    """Weights float32[B] against the bias of sampling in proportion to priorities, float64[B].
+    """Compute weights float32[B] that correct the bias of sampling by priorities, float64[B].
 
-    Schaul et al. 2016, section 3.4: w_i = (N P(i))^-exponent, over the batch's largest w. In
-    that quotient N and the sum of all priorities cancel: w_i = (min_j p_j / p_i)^exponent.
+    Schaul et al. 2016, section 3.4: w_i = (N P(i))^-exponent, over the batch's largest w. In that
+    quotient N and the sum of all priorities cancel: w_i = (min_j p_j / p_i)^exponent.
     """
     return ((priorities.min() / priorities) ** exponent).astype(np.float32)
 
@@ -309,7 +309,7 @@ def _decode(data: bytes | memoryview, kind: str) -> dict[str, Any]:
 
 def _memory(values: Any) -> MemoryAddress:
     if not isinstance(values, dict):
-        raise WireError("malformed", "a slot of no memory")
+        raise WireError("malformed", "a slot without a memory")
     token = values.get("token")
     if not isinstance(token, bytes) or len(token) != TOKEN_BYTES:
         raise WireError("malformed", "token of the memory")
@@ -318,9 +318,9 @@ def _memory(values: Any) -> MemoryAddress:
 
 
 def _record(kind: type[_Record], values: Any) -> _Record:
-    """A dataclass of natural numbers, and of floating ones where it says so."""
+    """Make a dataclass of natural numbers, except for fields declared as float."""
     if not isinstance(values, dict):
-        raise WireError("malformed", f"no {kind.__name__}")
+        raise WireError("malformed", f"not a {kind.__name__}")
     checked: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         value = values.get(field.name)
@@ -335,7 +335,7 @@ def _record(kind: type[_Record], values: Any) -> _Record:
 
 def _updates(keys: Any, priorities: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if not isinstance(keys, bytes) or not isinstance(priorities, bytes):
-        raise WireError("malformed", "keys and priorities are no bytes")
+        raise WireError("malformed", "keys and priorities are not bytes")
     count = len(priorities) // 4
     if len(priorities) != 4 * count or len(keys) != 8 * count or count > MAX_UPDATES:
         raise WireError("size", f"{len(keys)} bytes of keys, {len(priorities)} of priorities")

@@ -1,14 +1,16 @@
 """The actor's way to replay: TransitionBatches over PUSH, acknowledged over SUB.
 
-Replay acknowledges every batch that it has taken care of, cumulatively: the message is the
-sequence number that it expects next. At most ``window`` batches are on their way unacknowledged,
-however large the buffers of the transport are, so data is never older than that.
+Replay acknowledges every batch that it has processed, cumulatively: the message is the sequence
+number that it expects next. At most ``window`` batches are unacknowledged at a time, however large
+the buffers of the transport are. This bounds the age of the data.
 
-Who subscribes to acknowledgements is *greeted* with the present state: so nothing is sent before
-acknowledgements can arrive, and whatever is unacknowledged then is sent again, in order. That is
-so at the start, at another replay, and when a connection broke, or was refused, and was made anew;
-what replay has already it drops. A PUSH that has lost its connection is replaced and not left to
-connect again by itself, since what it sends afterwards would overtake what was lost.
+Replay *greets* a new subscriber to acknowledgements with the present state. An actor sends nothing
+before, so acknowledgements can always arrive. After the greeting, it sends all unacknowledged
+batches again, in order. This happens at the start, at another replay, and after a connection broke
+or was refused. Replay drops the batches that it already has.
+
+A PUSH socket that has lost its connection is replaced. If it reconnected by itself, its next
+messages would overtake the lost ones.
 """
 
 from __future__ import annotations
@@ -35,43 +37,43 @@ _BROKEN = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
-# After these a SUB does not try again by itself, as it does when a connection is lost.
+# After these events a SUB does not reconnect by itself, as it does after a lost connection.
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 UNKNOWN = -1
 
 
 def shard_of(actor: int, shards: int, live: Iterable[int]) -> int | None:
-    """The shard of replay that an actor sends to: its own, while that one is alive.
+    """Choose the shard of replay that an actor sends to: its own, while that one is alive.
 
-    The actors of a shard that is not are spread evenly over the others. None if none is alive.
+    The actors of dead shards are spread evenly over the others. None if no shard is alive.
     """
     alive = sorted(live)
     if not alive:
         return None
     preferred = actor % shards
-    # Not the actor's index itself: all actors of one shard would go to the same other one.
+    # With the actor's index alone, all actors of one shard would go to the same other shard.
     return preferred if preferred in alive else alive[actor // shards % len(alive)]
 
 
 def ack_topic(actor: int, incarnation: int) -> bytes:
-    """The topic of one actor's acknowledgements."""
+    """Return the topic of one actor's acknowledgements."""
     return _TOPIC.pack(_PREFIX, actor, incarnation)
 
 
 def encode_ack(actor: int, incarnation: int, expected: int, *, greeting: bool = False) -> bytes:
-    """An acknowledgement of all sequence numbers below ``expected``; ``UNKNOWN`` for none seen.
+    """Encode an acknowledgement of all sequence numbers below ``expected``.
 
     Args:
-        actor: whom it is for.
-        incarnation: of that actor.
-        expected: the sequence number that replay expects next.
-        greeting: it answers a subscription, and nothing sent before it may be relied on.
+        actor: index of the receiving actor.
+        incarnation: incarnation of that actor.
+        expected: the sequence number that replay expects next; ``UNKNOWN`` if it has seen none.
+        greeting: whether it answers a subscription, so that nothing sent earlier may be relied on.
     """
     return _MESSAGE.pack(_PREFIX, actor, incarnation, expected, greeting)
 
 
 def subscriber_of(event: bytes) -> tuple[int, int] | None:
-    """(actor, incarnation) of a subscription that an XPUB received; None for anything else."""
+    """Decode (actor, incarnation) of a subscription to an XPUB; None for other events."""
     if len(event) != 1 + _TOPIC.size or event[:5] != b"\x01" + _PREFIX:
         return None
     _, actor, incarnation = _TOPIC.unpack(event[1:])
@@ -79,13 +81,13 @@ def subscriber_of(event: bytes) -> tuple[int, int] | None:
 
 
 class TransitionSender:
-    """Sends batches in order, each until it is acknowledged.
+    """A sender of batches in order, each until it is acknowledged.
 
     Args:
-        context: of the process.
+        context: context of the process.
         actor: index of this actor.
-        incarnation: of this actor.
-        window: batches that may be unacknowledged.
+        incarnation: incarnation of this actor.
+        window: largest number of unacknowledged batches.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class TransitionSender:
         self._window = window
         self._push: zmq.Socket[bytes] | None = None
         self._sub: zmq.Socket[bytes] | None = None
-        self._monitors: list[zmq.Socket[bytes]] = []  # of what is to be connected anew
+        self._monitors: list[zmq.Socket[bytes]] = []  # of both sockets, to reconnect them
         self._poller = zmq.Poller()
         self._broken = False
         self._reopen_at = 0.0
@@ -112,16 +114,16 @@ class TransitionSender:
 
     @property
     def unacknowledged(self) -> int:
-        """Batches that replay has not acknowledged."""
+        """Number of batches that replay has not acknowledged."""
         return len(self._unacknowledged)
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it is connected to."""
+        """Endpoints that the sender is connected to."""
         return self._addresses or ()
 
     def connect(self, transitions: str, acknowledgements: str) -> None:
-        """Send to this replay from now on; what another did not acknowledge is sent again."""
+        """Send to this replay from now on, including batches that another did not acknowledge."""
         if (transitions, acknowledgements) == self._addresses:
             return
         self._addresses = (transitions, acknowledgements)
@@ -132,7 +134,7 @@ class TransitionSender:
 
         Args:
             data: an encoded TransitionBatch with sequence ``next_sequence``.
-            while_waiting: called several times a second; False gives up.
+            while_waiting: function called several times a second; False gives up.
 
         Returns:
             Whether the batch is on its way; if not, the sequence number is still free.
@@ -147,11 +149,11 @@ class TransitionSender:
         return True
 
     def flush(self, while_waiting: Callable[[], bool]) -> bool:
-        """Wait until everything is acknowledged; whether it is."""
+        """Wait until all batches are acknowledged; return whether they are."""
         return self._wait(lambda: not self._unacknowledged, while_waiting)
 
     def close(self) -> None:
-        """Close the sockets; what is unacknowledged is kept for the next ``connect``."""
+        """Close the sockets; unacknowledged batches are kept for the next ``connect``."""
         self._addresses = None
         self._close()
 
@@ -159,7 +161,7 @@ class TransitionSender:
         self._close()
         self._sub = self._context.socket(zmq.SUB)
         self._sub.setsockopt(zmq.LINGER, 0)
-        # Not less: the handshake's own messages count, too.
+        # Not less: the limit also applies to the handshake's own messages.
         self._sub.setsockopt(zmq.MAXMSGSIZE, 1024)
         self._sub.subscribe(self._topic)
         self._monitors = [self._sub.get_monitor_socket(_REFUSED)]
@@ -187,7 +189,7 @@ class TransitionSender:
         self._greeted = self._broken = False
 
     def _transmit(self, data: bytes) -> None:
-        """Send on a connection that may have broken just now; the next one sends it again."""
+        """Send on a connection that may just have broken; the next one sends the batch again."""
         assert self._push is not None
         try:
             self._push.send(data, zmq.NOBLOCK)
@@ -221,7 +223,7 @@ class TransitionSender:
             self._acknowledge(message)
 
     def _mend(self) -> None:
-        """Connect anew where the connection broke, but not all the time."""
+        """Reconnect after a broken connection, but not all the time."""
         for monitor in self._monitors:
             try:
                 monitor.recv_multipart(zmq.NOBLOCK)

@@ -1,27 +1,29 @@
-"""One buffer in several processes: whose rows a batch gets, and one limit over all. Pure.
+"""One buffer in several processes: shares of a batch, and one limit over all. Pure functions.
 
-Each shard of replay samples its own transitions in proportion to their priorities. A batch is as
-from one buffer if each shard k gives a share of it in proportion to its total T_k: a transition
-of scaled priority p is then drawn with probability T_k / T * p / T_k = p / T.
+Each shard of replay samples its own transitions in proportion to their priorities. If each shard k
+gives a share of a batch in proportion to its total T_k, the batch is like one from a single buffer.
+A transition of scaled priority p is then drawn with probability T_k / T * p / T_k = p / T.
 
-**One limit over all.** The ratio of sampled to inserted transitions is a matter of the whole run.
-Each shard has a limiter for all of them. What the shard does itself it counts at once; what the
-others do it is told by their client, who hears from all of them and keeps the *ledger*. A ledger
-holds the balance, too: it cannot be derived from the counts once samples_per_insert was changed.
+**One limit over all.** The ratio of sampled to inserted transitions concerns the whole run. Each
+shard has a limiter for all of them. It counts the shard's own work at once. The client, which hears
+from all shards, keeps the *ledger* and reports the work of the others. The ledger also holds the
+balance, which cannot be derived from the counts after a change of samples_per_insert.
 
-**Deadlock.** A shard is told again and again, whether anything is sampled or not. When nothing
-has happened for a while, all shards have been told of everything, and their limiters agree with
-the ledger. Then they block inserting, or a batch of at most batch_size, but never both
-(``replay.limiter``). If inserting is free it is so at every shard that lives, wherever the
-actors are; if sampling is free it is so at every shard that was asked for rows. A shard that is
-lost leaves its counts in the ledger, and one that starts is told of them, so that neither makes
-anything due again. What it held is lost, however: when those that live have not inserted min_size
-between them, samples may be due that nobody can give. So nothing is due then, and min_size is
-gathered again, as at the start.
+**Deadlock.** The client reports to every shard again and again, even if nothing is sampled. After a
+pause, all shards know everything, and their limiters agree with the ledger. They then block
+inserting, or a batch of at most batch_size, but never both (``replay.limiter``). If inserting is
+free, it is free at every live shard, wherever the actors are. If sampling is free, it is free at
+every shard that was asked for rows.
 
-**Out of reach.** A shard may live, and take what actors send, where its client does not hear it.
-The ledger does without it: it is lost, with its incarnation still to come back. Nobody tells it
-of the others meanwhile, so its limiter holds its actors up once it has taken what may be due.
+The counts of a lost shard stay in the ledger, and a new shard learns of them, so neither makes
+anything due again. The transitions of a lost shard are gone, however. If the live shards have not
+inserted min_size between them, samples may be due that no shard can give. In that case nothing is
+due, and min_size is gathered again, as at the start.
+
+**Out of reach.** A shard may live, and take actors' batches, although its client does not hear it.
+The ledger then works without it, as if it were lost, but its incarnation may come back. Meanwhile
+the shard gets no reports about the others. Its limiter holds its actors up once it has taken as
+much as may be due.
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ from replay.limiter import RateLimiter
 
 @dataclass(frozen=True)
 class ShardState:
-    """What a shard reports of itself with every answer.
+    """A shard's report of itself in every answer.
 
     Attributes:
         incarnation: how often the shard was started before.
-        inserted: transitions that this incarnation has inserted.
-        sampled: transitions that it has sampled.
-        size: live transitions.
+        inserted: number of transitions that this incarnation has inserted.
+        sampled: number of transitions that it has sampled.
+        size: number of live transitions.
         total_priority: sum of their priority^priority_exponent.
         num_inserted: transitions inserted by all shards, as its limiter counts them.
-        num_sampled: transitions sampled by all shards, likewise.
-        balance: samples still due, likewise.
+        num_sampled: transitions sampled by all shards, as its limiter counts them.
+        balance: samples still due, as its limiter counts them.
     """
 
     incarnation: int
@@ -60,13 +62,13 @@ class ShardState:
 
 @dataclass(frozen=True)
 class Tally:
-    """What the ledger holds, for one shard.
+    """The ledger's contents, for one shard.
 
     Attributes:
-        inserted: by this incarnation of the shard, as far as the ledger knows.
-        sampled: likewise.
-        inserted_elsewhere: by all others, those included that are gone.
-        sampled_elsewhere: likewise.
+        inserted: transitions inserted by this incarnation of the shard, as far as the ledger knows.
+        sampled: transitions sampled by it, as far as the ledger knows.
+        inserted_elsewhere: transitions inserted by all other shards, including lost ones.
+        sampled_elsewhere: transitions sampled by all other shards, including lost ones.
         balance: samples due after all of these.
     """
 
@@ -81,9 +83,9 @@ class ShardLimiter:
     """A shard's own counts, and its limiter over all shards.
 
     Attributes:
-        limiter: ask it what may be done; count here.
-        inserted: transitions that this shard has inserted.
-        sampled: transitions that this shard has sampled.
+        limiter: the limiter; ask it for permission, but count here.
+        inserted: number of transitions that this shard has inserted.
+        sampled: number of transitions that this shard has sampled.
     """
 
     def __init__(self, limiter: RateLimiter) -> None:
@@ -102,9 +104,11 @@ class ShardLimiter:
         self.sampled += count
 
     def follow(self, tally: Tally) -> bool:
-        """Take over what the ledger holds; what this shard has done since is added.
+        """Take over the ledger's counts, and add this shard's work since then.
 
-        False, and nothing is changed, if the tally counts more of this shard than it has done.
+        Returns:
+            Whether they were taken over. If the tally counts more work of this shard than it has
+            done, nothing is changed.
         """
         inserted, sampled = self.inserted - tally.inserted, self.sampled - tally.sampled
         if inserted < 0 or sampled < 0:
@@ -119,7 +123,7 @@ class ShardLimiter:
         return True
 
     def state(self, incarnation: int, size: int, total_priority: float) -> ShardState:
-        """What to report."""
+        """Make the shard's report."""
         limiter = self.limiter
         return ShardState(
             incarnation,
@@ -134,46 +138,46 @@ class ShardLimiter:
 
 
 class Ledger:
-    """What all shards have done, as their client hears it from each.
+    """The work of all shards, as reported to their client.
 
-    A client that comes into a running run begins with what the shards were told by the one before
-    it. It needs a word from every shard that is there for that, and holds back until then; but
-    for those that do not answer it, which come in later.
+    A client that joins a running run starts from the counts that the client before it reported to
+    the shards. For this it needs a report from every reachable shard, and holds back until then.
+    Shards that do not answer join the ledger later.
 
     Args:
-        limiter: a new one; it counts for the whole run.
+        limiter: a new limiter, which counts for the whole run.
     """
 
     def __init__(self, limiter: RateLimiter) -> None:
         self.limiter = limiter
         self._states: dict[int, ShardState] = {}
-        # By shard and incarnation, of those that are gone, too: their counts remain.
+        # By shard and incarnation. Those of lost shards remain.
         self._counted: dict[tuple[int, int], tuple[int, int]] = {}
         self._begun = False
 
     @property
     def open(self) -> bool:
-        """Whether rows may be asked for: the ledger has begun, and there is enough to sample."""
+        """Return whether to ask for rows: the ledger has begun, and there is enough to sample."""
         return self._begun and self._gathered >= self.limiter.min_size
 
     @property
     def totals(self) -> dict[int, float]:
-        """Total priorities of the shards that have told theirs and hold transitions, in order."""
+        """Total priorities of the shards that have reported and hold transitions, in order."""
         totals = {s: state.total_priority for s, state in sorted(self._states.items())}
         return {shard: total for shard, total in totals.items() if total > 0}
 
     def hear(self, shard: int, state: ShardState) -> None:
-        """Take in a shard's report; they must come in the order in which it made them."""
+        """Record a shard's report; reports must come in the order in which the shard made them."""
         self._states[shard] = state
         if self._begun:
             self._count(shard, state)
 
     def lose(self, shard: int) -> None:
-        """The shard is gone, out of reach, or to be heard of anew; what it did remains counted."""
+        """Forget the report of a shard that is gone or out of reach; its work remains counted."""
         self._states.pop(shard, None)
 
     def begin(self, shards: Collection[int]) -> None:
-        """Begin to count once all of these shards, those alive that can be heard, have reported."""
+        """Begin to count once all of these shards, the live and reachable ones, have reported."""
         if self._begun or not shards or any(shard not in self._states for shard in shards):
             return
         self._begun = True
@@ -186,7 +190,7 @@ class Ledger:
         self._count_untold()
 
     def tally(self, shard: int) -> Tally | None:
-        """What to tell a shard; None before there is anything to say."""
+        """Return the report for a shard; None before there is anything to report."""
         state = self._states.get(shard)
         if state is None or not self._begun:
             return None
@@ -202,11 +206,11 @@ class Ledger:
 
     @property
     def _gathered(self) -> int:
-        """Transitions that the present shards have inserted."""
+        """Number of transitions that the present shards have inserted."""
         return sum(state.inserted for state in self._states.values())
 
     def _gather_again(self) -> None:
-        """Have nothing due before min_size is there again."""
+        """Set nothing as due before min_size is there again."""
         limiter = self.limiter
         short = limiter.min_size - self._gathered
         if limiter.filled and short > 0:
@@ -220,7 +224,7 @@ class Ledger:
         return self.limiter.num_inserted - inserted, self.limiter.num_sampled - sampled
 
     def _count_untold(self) -> None:
-        """Count what nobody was told of yet; everything, where there was no client before."""
+        """Count work that earlier reports lack: all work, if there was no earlier client."""
         inserted, sampled = self._unclaimed
         self.limiter.inserted(max(0, -inserted))
         self.limiter.sampled(max(0, -sampled))
@@ -234,11 +238,12 @@ class Ledger:
         self._counted[key] = inserted, sampled
 
     def _counted_before(self, state: ShardState) -> tuple[int, int]:
-        """What the ledger began with of a shard that is heard late.
+        """Return how much of a late shard's work the ledger has counted from the beginning.
 
-        All but what it has done since, which its limiter kept small, if the client before knew it
-        and so told the others of it. Then it was told of them, too, unless they had done nothing:
-        in that case it has itself done all that is unclaimed.
+        If the earlier client knew the shard, it reported the shard's work to the others. Then this
+        is all but the shard's work since, which its limiter kept small. It also reported the
+        others' work to the shard, unless they had done nothing. In that case the shard itself has
+        done all unclaimed work.
         """
         own, (inserted, sampled) = (state.inserted, state.sampled), self._unclaimed
         was_told = own != (state.num_inserted, state.num_sampled)
@@ -248,15 +253,15 @@ class Ledger:
 
 
 def allocate(rows: int, totals: Mapping[int, float], u: float) -> dict[int, int]:
-    """Share out the rows of a batch in proportion to totals, by systematic sampling.
+    """Divide the rows of a batch in proportion to totals, by systematic sampling.
 
-    The totals lie end to end on a line, which is cut into ``rows`` equal pieces; a comb with one
-    tooth in each piece, at the same place in all, falls on it. Every shard gets the floor or the
-    ceiling of its exact share, and the exact share in expectation over u.
+    The totals lie end to end on a line, which is cut into ``rows`` equal pieces. A comb falls on
+    it, with one tooth at the same place in each piece. Every shard gets the floor or the ceiling of
+    its exact share, and the exact share in expectation over u.
 
     Args:
-        rows: to share out.
-        totals: of each shard, positive and finite; at least one.
+        rows: number of rows to divide.
+        totals: totals of the shards, positive and finite; at least one.
         u: uniform in [0, 1).
 
     Returns:
@@ -267,10 +272,10 @@ def allocate(rows: int, totals: Mapping[int, float], u: float) -> dict[int, int]
     given, before = 0, 0.0
     for shard, total in totals.items():
         before += total
-        # Teeth are at u, u + 1, ...; so many of them lie before the end of this shard's piece.
+        # Teeth are at u, u + 1, ...; count those before the end of this shard's piece.
         teeth = min(rows, max(given, math.ceil(before / line * rows - u)))
         counts[shard] = teeth - given
         given = teeth
-    # Rounding may leave the last tooth to nobody.
+    # Rounding may leave the last tooth without a shard.
     counts[last] += rows - given
     return {shard: count for shard, count in counts.items() if count}

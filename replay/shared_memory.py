@@ -1,13 +1,13 @@
 """Memory that the learner shares with replay: an unnamed file in memory, opened through /proc.
 
-The file never has a name, so that nothing is left behind however either side ends: its memory is
-freed with the last process that has it open or mapped. It is allocated in full when it is made;
-too little room is then an error, and not a signal at some later write.
+The file never has a name, so nothing is left behind however either side ends. The system frees its
+memory when no process has it open or mapped any more. The file is allocated in full when it is
+made. Too little room then raises an error at once, and not a signal at some later write.
 
-Replay is told where the file is (``MemoryAddress``) by a message, which may come from anybody. It
-opens only an unnamed regular file of its own user, of exactly the size that it expects, and uses
-only one that begins with the token of the message. A process on another host or in another
-namespace has other process ids, and a wrong file fails these checks.
+A message tells replay the file's address (``MemoryAddress``), and may come from anybody. Replay
+opens only an unnamed regular file of its own user, of exactly the expected size. It uses the file
+only if it begins with the token of the message. A process on another host or in another namespace
+has other process ids, and a wrong file fails these checks.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from pathlib import Path
 
 DIRECTORY = "/dev/shm"
 TOKEN_BYTES = 16
-# Before the body, so that the body is aligned as a slab must be.
+# The body comes after the head, aligned as a slab must be.
 _HEAD_BYTES = 64
 _MAPPINGS = 4
 _SILENT_SECONDS = 60.0
 
 
 class SharedMemoryError(Exception):
-    """Memory that cannot be shared; one line says why."""
+    """Memory that cannot be shared; one line gives the reason."""
 
 
 @dataclass(frozen=True)
 class MemoryAddress:
-    """Where a process has its shared memory.
+    """The address of a process's shared memory.
 
     Attributes:
-        pid: of the process that made it.
-        fd: its descriptor there.
-        token: what the memory begins with, ``TOKEN_BYTES`` random bytes.
+        pid: id of the process that made it.
+        fd: its descriptor in that process.
+        token: the first ``TOKEN_BYTES`` bytes of the memory, which are random.
         nbytes: size of the body.
     """
 
@@ -54,14 +54,14 @@ class SharedMemory:
 
     Args:
         nbytes: size of the body.
-        directory: of a file system in memory; ``DIRECTORY`` by default.
+        directory: directory of a file system in memory; ``DIRECTORY`` by default.
 
     Attributes:
-        address: tell it to whom the memory is to be shared with.
-        body: the memory, writeable; valid as long as it is referred to, even after ``close``.
+        address: address for processes that attach the memory.
+        body: the memory, writeable; valid as long as it is referenced, even after ``close``.
 
     Raises:
-        SharedMemoryError: there is no such memory here, or too little of it.
+        SharedMemoryError: this host has no such memory, or too little of it.
     """
 
     def __init__(self, nbytes: int, directory: str | None = None) -> None:
@@ -84,22 +84,22 @@ class SharedMemory:
         self.address = MemoryAddress(os.getpid(), self._fd, token, nbytes)
 
     def close(self) -> None:
-        """Let nobody attach it any more; whoever has it keeps it."""
+        """Refuse further processes; those that have attached the memory keep it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def attach(address: MemoryAddress) -> memoryview:
-    """The body of memory that another process shares.
+    """Attach memory that another process shares, and return its body.
 
     Raises:
-        SharedMemoryError: it cannot be reached from here, or is not what the address says.
+        SharedMemoryError: it cannot be reached from here, or differs from its address.
     """
     path = Path(f"/proc/{address.pid}/fd/{address.fd}")
     size = _HEAD_BYTES + address.nbytes
     try:
-        # Before it is opened: opening a device or a pipe could do something.
+        # Check before opening: opening a device or a pipe could have effects.
         _check(path.stat(), size)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         try:
@@ -115,7 +115,7 @@ def attach(address: MemoryAddress) -> memoryview:
 
 
 class Attachments:
-    """The memories that replay has attached, the few that were used last."""
+    """The memories that replay has attached, limited to the few used last."""
 
     def __init__(self) -> None:
         self._bodies: OrderedDict[MemoryAddress, memoryview] = OrderedDict()
@@ -123,14 +123,14 @@ class Attachments:
 
     @property
     def count(self) -> int:
-        """How many are attached."""
+        """Number of attached memories."""
         return len(self._bodies)
 
     def get(self, address: MemoryAddress, now: float) -> memoryview:
-        """The body of a memory, attached if it is not yet; ``now`` is in seconds.
+        """Return the body of a memory, attached if necessary; ``now`` is in seconds.
 
         Raises:
-            SharedMemoryError: as ``attach``.
+            SharedMemoryError: see ``attach``.
         """
         body = self._bodies.get(address)
         if body is None:
@@ -142,7 +142,7 @@ class Attachments:
         return body
 
     def drop_silent(self, now: float) -> None:
-        """Give back what nobody has used for a minute."""
+        """Release memories that have not been used for a minute."""
         for address in [a for a, used in self._used.items() if now - used > _SILENT_SECONDS]:
             self._drop(address)
 
@@ -152,14 +152,14 @@ class Attachments:
 
 
 def _map(fd: int, size: int) -> mmap.mmap:
-    # All pages at once: a fault for each at its first use would cost more than the copying.
+    # All pages at once: page faults at first use would cost more than the copying.
     return mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
 
 
 def _check(found: os.stat_result, size: int) -> None:
-    """That a file is what ``SharedMemory`` makes; with all its blocks, so that no write fails."""
+    """Check that a file is as ``SharedMemory`` makes it, with all its blocks: no write may fail."""
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 0:
-        raise SharedMemoryError("is no unnamed file")
+        raise SharedMemoryError("is not an unnamed file")
     if found.st_uid != os.getuid():
         raise SharedMemoryError("is another user's")
     if found.st_size != size or found.st_blocks * 512 < size:

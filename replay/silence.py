@@ -1,8 +1,8 @@
-"""The shards that have answered nothing since they were asked. No sockets.
+"""Shards that have not answered since a request. No sockets.
 
-A shard that is silent for seconds while others answer may live where this client cannot reach it.
-The client gives it up until it answers. Where nobody answers, it may be this host's own line that
-is cut. There is nobody to go on with, then, and the client waits for all.
+If one shard is silent for seconds while others answer, it may be alive but unreachable. The client
+gives it up until it answers. If no shard answers, this host's own connection may be cut. There are
+then no shards to continue with, and the client waits for all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pdqn import transport
 from pdqn.silence import Listening
 
-# Silence that is too long; and as answers go over one connection, what they take on a slow line.
+# The silence that is too long, and the rate of a slow line. All answers share one connection, so a
+# silence may be longer by the time that the requested rows take.
 _SILENCE_SECONDS = 10.0
 _SLOWEST_BYTES_PER_SECOND = 2e6
 _log = logging.getLogger("learner")
@@ -22,13 +23,13 @@ _log = logging.getLogger("learner")
 
 @dataclass(eq=False)
 class _Silence:
-    """Of a shard that was asked for its state and has answered nothing since.
+    """The silence of a shard since a request for its state.
 
     Attributes:
-        listened: seconds that the client had listened for when it began.
-        answered: seconds in which anybody had answered by then.
-        said: it is in the log.
-        given_up: the others give the shard's rows until it answers.
+        listened: seconds that the client had listened for when the silence began.
+        answered: seconds counted while any shard answered, when the silence began.
+        said: whether it is in the log.
+        given_up: whether the others give the shard's rows until it answers.
     """
 
     listened: float
@@ -43,7 +44,7 @@ class Silences:
     def __init__(self) -> None:
         self._silences: dict[int, _Silence] = {}
         self._listening = Listening(_SILENCE_SECONDS)
-        # Goes on with answers only: by it nobody is silent when nobody is heard.
+        # Advances only with answers: if no shard is heard, no single one counts as silent by it.
         self._answering = Listening(_SILENCE_SECONDS)
 
     def asked(self, shard: int) -> None:
@@ -60,7 +61,7 @@ class Silences:
             _log.info("replay %d answers now", shard)
 
     def forget(self, shard: int) -> None:
-        """Know nothing of a shard that is gone, or is another process now."""
+        """Forget a shard that is gone, or is now another process."""
         self._silences.pop(shard, None)
 
     def is_given_up(self, shard: int) -> bool:
@@ -70,15 +71,16 @@ class Silences:
 
     @property
     def unheard(self) -> list[int]:
-        """Return the shards that have not answered for seconds, in order."""
+        """The shards that have not answered for seconds, in order."""
         return sorted(shard for shard, silence in self._silences.items() if silence.said)
 
     def turn(self, addresses: Mapping[int, str], bytes_asked: int) -> list[int]:
-        """Take note that all answers that are there have been heard.
+        """Note that all pending answers have been read.
 
         Args:
-            addresses: of all shards, by index.
-            bytes_asked: what is on its way: a shard's state comes after rows that it sent before.
+            addresses: addresses of all shards, by index.
+            bytes_asked: bytes of requested rows; a shard's state comes after the rows sent before
+                it.
 
         Returns:
             Shards that are given up from now on.

@@ -1,4 +1,4 @@
-"""Memory of the client that rows of batches are written into."""
+"""The client's memory for the rows of batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Slot:
 
     @property
     def address(self) -> MemoryAddress | None:
-        """Tell replay where to attach the slot's memory; None if it cannot."""
+        """Address of the slot's memory for replay; None if replay cannot attach it."""
         return None if self.shared is None else self.shared.address
 
 
@@ -35,12 +35,12 @@ class Slots:
     """The slots of a client, all in its present memory.
 
     Args:
-        layout: of the memory.
-        share: whether replay is to write into it, where it can.
+        layout: layout of the memory.
+        share: whether replay may write into it, if it can.
 
     Attributes:
         shared: the memory, if replay can attach it.
-        free: slots that no batch is in.
+        free: slots without a batch.
     """
 
     def __init__(self, layout: SlotLayout, *, share: bool) -> None:
@@ -49,7 +49,7 @@ class Slots:
         self._make()
 
     def put(self, slot: Slot) -> None:
-        """Have a slot free again; one of an earlier memory goes with it."""
+        """Mark a slot as free again; drop one of an earlier memory."""
         if self.is_present(slot):
             self.free.append(slot)
 
@@ -59,7 +59,7 @@ class Slots:
         self._make()
 
     def close(self) -> None:
-        """Share the memory no more; who has it keeps it."""
+        """Stop sharing the memory; processes that have attached it keep it."""
         if self.shared is not None:
             self.shared.close()
 
@@ -82,7 +82,7 @@ class Slots:
         self.free = list(self._slots)
 
     def _make_shared(self) -> tuple[SharedMemory | None, memoryview]:
-        """Return memory for all slots; shared if it is to be and can be."""
+        """Make memory for all slots, shared if requested and possible."""
         try:
             if not self._share:
                 raise SharedMemoryError("replay.transport = socket")

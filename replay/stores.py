@@ -1,8 +1,8 @@
-"""Where frames are kept: flat in memory, or compressed as they came.
+"""Stores of frames: flat in memory, or compressed as received.
 
-Frames are numbered 0, 1, 2, ... as they are appended, and evicted in that order, so that those
-alive are one range of numbers. A number modulo the store's ``frame_capacity`` is the frame's slot
-in whatever holds one entry for each frame.
+Frames are numbered 0, 1, 2, ... as they are appended, and evicted in that order, so live frames
+form one range of numbers. A number modulo the store's ``frame_capacity`` is the frame's slot in
+every array with one entry per frame.
 
 Nothing here is safe to call from several threads at once.
 """
@@ -24,7 +24,7 @@ from pdqn.wire import FrameBlock
 
 _STATE_PREFIX = "observation."
 _CODECS = ("none", "zstd")
-# What lies before a block's body in the arena, and the table's entry for each frame: int64.
+# int64 words of the header before a block's body in the arena, and of the table's entries.
 _WORD_BYTES = 8
 _HEADER_WORDS = 4
 _HEADER_BYTES = _HEADER_WORDS * _WORD_BYTES
@@ -32,11 +32,11 @@ _HEADER_BYTES = _HEADER_WORDS * _WORD_BYTES
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """Frames to be copied into given memory.
+    """A request to copy frames into given memory.
 
     Attributes:
         numbers: int64[n] or [n, stack], numbers of live frames; one may occur repeatedly.
-        out: of each wanted field, contiguous stored_dtype[*numbers.shape, *stored_shape].
+        out: contiguous stored_dtype[*numbers.shape, *stored_shape] of each requested field.
     """
 
     numbers: NDArray[np.int64]
@@ -47,7 +47,7 @@ class FrameStore(Protocol):
     """A bounded memory of frames, first in, first out.
 
     Attributes:
-        frame_capacity: most frames held.
+        frame_capacity: largest number of frames held.
     """
 
     frame_capacity: int
@@ -59,7 +59,7 @@ class FrameStore(Protocol):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the live frames take."""
+        """Bytes of the live frames."""
         ...
 
     @property
@@ -71,43 +71,43 @@ class FrameStore(Protocol):
         """Check that the blocks fit at least into an empty store.
 
         Raises:
-            ValueError: they do not; the message says how much does.
+            ValueError: they do not fit; the message gives the limit.
         """
         ...
 
     def has_room(self, blocks: Sequence[FrameBlock]) -> bool:
-        """Whether the blocks fit beside what is held."""
+        """Return whether the blocks fit next to the present content."""
         ...
 
     def append(self, blocks: Sequence[FrameBlock]) -> int:
-        """Keep copies of the frames of blocks for which there is room; the first one's number."""
+        """Copy the frames of blocks for which there is room; return the first frame's number."""
         ...
 
     def evict(self, frames: int) -> None:
-        """Forget so many of the oldest frames, which must be whole blocks."""
+        """Forget the ``frames`` oldest frames, which must be whole blocks."""
         ...
 
     def gather(self, wanted: Sequence[Wanted]) -> None:
-        """Copy live frames to where they are wanted."""
+        """Copy live frames to the requested memory."""
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """A copy of the live content, oldest first, as named arrays."""
+        """Copy the live content, oldest first, as named arrays."""
         ...
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Replace the content by that of ``get_state``, numbered from 0.
 
         Raises:
-            ValueError: it does not fit, or is of another kind of store; nothing was changed.
+            ValueError: the state does not fit, or is of another kind of store; nothing was changed.
         """
         ...
 
     def check_valid(self) -> None:
-        """Assert that all that is kept about the frames agrees.
+        """Assert that all records about the frames agree.
 
         Raises:
-            AssertionError: it does not.
+            AssertionError: they do not agree.
         """
         ...
 
@@ -117,10 +117,10 @@ class FrameStore(Protocol):
 
 
 class DenseStore:
-    """Frames lie flat, in one ring for each field: nothing is decoded when they are sampled.
+    """A store of flat frames, in one ring for each field: sampling decodes nothing.
 
-    The arrays are allocated at once, but the system commits their memory only as it is first
-    written; when the rings have been filled, it does not grow any more.
+    The arrays are allocated at once, but the system commits their memory only when it is first
+    written. Once the rings have been filled, memory does not grow any more.
     """
 
     def __init__(self, spec: EnvironmentSpec, frame_capacity: int) -> None:
@@ -136,29 +136,29 @@ class DenseStore:
 
     @property
     def live_frames(self) -> range:
-        """As ``FrameStore.live_frames``."""
+        """See ``FrameStore.live_frames``."""
         return range(self._oldest, self._next)
 
     @property
     def stored_bytes(self) -> int:
-        """As ``FrameStore.stored_bytes``."""
+        """See ``FrameStore.stored_bytes``."""
         return (self._next - self._oldest) * self._frame_bytes
 
     @property
     def allocated_bytes(self) -> int:
-        """As ``FrameStore.allocated_bytes``."""
+        """See ``FrameStore.allocated_bytes``."""
         return sum(ring.nbytes for ring in self._rings.values())
 
     def check_fits(self, blocks: Sequence[FrameBlock]) -> None:
-        """As ``FrameStore.check_fits``."""
+        """See ``FrameStore.check_fits``."""
         _check_frames(frames_in(blocks), self.frame_capacity)
 
     def has_room(self, blocks: Sequence[FrameBlock]) -> bool:
-        """As ``FrameStore.has_room``."""
+        """See ``FrameStore.has_room``."""
         return self._next - self._oldest + frames_in(blocks) <= self.frame_capacity
 
     def append(self, blocks: Sequence[FrameBlock]) -> int:
-        """As ``FrameStore.append``."""
+        """See ``FrameStore.append``."""
         assert self.has_room(blocks)
         first = self._next
         for block in blocks:
@@ -168,20 +168,20 @@ class DenseStore:
         return first
 
     def evict(self, frames: int) -> None:
-        """As ``FrameStore.evict``."""
+        """See ``FrameStore.evict``."""
         self._oldest += frames
 
     def gather(self, wanted: Sequence[Wanted]) -> None:
-        """As ``FrameStore.gather``."""
+        """See ``FrameStore.gather``."""
         for item in wanted:
             slots = item.numbers % self.frame_capacity
             for name, out in item.out.items():
-                # Measured: this copies frames at the speed of memory, and compiled loops over
-                # their bytes at a third of it. Other modes would gather elsewhere first.
+                # Measured: this copies frames at the speed of memory; compiled loops over their
+                # bytes reach a third of it. Other modes would gather into another array first.
                 self._rings[name].take(slots, axis=0, out=out, mode="clip")
 
     def get_state(self) -> dict[str, Any]:
-        """As ``FrameStore.get_state``: ``observation.<field>``, [frames, *stored_shape] each."""
+        """See ``FrameStore.get_state``: ``observation.<field>``, [frames, *stored_shape] each."""
         count = self._next - self._oldest
         return {
             _STATE_PREFIX + name: read_ring(ring, self._oldest, count)
@@ -189,7 +189,7 @@ class DenseStore:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """As ``FrameStore.set_state``."""
+        """See ``FrameStore.set_state``."""
         _check_kind(state, [_STATE_PREFIX + name for name in self._rings])
         frames = {name: state[_STATE_PREFIX + name] for name in self._rings}
         count = len(next(iter(frames.values())))
@@ -199,24 +199,24 @@ class DenseStore:
             write_ring(ring, 0, frames[name])
 
     def check_valid(self) -> None:
-        """As ``FrameStore.check_valid``."""
+        """See ``FrameStore.check_valid``."""
         assert 0 <= self._next - self._oldest <= self.frame_capacity, "more frames than room"
 
     def close(self) -> None:
-        """As ``FrameStore.close``."""
+        """See ``FrameStore.close``."""
 
 
 class _Target(NamedTuple):
-    """Where the wanted frames of one field are copied to, and from."""
+    """The destination and the source of one field's requested frames."""
 
     out: memoryview
     frame_bytes: int
-    # Of all fields before this one, for one frame: a block holds field after field.
+    # Bytes of one frame of all earlier fields: a block holds field after field.
     bytes_before: int
 
 
 class _Header(NamedTuple):
-    """What lies before a block's body in the arena, as int64."""
+    """The int64 header before a block's body in the arena."""
 
     first: int
     frames: int
@@ -225,21 +225,21 @@ class _Header(NamedTuple):
 
 
 class CompressedStore:
-    """Blocks of frames stay compressed, and are decoded when frames of theirs are sampled.
+    """A store of compressed blocks, which are decoded when their frames are sampled.
 
-    They lie one after another in one arena, each behind a header, in the order in which they
-    came; a block that would cross the arena's end goes to its start instead. So nothing can
-    fragment, and the memory is exactly what was asked for. A table holds for each frame where its
-    block's header is.
+    The blocks lie one after another in one arena, each behind a header, in the order of arrival. A
+    block that would cross the arena's end goes to its start instead. Nothing can fragment,
+    therefore, and the memory is exactly as requested. A table holds the position of each frame's
+    block.
 
-    Beside these arrays, each thread keeps the memory into which it decodes: as much as the
-    largest block of its has, which is at most ``pdqn.wire.MAX_TRANSITION_BYTES``.
+    In addition to these arrays, each thread keeps the memory into which it decodes. It is as large
+    as the thread's largest block, which is at most ``pdqn.wire.MAX_TRANSITION_BYTES``.
 
     Args:
-        spec: what frames look like.
-        frame_capacity: most frames held.
-        memory_bytes: of arena and table together; rounded down to a multiple of 8.
-        threads: how many decode at once; the one that calls ``gather`` is one of them.
+        spec: spec of the environment.
+        frame_capacity: largest number of frames held.
+        memory_bytes: bytes of arena and table together; rounded down to a multiple of 8.
+        threads: number of threads that decode at once, including the caller of ``gather``.
     """
 
     def __init__(
@@ -256,45 +256,45 @@ class CompressedStore:
         self._arena = self._words.view(np.uint8)
         self._block_of = np.empty(frame_capacity, np.int64)
         self._oldest = self._next = 0
-        # Of the arena: where the oldest block begins, and where the newest ends.
+        # In the arena: the start of the oldest block, and the end of the newest.
         self._tail = self._head = 0
         self._stored_bytes = 0
         self._decoders = [_Decoder(spec.observation_bytes) for _ in range(threads)]
-        # Its threads start when they are first needed, and end when it is collected.
+        # The threads start when they are first needed, and end with the store.
         self._pool = ThreadPoolExecutor(max(1, threads - 1), "decode")
 
     @staticmethod
     def table_bytes(frame_capacity: int) -> int:
-        """Bytes of the memory that are not the arena's."""
+        """Compute the bytes of memory outside the arena."""
         return frame_capacity * _WORD_BYTES
 
     @property
     def live_frames(self) -> range:
-        """As ``FrameStore.live_frames``."""
+        """See ``FrameStore.live_frames``."""
         return range(self._oldest, self._next)
 
     @property
     def stored_bytes(self) -> int:
-        """As ``FrameStore.stored_bytes``: of blocks with their headers, and of the table."""
+        """See ``FrameStore.stored_bytes``: bytes of blocks with their headers, and of the table."""
         return self._stored_bytes + self.table_bytes(self._next - self._oldest)
 
     @property
     def allocated_bytes(self) -> int:
-        """As ``FrameStore.allocated_bytes``."""
+        """See ``FrameStore.allocated_bytes``."""
         return self._arena.nbytes + self._block_of.nbytes
 
     def check_fits(self, blocks: Sequence[FrameBlock]) -> None:
-        """As ``FrameStore.check_fits``."""
+        """See ``FrameStore.check_fits``."""
         self._check_sizes(frames_in(blocks), (len(block.body) for block in blocks))
 
     def has_room(self, blocks: Sequence[FrameBlock]) -> bool:
-        """As ``FrameStore.has_room``."""
+        """See ``FrameStore.has_room``."""
         if self._next - self._oldest + frames_in(blocks) > self.frame_capacity:
             return False
         return self._place([len(block.body) for block in blocks]) is not None
 
     def append(self, blocks: Sequence[FrameBlock]) -> int:
-        """As ``FrameStore.append``."""
+        """See ``FrameStore.append``."""
         offsets = self._place([len(block.body) for block in blocks])
         assert offsets is not None
         first = self._next
@@ -304,7 +304,7 @@ class CompressedStore:
         return first
 
     def evict(self, frames: int) -> None:
-        """As ``FrameStore.evict``."""
+        """See ``FrameStore.evict``."""
         beyond = self._oldest + frames
         while self._oldest < beyond:
             header = self._header(self._tail)
@@ -317,11 +317,11 @@ class CompressedStore:
         assert self._oldest == beyond, "a block was evicted in part"
 
     def gather(self, wanted: Sequence[Wanted]) -> None:
-        """As ``FrameStore.gather``: every block is decoded once, whoever wants frames of it."""
+        """See ``FrameStore.gather``: every block is decoded once, for all requests together."""
         jobs = self._jobs(wanted)
         targets = [self._targets(item) for item in wanted]
         workers = min(len(self._decoders), len(jobs))
-        # They take turns at one iterator, so that all end at about the same time.
+        # All workers take jobs from one iterator, so they end at about the same time.
         turns = iter(jobs)
         others = [
             self._pool.submit(self._copy_jobs, decoder, turns, targets)
@@ -332,7 +332,7 @@ class CompressedStore:
             other.result()
 
     def get_state(self) -> dict[str, Any]:
-        """As ``FrameStore.get_state``: frames, bytes and codec of each block, and the bodies."""
+        """See ``FrameStore.get_state``: frames, bytes and codec of each block, and the bodies."""
         offsets = list(self._offsets())
         headers = [self._header(offset) for offset in offsets]
         bodies = [self._body(o, h.body_bytes) for o, h in zip(offsets, headers, strict=True)]
@@ -344,7 +344,7 @@ class CompressedStore:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """As ``FrameStore.set_state``."""
+        """See ``FrameStore.set_state``."""
         _check_kind(state, ["block_frames", "block_bytes", "block_codec", "block_body"])
         frames, sizes = state["block_frames"].tolist(), state["block_bytes"].tolist()
         self._check_sizes(sum(frames), sizes)
@@ -354,7 +354,7 @@ class CompressedStore:
             self._write(self._head, count, codec, body)
 
     def check_valid(self) -> None:
-        """As ``FrameStore.check_valid``."""
+        """See ``FrameStore.check_valid``."""
         number, stored, spans = self._oldest, 0, []
         for offset in self._offsets():
             header = self._header(offset)
@@ -373,7 +373,7 @@ class CompressedStore:
         assert not overlapping, "two blocks overlap"
 
     def close(self) -> None:
-        """As ``FrameStore.close``."""
+        """See ``FrameStore.close``."""
         self._pool.shutdown()
 
     def _check_sizes(self, frames: int, body_bytes: Sequence[int] | Iterator[int]) -> None:
@@ -385,7 +385,7 @@ class CompressedStore:
             )
 
     def _place(self, body_bytes: Sequence[int]) -> list[int] | None:
-        """Offsets of headers for such blocks behind the newest, or None if they have no room."""
+        """Return offsets for the headers of such blocks after the newest; None without room."""
         head, offsets = self._head, []
         wrapped = self._oldest < self._next and head <= self._tail
         for size in body_bytes:
@@ -399,7 +399,7 @@ class CompressedStore:
         return offsets
 
     def _write(self, offset: int, frames: int, codec: int, body: NDArray[np.uint8]) -> None:
-        """Make a block the newest."""
+        """Write a block as the newest."""
         header = _Header(self._next, frames, len(body), codec)
         self._words[offset // _WORD_BYTES :][:_HEADER_WORDS] = header
         self._body(offset, len(body))[:] = body
@@ -416,7 +416,7 @@ class CompressedStore:
         return self._arena[offset + _HEADER_BYTES :][:body_bytes]
 
     def _offsets(self) -> Iterator[int]:
-        """Where the live blocks' headers are, oldest block first."""
+        """Yield the offsets of the live blocks' headers, oldest block first."""
         number = self._oldest
         while number < self._next:
             offset = int(self._block_of[number % self.frame_capacity])
@@ -424,7 +424,7 @@ class CompressedStore:
             number += self._header(offset).frames
 
     def _jobs(self, wanted: Sequence[Wanted]) -> list[list[tuple[int, int, int]]]:
-        """Of every block wanted, (frame, index of the wanting one, row there) of each copy."""
+        """List the copies of every requested block: (frame, index of the request, row there)."""
         numbers = np.concatenate([item.numbers.reshape(-1) for item in wanted])
         who = np.repeat(np.arange(len(wanted)), [item.numbers.size for item in wanted])
         rows = np.concatenate([np.arange(item.numbers.size) for item in wanted])
@@ -452,7 +452,7 @@ class CompressedStore:
         turns: Iterator[list[tuple[int, int, int]]],
         targets: Sequence[list[_Target]],
     ) -> None:
-        """Runs in several threads at once, each with a decoder of its own."""
+        """Copy frames; runs in several threads at once, each with its own decoder."""
         for copies in turns:
             offset = int(self._block_of[copies[0][0] % self.frame_capacity])
             header = self._header(offset)
@@ -465,7 +465,7 @@ class CompressedStore:
 
 
 class _Decoder:
-    """Decodes blocks one after another into the same memory."""
+    """A decoder of one block after another into the same memory."""
 
     def __init__(self, frame_bytes: int) -> None:
         self._frame_bytes = frame_bytes
@@ -473,7 +473,7 @@ class _Decoder:
         self._scratch = bytearray()
 
     def decode(self, body: memoryview, header: _Header) -> memoryview:
-        """The bytes of a block, field after field; valid until the next is decoded."""
+        """Decode the bytes of a block, field after field; valid until the next call."""
         if _CODECS[header.codec] == "none":
             return body
         raw_bytes = header.frames * self._frame_bytes
@@ -488,12 +488,12 @@ class _Decoder:
 
 
 def frames_in(blocks: Sequence[FrameBlock]) -> int:
-    """Number of frames of all blocks."""
+    """Count the frames of all blocks."""
     return sum(block.count for block in blocks)
 
 
 def slot_ranges(first: int, count: int, capacity: int) -> Iterator[tuple[int, int]]:
-    """The slots of the numbers first .. first + count - 1, as (start, stop), one or two."""
+    """Yield the slots of the numbers first .. first + count - 1, as one or two (start, stop)."""
     start = first % capacity
     head = min(count, capacity - start)
     yield start, start + head
@@ -510,13 +510,13 @@ def write_ring(ring: NDArray[Any], first: int, values: NDArray[Any]) -> None:
 
 
 def read_ring(ring: NDArray[Any], first: int, count: int) -> NDArray[Any]:
-    """A copy of what is in the slots of the numbers first .. first + count - 1."""
+    """Copy the contents of the slots of the numbers first .. first + count - 1."""
     ranges = slot_ranges(first, count, len(ring))
     return np.concatenate([ring[start:stop] for start, stop in ranges])
 
 
 def _footprint(body_bytes: int) -> int:
-    """Bytes of the arena that a block takes: header and body, up to the next whole word."""
+    """Compute a block's bytes in the arena: header and body, up to the next whole word."""
     return _HEADER_BYTES + -(-body_bytes // _WORD_BYTES) * _WORD_BYTES
 
 
@@ -528,4 +528,4 @@ def _check_frames(frames: int, capacity: int) -> None:
 def _check_kind(state: Mapping[str, Any], names: Sequence[str]) -> None:
     missing = [name for name in names if name not in state]
     if missing:
-        raise ValueError(f"the state of another kind of store: it has no {missing[0]}")
+        raise ValueError(f"the state is of another kind of store: it has no {missing[0]}")

@@ -1,7 +1,7 @@
 """Sampling in proportion to priorities: a sum tree in one array, whole batches at a time.
 
-A complete binary tree whose leaves hold the priorities and whose other nodes hold the sum of
-their two children, so that changing a priority and finding the leaf under a prefix sum both take
+The leaves of a complete binary tree hold the priorities, and the other nodes hold the sums of their
+two children. Changing a priority and finding the leaf under a prefix sum therefore both take
 log2(capacity) steps (Schaul et al. 2016, "Prioritized Experience Replay", appendix B.2.1).
 """
 
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 class SumTree:
     """Non-negative priorities of the leaves 0 .. capacity - 1, all zero at first.
 
-    Node 1 is the root, node k has the children 2k and 2k + 1, and leaf i is node
-    ``_first_leaf + i``; node 0 is unused. Parents are always recomputed as left + right: adding
-    differences to them instead would let rounding errors pile up over billions of updates.
+    Node 1 is the root, node k has the children 2k and 2k + 1, and leaf i is node ``_first_leaf +
+    i``; node 0 is unused. Parents are always recomputed as left + right. Adding differences instead
+    would accumulate rounding errors over billions of updates.
 
     Attributes:
         capacity: number of leaves.
@@ -30,13 +30,13 @@ class SumTree:
             raise ValueError(f"a sum tree has at least one leaf, not {capacity}")
         self.capacity = capacity
         self._first_leaf = _power_of_two(capacity)
-        # The sum of all leaves must be finite too.
+        # The sum of all leaves must also be finite.
         self._largest_priority = float(np.finfo(np.float64).max) / self._first_leaf
         self._nodes = np.zeros(2 * self._first_leaf, np.float64)
 
     @staticmethod
     def bytes_needed(capacity: int) -> int:
-        """Bytes of the tree's array for so many leaves."""
+        """Compute the bytes of the tree's array for ``capacity`` leaves."""
         return 2 * _power_of_two(capacity) * np.dtype(np.float64).itemsize
 
     @property
@@ -50,19 +50,19 @@ class SumTree:
         return self._nodes.nbytes
 
     def get(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The priorities, float64[n], of the leaves ``indices``, int64[n]."""
+        """Return the priorities, float64[n], of the leaves ``indices``, int64[n]."""
         self._check_indices(indices)
         return self._nodes.take(indices + self._first_leaf)
 
     def set(self, indices: NDArray[np.int64], priorities: NDArray[np.float64]) -> None:
-        """Give every leaf of ``indices``, int64[n], its priority of float64[n].
+        """Set the priorities of the leaves ``indices``, int64[n], to ``priorities``, float64[n].
 
-        When an index occurs more than once, its last priority stays.
+        If an index occurs more than once, its last priority stays.
 
         Raises:
-            IndexError: an index that is no leaf; nothing was changed.
-            ValueError: a priority that is negative, not finite, or too large to be summed, or
-                another number of priorities than of indices; nothing was changed.
+            IndexError: an index is not a leaf; nothing was changed.
+            ValueError: a priority is negative, not finite, or too large to be summed, or the
+                numbers of priorities and indices differ; nothing was changed.
         """
         if indices.shape != priorities.shape:
             raise ValueError(f"{priorities.shape} priorities for {indices.shape} leaves")
@@ -71,12 +71,12 @@ class SumTree:
         _set_leaves(self._nodes, indices, priorities)
 
     def set_range(self, start: int, priorities: NDArray[np.float64]) -> None:
-        """Give the leaves start .. start + n - 1 the priorities float64[n].
+        """Set the priorities of the leaves start .. start + n - 1 to ``priorities``, float64[n].
 
-        Visits every parent once, and so costs about 2n rather than n log2(capacity) steps.
+        It visits every parent once, and so costs about 2n rather than n log2(capacity) steps.
 
         Raises:
-            IndexError, ValueError: as ``set``.
+            IndexError, ValueError: see ``set``.
         """
         self._check_range(start, start + len(priorities))
         self._check_priorities(priorities)
@@ -92,15 +92,15 @@ class SumTree:
         _clear_leaf_range(self._nodes, start, stop)
 
     def find(self, prefix_sums: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The leaves under points of the line on which all priorities lie end to end.
+        """Find the leaves under points of the line on which all priorities lie end to end.
 
         Args:
             prefix_sums: float64[n], each 0 <= u <= total.
 
         Returns:
             int64[n]: the leaf i with p[0] + ... + p[i - 1] <= u < p[0] + ... + p[i], up to the
-            rounding of these sums. Never a leaf whose priority is zero, also where rounding has
-            put u at or above the end of the line.
+            rounding of these sums. It is never a leaf with priority zero, even if rounding has put
+            u at or above the end of the line.
 
         Raises:
             ValueError: all priorities are zero.
@@ -113,7 +113,7 @@ class SumTree:
         """Assert that every parent is exactly the sum of its children, and every leaf a priority.
 
         Raises:
-            AssertionError: it is not so.
+            AssertionError: a node violates this.
         """
         leaves = self._nodes[self._first_leaf :]
         assert np.isfinite(self._nodes).all(), "a node is not finite"
@@ -124,14 +124,14 @@ class SumTree:
         assert (parents == sums).all(), "a node is not the sum of its children"
 
     def get_state(self) -> dict[str, Any]:
-        """A copy of the priorities, float64[capacity]."""
+        """Copy the priorities, float64[capacity]."""
         return {"priorities": self._nodes[self._first_leaf :][: self.capacity].copy()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take the priorities of ``get_state``.
+        """Restore the priorities of ``get_state``.
 
         Raises:
-            ValueError: they are of a tree of another capacity, or no priorities.
+            ValueError: the state is of a tree of another capacity, or does not hold priorities.
         """
         priorities = np.asarray(state["priorities"], np.float64)
         if priorities.shape != (self.capacity,):
@@ -139,7 +139,7 @@ class SumTree:
         self.set_range(0, priorities)
 
     def _check_indices(self, indices: NDArray[np.int64]) -> None:
-        # numba does not check bounds: what passes here may write anywhere.
+        # numba does not check bounds: values that pass here may write anywhere.
         if not _all_between(indices, 0, self.capacity - 1):
             raise IndexError(f"the tree has the leaves 0 to {self.capacity - 1}")
 
@@ -153,13 +153,13 @@ class SumTree:
 
 
 def _power_of_two(number: int) -> int:
-    """The least power of two that is at least ``number``, of 1 and more."""
+    """Return the least power of two that is at least ``number``, which is 1 or more."""
     return 1 << (number - 1).bit_length()
 
 
 @njit(cache=True, nogil=True)
 def _all_between(values, lowest, highest):
-    """Whether lowest <= v <= highest for every value, int64[n] or float64[n]; NaN is not."""
+    """Return whether lowest <= v <= highest for every value, int64[n] or float64[n]; NaN fails."""
     for value in values:  # noqa: SIM110 (numba compiles no generator)
         if not lowest <= value <= highest:
             return False
@@ -178,11 +178,11 @@ def _refresh_ancestors(nodes, first, last):
 
 @njit(cache=True, nogil=True)
 def _set_leaves(nodes, indices, priorities):
-    """All walks from a leaf to the root, one level at a time.
+    """Walk from all leaves to the root, one level at a time.
 
-    A walk that meets its neighbour ends there: indices in ascending order, as a stratified sample
-    has them, soon share all that is above them. Measured, this is four times as fast as one walk
-    after the other.
+    A walk that meets its neighbour ends there. Indices in ascending order, as in a stratified
+    sample, soon share all nodes above them. Measured, this is four times as fast as one walk after
+    the other.
     """
     position = indices + len(nodes) // 2
     for i in range(len(position)):
@@ -222,10 +222,10 @@ def _clear_leaf_range(nodes, start, stop):
 
 @njit(cache=True, nogil=True)
 def _find_leaves(nodes, prefix_sums):
-    """All walks from the root to a leaf, one level at a time, without a branch in the inner loop.
+    """Walk from the root to all leaves, one level at a time, without a branch in the inner loop.
 
-    A branch would be mispredicted in every other step, and one walk after the other would wait
-    for memory in each: measured, this is three times as fast.
+    A branch would be mispredicted in every other step, and single walks would wait for memory in
+    each step. Measured, this is three times as fast.
     """
     first_leaf = len(nodes) // 2
     position = np.ones(len(prefix_sums), np.int64)
@@ -234,8 +234,8 @@ def _find_leaves(nodes, prefix_sums):
     while level < first_leaf:
         for i in range(len(position)):
             left = 2 * position[i]
-            # Rounding may leave a remainder that neither child holds: a child of zero sum is
-            # never entered, so that the walk ends at a leaf that has a priority.
+            # Rounding may leave a remainder that neither child holds. The walk never enters a child
+            # of zero sum, so it ends at a leaf that has a priority.
             go_right = (remainder[i] >= nodes[left]) & (nodes[left + 1] > 0)
             remainder[i] -= nodes[left] * go_right
             position[i] = left + go_right

@@ -504,7 +504,7 @@ def test_a_batch_as_large_as_the_buffer_replaces_all_of_it(
     [
         (6, 3, "6 transitions do not fit: the buffer has room for 5"),
         (3, 10, "10 frames do not fit: the store has room for 9"),
-        (0, 3, "no TransitionBatch"),
+        (0, 3, "not a TransitionBatch"),
     ],
 )
 def test_a_batch_that_cannot_be_stored_is_refused_and_evicts_nothing(

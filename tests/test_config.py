@@ -309,7 +309,7 @@ def test_a_written_file_is_read_back_the_same(tmp_path):
     ("content", "words"),
     [
         (b"[actor\n", "run.toml: "),
-        (b"count = 3\n", "count stands outside a \\[section\\]"),
+        (b"count = 3\n", "count is outside a \\[section\\]"),
         (b"\xff\xfe[actor]\n", "run.toml: "),
     ],
 )

@@ -488,7 +488,7 @@ def test_who_is_back_serves_where_it_did_from_that_moment(hub: Hub):
 def test_what_was_placed_elsewhere_for_good_gets_no_place_back(hub: Hub):
     link = host(hub, "one", "learner")
     assert hub.coordinator.lose_host("one", for_good=True) == 0
-    with pytest.raises(RunError, match="no place for it any more"):
+    with pytest.raises(RunError, match="no longer has a place for this role"):
         hub.poll_until(link, lambda: False)
     hub.join("learner")
 
@@ -623,7 +623,9 @@ def test_a_place_that_somebody_else_has_by_now_is_not_given_back(hub: Hub):
     def poll() -> None:
         hub.poll_until(link, lambda: False)
 
-    with pytest.raises(RunError, match="no place for it any more: somebody else has taken it"):
+    with pytest.raises(
+        RunError, match="no longer has a place for this role: somebody else has taken it"
+    ):
         poll()
     assert hub.coordinator.membership.count("actor") == 1
 

@@ -298,7 +298,7 @@ class TestDescription:
                     {"a.0": spaces.Discrete(2), "a": spaces.Tuple([spaces.Discrete(2)])}
                 )
             },
-            r"has 2 observations of the name a\.0; keys of Dict spaces may hold dots only where",
+            r"has 2 observations of the name a\.0; keys of Dict spaces may contain dots only if",
         ),
         (
             SPACES,
@@ -632,7 +632,7 @@ class TestOddEnvironments:
     @pytest.mark.parametrize("name", ["forgot_to_return", "NoEnvironment"])
     def test_what_is_no_environment_is_refused_by_its_type(self, name: str):
         made = "NoneType" if name == "forgot_to_return" else name
-        with pytest.raises(UsageError, match=rf"odd:{name}: it made {made}, no gymnasium Env$"):
+        with pytest.raises(UsageError, match=rf"odd:{name}: it made {made}, not a gymnasium Env$"):
             describe_environment(f"odd:{name}", {})
 
     def test_a_module_that_cannot_be_read_is_refused_in_one_line(

@@ -360,7 +360,9 @@ def test_nothing_is_written_that_was_not_asked_for(
     monkeypatch.setattr(FileStore, "give", give)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     files = host.files("learner")
-    with pytest.raises(RunError, match=r"^asked for \w+(.pth)?, the run's host gives a file .+$"):
+    with pytest.raises(
+        RunError, match=r"^asked for \w+(.pth)?, but the run's host sent the file .+$"
+    ):
         files.fetch(asked)
     assert [path for path in tmp_path.rglob("*") if path != files.path] == []
     files.close()

@@ -271,7 +271,7 @@ def test_a_host_whose_key_is_revoked_is_out_and_the_others_go_on(run: Run):
         with run.on("head", "keys", str(run.keys), "--revoke", "left", at="keys") as revoke:
             assert revoke.wait() == 0, revoke.stderr
         assert left.wait(20.0) == 1, left.stderr
-        assert "no place for it any more: its key was revoked" in left.stderr
+        assert "no longer has a place for this role: its key was revoked" in left.stderr
         assert {event["role"] for event in run.seen.events("revoked")} == {"host", "actor"}
         run.seen.grows("environment_steps", "learner_steps")
         run.seen.interrupt()

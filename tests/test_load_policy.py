@@ -168,7 +168,10 @@ def test_the_best_parameters_are_had_by_asking(tmp_path: Path):
         pdqn.load_policy(tmp_path, best=True)
     saved(tmp_path / "best_model.pth", "CartPole-v1")
     assert pdqn.load_policy(tmp_path, best=True).model.parameter_version == 7
-    with pytest.raises(UsageError, match=r"final_model\.pth is a model file: .* a run directory$"):
+    with pytest.raises(
+        UsageError,
+        match=r"final_model\.pth is a model file; only a run directory has a best model$",
+    ):
         pdqn.load_policy(tmp_path / "final_model.pth", best=True)
 
 

@@ -189,9 +189,13 @@ class TestQMap:
     @pytest.mark.parametrize(
         ("spec", "key", "sized"),
         [
-            (map_spec(16), "hidden", "qmap has none; it is sized by network.channels"),
-            (map_spec(16), "layers", "qmap has none; it is sized by network.channels"),
-            (VECTOR, "channels", "mlp has none; it is sized by network.hidden, network.layers"),
+            (map_spec(16), "hidden", "qmap does not use it; it is sized by network.channels"),
+            (map_spec(16), "layers", "qmap does not use it; it is sized by network.channels"),
+            (
+                VECTOR,
+                "channels",
+                "mlp does not use it; it is sized by network.hidden, network.layers",
+            ),
         ],
     )
     def test_a_size_that_the_kind_does_not_have_is_refused(self, spec, key, sized):
@@ -461,7 +465,7 @@ class TestModelFile:
             load_model(path)
         assert str(caught.value) == (
             f"{path}: network.kind = {kind}: No module named 'a_network_of_mine'; its module must "
-            "be found: run this where it lies, or name that folder in PYTHONPATH"
+            "be importable: run this in its folder, or add that folder to PYTHONPATH"
         )
 
     @pytest.mark.parametrize("data", [b"", b"text, not a model\n" * 9, b"\x80\x02", b"PK\x03\x04"])

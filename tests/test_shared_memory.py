@@ -151,14 +151,14 @@ def test_a_file_with_a_name_is_refused(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))
     with path.open("r+b") as file:
-        refused(file.fileno(), 4096, "no unnamed file")
+        refused(file.fileno(), 4096, "not an unnamed file")
 
 
 def test_devices_pipes_and_directories_are_refused(tmp_path: Path):
     reading, writing = os.pipe()
     fds = [os.open("/dev/null", os.O_RDWR), os.open(tmp_path, os.O_RDONLY), reading, writing]
     for fd in fds:
-        refused(fd, 4096, "no unnamed file")
+        refused(fd, 4096, "not an unnamed file")
         os.close(fd)
 
 

@@ -186,17 +186,17 @@ def test_with_keys_nothing_is_sent_in_the_clear_and_without_none_to_who_has_some
     with pytest.raises(RunError, match=r"tcp://10.0.0.1:1 has no key: nothing is sent there"):
         transport.connect(context(new_keys()).socket(zmq.PUSH), "tcp://10.0.0.1:1")
     endpoint = transport.endpoint_of("tcp://10.0.0.1:1", new_keys().public)
-    with pytest.raises(RunError, match="has a key, and this process none"):
+    with pytest.raises(RunError, match="has a key, but this process has none"):
         transport.connect(context().socket(zmq.PUSH), endpoint)
 
 
 @pytest.mark.parametrize(
     ("client", "asks", "said"),
     [
-        ("stranger", "server", "does not let in this host's key"),
+        ("stranger", "server", "refuses this host's key"),
         ("listed", "other", "is not the run that this host's key is for"),
         (None, "server", "is encrypted: give the key file"),
-        ("listed", "plain", "or not encrypted"),
+        ("listed", "plain", "or is not encrypted"),
     ],
 )
 def test_who_is_not_let_in_hears_why(

@@ -1,7 +1,7 @@
-"""The yardsticks of circle placement: random, exact greedy, and an upper bound.
+"""Baselines of circle placement: random, exact greedy, and an upper bound.
 
-All three are functions of the problem and the seed alone, so that every policy can be reported
-beside them on the same maps.
+All three are functions of the problem and the seed alone: every policy can be compared with them on
+the same maps.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from pdqn.discs import disc_sums_of_row, half_widths, padded_prefix_sums
 
 
 def baselines(problem: Problem, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-    """Return what the three baselines cover, as a share of each map's weight.
+    """Compute the coverage of the three baselines, as a share of each map's weight.
 
     Args:
         problem: the settings.
-        seeds: of the maps, as given to an environment's ``reset``.
+        seeds: seeds of the maps, as given to an environment's ``reset``.
 
     Returns:
         float64[len(seeds)] for each of: ``random``, uniform over the valid centres;
-        ``exact_greedy``, always the valid centre with the largest disc sum, the lowest action
-        among equals; ``upper_bound``, the heaviest cells, as many as all discs have together.
+        ``exact_greedy``, always the valid centre with the largest disc sum; ``upper_bound``. Among
+        equal sums, exact greedy takes the lowest action. The bound is the weight of the heaviest
+        cells, as many as all discs have together.
     """
     coverages = {name: np.empty(len(seeds)) for name in ("random", "exact_greedy", "upper_bound")}
     for k, seed in enumerate(map(int, seeds)):
@@ -45,7 +46,7 @@ def baselines(problem: Problem, seeds: Sequence[int]) -> dict[str, NDArray[np.fl
 def random_valid_actions(
     masks: NDArray[np.int8], generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return int64[B]: for each mask, int8[B, num_actions], a uniformly random valid action."""
+    """Choose a uniformly random valid action for each mask, int8[B, num_actions]: int64[B]."""
     actions = np.empty(len(masks), np.int64)
     _choose_at_random(masks, generator.integers(2**64, size=len(masks), dtype=np.uint64), actions)
     return actions
@@ -63,15 +64,15 @@ def _heaviest_cells(instance: Instance) -> float:
 
 @njit(cache=True, nogil=True)
 def _play(weights, radii, count, overlap, greedy, seed):
-    """Play an episode and return the weight it collects, which it zeroes in weights.
+    """Play an episode and return the collected weight; collected cells of weights become 0.
 
     Args:
         weights: float32[N, N].
         radii: int64[MAX_CIRCLES], in cells.
-        count: the number of circles.
+        count: number of circles.
         overlap: whether circles may overlap.
-        greedy: choose the heaviest valid centre, otherwise a random one.
-        seed: of the random choices.
+        greedy: whether to choose the heaviest valid centre instead of a random one.
+        seed: seed of the random choices.
     """
     size = len(weights)
     mask = np.empty(size * size, np.int8)
@@ -115,7 +116,7 @@ def _random_valid(mask, bits):
             if to_skip == 0:
                 return action
             to_skip -= 1
-    return -1  # not reached: callers have a valid action
+    return -1  # unreachable: callers have a valid action
 
 
 @njit(cache=True, nogil=True)

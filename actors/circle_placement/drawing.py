@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 PICTURE_PIXELS = 512
 _CAPTION_PIXELS = 36
-_SMOOTHING = 2  # everything is drawn this many times as large, then reduced
+_SMOOTHING = 2  # factor by which everything is drawn larger and then reduced
 _LABEL_PIXELS = 15
 _ROOM_FOR_LABEL = 12  # pixels of radius from which a circle's number fits inside
 

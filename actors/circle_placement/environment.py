@@ -1,15 +1,15 @@
 """The built-in environment: place circles on a weighted map to cover as much as possible.
 
-A map of N x N cells holds a weight in every cell. Given circles are placed one at a time, and
-each collects the weight under it. The rewards of an episode add up to its **coverage**, the share
-of the map's weight that it collected.
+A map of N x N cells holds a weight in every cell. Given circles are placed one at a time, and each
+collects the weight under it. The rewards of an episode add up to its **coverage**, the share of the
+map's weight that it collected.
 
-Known to gymnasium as ``pdqn/CirclePlacement-v0`` once ``actors.environments.registration`` is
-imported. Both forms below wrap the same batch of episodes, and
-for the same seed and actions both play the same episode.
+gymnasium knows it as ``pdqn/CirclePlacement-v0`` once ``actors.environments.registration`` is
+imported. Both forms below wrap the same batch of episodes, and play the same episode for the same
+seed and actions.
 
-Seeds: ``reset(seed=s)`` starts map number s, and ``reset()`` a random map below 1,000,000. Maps
-from 1,000,000 on are therefore never met in training unless somebody asks for them.
+Seeds: ``reset(seed=s)`` starts map number s, and ``reset()`` a random map below 1,000,000. Training
+therefore never uses maps from 1,000,000 on unless a caller asks for them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Observation = dict[str, NDArray[Any]]
 Infos = dict[str, Any]
 
 END_NAMES = {ALL_PLACED: "all_placed", NO_VALID_CENTRE: "no_valid_centre"}
-_NOT_STARTED = -1  # beside the ends that the kernels know
+_NOT_STARTED = -1  # next to the ends that the kernels know
 
 
 class EpisodeBatch:
@@ -46,8 +46,8 @@ class EpisodeBatch:
 
     Attributes:
         problem: the settings.
-        map_seeds: int64[B], of the maps being played.
-        ends: int8[B], GOING_ON or how the episode has ended.
+        map_seeds: int64[B], seeds of the maps being played.
+        ends: int8[B], GOING_ON or the way in which the episode has ended.
         episodes: the arrays that the kernels work on.
     """
 
@@ -87,7 +87,7 @@ class EpisodeBatch:
             actions: int64[B], the centres.
 
         Returns:
-            float64[B], the rewards, and int8[B, N * N], the valid centres that follow.
+            float64[B], the rewards, and int8[B, N * N], the valid centres of the next circles.
 
         Raises:
             ValueError: an action is invalid; then no episode has changed.
@@ -109,10 +109,10 @@ class EpisodeBatch:
         kernels.find_next_centres(self.episodes, self.problem.overlap, b, mask)
 
     def observe(self, rows: NDArray[np.int64], masks: NDArray[np.int8]) -> Observation:
-        """Return the observations of the episodes in rows, in arrays that nothing changes later.
+        """Return the observations of the episodes in rows, in arrays that stay unchanged.
 
         Args:
-            rows: int64[R], which episodes.
+            rows: int64[R], indices of the episodes.
             masks: int8[R, N * N], their valid centres; becomes part of the result.
         """
         placed = self.episodes.placed[rows]
@@ -124,14 +124,14 @@ class EpisodeBatch:
             "action_mask": masks,
             "map": self._maps[rows],
             "placed": (np.arange(MAX_CIRCLES) < placed[:, None]).astype(np.int8),
-            # Rounding in float64 may carry the coverage of a whole map a last bit above 1.
+            # In float64, rounding may bring the coverage of a whole map slightly above 1.
             "progress": np.minimum(progress, 1.0).astype(np.float32),
             "radii": radii.astype(np.float32),
             "radius": next_radii[:, None].astype(np.float32),
         }
 
     def suggest(self, masks: NDArray[np.int8]) -> NDArray[np.int64]:
-        """Exact greedy's next action of every episode, int64[B]; -1 where no centre is valid.
+        """Return exact greedy's next actions, int64[B]; -1 where no centre is valid.
 
         Args:
             masks: int8[B, N * N], the valid centres.
@@ -143,7 +143,7 @@ class EpisodeBatch:
         return actions
 
     def draw(self, b: int) -> NDArray[np.uint8]:
-        """Return a picture, uint8[height, width, 3], of episode b."""
+        """Draw a picture of episode b, uint8[height, width, 3]."""
         placed = int(self.episodes.placed[b])
         return draw_episode(
             self.problem.instance(int(self.map_seeds[b])).weights,
@@ -153,7 +153,7 @@ class EpisodeBatch:
         )
 
     def _explain(self, b: int, action: int, rule: int, circle: int) -> str:
-        """Return the message about an invalid action."""
+        """Explain why an action is invalid."""
         size = self.problem.map_size
         centre = x, y = divmod(action, size)
         placed = int(self.episodes.placed[b])
@@ -181,16 +181,17 @@ class EpisodeBatch:
 
 
 class _CirclePlacement:
-    """What both forms of the environment have in common."""
+    """Common parts of both forms of the environment."""
 
     headline_metric = "coverage"
-    # Recognised by this and not by id or fields: variants are it, and look-alikes are not.
+    # The mark by which other code recognises it. An id or fields would miss variants and admit
+    # look-alikes.
     circle_placement = True
 
     _batch: EpisodeBatch
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Return what ``random``, ``exact_greedy`` and ``upper_bound`` cover of these maps.
+        """Compute the coverage of ``random``, ``exact_greedy`` and ``upper_bound`` on these maps.
 
         See ``actors.circle_placement.baselines``. The settings are those of this environment.
         """
@@ -198,11 +199,12 @@ class _CirclePlacement:
 
 
 class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64]):
-    """Place one circle after the other on one map.
+    """Placement of one circle after the other on one map.
 
     Action: ``Discrete(N * N)``; (x, y) = divmod(action, N) is the centre of the next circle.
 
     Observation, a ``Dict`` of
+
         ``map``: float16[N, N], weights / the largest original weight, 0 where covered;
         ``radius``: float32[1], of the circle to place, in cells; 0 when the episode is over;
         ``radii``: float32[20], of all circles, in cells, zero-padded;
@@ -210,13 +212,13 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         ``progress``: float32[2], the share of circles placed, and the coverage so far;
         ``action_mask``: int8[N * N], 1 for each valid centre; all 0 when the episode is over.
 
-    A centre is valid if the disc lies within the map and, unless ``overlap``, is at least the sum
-    of both radii away from every earlier centre. Any other action is a ``ValueError``.
+    A centre is valid if the disc lies within the map. Unless ``overlap``, it must also be at least
+    the sum of both radii away from every earlier centre. Any other action is a ``ValueError``.
 
     Reward: the share of the map's original weight that this circle collected.
 
-    Info: ``map_seed``; ``action_mask``, the array in the observation; ``coverage`` so far; with
-    the last step ``end``, either ``all_placed`` or ``no_valid_centre``; and with ``suggest``
+    Info: ``map_seed``; ``action_mask``, the array in the observation; ``coverage`` so far. The last
+    step adds ``end``, either ``all_placed`` or ``no_valid_centre``. ``suggest`` adds
     ``suggested_action``, exact greedy's choice, -1 when the episode is over.
     """
 
@@ -233,10 +235,10 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         """Create the environment.
 
         Args:
-            map_size: N, at least 16. Generated maps look alike in every size.
-            radii: ``fixed``, the same 13 circles always; ``random``, 3 to 15 circles that
-                differ from map to map; or up to 20 radii in cells, in the order of placement.
-                Those of ``fixed`` and ``random`` are in proportion to the map.
+            map_size: N, at least 16. Generated maps look similar at every size.
+            radii: ``fixed``, always the same 13 circles; ``random``, 3 to 15 circles that differ
+                between maps; or up to 20 radii in cells, in the order of placement. The radii of
+                ``fixed`` and ``random`` are in proportion to the map.
             overlap: whether circles may overlap.
             render_mode: ``rgb_array`` for pictures, or none.
             suggest: whether infos hold exact greedy's choice.
@@ -282,7 +284,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         return int(self._batch.suggest(masks)[0])
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """Return a picture of the episode, uint8[height, width, 3]."""
+        """Draw a picture of the episode, uint8[height, width, 3]."""
         return self._batch.draw(0) if self.render_mode else _no_picture()
 
     def _observe(self, masks: NDArray[np.int8]) -> tuple[Observation, Infos]:
@@ -301,11 +303,11 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
 class CirclePlacementVectorEnv(
     _CirclePlacement, VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]
 ):
-    """Many of ``CirclePlacementEnv``, in lockstep.
+    """A batch of ``CirclePlacementEnv`` in lockstep.
 
-    Exactly like gymnasium's ``SyncVectorEnv`` of them with ``AutoresetMode.SAME_STEP``: an episode
-    that ends is followed at once by the next one, whose first observation the step returns, while
-    the last observation and info are in ``infos["final_obs"]`` and ``infos["final_info"]``.
+    It behaves exactly like gymnasium's ``SyncVectorEnv`` of them with ``AutoresetMode.SAME_STEP``.
+    The next episode follows at once, and the step returns its first observation. The last
+    observation and info are in ``infos["final_obs"]`` and ``infos["final_info"]``.
     """
 
     def __init__(
@@ -317,7 +319,7 @@ class CirclePlacementVectorEnv(
         render_mode: str | None = None,
         suggest: bool | str = False,
     ) -> None:
-        """Create the environments, ``num_envs`` of them; the rest as in ``CirclePlacementEnv``."""
+        """Create ``num_envs`` environments with the other arguments of ``CirclePlacementEnv``."""
         problem = Problem.parse(map_size, radii, overlap)
         self.num_envs = parse_whole("num_envs", num_envs, 1)
         self.metadata = CirclePlacementEnv.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -340,8 +342,9 @@ class CirclePlacementVectorEnv(
         """Start new episodes.
 
         Args:
-            seed: of the maps, as in ``CirclePlacementEnv``: s for s, s + 1, ..., or one each.
-            options: ``{"reset_mask": bool[num_envs]}`` starts only those; infos are theirs.
+            seed: seeds of the maps, as in ``CirclePlacementEnv``: s for s, s + 1, ..., or one each.
+            options: ``{"reset_mask": bool[num_envs]}`` starts only the marked ones, whose infos
+                result.
         """
         seeds = self._parse_seeds(seed)
         chosen = self._parse_reset_mask((options or {}).get("reset_mask"))
@@ -355,7 +358,7 @@ class CirclePlacementVectorEnv(
     def step(
         self, actions: NDArray[np.int64] | Sequence[int]
     ) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], Infos]:
-        """Place the next circle of every environment; start the next episode where that ends one.
+        """Place the next circle of every environment; start the next episode where one ends.
 
         Raises:
             ValueError: an action is invalid; then nothing has changed in any environment.
@@ -369,7 +372,7 @@ class CirclePlacementVectorEnv(
         return observations, rewards, terminations, np.zeros(self.num_envs, np.bool_), infos
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """Return a picture, uint8[height, width, 3], of each environment's running episode."""
+        """Draw each environment's present episode, uint8[height, width, 3]."""
         if not self.render_mode:
             return _no_picture()
         return tuple(self._batch.draw(b) for b in range(self.num_envs))
@@ -381,9 +384,9 @@ class CirclePlacementVectorEnv(
         self._batch.start(b, _draw_map_seed(self._generators[b]) if seed is None else seed)
 
     def _start_next(self, ended: NDArray[np.bool_], masks: NDArray[np.int8]) -> Infos:
-        """Start the next episodes where ended, bool[B]; return the finals of those before.
+        """Start the next episodes where ended, bool[B]; return the final infos of those before.
 
-        The rows of masks, int8[B, N * N], that belong to ended episodes are replaced.
+        The rows of masks, int8[B, N * N], of ended episodes are replaced.
         """
         rows = np.flatnonzero(ended)
         last = self._batch.observe(rows, masks[rows])
@@ -392,7 +395,7 @@ class CirclePlacementVectorEnv(
         for row, b in enumerate(rows):
             final_obs[b] = {key: value[row] for key, value in last.items()}
             ends[b] = END_NAMES[int(self._batch.ends[b])]
-        no_centres = np.zeros_like(masks)  # whichever way an episode has ended
+        no_centres = np.zeros_like(masks)  # in whichever way an episode has ended
         final_info = self._infos(no_centres, ended) | {"end": ends, "_end": ended.copy()}
         for b in rows.tolist():
             self._start(b, None)
@@ -454,7 +457,7 @@ def _observation_space(problem: Problem) -> spaces.Space[Any]:
 
 
 def _draw_map_seed(generator: np.random.Generator) -> int:
-    """Return the seed of a map to train on."""
+    """Draw the seed of a map to train on."""
     return int(generator.integers(HELD_OUT_SEED))
 
 
@@ -469,12 +472,12 @@ def _parse_actions(actions: Any, shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 def _parse_render_mode(render_mode: str | None) -> str | None:
-    """Return render_mode if there is such a mode."""
+    """Check render_mode and return it."""
     if render_mode not in (None, "rgb_array"):
         raise UsageError(f"render_mode={render_mode!r}: expected rgb_array or none")
     return render_mode
 
 
 def _no_picture() -> None:
-    """Tell the caller of ``render`` what it lacks, as gymnasium's own environments do."""
+    """Warn the caller of ``render`` as gymnasium's own environments do."""
     gymnasium.logger.warn("render() needs render_mode='rgb_array', given when it is created")

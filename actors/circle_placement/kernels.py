@@ -1,9 +1,9 @@
 """Compiled kernels of the circle placement problem: maps, circles, valid centres, placements.
 
-Single-threaded and without global state, hence safe after a fork and next to other threads.
-Everything is compiled at its first call and cached beside this file. numba renews the cache of a
-file when that file changes, but not when a kernel does that it calls in another file: after
-editing one, delete ``__pycache__``.
+They are single-threaded and without global state, hence safe after a fork and next to other
+threads. Numba compiles each at its first call and caches it next to this file. It renews a file's
+cache when that file changes. A changed kernel that is called from another file needs more: delete
+``__pycache__`` there.
 
 A cell is (x, y), row and column of the map; an action is its index, x * N + y.
 """
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pdqn.discs import half_widths
 
 MAX_CIRCLES = 20
-# What comes of an episode's step, and what an action can be wrong about.
+# Results of an episode's step, and the rules that an action can break.
 GOING_ON, ALL_PLACED, NO_VALID_CENTRE = 0, 1, 2
 VALID, OFF_MAP, OUT_OF_BOUNDS, OVERLAPS = 0, 1, 2, 3
-# Streams of random numbers that belong to one seed.
+# Independent streams of random numbers of one seed.
 MAP_STREAM, RADII_STREAM, POLICY_STREAM = 1, 2, 3
 
 # Number of circles by lot: 3..15, of which 7..12 are 1.5 times as likely as the others.
@@ -38,16 +38,16 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Episodes(NamedTuple):
-    """The running episodes of B environments on maps of N x N cells; kernels change it in place."""
+    """Running episodes of B environments on maps of N x N cells, which kernels change in place."""
 
-    weights: NDArray[np.float32]  # [B, N, N]: what can still be collected
-    maps: NDArray[np.uint16]  # [B, N, N]: float16 weights / original maximum, seen as its bits
+    weights: NDArray[np.float32]  # [B, N, N]: weight that can still be collected
+    maps: NDArray[np.uint16]  # [B, N, N]: float16 weights / original maximum, viewed as bits
     totals: NDArray[np.float64]  # [B]: the original weight of the map
-    coverages: NDArray[np.float64]  # [B]: share of it collected so far
+    coverages: NDArray[np.float64]  # [B]: share of that weight collected so far
     radii: NDArray[np.int64]  # [B, MAX_CIRCLES]: in cells, zero-padded
     counts: NDArray[np.int64]  # [B]: circles in the episode
     placed: NDArray[np.int64]  # [B]: circles placed so far
-    centres: NDArray[np.int64]  # [B, MAX_CIRCLES, 2]: of the circles placed so far
+    centres: NDArray[np.int64]  # [B, MAX_CIRCLES, 2]: centres of the circles placed so far
 
 
 # --- random numbers -------------------------------------------------------------------------
@@ -55,7 +55,7 @@ class Episodes(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _mixed(x):
-    """Return the output function of splitmix64: every bit of x moves every bit of the result."""
+    """Apply the output function of splitmix64: every bit of x affects every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
@@ -70,13 +70,13 @@ def seeded(seed, stream):
 
 @njit(cache=True, nogil=True)
 def _rotated(x, bits):
-    """Return x rotated to the left."""
+    """Rotate x to the left."""
     return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
 
 
 @njit(cache=True, nogil=True)
 def drawn(s0, s1):
-    """Return 64 random bits and the state that follows (xoroshiro128++)."""
+    """Draw 64 random bits; return them and the next state (xoroshiro128++)."""
     bits = _rotated(s0 + s1, 17) + s0
     s1 ^= s0
     return bits, _rotated(s0, 49) ^ s1 ^ (s1 << np.uint64(21)), _rotated(s1, 28)
@@ -84,13 +84,13 @@ def drawn(s0, s1):
 
 @njit(cache=True, nogil=True)
 def below(bits, limit):
-    """Return an int64 uniform over 0..limit - 1, made of the upper 32 of 64 random bits."""
+    """Return an int64 uniform over 0..limit - 1, from the upper 32 of 64 random bits."""
     return np.int64(((bits >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32))
 
 
 @njit(cache=True, nogil=True)
 def _uniform(bits):
-    """Return a float32 uniform over [0, 1), made of the lower 24 bits."""
+    """Return a float32 uniform over [0, 1), from the lower 24 bits."""
     return np.float32(bits & np.uint64(0xFFFFFF)) * _U24
 
 
@@ -101,8 +101,8 @@ def _uniform(bits):
 def generate_map(seed, walk_steps, weights):
     """Fill weights, float32[N, N], with map number ``seed``: noise under a teleporting random walk.
 
-    One draw serves a whole step of the walk: the lowest 24 bits are what the walker leaves
-    behind, 4 more its moves, the upper 26 whether it teleports.
+    One draw serves a whole step of the walk. The lowest 24 bits are the weight that the walker
+    adds, 4 more its moves, and the upper 26 decide whether it teleports.
     """
     size = np.uint64(len(weights))
     cells = weights.reshape(weights.size)
@@ -134,7 +134,7 @@ def _random_cell(bits, size):
 def _moved(x, size, forth, back):
     """Return x, a uint64, moved by the lowest bit of forth less that of back, within the map.
 
-    Clamping a move of at most one cell is not making it. Unsigned, -1 is a huge number, so one
+    Clamping a move of at most one cell means not making it. Unsigned, -1 is a huge number, so one
     comparison covers both edges; a signed clamp makes the whole walk 1.7 times as slow.
     """
     target = x + ((forth & np.uint64(1)) - (back & np.uint64(1)))
@@ -143,11 +143,11 @@ def _moved(x, size, forth, back):
 
 @njit(cache=True, nogil=True)
 def draw_radii(seed, scaled, radii):
-    """Draw the circles that belong to a seed, in no order; return how many they are.
+    """Draw the circles of a seed, in no order; return their number.
 
     Args:
-        seed: of the map; the circles have a stream of their own.
-        scaled: int64[21], the radius in cells of this map for each radius on one of 128.
+        seed: seed of the map; the circles have their own stream.
+        scaled: int64[21], for each radius on a map of 128 the radius in cells of this map.
         radii: int64[MAX_CIRCLES], overwritten as far as there are circles.
     """
     s0, s1 = seeded(seed, RADII_STREAM)
@@ -171,12 +171,12 @@ def draw_radii(seed, scaled, radii):
 
 @njit(cache=True, nogil=True)
 def find_valid_centres(centres, radii, placed, overlap, size, mask):
-    """Mark where circle number ``placed`` may go; return whether there is any such centre.
+    """Mark the valid centres of circle number ``placed``; return whether there are any.
 
     Args:
-        centres: int64[MAX_CIRCLES, 2], of the circles placed so far.
+        centres: int64[MAX_CIRCLES, 2], centres of the circles placed so far.
         radii: int64[MAX_CIRCLES], in cells.
-        placed: the number of circles placed so far, and the index of the one in question.
+        placed: number of circles placed so far, and index of the next circle.
         overlap: whether circles may overlap.
         size: N.
         mask: int8[N * N], overwritten.
@@ -209,7 +209,7 @@ def _forbid_around(grid, centre, distance):
 
 @njit(cache=True, nogil=True)
 def broken_rule(centres, radii, placed, overlap, size, action):
-    """Return the rule that an action breaks, or VALID, and the circle it overlaps, or -1."""
+    """Return the rule that an action breaks, or VALID, and the circle that it overlaps, or -1."""
     if not 0 <= action < size * size:
         return OFF_MAP, -1
     x, y = divmod(action, size)
@@ -226,7 +226,7 @@ def broken_rule(centres, radii, placed, overlap, size, action):
 
 @njit(cache=True, nogil=True)
 def collect(weights, x, y, radius):
-    """Zero the disc around (x, y) in weights, float32[N, N]; return, in float64, what it held."""
+    """Zero the disc around (x, y) in weights, float32[N, N]; return its former sum in float64."""
     widths = half_widths(radius)
     collected = 0.0
     for row in range(2 * radius + 1):
@@ -239,7 +239,7 @@ def collect(weights, x, y, radius):
 
 @njit(cache=True, nogil=True)
 def _clear_disc(bits, x, y, radius):
-    """Zero the disc around (x, y) in bits, uint16[N, N]; as a float16, no bit set is 0 too."""
+    """Zero the disc around (x, y) in bits, uint16[N, N]; without any bit, a float16 is also 0."""
     widths = half_widths(radius)
     for row in range(2 * radius + 1):
         bits[x - radius + row, y - widths[row] : y + widths[row] + 1] = 0
@@ -247,9 +247,9 @@ def _clear_disc(bits, x, y, radius):
 
 @njit(cache=True, nogil=True)
 def first_invalid(episodes, overlap, actions):
-    """Return the first episode whose action is invalid, the rule it breaks, the circle in its way.
+    """Return the first episode with an invalid action, the broken rule, and the overlapped circle.
 
-    Any of the three that there is not is -1, VALID or -1.
+    Without such an episode or circle, they are -1, VALID and -1.
     """
     size = episodes.weights.shape[1]
     for b in range(len(actions)):
@@ -266,7 +266,7 @@ def place_circles(episodes, overlap, actions, rewards, masks, ends):
     """Place the next circle of every episode, or change nothing if any action is invalid.
 
     Returns:
-        What ``first_invalid`` returns.
+        The result of ``first_invalid``.
 
     Args:
         episodes: ``Episodes``, changed in place.
@@ -296,7 +296,7 @@ def place_circles(episodes, overlap, actions, rewards, masks, ends):
 
 @njit(cache=True, nogil=True)
 def find_next_centres(episodes, overlap, b, mask):
-    """Fill mask, int8[N * N], for episode b as it stands; return whether and how it has ended."""
+    """Fill mask, int8[N * N], for episode b in its present state; return its end or GOING_ON."""
     if episodes.placed[b] == episodes.counts[b]:
         mask[:] = 0
         return ALL_PLACED

@@ -1,4 +1,4 @@
-"""The circle placement problem: its settings, and the instance that belongs to a seed."""
+"""The circle placement problem: its settings, and the instance of a seed."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """The settings of a circle placement problem, checked.
+    """The checked settings of a circle placement problem.
 
     Attributes:
         map_size: N, for maps of N x N cells; at least 16.
-        radii: of the circles in cells, in the order of placement; ``None`` if every map has
+        radii: radii of the circles in cells, in the order of placement; ``None`` if every map has
             random ones.
         overlap: whether circles may overlap.
     """
@@ -53,7 +53,7 @@ class Problem:
 
     @classmethod
     def parse(cls, map_size: Any, radii: Any, overlap: Any) -> Problem:
-        """Check settings that come from a program or, as strings, from a command line.
+        """Check settings from a program or, as strings, from a command line.
 
         Raises:
             UsageError: a ``ValueError`` that names the setting, its value and what is accepted.
@@ -63,11 +63,11 @@ class Problem:
 
     @property
     def walk_steps(self) -> int:
-        """Steps of the random walk that makes a map."""
+        """Number of steps of the random walk that makes a map."""
         return round(STANDARD_WALK_STEPS * (self.map_size / STANDARD_MAP_SIZE) ** 2)
 
     def instance(self, seed: int) -> Instance:
-        """Generate the map and the circles that belong to a seed."""
+        """Generate the map and the circles of a seed."""
         weights = np.empty((self.map_size, self.map_size), np.float32)
         radii = np.zeros(MAX_CIRCLES, np.int64)
         count = self.generate(seed, weights, radii)
@@ -94,18 +94,18 @@ class Problem:
 
 
 def _scaled(radius: int, map_size: int) -> int:
-    """Scale a radius of the standard map; halves round up, and at least 1 remains."""
+    """Scale a radius of the standard map; halves round up, and the result is at least 1."""
     return max(1, (2 * radius * map_size + STANDARD_MAP_SIZE) // (2 * STANDARD_MAP_SIZE))
 
 
 @cache
 def _scaled_random_radii(map_size: int) -> NDArray[np.int64]:
-    """Return int64[21]: for each radius of the standard map, that on a map of this size."""
+    """Return int64[21]: the radius on a map of this size for each radius of the standard map."""
     return np.array([_scaled(r, map_size) for r in range(LARGEST_RANDOM_RADIUS + 1)], np.int64)
 
 
 def parse_whole(key: str, value: Any, minimum: int) -> int:
-    """Return value as an int."""
+    """Parse a whole number of at least ``minimum``."""
     number = _whole_or_none(value)
     if number is None or number < minimum:
         raise UsageError(f"{key}={value!r}: expected a whole number >= {minimum}")
@@ -113,7 +113,7 @@ def parse_whole(key: str, value: Any, minimum: int) -> int:
 
 
 def parse_switch(key: str, value: Any) -> bool:
-    """Return value as a bool."""
+    """Parse true or false."""
     word = str(value).strip().lower()
     if word not in ("true", "false", "1", "0"):
         raise UsageError(f"{key}={value!r}: expected true or false")
@@ -121,7 +121,7 @@ def parse_switch(key: str, value: Any) -> bool:
 
 
 def _parse_radii(value: Any, map_size: int) -> tuple[int, ...] | None:
-    """Return the radii in cells, or ``None`` for random ones."""
+    """Parse the radii in cells; ``None`` for random ones."""
     if isinstance(value, str) and value.strip() == "random":
         return None
     if isinstance(value, str) and value.strip() == "fixed":
@@ -140,14 +140,14 @@ def _parse_radii(value: Any, map_size: int) -> tuple[int, ...] | None:
 
 
 def _items(value: Any) -> list[Any]:
-    """Return the items of a list, also of one written as a string or of a single number."""
+    """List the items of a list, of a list written as a string, or of a single number."""
     if isinstance(value, str):
         return value.strip("[]() ").split(",")
     return list(value) if isinstance(value, Iterable) else [value]
 
 
 def _whole_or_none(value: Any) -> int | None:
-    """Return value as an int if it is a whole number, also as a string."""
+    """Convert a whole number, also one written as a string; None for other values."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):

@@ -1,8 +1,7 @@
 """Atari games through ale-py's own vector environment, which is native code for a whole batch.
 
-Frames are 84 x 84 in grayscale and come single: ``run.frame_stack`` stacks them where they are
-looked at, so that each is shipped and stored once. Rewards are the game's; ``actor.reward_clip``
-clips those that are learned from.
+Frames are single, 84 x 84, in grayscale: ``run.frame_stack`` stacks them on use, so each is shipped
+and stored once. Rewards are the game's; ``actor.reward_clip`` clips those used for learning.
 """
 
 from __future__ import annotations
@@ -36,19 +35,20 @@ def make_vector(
     """Make a batch of one game.
 
     Args:
-        env_id: such as ``ALE/Breakout-v5``.
-        num_envs: of the batch.
-        frame_skip: frames that an action is held for; the last two are merged by maximum.
-        repeat_action_probability: of taking the last action once more (sticky actions; Machado et
-            al. 2018).
-        full_action_space: all 18 actions instead of those that the game uses.
-        noop_max: an episode begins with up to so many frames without action.
-        life_loss: a lost life ends the episode; the game goes on, and the next one begins there.
-        fire_reset: an episode begins with the fire button where there is one.
-        max_episode_frames: an episode is truncated after so many.
+        env_id: a game such as ``ALE/Breakout-v5``.
+        num_envs: size of the batch.
+        frame_skip: frames for which an action is held; the last two are merged by maximum.
+        repeat_action_probability: probability of repeating the last action (sticky actions; Machado
+            et al. 2018).
+        full_action_space: whether all 18 actions are available instead of those that the game uses.
+        noop_max: largest number of frames without action at the beginning of an episode.
+        life_loss: whether a lost life ends the episode; the game goes on, and the next episode
+            begins there.
+        fire_reset: whether an episode begins with the fire button, if there is one.
+        max_episode_frames: frames after which an episode is truncated.
 
     Raises:
-        UsageError: ale-py is not installed, or has no such game.
+        UsageError: ale-py is not installed, or does not have this game.
     """
     native = _vector_class(env_id)(
         game=gymnasium.spec(env_id).kwargs["game"],
@@ -61,7 +61,7 @@ def make_vector(
         stack_num=1,
         frameskip=frame_skip,
         noop_max=noop_max,
-        episodic_life=False,  # with it a lost life begins a new game, which never comes to the rest
+        episodic_life=False,  # True would begin a new game at a lost life
         reward_clipping=False,
         use_fire_reset=fire_reset,
     )
@@ -69,7 +69,7 @@ def make_vector(
 
 
 def _vector_class(env_id: str) -> Callable[..., VectorEnv]:
-    """Import ale-py, which makes its games known to gymnasium, and return its batch."""
+    """Import ale-py, register its games with gymnasium, and return its batch class."""
     try:
         import ale_py
         from ale_py.vector_env import AtariVectorEnv
@@ -82,7 +82,7 @@ def _vector_class(env_id: str) -> Callable[..., VectorEnv]:
 
 
 class _Game(VectorWrapper):
-    """Frames without the axis of a stack, a seed for each environment, and lives as episodes."""
+    """A batch of a game: frames without a stack axis, a seed per environment, lives as episodes."""
 
     def __init__(self, env: VectorEnv, *, life_loss: bool) -> None:
         super().__init__(env)
@@ -94,7 +94,7 @@ class _Game(VectorWrapper):
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        """Begin an episode everywhere; ``seed`` is one for all, or one for each."""
+        """Begin an episode in every environment; ``seed`` is one for all, or one for each."""
         each: Any = np.asarray(seed, np.int64) if isinstance(seed, list) else seed
         frames, infos = self.env.reset(seed=each, options=options)
         self._lives = np.array(infos["lives"])
@@ -106,7 +106,7 @@ class _Game(VectorWrapper):
         if "final_obs" in infos:
             infos = {**infos, "final_obs": infos["final_obs"][:, 0]}
         if self._life_loss:
-            # Where a game has ended there are all the lives of the next one.
+            # Where a game has ended, the lives are those of the next game.
             terminated = terminated | (infos["lives"] < self._lives) & ~truncated
         self._lives = np.array(infos["lives"])
         return frames[:, 0], rewards, terminated, truncated, infos

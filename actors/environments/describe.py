@@ -1,7 +1,7 @@
 """The spec of an environment, from one instance: made, reset and stepped as an actor would.
 
-The way goes from a name to its makers (``making``), from one instance to its spec (here), and from
-there to the batch that actors step (``vector``).
+``making`` finds the makers for a name. This module derives the spec from one instance. ``vector``
+makes the batch that actors step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pdqn.errors import UsageError, first_line, with_place
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
 _log = logging.getLogger("environment")
-# What gymnasium.make and constructors raise for what they do not accept.
+# Errors of gymnasium.make and of constructors for arguments that they do not accept.
 _NOT_MADE = (
     gymnasium.error.Error, TypeError, ValueError, ImportError, AssertionError, LookupError,
 )  # fmt: skip
@@ -39,8 +39,8 @@ class Examination:
     """The findings about an environment.
 
     Attributes:
-        spec: with single frames.
-        suggests: its info tells what an expert would do, at the beginning or after a step.
+        spec: spec of the environment, with single frames.
+        suggests: whether its info holds an expert's action, at the beginning or after a step.
     """
 
     spec: EnvironmentSpec
@@ -50,24 +50,24 @@ class Examination:
 def describe_environment(
     env_id: str, env_args: Mapping[str, Any], frame_stack: int = 1
 ) -> EnvironmentSpec:
-    """Examine an environment; return its spec, for ``frame_stack`` steps at once.
+    """Examine an environment; return its spec, with frames stacked over ``frame_stack`` steps.
 
     Raises:
-        UsageError: as ``examine_environment`` does.
+        UsageError: see ``examine_environment``.
     """
     return examine_environment(env_id, env_args).spec.stacked(frame_stack)
 
 
 def examine_environment(env_id: str, env_args: Mapping[str, Any]) -> Examination:
-    """Make an environment once, and its own batch where it has one; reset it and step it.
+    """Make, reset and step an environment once, in its own batch if it has one.
 
     Args:
         env_id: gymnasium id, ``module:id``, or ``module:factory``.
         env_args: keyword arguments of the environment.
 
     Raises:
-        UsageError: it cannot be made, its spaces are not supported, or no actor could use what it
-            shows; the message says which.
+        UsageError: it cannot be made, its spaces are not supported, or no actor could use its
+            observations; the message gives the reason.
     """
     with _refused(env_id):
         made = makers(env_id, env_args)
@@ -80,7 +80,7 @@ def examine_environment(env_id: str, env_args: Mapping[str, Any]) -> Examination
 
 @contextmanager
 def _refused(env_id: str) -> Iterator[None]:
-    """Put whatever an environment raises in one line."""
+    """Convert any error of an environment to one line."""
     try:
         yield
     except UsageError:
@@ -88,7 +88,7 @@ def _refused(env_id: str) -> Iterator[None]:
     except _NOT_MADE as error:
         raise UsageError(f"environment {env_id}: {first_line(error)}") from error
     except EnvironmentFailedError as error:
-        # What the environment raised, and was counted.
+        # The original error of the environment, which the guard has counted.
         raise UsageError(
             f"environment {env_id}: {with_place(error.__context__ or error)}"
         ) from error
@@ -97,14 +97,14 @@ def _refused(env_id: str) -> Iterator[None]:
 
 
 def _one(env_id: str, made: Makers) -> Any:
-    """Make one environment, or a batch of one where there is no other way."""
+    """Make one environment, or a batch of one if there is no single form."""
     if made.single is not None:
         env = made.single()
     else:
         assert made.vector is not None
         env = made.vector(1)
     if not isinstance(env, gymnasium.Env | VectorEnv):
-        raise UsageError(f"environment {env_id}: it made {type(env).__name__}, no gymnasium Env")
+        raise UsageError(f"environment {env_id}: it made {type(env).__name__}, not a gymnasium Env")
     return env
 
 
@@ -119,7 +119,7 @@ def _closed_if_refused(env: Any) -> Iterator[None]:
 
 
 def _spec_of(env_id: str, one: Any) -> EnvironmentSpec:
-    """Read what one environment, or a batch of one, says of itself and shows."""
+    """Read the attributes and the spaces of one environment, or of a batch of one."""
     headline = attribute(one, "headline_metric")
     placement = bool(attribute(one, "circle_placement"))
     fields, num_actions, first_action = _spaces_of(env_id, one, masked=tells_mask(one))
@@ -142,7 +142,7 @@ def _spaces_of(env_id: str, env: Any, *, masked: bool) -> tuple[tuple[FieldSpec,
 def _batch_around(one: Any, made: Makers, spec: EnvironmentSpec) -> VectorEnvironment:
     """Make the batch of one that an actor would step.
 
-    It takes over the environment that is made already, unless that has a batch of its own.
+    It takes over the existing environment, unless that has its own batch.
     """
     if made.single is None:
         return VectorEnvironment(spec, {}, 1, made=Makers(None, lambda _: one))
@@ -156,7 +156,7 @@ def _batch_around(one: Any, made: Makers, spec: EnvironmentSpec) -> VectorEnviro
 
 
 def _check_batch(native: VectorEnv, spec: EnvironmentSpec) -> None:
-    """Refuse a batch that shows something else than a single environment."""
+    """Reject a batch that observes or acts differently from a single environment."""
     fields, num_actions, first_action = _spaces_of(spec.id, native, masked=spec.masked)
     if (fields, num_actions, first_action) != (spec.fields, spec.num_actions, spec.first_action):
         raise UsageError(
@@ -166,9 +166,9 @@ def _check_batch(native: VectorEnv, spec: EnvironmentSpec) -> None:
 
 
 def _try_once(batch: VectorEnvironment) -> bool:
-    """Reset and step it as an actor does; return whether it suggests actions.
+    """Reset it and step it as an actor does; return whether it suggests actions.
 
-    Better one sentence now than one from every actor.
+    One error now is better than one from every actor.
     """
     with _quiet(), closing(batch):
         first = batch.reset([0])
@@ -193,7 +193,7 @@ def _check_finite(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep advice and tracebacks, which belong in an actor's log, from a person's terminal."""
+    """Keep warnings and tracebacks, which belong in an actor's log, off the terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _log.disabled = True
@@ -208,7 +208,7 @@ def _listed(fields: tuple[FieldSpec, ...]) -> str:
 
 
 def _actions(env_id: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
-    """Return how many actions there are, and the first one."""
+    """Return the number of actions, and the first one."""
     if not isinstance(space, spaces.Discrete):
         raise UsageError(
             f"environment {env_id} has the actions {space}; only Discrete is supported: a "

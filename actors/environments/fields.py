@@ -1,7 +1,7 @@
 """Named fields of nested observation spaces.
 
-Dict and Tuple spaces, however deep, are flattened to fields: ``camera.left`` is the key ``left``
-of the Dict at ``camera``, ``0.mask`` the key ``mask`` of the first entry of a Tuple.
+Dict and Tuple spaces, however deep, are flattened to fields. ``camera.left`` is the key ``left`` of
+the Dict at ``camera``; ``0.mask`` is the key ``mask`` of the first entry of a Tuple.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def fields_of(env_id: str, space: gymnasium.Space[Any]) -> tuple[FieldSpec, ...]
     """Describe an observation space by its fields, sorted by name.
 
     Raises:
-        UsageError: a part is not supported, two have one name, or there is nothing to observe.
+        UsageError: a part is not supported, two fields have the same name, or there is nothing to
+            observe.
     """
     leaves = [(field_name(path), leaf) for path, leaf in leaves_of(space)]
     if not any(math.prod(leaf.shape or ()) for _, leaf in leaves):
@@ -61,7 +62,7 @@ def fields_of(env_id: str, space: gymnasium.Space[Any]) -> tuple[FieldSpec, ...]
     if times > 1:
         raise UsageError(
             f"environment {env_id} has {times} observations of the name {name}; keys of Dict "
-            "spaces may hold dots only where the names of all fields stay different"
+            "spaces may contain dots only if the names of all fields stay different"
         )
     fields = (_field(env_id, name, leaf) for name, leaf in leaves)
     return tuple(sorted(fields, key=lambda field: field.name))
@@ -86,7 +87,7 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
         start = tuple(map(int, space.start.ravel()))
     else:
         categories = start = ()
-    if sum(categories) > MAX_CATEGORIES:  # one-hot, they would make the largest layer by far
+    if sum(categories) > MAX_CATEGORIES:  # one-hot, they would make by far the largest layer
         categories = start = ()
     shape, dtype = tuple(space.shape), str(space.dtype)
     return FieldSpec(name, shape, dtype, binary, categories=categories, start=start)

@@ -1,7 +1,7 @@
 """A guard that rebuilds an environment that raises, and marks its broken episode.
 
-gymnasium's vector environments know ended episodes only. A guarded environment therefore ends a
-broken one as truncated, marked in its info; ``VectorEnvironment`` takes the mark off again.
+gymnasium's vector environments know only ended episodes. A guarded environment therefore ends a
+broken one as truncated, with a mark in its info. ``VectorEnvironment`` removes the mark again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FAILED = "environment_failed"
 _FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
 _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
-# What environments raise: anything. Games end the process when their window is closed.
+# Environments may raise anything. Games end the process when their window is closed.
 RAISED = (Exception, SystemExit)
 
 
@@ -32,14 +32,14 @@ class EnvironmentFailedError(RunError):
 
 
 class FailureRecord:
-    """Failures of an environment, and the number that is allowed. Pure.
+    """Failures of an environment, with a limit. Pure.
 
     Attributes:
-        total: failures ever.
+        total: number of failures ever.
     """
 
     def __init__(self, allowed: int) -> None:
-        """Allow so many failures in a row; a finished episode begins a new row."""
+        """Allow ``allowed`` failures in a row; a finished episode begins a new row."""
         self._allowed = allowed
         self._in_a_row = 0
         self._first = ""
@@ -49,7 +49,7 @@ class FailureRecord:
         """Count a failure; return the seconds to wait before the environment is rebuilt.
 
         Raises:
-            EnvironmentFailedError: that was one too many.
+            EnvironmentFailedError: this failure exceeds the limit.
         """
         self._first = self._first if self._in_a_row else trace
         self._in_a_row += 1
@@ -63,7 +63,7 @@ class FailureRecord:
         return min(_LARGEST_BACKOFF_SECONDS, wait)
 
     def finished(self) -> None:
-        """Begin a new row: an episode has ended as it should."""
+        """Begin a new row, because an episode has ended properly."""
         self._in_a_row = 0
 
 
@@ -71,7 +71,7 @@ class Backoff:
     """Waits before environments of a batch are rebuilt; those that fail together wait together.
 
     Args:
-        pause: waits for so many seconds; by default it sleeps.
+        pause: function that waits for a number of seconds; by default it sleeps.
     """
 
     def __init__(self, pause: Callable[[float], None] | None = None) -> None:
@@ -80,18 +80,18 @@ class Backoff:
         self._waited_seconds: list[float] = []
 
     def begin_step(self) -> None:
-        """Forget earlier waits: from here on environments are stepped, or reset, once."""
+        """Forget earlier waits: a new step, or reset, of all environments begins."""
         self._failures.clear()
         self._waited_seconds.clear()
 
     def wait(self, record: FailureRecord, trace: str) -> None:
         """Count a failure, and wait before the environment is rebuilt.
 
-        It waits less by what others of the batch have waited already when they had failed as often
-        in this step.
+        The wait is shorter by the time that others of the batch with as many failures in this step
+        have already waited.
 
         Raises:
-            EnvironmentFailedError: that was one too many.
+            EnvironmentFailedError: this failure exceeds the limit.
         """
         seconds = record.failed(trace)
         turn = self._failures[record]
@@ -105,7 +105,7 @@ class Backoff:
 
 
 def close_broken(env: Any) -> None:
-    """Close what has failed: it may hold a port or a process that its successor needs."""
+    """Close a failed environment: it may hold a port or a process that its successor needs."""
     try:
         env.close()
     except RAISED:
@@ -113,17 +113,18 @@ def close_broken(env: Any) -> None:
 
 
 class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Environment that catches what another raises, and rebuilds it before its next episode.
+    """Environment that catches the errors of another, and rebuilds it before its next episode.
 
     Args:
-        make: the environment.
-        allowed: failures in a row.
-        backoff: shared by a batch.
-        check: raises where no policy could act on an observation, or learn from it; it is told,
-            too, whether this is an episode's last.
-        told: keys of the info that somebody reads. Others are left out, since a batch cannot hold
-            what has another shape or type from one environment to the next.
-        rests: after an episode; it then shows how that began until it is reset with a seed.
+        make: function that makes the environment.
+        allowed: largest number of failures in a row.
+        backoff: waits, shared by a batch.
+        check: function of an observation and of whether it is an episode's last. It raises if no
+            policy could act on the observation or learn from it.
+        told: keys of the info that are read. Others are left out: a batch cannot hold values whose
+            shape or type differs between environments.
+        rests: whether it rests after an episode. It then shows the episode's first observation
+            until it is reset with a seed.
     """
 
     def __init__(
@@ -152,12 +153,12 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; with a new environment if the last one is broken."""
+        """Begin an episode, with a new environment if the last one is broken."""
         self._resting = self._rests and seed is None
         if self._resting:
             return self._first, {}
         self._seed = self._seed if seed is None else seed
-        goes_on = seed is None  # with what failed, and would again
+        goes_on = seed is None  # with an environment whose seed would fail again
         while True:
             try:
                 if self._broken:
@@ -178,7 +179,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
                 return self._last, told
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step; where that raises, the episode is truncated and its info says ``FAILED``."""
+        """Step; if that raises, truncate the episode and mark its info with ``FAILED``."""
         if self._resting:
             return self._first, 0.0, False, False, {}
         try:
@@ -196,14 +197,14 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._last, reward, terminated, truncated, told
 
     def close(self) -> None:
-        """Close it; what a broken one raises then is written to the log."""
+        """Close the environment; errors of a broken one go to the log."""
         if self._broken:
             close_broken(self.env)
         else:
             super().close()
 
     def _read(self, info: dict[str, Any]) -> dict[str, float]:
-        """Turn what is told into one type: a batch would round all to that of the first."""
+        """Convert the values read to one type: a batch would round all to the type of the first."""
         told = {key: info[key] for key in self._told if info.get(key) is not None}
         return {key: float(np.asarray(value).item()) for key, value in told.items()}
 
@@ -212,5 +213,5 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._backoff.wait(self.record, traceback.format_exc())
 
     def _next_seed(self, seed: int) -> int:
-        """Draw another seed: the same episode would fail in the same way."""
+        """Derive another seed: the same episode would fail in the same way."""
         return seeds.rebuilt_seed(seed, self.record.total)

@@ -1,4 +1,4 @@
-"""Makers of what a person names: gymnasium ids, modules, factories, Atari, MinAtar."""
+"""Makers of environments by name: gymnasium ids, modules, factories, Atari, MinAtar."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class Makers:
     """Functions that make an environment; at least one of the two.
 
     Attributes:
-        single: one environment.
-        vector: a batch, from its size, that resets within a step (``SAME_STEP``).
+        single: function that makes one environment.
+        vector: function that makes a batch of a given size that resets within a step
+            (``SAME_STEP``).
     """
 
     single: Callable[[], Any] | None
@@ -35,13 +36,13 @@ def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
     """Find the functions that make an environment.
 
     Args:
-        env_id: a gymnasium id, ``module:id`` (the module registers it), or ``module:factory``: a
-            function that makes an environment from the arguments, and which may have an attribute
-            ``vector``, a function of (num_envs, **env_args) that makes a batch.
-        env_args: its arguments.
+        env_id: a gymnasium id, ``module:id`` or ``module:factory``. Importing the module registers
+            the id. The factory makes an environment from the arguments. Its optional attribute
+            ``vector``, a function of (num_envs, **env_args), makes a batch.
+        env_args: keyword arguments of the environment.
 
     Raises:
-        UsageError: a package that it needs is missing, or the module or factory is.
+        UsageError: the module or factory, or a package that the environment needs, is missing.
     """
     registration.register()
     if env_id.startswith(atari.NAMESPACE):
@@ -59,7 +60,7 @@ def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
 
 
 def attribute(env: Any, name: str) -> Any:
-    """Read what an environment, or its outermost wrapper that has it, says of itself; or None."""
+    """Read an attribute of an environment, or of its outermost wrapper that has it; or None."""
     while env is not None:
         if hasattr(env, name):
             return getattr(env, name)

@@ -1,4 +1,4 @@
-"""Action masks: where an environment tells them, and how they get into the observation."""
+"""Action masks: detection in an environment, and their transfer into the observation."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Environment = gymnasium.Env[Any, Any]
 def tells_mask(env: Environment | VectorEnv) -> bool:
     """Find out whether an environment has action masks, in its observation or in its info.
 
-    It is reset where its observation has none: what infos hold is known only then.
+    If the observation has no mask, it resets the environment: only then are infos known.
     """
     if _observes_mask(env):
         return True
-    every_zero: Any = [0]  # a seed for each of one; the base class declares only one int
+    every_zero: Any = [0]  # one seed for the batch of one; the base class declares only an int
     _, info = env.reset(seed=every_zero if isinstance(env, VectorEnv) else 0)
     return ACTION_MASK in info
 
 
 def with_mask_observed(env: Any) -> Any:
-    """Wrap an environment, or a batch, so that the mask from its info is in its observation.
+    """Wrap an environment or a batch to move the mask from its info into its observation.
 
-    The same environment where the observation itself has a mask.
+    An environment whose observation has a mask is returned unchanged.
     """
     if _observes_mask(env):
         return env
@@ -63,9 +63,9 @@ class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class MaskedBatch(VectorWrapper):
-    """The same for a batch: ``infos["action_mask"]``, one row for each environment.
+    """Wrapper for a batch, with ``infos["action_mask"]``, one row for each environment.
 
-    That of a final observation is looked for in ``infos["final_info"]``.
+    The mask of a final observation is in ``infos["final_info"]``.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -75,7 +75,7 @@ class MaskedBatch(VectorWrapper):
         self.observation_space = batch_space(space, env.num_envs)
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode everywhere."""
+        """Begin an episode in every environment."""
         observation, infos = self.env.reset(**arguments)
         return _with_mask(observation, _told_mask(infos)), infos
 
@@ -109,10 +109,10 @@ def _parts(whole: Any, mapping: type, sequence: type) -> dict[str, Any]:
 
 def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
     if ACTION_MASK not in info:
-        raise KeyError(f'no info["{ACTION_MASK}"], though the first reset had one')
-    # A copy, as the observation beside it is one: an environment may keep a single mask.
+        raise KeyError(f'no info["{ACTION_MASK}"], although the first reset had one')
+    # A copy, like the observation next to it: an environment may reuse a single mask.
     mask = np.array(info[ACTION_MASK])
-    if mask.dtype == object:  # of a batch: lists, and None where there is none
+    if mask.dtype == object:  # a batch: lists, and None for environments without a mask
         known = next(len(row) for row in mask if row is not None)
         mask = np.array([np.zeros(known) if row is None else row for row in mask])
     return (mask != 0).astype(np.int8)

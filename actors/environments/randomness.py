@@ -1,4 +1,4 @@
-"""The random states that a process has once, and that environments may draw from."""
+"""Global random states of a process, from which environments may draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pdqn import seeds
 def seed(run_seed: int, role: str, index: int, incarnation: int) -> None:
     """Seed Python's, numpy's and torch's own generators for one incarnation of one role.
 
-    Actors share what the process that they are forked from has: unseeded, all would draw the same.
+    Actors inherit the states of the process that forks them: unseeded, all would draw the same.
     """
     rng = seeds.generator(run_seed, f"{role}'s process", index, incarnation)
     random.seed(int(rng.integers(1 << 62)))
@@ -25,7 +25,7 @@ def seed(run_seed: int, role: str, index: int, incarnation: int) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Restore the states afterwards, whatever is drawn within."""
+    """Restore the states afterwards, whatever the body draws."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

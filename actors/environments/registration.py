@@ -1,9 +1,9 @@
 """Registration of this package's environments with gymnasium.
 
-gymnasium finds an environment by its id only after somebody has imported a module that registers
-it; this is that module. ``import actors.environments.registration`` does it, and so does the id
-``actors.environments.registration:pdqn/CirclePlacement-v0``. The environments are named by
-strings, so that nothing of them is imported until one is made.
+gymnasium finds an environment by its id only after an import of a module that registers it; this is
+that module. ``import actors.environments.registration`` does it, and so does the id
+``actors.environments.registration:pdqn/CirclePlacement-v0``. The entry points are strings, so
+nothing of the environments is imported until one is made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CIRCLE_PLACEMENT_ID = "pdqn/CirclePlacement-v0"
 
 
 def register() -> None:
-    """Register the environments; harmless when they are registered already."""
+    """Register the environments, unless this has been done."""
     if CIRCLE_PLACEMENT_ID in registration.registry:
         return
     registration.register(

@@ -1,9 +1,8 @@
 """Any gymnasium environment as one batch, described by an EnvironmentSpec.
 
-One autoreset mode is used throughout, ``SAME_STEP``: the observation after a finished episode is
-the first of the next one, and the final observation is kept beside it. Environments with a
-batch-native form that works this way use it; all others are stepped one after another by
-gymnasium's SyncVectorEnv, each with a guard of its own.
+There is one autoreset mode, ``SAME_STEP``. The observation after a finished episode is the first of
+the next one, and the final observation is kept separately. Environments with a native batch in this
+mode use it. gymnasium's SyncVectorEnv steps all others one after another, each with its own guard.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ class Transition:
     """One step of all environments.
 
     Attributes:
-        observation: fields [num_envs, ...]; where an episode ended, the next one's first.
+        observation: fields [num_envs, ...]; where an episode ended, the first of the next one.
         rewards: float64[num_envs].
         terminated: bool[num_envs].
         truncated: bool[num_envs].
-        final_observation: fields [k, ...] of the k environments that were truncated and not
-            terminated, in order: the observation to bootstrap from.
-        headline: float64[num_envs], the headline metric at the end, NaN elsewhere.
-        failed: bool[num_envs], where the environment raised and was built anew: what was recorded
-            of its episode is void, and ``observation`` is the first of another one.
-        suggested: int64[num_envs], the action that an expert would take next, -1 where there is no
-            telling; None where the environment suggests nothing (``info["suggested_action"]``).
+        final_observation: observations to bootstrap from. Fields [k, ...] of the k environments
+            that were truncated and not terminated, in order.
+        headline: float64[num_envs], the headline metric at the end of an episode; NaN elsewhere.
+        failed: bool[num_envs], whether the environment raised and was rebuilt. Records of its
+            episode are void, and ``observation`` is the first of another episode.
+        suggested: int64[num_envs], an expert's next action (``info["suggested_action"]``), -1 where
+            there is none; None if the environment suggests nothing.
     """
 
     observation: Observation
@@ -68,7 +67,7 @@ class Transition:
 
 
 class VectorEnvironment:
-    """A batch of environments that speaks in maps of named arrays."""
+    """A batch of environments that uses maps of named arrays."""
 
     def __init__(
         self,
@@ -84,21 +83,23 @@ class VectorEnvironment:
         """Make the environments.
 
         Args:
-            spec: what ``describe_environment`` found.
-            env_args: keyword arguments.
-            num_envs: of the batch.
-            failures_allowed: in a row; an environment that raises is built anew so often.
-            pause: waits for so many seconds before it is; by default it sleeps.
-            rests: whether an environment whose episode has ended or failed rests until all are
-                reset, where they are stepped one after the other; what it shows means nothing.
-            made: how they are made; by default as ``spec.id`` and ``env_args`` say.
+            spec: spec from ``describe_environment``.
+            env_args: keyword arguments of the environment.
+            num_envs: size of the batch.
+            failures_allowed: largest number of failures in a row after which an environment is
+                rebuilt.
+            pause: function that waits for a number of seconds before that; by default it sleeps.
+            rests: whether an environment rests after its episode has ended or failed, until all are
+                reset. Native batches ignore this. The observations of a resting environment are
+                meaningless.
+            made: makers of the environment; by default those of ``spec.id`` and ``env_args``.
         """
         self.spec = spec
         self.num_envs = num_envs
         self.suggested: NDArray[np.int64] | None = None
         self._made = makers(spec.id, env_args) if made is None else made
         self._allowed = failures_allowed
-        self._record = FailureRecord(failures_allowed)  # of a native batch
+        self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
         self._backoff = Backoff(pause)
         self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
@@ -110,30 +111,30 @@ class VectorEnvironment:
 
     @property
     def failures(self) -> int:
-        """Count the failures so far; a native batch fails as a whole."""
+        """Number of failures so far; a native batch fails as a whole."""
         return self._record.total + sum(env.record.total for env in self._guarded)
 
     @property
     def failures_each(self) -> NDArray[np.int64]:
-        """Count the failures of each environment, int64[num_envs]."""
+        """Number of failures of each environment, int64[num_envs]."""
         if not self._guarded:
             return np.full(self.num_envs, self._record.total)
         return np.array([env.record.total for env in self._guarded])
 
     def reset(self, seeds: Sequence[int]) -> Observation:
-        """Begin an episode everywhere; environment i with ``seeds[i]``."""
+        """Begin an episode in every environment; environment i uses ``seeds[i]``."""
         self._seeds = [int(seed) for seed in seeds]
         self._backoff.begin_step()
         every: Any = self._seeds  # the base class declares only one int
         observation, infos = self._env.reset(seed=every)
         self.suggested = self._suggested(infos)
         named = self._named(observation)
-        if not self._guarded:  # a guard has looked already
+        if not self._guarded:  # a guard has already checked
             self._check(named)
         return named
 
     def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
-        """Take actions [num_envs], each 0 .. num_actions - 1.
+        """Step with actions [num_envs], each 0 .. num_actions - 1.
 
         Raises:
             EnvironmentFailedError: an environment failed too often in a row.
@@ -158,7 +159,7 @@ class VectorEnvironment:
         self.suggested = self._suggested(infos)
         named = self._named(observation)
         final = self._final(infos, np.flatnonzero(truncated & ~terminated))
-        if not self._guarded:  # a guard has looked already
+        if not self._guarded:  # a guard has already checked
             self._check(named)
             self._check(final, ended=True)
         return Transition(
@@ -208,7 +209,7 @@ class VectorEnvironment:
         )
 
     def _guard(self) -> GuardedEnvironment:
-        """Make one of those that are stepped one after another, with its guard."""
+        """Make a guarded environment for stepping one after another."""
         headline = self.spec.headline_metric
         return GuardedEnvironment(
             partial(_single, self._made, masked=self.spec.masked),
@@ -228,7 +229,7 @@ class VectorEnvironment:
             return None
         told = np.asarray(infos[SUGGESTED])
         known = np.asarray(infos.get(f"_{SUGGESTED}", np.ones(self.num_envs, bool)), bool)
-        if told.dtype == object:  # None where an environment has nothing to suggest
+        if told.dtype == object:  # None for environments without a suggestion
             known = known & [value is not None for value in told]
         suggested = np.full(self.num_envs, -1, np.int64)
         suggested[known] = told[known].astype(np.int64) - self.spec.first_action
@@ -251,7 +252,7 @@ class VectorEnvironment:
         return {name: part_of(observation, path) for name, path in self._paths.items()}
 
     def _check(self, observation: Observation, *, ended: bool = False) -> None:
-        """Refuse what no policy could act on or learn from; of one environment, or of several."""
+        """Reject observations of one or several environments that no policy could use."""
         if not observation:
             return
         for field in self._checked:
@@ -267,10 +268,10 @@ class VectorEnvironment:
         if len(which) == 0:
             return {}
         if "final_obs" not in infos:
-            raise KeyError('no infos["final_obs"], though an episode was cut')
+            raise KeyError('no infos["final_obs"], although an episode was truncated')
         finals = [self._named(infos["final_obs"][i]) for i in which]
         return {
-            # They come as the environment made them: a Discrete's may be an int of Python.
+            # They are as the environment made them: a Discrete may be a Python int.
             name: np.stack([final[name] for final in finals]).astype(dtype, copy=False)
             for name, dtype in self._dtypes.items()
         }
@@ -288,11 +289,11 @@ class VectorEnvironment:
 
 
 def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | None:
-    """Make the environment's own batch; None where it has none that resets in the same step.
+    """Make the environment's own batch; None if it has none that resets within a step.
 
     Args:
-        made: how.
-        num_envs: of the batch.
+        made: makers of the environment.
+        num_envs: size of the batch.
         masked: whether the environment has action masks, in its observation or in its info.
     """
     if made.vector is None:
@@ -311,9 +312,9 @@ def _single(made: Makers, *, masked: bool) -> Any:
 
 
 class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Wrapper that keeps a final observation when the reset reuses the environment's own array.
+    """Wrapper that copies observations: a reset may reuse the environment's own array.
 
-    Lists and Python's own numbers become what the space says that they are.
+    Lists and Python numbers become arrays of the space's dtype.
     """
 
     def observation(self, observation: Any) -> Any:

@@ -1,8 +1,8 @@
 """Q-networks: observation in, one value for every action out.
 
-``build_network`` chooses by the observation: dense layers for vectors, convolutions for images,
-both side by side for observations that hold both, a fully convolutional map for circle placement,
-or a network of the user's own.
+``build_network`` chooses the network by the observation. Vectors get dense layers, images get
+convolutions, and observations with both get the two side by side. Circle placement gets a fully
+convolutional map. Users may also name a network of their own.
 """
 
 from pdqn.networks.build import build_network, network_sizes

@@ -1,4 +1,4 @@
-"""Which network an environment gets, how large it is, and what does not fit."""
+"""Choice, sizes and construction of an environment's network, with checks of what fits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from pdqn.networks.spatial import SpatialNetwork, place_images
 from pdqn.specs import EnvironmentSpec
 from pdqn.wire import MAX_COLUMNS
 
-# Sizes of each kind, None for what it does not have: MLP by custom, the others as in their papers.
+# Default sizes of each kind, None for sizes that it does not have. Those of the MLP are customary;
+# the others are from the papers.
 _SIZES: dict[str, dict[str, int | None]] = {
     "mlp": {"hidden": 256, "layers": 2, "channels": None},
     "conv": {"hidden": 128, "layers": 1, "channels": 16},
@@ -31,10 +32,11 @@ _SIZES: dict[str, dict[str, int | None]] = {
 
 
 def network_sizes(spec: EnvironmentSpec, config: NetworkConfig) -> NetworkConfig:
-    """The configuration with kind and sizes filled in where they were left to auto.
+    """Fill in the kind and the sizes that the configuration leaves to auto.
 
     Raises:
-        UsageError: the kind cannot take the environment's observations, or has no such size.
+        UsageError: the kind cannot take the environment's observations, or does not have a given
+            size.
     """
     kind = _kind(spec, config)
     if kind not in _SIZES:
@@ -45,18 +47,18 @@ def network_sizes(spec: EnvironmentSpec, config: NetworkConfig) -> NetworkConfig
         if size is None and given is not None:
             sized = ", ".join(f"network.{name}" for name, size in _SIZES[kind].items() if size)
             raise UsageError(
-                f"network.{key} = {given}: a network of kind {kind} has none; it is sized by "
-                f"{sized}"
+                f"network.{key} = {given}: a network of kind {kind} does not use it; "
+                f"it is sized by {sized}"
             )
         filled[key] = size if given is None else given
     return dataclasses.replace(config, kind=kind, **filled)
 
 
 def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
-    """A freshly initialised network for an environment, in evaluation mode.
+    """Build a freshly initialised network for an environment, in evaluation mode.
 
     Raises:
-        UsageError: no network fits the environment's observations, or options do not combine.
+        UsageError: no network fits the environment's observations, or options cannot be combined.
     """
     sized = network_sizes(spec, config)
     _check_distribution(sized)
@@ -74,7 +76,7 @@ def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
     names = {field.name for field in spec.fields}
     sides = [image.side for image in images(spec)]
     if config.kind == "auto":
-        # A wrapper may have taken fields away.
+        # A wrapper may have removed fields.
         if spec.circle_placement and names >= QMAP_FIELDS:
             return "qmap"
         if place_images(spec):
@@ -117,7 +119,7 @@ def _check_distribution(config: NetworkConfig) -> None:
 
 
 def _build_own(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
-    """What ``package.module:factory`` makes of (spec, config), tried once."""
+    """Build a network with ``package.module:factory`` from (spec, config), and try it once."""
     where = f"network.kind = {config.kind}"
     network = _call_factory(where, spec, config)
     own = type(network).distribution
@@ -132,7 +134,7 @@ def _build_own(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     if atoms != wanted:
         raise UsageError(
             f"{where}: its support has the shape {atoms}, but network.distribution = "
-            f"{config.distribution} needs {wanted}: the returns of the atoms where it is "
+            f"{config.distribution} needs {wanted}: the returns of the atoms if it is "
             "categorical, else None"
         )
     if config.noisy and not noisy_layers(network):
@@ -168,7 +170,7 @@ def _call_factory(where: str, spec: EnvironmentSpec, config: NetworkConfig) -> Q
 
 
 def _try_once(where: str, network: QNetwork, spec: EnvironmentSpec, config: NetworkConfig) -> None:
-    """Two observations must give finite values of the right shape."""
+    """Check that two observations give finite values of the right shape."""
     blank = {name: torch.from_numpy(values) for name, values in spec.blank(2).items()}
     try:
         _check_outputs(where, network, spec, config, blank)

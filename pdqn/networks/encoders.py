@@ -1,8 +1,8 @@
-"""From the fields of an observation to features: convolutions for images, numbers as they are.
+"""Encoders from the fields of an observation to features: convolutions for images, plain numbers.
 
-An image is a field [H, W], [H, W, C] or [C, H, W] whose height and width are both at least 8; the
-channels are the shorter outer axis. The frames of a stack become channels. ``uint8`` images are
-divided by 255. Everything else is flattened to one vector, categories as one-hot.
+An image is a field [H, W], [H, W, C] or [C, H, W]. Its height and width are both at least 8, and
+the channels are the shorter outer axis. The frames of a stack become channels. ``uint8`` images are
+divided by 255. All other fields are flattened to one vector, with categories one-hot.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch.nn import functional
 from pdqn.specs import ACTION_MASK, FieldSpec
 
 IMAGE_SIDE_MIN = 8
-NATURE_SIDE_MIN = 36  # what its three convolutions need, without padding
+NATURE_SIDE_MIN = 36  # smallest side for its three convolutions, without padding
 
 
 @dataclass(frozen=True)
 class Image:
-    """How a field is read as an image.
+    """A reading of a field as an image.
 
     Attributes:
         field: the field's spec.
-        channels: of one frame.
+        channels: channels of one frame.
         height: in pixels.
         width: in pixels.
-        channels_last: where the channels stand; True for [H, W], too.
+        channels_last: whether channels are the last axis; also True for [H, W].
     """
 
     field: FieldSpec
@@ -51,7 +51,7 @@ class Image:
         return min(self.height, self.width)
 
     def prepare(self, values: Tensor) -> Tensor:
-        """float32[batch, inputs, H, W] from a field's values [batch, *stacked_shape]."""
+        """Convert a field's values [batch, *stacked_shape] to float32[batch, inputs, H, W]."""
         frames = values if self.field.stack > 1 else values[:, None]
         if len(self.field.shape) == 2:
             frames = frames[..., None]
@@ -62,7 +62,7 @@ class Image:
 
 
 def as_image(field: FieldSpec) -> Image | None:
-    """How a field is read as an image; None if it is none."""
+    """Read a field as an image; None if it is not an image."""
     shape = field.shape
     if field.name == ACTION_MASK or field.categories or len(shape) not in (2, 3):
         return None
@@ -77,18 +77,18 @@ def as_image(field: FieldSpec) -> Image | None:
 
 
 class FlatFields:
-    """Fields as one vector: numbers as they are, categories (Discrete) as one-hot."""
+    """Fields as one vector: numbers unchanged, categories (Discrete) one-hot."""
 
     def __init__(self, fields: Sequence[FieldSpec]) -> None:
         self._fields = sorted(fields, key=lambda field: field.name)
 
     @property
     def size(self) -> int:
-        """Values of the vector."""
+        """Number of values in the vector."""
         return sum(_flat_size(field) for field in self._fields)
 
     def prepare(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """float32[batch, size], in the order of names; of a stack, the oldest frame first."""
+        """Build float32[batch, size], in the order of names; in a stack, the oldest frame first."""
         parts = [_flat(field, observation[field.name]) for field in self._fields]
         return torch.cat(parts, dim=1)
 
@@ -123,7 +123,7 @@ class Convolutions(nn.Module):
         self.features = channels * (image.height - 2) * (image.width - 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[batch, features] from [batch, inputs, H, W]."""
+        """Compute [batch, features] from [batch, inputs, H, W]."""
         return functional.relu(self.first(images)).flatten(1)
 
 
@@ -143,7 +143,7 @@ class NatureCNN(nn.Module):
         self.features = 2 * channels * math.prod(sides)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[batch, features] from [batch, inputs, H, W]."""
+        """Compute [batch, features] from [batch, inputs, H, W]."""
         for layer in self.layers:
             images = functional.relu(layer(images))
         return images.flatten(1)
@@ -160,7 +160,7 @@ class ImpalaResNet(nn.Module):
         self.features = widths[-1] * math.prod(sides)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[batch, features] from [batch, inputs, H, W]."""
+        """Compute [batch, features] from [batch, inputs, H, W]."""
         for stage in self.stages:
             images = stage(images)
         return functional.relu(images).flatten(1)

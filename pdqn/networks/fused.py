@@ -1,4 +1,4 @@
-"""The network for everything but maps of actions: each image its encoder, fused with the rest."""
+"""The network for everything but maps of actions: an encoder per image, fused with the rest."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from pdqn.specs import ACTION_MASK, EnvironmentSpec
 class FusedNetwork(QNetwork):
     """Late fusion: image encoders and plain values, concatenated, then dense layers and a head.
 
-    Without images it is a multilayer perceptron. The dense layers and the head are noisy where
-    the configuration says so, the convolutions never.
+    Without images it is a multilayer perceptron. The configuration may make the dense layers and
+    the head noisy, but never the convolutions.
     """
 
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
-        """Build for an environment; kind, hidden, layers and channels are resolved."""
+        """Build the network for an environment; kind, hidden, layers and channels are resolved."""
         super().__init__()
         self._images = () if config.kind == "mlp" else images(spec)
         seen = {image.field.name for image in self._images} | {ACTION_MASK}
@@ -51,17 +51,17 @@ class FusedNetwork(QNetwork):
         self.support = categorical_support(config)
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """float32[batch, inputs, H, W] of every image, and float32[batch, values] of the rest."""
+        """Derive float32[batch, inputs, H, W] per image, and float32[batch, values] of the rest."""
         pictures = [image.prepare(observation[image.field.name]) for image in self._images]
         rest = [self._flat.prepare(observation)] if self._flat.size else []
         return (*pictures, *rest)
 
     def forward(self, *prepared: Tensor) -> Tensor:
-        """Expected returns, float[batch, num_actions]."""
+        """Compute expected returns, float[batch, num_actions]."""
         return expected(self.distribution(*prepared), self.support)
 
     def distribution(self, *prepared: Tensor) -> Tensor:
-        """Logits or quantiles, float[batch, num_actions, atoms]."""
+        """Compute logits or quantiles, float[batch, num_actions, atoms]."""
         return self.head(self._features(*prepared))
 
     def _features(self, *prepared: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class FusedNetwork(QNetwork):
 
 
 def images(spec: EnvironmentSpec) -> tuple[Image, ...]:
-    """The fields that are read as images, in the order of names."""
+    """List the fields that are read as images, sorted by name."""
     found = (as_image(field) for field in spec.fields)
     return tuple(image for image in found if image is not None)
 

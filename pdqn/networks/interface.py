@@ -1,4 +1,4 @@
-"""What actors and learner need of a network."""
+"""The interface of a network for actors and the learner."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from torch import Tensor, nn
 
 
 class QNetwork(nn.Module):
-    """Two parts: ``prepare`` derives inputs and has no parameters, ``forward`` has them all.
+    """A network of two parts: ``prepare`` has no parameters, ``forward`` has all of them.
 
-    The online and the target network therefore share the result of ``prepare``. Masks are applied
-    by who chooses or bootstraps, not here.
+    The online and the target network therefore share the result of ``prepare``. Callers that choose
+    or bootstrap apply the masks; networks do not.
 
     Attributes:
-        support: float32[atoms], returns that the atoms of a categorical distribution stand for;
-            None for other networks. A buffer, which follows the network to its device.
+        support: float32[atoms], returns that the atoms of a categorical distribution represent;
+            None for other networks. It is a buffer, so it follows the network to its device.
     """
 
     support: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
-        if not hasattr(type(self), "support"):  # a subclass may have one of its own kind
+        if not hasattr(type(self), "support"):  # a subclass may declare its own kind of support
             self.register_buffer("support", None, persistent=False)
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Inputs of ``forward`` from a batch of unpacked observations; no parameters involved.
+        """Derive the inputs of ``forward`` from unpacked observations, without parameters.
 
         Args:
-            observation: of each field, [batch, *stacked_shape].
+            observation: [batch, *stacked_shape] of each field.
         """
         raise NotImplementedError
 
     def forward(self, *prepared: Tensor) -> Tensor:
-        """Expected returns of the actions, float[batch, num_actions]."""
+        """Compute the actions' expected returns, float[batch, num_actions]."""
         raise NotImplementedError
 
     def distribution(self, *prepared: Tensor) -> Tensor:
-        """Of the returns, float[batch, num_actions, atoms].
+        """Compute the distribution of the returns, float[batch, num_actions, atoms].
 
-        Logits of the atoms where it is categorical, values of the quantiles where it is made of
-        quantiles (``network.distribution``).
+        These are logits of the atoms for a categorical distribution, and values of the quantiles
+        for quantile regression (``network.distribution``).
         """
         raise NotImplementedError

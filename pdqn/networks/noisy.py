@@ -1,4 +1,4 @@
-"""Dense layers with learned noise, which explore in place of epsilon (Fortunato et al. 2018)."""
+"""Dense layers with learned noise, which explore instead of epsilon (Fortunato et al. 2018)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional
 
 
 class NoisyLinear(nn.Module):
-    """A dense layer whose parameters are ``mu + sigma * noise`` (eq. 9), factorised Gaussian noise.
+    """A dense layer with parameters ``mu + sigma * noise`` (eq. 9), factorised Gaussian noise.
 
-    The noise of a weight is ``f(e_out) f(e_in)`` with ``f(x) = sign(x) sqrt(|x|)`` (eq. 10, 11).
-    It stays as it is until ``resample``, and is no parameter: it is neither saved nor published.
+    The noise of a weight is ``f(e_out) f(e_in)`` with ``f(x) = sign(x) sqrt(|x|)`` (eq. 10, 11). It
+    changes only in ``resample``. It is not a parameter: it is neither saved nor published.
 
     Attributes:
-        noisy: whether the noise takes part; without it the layer computes with ``mu`` alone.
+        noisy: whether the layer uses the noise; otherwise it computes with ``mu`` alone.
     """
 
     in_noise: Tensor
@@ -34,13 +34,13 @@ class NoisyLinear(nn.Module):
         self.register_buffer("out_noise", torch.zeros(outputs), persistent=False)
 
     def resample(self, generator: torch.Generator | None = None) -> None:
-        """Draw new noise; from torch's own generator where none is given."""
+        """Draw new noise, from torch's own generator if none is given."""
         for noise in (self.in_noise, self.out_noise):
             drawn = torch.randn(noise.shape, generator=generator)
             noise.copy_(drawn.sign() * drawn.abs().sqrt())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[batch, outputs] from [batch, inputs]."""
+        """Compute [batch, outputs] from [batch, inputs]."""
         if not self.noisy:
             return functional.linear(inputs, self.weight, self.bias)
         weight = self.weight + self.weight_sigma * torch.outer(self.out_noise, self.in_noise)
@@ -48,17 +48,17 @@ class NoisyLinear(nn.Module):
 
 
 def noisy_layers(network: nn.Module) -> list[NoisyLinear]:
-    """All noisy layers of a network."""
+    """List all noisy layers of a network."""
     return [module for module in network.modules() if isinstance(module, NoisyLinear)]
 
 
 def resample_noise(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw new noise in every noisy layer; does nothing where there is none."""
+    """Draw new noise in every noisy layer, if there are any."""
     for layer in noisy_layers(network):
         layer.resample(generator)
 
 
 def set_noise(network: nn.Module, enabled: bool) -> None:
-    """Switch the noise on or off: a greedy evaluation has none."""
+    """Switch the noise on or off; a greedy evaluation switches it off."""
     for layer in noisy_layers(network):
         layer.noisy = enabled

@@ -17,21 +17,23 @@ from pdqn.networks.interface import QNetwork
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
 QMAP_FIELDS = frozenset({"map", "radius", "radii", "placed", "progress", ACTION_MASK})
-# Map sizes are multiples of the larger block. Large maps have large discs, so coarse blocks do.
+# Map sizes are multiples of the larger block. Large maps have large discs, so coarse blocks
+# suffice.
 _SMALL_BLOCK, _LARGE_BLOCK, _LARGE_MAP = 4, 8, 128
-# Immediate rewards of a placement are a few percent; this brings them to the size of the map.
+# Immediate rewards of a placement are a few percent; this scales them to the size of the map.
 _REWARD_SCALE = 10.0
-# What a greedy policy collects of the heaviest cells, about: where learning starts.
+# Approximate share of the heaviest cells that a greedy policy collects: learning starts there.
 _USUAL_SHARE = 0.8
-# Parts of the later discs' cells for which the network is told the density of the heaviest.
+# The network gets the density of the heaviest cells for these parts of the later discs' area.
 _PARTS = (1.0, 0.5, 0.25)
 
 
 def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
-    """Refuse what the Q-map network cannot do.
+    """Reject what the Q-map network does not support.
 
     Raises:
-        UsageError: stacked frames, a map of a wrong size, a distribution, options of dense layers.
+        UsageError: the frames are stacked, the map has a wrong size, a distribution is configured,
+            or an option of dense layers is set.
     """
     if spec.frame_stack > 1:
         raise UsageError(
@@ -57,17 +59,17 @@ def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
 class QMap(QNetwork):
     """A value for every cell of a map: fully convolutional, for circle placement.
 
-    The value of a placement is its immediate reward, which follows from the observation, plus what
-    it leaves for the circles after it, which is learned as a share of the heaviest cells, as many
-    as the later discs have. So errors shrink with what there is left to collect, and the last
-    circle's value is exact.
+    The value of a placement is its immediate reward plus the value that it leaves for the later
+    circles. The reward follows from the observation. The network learns the rest as a share of a
+    known weight: that of the heaviest cells, as many as the later discs have. Errors therefore
+    shrink with the weight that is left to collect, and the last circle's value is exact.
 
-    Blocks of 4 x 4 cells (8 x 8 from 128 x 128 on) of the planes (map, immediate reward of every
-    centre, valid centres) pass dilated residual convolutions that see most of the map; what these
-    find modulates a second look at the blocks. Each block has one advantage, interpolated between
-    the middles of blocks, since what a placement leaves changes little from a cell to the next.
-    The last layers start at zero: an untrained network plays exact greedy, but for the rounding
-    of the map.
+    The input planes are the map, the immediate reward of every centre, and the valid centres.
+    Blocks of 4 x 4 cells (8 x 8 from 128 x 128 on) pass through dilated residual convolutions that
+    see most of the map. Their output modulates a second look at the blocks. Each block has one
+    advantage, interpolated between the middles of blocks: the remaining value changes little from
+    one cell to the next. The last layers start at zero, so an untrained network plays exact greedy,
+    except for the rounding of the map.
     """
 
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
@@ -94,21 +96,21 @@ class QMap(QNetwork):
         for layer in (self.advantage, self.direct, last):
             nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-        # Convolutions of few cells or few channels take half the time with channels last; the
-        # full-resolution planes would only pay for the conversion.
+        # Convolutions of few cells or few channels take half the time with channels last. For the
+        # full-resolution planes, the conversion would cost more than it saves.
         for part in (self.layers, self.spread, self.mix, self.advantage):
             part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Planes float32[batch, 3, N, N], scalars float32[batch, 6 + 2 slots], and float32[batch].
+        """Derive planes [batch, 3, N, N], scalars [batch, 6 + 2 slots] and weights [batch].
 
-        The last is what the heaviest cells hold, as many as the discs after this one have, as a
-        share of the original map.
+        All are float32. A weight is that of the heaviest cells, as a share of the original map.
+        There are as many of these cells as the discs after this one have.
         """
         maps = observation["map"].float()
         mask = observation[ACTION_MASK].reshape(maps.shape).float()
         radius, progress = observation["radius"].float(), observation["progress"].float()
-        # The map is relative to its maximum; what is left of it and what was collected tell the
+        # The map is relative to its maximum. The weight left and the share collected give the
         # original sum, and so the exact reward of every centre.
         original = maps.sum(dim=(1, 2)) / (1.0 - progress[:, 1]).clamp_min(1e-3)
         shares = maps / original.clamp_min(1e-6)[:, None, None]
@@ -128,12 +130,12 @@ class QMap(QNetwork):
         return planes, torch.cat(scalars, dim=1), heaviest
 
     def forward(self, *prepared: Tensor) -> Tensor:
-        """Action values, [batch, N * N]."""
+        """Compute action values, [batch, N * N]."""
         planes, scalars, heaviest = prepared
         condition = self.condition(scalars)
         hidden = self._hidden(planes, condition)
         advantage = self._advantage(planes, hidden, condition)
-        # What the environment will pay at once needs no learning.
+        # The environment's immediate reward needs no learning.
         reward = planes[:, 1].flatten(1) / _REWARD_SCALE
         if not self._dueling:
             return reward + heaviest[:, None] * (_USUAL_SHARE + advantage)
@@ -144,7 +146,7 @@ class QMap(QNetwork):
         return reward + heaviest[:, None] * share
 
     def _hidden(self, planes: Tensor, condition: Tensor) -> Tensor:
-        """The blocks, having seen most of the map: [batch, channels, N / block, N / block]."""
+        """Compute blocks that see most of the map: [batch, channels, N / block, N / block]."""
         hidden = functional.relu(self.embed(planes) + self.shift(condition)[:, :, None, None])
         hidden = hidden.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
@@ -152,10 +154,10 @@ class QMap(QNetwork):
         return hidden
 
     def _advantage(self, planes: Tensor, hidden: Tensor, condition: Tensor) -> Tensor:
-        """What a placement leaves for later, as a share of the heaviest cells.
+        """Compute the value that a placement leaves for later, as a share of the heaviest cells.
 
-        float32[batch, N * N], whatever the precision of the layers: what is added to it would
-        round the differences between placements away.
+        The result is float32[batch, N * N], whatever the precision of the layers. In a lower
+        precision, adding other terms would round away the differences between placements.
         """
         scale = 1.0 + self.fine_scale(condition)[:, :, None, None]
         fine = functional.relu(self.fine(planes) * scale + self.spread(hidden))
@@ -172,20 +174,21 @@ def _field_shape(spec: EnvironmentSpec, name: str) -> tuple[int, ...]:
 
 
 def _heaviest(shares: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
-    """What the heaviest cells hold, as many as the later discs have; and how dense they are.
+    """Compute the weight of the heaviest cells, as many as the later discs have, and their density.
 
     Args:
-        shares: float32[batch, N, N], of the map's weight.
+        shares: float32[batch, N, N], shares of the map's weight.
         later: float32[batch], the area of the later discs, in cells.
 
     Returns:
-        float32[batch], the share that so many of the heaviest cells hold, 0 for no disc; and
-        float32[batch, 3], how many times as heavy as the mean of the original map all of these
-        cells are, the heaviest half, and the heaviest quarter, less 2, which brings it near 0.
+        float32[batch], the share that these heaviest cells hold, 0 without a later disc. And
+        float32[batch, 3], the densities of all these cells, of their heaviest half and of their
+        heaviest quarter. A density is relative to the mean of the original map, less 2 to bring it
+        near 0.
     """
     cells = shares[0].numel()
     flat = shares.flatten(1)
-    if flat.device.type == "cpu":  # where numpy sorts several times as fast as torch does
+    if flat.device.type == "cpu":  # numpy sorts several times as fast as torch on the CPU
         ordered = torch.from_numpy(np.sort(flat.numpy()))
     else:
         ordered = flat.sort(dim=1).values
@@ -196,9 +199,9 @@ def _heaviest(shares: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def disc_sums(maps: Tensor, radii: Tensor) -> Tensor:
-    """Sum of a map over a disc around every cell, float32[batch, N, N], on the maps' device.
+    """Sum a map over a disc around every cell, float32[batch, N, N], on the maps' device.
 
-    On the CPU by running sums, which take a third of the time and memory of the transform.
+    On the CPU, it uses running sums, which take a third of the time and memory of the transform.
     """
     if maps.device.type != "cpu":
         return transformed_disc_sums(maps, radii)
@@ -206,15 +209,15 @@ def disc_sums(maps: Tensor, radii: Tensor) -> Tensor:
 
 
 def transformed_disc_sums(maps: Tensor, radii: Tensor) -> Tensor:
-    """Sum of a map over a disc around every cell, by fast Fourier transform.
+    """Sum a map over a disc around every cell, by fast Fourier transform.
 
     Args:
         maps: float32[batch, N, N].
         radii: whole numbers [batch]; a radius below 1 gives zeros.
 
     Returns:
-        float32[batch, N, N]: entry (x, y) is the sum over cells (i, j) of the map with
-        (i - x)^2 + (j - y)^2 <= r^2.
+        float32[batch, N, N]: entry (x, y) is the sum over cells (i, j) of the map with (i - x)^2 +
+        (j - y)^2 <= r^2.
     """
     size = maps.shape[-1]
     unique, which = torch.unique(radii.long(), return_inverse=True)

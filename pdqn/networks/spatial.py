@@ -22,14 +22,14 @@ from pdqn.networks.heads import (
 from pdqn.networks.interface import QNetwork
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
-# From this shorter side on, two or four pixels a side are a block of the dilated convolutions:
-# what a few convolutions see stays about as large a part of the image, for a fraction of the time.
+# From this shorter side on, a block of the dilated convolutions is two or four pixels a side. A few
+# convolutions then see about as large a part of the image, in a fraction of the time.
 _BLOCK_SIDES = ((64, 4), (32, 2), (0, 1))
 _DILATIONS = (1, 2, 4, 8)
 
 
 def place_images(spec: EnvironmentSpec) -> tuple[Image, ...]:
-    """The images, in the order of names, if all have a pixel for every action; else ()."""
+    """Return the images, sorted by name, if all have one pixel for every action; else ()."""
     found = [_read(image, spec.num_actions) for image in map(as_image, spec.fields) if image]
     sides = {(image.height, image.width) for image in found}
     if len(sides) == 1 and math.prod(sides.pop()) == spec.num_actions:
@@ -38,9 +38,9 @@ def place_images(spec: EnvironmentSpec) -> tuple[Image, ...]:
 
 
 def _read(image: Image, places: int) -> Image:
-    """An image, its axes read so that it has so many pixels, if that can be.
+    """Choose the reading of an image's axes that has ``places`` pixels, if there is one.
 
-    A board may have more planes than it is long, which would make its planes a side.
+    A board may have more planes than cells on a side, so that its planes look like a side.
     """
     shape = image.field.shape
     if image.height * image.width == places or len(shape) == 2:
@@ -54,18 +54,19 @@ def _read(image: Image, places: int) -> Image:
 class SpatialNetwork(QNetwork):
     """A value for every pixel: fully convolutional, for environments whose actions are places.
 
-    Action a is the pixel in row a // W, column a % W. A place is valued by what surrounds it, with
-    the same weights everywhere (Zeng et al. 2018, "Learning synergies between pushing and
-    grasping"), so that what is learned in one corner holds in all. Dilated residual convolutions
-    see far around, the mean and the maximum of what they find tell of the whole image, and what is
-    no image shifts every channel. Large images pass them in blocks, and a convolution at full
-    resolution tells the pixels of a block apart. The value of dueling (Wang et al. 2016, eq. 9)
-    comes from the whole. The dense layers are noisy, and normalised, where the configuration says
-    so, the convolutions never.
+    Action a is the pixel in row a // W, column a % W. The surroundings of a place determine its
+    value, with the same weights everywhere. Lessons from one corner therefore hold in all (Zeng et
+    al. 2018, "Learning synergies between pushing and grasping").
+
+    Dilated residual convolutions see far around each place. The mean and the maximum of their
+    output summarise the whole image, and inputs that are not images shift every channel. Large
+    images pass through in blocks; a convolution at full resolution then distinguishes the pixels of
+    a block. The value of dueling (Wang et al. 2016, eq. 9) comes from the summary. The
+    configuration may make the dense layers noisy or normalised, but never the convolutions.
     """
 
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
-        """Build for an environment; channels, hidden and layers are resolved."""
+        """Build the network for an environment; channels, hidden and layers are resolved."""
         super().__init__()
         self._images = place_images(spec)
         self._sides = self._images[0].height, self._images[0].width
@@ -90,17 +91,17 @@ class SpatialNetwork(QNetwork):
         self.support = categorical_support(config)
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """float32[batch, channels, H, W] of all images, and float32[batch, values] of the rest."""
+        """Derive float32[batch, planes, H, W] of images, and float32[batch, values] of the rest."""
         images = [image.prepare(observation[image.field.name]) for image in self._images]
         rest = [self._flat.prepare(observation)] if self._flat.size else []
         return (torch.cat(images, dim=1), *rest)
 
     def forward(self, *prepared: Tensor) -> Tensor:
-        """Expected returns, float[batch, H * W]."""
+        """Compute expected returns, float[batch, H * W]."""
         return expected(self.distribution(*prepared), self.support)
 
     def distribution(self, *prepared: Tensor) -> Tensor:
-        """Logits or quantiles, float[batch, H * W, atoms]; one atom where it is a mean."""
+        """Compute logits or quantiles, float[batch, H * W, atoms]; one atom for a mean."""
         planes, rest = prepared[0], list(prepared[1:])
         blocks = self._blocks(planes, rest)
         pooled = [blocks.mean(dim=(2, 3)), blocks.amax(dim=(2, 3))]
@@ -110,7 +111,7 @@ class SpatialNetwork(QNetwork):
         return dueling(in_single_precision(self.advantage, places), self.value, whole)
 
     def _blocks(self, planes: Tensor, rest: list[Tensor]) -> Tensor:
-        """Blocks that have seen what surrounds them, [batch, channels, rows, columns]."""
+        """Compute blocks that have seen their surroundings, [batch, channels, rows, columns]."""
         below, right = (-side % self._block for side in self._sides)
         hidden = self.embed(functional.pad(planes, (0, right, 0, below)))
         if self.shift is not None:
@@ -121,7 +122,7 @@ class SpatialNetwork(QNetwork):
         return hidden
 
     def _pixels(self, blocks: Tensor) -> Tensor:
-        """The blocks at the resolution of the image, [batch, channels, H, W]."""
+        """Bring the blocks to the resolution of the image, [batch, channels, H, W]."""
         if self._block == 1:
             return blocks
         pixels = functional.interpolate(blocks, scale_factor=self._block, mode="bilinear")
