@@ -119,6 +119,24 @@ def free_port() -> int:
 # ---- a run that ends by itself ----
 
 
+HANGS_AT_EXIT = """
+import atexit, sys, time
+if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
+    atexit.register(time.sleep, 1000)
+"""
+
+
+def test_an_exit_handler_of_a_library_that_waits_keeps_no_process(
+    pdqn_command: StartCommand, tmp_path: Path
+):
+    (tmp_path / "sitecustomize.py").write_text(HANGS_AT_EXIT)
+    options = ["--env", "CartPole-v1", "--actors", "1", "--steps", "500", "--run-dir", "run"]
+    with pdqn_command(
+        "launch", *options, "--console", "off", directory=tmp_path, PYTHONPATH=str(tmp_path)
+    ) as command:
+        assert command.wait() == 0, command.stderr
+
+
 @pytest.fixture(scope="module")
 def finished(pdqn_command: StartCommand, tmp_path_factory: pytest.TempPathFactory) -> Command:
     """Provide a run of circle placement that has ended."""

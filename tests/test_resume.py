@@ -22,6 +22,7 @@ from gymnasium import spaces
 from launcher.hosts.access import Access
 from launcher.interrupts import Interrupts
 from launcher.metrics.metrics import MemberKey, RunMetrics
+from launcher.metrics.roster import Roster
 from launcher.plan.prepare import prepare
 from launcher.run import launch as running
 from launcher.run.resume import read_run
@@ -149,7 +150,7 @@ def test_its_parameters_target_optimizer_and_random_state_are_those_of_the_check
 
     def look_and_stop(self: Any) -> int:
         restored.append(self._learner.get_state())
-        return self._session.conclude("steps", [])
+        return self._session.conclude("steps", Roster.of([]))
 
     monkeypatch.setattr("launcher.run.single.SingleRun.execute", look_and_stop)
     launch(tmp_path, resume=True, run={"steps": 1000})

@@ -7,7 +7,10 @@ not survive a fork. The other roles, of which a host has one or a few, do this f
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
+import sys
 
 import torch
 
@@ -37,4 +40,15 @@ def warm_up() -> None:
     gc.freeze()
 
 
+def end_at_once() -> None:
+    """Let a forkserver end without the exit handlers of what it has imported.
+
+    They are not for this process, and one of them may wait: colorama, which numba imports where it
+    is installed, writes to a terminal that nobody may read any more.
+    """
+    if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
+        atexit.register(os._exit, 0)  # the handler that is registered last comes first
+
+
 warm_up()
+end_at_once()
