@@ -339,8 +339,12 @@ class Config:
     def to_map(self) -> dict[str, dict[str, Any]]:
         """Convert to plain maps without the settings that are ``None``, for TOML and the wire."""
         return {
-            section: {key: value for key, value in values.items() if value is not None}
-            for section, values in dataclasses.asdict(self).items()
+            section: {
+                key: dict(value) if isinstance(value, dict) else value
+                for key, value in vars(part).items()
+                if value is not None
+            }
+            for section, part in vars(self).items()
         }
 
     def to_toml(self) -> str:

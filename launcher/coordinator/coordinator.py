@@ -36,7 +36,7 @@ from pdqn.silence import Listening
 
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
-_GATHER_SECONDS = 0.005
+_GATHER_SECONDS = 0.02
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _MOST_WARNINGS = 100
 _log = logging.getLogger("coordinator")

@@ -12,7 +12,7 @@ from pdqn.checks import check_finite, check_text, check_whole, refusal
 MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dead"]
 _STATES = frozenset(get_args(MemberState))
 # A snapshot has to fit a message, and a console draws no more of them.
-MOST_LISTED, MOST_HOSTS = 1000, 500
+MOST_LISTED, MOST_HOSTS = 300, 500
 _OTHER_HOSTS = "other hosts"
 _MAX_TEXT = 10_000
 
