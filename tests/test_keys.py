@@ -430,4 +430,4 @@ def test_the_command_tells_what_it_made(pdqn_command: StartCommand, tmp_path: Pa
     assert command.stdout.split() == ["keys/head.key", "keys/gpu.key"]
     with pdqn_command("keys", "keys", "--revoke", "gpu", directory=tmp_path) as command:
         assert command.wait() == 0, command.stderr
-    assert command.stdout == "gpu is let in no longer\n"
+    assert command.stdout == "gpu is no longer admitted\n"
