@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["--env", "CartPole-v1", "--run-dir", "command-old"],
         ["run directory command-old already holds a run; choose another"],
     ),
-    "resume what": (["--resume", "nowhere"], ["--resume nowhere: no run directory"]),
+    "resume what": (["--resume", "nowhere"], ["--resume nowhere: not a run directory"]),
     "resume elsewhere": (
         ["--resume", "command-old", "--run-dir", "other"],
         ["--run-dir other: a resumed run stays in its own, command-old"],

@@ -15,7 +15,7 @@ from launcher.hosts.supervisor import Supervisor
 from launcher.numbers import size
 from launcher.plan import machine
 
-# Thousands of members are not looked at with every frame of a console.
+# Looking at thousands of members with every frame of a console would be too slow.
 _MANY, _MANY_SECONDS = 500, 1.0
 
 
@@ -23,10 +23,10 @@ class MemberViews:
     """Views of all members, by role and index.
 
     Args:
-        coordinator: knows who has joined.
-        supervisor: of the processes of this host.
+        coordinator: knows which roles have joined.
+        supervisor: of the processes on this host.
         metrics: have the members' gauges.
-        late_seconds: after which a member's report is overdue.
+        late_seconds: time after which a member's report is overdue.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class MemberViews:
         self._made = 0.0
 
     def recent(self) -> Sequence[MemberView]:
-        """Return the members as they are; where they are many, as they were within a second."""
+        """Return the members as they are; if there are many, as they were up to a second ago."""
         if len(self._recent) < _MANY or time.monotonic() - self._made >= _MANY_SECONDS:
             self._recent, self._made = self.present(), time.monotonic()
         return self._recent
@@ -59,7 +59,7 @@ class MemberViews:
         return [*views, self._own_host()] if self._coordinator.membership.count("host") else views
 
     def _own_host(self) -> MemberView:
-        """Describe this host as the others describe themselves."""
+        """Describe this host in the same way as other hosts."""
         return MemberView("host", -1, self._here, os.getpid(), "alive", "", *machine.load())
 
     def _view(
