@@ -1,8 +1,8 @@
 """The live console's picture of a run: a pure function from a snapshot to lines of text.
 
 The picture is made of blocks, each a list of lines that are exactly as wide as the terminal.
-Blocks have ranks; where the terminal is low, the least important are left out, and where it is
-high, charts and events take what is left. Nothing here knows of terminals, clocks or streams.
+Blocks have ranks. A low terminal lacks the least important ones; on a high one, charts and events
+take the lines that are left. Nothing here knows of terminals, clocks or streams.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ STATE_STYLES = {  # from the best state to the worst
 }
 
 _UNUSUAL = tuple(STATE_STYLES)[1:]
-_WIDE = 160  # columns from which four panels stand in a row instead of two
+_WIDE = 160  # columns from which a row has four panels instead of two
 _LOW = 24  # the height that everything but charts must fit into
 _HOST_WIDTH, _HOST_WIDTH_MIN = 12, 8  # columns for a host's name
 _CHART_MIN = 7  # lines of a chart with its frame
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column] of a cell
-_ROUNDING = 1e-9  # relative differences up to this are no differences
-_WAITS_A_LOT = 0.1  # share of time from which somebody is called the bottleneck
+_ROUNDING = 1e-9  # relative differences up to this do not count
+_WAITS_A_LOT = 0.1  # share of time from which waiting points to a bottleneck
 
 
 def render(
@@ -63,15 +63,15 @@ def render(
     messages: Sequence[tuple[float, str]] | None = (),
     keys: Mapping[str, str] = MappingProxyType({}),
 ) -> Group:
-    """The run at one look.
+    """Draw the run at one moment.
 
     Args:
         snapshot: what to draw.
         width: columns; no line is longer.
-        height: at most so many lines.
+        height: lines, at most.
         messages: events as (elapsed seconds, text), oldest first; the newest that fit are shown.
-            None where they stand elsewhere: then there is no place for them.
-        keys: what each key does, to be explained in place of the panels.
+            None if they are shown elsewhere and need no place here.
+        keys: what each key does; explained in place of the panels.
     """
     rows = [_key_help(keys, width)] if keys else _panel_rows(snapshot, width, height)
     ranked = [
@@ -91,12 +91,12 @@ def render(
     if messages is not None:
         kept.append(_events(messages, width, spare))
     lines = [line for block in kept for line in block][:height]
-    # Frames have a least width: where even that is too much, what is at the right is cut off.
+    # Frames have a minimum width: on a narrower terminal, the right side is cut off.
     return Group(*[_fixed(line, width) if line.cell_len > width else line for line in lines])
 
 
 def health(snapshot: Snapshot) -> tuple[Health, str]:
-    """Whether the run is well, and in a few words why not."""
+    """Rate the health of the run, and say in a few words what is wrong."""
     states = Counter(member.state for member in snapshot.members)
     if states["dead"]:
         return "failing", f"{states['dead']} dead"
@@ -107,7 +107,7 @@ def health(snapshot: Snapshot) -> tuple[Health, str]:
         troubles.append(f"{number(snapshot.lost)} lost")
     if rejected := sum(snapshot.rejected.values()):
         troubles.append(f"{number(rejected)} rejected")
-    # The rest stands further down: this must fit beside the name of the run.
+    # The rest is shown further down: this must fit beside the name of the run.
     return ("degraded", ", ".join(troubles[:2])) if troubles else ("healthy", "healthy")
 
 
@@ -119,12 +119,12 @@ def limiting_stage(snapshot: Snapshot) -> Literal["actors", "learner"] | None:
 
 
 def sparkline(values: Sequence[float | None], width: int, low: float = math.inf) -> str:
-    """The values as blocks of eight heights, averaged down to ``width`` characters.
+    """Draw values as blocks of eight heights, averaged down to ``width`` characters.
 
     Args:
         values: oldest first; ``None`` and values that are not finite are gaps.
         width: characters, at most.
-        low: what the lowest block stands for, if no value is lower.
+        low: the value of the lowest block, if no value is lower.
     """
     points = _resampled(values, width)
     finite = [value for value in points if value is not None]
@@ -140,7 +140,7 @@ def sparkline(values: Sequence[float | None], width: int, low: float = math.inf)
 def chart(
     values: Sequence[float | None], width: int, height: int, marks: Mapping[str, float]
 ) -> Lines:
-    """A line chart of braille dots, with the range at its left and named levels across it.
+    """Draw a line chart of braille dots, with the range at its left and named levels across it.
 
     Args:
         values: oldest first; ``None`` and values that are not finite are gaps.
@@ -202,7 +202,7 @@ def _progress(snapshot: Snapshot, width: int) -> Text:
 
 
 def _pipeline(snapshot: Snapshot, width: int) -> Lines:
-    """The way of the data as a row of boxes; the stage that limits the run stands out."""
+    """Draw the path of the data as a row of boxes; the stage that limits the run stands out."""
     actors = sum(member.role == "actor" for member in snapshot.members)
     each = snapshot.bytes_per_second / max(snapshot.inserts_per_second, 1e-9)
     stages = [
@@ -233,7 +233,7 @@ def _pipeline(snapshot: Snapshot, width: int) -> Lines:
 
 
 def _blocked(snapshot: Snapshot) -> str:
-    """The side that replay lets wait, in at most 13 characters."""
+    """Name the side that replay lets wait, in at most 13 characters."""
     if not snapshot.replay_waits:
         return "nobody waits"
     if snapshot.inserts_blocked >= snapshot.samples_blocked:
@@ -283,7 +283,7 @@ def _key_help(keys: Mapping[str, str], width: int) -> Lines:
 
 
 def _events(messages: Sequence[tuple[float, str]], width: int, height: int) -> Lines:
-    """The newest messages; in a frame, which keeps its height, where there is room for one."""
+    """Draw the newest messages; if there is room, in a frame of constant height."""
     if height < 5:
         newest = messages[-height:] if height > 0 else ()
         return [_fixed(Text(" ") + _event(*event), width) for event in newest]
@@ -299,13 +299,13 @@ def _event(elapsed_seconds: float, text: str) -> Text:
 
 
 def _panel_rows(snapshot: Snapshot, width: int, height: int) -> list[Lines]:
-    """Learning, throughput, evaluation and roles: four in a row, or two and two."""
+    """Draw learning, throughput, evaluation and roles: four in a row, or two and two."""
     count = 4 if width >= _WIDE else 2
     widths = _shares(width, count)
     if count == 2:
         # What the roles do takes more words than the evaluation.
         widths += [width * 9 // 20, width - width * 9 // 20]
-    # Lists of unknown length share what a higher terminal has to offer.
+    # Lists of unknown length share the additional lines of a higher terminal.
     limit = 4 + max(0, height - _LOW) // (2 if width >= _WIDE else 4)
     panels = [
         ("learning", "", _learning(snapshot, widths[0] - 4)),
@@ -320,7 +320,7 @@ def _panel_rows(snapshot: Snapshot, width: int, height: int) -> list[Lines]:
 
 
 def _panel_row(panels: Sequence[tuple[str, str, Lines]], widths: Sequence[int]) -> Lines:
-    """Panels of (title, note, lines) side by side, as high as the highest."""
+    """Draw panels of (title, note, lines) side by side, as high as the highest."""
     height = 2 + max(len(lines) for _, _, lines in panels)
     return _beside(
         [
@@ -352,7 +352,7 @@ def _throughput(snapshot: Snapshot, inner: int) -> Lines:
         ("env steps", snapshot.environment_steps_per_second, "time/fps"),
         ("learner steps", snapshot.learner_steps_per_second, "learner/steps_per_second"),
     ]
-    # Speed is drawn from nothing upwards, so that a small change looks small.
+    # Speed is drawn from zero upwards, so that a small change looks small.
     lines = [
         _measure(label, f"{number(value)}/s", _history(snapshot, key), inner, low=0.0)
         for label, value, key in rates
@@ -378,7 +378,7 @@ def _buffer(snapshot: Snapshot, inner: int) -> Text:
 def _measure(
     label: str, figure: str, rest: Text | Sequence[float], inner: int, low: float = math.inf
 ) -> Text:
-    """A label, a figure, and its history or a remark."""
+    """Draw a label, a figure, and its history or a remark."""
     line = Text.assemble((f"{label:<13.13}", LABEL), (f"{figure:>8}", FIGURE), "  ")
     if isinstance(rest, Text):
         return line + rest
@@ -393,7 +393,7 @@ def _evaluation_note(snapshot: Snapshot) -> str:
 
 
 def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
-    """The policy's score as a bar beside those of the baselines, highest first."""
+    """Draw the policy's score as a bar beside those of the baselines, highest first."""
     if snapshot.evaluation is None:
         return [Text("no evaluation yet", LABEL)]
     name, score, error = evaluation_score(snapshot.evaluation)
@@ -413,7 +413,7 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
 
 
 def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | None]:
-    """Name, value and, where it is known, standard error of what the baselines compare with."""
+    """Return name, value and, if known, standard error of the score that baselines share."""
     if not evaluation.metrics:
         return "return", evaluation.return_mean, evaluation.return_error
     name, value = next(iter(evaluation.metrics.items()))
@@ -422,10 +422,10 @@ def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | No
 
 
 def _roles(members: Sequence[MemberView], inner: int, limit: int) -> Lines:
-    """One line for all actors together, and one for each other role.
+    """Draw one line for all actors together, and one for each other role.
 
-    Where there are several hosts, each has a line of its own instead of the actors. Where there is
-    too little room for all of several replays, they share a line, too.
+    If there are several hosts, each has a line in place of the actors. Several replays share one
+    line if there is too little room for all of them.
     """
     actors = [member for member in members if member.role == "actor"]
     others = [member for member in members if member.role not in ("actor", "host")]
@@ -461,7 +461,7 @@ def _group_line(name: str, members: Sequence[MemberView], inner: int) -> Text:
 
 
 def _host_line(host: MemberView, members: Sequence[MemberView], inner: int) -> Text:
-    """What a host does in the run, and how busy it is."""
+    """Draw what a host does in the run, and how busy it is."""
     there = [m for m in members if m.host == host.host and m.role != "host"]
     count = Counter(member.role for member in there)
     words = [plural(n, role) if role == "actor" else role for role, n in sorted(count.items())]
@@ -489,7 +489,7 @@ def _role_line(name: str, state: str, doing: str, load: tuple[float, int], inner
 
 
 def _actor_strip(actors: Iterable[MemberView], inner: int, height: int) -> Lines:
-    """One mark for each actor, coloured by its state; none where there is no column for one."""
+    """Draw one mark for each actor, coloured by its state; none if there is no column for one."""
     columns = inner - 2
     if columns < 1:
         return []
@@ -513,7 +513,7 @@ def _charts(snapshot: Snapshot, width: int, height: int) -> Lines:
         ("env steps/s", snapshot.environment_steps_per_second, "time/fps"),
     ][: 3 if width >= 120 else 2]
     baselines = snapshot.evaluation.baselines if snapshot.evaluation else {}
-    # As in the throughput panel, speed is drawn from nothing upwards.
+    # As in the throughput panel, speed is drawn from zero upwards.
     marks: list[Mapping[str, float]] = [baselines, {}, {"": 0.0}]
     widths = _shares(width, len(plots))
     boxes = []
@@ -536,7 +536,7 @@ def _box(
     frame: str = FRAME,
     right: int = 1,
 ) -> Lines:
-    """Lines in a rounded frame, cropped to its width and padded to its height.
+    """Draw lines in a rounded frame, cropped to its width and padded to its height.
 
     Args:
         title: in the upper edge, at the left.
@@ -562,12 +562,12 @@ def _box(
 
 
 def _beside(boxes: Sequence[Lines]) -> Lines:
-    """Blocks of the same height next to each other."""
+    """Join blocks of the same height next to each other."""
     return [Text("").join(row) for row in zip(*boxes, strict=True)]
 
 
 def _fixed(line: Text, width: int) -> Text:
-    """A copy that is exactly so wide, with an ellipsis where something is cut off."""
+    """Copy a line to exactly this width, with an ellipsis if something is cut off."""
     line = line.copy()
     line.no_wrap = True
     line.truncate(max(0, width), overflow="ellipsis", pad=True)
@@ -575,7 +575,7 @@ def _fixed(line: Text, width: int) -> Text:
 
 
 def _ends(left: Text, right: Text, width: int) -> Text:
-    """One line with something at either end; the left end yields."""
+    """Make one line with a text at either end; the left one yields."""
     return _fixed(_fixed(left, width - right.cell_len - 1) + Text(" ") + right, width)
 
 
@@ -589,12 +589,12 @@ def _bar(share: float, width: int, style: str) -> Text:
 
 
 def _shares(width: int, count: int) -> list[int]:
-    """A width divided into nearly equal whole parts, the wider ones first."""
+    """Divide a width into nearly equal whole parts, the wider ones first."""
     return [width // count + (index < width % count) for index in range(count)]
 
 
 def _fitting(ranked: Sequence[tuple[int, Lines]], height: int) -> list[Lines]:
-    """The blocks, in their order, that fit when the most important are taken first."""
+    """Choose the blocks that fit, the most important first; return them in their order."""
     taken: set[int] = set()
     for index in sorted(range(len(ranked)), key=lambda index: ranked[index][0]):
         lines = ranked[index][1]
@@ -609,7 +609,7 @@ def _history(snapshot: Snapshot, key: str) -> tuple[float, ...]:
 
 
 def _resampled(values: Sequence[float | None], width: int) -> list[float | None]:
-    """At most ``width`` values, each the mean of its neighbours; gaps stay ``None``."""
+    """Average values down to at most ``width``, each the mean of neighbours; gaps stay None."""
     count = min(width, len(values))
     bounds = [len(values) * index // count for index in range(count + 1)] if count > 0 else []
     return [_mean(values[a:b]) for a, b in itertools.pairwise(bounds)]
@@ -617,12 +617,12 @@ def _resampled(values: Sequence[float | None], width: int) -> list[float | None]
 
 def _mean(values: Iterable[float | None]) -> float | None:
     finite = [value for value in values if value is not None and math.isfinite(value)]
-    # Divided first, so that not even a loss that explodes overflows.
+    # Dividing first keeps even a loss that explodes from overflowing.
     return sum(value / len(finite) for value in finite) if finite else None
 
 
 def _position(value: float, low: float, high: float) -> float:
-    """Where a value stands between two others, 0 to 1; 0 if these are the same."""
+    """Return the position of a value between two others, 0 to 1; 0 if these are the same."""
     span = high / 2 - low / 2
     if span <= _ROUNDING * max(abs(low), abs(high)):
         return 0.0
@@ -630,7 +630,7 @@ def _position(value: float, low: float, high: float) -> float:
 
 
 def _braille(levels: Sequence[float | None], columns: int, height: int) -> list[list[int]]:
-    """Cells [height][columns] of dots for levels counted in dots from the top, joined up."""
+    """Join levels, counted in dots from the top, into cells [height][columns] of dots."""
     cells = [[0] * columns for _ in range(height)]
     # Few points are spread over the whole width.
     step = (2 * columns - 1) / max(1, len(levels) - 1)
