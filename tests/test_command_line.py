@@ -180,7 +180,7 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
         ["a film needs a file to go to: give --video FILE"],
     ),
     "check no cluster": (["check", "--dask-slots", "3"], ["--dask-slots", "give --dask"]),
-    "watch what": (["watch", "nowhere"], ["nowhere is no run directory"]),
+    "watch what": (["watch", "nowhere"], ["nowhere is not a run directory"]),
     "export what": (["export", "nowhere", "--onnx", "x.onnx"], ["nowhere is neither a model file"]),
     "export where": (
         ["export", "nowhere", "--onnx", "none/x.onnx"],
@@ -291,7 +291,7 @@ def test_where_standard_output_is_closed_a_console_talks_to_nobody(
         code = command.wait()
     assert (code, command.stderr.strip()) == (
         1,
-        "pdqn: .: its run has ended without its last words (killed?)",
+        "pdqn: .: its run ended without a last snapshot (killed?)",
     )
 
 
