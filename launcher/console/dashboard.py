@@ -413,7 +413,7 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
 
 
 def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | None]:
-    """Return name, value and, if known, standard error of the score that baselines share."""
+    """Return name, value and, if known, standard error of the score to compare with baselines."""
     if not evaluation.metrics:
         return "return", evaluation.return_mean, evaluation.return_error
     name, value = next(iter(evaluation.metrics.items()))
