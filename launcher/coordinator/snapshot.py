@@ -1,4 +1,4 @@
-"""What the run looks like at one moment: the only thing that consoles are given to draw."""
+"""The run at one moment: the only thing that consoles are given to draw."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Snapshot:
         learner_waits: share of the learner's time spent waiting for batches.
         bottleneck: who limits whom, in words ("learner-bound: actors wait 43%").
         rejected: messages that replay refused, by reason.
-        first_error: first line of the first error of the run, and the log it stands in.
+        first_error: first line of the first error of the run, and the log that contains it.
         insecure: what leaves the launcher's host is neither encrypted nor authenticated.
         history: series of recent values by metric name, oldest first, for sparklines; keys are
             the metric names of metrics.jsonl such as ``rollout/ep_rew_mean`` and ``train/loss``.
@@ -143,16 +143,16 @@ class Snapshot:
     insecure: bool = False
 
     def to_map(self) -> dict[str, Any]:
-        """Plain data for who watches from another process."""
+        """Return plain data for a process that watches."""
         history = {name: list(series) for name, series in self.history.items()}
         return dataclasses.asdict(dataclasses.replace(self, history={})) | {"history": history}
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> Snapshot:
-        """The inverse of ``to_map``.
+        """Read what ``to_map`` returned, in this process or another one.
 
         Raises:
-            TypeError, KeyError, ValueError: it is not what this version writes.
+            TypeError, KeyError, ValueError: this version does not write such data.
         """
         evaluation = values["evaluation"]
         return cls(
@@ -168,11 +168,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Seen(Message):
-    """The run as those see it who watch from elsewhere.
+    """The run as watchers see it from elsewhere.
 
     Attributes:
         snapshot: the newest; None before there is one.
-        said: lines that the run has shown so far.
+        said: number of lines that the run has shown so far.
         messages: the newest of them, oldest first: (elapsed seconds, text).
     """
 
