@@ -17,8 +17,8 @@ _RECENT_EPISODES = 100  # as stable-baselines3 averages them
 _DISTRIBUTION_EPISODES = 500
 _HISTORY_POINTS = 240
 _WAITS_AT_ALL = 0.005  # share of time from which it is not 0%
-# Counters: priorities of what is not held any more, messages that went nowhere or could not be
-# used, and learner steps that would have spoilt the parameters.
+# Counters of priorities for transitions that are gone, of messages that went nowhere or could not
+# be used, and of learner steps that would have spoilt the parameters.
 _DROPPED = (
     ("replay", "priorities_ignored"),
     ("replay", "requests_dropped"),
@@ -30,7 +30,7 @@ _DROPPED = (
     ("learner", "priorities_dropped"),
 )
 
-# Reports that a role had no room for, and what it was told that it could not read.
+# Reports that a role had no room for, and messages to it that it could not read.
 _DROPPED_BY_ALL = ("reports_dropped", "control_rejected")
 
 Counters = dict[str, float]
@@ -54,7 +54,7 @@ class _Mark:
 
 
 class RunMetrics:
-    """Adds up counters over roles and incarnations, and keeps what is recent."""
+    """Figures of the whole run, made from the reports of its roles."""
 
     def __init__(self, headline: str | None) -> None:
         self._headline = headline
@@ -77,7 +77,7 @@ class RunMetrics:
         self._new_evaluations: list[Evaluation] = []
 
     def get_state(self) -> dict[str, Any]:
-        """What a later session of the run goes on from, as plain data."""
+        """Return as plain data what a later session goes on from, and what pictures read."""
         return {
             "totals": [[role, name, value] for (role, name), value in self._totals.items()],
             "active_seconds": self.active_seconds(),
@@ -260,7 +260,7 @@ class RunMetrics:
     def line(self, elapsed_seconds: float, capacity: int) -> dict[str, Any]:
         """A line of metrics.jsonl: numbers alone, since a run has a hundred thousand lines a week.
 
-        The scores of the last episodes, which pictures draw, stand in the state.
+        The scores of the last episodes, which pictures draw, are in the state.
         """
         return {
             "time_seconds": round(elapsed_seconds, 3),
@@ -324,7 +324,7 @@ class RunMetrics:
         return min(1.0, seconds / max(1, len(self._gauges["replay"])))
 
     def replay_waits(self, min_size: int) -> str:
-        """What is blocked in replay, by what and for how long, in words; empty while nothing is.
+        """Say which side is blocked in replay, by what and for how long; empty while neither is.
 
         Args:
             min_size: transitions inserted before the first sample.
@@ -389,12 +389,12 @@ class RunMetrics:
         return int(self._totals["actor", "transitions_sent"] - seen)
 
     def expect_steps(self, now: float) -> None:
-        """From now on environments are expected to step."""
+        """Expect environments to step from now on."""
         self._expected_since = now
 
     @property
     def moves(self) -> bool:
-        """Whether environments have stepped in this session, and rates are known."""
+        """True once environments have stepped in this session, and rates are known."""
         return self._first_step is not None and len(self._marks) >= 2
 
     def seconds_without_steps(self, now: float) -> float:
@@ -415,7 +415,7 @@ class RunMetrics:
         return self._seconds_before + self._last_step - self._first_step
 
     def bottleneck(self) -> str:
-        """Who limits whom, in words."""
+        """Say who limits whom."""
         actors, learner = self.actors_wait(), self.learner_waits()
         if max(actors, learner) < 0.1:
             return "balanced: nobody waits"
