@@ -17,8 +17,8 @@ _RECENT_EPISODES = 100  # as stable-baselines3 averages them
 _DISTRIBUTION_EPISODES = 500
 _HISTORY_POINTS = 240
 _WAITS_AT_ALL = 0.005  # share of time from which it is not 0%
-# Counters of priorities for transitions that are gone, of messages that went nowhere or could not
-# be used, and of learner steps that would have spoilt the parameters.
+# Counters: priorities of transitions that are gone, messages that went nowhere or could not be
+# used, and learner steps that would have spoilt the parameters.
 _DROPPED = (
     ("replay", "priorities_ignored"),
     ("replay", "requests_dropped"),

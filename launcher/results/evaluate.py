@@ -54,8 +54,8 @@ def evaluate(
     Args:
         path: the run directory or the model file.
         episodes: number of episodes, each on another held-out seed.
-        best: use the parameters of a run that evaluated best while it trained, on other seeds than
-            those that chose them; by default the last ones.
+        best: use the parameters of a run that evaluated best in training, not the last ones. They
+            play other seeds than those that chose them.
         as_json: print JSON.
         film: the film to make.
         max_episode_steps: steps after which an episode is cut; it counts as far as it went.
