@@ -257,7 +257,7 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
 def _role_options(role: str) -> list[Callable[..., Any]]:
     """List the options of the command that starts one role, in the order of its help."""
     several = click.option(
-        "--count", default=1, type=Count(), help="actors to start here; auto: one per core"
+        "--count", default=1, type=Count(), help="actors to start here; auto: at most one per core"
     )
     return [
         click.option(

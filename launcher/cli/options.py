@@ -132,7 +132,7 @@ def joining(command: Callable[..., Any]) -> Callable[..., Any]:
         "--key", type=PATH, metavar="FILE", help="this host's key file, from pdqn keys"
     )
     insecure = click.option(
-        "--insecure", is_flag=True, help="join a run off loopback that has no keys"
+        "--insecure", is_flag=True, help="join a run beyond loopback that has no keys"
     )
     return key(insecure(command))
 

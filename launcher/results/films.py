@@ -84,7 +84,7 @@ def record_film(model: Model, path: Path, episodes: int) -> tuple[int, bool]:
 
 
 class _Rendered:
-    """A camera in one environment that renders."""
+    """A camera for one environment that renders."""
 
     def __init__(self, env: Any, policy: Policy) -> None:
         self._env, self._policy = env, policy
