@@ -1,4 +1,4 @@
-"""Ctrl-C, or a terminal that is closed: once means stop in order, twice means end now."""
+"""Signals that end a run: the first one stops it in order, the second one at once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _SAME_SECONDS = 1.0
 
 
 class Interrupts:
-    """Counts SIGINT, SIGTERM and SIGHUP from the moment it is installed.
+    """A counter of SIGINT, SIGTERM and SIGHUP, from the moment it is installed.
 
-    SIGHUP comes when the terminal is closed; where it is ignored from the start (``nohup``), it
-    stays ignored. It may come twice then, from the shell and from the kernel, and SIGTERM from
-    who ends a whole group, too: what follows another signal at once is the same one.
+    SIGHUP arrives when the terminal is closed; if it was ignored from the start (``nohup``), it
+    stays ignored. The shell and the kernel may both send it, and whoever ends the whole process
+    group sends SIGTERM as well. Either one within a second of another signal is thus not counted.
 
     Attributes:
-        count: how many came.
-        on_second: called in the main thread when the second comes; does not return. By default
-            it raises KeyboardInterrupt.
+        count: number of signals so far.
+        on_second: called in the main thread when the second signal arrives; must not return. By
+            default it raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:

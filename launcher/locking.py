@@ -1,4 +1,4 @@
-"""Files that one process at a time has for itself."""
+"""Locks on files that one process at a time may use."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import TextIO
 
 
 def take_lock(file: int | TextIO, tries: int, pause_seconds: float) -> bool:
-    """Lock an open file for as long as it is open; False if somebody else keeps it.
+    """Lock an open file for as long as it stays open.
 
-    On a file system without locks it is taken for locked: two processes are then the person's
-    affair.
+    A file system without locks counts as success: keeping two processes apart is then up to the
+    person who starts them.
 
     Args:
-        file: or its descriptor.
-        tries: of them, the first at once.
-        pause_seconds: after each that finds it locked.
+        file: an open file, or its descriptor.
+        tries: number of attempts; the first is made at once.
+        pause_seconds: pause after each attempt that finds the file locked.
+
+    Returns:
+        False if another process keeps the lock.
     """
     for _ in range(tries):
         try:

@@ -9,7 +9,7 @@ _THOUSANDS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def number(value: float | None) -> str:
-    """``12``, ``0.372``, ``12.3k``, ``1.20e-5``; ``-`` when there is none or it is not finite."""
+    """Format as ``12``, ``0.372``, ``12.3k`` or ``1.20e-5``; ``-`` if None or not finite."""
     if value is None or not math.isfinite(value):
         return _NONE
     if isinstance(value, int) and abs(value) < 1000:
@@ -24,12 +24,12 @@ def number(value: float | None) -> str:
 
 
 def uncertainty(value: float) -> str:
-    """A standard error: two digits say enough."""
+    """Format a standard error, for which two digits are enough."""
     return f"{value:.2g}" if value < 99.5 else number(value)
 
 
 def size(value: float | None) -> str:
-    """A number of bytes in decimal units: ``512 B``, ``1.23 GB``."""
+    """Format a number of bytes in decimal units: ``512 B``, ``1.23 GB``."""
     if value is None or not math.isfinite(value):
         return _NONE
     text = number(round(value))
@@ -37,7 +37,7 @@ def size(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a whole percentage."""
+    """Format a share as a whole percentage."""
     return _NONE if share is None or not math.isfinite(share) else f"{share:.0%}"
 
 
@@ -50,7 +50,7 @@ def in_unit(value: float | None, unit: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``0:07``, ``12:34``, ``1:02:03``, ``2d 01:02``."""
+    """Format a duration as ``0:07``, ``12:34``, ``1:02:03`` or ``2d 01:02``."""
     if seconds is None or not math.isfinite(seconds):
         return _NONE
     minutes, second = divmod(max(0, int(seconds)), 60)
@@ -61,12 +61,12 @@ def duration(seconds: float | None) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 actor``, ``12.3k actors``."""
+    """Format a count and its noun: ``1 actor``, ``12.3k actors``."""
     return f"{number(count)} {noun}" + ("" if count == 1 else "s")
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, zeros and all, so that columns do not jitter."""
+    """Format with three significant digits, zeros included, so that columns do not jitter."""
     if abs(value) >= 99.95:
         return f"{value:.0f}"
     return f"{value:#.3g}" if value else "0"

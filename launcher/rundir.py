@@ -1,4 +1,4 @@
-"""The run directory: where everything that a run leaves behind goes."""
+"""The run directory, which holds everything that a run leaves behind."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 
 STATE_FILE = "state.json"
-# What the parameters mean depends on these; every setting of the network's shape does, too.
+# The meaning of the parameters depends on these settings, among them all of the network's.
 STRUCTURAL = (
     *(("run", key) for key in ("env", "env_args", "frame_stack", "seed")),
     *(("network", field.name) for field in dataclasses.fields(NetworkConfig)),
 )
 
-# The configuration as it was filled in for the machine, and as people wrote it.
+# The configuration as filled in for the machine, and as a person wrote it.
 CONFIG, CONFIGURED = "config.toml", "configured.toml"
 SUMMARY, SNAPSHOT, EVENTS = "summary.json", "snapshot.json", "events.jsonl"
 METRICS = "metrics.jsonl"
@@ -40,11 +40,11 @@ _TEMPORARY = re.compile(
 
 
 class RunDirectory:
-    """Paths and appenders of one run; while it is open, no other process can open it.
+    """The files of one run; while it is open, no other process can open it.
 
     Args:
-        path: of the directory.
-        resumed_at: seconds that the run had run before; None for a new run.
+        path: the directory.
+        resumed_at: seconds for which the run has run already; None for a new run.
 
     Raises:
         UsageError: the directory cannot be written, is in use, or holds another run.
@@ -58,7 +58,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             if resumed_at is None and (path / CONFIG).exists():
                 raise UsageError(
-                    f"run directory {path} already holds a run; choose another, or go on with it: "
+                    f"run directory {path} already holds a run; choose another, or continue it: "
                     f"--resume {path}"
                 )
             self._events = _open_alone(path / EVENTS)
@@ -72,16 +72,16 @@ class RunDirectory:
         self._started = time.monotonic() - (resumed_at or 0.0)
 
     def log_path(self, role: str, index: int) -> Path:
-        """The log of one role."""
+        """Return the path of one role's log."""
         return self.logs / f"{role}-{index}.log"
 
     def write_config(self, config: Config, configured: Config) -> None:
-        """Write the configuration as it was filled in, and as people wrote it."""
+        """Write the configuration as filled in, and as a person wrote it."""
         self._replace(CONFIGURED, configured.to_toml())
         self._replace(CONFIG, config.to_toml())
 
     def name_run(self, run: str) -> None:
-        """Write down which run this is: roles that find it here work in this directory."""
+        """Write the run's identifier: roles that find it here work in this directory."""
         self._replace(RUN_ID, run)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
@@ -91,34 +91,34 @@ class RunDirectory:
     def event(self, kind: str, **details: Any) -> None:
         """Append to events.jsonl, with the time since the start and the time of day."""
         stamp = {"time_seconds": round(time.monotonic() - self._started, 3), "clock": time.time()}
-        # On a full disk it stays in memory until there is room; the figures say that it is full.
+        # On a full disk the line stays in memory until there is room; the figures report the disk.
         with contextlib.suppress(OSError):
             _append(self._events, {**stamp, "event": kind, **details})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, whole or not at all."""
+        """Replace summary.json; a reader never sees a part of it."""
         self._replace(SUMMARY, json.dumps(_plain(summary), indent=2) + "\n")
 
     def write_snapshot(self, seen: Mapping[str, Any]) -> None:
-        """Write what ``pdqn watch`` shows, whole or not at all."""
+        """Replace the snapshot that ``pdqn watch`` shows; a reader never sees a part of it."""
         self._replace(SNAPSHOT, json.dumps(_plain(seen), separators=(",", ":")))
 
     def _replace(self, name: str, text: str) -> None:
         replace_text(self.path / name, text)
 
     def close(self) -> None:
-        """Close the appenders."""
+        """Close the files, and so let another process open the directory."""
         self._metrics.close()
         self._events.close()
 
 
 def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a file that is either whole or as it was.
+    """Replace a file's text: a reader finds either the old text or the new one.
 
     Args:
-        path: of the file.
-        text: what it is to hold.
-        durable: whole even if the power goes; takes as long as the disk does.
+        path: the file.
+        text: its new content.
+        durable: survive a power failure, which takes as long as the disk does.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -128,13 +128,16 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
 
 
 def default_path(env_id: str, seed: int) -> Path:
-    """``runs/<env>__seed<seed>__<time>``."""
+    """Return ``runs/<env>__seed<seed>__<time>``."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", env_id)
     return Path("runs") / f"{name}__seed{seed}__{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def new_path(env_id: str, seed: int) -> Path:
-    """The same, made by this call and no other one in the same second; with a number if need be."""
+    """Make a new run's directory, and return its path.
+
+    The path is that of ``default_path``, with a number appended if that directory already exists.
+    """
     first = default_path(env_id, seed)
     for number in itertools.count(1):
         path = first if number == 1 else first.with_name(f"{first.name}-{number}")
@@ -143,15 +146,15 @@ def new_path(env_id: str, seed: int) -> Path:
         except FileExistsError:
             continue
         except OSError:
-            pass  # who opens it will say why
+            pass  # opening the run directory reports why
         return path
     raise AssertionError
 
 
 def _open_alone(path: Path) -> TextIO:
-    """Open a file to append, locked for as long as this process has it open."""
+    """Open a file for appending, and lock it for as long as this process has it open."""
     file = path.open("a", encoding="utf-8")
-    # Who watches looks at the lock, and has it himself for that moment.
+    # A process that watches the run tests the lock, and thereby holds it for a moment.
     if take_lock(file, _LOCK_TRIES, _LOCK_SECONDS):
         return file
     file.close()
@@ -159,7 +162,7 @@ def _open_alone(path: Path) -> TextIO:
 
 
 def is_open(path: Path) -> bool:
-    """Whether some process has the run in this directory open, as far as that can be known."""
+    """Tell whether a process has the run in this directory open, as far as that can be known."""
     if not (path / EVENTS).exists():
         return False
     with (path / EVENTS).open("rb") as file:
@@ -171,7 +174,7 @@ def is_open(path: Path) -> bool:
 
 
 def _tidy(path: Path) -> None:
-    """Remove what a session that was killed has left half-written."""
+    """Remove what a killed session left half-written."""
     (path / SNAPSHOT).unlink(missing_ok=True)  # it shows how the last session ended
     for file in (path / METRICS, path / EVENTS):
         if not file.exists():
@@ -179,7 +182,7 @@ def _tidy(path: Path) -> None:
         content = file.read_bytes()
         if not content.endswith(b"\n"):
             os.truncate(file, content.rfind(b"\n") + 1)
-    # Temporary files of atomic writes: a dot, the name, and the process.
+    # The names of temporary files from atomic writes: a dot, the file's name, the process.
     for left in (*path.glob(".*"), *path.glob("checkpoints/step-*/.*")):
         if _TEMPORARY.fullmatch(left.name) and left.is_file():
             left.unlink()
@@ -191,7 +194,7 @@ def _append(file: TextIO, line: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The same without NaN and infinity, which are no JSON."""
+    """Copy a value with None in place of NaN and infinity, which JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

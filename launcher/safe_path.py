@@ -1,7 +1,7 @@
-"""Python processes that do not find modules in the directory that they happen to be started in.
+"""Child processes whose imports do not begin in the directory where they were started.
 
-Python puts that directory first, where a person's ``actors`` or ``random.py`` would take the place
-of ours or Python's own. Environments of a person's own are found there all the same: it comes last.
+Python searches that directory first, so a person's ``actors`` or ``random.py`` would shadow ours or
+Python's. Here it comes last, so that a person's own environments are still found.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _NAME = "PYTHONSAFEPATH"
-_OURS = "pdqn"  # any text will do for Python; this one says who set it
+_OURS = "pdqn"  # Python accepts any text; this one tells who set it
 
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """Processes that are started within do not look there."""
+    """Keep the processes that the block starts from searching that directory first."""
     before = os.environ.get(_NAME)
     os.environ[_NAME] = before or _OURS
     try:
@@ -26,6 +26,6 @@ def safe_path() -> Iterator[None]:
 
 
 def forget() -> None:
-    """Let what this process starts look where Python looks, as the person had it."""
+    """Undo ``safe_path`` for processes that this one starts; a person's own setting stays."""
     if os.environ.get(_NAME) == _OURS:
         del os.environ[_NAME]

@@ -10,7 +10,6 @@ People write ``auto`` for a setting whose default is ``None``. The plan fills it
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -144,10 +144,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["--env", "CartPole-v1", "--run-dir", "command-old"],
         ["run directory command-old already holds a run; choose another"],
     ),
-    "resume what": (["--resume", "nowhere"], ["--resume nowhere: no run directory"]),
+    "resume what": (["--resume", "nowhere"], ["--resume nowhere: not a run directory"]),
     "resume elsewhere": (
         ["--resume", "command-old", "--run-dir", "other"],
-        ["--run-dir other: a resumed run goes on in its own, command-old"],
+        ["--run-dir other: a resumed run stays in its own, command-old"],
     ),
     "a size that the network does not have": (
         ["--set", "network.hidden=8"],
@@ -174,9 +174,12 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),
     "do what": (["trian"], ["trian"]),
     "open to nobody": (["launch", "--insecure"], ["--insecure is for a run that others join"]),
-    "film where": (["eval", "nowhere", "--video-episodes", "2"], ["give --video FILE, too"]),
+    "film where": (
+        ["eval", "nowhere", "--video-episodes", "2"],
+        ["a film needs a file to go to: give --video FILE"],
+    ),
     "check no cluster": (["check", "--dask-slots", "3"], ["--dask-slots", "give --dask"]),
-    "watch what": (["watch", "nowhere"], ["nowhere is no run directory"]),
+    "watch what": (["watch", "nowhere"], ["nowhere is not a run directory"]),
     "export what": (["export", "nowhere", "--onnx", "x.onnx"], ["nowhere is neither a model file"]),
     "export where": (
         ["export", "nowhere", "--onnx", "none/x.onnx"],
@@ -260,7 +263,7 @@ def test_where_standard_output_is_closed_a_console_talks_to_nobody(
         code = command.wait()
     assert (code, command.stderr.strip()) == (
         1,
-        "pdqn: .: its run has ended without its last words (killed?)",
+        "pdqn: .: its run ended without a last snapshot (killed?)",
     )
 
 
@@ -316,7 +319,9 @@ def test_an_unknown_environment_variable_is_refused(run: Run):
 def test_a_preset_of_which_a_file_leaves_nothing_is_refused(run: Run, tmp_path: Path):
     (tmp_path / "all.toml").write_text(Config().to_toml())
     answer = run("launch", "--config", "all.toml", "--preset", "dqn")
-    assert_refused(answer, "--preset dqn would do nothing", "file all.toml sets all that it sets")
+    assert_refused(
+        answer, "--preset dqn would do nothing", "file all.toml sets everything that it sets"
+    )
 
 
 # ---- help ----

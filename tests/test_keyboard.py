@@ -204,7 +204,7 @@ def test_a_run_is_paused_saved_changed_and_ended_by_keys(
 
     waits_for(lambda: metric("learner_steps") > 20)
     program.press("?")
-    waits_for(lambda: b"stop, with everything saved" in program.shown)
+    waits_for(lambda: b"stop, and save everything" in program.shown)
     program.press("?s")
     waits_for(lambda: events("saved"))
     assert list((run / "checkpoints").glob("*/learner.pth"))

@@ -117,7 +117,7 @@ def test_a_list_that_cannot_be_read_for_a_moment_puts_nobody_out(looks: Looks, w
     for _ in range(4):
         assert looks() == looks.others
     assert why in looks.clients.trouble
-    assert "who was let in before stays for 5 s" in looks.clients.trouble
+    assert "the last list stays in force for 5 s" in looks.clients.trouble
     looks.list.rmdir() if looks.list.is_dir() else looks.list.unlink(missing_ok=True)
     looks.list.write_text(good)
     assert (looks(), looks.clients.trouble) == (looks.others, "")
@@ -132,7 +132,7 @@ def test_a_list_that_cannot_be_read_for_long_lets_in_the_run_alone(looks: Looks,
     for _ in range(3):
         assert looks() == frozenset()
         assert why in looks.clients.trouble
-        assert "until it can be read no other host is let in" in looks.clients.trouble
+        assert "until it can be read, no other host is admitted" in looks.clients.trouble
 
 
 def test_time_in_which_the_launcher_was_stopped_puts_nobody_out(looks: Looks):
@@ -223,9 +223,9 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path):
     public = f'public = "{keys.read_key(one).keys.public}"'
     other = f'public = "{keys.read_key(two).keys.public}"'
     one.write_text(one.read_text().replace(public, other))
-    assert "no key file" in refused(keys.read_key, one), "the keys do not belong together"
+    assert "not a key file" in refused(keys.read_key, one), "the keys do not belong together"
     two.write_text("not TOML at all")
-    assert "no key file" in refused(keys.read_key, two)
+    assert "not a key file" in refused(keys.read_key, two)
     (tmp_path / keys.ALLOWED).write_text('[keys]\none = "short"\n')
     assert "not every value is a public key" in refused(keys.read_allowed, tmp_path)
     for text in ("keys = 1", 'keys = ["x"]', "[keys]\none = 1"):
@@ -235,7 +235,7 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["head", "", "../one", "a b", "-x", "x" * 65])
 def test_names_that_are_none_are_refused_before_anything_is_made(tmp_path: Path, name: str):
-    assert "is no name for a key" in refused(keys.make_keys, tmp_path / "keys", ("fine", name))
+    assert "cannot name a key" in refused(keys.make_keys, tmp_path / "keys", ("fine", name))
     assert not (tmp_path / "keys").exists()
 
 
@@ -255,8 +255,7 @@ def test_a_host_whose_file_has_been_moved_away_keeps_its_key_until_it_is_revoked
     path, before = tmp_path / "one.key", keys.read_allowed(tmp_path)
     path.rename(tmp_path / "moved")
     assert refused(keys.make_keys, tmp_path, ("two", "one")) == (
-        f"{path} is not here any more, but whoever has it is let in; "
-        "revoke it first, with --revoke one"
+        f"{path} is no longer here, but whoever has it may join; revoke it first, with --revoke one"
     )
     assert keys.read_allowed(tmp_path) == before, "nor is the other one made"
     keys.revoke(tmp_path, "one")
@@ -418,7 +417,7 @@ def test_a_key_file_that_is_not_this_runs_is_neither_overwritten_nor_removed(tmp
     for name in ("theirs", "web"):
         path = tmp_path / "keys" / f"{name}.key"
         assert refused(keys.make_keys, tmp_path / "keys", (name,)) == (
-            f"{path} exists, and is no key file of this run; move it away"
+            f"{path} exists, but is not a key file of this run; move it away"
         )
         assert f"has no key '{name}'" in refused(keys.revoke, tmp_path / "keys", name)
         assert path.exists()
@@ -430,4 +429,4 @@ def test_the_command_tells_what_it_made(pdqn_command: StartCommand, tmp_path: Pa
     assert command.stdout.split() == ["keys/head.key", "keys/gpu.key"]
     with pdqn_command("keys", "keys", "--revoke", "gpu", directory=tmp_path) as command:
         assert command.wait() == 0, command.stderr
-    assert command.stdout == "gpu is let in no longer\n"
+    assert command.stdout == "gpu is no longer admitted\n"

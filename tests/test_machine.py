@@ -242,7 +242,7 @@ def test_a_gpu_that_is_asked_for_is_looked_for_where_the_learner_is() -> None:
 
 def test_a_replay_elsewhere_should_be_given_its_memory() -> None:
     warned = plan(machine(), Config(), CART_POLE, elsewhere={"replay"}).warnings
-    assert any("set replay.memory to what that has" in warning for warning in warned)
+    assert any("set replay.memory to what that host has" in warning for warning in warned)
     given = configured(replay={"memory": "1GB"})
     assert not plan(machine(), given, CART_POLE, elsewhere={"replay"}).warnings
 

@@ -298,7 +298,7 @@ def test_a_picture_that_could_not_be_written_is_refused_first(
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="is no run directory"):
+    with pytest.raises(UsageError, match="is not a run directory"):
         grouped([run_of(tmp_path / "a"), tmp_path])
 
 

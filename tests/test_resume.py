@@ -248,7 +248,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_says_that_its_learner
     (line,) = capsys.readouterr().err.splitlines()
     steps = past.state.metrics["learner_steps"]
     assert line == (
-        f"pdqn: --resume {tmp_path}: no checkpoint: the learner begins anew, "
+        f"pdqn: --resume {tmp_path}: no checkpoint: the learner starts over, "
         f"after {steps} learner steps"
     )
 
@@ -259,7 +259,7 @@ def test_a_run_without_its_counters_says_that_they_begin_anew(
     launch(tmp_path, run={"steps": 200})
     (tmp_path / "state.json").unlink()
     launch(tmp_path, resume=True, run={"steps": 400})
-    assert "no state.json: the counters begin anew" in capsys.readouterr().err
+    assert "no state.json: the counters start over" in capsys.readouterr().err
 
 
 def test_what_another_version_chose_for_a_run_stays_whatever_auto_stands_for_now(tmp_path: Path):
@@ -359,7 +359,7 @@ def test_other_settings_may_change(tmp_path: Path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="no run directory"):
+    with pytest.raises(UsageError, match="not a run directory"):
         read_run(tmp_path)
 
 

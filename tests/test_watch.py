@@ -71,12 +71,12 @@ def test_a_run_that_was_killed_is_seen_and_then_reported(tmp_path: Path):
     assert found is not None
     assert source.look() is None, "it goes on, and has written nothing new"
     directory.close()
-    with pytest.raises(RunError, match="ended without its last words"):
+    with pytest.raises(RunError, match="ended without a last snapshot"):
         source.look()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="is no run directory"):
+    with pytest.raises(UsageError, match="is not a run directory"):
         Directory(tmp_path)
 
 

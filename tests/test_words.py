@@ -106,6 +106,12 @@ def test_code_addresses_and_the_borders_of_blocks_are_respected(page: str, tmp_p
     assert found(tmp_path, page) == []
 
 
+def test_commands_that_click_prints_as_they_are_are_no_sentences(tmp_path: Path):
+    commands = "\n".join(["pdqn launch --time so many"] * 9)
+    page = f'"""Train.\n\n\\b\n{commands}\n\nLeave it away.\n"""'
+    assert found(tmp_path, page, "code.py") == ["14: say 'leave out'"]
+
+
 def test_findings_name_the_line_of_the_phrase(tmp_path: Path):
     page = "# Title\n\n```\ncode\n```\n\nFirst,\nit starts anew.\n\n* one\n* is no two\n|a|anew|"
     lines = [finding.partition(":")[0] for finding in found(tmp_path, page)]

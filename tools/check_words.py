@@ -188,10 +188,13 @@ def blocks_of(text: Text) -> Iterator[Text]:
 
 def _prose_lines(text: str) -> Iterator[str]:
     """Give every line of a text, and an empty one in place of each line of code."""
-    fenced, after_gap = False, False
+    fenced, after_gap, as_is = False, False, False
     for line in text.split("\n"):
         fence = bool(_FENCE.match(line))
-        if fence or fenced or (after_gap and _INDENTED.match(line) and not _ITEM.match(line)):
+        # Help begins with \b what click is to print as it is: examples of commands.
+        as_is = line == "\b" or (as_is and bool(line.strip()))
+        code = after_gap and _INDENTED.match(line) and not _ITEM.match(line)
+        if fence or fenced or as_is or code:
             yield ""
         else:
             yield line

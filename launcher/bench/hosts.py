@@ -1,4 +1,4 @@
-"""``pdqn bench hosts``: what a transition costs, and how many actors saturate what."""
+"""The benchmark ``pdqn bench hosts``: costs of a transition, and the actors that saturate a run."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _RUN = "bench"
 _WARM_UP_SECONDS = 0.5
 _BATCHES_KEPT = 200
 _CRYPT_BYTES = 1 << 20
-_CURVE_OVERHEAD_BYTES = 40  # of a message: nonce, tag and flags (RFC 26), and its length
-# More would take long to join, and each of the members reports in its turn.
+_CURVE_OVERHEAD_BYTES = 40  # for each message: nonce, tag and flags (RFC 26), and its length
+# More would take long to join. Each member reports once.
 _MEMBERS = _REPORTS = 2000
 
 
 def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bool) -> int:
-    """Measure and print; the exit code."""
+    """Measure and print; return the exit code."""
     spec, _, plan = prepare(config)
     costs = measure(plan.config, spec, seconds, host_actors)
     found = limits(costs)
@@ -67,7 +67,7 @@ def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bo
 
 
 def measure(config: Config, spec: EnvironmentSpec, seconds: float, host_actors: int) -> Costs:
-    """What a run of this configuration costs on this machine, piece by piece."""
+    """Measure what a run of this configuration costs on this machine, piece by piece."""
     torch.set_num_threads(1)
     actor_rate, encoded = _measure_actor(config, spec, seconds)
     crypt = _measure_encryption(seconds)
@@ -97,7 +97,7 @@ def measure(config: Config, spec: EnvironmentSpec, seconds: float, host_actors: 
 def _measure_actor(
     config: Config, spec: EnvironmentSpec, seconds: float
 ) -> tuple[float, list[tuple[bytes, wire.TransitionBatch]]]:
-    """Transitions per second of CPU time, shipped but not encrypted; and some of them."""
+    """Measure transitions per second of CPU time, made and encoded; return also some batches."""
     network = build_network(spec, config.network)
     rollout = Rollout(config, spec, network, Identity(0, 0))
     telemetry = Telemetry()
@@ -131,7 +131,7 @@ def _measure_replay(
     encoded: list[bytes],
     seconds: float,
 ) -> tuple[float, float]:
-    """CPU seconds of replay for a transition that comes, and for one that is sampled."""
+    """Measure the CPU seconds of replay for a transition that arrives, and for a sampled one."""
     buffer = make_buffer(config, spec)
     batch_size = config.learner.batch_size
     layout = SampleLayout(spec, batch_size)
@@ -157,7 +157,7 @@ def _measure_replay(
 def _measure_learner(
     learner: Learner, config: Config, spec: EnvironmentSpec, seconds: float
 ) -> float:
-    """Transitions per second, on the wall clock: the learner's threads and GPU are its own."""
+    """Measure transitions per second by the wall clock: the learner shares no threads or GPU."""
     layout = SampleLayout(spec, config.learner.batch_size)
     sample = layout.view(bytearray(layout.nbytes))
     sample.sampling_priority[:] = 1.0
@@ -171,7 +171,7 @@ def _measure_learner(
 
 
 def _measure_encryption(seconds: float) -> float:
-    """CPU seconds for a byte at one side of an encrypted connection: half of what both take."""
+    """Measure CPU seconds per byte at one side of an encrypted connection: half of both sides'."""
     pairs = [KeyPair(*(part.decode() for part in zmq.curve_keypair())) for _ in range(2)]
     contexts = [Context(Network(pair)) for pair in pairs]
     contexts[0].allow([pairs[1].public])
@@ -207,7 +207,7 @@ def _measure_encryption(seconds: float) -> float:
 
 
 def _measure_coordinator(config: Config, spec: EnvironmentSpec) -> float:
-    """CPU seconds of the coordinator for a report and its answer, in a run of many actors."""
+    """Measure the coordinator's CPU seconds per report and answer, in a run of many actors."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     coordinator = Coordinator(
         context, "inproc://coordinator",
@@ -235,10 +235,10 @@ def _measure_coordinator(config: Config, spec: EnvironmentSpec) -> float:
 def _join_many(
     context: zmq.Context[zmq.Socket[bytes]], coordinator: Coordinator
 ) -> zmq.Socket[bytes]:
-    """A socket that is all the actors of a run: what it sends is of one after the other."""
+    """Join as all actors of a run, through one socket, which sends for each in turn."""
     socket = context.socket(zmq.DEALER)
     for _ in range(_MEMBERS):
-        socket.connect(coordinator.endpoint)  # to the other side, each is somebody else
+        socket.connect(coordinator.endpoint)  # to the other side, each is a different member
     for index in range(_MEMBERS):
         socket.send(Join("actor", pdqn.__version__, "bench", 1, index).encoded)
         coordinator.poll(1.0)
@@ -251,7 +251,7 @@ def _cpu_rate(counts: Iterator[int], seconds: float) -> float:
 
 
 def _rate(counts: Iterator[int], seconds: float, clock: Callable[[], float]) -> float:
-    """Sum of what comes per second of a clock, after a short warm-up."""
+    """Sum the counts per second of a clock, after a short warm-up."""
     end = time.perf_counter() + _WARM_UP_SECONDS
     while time.perf_counter() < end:
         next(counts)

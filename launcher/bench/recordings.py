@@ -1,7 +1,7 @@
-"""What the benchmarks insert: recorded steps of real environments, replayed as fast as one asks.
+"""Recorded steps of environments, which the benchmarks insert at any speed.
 
-Environments, policies and networks cost nothing here: steps are recorded once and then handed out
-again and again, so that what is measured is what comes after them.
+Environments, policies and networks cost nothing here. Steps are recorded once and then handed out
+over and over, so that a benchmark measures only what follows them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Recording:
         frames: of each field, stored_dtype[steps, E, *stored_shape].
         actions: int64[steps, E].
         rewards: float64[steps, E].
-        ended: bool[steps, E], whether the episode ended with the step.
-        origin: where the steps come from, in words.
+        ended: bool[steps, E], True if the episode ended with the step.
+        origin: the source of the steps, in words.
     """
 
     spec: EnvironmentSpec
@@ -49,7 +49,7 @@ class Recording:
         return self.actions.shape[1]
 
     def segments(self, config: Config) -> Iterator[list[Segment]]:
-        """Record the steps as an actor does, over and over: the segments cut after each step."""
+        """Record the steps over and over, as an actor does; yield the segments cut at each step."""
         recorder = SegmentRecorder(
             self.spec,
             self.num_envs,
@@ -67,10 +67,10 @@ class Recording:
 
 
 def record(name: str) -> Recording:
-    """The recording of this name.
+    """Make the recording of this name.
 
     Raises:
-        UsageError: there is none, or it needs a package that is not installed.
+        UsageError: there is no such recording, or it needs a package that is not installed.
     """
     if name not in RECORDINGS:
         raise UsageError(f"no data is called {name!r}; there are {', '.join(RECORDINGS)}")
@@ -78,7 +78,7 @@ def record(name: str) -> Recording:
 
 
 def _played(env: str, num_envs: int, steps: int) -> Recording:
-    """A random policy in an environment that pdqn makes by itself."""
+    """Record a random policy in an environment that needs no further package."""
     spec = describe_environment(env, {})
     vector = VectorEnvironment(spec, {}, num_envs)
     act = random_act(spec, np.random.default_rng(0))
@@ -96,7 +96,7 @@ def _played(env: str, num_envs: int, steps: int) -> Recording:
 
 
 def _minatar() -> Recording:
-    """Binary 10 x 10 x 4 pictures in which a few objects move, as MinAtar's do."""
+    """Draw binary 10 x 10 x 4 pictures in which a few objects move, like MinAtar's."""
     spec = EnvironmentSpec("MinAtar-shaped", (FieldSpec("observation", (10, 10, 4), "uint8"),), 6)
     rng = np.random.default_rng(0)
     num_envs, steps, objects = 32, 512, 8
@@ -115,7 +115,7 @@ def _minatar() -> Recording:
 
 
 def _atari() -> Recording:
-    """Breakout as agents see it: grey, 84 x 84, every fourth frame, stacked by replay."""
+    """Record Breakout as agents see it: grey, 84 x 84, every fourth frame, stacked by replay."""
     try:
         from ale_py.vector_env import AtariVectorEnv
     except ImportError as error:

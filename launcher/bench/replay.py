@@ -1,8 +1,8 @@
-"""``pdqn bench replay``: how fast replay is on this machine, stage by stage and all together.
+"""The benchmark ``pdqn bench replay``: the speed of replay, stage by stage and all together.
 
-Every stage is measured by itself in one process; then the real processes work together over TCP:
-a writer that records, compresses and sends as an actor does, the replay that a run would have, and
-a client that draws batches and updates their priorities as a learner does.
+It first measures each stage by itself in one process. Then the real processes work together over
+TCP. A writer records, compresses and sends as an actor does, to the replay that a run would have. A
+client draws batches from it and updates their priorities as a learner does.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ _UNLIMITED = 1e15
 
 @dataclass(frozen=True)
 class Load:
-    """What one process did in one phase.
+    """The work of one process in one phase.
 
     Attributes:
         rate: transitions per second.
         busy: CPU seconds per second.
-        latency_seconds: median time from asking for a batch to having it, when that was measured.
+        latency_seconds: median time from asking for a batch to having it; None if not measured.
     """
 
     rate: float
@@ -73,15 +73,15 @@ class Load:
 
 @dataclass(frozen=True)
 class Together:
-    """What the three processes did, one phase after the other.
+    """The work of the three processes, one phase after the other.
 
     Attributes:
-        inserts: transitions per second taken while nothing was sampled.
-        samples: transitions per second drawn while nothing was inserted.
-        both_inserts: taken while both went on.
-        both_samples: drawn while both went on.
-        busy: of each phase, CPU seconds per second by process.
-        shared_memory: whether SampleBatches went through shared memory.
+        inserts: transitions per second inserted while nothing was sampled.
+        samples: transitions per second sampled while nothing was inserted.
+        both_inserts: transitions per second inserted while both went on.
+        both_samples: transitions per second sampled while both went on.
+        busy: CPU seconds per second, by phase and process.
+        shared_memory: True if SampleBatches went through shared memory.
         wire_bytes: bytes of a transition on the wire.
         stored_bytes: bytes of a transition in the buffer, its share of everything included.
     """
@@ -96,13 +96,13 @@ class Together:
     stored_bytes: float
 
     def bottleneck(self, phase: str) -> str:
-        """The busiest process of a phase, and the share of a core that it used."""
+        """Name the busiest process of a phase, and the share of a core that it used."""
         name, busy = max(self.busy[phase].items(), key=lambda item: item[1])
         return f"{name} {busy:.0%}"
 
 
 def bench_replay(data: Sequence[str], seconds: float, *, as_json: bool) -> int:
-    """Measure and print one table; the exit code."""
+    """Measure and print one table; return the exit code."""
     results: dict[str, dict[str, Any]] = {}
     for name in data or RECORDINGS:
         try:
@@ -122,7 +122,7 @@ def bench_replay(data: Sequence[str], seconds: float, *, as_json: bool) -> int:
 
 
 def measure(recording: Recording, seconds: float) -> dict[str, Any]:
-    """All figures for one kind of data, as plain data."""
+    """Measure everything for one kind of data, and return plain data."""
     config = bench_config(recording)
     result: dict[str, Any] = {"stages": _stages(recording, config, seconds), "together": {}}
     for transport in _NAMES:
@@ -142,13 +142,13 @@ def measure(recording: Recording, seconds: float) -> dict[str, Any]:
 
 
 def bench_config(recording: Recording) -> Config:
-    """The sizes that a run with such data would have, and a limiter that never waits.
+    """Plan the sizes that a run with such data would have, with a limiter that never waits.
 
     Raises:
         UsageError: this machine has no room for a buffer.
     """
     here = detect()
-    # As large as a run's, so that it does not fit into caches, but no larger than needed for that.
+    # As large as a run's, so that the buffer exceeds all caches, but no larger than that needs.
     capacity = resolved(_planned(recording, here, {}).replay.capacity)
     return _planned(recording, here, {"capacity": min(_CAPACITY, capacity)})
 
@@ -177,7 +177,7 @@ def _planned(recording: Recording, here: Machine, replay: dict[str, Any]) -> Con
 
 
 def _stages(recording: Recording, config: Config, seconds: float) -> dict[str, float]:
-    """Transitions per second of every stage by itself, on one core, and bytes of a transition."""
+    """Measure each stage by itself on one core: transitions per second, and their bytes."""
     encoded = list(islice(_encoded(recording, config), _BATCHES_PREPARED))
     decoded = [wire.decode_transitions(data, recording.spec, _RUN) for data in encoded]
 
@@ -202,7 +202,7 @@ def _store_figures(
     decoded: list[wire.TransitionBatch],
     seconds: float,
 ) -> dict[str, float]:
-    """Of one store: rates of inserting and sampling on one core, and bytes of a transition."""
+    """Measure one store: rates of inserting and sampling on one core, bytes of a transition."""
     buffer = make_buffer(_changed(config, "replay", {"store": store}), recording.spec)
     layout = SampleLayout(recording.spec, _BATCH_SIZE)
     out = layout.view(bytearray(layout.nbytes))
@@ -229,13 +229,13 @@ def _store_figures(
 
 
 def _encoded(recording: Recording, config: Config) -> Iterator[bytes]:
-    """TransitionBatches as an actor makes them, without end."""
+    """Yield TransitionBatches as an actor makes them, without end."""
     for sequence, segments in enumerate(_batches(recording, config)):
         yield _encode(segments, recording, (0, 0), sequence)
 
 
 def _batches(recording: Recording, config: Config) -> Iterator[list[Segment]]:
-    """Segments gathered to the configured size of a TransitionBatch."""
+    """Gather segments to the configured size of a TransitionBatch."""
     enough = resolved(config.actor.batch_transitions)
     gathered: list[Segment] = []
     count = 0
@@ -266,7 +266,7 @@ def _encoded_counts(recording: Recording, config: Config) -> Iterator[int]:
 
 
 def _rate(counts: Iterator[int], seconds: float) -> float:
-    """Sum per second of what comes, after a short warm-up."""
+    """Sum the counts per second, after a short warm-up."""
     _consume(counts, _WARM_UP_SECONDS)
     total, elapsed = _consume(counts, seconds)
     return total / elapsed
@@ -280,7 +280,7 @@ def _consume(counts: Iterator[int], seconds: float) -> tuple[int, float]:
 
 
 def _wire_rate(encoded: list[bytes], decoded: list[wire.TransitionBatch], seconds: float) -> float:
-    """Transitions per second from one process to another over TCP, nobody looking at them."""
+    """Measure transitions per second from one process to another over TCP, without decoding."""
     with _process(_receive_all) as (process, pipe), zmq.Context() as context:
         push = context.socket(zmq.PUSH)
         push.setsockopt(zmq.LINGER, 0)
@@ -339,7 +339,14 @@ def run_together(recording: Recording, config: Config, seconds: float, transport
 def small_batch_latency(
     recording: Recording, config: Config, seconds: float, transport: str
 ) -> float:
-    """Median round trip of a batch of 64, one at a time, while inserts run at full rate."""
+    """Measure the median round trip of one batch of 64 at a time, with inserts at full rate.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        RunError: no batch arrived in time.
+    """
     config = _changed(config, "replay", {"transport": transport})
     config = _changed(config, "learner", {"batch_size": _SMALL_BATCH_SIZE, "prefetch": 1})
     with _Bench(recording, config) as bench:
@@ -355,7 +362,7 @@ def _changed(config: Config, section: str, values: dict[str, Any]) -> Config:
 
 
 class _Bench:
-    """A coordinator, a replay, a writer and a client: a run whose actor and learner only replay."""
+    """A run with a coordinator and a replay, and a writer and a client for actor and learner."""
 
     def __init__(self, recording: Recording, config: Config) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -405,7 +412,7 @@ class _Bench:
         self._context.destroy(linger=0)
 
     def phase(self, seconds: dict[str, float]) -> dict[str, Load]:
-        """Let processes work for so long; what each of them, and replay, did."""
+        """Let each process work for its seconds; return its load, and that of replay."""
         before = self._cpu_seconds("replay")
         started = time.perf_counter()
         for name, duration in seconds.items():
@@ -416,17 +423,17 @@ class _Bench:
         return loads | {"replay": Load(0.0, busy)}
 
     def bytes_per_transition(self) -> tuple[float, float]:
-        """Bytes of a transition on the wire and stored, of what was inserted so far."""
+        """Return a transition's bytes on the wire and in the buffer, on average so far."""
         self._reported("replay", "stored_bytes")
         summary = self._metrics.summary()["bytes_per_transition"]
         return summary["wire"], summary["stored"]
 
     def shared_memory(self) -> bool:
-        """Whether the client's batches came through shared memory."""
+        """Tell whether the client's batches came through shared memory."""
         return bool(self._reported("learner", "shared_memory"))
 
     def _reported(self, role: str, gauge: str) -> float | None:
-        """A gauge that is not zero, once it was reported; roles report once a second."""
+        """Wait for a gauge other than zero, and return it; roles report once a second."""
         deadline = time.monotonic() + _REPORT_SECONDS
         while not (value := self._metrics.gauge(role, gauge)) and time.monotonic() < deadline:
             self._coordinator.poll(0.1)
@@ -447,7 +454,7 @@ class _Bench:
 
 
 def _write(pipe: Connection, address: str, recording: Recording) -> None:
-    """The process that records, compresses and sends as an actor does, when it is told to."""
+    """Record, compress and send as an actor does, on request; the writer's process."""
     with role("actor", address, 0, None) as (context, link, welcome):
         sender = TransitionSender(context, 0, welcome.incarnation, welcome.config.actor.window)
         batches = _batches(recording, welcome.config)
@@ -476,11 +483,11 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
 
 
 def _draw(pipe: Connection, address: str, recording: Recording) -> None:
-    """The process that draws batches and updates their priorities as a learner does."""
+    """Draw batches and update their priorities as a learner does; the client's process."""
     with role("learner", address, 0, None) as (context, link, welcome):
         settings = welcome.config.learner
         if welcome.config.replay.transport == "socket":
-            logging.disable(logging.INFO)  # why the socket is used is no news then
+            logging.disable(logging.INFO)  # the socket was asked for: no reason to report
         rng = np.random.default_rng(0)
         priorities = rng.random(settings.batch_size).astype(np.float32)
         client = SampleClient(context, welcome.spec, welcome.config, rng)
@@ -523,7 +530,7 @@ def _obey(
     counts: Iterator[int],
     latency: Callable[[], float | None],
 ) -> None:
-    """Report being there; then work for as long as each message says, and report the load."""
+    """Report being ready; then work for the seconds that each message says, and report the load."""
     pipe.send(None)
     process = psutil.Process()
     while keep_in_touch():
@@ -544,7 +551,7 @@ def _obey(
 def _process(
     target: Callable[[Connection], None],
 ) -> Iterator[tuple[BaseProcess, Connection]]:
-    """A process that works until the block ends."""
+    """Run a process until the block ends."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=target, args=(there,))
@@ -581,7 +588,7 @@ _STAGES = {
 
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:
-    """What was measured: a line for each stage, a column for each kind of data."""
+    """Lay out the results: a line for each stage, a column for each kind of data."""
     table = Table(title="transitions per second", title_justify="left", box=None, padding=(0, 1))
     table.add_column("", no_wrap=True)
     for name in results:
@@ -607,7 +614,7 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
 
 
 def _together_lines(transport: str) -> Iterator[tuple[str, Callable[[dict[str, Any]], str]]]:
-    """Name and text of each line about the processes together."""
+    """Yield the name and the text of each line about the processes together."""
 
     def figures(result: dict[str, Any]) -> dict[str, Any]:
         return result["together"][transport]

@@ -1,4 +1,4 @@
-"""How many actors saturate what: from measured costs of a transition. Pure."""
+"""The number of actors that saturates each part of a run, from measured costs. Pure."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from dataclasses import dataclass
 
 from launcher.numbers import number, plural, size
 
-# Of a link's bits, what TCP and IP leave for data.
+# The share of a link's bits that TCP and IP leave for data.
 _USABLE = 0.94
 GIGABIT_LINKS = (1, 10, 100)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured, each on one core.
+    """The measured costs; CPU time is that of one core.
 
     Attributes:
         actor_rate: transitions per second that an actor makes, ships and encrypts.
-        wire_bytes: of a transition between actor and replay.
-        sample_bytes: of a sampled transition between replay and learner.
-        insert_seconds: CPU time of replay for each transition that comes.
+        wire_bytes: bytes of a transition between actor and replay.
+        sample_bytes: bytes of a sampled transition between replay and learner.
+        insert_seconds: CPU time of replay for each transition that arrives.
         sample_seconds: CPU time of replay for each transition that is sampled.
-        learner_rate: transitions per second that the learner trains on, with the threads it has.
-        parameter_bytes: of one publication to one host.
-        publish_seconds: between publications.
-        host_actors: actors on a host; it hands on what it gets to all of them.
-        samples_per_insert: transitions sampled for each that comes.
-        crypt_seconds_per_byte: CPU time of either side of an encrypted connection.
-        report_seconds: CPU time of the coordinator for a report, its answer included.
-        telemetry_seconds: between an actor's reports.
+        learner_rate: transitions per second that the learner trains on, with its own threads.
+        parameter_bytes: bytes of one publication to one host.
+        publish_seconds: time between publications.
+        host_actors: actors on a host, which passes what it receives on to all of them.
+        samples_per_insert: transitions sampled for each that arrives.
+        crypt_seconds_per_byte: CPU time at either side of an encrypted connection.
+        report_seconds: CPU time of the coordinator for a report and its answer.
+        telemetry_seconds: time between an actor's reports.
     """
 
     actor_rate: float
@@ -48,11 +48,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Limit:
-    """What there is enough of for so many actors.
+    """A part of a run that a number of actors saturates.
 
     Attributes:
-        what: in words.
-        actors: that saturate one of it.
+        what: the part, in words.
+        actors: the number that saturates one of it.
         why: the arithmetic.
     """
 
@@ -62,7 +62,7 @@ class Limit:
 
 
 def limits(costs: Costs) -> list[Limit]:
-    """Every limit, the first to be reached first."""
+    """List every limit, in the order in which a growing run reaches them."""
     found = [_replay(costs), _learner(costs), _coordinator(costs), _publisher(costs)]
     for gigabits in GIGABIT_LINKS:
         found += [_link_of_replay(costs, gigabits), _link_of_learner(costs, gigabits)]

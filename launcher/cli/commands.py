@@ -1,4 +1,4 @@
-"""The command line. Imports what is heavy only when a command needs it."""
+"""The commands. Each imports what is heavy only when it runs."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def cli() -> None:
     \b
     pdqn launch                          train on the built-in environment
     pdqn launch --env CartPole-v1        train on any gymnasium environment
-    pdqn watch RUN                       look at a run that goes on, or has ended
-    pdqn eval RUN                        how good the policy is
+    pdqn watch RUN                       look at a run in progress, or one that has ended
+    pdqn eval RUN                        measure how good the policy is
     """
 
 
@@ -75,23 +75,23 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
     cls=GroupedCommand,
     groups={
         **_GROUPS,
-        "Where it shows": _SHOWN,
+        "Directory and output": _SHOWN,
         "Other hosts": _HOSTS,
         "Dask": _DASK,
         "This command": _ASKED,
     },
-    short_help="Train: start all roles, and show how it goes.",
+    short_help="Train: start all roles, and show progress.",
 )
 @run_options
 @click.option("--force", is_flag=True, help="run a mode that the check advises against")
 @click.option("--yes", is_flag=True, help="answer every question with yes")
-@click.option("--check-only", is_flag=True, help="print what would run, and end")
+@click.option("--check-only", is_flag=True, help="print what would run, and exit")
 @click.option("--run-dir", type=PATH, help="[default: runs/<env>__...]")
 @click.option(
     "--resume",
     type=PATH,
     metavar="RUN",
-    help="go on with a run in its directory; limits count from its beginning",
+    help="continue the run in this directory; limits count from its beginning",
 )
 @click.option(
     "--console",
@@ -103,14 +103,14 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
     "--bind", metavar="HOST[:PORT]", help="let other processes join over TCP; *: all addresses"
 )
 @click.option(
-    "--keys", type=PATH, metavar="DIR", help="encrypt, and let in only whose keys are in DIR"
+    "--keys", type=PATH, metavar="DIR", help="encrypt, and admit only hosts whose keys are in DIR"
 )
 @click.option(
-    "--insecure", is_flag=True, help="bind off loopback without keys: anybody can read and join"
+    "--insecure", is_flag=True, help="bind beyond loopback without keys: anybody can read and join"
 )
 @reaching
-@click.option("--no-learner", is_flag=True, help="start no learner here: one joins from elsewhere")
-@click.option("--no-replay", is_flag=True, help="start no replay here: it joins from elsewhere")
+@click.option("--no-learner", is_flag=True, help="start no learner here; one joins from elsewhere")
+@click.option("--no-replay", is_flag=True, help="start no replay here; it joins from elsewhere")
 @on_dask
 @click.option(
     "--dask-pin",
@@ -124,7 +124,7 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
-    help="serve the figures to Prometheus on loopback (pdqn[prometheus])",
+    help="serve the metrics to Prometheus on loopback (pdqn[prometheus])",
 )
 def launch(
     force: bool,
@@ -135,10 +135,10 @@ def launch(
     console: Any,
     **options: Any,
 ) -> int:
-    """Train: start replay, learner, actors and evaluator, and show how it goes.
+    """Train: start replay, learner, actors and evaluator, and show progress.
 
-    Without --episodes, --steps or --time it ends after ten minutes. Ctrl-C ends it at any moment
-    with everything saved; a second Ctrl-C ends it at once.
+    Without --episodes, --steps or --time the run ends after ten minutes. Ctrl-C ends it at any
+    time and saves everything; a second Ctrl-C ends it at once.
 
     \b
     pdqn launch --time 5m
@@ -154,7 +154,7 @@ def launch(
     interrupts = Interrupts().install()
     hosts, dask = take(HostOptions, options), take(DaskOptions, options)
     if resume is not None and run_dir is not None:
-        raise UsageError(f"--run-dir {run_dir}: a resumed run goes on in its own, {resume}")
+        raise UsageError(f"--run-dir {run_dir}: a resumed run stays in its own, {resume}")
     past = None if resume is None else read_run(resume)
     config = configuration_of(options, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
@@ -177,8 +177,8 @@ def launch(
 
 @contextlib.contextmanager
 def _opened(hosts: HostOptions, dask: DaskOptions) -> Iterator[tuple[Access, DaskCluster | None]]:
-    """Open a run to other hosts, and connect to the cluster that it is on, if any."""
-    # What a person got wrong is found before the imports of a run, which take seconds.
+    """Open a run to other hosts, and connect to the cluster that it uses, if any."""
+    # A person's mistakes are found before the imports of a run, which take seconds.
     from launcher.hosts.access import open_on_cluster, open_run
 
     if dask.dask is None:
@@ -195,7 +195,7 @@ def _opened(hosts: HostOptions, dask: DaskOptions) -> Iterator[tuple[Access, Das
 @cli.command(
     cls=GroupedCommand,
     groups={**_GROUPS, "Dask": _DASK[:3]},
-    short_help="Show what this machine has, and what would run.",
+    short_help="Show this machine's resources, and what would run.",
 )
 @run_options
 @on_dask
@@ -204,10 +204,10 @@ def check(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Show what this machine has, what would run on it, and what is in the way.
+    """Show this machine's resources, what would run on it, and what prevents a run.
 
-    With --dask it shows a cluster, and which worker would get which roles. Exits with 1 if a run
-    could not work.
+    With --dask, show the cluster and the roles that each worker would get. The exit status is 1 if
+    a run could not work.
 
     \b
     pdqn check
@@ -243,8 +243,9 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
 
     command.__doc__ = (
         f"{summary}\n\n"
-        "Roles that end are started again; Ctrl-C takes them out of the run in order, and the end "
-        f"of the run ends them.\n\n\b\npdqn {role} --join tcp://127.0.0.1:7777{more}\n"
+        "A role that ends is started again. Ctrl-C takes this host's roles out of the run in "
+        "order; otherwise they end with the run.\n\n"
+        f"\b\npdqn {role} --join tcp://127.0.0.1:7777{more}\n"
         f"pdqn {role} --join tcp://10.0.0.1:7777 --key this-host.key{more}"
     )
     wrapped: Any = command
@@ -254,18 +255,20 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
 
 
 def _role_options(role: str) -> list[Callable[..., Any]]:
-    """Options of the command that starts one role, in the order of the help."""
+    """List the options of the command that starts one role, in the order of its help."""
     several = click.option(
-        "--count", default=1, type=Count(), help="actors to start here; auto: one a core"
+        "--count", default=1, type=Count(), help="actors to start here; auto: at most one per core"
     )
     return [
-        click.option("--join", required=True, metavar="ADDRESS", help="of a run: tcp://HOST:PORT"),
+        click.option(
+            "--join", required=True, metavar="ADDRESS", help="the run's address: tcp://HOST:PORT"
+        ),
         *([several] if role == "actor" else []),
         joining,
         reaching,
         click.option("--leash", is_flag=True, hidden=True),
         click.option(
-            "--log-dir", type=PATH, help="folder of the roles' logs  [default: standard error]"
+            "--log-dir", type=PATH, help="folder for the roles' logs  [default: standard error]"
         ),
     ]
 
@@ -276,15 +279,15 @@ _role_command("learner", "Join a run as its learner.")
 _role_command("evaluator", "Join a run as its evaluator.")
 
 
-@cli.command(short_help="Make the keys of encrypted runs between hosts.")
+@cli.command(short_help="Make the keys for encrypted runs across hosts.")
 @click.argument("directory", metavar="DIR", type=PATH)
 @click.argument("names", metavar="[HOST ...]", nargs=-1)
-@click.option("--revoke", metavar="HOST", help="let this host in no longer, running or not")
+@click.option("--revoke", metavar="HOST", help="stop admitting this host, even while a run goes on")
 def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
     """Make the keys with which hosts take part in a run, one file for each host.
 
-    DIR stays on the host that launches; each HOST.key goes to its host over a safe way. Naming
-    more hosts later, or revoking one, works while a run goes on.
+    Keep DIR on the host that launches, and copy each HOST.key to its host over a secure channel.
+    Hosts can be added and revoked while a run goes on.
 
     \b
     pdqn keys keys gpu-host actors-1 actors-2
@@ -298,13 +301,13 @@ def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
         if names:
             raise UsageError(f"--revoke {revoke} takes no other names, got {' '.join(names)}")
         making.revoke(directory, revoke)
-        click.echo(f"{revoke} is let in no longer")
+        click.echo(f"{revoke} is no longer admitted")
         return 0
     made = making.make_keys(directory, names)
     for path in made:
         click.echo(str(path))
     if not made:
-        click.echo(f"{directory} has its keys; name hosts to make more", err=True)
+        click.echo(f"{directory} already has its keys; name hosts to make more", err=True)
     return 0
 
 
@@ -318,7 +321,7 @@ def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
 )
 @joining
 def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
-    """Show a run as it goes on, or how it ended, from its directory or from its address.
+    """Show a run in progress, or how it ended, from its directory or its address.
 
     \b
     pdqn watch runs/CartPole-v1__seed0__20260101-120000
@@ -332,26 +335,28 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
     return watching.watch(run, console, interrupts, key=key, insecure=insecure)
 
 
-@cli.command("eval", short_help="Show how good a policy is, beside the baselines.")
+@cli.command("eval", short_help="Measure how good a policy is, next to the baselines.")
 @click.argument("run", type=PATH)
 @click.option(
     "--episodes",
     default=100,
     type=click.IntRange(1, UNSEEN),
-    help="held-out episodes",
+    help="held-out episodes to play",
 )
-@click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")
+@click.option("--best", is_flag=True, help="use the parameters that evaluated best, not the last")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option(
     "--max-episode-steps",
     default=MAX_EPISODE_STEPS,
     show_default=True,
     type=click.IntRange(1),
-    help="an episode is cut after so many, and counts as far as it went",
+    help="cut an episode after this many steps, and count it as far as it went",
 )
 @click.option("--video", type=PATH, help="film the first episodes: gif, webp, png or mp4")
 @click.option(
-    "--video-episodes", type=click.IntRange(1, 100), help="to film, with --video; by default 3"
+    "--video-episodes",
+    type=click.IntRange(1, 100),
+    help="episodes to film, with --video; by default 3",
 )
 def evaluate(
     run: Path,
@@ -362,7 +367,7 @@ def evaluate(
     video: Path | None,
     video_episodes: int | None,
 ) -> int:
-    """Play greedy episodes on held-out seeds, beside the environment's baselines.
+    """Play greedy episodes on held-out seeds, next to the environment's baselines.
 
     RUN is a run directory or a model file.
 
@@ -375,7 +380,7 @@ def evaluate(
     from launcher.results import evaluate as evaluation
 
     if video is None and video_episodes is not None:
-        raise UsageError("--video-episodes: what is filmed goes to a file: give --video FILE, too")
+        raise UsageError("--video-episodes: a film needs a file to go to: give --video FILE")
     film = None if video is None else evaluation.Film(video, video_episodes or 3)
     return evaluation.evaluate(
         run,
@@ -392,12 +397,12 @@ def evaluate(
 @click.option(
     "--out",
     type=PATH,
-    help="the picture of several runs  [default: comparison.png], or of one run's curves",
+    help="file for the comparison  [default: comparison.png], or for one run's curves",
 )
 def plot(runs: tuple[Path, ...], out: Path | None) -> int:
-    """Draw a run's pictures again, into its directory, or compare several runs in one picture.
+    """Redraw a run's pictures in its directory, or compare several runs in one picture.
 
-    Runs that differ by their seed alone are drawn as one curve with a band.
+    Runs that differ only in their seed become one curve with a band.
 
     \b
     pdqn plot runs/CartPole-v1__seed0__20260101-120000
@@ -426,8 +431,8 @@ def plot(runs: tuple[Path, ...], out: Path | None) -> int:
 
 @cli.command(short_help="Write a policy's network as an ONNX file.")
 @click.argument("run", type=PATH)
-@click.option("--onnx", "path", type=PATH, required=True, help="the file")
-@click.option("--best", is_flag=True, help="the parameters that evaluated best, not the last ones")
+@click.option("--onnx", "path", type=PATH, required=True, help="file to write")
+@click.option("--best", is_flag=True, help="use the parameters that evaluated best, not the last")
 def export(run: Path, path: Path, best: bool) -> int:
     """Write the network of a run as an ONNX file, for programs without torch (pdqn[onnx]).
 
@@ -448,20 +453,22 @@ def bench() -> None:
     """Measure this machine, stage by stage."""
 
 
-@bench.command("replay", short_help="How fast replay is, and what limits it.")
+@bench.command("replay", short_help="Measure how fast replay is, and what limits it.")
 @click.option(
     "--data",
     multiple=True,
     type=click.Choice(["cartpole", "minatar", "atari", "placement"]),
-    help="shape of the data; may be repeated  [default: all that can be had]",
+    help="shape of the data; may be repeated  [default: all available]",
 )
-@click.option("--seconds", default=4.0, type=click.FloatRange(0.1, 600), help="of each phase")
+@click.option(
+    "--seconds", default=4.0, type=click.FloatRange(0.1, 600), help="length of each phase"
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
-    """Measure what happens to transitions between an actor and the learner.
+    """Measure every stage that transitions pass between an actor and the learner.
 
-    Each stage by itself on one core, then a writer, a replay and a client together over TCP: first
-    inserting, then sampling, then both, with the process that was the bottleneck.
+    Each stage first runs by itself on one core. Then a writer, a replay and a client work together
+    over TCP: inserting, sampling, and both. The table names the bottleneck of each phase.
 
     \b
     pdqn bench replay
@@ -476,7 +483,7 @@ def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
     "hosts",
     cls=GroupedCommand,
     groups=_GROUPS,
-    short_help="What a transition costs, and how many actors saturate what.",
+    short_help="Measure what a transition costs, and how many actors saturate a part.",
 )
 @run_options
 @click.option(
@@ -484,21 +491,21 @@ def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
     "part_seconds",
     default=4.0,
     type=click.FloatRange(0.1, 600),
-    help="of each part",
+    help="length of each measurement",
 )
 @click.option(
     "--host-actors",
     default=30,
     show_default=True,
     type=click.IntRange(1),
-    help="on each host: they get parameters together",
+    help="actors on each host, which receive parameters together",
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def bench_hosts(part_seconds: float, host_actors: int, as_json: bool, **options: Any) -> int:
-    """Measure what a transition costs on its way, and from that how large a run can be.
+    """Measure what a transition costs, and derive how large a run can be.
 
-    Bytes on the wire, processor time of every process that touches it, encryption included; then
-    how many actors saturate a link, a replay process, this learner, and the coordinator.
+    The costs are bytes on the wire and processor time of every process involved, encryption
+    included. They give the number of actors that saturate a link, replay, learner or coordinator.
 
     \b
     pdqn bench hosts
@@ -510,10 +517,10 @@ def bench_hosts(part_seconds: float, host_actors: int, as_json: bool, **options:
     return benchmark.bench_hosts(config, part_seconds, host_actors, as_json=as_json)
 
 
-@cli.command(short_help="Print what completes commands and options in a shell.")
+@cli.command(short_help="Print a script that completes commands and options in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:
-    """Print what lets a shell complete commands and options.
+    """Print a script with which a shell completes commands and options.
 
     \b
     eval "$(pdqn completion bash)"                             # in ~/.bashrc
@@ -528,7 +535,7 @@ def completion(shell: str) -> int:
 
 @cli.command(short_help="List every setting with its default.")
 def settings() -> int:
-    """List every setting with its default; use with --set, --config or PDQN_SECTION__KEY.
+    """List every setting with its default, for --set, --config or PDQN_SECTION__KEY.
 
     \b
     pdqn settings | grep -A1 ^learner

@@ -1,4 +1,4 @@
-"""Options of a command in groups: a long list is read by nobody."""
+"""Help that shows a command's options in groups, since nobody reads one long list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class GroupedCommand(click.Command):
     """A command whose help shows its options under headings.
 
     Args:
-        groups: names of parameters by heading, in order; what stands in none comes last.
+        groups: names of parameters by heading, in order; all others come last.
     """
 
     def __init__(self, *arguments: Any, groups: dict[str, tuple[str, ...]], **options: Any) -> None:

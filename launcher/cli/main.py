@@ -1,4 +1,4 @@
-"""The entry point: run a command, and end bad input and failed runs in one line."""
+"""The entry point, which reports bad input and failed runs in one line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pdqn.errors import RunError, UsageError
 
 
 def main() -> None:
-    """Run a command; bad input and failed runs end in one line, not in a traceback."""
+    """Run a command, and report bad input and failed runs in one line, without a traceback."""
     _make_streams_usable()
     try:
-        # Environments and networks of one's own are named by their modules: find those here, too.
+        # People name their own environments and networks by module: find those here as well.
         sys.path.append(str(Path.cwd()))
         sys.exit(cli.main(prog_name="pdqn", standalone_mode=False) or 0)
     except UsageError as error:
@@ -36,21 +36,21 @@ def main() -> None:
 
 
 def _make_streams_usable() -> None:
-    """Let every stream take whatever is written to it, and be one."""
-    # In the order of their descriptors, which are the lowest that are free: no file that is opened
-    # later gets one of them, and with it what somebody prints.
+    """Open each standard stream that is missing, and let the output take any text."""
+    # In the order of their descriptors, since each open takes the lowest free one. No file that
+    # is opened later can then get one of them, and with it what somebody prints.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - to the end
-            os.set_inheritable(stream.fileno(), True)  # roles need theirs, too
+            os.set_inheritable(stream.fileno(), True)  # roles inherit their streams
             setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A table with a few wrong characters is worth more than none.
+        # A table with a few wrong characters is better than a traceback.
         sys.stdout.reconfigure(errors="replace")
 
 
 def _describe(error: OSError) -> str:
-    """What went wrong, and with which file, if it is one that has a name."""
+    """Say what went wrong, and name the file if there is one."""
     words = error.strerror or str(error)
     return words if error.filename is None else f"{error.filename}: {words}"
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, their types, and the configuration that they make."""
+"""Options that several commands share, their types, and the configuration they give."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRESETS = ("dqn", "apex", "rainbow", "placement")
 
 
 PATH = click.Path(path_type=Path)
-_LARGEST = (1 << 63) - 1  # what msgpack and TOML hold
+_LARGEST = (1 << 63) - 1  # the most that both msgpack and TOML hold
 
 
 class Duration(click.ParamType[float]):
@@ -34,7 +34,7 @@ class Duration(click.ParamType[float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Seconds."""
+        """Return the number of seconds."""
         if isinstance(value, float):
             return value
         text = str(value).strip().lower()
@@ -43,7 +43,7 @@ class Duration(click.ParamType[float]):
         try:
             seconds = float(number) * scale
         except ValueError:
-            self.fail(f"{value!r} is no duration; write 90s, 10m, 2h or 1d", param, ctx)
+            self.fail(f"{value!r} is not a duration; write 90s, 10m, 2h or 1d", param, ctx)
         if not 0 < seconds < float("inf"):
             self.fail(
                 f"{value!r}; expected a finite time above zero: 90s, 10m, 2h or 1d", param, ctx
@@ -52,10 +52,10 @@ class Duration(click.ParamType[float]):
 
 
 class Limit(click.types.IntParamType):
-    """A whole number that a file can hold; its section of the settings knows the least."""
+    """A whole number that files can hold; the settings check it against its minimum."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number."""
+        """Return the number."""
         number = super().convert(value, param, ctx)
         if number > _LARGEST:
             self.fail(f"{value}; expected a whole number from 1 to {_LARGEST}", param, ctx)
@@ -63,14 +63,14 @@ class Limit(click.types.IntParamType):
 
 
 class PortRange(click.ParamType[tuple[int, int]]):
-    """FIRST:LAST."""
+    """A range of ports, FIRST:LAST."""
 
     name = "first:last"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
-        """Both ports."""
+        """Return the first port and the last."""
         if isinstance(value, tuple):
             return value
         first, colon, last = str(value).partition(":")
@@ -86,35 +86,35 @@ class Count(click.ParamType[int]):
     name = "count"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number."""
+        """Return the number, 0 for ``auto``."""
         if value == "auto" or value == 0:
             return 0
         if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r}; expected a number from 1 on, or auto", param, ctx)
+            self.fail(f"{value!r}; expected auto or a number from 1 up", param, ctx)
         return int(value)
 
 
 class KeyValue(click.ParamType[tuple[str, Any]]):
-    """KEY=VALUE; the value is read like a TOML value if it is one, else as text."""
+    """A pair KEY=VALUE, whose value is read as TOML if it is valid, and else as text."""
 
     name = "key=value"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, Any]:
-        """The pair."""
+        """Return the key and the value."""
         if isinstance(value, tuple):
             return value
         key, equals, text = str(value).partition("=")
         if not equals or not key.strip():
             self.fail(f"{value!r}; expected KEY=VALUE", param, ctx)
         if text.strip() == "None":
-            self.fail(f"{value!r}; no setting can be None: leave it away", param, ctx)
+            self.fail(f"{value!r}; no setting can be None: leave it out", param, ctx)
         return key.strip(), configuration.parse_value(text.strip())
 
 
 def reaching(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say how other hosts reach this one."""
+    """Add the options that say how other hosts reach this one."""
     advertise = click.option(
         "--advertise",
         metavar="HOST",
@@ -127,18 +127,18 @@ def reaching(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def joining(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of a command that comes into a run of another host."""
+    """Add the options of a command that joins another host's run."""
     key = click.option(
         "--key", type=PATH, metavar="FILE", help="this host's key file, from pdqn keys"
     )
     insecure = click.option(
-        "--insecure", is_flag=True, help="join a run off loopback that has no keys"
+        "--insecure", is_flag=True, help="join a run beyond loopback that has no keys"
     )
     return key(insecure(command))
 
 
 def on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say which Dask cluster."""
+    """Add the options that name a Dask cluster."""
     options = [
         click.option(
             "--dask",
@@ -149,7 +149,7 @@ def on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
             "--dask-python",
             metavar="PATH",
             show_default="this one",
-            help="interpreter on the workers that has pdqn",
+            help="Python interpreter on the workers that has pdqn",
         ),
         click.option(
             "--dask-slots",
@@ -163,12 +163,12 @@ def on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what to run; check and launch share them."""
+    """Add the options that say what to run; several commands share them."""
     options = [
         click.option(
             "--env",
             metavar="ID",
-            help="gymnasium id, module:id or module:factory  [default: the built-in]",
+            help="gymnasium id, module:id or module:factory  [default: the built-in one]",
         ),
         click.option(
             "--env-arg",
@@ -179,11 +179,13 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--actors", type=int, help="actor processes; 0: only those that join later"),
         click.option("--replays", type=int, help="replay processes that share the capacity"),
-        click.option("--envs-per-actor", type=int, help="environments that an actor steps at once"),
+        click.option(
+            "--envs-per-actor", type=int, help="environments that each actor steps at once"
+        ),
         click.option(
             "--mode",
             type=click.Choice(["auto", "single", "parallel", "ultra"]),
-            help="preset of sizes  [default: auto, by the machine]",
+            help="preset of sizes  [default: auto, chosen for the machine]",
         ),
         click.option("--episodes", type=Limit(), help="end after this many episodes"),
         click.option("--steps", type=Limit(), help="end after this many environment steps"),
@@ -192,7 +194,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--preset",
             type=click.Choice(PRESETS),
-            help="settings of a known algorithm or problem; the file and options go before it",
+            help="settings of a known algorithm or problem; the file and options override them",
         ),
         click.option("--config", "config_file", type=PATH, help="TOML file"),
         click.option(
@@ -209,7 +211,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) -> Config:
-    """The configuration from all layers that a person writes, or has written for a past run."""
+    """Build the configuration from all layers that a person wrote, now or for a past run."""
     file = options["config_file"]
     layers: list[tuple[str, configuration.Layer]] = []
     if options["preset"] is not None:
@@ -232,12 +234,12 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
 
 
 def _check_preset(layers: Sequence[tuple[str, configuration.Layer]]) -> None:
-    """Refuse a preset of which a file leaves nothing, such as the whole configuration of a run."""
+    """Refuse a preset that a file overrides entirely, as the whole configuration of a run does."""
     if len(layers) < 2:
         return
     (preset, chosen), (file, given) = layers
     if all(key in given.get(section, {}) for section in chosen for key in chosen[section]):
-        raise UsageError(f"--{preset} would do nothing: {file} sets all that it sets")
+        raise UsageError(f"--{preset} would do nothing: {file} sets everything that it sets")
 
 
 def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
@@ -285,7 +287,7 @@ class HostOptions:
 
     @property
     def reach(self) -> dict[str, Any]:
-        """Arguments of what opens a run to other hosts, on a cluster or not."""
+        """The arguments that ``open_run`` and ``open_on_cluster`` share."""
         names = ("keys", "insecure", "advertise", "ports")
         return {name: getattr(self, name) for name in names}
 
@@ -295,7 +297,7 @@ class DaskOptions:
     """The options about a Dask cluster.
 
     Raises:
-        UsageError: options of a cluster where there is none.
+        UsageError: an option of a cluster, without --dask.
     """
 
     dask: str | None
@@ -304,7 +306,7 @@ class DaskOptions:
     dask_pins: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse options of a cluster where there is none, rather than pass over them."""
+        """Refuse a cluster's options without --dask, rather than ignore them."""
         given = {"python": self.dask_python, "slots": self.dask_slots, "pin": self.dask_pins}
         for name, value in given.items():
             if value and self.dask is None:
@@ -319,7 +321,7 @@ class DaskOptions:
         """Return the hosts on which roles must be, by role.
 
         Raises:
-            UsageError: a role that cannot be placed, or that is not to be started.
+            UsageError: a role that cannot be pinned, or one that ``--no-ROLE`` leaves out.
         """
         for role in elsewhere:
             raise UsageError(
@@ -335,6 +337,6 @@ _Group = TypeVar("_Group", HostOptions, DaskOptions)
 
 
 def take(group: type[_Group], options: dict[str, Any]) -> _Group:
-    """Take a group of options out of all that were given."""
+    """Remove a group's options from all that were given, and return the group."""
     names = [field.name for field in dataclasses.fields(group) if field.name in options]
     return group(**{name: options.pop(name) for name in names})

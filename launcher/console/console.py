@@ -1,7 +1,7 @@
-"""What a person, a log file or another program sees of a run while it goes on.
+"""Consoles, which show a run to a person, a log file or another program while it goes on.
 
-A console is fed snapshots and messages and draws what it is due: it never slows the run down, and
-a terminal or pipe that has gone away, or that nobody reads, neither ends nor stops the run.
+A console receives snapshots and messages, and draws them when drawing is due. It never slows the
+run down. A terminal or pipe that has gone away, or that nobody reads, neither ends nor stops it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _DRAWING_SHARE = 0.015  # of a core, at most
 
 
 class Console(Protocol):
-    """Shows a run. Every method may be called again without harm; ``stop`` ends the drawing."""
+    """A view of a run. Every method may be called again without harm; ``stop`` ends the drawing."""
 
     def start(self) -> None:
-        """Take the stream."""
+        """Take over the stream."""
         ...
 
     def update(self, snapshot: Snapshot) -> None:
@@ -52,7 +52,7 @@ class Console(Protocol):
         ...
 
     def pressed(self) -> str:
-        """What a person has pressed since the last call."""
+        """Return the keys that a person has pressed since the last call."""
         ...
 
     def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
@@ -60,7 +60,7 @@ class Console(Protocol):
         ...
 
     def stop(self) -> None:
-        """Leave the stream as it was, with all of it written, if somebody reads."""
+        """Leave the stream as it was, with everything written if somebody reads it."""
         ...
 
 
@@ -71,14 +71,14 @@ def make_console(
     clock: Clock = time.monotonic,
     keys: Mapping[str, str] = KEYS,
 ) -> Console:
-    """The console of this kind on this stream.
+    """Make the console of this kind on this stream.
 
     Args:
         kind: auto is rich on a terminal that can show it, and plain anywhere else.
         stream: where to draw; with ``off``, errors go to standard error.
         interval_seconds: time between two lines of plain and json.
         clock: monotonic seconds.
-        keys: what the help of the rich console says.
+        keys: what each key does, for the help of the rich console.
     """
     if kind == "auto":
         kind = "rich" if _can_draw(stream) else "plain"
@@ -97,19 +97,19 @@ def _can_draw(stream: TextIO) -> bool:
 
 
 class SilentConsole:
-    """Says nothing, except on standard error why a run failed."""
+    """A console that shows nothing, except on standard error why a run failed."""
 
     def start(self) -> None:
-        """Nothing to take."""
+        """Do nothing."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Nothing to show."""
+        """Do nothing."""
 
     def message(self, text: str) -> None:
-        """Nothing to show: events stand in ``events.jsonl``."""
+        """Do nothing: events are in ``events.jsonl``."""
 
     def pressed(self) -> str:
-        """None: nobody looks."""
+        """Return nothing: nobody looks."""
         return ""
 
     def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
@@ -118,11 +118,11 @@ class SilentConsole:
             sys.stderr.write(f"error: {error}\n")
 
     def stop(self) -> None:
-        """Nothing to leave."""
+        """Do nothing."""
 
 
 class _LineConsole:
-    """What plain and json share: lines at intervals, on a stream that may go away."""
+    """The common part of plain and json: lines at intervals, on a stream that may go away."""
 
     def __init__(self, stream: TextIO, interval_seconds: float, clock: Clock) -> None:
         self._output = Output(stream, tell_loss=lambda lines: self._event(describe_loss(lines)))
@@ -133,16 +133,16 @@ class _LineConsole:
         self._unwritten: Snapshot | None = None
 
     def start(self) -> None:
-        """Nothing to take: lines just follow each other."""
+        """Do nothing: lines just follow each other."""
 
     def update(self, snapshot: Snapshot) -> None:
-        """Write a line when one is due, or when the run comes to another stage."""
+        """Write a line when one is due, or when the run enters another stage."""
         self._unwritten = snapshot
         if self._clock() >= self._due or snapshot.stage != self._stage:
             self._write_latest()
 
     def pressed(self) -> str:
-        """None: lines are for files and programs."""
+        """Return nothing: lines are for files and programs."""
         return ""
 
     def message(self, text: str) -> None:
@@ -196,7 +196,7 @@ class PlainConsole(_LineConsole):
 
 
 class JsonConsole(_LineConsole):
-    """One JSON object a line: ``event`` is progress, message or summary."""
+    """One JSON object per line: ``event`` is progress, message or summary."""
 
     def _event(self, text: str) -> str:
         return dumps({"event": "message", "text": text})
@@ -211,9 +211,9 @@ class JsonConsole(_LineConsole):
 class RichConsole:
     """The live picture, full screen while the run goes on; the last one stays on the terminal.
 
-    The alternate screen is what makes resizing clean: every frame starts at its top left corner.
-    Messages are shown there as events, and are printed for good when the screen is left. Whatever
-    else this process writes to standard output or error meanwhile becomes a message too.
+    The alternate screen makes resizing clean: every frame starts at its top left corner. Messages
+    are shown there as events, and printed for good when the console leaves the screen. Whatever
+    else this process writes to standard output or error meanwhile also becomes a message.
     """
 
     def __init__(self, stream: TextIO, clock: Clock, keys: Mapping[str, str] = KEYS) -> None:
@@ -249,7 +249,7 @@ class RichConsole:
         self._keyboard.start()
         self._live.start()
         self._drawing = True
-        # However this process ends, the terminal is to be as it was.
+        # However this process ends, the terminal must be as it was.
         atexit.register(self.stop)
         self._redirected.enter_context(contextlib.redirect_stdout(_Lines(self.message)))
         self._redirected.enter_context(contextlib.redirect_stderr(_Lines(self.message)))
@@ -269,7 +269,7 @@ class RichConsole:
             self._print_messages()
 
     def pressed(self) -> str:
-        """The keys that were pressed; the one for help is seen to here."""
+        """Return the keys that were pressed, without the one for help, which is handled here."""
         pressed = self._keyboard.read()
         if pressed.count("?") % 2:
             self._help = not self._help
@@ -299,10 +299,10 @@ class RichConsole:
         self._live.stop()
         if self._latest is not None:
             width, height = self._terminal.size
-            # One line less than the terminal: the cursor stands below the picture. The messages
-            # follow it, every one.
+            # One line less than the terminal, for the cursor below the picture. Every message
+            # follows it.
             self._terminal.print(_picture(self._latest, width, height - 1, None))
-        # All messages follow in one piece, which fits whatever its size once nothing else waits.
+        # The messages go in one piece, which fits at any size once nothing else waits.
         self._output.drain()
         self._print_messages()
         self._output.drain()
@@ -314,7 +314,7 @@ class RichConsole:
             return  # a slow terminal gets fewer frames, and one that is stopped gets none
         screen = self._terminal.size
         if screen != self._screen:
-            # A terminal that was resized has moved and wrapped what stood there.
+            # A terminal that was resized has moved and wrapped its content.
             self._terminal.clear()
             self._screen = screen
         begun = time.thread_time()
@@ -333,7 +333,7 @@ class RichConsole:
 
 
 class _Lines(io.TextIOBase):
-    """A stream whose lines are handed to a function."""
+    """A stream that hands its lines to a function."""
 
     def __init__(self, take: Callable[[str], None]) -> None:
         self._take = take
@@ -355,7 +355,7 @@ class _Lines(io.TextIOBase):
 
 
 def _picture(snapshot: Snapshot, *arguments: Any) -> RenderableType:
-    """What ``render`` makes of it; a picture that cannot be drawn ends no run."""
+    """Render a snapshot; a picture that cannot be drawn does not end the run."""
     try:
         return render(snapshot, *arguments)
     except Exception as error:  # noqa: BLE001 - of this program's own making, and only a picture

@@ -1,8 +1,8 @@
 """The live console's picture of a run: a pure function from a snapshot to lines of text.
 
 The picture is made of blocks, each a list of lines that are exactly as wide as the terminal.
-Blocks have ranks; where the terminal is low, the least important are left out, and where it is
-high, charts and events take what is left. Nothing here knows of terminals, clocks or streams.
+Blocks have ranks. A low terminal lacks the least important ones; on a high one, charts and events
+take the lines that are left. Nothing here knows of terminals, clocks or streams.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STATE_STYLES = {  # from the best state to the worst
 }
 
 _UNUSUAL = tuple(STATE_STYLES)[1:]
-_WIDE = 160  # columns from which four panels stand in a row instead of two
+_WIDE = 160  # columns from which a row has four panels instead of two
 _LOW = 24  # the height that everything but charts must fit into
 _HOST_WIDTH, _HOST_WIDTH_MIN = 12, 8  # columns for a host's name
 _CHART_MIN = 7  # lines of a chart with its frame
@@ -64,15 +64,15 @@ def render(
     messages: Sequence[tuple[float, str]] | None = (),
     keys: Mapping[str, str] = MappingProxyType({}),
 ) -> Group:
-    """The run at one look.
+    """Draw the run at one moment.
 
     Args:
         snapshot: what to draw.
         width: columns; no line is longer.
-        height: at most so many lines.
+        height: lines, at most.
         messages: events as (elapsed seconds, text), oldest first; the newest that fit are shown.
-            None where they stand elsewhere: then there is no place for them.
-        keys: what each key does, to be explained in place of the panels.
+            None if they are shown elsewhere and need no place here.
+        keys: what each key does; explained in place of the panels.
     """
     rows = [_key_help(keys, width)] if keys else _panel_rows(snapshot, width, height)
     ranked = [
@@ -92,7 +92,7 @@ def render(
     if messages is not None:
         kept.append(_events(messages, width, spare))
     lines = [line for block in kept for line in block][:height]
-    # Frames have a least width: where even that is too much, what is at the right is cut off.
+    # Frames have a minimum width: on a narrower terminal, the right side is cut off.
     return Group(*[_fixed(line, width) if line.cell_len > width else line for line in lines])
 
 
@@ -108,17 +108,17 @@ def health(snapshot: Snapshot) -> tuple[Health, str]:
         troubles.append(f"{snapshot.text('system/lost')} lost")
     if rejected := sum(snapshot.rejected.values()):
         troubles.append(f"{number(rejected)} rejected")
-    # The rest stands further down: this must fit beside the name of the run.
+    # The rest is shown further down: this must fit beside the name of the run.
     return ("degraded", ", ".join(troubles[:2])) if troubles else ("healthy", "healthy")
 
 
 def sparkline(values: Sequence[float | None], width: int, low: float = math.inf) -> str:
-    """The values as blocks of eight heights, averaged down to ``width`` characters.
+    """Draw values as blocks of eight heights, averaged down to ``width`` characters.
 
     Args:
         values: oldest first; ``None`` and values that are not finite are gaps.
         width: characters, at most.
-        low: what the lowest block stands for, if no value is lower.
+        low: the value of the lowest block, if no value is lower.
     """
     points = _resampled(values, width)
     finite = [value for value in points if value is not None]
@@ -134,7 +134,7 @@ def sparkline(values: Sequence[float | None], width: int, low: float = math.inf)
 def chart(
     values: Sequence[float | None], width: int, height: int, marks: Mapping[str, float]
 ) -> Lines:
-    """A line chart of braille dots, with the range at its left and named levels across it.
+    """Draw a line chart of braille dots, with the range at its left and named levels across it.
 
     Args:
         values: oldest first; ``None`` and values that are not finite are gaps.
@@ -231,7 +231,7 @@ def _bytes_each(snapshot: Snapshot) -> str:
 
 
 def _blocked(snapshot: Snapshot) -> str:
-    """The side that replay lets wait, in at most 13 characters."""
+    """Name the side that replay lets wait, in at most 13 characters."""
     if not snapshot.replay_waits:
         return "nobody waits"
     inserts, samples = "replay/inserts_blocked_share", "replay/samples_blocked_share"
@@ -283,7 +283,7 @@ def _key_help(keys: Mapping[str, str], width: int) -> Lines:
 
 
 def _events(messages: Sequence[tuple[float, str]], width: int, height: int) -> Lines:
-    """The newest messages; in a frame, which keeps its height, where there is room for one."""
+    """Draw the newest messages; if there is room, in a frame of constant height."""
     if height < 5:
         newest = messages[-height:] if height > 0 else ()
         return [_fixed(Text(" ") + _event(*event), width) for event in newest]
@@ -299,13 +299,13 @@ def _event(elapsed_seconds: float, text: str) -> Text:
 
 
 def _panel_rows(snapshot: Snapshot, width: int, height: int) -> list[Lines]:
-    """Learning, throughput, evaluation and roles: four in a row, or two and two."""
+    """Draw learning, throughput, evaluation and roles: four in a row, or two and two."""
     count = 4 if width >= _WIDE else 2
     widths = _shares(width, count)
     if count == 2:
         # What the roles do takes more words than the evaluation.
         widths += [width * 9 // 20, width - width * 9 // 20]
-    # Lists of unknown length share what a higher terminal has to offer.
+    # Lists of unknown length share the additional lines of a higher terminal.
     limit = 4 + max(0, height - _LOW) // (2 if width >= _WIDE else 4)
     panels = [
         ("learning", "", _learning(snapshot, widths[0] - 4)),
@@ -320,7 +320,7 @@ def _panel_rows(snapshot: Snapshot, width: int, height: int) -> list[Lines]:
 
 
 def _panel_row(panels: Sequence[tuple[str, str, Lines]], widths: Sequence[int]) -> Lines:
-    """Panels of (title, note, lines) side by side, as high as the highest."""
+    """Draw panels of (title, note, lines) side by side, as high as the highest."""
     height = 2 + max(len(lines) for _, _, lines in panels)
     return _beside(
         [
@@ -352,7 +352,7 @@ def _throughput(snapshot: Snapshot, inner: int) -> Lines:
         ("env steps", "time/fps"),
         ("learner steps", "learner/steps_per_second"),
     ]
-    # Speed is drawn from nothing upwards, so that a small change looks small.
+    # Speed is drawn from zero upwards, so that a small change looks small.
     lines = [
         _measure(label, snapshot.text(name), _history(snapshot, name), inner, low=0.0)
         for label, name in rates
@@ -379,7 +379,7 @@ def _buffer(snapshot: Snapshot, inner: int) -> Text:
 def _measure(
     label: str, figure: str, rest: Text | Sequence[float | None], inner: int, low: float = math.inf
 ) -> Text:
-    """A label, a figure, and its history or a remark."""
+    """Draw a label, a figure, and its history or a remark."""
     line = Text.assemble((f"{label:<13.13}", LABEL), (f"{figure:>8}", FIGURE), "  ")
     if isinstance(rest, Text):
         return line + rest
@@ -394,7 +394,7 @@ def _evaluation_note(snapshot: Snapshot) -> str:
 
 
 def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
-    """The policy's score as a bar beside those of the baselines, highest first."""
+    """Draw the policy's score as a bar beside those of the baselines, highest first."""
     if snapshot.evaluation is None:
         return [Text("no evaluation yet", LABEL)]
     name, score, error = evaluation_score(snapshot.evaluation)
@@ -414,7 +414,7 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
 
 
 def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | None]:
-    """Name, value and, where it is known, standard error of what the baselines compare with."""
+    """Return name, value and, if known, standard error of the score to compare with baselines."""
     if not evaluation.metrics:
         return "return", evaluation.return_mean, evaluation.return_error
     name, value = next(iter(evaluation.metrics.items()))
@@ -506,7 +506,7 @@ def _role_line(name: str, state: str, doing: str, load: tuple[float, int], inner
 
 
 def _actor_strip(actors: Iterable[MemberView], inner: int, height: int) -> Lines:
-    """One mark for each actor, coloured by its state; none where there is no column for one."""
+    """Draw one mark for each actor, coloured by its state; none if there is no column for one."""
     columns = inner - 2
     if columns < 1:
         return []
@@ -525,7 +525,7 @@ def _charts(snapshot: Snapshot, width: int, height: int) -> Lines:
     plots = [score, ("loss", "train/loss"), ("env steps/s", "time/fps")]
     plots = plots[: 3 if width >= 120 else 2]
     baselines = snapshot.evaluation.baselines if snapshot.evaluation else {}
-    # As in the throughput panel, speed is drawn from nothing upwards.
+    # As in the throughput panel, speed is drawn from zero upwards.
     marks: list[Mapping[str, float]] = [baselines, {}, {"": 0.0}]
     widths = _shares(width, len(plots))
     boxes = []
@@ -549,7 +549,7 @@ def _box(
     frame: str = FRAME,
     right: int = 1,
 ) -> Lines:
-    """Lines in a rounded frame, cropped to its width and padded to its height.
+    """Draw lines in a rounded frame, cropped to its width and padded to its height.
 
     Args:
         title: in the upper edge, at the left.
@@ -575,12 +575,12 @@ def _box(
 
 
 def _beside(boxes: Sequence[Lines]) -> Lines:
-    """Blocks of the same height next to each other."""
+    """Join blocks of the same height next to each other."""
     return [Text("").join(row) for row in zip(*boxes, strict=True)]
 
 
 def _fixed(line: Text, width: int) -> Text:
-    """A copy that is exactly so wide, with an ellipsis where something is cut off."""
+    """Copy a line to exactly this width, with an ellipsis if something is cut off."""
     line = line.copy()
     line.no_wrap = True
     line.truncate(max(0, width), overflow="ellipsis", pad=True)
@@ -588,7 +588,7 @@ def _fixed(line: Text, width: int) -> Text:
 
 
 def _ends(left: Text, right: Text, width: int) -> Text:
-    """One line with something at either end; the left end yields."""
+    """Make one line with a text at either end; the left one yields."""
     return _fixed(_fixed(left, width - right.cell_len - 1) + Text(" ") + right, width)
 
 
@@ -602,12 +602,12 @@ def _bar(share: float, width: int, style: str) -> Text:
 
 
 def _shares(width: int, count: int) -> list[int]:
-    """A width divided into nearly equal whole parts, the wider ones first."""
+    """Divide a width into nearly equal whole parts, the wider ones first."""
     return [width // count + (index < width % count) for index in range(count)]
 
 
 def _fitting(ranked: Sequence[tuple[int, Lines]], height: int) -> list[Lines]:
-    """The blocks, in their order, that fit when the most important are taken first."""
+    """Choose the blocks that fit, the most important first; return them in their order."""
     taken: set[int] = set()
     for index in sorted(range(len(ranked)), key=lambda index: ranked[index][0]):
         lines = ranked[index][1]
@@ -622,7 +622,7 @@ def _history(snapshot: Snapshot, name: str) -> tuple[float | None, ...]:
 
 
 def _resampled(values: Sequence[float | None], width: int) -> list[float | None]:
-    """At most ``width`` values, each the mean of its neighbours; gaps stay ``None``."""
+    """Average values down to at most ``width``, each the mean of neighbours; gaps stay None."""
     count = min(width, len(values))
     bounds = [len(values) * index // count for index in range(count + 1)] if count > 0 else []
     return [_mean(values[a:b]) for a, b in itertools.pairwise(bounds)]
@@ -630,12 +630,12 @@ def _resampled(values: Sequence[float | None], width: int) -> list[float | None]
 
 def _mean(values: Iterable[float | None]) -> float | None:
     finite = [value for value in values if value is not None and math.isfinite(value)]
-    # Divided first, so that not even a loss that explodes overflows.
+    # Dividing first keeps even a loss that explodes from overflowing.
     return sum(value / len(finite) for value in finite) if finite else None
 
 
 def _position(value: float, low: float, high: float) -> float:
-    """Where a value stands between two others, 0 to 1; 0 if these are the same."""
+    """Return the position of a value between two others, 0 to 1; 0 if these are the same."""
     span = high / 2 - low / 2
     if span <= _ROUNDING * max(abs(low), abs(high)):
         return 0.0
@@ -643,7 +643,7 @@ def _position(value: float, low: float, high: float) -> float:
 
 
 def _braille(levels: Sequence[float | None], columns: int, height: int) -> list[list[int]]:
-    """Cells [height][columns] of dots for levels counted in dots from the top, joined up."""
+    """Join levels, counted in dots from the top, into cells [height][columns] of dots."""
     cells = [[0] * columns for _ in range(height)]
     # Few points are spread over the whole width.
     step = (2 * columns - 1) / max(1, len(levels) - 1)

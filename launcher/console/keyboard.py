@@ -1,4 +1,4 @@
-"""Single key presses of the terminal that a run is started in."""
+"""Single key presses on the terminal in which a run was started."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import termios
 import tty
 from typing import TextIO
 
-# What a person can press while a run is shown; said in the help.
+# The keys that a person can press while a run is shown, as the help explains them.
 KEYS = {
-    "q": "stop, with everything saved (as Ctrl-C)",
+    "q": "stop, and save everything (like Ctrl-C)",
     "p": "pause the actors, and let them go on",
     "s": "save a checkpoint now",
     "+": "more samples per insert (a quarter)",
     "-": "fewer samples per insert (a fifth)",
     "?": "show or hide this help",
 }
-# What a key press multiplies samples_per_insert by, or divides it.
+# The factor by which a key press multiplies or divides samples_per_insert.
 MORE = 1.25
 # Arrows and function keys send several characters, which mean nothing one by one.
 _SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?")
@@ -28,9 +28,9 @@ _MOST_BYTES = 256
 
 
 class Keyboard:
-    """Keys without waiting and without echo, where there is a terminal in the foreground.
+    """Key presses without waiting and without echo, on a terminal in the foreground.
 
-    Ctrl-C stays a signal. What the terminal was set to is restored by ``stop``.
+    Ctrl-C stays a signal. ``stop`` restores the terminal's settings.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -40,7 +40,7 @@ class Keyboard:
         self._before: list[object] | None = None
 
     def start(self) -> None:
-        """Take keys from now on; without a terminal of its own it has none to take."""
+        """Take keys from now on, if this process has the terminal."""
         if self._stream is None:
             return
         try:
@@ -52,13 +52,13 @@ class Keyboard:
             self._take()
 
     def read(self) -> str:
-        """The keys pressed since the last call."""
+        """Return the keys pressed since the last call."""
         # In the background, reading or setting the terminal would stop the whole run.
         if self._before is None or not self._in_foreground():
             return ""
         with contextlib.suppress(termios.error):  # it has been hung up
             if termios.tcgetattr(self._fd)[tty.LFLAG] & termios.ICANON:
-                self._take()  # a shell has had it meanwhile, and has set it as it likes it
+                self._take()  # a shell had it meanwhile, and changed its settings
         if not select.select([self._fd], [], [], 0.0)[0]:
             return ""
         try:
@@ -73,17 +73,17 @@ class Keyboard:
         """Give the terminal back as it was."""
         before, self._before = self._before, None
         if before is None or not self._in_foreground():
-            return  # or the shell has it, and has set it already
+            return  # a shell that has the terminal has set it already
         with contextlib.suppress(termios.error):  # it has been hung up
             termios.tcsetattr(self._fd, termios.TCSANOW, before)  # pyright: ignore[reportArgumentType]
 
     def _take(self) -> None:
-        """Have keys come one by one and unseen, and Ctrl-S be one of them: it freezes nothing."""
+        """Let keys arrive one by one and unseen, Ctrl-S among them, which then freezes nothing."""
         mode = termios.tcgetattr(self._fd)
         mode[tty.IFLAG] &= ~termios.IXON
         mode[tty.LFLAG] &= ~(termios.ECHO | termios.ICANON)
         mode[tty.CC][termios.VMIN], mode[tty.CC][termios.VTIME] = 1, 0
-        # Now, and not once the terminal has taken what was written to it: that may be never.
+        # Now, and not after the terminal has taken all output: that may never happen.
         termios.tcsetattr(self._fd, termios.TCSANOW, mode)
         termios.tcflush(self._fd, termios.TCIFLUSH)
 

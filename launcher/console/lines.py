@@ -15,7 +15,7 @@ from launcher.numbers import duration, number, percent, plural, size, uncertaint
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """Everything that matters of a snapshot in one line of plain text."""
+    """Format everything that matters in a snapshot as one line of plain text."""
     return "  ".join(part for part in _parts(snapshot) if part)
 
 
@@ -74,7 +74,7 @@ def _evaluation_part(snapshot: Snapshot) -> str:
 
 
 def _states(snapshot: Snapshot) -> dict[str, Counter[str]]:
-    """How many members of each role are in each state."""
+    """Count the members of each role in each state."""
     states: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for group in snapshot.groups:
         states[group.role].update(group.states)
@@ -103,7 +103,7 @@ def dumps(values: Mapping[str, Any]) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """The value without NaN and infinities, which JSON does not have."""
+    """Copy a value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -118,7 +118,7 @@ def _restarts(summary: Mapping[str, Any]) -> str:
 
 
 def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[str, str]]:
-    """How the run went, for people: what was done, how fast, how well, and what went wrong."""
+    """Describe how the run went: what was done, how fast, how well, and what went wrong."""
     rows = [
         ("done" if error is None else "failed", _done(summary)),
         ("rates", _rates(summary)),

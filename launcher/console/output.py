@@ -1,7 +1,7 @@
 """Output that never makes its writer wait, whether anybody reads it or not.
 
-A terminal that is stopped (Ctrl-S, an ssh client that sleeps) and a pipe that nobody reads take
-nothing more, and who writes to them waits. A launcher that waits hears none of its roles.
+A stopped terminal (Ctrl-S, an ssh client that sleeps) and a pipe that nobody reads take nothing
+more, so that writing to them blocks. A launcher that is blocked hears none of its roles.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _LOOK_SECONDS = 0.01
 
 
 def describe_loss(lines: int) -> str:
-    """What stands in place of lines that were dropped."""
+    """Make the line that replaces lines that were dropped."""
     return f"{plural(lines, 'line')} dropped here: nobody was reading"
 
 
 class Output(io.TextIOBase):
-    """A text stream that a thread of its own writes to, from a queue that is bounded in bytes.
+    """A text stream that a separate thread writes, from a queue that is bounded in bytes.
 
-    What does not fit is dropped, and counted; a line says so once it flows again. A reader that has
-    gone does no harm: what is written from then on goes nowhere. A stream without a descriptor is
+    Lines that do not fit are dropped and counted; a line reports that once text flows again. A
+    reader that has gone does no harm: further text goes nowhere. A stream without a descriptor is
     text in memory, which takes everything at once.
 
     Args:
-        stream: where it goes; nobody else should write to it.
-        most_bytes: that may wait.
-        tell_loss: the line, without its end, that says how many were dropped.
+        stream: where the text goes; nothing else should write to it.
+        most_bytes: limit for the bytes that wait.
+        tell_loss: makes the line, without its end, that reports how many lines were dropped.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Output(io.TextIOBase):
         tell_loss: Callable[[int], str] = describe_loss,
     ) -> None:
         self._stream, self._most_bytes, self._tell_loss = stream, most_bytes, tell_loss
-        # No locks: a signal's handler writes, too, in the midst of anything. Of the two counts one
-        # is changed by those who write, and the other by the thread.
+        # No locks: a signal's handler also writes, in the middle of anything. Only writers change
+        # the first of these counts, and only the thread changes the second.
         self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._given = self._taken = 0
         self._lost = 0
@@ -59,30 +59,30 @@ class Output(io.TextIOBase):
         self._descriptor = _descriptor_of(stream)
         if self._descriptor is not None:
             threading.Thread(target=self._run, name="output", daemon=True).start()
-            # However this process ends, what it has said is to be read.
+            # However this process ends, its last lines must be written.
             atexit.register(self.drain)
 
     @property
     def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of the stream."""
+        """The stream's encoding."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     @property
     def waiting(self) -> int:
-        """Bytes that have not been taken yet."""
+        """The number of bytes that have not been taken yet."""
         return self._given - self._taken
 
     def isatty(self) -> bool:
-        """Whether it goes to a terminal."""
+        """Tell whether the stream goes to a terminal."""
         return self._stream.isatty()
 
     def write(self, text: str, /) -> int:
-        """Take whole lines, and write them as soon as somebody reads; at once, in any case."""
+        """Take whole lines and return at once; they are written as soon as somebody reads."""
         data = text.encode(self.encoding, "backslashreplace")
         if self._descriptor is None:
             self._write_through(data)
             return len(text)
-        # Once lines are lost, not one by one as there is room for one: a gap is to be one gap.
+        # After a loss, wait until there is much room: the gap should be one, and not many.
         if self._lost and self.waiting <= self._most_bytes // 2:
             line, self._lost = self._tell_loss(self._lost) + "\n", 0
             self._put(line.encode(self.encoding, "backslashreplace"))
@@ -93,10 +93,10 @@ class Output(io.TextIOBase):
         return len(text)
 
     def drain(self) -> bool:
-        """Wait until all is written, for as long as somebody reads; whether it is."""
+        """Wait until all is written, for as long as somebody reads; return whether it is."""
         taken, since = self._taken, time.monotonic()
         while self.waiting:
-            # Who did not read a moment ago is not waited for again.
+            # Do not wait again for a reader that did not read a moment ago.
             late = time.monotonic() - since > _PATIENCE_SECONDS
             if late or self._taken == self._given_up_at:
                 self._given_up_at = self._taken
@@ -128,13 +128,13 @@ class Output(io.TextIOBase):
                 rest = rest[written:]
 
     def _write_some(self, data: memoryview) -> int:
-        """Wait until some of it is taken; how much. A reader that has gone takes all of it."""
+        """Wait until a part is taken; return its size. A reader that has gone takes everything."""
         assert self._descriptor is not None
         try:
             if not self._gone:
                 return os.write(self._descriptor, data[:_PIECE_BYTES])
         except BlockingIOError:
-            # Whoever shares the terminal has set it so.
+            # A process that shares the terminal has made it non-blocking.
             select.select((), (self._descriptor,), (), _PATIENCE_SECONDS)
             return 0
         except OSError:
@@ -143,18 +143,18 @@ class Output(io.TextIOBase):
 
 
 def reader_has_gone(stream: TextIO) -> bool:
-    """Whether nobody can read what is written to a stream, known without writing to it."""
+    """Tell whether nobody can read a stream any more, without writing to it."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
         return False  # text in memory
     poll = select.poll()
-    poll.register(descriptor, 0)  # what is wrong with it is told in any case
+    poll.register(descriptor, 0)  # poll reports errors in any case
     return bool(poll.poll(0))
 
 
 def _descriptor_of(stream: TextIO) -> int | None:
-    """Where a stream goes, with what it held back written; None where it goes nowhere."""
+    """Flush a stream, and return its descriptor; None if it has none."""
     try:
         stream.flush()
         return stream.fileno()

@@ -1,4 +1,4 @@
-"""``pdqn watch``: the console of a run, from another terminal or from another host."""
+"""The command ``pdqn watch``: the console of a run, in another terminal or on another host."""
 
 from __future__ import annotations
 
@@ -32,49 +32,49 @@ _OTHER_VERSION = "the run is of another version of pdqn"
 
 
 class Source(Protocol):
-    """Where a run is seen."""
+    """A place from which a run can be seen."""
 
     def look(self) -> Seen | None:
-        """Take what there is to see now; None if that is nothing new.
+        """Return what there is to see now; None if there is nothing new.
 
         Raises:
-            RunError: the run cannot be seen, or not any more.
+            RunError: the run cannot be seen, or can no longer be seen.
         """
         ...
 
     def summary(self) -> dict[str, Any]:
-        """How the run went; empty where that is not known."""
+        """Return how the run went; empty if that is not known."""
         ...
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         ...
 
 
 class Directory:
-    """A run seen in its directory."""
+    """The view of a run through its directory."""
 
     def __init__(self, path: Path) -> None:
         try:
             is_run = (path / CONFIG).is_file()
         except OSError as error:
-            # Another person's private folder, a name that is too long.
+            # Such as another person's private folder, or a name that is too long.
             raise UsageError(f"{path}: {error.strerror}") from error
         if not is_run:
-            raise UsageError(f"{path} is no run directory (it needs {CONFIG})")
+            raise UsageError(f"{path} is not a run directory (it needs {CONFIG})")
         self._path = path
         self._written = 0
         self._last: Seen | None = None
 
     def look(self) -> Seen | None:
-        """The newest snapshot that the run has written."""
+        """Return the newest snapshot that the run has written."""
         try:
             alive = is_open(self._path)
         except OSError as error:
             raise RunError(f"{self._path}: {error.strerror}") from error
         found = self._read()
         if found is None and not alive and not _is_done(self._last):
-            raise RunError(f"{self._path}: its run has ended without its last words (killed?)")
+            raise RunError(f"{self._path}: its run ended without a last snapshot (killed?)")
         self._last = found or self._last
         return found
 
@@ -86,16 +86,16 @@ class Directory:
         return _seen(_read_map(path))
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says."""
+        """Read summary.json."""
         path = self._path / SUMMARY
         return _read_map(path) if path.exists() else {}
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def _read_map(path: Path) -> dict[str, Any]:
-    """What a run has written, whole or not at all: other contents are damage."""
+    """Read a file that a run replaces as a whole: any other content is damage."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -106,7 +106,7 @@ def _read_map(path: Path) -> dict[str, Any]:
 
 
 class Address:
-    """A run seen through its coordinator."""
+    """The view of a run through its coordinator."""
 
     def __init__(self, address: str, key: Path | None = None, *, insecure: bool = False) -> None:
         door = find_door(address, key=key, insecure=insecure)
@@ -125,11 +125,11 @@ class Address:
         self._last: Seen | None = None
 
     def look(self) -> Seen | None:
-        """What the coordinator answered since the last call."""
+        """Return what the coordinator answered since the last call."""
         now = time.monotonic()
         if now - self._asked >= _ASK_SECONDS:
             self._asked = now
-            # Without a connection there is nowhere to put it.
+            # Without a connection the request has nowhere to go.
             with contextlib.suppress(zmq.Again):
                 self._socket.send(Watch().encoded, zmq.NOBLOCK)
         found = None
@@ -141,7 +141,7 @@ class Address:
             elif isinstance(message, Seen) and message.snapshot is not None:
                 self._last = found = message
         if now - self._heard > _PATIENCE_SECONDS:
-            what = "no run answers" if self._last is None else "the run answers no more"
+            what = "no run answers" if self._last is None else "the run no longer answers"
             raise RunError(f"{self._address}: {what}, for {now - self._heard:.0f} s")
         return found
 
@@ -152,7 +152,7 @@ class Address:
             raise RunError(f"{self._address}: {_OTHER_VERSION} ({error})") from error
 
     def summary(self) -> dict[str, Any]:
-        """None: it is written after the coordinator has closed."""
+        """Return nothing: the summary is written after the coordinator has closed."""
         return {}
 
     def close(self) -> None:
@@ -168,14 +168,14 @@ def watch(
     key: Path | None = None,
     insecure: bool = False,
 ) -> int:
-    """Show a run until it ends, or until the person leaves; the exit code.
+    """Show a run until it ends, or until the person leaves; return the exit code.
 
     Args:
         target: a run directory, or the address of a coordinator.
         console: how to show it.
         interrupts: Ctrl-C leaves.
-        key: file with which a run on another host lets this one in.
-        insecure: look at a run off loopback without one.
+        key: file with which a run on another host admits this one.
+        insecure: allow a run beyond loopback without a key.
     """
     remote = "://" in target
     source = Address(target, key, insecure=insecure) if remote else Directory(Path(target))
@@ -193,7 +193,7 @@ def watch(
 
 
 def _follow(source: Source, view: Console, interrupts: Interrupts) -> bool:
-    """Show a run until it has ended, or until nobody looks: whether it has ended."""
+    """Show a run until it has ended, or until nobody looks; return whether it has ended."""
     said, last = 0, None
     while not interrupts.count and "q" not in view.pressed() and not reader_has_gone(sys.stdout):
         last = source.look() or last
@@ -206,7 +206,7 @@ def _follow(source: Source, view: Console, interrupts: Interrupts) -> bool:
 
 
 def _show(seen: Seen, said: int, view: Console) -> int:
-    """Show a snapshot and the messages that are new; how many there have been."""
+    """Show a snapshot and the messages that are new; return how many there have been."""
     if seen.snapshot is not None:
         view.update(seen.snapshot)
     new = seen.messages[-(seen.said - said) :] if seen.said > said else ()
@@ -223,7 +223,7 @@ def _seen(content: dict[str, Any]) -> Seen:
 
 
 def _done(seen: Seen) -> Seen:
-    """The same of a run that has ended."""
+    """Return the same view with the run's stage set to done."""
     assert seen.snapshot is not None
     return replace(seen, snapshot=replace(seen.snapshot, stage="done"))
 

@@ -1,1 +1,1 @@
-"""The coordinator: members of a run, their reports, and what they are to do."""
+"""The coordinator: the members of a run, their reports and their orders."""

@@ -1,8 +1,8 @@
-"""Who may still do how much of what a run is limited to, so that it ends where it should. Pure.
+"""The budget of a run, which gives each actor its part so that the run ends at its limit. Pure.
 
-Actors report about once a second, in which they do hundreds of episodes: a run that only looked at
-its counters would end long after its limit. So every actor is allowed to go on to a number of its
-own, a few seconds ahead of what it has done: nobody holds a large part that others could do sooner.
+Actors report about once a second, and may do hundreds of episodes in between. A run that only
+looked at its counters would end long after its limit. So each actor may go on up to a number that
+is a few seconds ahead of what it has done. No actor holds a large part that others could do sooner.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-# Parts last for about so many reports; the first ones, of an unknown pace, are so many batches.
+# A part lasts for about this many reports; the first, at an unknown pace, is this many batches.
 _AHEAD = 4
 
 
 @dataclass
 class _Share:
-    """What one actor has done, may do in all, and did from one report to the next."""
+    """The share of one actor: what it has done, may do in all, and did since its last report."""
 
     done: int = 0
     allowed: int = 0
@@ -31,18 +31,18 @@ class Budget:
     """A limit in episodes or in steps, handed out to actors.
 
     Args:
-        limit: of the whole run.
-        batch: environments of an actor, which it steps at once: parts are multiples of it, since
-            environments that end their episodes together would overshoot any other.
+        limit: the whole run's.
+        batch: environments that an actor steps at once. Parts are multiples of it, since
+            environments that end their episodes together would overshoot any other part.
     """
 
     def __init__(self, limit: int, batch: int) -> None:
         self._limit, self._batch = limit, batch
         self._shares: dict[Hashable, _Share] = {}
-        self._left = 0  # of all shares: a sum over thousands for every report would cost cores
+        self._left = 0  # of all shares: summing thousands for every report would cost cores
 
     def note(self, actor: Hashable, done: int) -> int:
-        """Take in what an actor has done; how far it may go, with nothing more."""
+        """Note what an actor has done; return how far it may go without a new part."""
         share = self._shares.setdefault(actor, _Share())
         if done > share.done:
             # A report that came early says little: the pace falls by half at most.
@@ -51,12 +51,12 @@ class Budget:
         return share.allowed
 
     def allow(self, actor: Hashable, done: int, done_by_all: int) -> int:
-        """How many an actor may do in all, as things stand.
+        """Give an actor its next part; return how many it may do in all, as things stand.
 
         Args:
-            actor: one incarnation of one.
+            actor: one incarnation of an actor.
             done: by this actor.
-            done_by_all: in the whole run, by those who are gone and in earlier sessions, too.
+            done_by_all: in the whole run, by actors that are gone and in earlier sessions as well.
         """
         self.note(actor, done)
         share, batch = self._shares[actor], self._batch
@@ -67,13 +67,13 @@ class Budget:
         return share.allowed
 
     def take_back(self, actor: Hashable) -> int:
-        """What an actor that stands still has not done is for the others; what it has done."""
+        """Leave what an idle actor has not done to the others; return what it has done."""
         share = self._shares[actor]
         self._change(share, share.done, share.done)
         return share.done
 
     def forget(self, actor: Hashable) -> None:
-        """An actor is gone: what it has not done is for the others."""
+        """Remove an actor that is gone, and leave what it has not done to the others."""
         share = self._shares.pop(actor, None)
         if share is not None:
             self._left -= share.left
@@ -89,24 +89,24 @@ class Budgets:
     """All limits of a run, by the name of what is counted.
 
     Args:
-        limits: of the whole run, None where there is none.
-        batch: environments of an actor.
+        limits: the whole run's; None if there is none.
+        batch: environments that an actor steps at once.
     """
 
     def __init__(self, limits: Mapping[str, int | None], batch: int) -> None:
         self._budgets = {n: Budget(most, batch) for n, most in limits.items() if most is not None}
 
     def note(self, actor: Hashable, done: Mapping[str, int]) -> dict[str, int]:
-        """How far an actor may go in everything, with nothing more than it has been given."""
+        """Note what an actor has done; return how far it may go in all, without new parts."""
         return {name: budget.note(actor, done[name]) for name, budget in self._budgets.items()}
 
     def allow(
         self, actor: Hashable, done: Mapping[str, int], done_by_all: Mapping[str, int]
     ) -> dict[str, int]:
-        """How far an actor may go in everything, as things stand.
+        """Give an actor its next parts; return how far it may go in all, as things stand.
 
-        One that stands still for want of one thing holds nothing of the others: else one with
-        steps left and one with episodes left would wait for each other.
+        An actor that has used up one of its parts holds nothing of the others. Otherwise an actor
+        with only steps left and one with only episodes left would wait for each other.
         """
         allowed = {
             name: budget.allow(actor, done[name], done_by_all[name])
@@ -117,6 +117,6 @@ class Budgets:
         return {name: budget.take_back(actor) for name, budget in self._budgets.items()}
 
     def forget(self, actor: Hashable) -> None:
-        """An actor is gone."""
+        """Remove an actor that is gone."""
         for budget in self._budgets.values():
             budget.forget(actor)

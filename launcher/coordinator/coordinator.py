@@ -1,7 +1,7 @@
 """The hub of a run: the socket that all roles join, and everything that goes through it.
 
-Roles connect with one address. Each is answered with a pulse for every report, and at once when
-something changes; see ``pdqn.link`` for the other side, and ``membership`` for what is decided.
+Roles connect to one address. The coordinator answers each report with a pulse, and sends pulses at
+once when something changes. See ``pdqn.link`` for the other side, ``membership`` for decisions.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ _log = logging.getLogger("coordinator")
 
 
 class Coordinator:
-    """A ROUTER that all roles join. Use from one thread.
+    """The ROUTER socket that all roles join. Use it from one thread.
 
     Args:
-        context: of the process.
+        context: the process's.
         address: to bind.
         welcome: the run, as roles are told of it when they join; its ``bind`` may hold ``{role}``.
         metrics: takes the reports.
-        files: takes and gives files of the directory; None for none.
-        own_actors: that the launcher starts itself; by default all that are configured.
-        incarnations: how often each (role, index) has joined in earlier sessions.
+        files: takes and gives files of the directory; None if the run has none.
+        own_actors: number that the launcher starts itself; by default all that are configured.
+        incarnations: number of times that each (role, index) has joined in earlier sessions.
 
     Attributes:
-        membership: who is there.
+        membership: the members of the run.
         endpoint: where roles join.
-        seen: what is sent to those who watch; None before there is anything.
-        events: what is to be written down, oldest first.
-        rejected: messages that were refused, by their kind.
+        seen: what watchers are sent; None before there is anything.
+        events: to be written down, oldest first.
+        rejected: number of refused messages, by kind.
 
     Raises:
         UsageError: the address cannot be bound.
@@ -98,7 +98,7 @@ class Coordinator:
 
     @property
     def was_away(self) -> bool:
-        """Whether this process had not listened for seconds when it last did: it was stopped."""
+        """Return whether this process was suspended: it last listened after seconds of silence."""
         return self._listening.was_away
 
     # ---- the socket ----
@@ -158,7 +158,7 @@ class Coordinator:
             return ""
         user = str(frame.get("User-Id"))
         if user not in self.membership.orders.clients:
-            text = f"a message of {user}, which is not let in any more"
+            text = f"a message of {user}, whose key is no longer admitted"
             raise MessageError("revoked", wire.WireError("malformed", text))
         return user
 
@@ -203,11 +203,11 @@ class Coordinator:
         self._send(member.identity, self.membership.orders.pulse(member))
 
     def _send(self, identity: bytes, message: Message) -> None:
-        # A ROUTER drops what is for a peer that is gone or does not read: pulses are repeated.
+        # A ROUTER drops messages for a peer that is gone or does not read: pulses are repeated.
         self._socket.send_multipart([identity, message.encoded])
 
     def close(self) -> None:
-        """Tell those who watch that this was all, and close the socket."""
+        """Tell watchers that the run is over, and close the socket."""
         recent = time.monotonic() - _WATCHED_SECONDS
         for identity in (who for who, asked in self._watchers.items() if asked > recent):
             self._send(identity, Over())
@@ -238,7 +238,7 @@ class Coordinator:
             self._send(identity, self._files.give(message))
 
     def _watch(self, identity: bytes) -> None:
-        """Show somebody the run; remember the newest few who asked."""
+        """Send the run to a watcher, and remember the most recent watchers."""
         self._watchers.pop(identity, None)
         self._watchers[identity] = time.monotonic()
         if len(self._watchers) > _MOST_WATCHERS:
@@ -248,7 +248,7 @@ class Coordinator:
     # ---- what the run wants ----
 
     def allow(self, clients: Iterable[str]) -> None:
-        """Let in these public keys only; whoever came in with another one is gone."""
+        """Admit these public keys only, and remove members with any other key."""
         if isinstance(self._context, transport.Context):
             clients = frozenset(clients)
             self._context.allow(clients)
@@ -275,11 +275,11 @@ class Coordinator:
         self._do(self.membership.aim_at(value))
 
     def lost(self, role: str, index: int, pid: int | None = None) -> None:
-        """Take out a role whose process has ended; see ``Membership.lost``."""
+        """Remove a role whose process has ended; see ``Membership.lost``."""
         self._do(self.membership.lost(role, index, pid))
 
     def lose_host(self, agent: str, *, for_good: bool = False) -> int:
-        """Take out a host that is not heard any more; how many roles it had."""
+        """Remove a host that has fallen silent; return how many roles it had."""
         roles, told = self.membership.lose_host(agent, for_good=for_good)
         self._do(told)
         return roles

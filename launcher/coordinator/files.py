@@ -1,4 +1,4 @@
-"""The files that roles on other hosts save into the run's directory, and go on from."""
+"""The files that roles on other hosts save into the run's directory, and resume from."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece
 from pdqn.model import BEST_MODEL, FINAL_MODEL
 from pdqn.wire import WireError
 
-# Who may write what: nobody else's business is there to be done.
+# The files that each role may write; other roles may write none.
 _WRITABLE = {
     "learner": re.compile(rf"{re.escape(FINAL_MODEL)}|{CHECKPOINT_NAME.pattern}"),
     "evaluator": re.compile(re.escape(BEST_MODEL)),
 }
-# Pieces of a file that come slower than this apart do not come any more.
+# A file whose next piece takes longer than this is not coming any more.
 _RECEIVING_SECONDS = 5.0
 
 
 class FileStore:
-    """Takes and gives files of a run's directory in pieces.
+    """The files of a run's directory, taken and given in pieces.
 
     Args:
         run_dir: the directory.
-        keep: checkpoints.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
@@ -40,16 +40,16 @@ class FileStore:
         return time.monotonic() - self._took.get(role, -math.inf) < _RECEIVING_SECONDS
 
     def take(self, role: str, piece: FilePiece) -> Filed:
-        """Take in a piece; with the last one the file is there.
+        """Write a piece; the last one completes the file.
 
         Raises:
-            WireError: a piece of a file that this role does not write, or that does not fit.
+            WireError: this role does not write this file, or the piece does not fit.
         """
         allowed = _WRITABLE.get(role)
         if allowed is None or not allowed.fullmatch(piece.name):
             raise WireError("malformed", f"a file {piece.name!r:.60} of {role}")
         path = self._run_dir / piece.name
-        # Like the temporary files of processes here, which have their pid for a number.
+        # Named like the temporary files of processes on this host, with 0 in place of their pid.
         temporary = path.with_name(f".{path.name}.0")
         error = ""
         try:
@@ -65,10 +65,10 @@ class FileStore:
         return Filed(piece.name, piece.push, piece.offset, error)
 
     def give(self, wanted: Fetch) -> Piece:
-        """Give a piece of a file; without a name if there is no such file.
+        """Read a piece of a file; the answer has no name if there is no such file.
 
         Raises:
-            WireError: a file that is not given.
+            WireError: other hosts may not read this file.
         """
         if wanted.name == "checkpoint":
             found = list(checkpoints(self._run_dir))
@@ -96,4 +96,4 @@ class FileStore:
             file.write(data)
             if last:
                 file.flush()
-                os.fsync(file.fileno())  # before it takes the place of what is safe
+                os.fsync(file.fileno())  # before it replaces a file that is safe

@@ -1,7 +1,7 @@
-"""Who is in a run, who is gone, and who is to hear what. Pure: no sockets, no clocks.
+"""The membership of a run: who is there, who is gone, and who must hear what. Pure.
 
-Messages and losses are its events; it answers with instructions, which the coordinator carries
-out in order. Like ``distributed``'s worker state machine, it can be tested without either.
+Messages and losses are its events. It answers with instructions, which the coordinator carries out
+in order. Like ``distributed``'s worker state machine, it can be tested without sockets and clocks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _READMISSION_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth writing down; ``error`` if it is one, with its traceback."""
+    """An event to be written down; ``error`` marks an error, and ``trace`` is its traceback."""
 
     kind: str
     role: str
@@ -49,7 +49,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Send:
-    """Send a message to one connection."""
+    """The instruction to send a message to one connection."""
 
     identity: bytes
     message: Message
@@ -57,21 +57,21 @@ class Send:
 
 @dataclass(frozen=True)
 class Admit:
-    """Welcome a member that has joined."""
+    """The instruction to welcome a member that has joined."""
 
     member: Member
 
 
 @dataclass(frozen=True)
 class SendPulse:
-    """Send a member its pulse, as it is by then."""
+    """The instruction to send a member its pulse, as it will be by then."""
 
     member: Member
 
 
 @dataclass(frozen=True)
 class SendPulses:
-    """Send every member its pulse."""
+    """The instruction to send every member its pulse."""
 
 
 Instruction = Send | Admit | SendPulse | SendPulses | Event
@@ -81,21 +81,21 @@ Instructions = list[Instruction]
 class Membership:
     """The members of a run: joins, rejoins, refusals, reports, silence, and losses.
 
-    The work for a message does not grow with the number of members, except where all of them must
-    hear of it.
+    The work for a message does not grow with the number of members, unless all of them must hear
+    of it.
 
     Args:
         run: id of the run.
-        config: of the run.
+        config: the run's.
         metrics: takes in the reports.
-        own_actors: that the launcher starts itself; by default all that are configured.
+        own_actors: number that the launcher starts itself; by default all that are configured.
         incarnations: as below, of earlier sessions.
 
     Attributes:
-        places: of the members.
-        orders: that their pulses tell.
-        incarnations: how often each (role, index) has joined, those of earlier sessions included.
-        listened_seconds: how long the coordinator has listened; silence is counted by it.
+        places: the members' places.
+        orders: what their pulses carry.
+        incarnations: number of times that each (role, index) has joined, in all sessions.
+        listened_seconds: time for which the coordinator has listened; silence is measured by it.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Membership:
     # ---- questions ----
 
     def members(self, role: str | None = None) -> Iterator[Member]:
-        """Go through those who have joined and not left."""
+        """Iterate over the members that have joined and not left."""
         return iter(self.places.all(role))
 
     def count(self, role: str) -> int:
@@ -136,16 +136,16 @@ class Membership:
         )
 
     def silent_seconds(self, member: Member) -> float:
-        """Tell how long a member has not been heard."""
+        """Return how long a member has been silent."""
         return self.listened_seconds - member.heard
 
     def silent(self, seconds: float) -> list[Member]:
-        """List the roles that have not been heard for more than this time."""
+        """List the roles that have been silent for longer than this."""
         before = self.listened_seconds - seconds
         return [m for m in self.members() if m.heard < before and m.key.role != "host"]
 
     def silent_hosts(self, seconds: float) -> list[Member]:
-        """List the hosts of which nothing has been heard for more than this time."""
+        """List the hosts that have been silent for longer than this."""
         before = self.listened_seconds - seconds
         return [host for host in self.members("host") if host.heard < before]
 
@@ -162,8 +162,8 @@ class Membership:
 
         Args:
             identity: of the connection.
-            message: from it.
-            now: the present, for the figures.
+            message: from that connection.
+            now: the present time, for the figures.
             user: public key of the connection.
             size_bytes: of the message.
         """
@@ -182,7 +182,7 @@ class Membership:
         return self._ended(member, message.pid) if isinstance(message, Ended) else []
 
     def _stranger(self, identity: bytes, message: Message, size_bytes: int) -> Instructions:
-        """Tell a process that it has no place; keep what it tells only once."""
+        """Tell a process that it has no place; keep news that it will not repeat."""
         if isinstance(message, Leave | Ended):
             return []  # it does not wait for an answer
         if isinstance(message, Report) and message.has_news:
@@ -225,14 +225,14 @@ class Membership:
         return ""
 
     def _rejoin(self, identity: bytes, rejoin: Rejoin, user: str, now: float) -> Instructions:
-        """Give a role that was not heard for a while its place back, if that is still free."""
+        """Give a role that was silent for a while its place back, if that is still free."""
         key = MemberKey(rejoin.role, rejoin.index, rejoin.incarnation)
         last = self.incarnations.get((key.role, key.index), 0) - 1
         kept = self._readmissions.take(identity)
         gone = rejoin.run != self._run or rejoin.agent in self._gone
         if gone or key.role not in ROLES or last != key.incarnation or last < 0:
             return [Send(identity, Refuse("somebody else has taken it"))]
-        # On a connection that was made anew it has another identity.
+        # Over a new connection it has another identity.
         former = self.places.find(identity), self.places.at(key.role, key.index)
         for member in {member for member in former if member is not None}:
             self.places.remove(member)
@@ -277,12 +277,12 @@ class Membership:
     # ---- losses ----
 
     def lost(self, role: str, index: int, pid: int | None = None) -> Instructions:
-        """Take out a role whose process has ended without saying goodbye.
+        """Remove a role whose process has ended without saying goodbye.
 
         Args:
-            role: what it was.
-            index: its number.
-            pid: of a process of this host; whoever has taken its place elsewhere stays.
+            role: the role.
+            index: its index.
+            pid: of a process on this host; a member elsewhere that has taken its place stays.
         """
         member = self.places.at(role, index)
         if member is None or not (pid is None or (member.pid == pid and not member.agent)):
@@ -290,14 +290,14 @@ class Membership:
         return self._remove(member)
 
     def lose_host(self, agent: str, *, for_good: bool = False) -> tuple[int, Instructions]:
-        """Take out a host that is not heard any more, and all its roles.
+        """Remove a host that has fallen silent, and all its roles.
 
         Args:
             agent: its supervisor's name.
-            for_good: nothing of it gets its place back.
+            for_good: none of its processes may have its place back.
 
         Returns:
-            How many roles it had, and what is to be done.
+            The number of roles that it had, and what is to be done.
         """
         if for_good:
             self._gone.add(agent)
@@ -318,7 +318,7 @@ class Membership:
     # ---- wishes of a person, or of the run ----
 
     def allow(self, clients: Iterable[str]) -> Instructions:
-        """Let in these public keys only; whoever came in with another one is gone."""
+        """Admit these public keys only, and remove members with any other key."""
         if not self.orders.allow(clients):
             return []
         told: Instructions = []
@@ -372,7 +372,7 @@ class Membership:
         self.orders.change()
 
     def _remove(self, member: Member) -> Instructions:
-        """Take out a member that will not come back, or not soon."""
+        """Remove a member that will not come back, or not soon."""
         key = member.key
         self.places.remove(member)
         self.orders.change()

@@ -1,4 +1,4 @@
-"""What each member of a run is to do: the contents of pulses. Pure."""
+"""The orders to the members of a run, which pulses carry. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _BINDING = ("replay", "learner")
 
 
 class Orders:
-    """The present orders, and the pulses that tell them.
+    """The present orders, and the pulses that carry them.
 
     Args:
-        config: of the run.
+        config: the run's.
         places: its members.
-        metrics: what actors have done of what the run is limited to.
+        metrics: knows what actors have done towards the run's limits.
 
     Attributes:
         revoked: public keys that were let in, and are no longer.
@@ -41,15 +41,15 @@ class Orders:
         limits = {"episodes": config.run.episodes, "environment_steps": config.run.steps}
         self._limited = tuple(name for name, limit in limits.items() if limit is not None)
         self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
-        # Counts changes: a member's pulse is made again only after one.
+        # The number of changes: a member's pulse is made again only after one.
         self._state = 0
 
     def change(self) -> None:
-        """Note that pulses tell something else from now on."""
+        """Note that pulses say something else from now on."""
         self._state += 1
 
     def command_of(self, role: str) -> str:
-        """Find what a role is to do."""
+        """Return what a role is to do."""
         return self._commands[role]
 
     def command(self, roles: Iterable[str], command: str) -> None:
@@ -59,7 +59,7 @@ class Orders:
         self.change()
 
     def finish(self, final_version: int) -> None:
-        """Set which parameters are the last that the evaluator evaluates."""
+        """Set the version of the parameters that the evaluator evaluates last."""
         self._final_version = final_version
         self.command(["evaluator"], "finish")
 
@@ -74,7 +74,7 @@ class Orders:
         self.change()
 
     def allow(self, clients: Iterable[str]) -> bool:
-        """Set which public keys are let in; tell whether that is a change."""
+        """Set which public keys are admitted; return whether that is a change."""
         allowed = frozenset(clients)
         if allowed == frozenset(self.clients):
             return False
@@ -84,7 +84,7 @@ class Orders:
         return True
 
     def resize(self, agent: str, count: int) -> bool:
-        """Set how many actors a host has, at least one; tell whether that is a change."""
+        """Set how many actors a host has, at least one; return whether that is a change."""
         if self._counts.get(agent) == count:
             return False
         self._counts[agent] = count
@@ -105,7 +105,7 @@ class Orders:
         self.change()
 
     def forget(self, key: MemberKey) -> None:
-        """Give what a member that is gone might still have done to the others."""
+        """Leave to the others what a member that is gone has not done."""
         self._budgets.forget(key)
 
     def pulse(self, member: Member) -> Pulse:
@@ -136,11 +136,11 @@ class Orders:
         )
 
     def _allowed(self, key: MemberKey) -> dict[str, int]:
-        """Find what an actor may do of everything that the run is limited to."""
+        """Return how far an actor may go towards each limit of the run."""
         counted = self._metrics.counted(key)
         done = {name: int(counted.get(name, 0)) for name in self._limited}
         if self._commands["actor"] == "hold":
-            # Nobody is given anything before all are there to share it.
+            # No actor gets a part before all are there to share the rest.
             return self._budgets.note(key, done)
         totals = {name: int(self._metrics.total("actor", name)) for name in self._limited}
         return self._budgets.allow(key, done, totals)

@@ -13,18 +13,18 @@ from pdqn.messages import MAX_INDEX, ROLES, Pulse
 
 @dataclass(eq=False)
 class Member:
-    """One role, or one host, that has joined.
+    """A role or a host that has joined.
 
     Attributes:
         identity: of its connection.
         host: name of its host, as the host calls itself.
-        heard: when its last message came, by the coordinator's time of listening.
+        heard: time of its last message, by the coordinator's time of listening.
         agent: name of the host's supervisor that started it; empty for the launcher's own roles.
-        user: public key that it was let in with; empty where nothing is encrypted.
-        endpoints: what it serves, and where.
-        reported: whether it has reported since joining.
-        pulse: that it was sent last.
-        pulse_state: state of the orders that this pulse was made from.
+        user: public key with which it was admitted; empty if nothing is encrypted.
+        endpoints: addresses of what it serves, by name.
+        reported: True once it has reported since joining.
+        pulse: the last that it was sent.
+        pulse_state: state of the orders from which this pulse was made.
     """
 
     identity: bytes
@@ -42,15 +42,15 @@ class Member:
 
 
 class Places:
-    """All members, and the ladder of actors. No operation takes longer the more members there are.
+    """All members, and the ladder of actors. No operation takes longer with more members.
 
-    The places of the ladder are those of the actors that are there, and of the launcher's own
-    that will be there again, by rank of their indices: without gaps.
+    The ladder has a place for each actor that is there, and for each of the launcher's own that
+    will be there again. Its order is that of their indices, without gaps.
 
     Args:
-        own_actors: that the launcher starts itself.
-        shards: replays of the run.
-        incarnations: how often each (role, index) has joined in earlier sessions.
+        own_actors: number that the launcher starts itself.
+        shards: number of replays in the run.
+        incarnations: number of times that each (role, index) has joined in earlier sessions.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Places:
         self._of_role: dict[str, dict[int, Member]] = {role: {} for role in ROLES}
         self._of_agent: defaultdict[str, dict[bytes, Member]] = defaultdict(dict)
         self._agents_named: defaultdict[str, set[str]] = defaultdict(set)
-        # No index below is free: those who join from elsewhere come after the launcher's own.
+        # No index below is free: actors that join from elsewhere come after the launcher's own.
         self._first_free = Counter({"actor": own_actors})
         self._hosts_seen = sum(role == "host" for role, _ in incarnations)
         self._ladder = list(range(own_actors))
@@ -85,7 +85,7 @@ class Places:
         return list(self._of_agent[agent].values()) if agent in self._of_agent else []
 
     def host_of(self, member: Member, launcher_host: str) -> str:
-        """Name a member's host; with a number where several hosts have the same name.
+        """Name a member's host, with a number if several hosts have the same name.
 
         Args:
             member: any.
@@ -98,7 +98,7 @@ class Places:
         return f"{member.host} ({host.key.index + 1})"
 
     def served(self) -> dict[str, str]:
-        """List where everything is served, by name."""
+        """Map the name of everything that is served to its address."""
         if self._served is None:
             self._served = {}
             for member in self._members.values():
@@ -115,13 +115,13 @@ class Places:
 
     @property
     def slots(self) -> int:
-        """Actors that share the ladder."""
+        """The number of actors that share the ladder."""
         return len(self._ladder)
 
     def free_index(self, role: str, wanted: int | None) -> int:
         """Choose the index of a role that joins: the one it wants, if that is free."""
         taken = self._of_role[role]
-        # A replay's index is its shard: what is stored where follows from it.
+        # A replay's index is its shard, which decides what it stores.
         below = self._shards if role == "replay" else MAX_INDEX
         if wanted is not None and wanted < below and wanted not in taken:
             return wanted
@@ -134,7 +134,7 @@ class Places:
         return index
 
     def add(self, member: Member) -> None:
-        """Take in a member, whose place and connection are free."""
+        """Add a member whose place and connection are free."""
         key = member.key
         self._members[member.identity] = member
         self._of_role[key.role][key.index] = member
@@ -149,7 +149,7 @@ class Places:
             self._served = None
 
     def remove(self, member: Member) -> None:
-        """Take out a member."""
+        """Remove a member."""
         key = member.key
         del self._members[member.identity]
         del self._of_role[key.role][key.index]

@@ -9,7 +9,7 @@ class Readmissions:
     """Reports by their sender, bounded in bytes: the oldest senders' go first.
 
     Args:
-        most_bytes: of all reports.
+        most_bytes: size limit for all reports together.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -21,9 +21,9 @@ class Readmissions:
         """Keep a report.
 
         Args:
-            sender: its connection.
-            report: what it said.
-            size_bytes: of the message that it came in.
+            sender: the connection.
+            report: its report.
+            size_bytes: size of the report's message.
         """
         reports = self._reports.pop(sender, [])
         reports.append((report, size_bytes))

@@ -1,1 +1,1 @@
-"""Processes on this host and on others: supervisors, roles, keys and Dask."""
+"""The processes on this host and on others: supervisors, roles, keys and Dask."""

@@ -1,4 +1,4 @@
-"""How a run is open to processes of other hosts, and how these find their way into it."""
+"""Access to a run from other hosts: the address it opens, its keys, and the way in."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pdqn.transport import Network
 
 EVERYWHERE = "0.0.0.0"
 CLUSTER_KEY = "dask"
-# Of documentation (RFC 5737): the route there is the one to everywhere else.
+# An address for documentation (RFC 5737): the route to it is the route to everywhere else.
 _SOMEWHERE = "tcp://192.0.2.1:9"
 
 
 @dataclass(frozen=True)
 class Access:
-    """How a run is open to other hosts.
+    """The terms on which other hosts may join a run.
 
     Attributes:
-        address: HOST:PORT where processes join; None for a run of this host's own roles only.
+        address: HOST:PORT where processes join; None for a run of this host's roles only.
         network: keys, advertised address and ports of the launcher's own roles.
-        clients: who may join; None where nothing is encrypted.
+        clients: the keys that may join; None if nothing is encrypted.
         elsewhere: roles that are not started here, and join from other hosts.
         pins: hosts of a cluster that roles must be placed on, by role.
-        key_text: text of the key file of the hosts of a cluster; empty without keys.
+        key_text: text of the key file for a cluster's hosts; empty without keys.
     """
 
     address: str | None = None
@@ -43,12 +43,12 @@ class Access:
 
     @property
     def local_address(self) -> str | None:
-        """Where this host's own roles join."""
+        """The address where this host's own roles join."""
         return None if self.address is None else self.address.replace(EVERYWHERE, "127.0.0.1")
 
     @property
     def insecure(self) -> bool:
-        """Whether what leaves this host is neither encrypted nor authenticated."""
+        """Return whether data leaves this host neither encrypted nor authenticated."""
         outside = self.address is not None and not transport.is_loopback(f"tcp://{self.address}")
         return outside and self.clients is None
 
@@ -62,25 +62,25 @@ def open_run(
     ports: tuple[int, int] | None,
     elsewhere: frozenset[str],
 ) -> Access:
-    """What the options of ``pdqn launch`` say about other hosts.
+    """Open a run to other hosts, as the options of ``pdqn launch`` say.
 
     Args:
         bind: HOST[:PORT], or None.
         keys: directory of the run's keys.
-        insecure: off loopback, too, without keys.
+        insecure: allow an address beyond loopback without keys.
         advertise: address at which other hosts reach this one.
-        ports: first and last that roles may bind.
+        ports: first and last port that roles may bind.
         elsewhere: roles that will join from other hosts.
 
     Raises:
-        UsageError: options that do not work, or not together.
+        UsageError: options that do not work, alone or together.
     """
     if bind is None:
         given = {"--keys": keys, "--advertise": advertise, "--port-range": ports}
         given["--insecure"] = insecure or None
         given |= {f"--no-{role}": role in elsewhere or None for role in sorted(elsewhere)}
         for name in (name for name, value in given.items() if value is not None):
-            raise UsageError(f"{name} is for a run that others join: give --bind HOST:PORT, too")
+            raise UsageError(f"{name} is for a run that others join: give --bind HOST:PORT")
         return Access()
     address = parse_bind(bind)
     clients, pair = None, None
@@ -92,8 +92,8 @@ def open_run(
     access = Access(address, Network(pair, advertise, ports), clients, elsewhere)
     if access.insecure and not insecure:
         raise UsageError(
-            f"--bind {bind}: {host} is not on loopback, and what leaves this host must be "
-            "encrypted: make keys with 'pdqn keys DIR' and give --keys DIR; --insecure does without"
+            f"--bind {bind}: {host} is not on loopback, so the run must be encrypted. Make keys "
+            "with 'pdqn keys DIR' and give --keys DIR, or do without by --insecure"
         )
     return access
 
@@ -108,20 +108,20 @@ def open_on_cluster(
     ports: tuple[int, int] | None,
     pins: Mapping[str, str],
 ) -> Access:
-    """How a run is open to the workers of a cluster.
+    """Open a run to the workers of a cluster.
 
     Args:
         here: this host's address on the way to the cluster.
-        bind: HOST[:PORT]; by default a free port there.
-        keys: directory of the run's keys; what is missing there is made. None for keys of this
-            run only, where it needs some: no file of them is left.
-        insecure: off loopback, too, without keys.
+        bind: HOST[:PORT]; by default a free port at ``here``.
+        keys: directory of the run's keys; missing keys are made there. None for keys of this
+            run alone, if it needs any: their files are removed at once.
+        insecure: allow an address beyond loopback without keys.
         advertise: address at which workers reach this host.
-        ports: first and last that roles here may bind.
+        ports: first and last port that roles here may bind.
         pins: hosts that roles must be placed on, by role.
 
     Raises:
-        UsageError: as ``open_run``.
+        UsageError: as from ``open_run``.
     """
     bind = bind or here
     on_loopback = transport.is_loopback(f"tcp://{parse_bind(bind)}")
@@ -149,7 +149,7 @@ def open_on_cluster(
 
 
 def _cluster_key(keys: Path) -> str:
-    """Text of the key file of a cluster's hosts, which is made if there is none."""
+    """Return the text of the key file for a cluster's hosts; make the file if there is none."""
     path = ensure_key(keys, CLUSTER_KEY)
     read_key(path)
     return path.read_text(encoding="utf-8")
@@ -157,11 +157,11 @@ def _cluster_key(keys: Path) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """How a process on another host comes into a run.
+    """The way into a run for a process on another host.
 
     Attributes:
-        endpoint: of the coordinator.
-        network: how the process reaches others.
+        endpoint: the coordinator's.
+        network: keys, address and ports with which the process reaches others.
     """
 
     endpoint: str
@@ -176,17 +176,17 @@ def find_door(
     advertise: str | None = None,
     ports: tuple[int, int] | None = None,
 ) -> Door:
-    """What the options of a command that joins say.
+    """Find the way into a run, as the options of a command that joins say.
 
     Args:
-        address: of the run.
+        address: the run's.
         key: this host's key file, or its text.
-        insecure: off loopback, too, without one.
+        insecure: allow an address beyond loopback without a key.
         advertise: address at which other hosts reach this one.
-        ports: first and last that roles may bind.
+        ports: first and last port that roles may bind.
 
     Raises:
-        UsageError: no such address, or a run off loopback without a key.
+        UsageError: an address that is not one, or a run beyond loopback without a key.
     """
     if not address.startswith(("tcp://", "ipc://")):
         raise UsageError(f"{address}: expected tcp://HOST:PORT or ipc://PATH")
@@ -195,8 +195,8 @@ def find_door(
     if key is None:
         if not transport.is_loopback(address) and not insecure:
             raise UsageError(
-                f"{address} is not on loopback: give the key file that 'pdqn keys' made for this "
-                "host with --key, or --insecure if the run has no keys"
+                f"{address} is not on loopback: give --key with the file that 'pdqn keys' made for "
+                "this host, or --insecure if the run has no keys"
             )
         return Door(address, Network(None, advertise, ports))
     host_key = read_key(key) if isinstance(key, Path) else parse_key(key)
@@ -205,10 +205,10 @@ def find_door(
 
 
 def parse_bind(bind: str) -> str:
-    """``HOST:PORT`` that can be bound, with ``*`` for any free port.
+    """Return a ``HOST:PORT`` that can be bound, with ``*`` for any free port.
 
     Raises:
-        UsageError: no such address of this host, or a port that is in use.
+        UsageError: this host does not have the address, or the port is in use.
     """
     host, _, port = bind.rpartition(":") if ":" in bind else (bind, "", "*")
     host = {"localhost": "127.0.0.1", "*": EVERYWHERE}.get(host, host)
@@ -227,13 +227,17 @@ def parse_bind(bind: str) -> str:
 
 def _check_port(bind: str, host: str, port: str) -> None:
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UsageError(f"--bind {bind}: {port!r} is no port; expected 1 to 65535")
+        raise UsageError(f"--bind {bind}: {port!r} is not a port; expected 1 to 65535")
     if error := port_error(host, int(port)):
         raise UsageError(f"--bind {bind}: {error}")
 
 
 def _own_address(bind: str) -> str:
-    """The address that other hosts most likely know this one by."""
+    """Guess the address by which other hosts know this one.
+
+    Raises:
+        UsageError: this host has no address but loopback.
+    """
     try:
         return transport.route_to(_SOMEWHERE)
     except RunError:

@@ -1,9 +1,9 @@
 """A host's part of a run that was started elsewhere: a supervisor that joins as ``host``.
 
-It starts this host's roles, starts again what ends, and ends when the run does. To the coordinator
-it speaks for the host: while its heartbeats come, a role that is silent hangs, and the host is told
-to end it; when they do not, the host has vanished, and all its roles with it. While the coordinator
-is not heard nothing is started, since nothing could join.
+It starts this host's roles, starts them again when they end, and ends when the run does. To the
+coordinator it speaks for the host. While its heartbeats arrive, a silent role must be hanging, and
+the coordinator has the host end it. When they stop, the host has vanished with all its roles. While
+the coordinator is silent, this supervisor starts nothing, since nothing could join.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _STARTS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Part:
-    """What a host does in a run.
+    """The part that a host takes in a run.
 
     Attributes:
-        role: that its processes have.
-        count: processes; None for as many actors as fit the host.
-        logs: folder of their logs; None leaves them on standard error.
+        role: the role of its processes.
+        count: number of processes; None for as many actors as fit the host.
+        logs: folder for their logs; None leaves them on standard error.
     """
 
     role: str
@@ -64,18 +64,18 @@ class Part:
 def take_part(
     endpoint: str, part: Part, network: Network, say: Callable[[str], None], interrupts: Interrupts
 ) -> int:
-    """Be part of a run until it ends; the exit code.
+    """Take part in a run until it ends, and return the exit code.
 
     Args:
-        endpoint: of the coordinator.
-        part: what to do.
+        endpoint: the coordinator's.
+        part: the role to run, and how many processes of it.
         network: how this host reaches others.
-        say: takes lines for a person.
-        interrupts: asks to leave.
+        say: prints a line for a person.
+        interrupts: the signals that ask this host to leave.
 
     Raises:
         RunError: the run does not answer, or refuses this host.
-        UsageError: the run's environment is another one here.
+        UsageError: the run's environment differs from the one here.
     """
     network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
@@ -89,7 +89,7 @@ def take_part(
                 own_indices=False,
                 warm=part.role == "actor",
             )
-            # First: a host that has joined must be heard from every second.
+            # Before joining: afterwards the run must hear from this host every second.
             supervisor.warm_up()
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join()
@@ -105,9 +105,9 @@ def take_part(
 
 @contextmanager
 def _folder_of_roles() -> Iterator[Path]:
-    """Where this host's roles have their files: a role that is killed cannot remove its own."""
+    """Make a folder for the files of this host's roles: a killed role cannot remove its own."""
     with tempfile.TemporaryDirectory(prefix="pdqn-", ignore_cleanup_errors=True) as folder:
-        # Processes inherit it, those of the forkserver from the one that starts that.
+        # All processes inherit this variable; the forkserver does so from the one that starts it.
         os.environ[FOLDER_VARIABLE] = folder
         try:
             yield Path(folder)
@@ -117,7 +117,7 @@ def _folder_of_roles() -> Iterator[Path]:
 
 @contextmanager
 def _relay_for(part: Part, network: Network, folder: Path) -> Iterator[Relay | None]:
-    """What receives the parameters for all of a host's actors; they would each, otherwise."""
+    """Open a relay that receives parameters once for all actors of a host; None for other roles."""
     if part.role != "actor":
         yield None
         return
@@ -147,9 +147,10 @@ class _Agent:
         self._code = 0
 
     def _prepare(self, welcome: Welcome) -> int:
-        """Check that the host fits the run, and settle what is left to it; how many processes.
+        """Check that the host fits the run, settle what the run leaves to it, and count processes.
 
-        Making an environment can take longer than the run waits for a sign of life.
+        It works in a thread: making an environment can take longer than the run waits for a sign
+        of life.
         """
 
         def prepare() -> int:
@@ -166,10 +167,10 @@ class _Agent:
             return count.result()
 
     def run(self, interrupts: Interrupts) -> int:
-        """Start the roles and keep them; the exit code.
+        """Start the roles and keep them running; return the exit code.
 
         Raises:
-            RunError: the host can take part no longer; its roles have left.
+            RunError: the host can no longer take part; its roles have left.
         """
         failure: RunError | None = None
         try:
@@ -199,40 +200,40 @@ class _Agent:
             self._resize()
         for pid in self._link.pulse.condemned:
             if self._supervisor.kill_process(pid):
-                self._say(f"process {pid} hangs, and is ended")
+                self._say(f"process {pid} hung, and was ended")
             elif self._link.silent_seconds < _HEARD_SECONDS:
-                # That has been told, but may have got lost.
+                # The coordinator has been sent this before, but it may have got lost.
                 self._link.tell(Ended(pid))
         silent = self._link.silent_seconds
         for ended in self._supervisor.check(may_start=silent < _HEARD_SECONDS):
-            # Its place is free at once, for the one that is started next.
+            # This frees its place at once, for its successor.
             self._link.tell(Ended(ended.pid))
             again = "" if ended.restart_seconds is None else "; starts again"
             self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")
             given_up = ended.restart_seconds is None and ended.wanted
             self._code = 1 if given_up else self._code
         if silent > _PATIENCE_SECONDS:
-            raise RunError(f"the run has not been heard for {silent:.0f} s")
+            raise RunError(f"the run has not answered for {silent:.0f} s")
 
     def _resize(self) -> None:
-        """Have as many processes as the run wants of this host, or as it began with."""
+        """Bring the processes to the number that the run wants here, or else to the initial one."""
         wanted = self._link.pulse.count or self._count
         if wanted != self._resized:
             machine.raise_open_file_limit(plan.open_files_of(wanted))
         while wanted != self._resized:
-            # A few at a time: the run must hear of this host while a hundred start.
+            # A few at a time: the run must hear from this host while a hundred start.
             self._resized = min(wanted, self._resized + _STARTS_AT_ONCE)
             self._supervisor.resize(self._part.role, self._resized)
             self._link.poll()
 
     def _follow_learner(self) -> None:
-        """Have the relay receive from where the learner is now."""
+        """Point the relay at the learner's present address."""
         if self._relay is not None:
             pulse = self._link.pulse
             self._relay.follow(pulse.endpoints.get("parameters", ""), pulse.revoked)
 
     def _gauge(self) -> None:
-        """Say how busy the host is."""
+        """Report how busy the host is."""
         if time.monotonic() < self._next_gauge:
             return
         self._next_gauge = time.monotonic() + _GAUGE_SECONDS
@@ -242,10 +243,10 @@ class _Agent:
 
 
 def check_environment(welcome: Welcome) -> None:
-    """Check that the run's environment is the same one here.
+    """Check that the run's environment is the same on this host.
 
     Raises:
-        UsageError: it cannot be made, is of another version, or has other observations or actions.
+        UsageError: it cannot be made, has another version, or has other observations or actions.
     """
     run = welcome.config.run
     versions = package_versions(run.env)
@@ -264,12 +265,12 @@ def _difference(here: EnvironmentSpec, there: EnvironmentSpec) -> str:
     return f"its {name} is {ours.get(name)!r:.200}, the run's {theirs[name]!r:.200}"
 
 
-# How long roles have to leave once the leash is cut.
+# The time that roles have to leave once the leash is cut.
 _LEASH_SECONDS = 15.0
 
 
 def join(part: Part, door: Door, interrupts: Interrupts) -> int:
-    """Be part of a run from another process until it ends; the exit code."""
+    """Take part in a run through its door, with lines on standard error; return the exit code."""
 
     def say(text: str) -> None:
         click.echo(f"pdqn: {text}", err=True)
@@ -278,7 +279,7 @@ def join(part: Part, door: Door, interrupts: Interrupts) -> int:
 
 
 def join_on_leash(part: Part, address: str, interrupts: Interrupts) -> int:
-    """Be part of a run for as long as standard input is open; its first line says as whom."""
+    """Take part in a run while standard input is open; its first line gives name and key."""
     first = json.loads(sys.stdin.readline())
     door = find_door(address, key=first["key"] or None, insecure=True)
     network = dataclasses.replace(door.network, agent=first["agent"])

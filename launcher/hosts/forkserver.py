@@ -1,8 +1,8 @@
-"""Imported by the forkserver where there will be actors: does once what each would do first.
+"""A module that the forkserver imports before it forks actors: it does once what each would do.
 
 Importing torch, loading compiled kernels, and a network's first pass cost a process two seconds and
-a hundred megabytes. Done here, the actors share both. Nothing here may start a thread: threads do
-not survive a fork. The other roles, of which a host has one or a few, do this for themselves.
+a hundred megabytes. In this way, all actors share that cost. Nothing here may start a thread:
+threads do not survive a fork. Other roles, of which a host has only a few, do this for themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["actors"]
 
 
 def warm_up() -> None:
-    """Step and act on the smallest scale; then keep it all out of the collector."""
+    """Step and act on the smallest scale; then keep all objects out of garbage collection."""
     torch.set_num_threads(1)
     env_args = {"map_size": 16, "radii": (2, 1)}
     spec = describe_environment(CIRCLE_PLACEMENT_ID, env_args)

@@ -1,20 +1,21 @@
-"""The key files of a run between hosts: who may take part, and how each proves who it is.
+"""The key files of a run across hosts: which hosts may take part, and proof of their identity.
 
 A directory holds them::
 
     head.key        the run's own key pair; ``pdqn launch --keys DIRECTORY`` reads it
     NAME.key        a key pair for another host, and the run's public key; copy it there and
                     give it to ``--key``
-    allowed.toml    public keys that are let in, by name
+    allowed.toml    public keys that may join, by name
 
-Key files are secret: they are made for their owner alone, and refused when others can read them.
+Key files are secret: only their owner can read them, and a file that others can read is refused.
 
-A key file is written as a *draft* first, then its key is listed, then the draft gets its name. So a
-file that is there is whole and is let in, but for one whose revocation was interrupted; and what
-making it left unfinished is told by its draft from a file that somebody has moved away. A draft
-that was left is of use to nobody: the next call for its file writes it anew.
+A key file is first written as a *draft*; then its key is listed, and then the draft gets its name.
+A file that exists is therefore complete and its key is listed, unless its revocation was
+interrupted. A listed key without a file has a draft if making it was interrupted; otherwise
+somebody has moved the file away. A draft whose key is not listed is useless: the next call for its
+file replaces it.
 
-Calls at the same time take turns, by a lock on ``.lock``: each knows what the one before listed.
+Concurrent calls take turns by a lock on ``.lock``: each sees what the previous one listed.
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ HEAD, ALLOWED, _LOCK = "head.key", "allowed.toml", ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
 _LOOK_SECONDS = 1.0
-# So long a list that cannot be read may be one that is just being written.
+# A list that cannot be read for this long may be one that is just being written.
 _PATIENCE_SECONDS = 5.0
-# Other calls take milliseconds: who has the lock for longer hangs.
+# Other calls take milliseconds: a process that has the lock for longer hangs.
 _LOCK_TRIES, _LOCK_SECONDS = 250, 0.02
 
 
 @dataclass(frozen=True)
 class HostKey:
-    """What a key file holds.
+    """The content of a key file.
 
     Attributes:
-        name: in the list of those who are let in.
-        keys: the host's own.
+        name: the host's, in the list of keys that may join.
+        keys: the host's own pair.
         head: public key of the run.
     """
 
@@ -63,36 +64,39 @@ class HostKey:
 
 
 def make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
-    """Make the run's keys, if there are none, and a key file for each name; the files made.
+    """Make the run's keys, if there are none, and a key file for each name.
 
-    What an earlier call that was interrupted left is finished.
+    This also finishes what an interrupted call has begun.
+
+    Returns:
+        The files made.
 
     Raises:
-        UsageError: a name that is no name or is taken, or a directory that cannot be written to.
+        UsageError: a name that is not valid or is taken, or a directory that cannot be written to.
     """
     for name in names:
         if not _is_name(name):
-            raise UsageError(f"{name!r} is no name for a key; expected letters, digits, - _ and .")
+            raise UsageError(f"{name!r} cannot name a key; expected letters, digits, - _ and .")
     with _changing(directory, make=True):
         return _make_keys(directory, names)
 
 
 def ensure_key(directory: Path, name: str) -> Path:
-    """The key file of a name, which is made if there is none.
+    """Return the key file of a name; make it if there is none.
 
     Raises:
-        UsageError: a key file that is somebody else's, or a directory that cannot be written to.
+        UsageError: the file belongs to another run, or the directory cannot be written to.
     """
     path = _key_path(directory, name)
     with _changing(directory, make=True):
-        # A file alone may be what a revocation that was interrupted left.
+        # A file whose key is not listed may be left from an interrupted revocation.
         if not path.exists() or name not in read_allowed(directory):
             _make_keys(directory, (name,))
     return path
 
 
 def revoke(directory: Path, name: str) -> None:
-    """Let a key in no longer; its file is removed here.
+    """Stop admitting a key, and remove its file here.
 
     Raises:
         UsageError: there is no such key, or its file cannot be removed.
@@ -112,37 +116,37 @@ def revoke(directory: Path, name: str) -> None:
 
 
 def read_head(directory: Path) -> KeyPair:
-    """The run's own keys.
+    """Read the run's own keys.
 
     Raises:
-        UsageError: no such file, or one that others can read, or that holds no keys.
+        UsageError: there is no such file, others can read it, or it holds no keys.
     """
     return _pair(directory / HEAD, _read_secret(directory / HEAD))
 
 
 def read_key(path: Path) -> HostKey:
-    """A host's key file.
+    """Read a host's key file.
 
     Raises:
-        UsageError: no such file, or one that others can read, or that holds no keys.
+        UsageError: there is no such file, others can read it, or it holds no keys.
     """
     return _host_key(path, _read_secret(path))
 
 
 def parse_key(text: str) -> HostKey:
-    """What a key file's text holds.
+    """Parse the text of a key file.
 
     Raises:
-        UsageError: no keys.
+        UsageError: it holds no keys.
     """
     try:
         return _host_key(Path("key"), tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the text of a key file is none: {error}") from error
+        raise UsageError(f"the text of the key file is not TOML: {error}") from error
 
 
 def read_allowed(directory: Path) -> dict[str, str]:
-    """Public keys that are let in, by name.
+    """Read the public keys that may join, by name.
 
     Raises:
         UsageError: the file can be written by others, or cannot be read.
@@ -151,14 +155,14 @@ def read_allowed(directory: Path) -> dict[str, str]:
 
 
 class AllowedClients:
-    """The public keys that are let in, as the file has them from moment to moment.
+    """The public keys that may join, as the file lists them from moment to moment.
 
     Args:
-        directory: of the run's keys.
+        directory: the run's keys.
 
     Attributes:
-        clients: the keys.
-        trouble: why the file could not be read when it was last looked at, and what follows;
+        clients: the keys, the run's own among them.
+        trouble: why the file could not be read at the last look, and what follows from that;
             empty if it could.
 
     Raises:
@@ -176,11 +180,11 @@ class AllowedClients:
         self.trouble = ""
 
     def look(self) -> frozenset[str]:
-        """Read the file again, once a second at most.
+        """Read the file again, at most once a second, and return the keys.
 
-        A file that cannot be trusted or read lets in whom it let in before, for a few seconds: it
-        may be just being written, or the head short of descriptors. Then it lets in nobody but
-        the run itself.
+        If the file cannot be read or trusted, the last good list stays in force for five seconds.
+        The file may just be half-written, or the head short of descriptors. After that, only the
+        run itself may join.
         """
         now = time.monotonic()
         if now >= self._next_look:
@@ -194,7 +198,7 @@ class AllowedClients:
         return self.clients
 
     def settle(self) -> None:
-        """Keep to who is let in now: the file may go."""
+        """Keep the present list for good, so that the file can be removed."""
         self._next_look = math.inf
 
     def _read(self) -> frozenset[str]:
@@ -206,18 +210,18 @@ class AllowedClients:
 
     def _do_without(self, why: str) -> None:
         if self._looking.seconds - self._read_at < _PATIENCE_SECONDS:
-            self.trouble = f"{why}; who was let in before stays for {_PATIENCE_SECONDS:g} s"
+            self.trouble = f"{why}; the last list stays in force for {_PATIENCE_SECONDS:g} s"
         else:
             self.clients = frozenset([self._head])
-            self.trouble = f"{why}; until it can be read no other host is let in"
+            self.trouble = f"{why}; until it can be read, no other host is admitted"
 
 
 @contextmanager
 def _changing(directory: Path, *, make: bool = False) -> Iterator[None]:
-    """Change what the directory holds, while nobody else does.
+    """Lock the directory, so that nobody else changes it during the block.
 
     Raises:
-        UsageError: somebody else has been at it for long, or it cannot be written to.
+        UsageError: another process keeps the lock, or the directory cannot be written to.
     """
     try:
         if make:
@@ -237,7 +241,7 @@ def _changing(directory: Path, *, make: bool = False) -> Iterator[None]:
 
 
 def _make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
-    """Make what is missing, in a directory that nobody else is changing; the files made."""
+    """Make what is missing, in a directory that this process has locked; return the files made."""
     made, head = [], directory / HEAD
     _check_free(directory, names)
     if not head.exists():
@@ -249,7 +253,7 @@ def _make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _check_free(directory: Path, names: tuple[str, ...]) -> None:
-    """Check, before anything is made, that a key can be made for each name.
+    """Check that a key can be made for each name, before any is made.
 
     Raises:
         UsageError: a name that is taken.
@@ -259,18 +263,18 @@ def _check_free(directory: Path, names: tuple[str, ...]) -> None:
         path = _key_path(directory, name)
         if name not in allowed:
             if path.exists() and not _is_left_over(path):
-                raise UsageError(f"{path} exists, and is no key file of this run; move it away")
+                raise UsageError(f"{path} exists, but is not a key file of this run; move it away")
         elif path.exists():
             raise UsageError(f"{path} exists; revoke it first, with --revoke")
         elif not _is_draft_of(_draft(path), allowed[name]):
             raise UsageError(
-                f"{path} is not here any more, but whoever has it is let in; "
+                f"{path} is no longer here, but whoever has it may join; "
                 f"revoke it first, with --revoke {name}"
             )
 
 
 def _make_key(directory: Path, name: str, head: str) -> Path:
-    """Make a key file for a name that was checked, or finish it; the file."""
+    """Make the key file of a checked name, or finish it; return the file."""
     path, allowed = _key_path(directory, name), read_allowed(directory)
     if name not in allowed:
         pair = _new_pair()
@@ -299,7 +303,7 @@ def _is_draft_of(draft: Path, public: str) -> bool:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether a file whose key is not listed is this run's, or was never written: it is no loss."""
+    """Tell whether a file whose key is not listed may go: it is this run's, or it is empty."""
     try:
         return not path.stat().st_size or read_key(path).head == read_head(path.parent).public
     except (OSError, UsageError):
@@ -307,7 +311,7 @@ def _is_left_over(path: Path) -> bool:
 
 
 def _read_list(directory: Path) -> dict[str, str] | None:
-    """Public keys that are let in, by name; None where there is no list.
+    """Read the public keys that may join, by name; return None if there is no list.
 
     Raises:
         UsageError: the file can be written by others, or cannot be read.
@@ -347,11 +351,11 @@ def _allow(directory: Path, keys: dict[str, str]) -> None:
 
 
 def _secret_text(content: dict[str, str]) -> str:
-    return f"# Secret: copy it to its host in a safe way only.\n{tomli_w.dumps(content)}"
+    return f"# Secret: copy it to its host over a secure channel only.\n{tomli_w.dumps(content)}"
 
 
 def _write_draft(path: Path, text: str) -> None:
-    """Make a draft that is its owner's from the first moment, in place of one left over."""
+    """Write a draft that only its owner can ever read, in place of a leftover one."""
     draft = _draft(path)
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -367,14 +371,14 @@ def _read_secret(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such key file; pdqn keys makes them, on the head") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: no key file ({error})") from error
+        raise UsageError(f"{path}: not a key file ({error})") from error
 
 
 def _pair(path: Path, content: dict[str, object]) -> KeyPair:
     public, secret = content.get("public"), content.get("secret")
     pair = KeyPair(str(public), str(secret))
     if not _is_key(public) or not _is_key(secret) or not _belong_together(pair):
-        raise UsageError(f"{path}: no key file; expected one made by pdqn keys")
+        raise UsageError(f"{path}: not a key file; expected one made by pdqn keys")
     return pair
 
 

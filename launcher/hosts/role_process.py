@@ -1,4 +1,4 @@
-"""Where a role's process begins. A supervisor imports this and not what a role needs."""
+"""The entry point of a role's process, which a supervisor imports instead of the role itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_role(
     log_path: Path | None,
     network: Network | None = None,
 ) -> None:
-    """Be one role, from joining to leaving; the target of its process."""
+    """Run one role, from joining to leaving; the target of its process."""
     safe_path.forget()
     try:
         _main_of(role)(address, index, log_path, network)
@@ -34,13 +34,13 @@ def run_role(
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # The role has closed all that is its own. What the interpreter would still tear down takes
-    # a hundred actors on few cores longer than a person waits after Ctrl-C.
+    # The role has closed everything it opened. The interpreter's own teardown of a hundred actors
+    # on a few cores would take longer than a person waits after Ctrl-C.
     os._exit(0)
 
 
 def _main_of(role: str) -> _Main:
-    """What a role does. Each imports only what is its own: replay does without torch."""
+    """Import what a role runs, and nothing else: replay does without torch."""
     match role:
         case "actor":
             from actors.process import run_actor as main

@@ -1,8 +1,8 @@
-"""Starts roles as processes of this host, notices how they end, and starts them again.
+"""A supervisor that starts roles as processes of this host, and starts them again when they end.
 
-Processes are forked from a server that, where there will be actors, has imported what they need:
-a hundred of them come up in seconds and share most of their memory. Where there is no forkserver,
-they are spawned.
+Processes are forked from a server. If there will be actors, it has imported what they need, so a
+hundred of them start in seconds and share most of their memory. On a system without a forkserver
+the supervisor spawns them.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass
 class RestartPolicy:
-    """When to start a role again. Pure.
+    """The rule for starting a role again. Pure.
 
     Attributes:
-        allowed: restarts in a row before the role is given up; one that lived for a minute
-            starts with a clean record.
+        allowed: restarts in a row before the supervisor gives the role up. A role that lived for
+            a minute has a clean record again.
+        failures: ends in a row so far.
     """
 
     allowed: int
     failures: int = 0
 
     def after_end(self, lived_seconds: float) -> float | None:
-        """Seconds to wait before the next start; None to give up."""
+        """Return the seconds to wait before the next start; None to give up."""
         if lived_seconds >= _STABLE_SECONDS:
             self.failures = 0
         self.failures += 1
@@ -57,12 +58,12 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class Ended:
-    """A role's process ended without being asked to, or without doing as it was asked.
+    """The end of a process that nobody had asked to leave, or that did not leave when asked.
 
     Attributes:
         cause: in words ("exit code 1", "killed by SIGKILL").
-        restart_seconds: until it is started again; None if it is not.
-        wanted: there was to be such a process; where it is not started again it is given up.
+        restart_seconds: time until it is started again; None if it is not.
+        wanted: True if the role was to keep running; without a restart it is given up.
     """
 
     role: str
@@ -83,22 +84,22 @@ class _Slot:
 
     @property
     def counts(self) -> bool:
-        """Whether it is, or will be again, one of those that are wanted."""
+        """Return whether the process is one of those that are wanted, now or after a restart."""
         return not self.retired and (self.process is not None or self.start_at is not None)
 
 
 class Supervisor:
-    """The roles' processes of this host.
+    """The processes of this host's roles.
 
     Args:
-        address: of the coordinator.
-        logs: folder of the roles' logs; None leaves them on standard error.
-        restarts: of a role, before it is given up.
-        restarted: how often each role has been started again; counted on.
+        address: the coordinator's.
+        logs: folder for the roles' logs; None leaves them on standard error.
+        restarts: number in a row before a role is given up.
+        restarted: restarts of each role so far; the supervisor goes on counting in it.
         network: how the roles reach others; None on the launcher's own host, without keys.
-        own_indices: whether the roles ask for the indices that they have here; elsewhere the
-            coordinator gives them others.
-        warm: whether there will be actors, for which the forkserver prepares what they share.
+        own_indices: the roles ask for the indices that they have here; otherwise the coordinator
+            chooses their indices.
+        warm: there will be actors, for which the forkserver prepares what they share.
 
     Attributes:
         settings: of this host, for roles that are started from now on.
@@ -127,11 +128,11 @@ class Supervisor:
         self.restarted = {} if restarted is None else restarted
 
     def set_restarts(self, restarts: int) -> None:
-        """Allow so many restarts of every role that is started from now on."""
+        """Set how many restarts in a row each role may have that is started from now on."""
         self._restarts = restarts
 
     def warm_up(self) -> None:
-        """Wait until the forkserver has imported what it shares: only then does it start roles."""
+        """Wait until the forkserver has imported what it shares; it starts no role before."""
         process = self._context.Process(target=int)  # pyright: ignore[reportAttributeAccessIssue]
         process.start()
         process.join(_WARM_UP_SECONDS)
@@ -151,14 +152,18 @@ class Supervisor:
         slot.started, slot.start_at = time.monotonic(), None
 
     def check(self, *, may_start: bool = True) -> list[Ended]:
-        """Notice what ended, and start again what is due, if that makes sense now."""
+        """List the processes that ended since the last call, and start again what is due.
+
+        Args:
+            may_start: False while no role could join, so that nothing is started.
+        """
         ended = []
         for (role, index), slot in list(self._slots.items()):
             process = slot.process
             if slot.retired and (process is None or not process.is_alive()):
                 del self._slots[role, index]
                 if process is not None and _was_killed(process):
-                    # It hung and could not say goodbye; who leaves in order has done that.
+                    # It hung and could not say goodbye; a role that leaves in order has done so.
                     cause = _cause(process.exitcode)
                     ended.append(Ended(role, index, process.pid or 0, cause, None, wanted=False))
                 continue
@@ -180,7 +185,7 @@ class Supervisor:
             slot.process.kill()
 
     def kill_process(self, pid: int) -> bool:
-        """End the process with this pid at once; False if it is none of these."""
+        """End the process with this pid at once; return False if it is not one of these."""
         for slot in self._slots.values():
             if slot.process is not None and slot.process.pid == pid:
                 slot.process.kill()
@@ -188,7 +193,7 @@ class Supervisor:
         return False
 
     def resize(self, role: str, count: int) -> None:
-        """Have so many processes of a role: start more, or ask the last ones to leave."""
+        """Bring a role to ``count`` processes: start more, or ask the last ones to leave."""
         present = [i for (r, i), s in self._slots.items() if r == role and s.counts]
         for index in sorted(present)[count:]:
             slot = self._slots[role, index]
@@ -200,13 +205,13 @@ class Supervisor:
             self.start(role, index)
 
     def stop_restarting(self) -> None:
-        """From now on processes are expected to end."""
+        """Start nothing again: from now on processes are expected to end."""
         self._stopping = True
         for slot in self._slots.values():
             slot.start_at = None
 
     def alive(self, role: str | None = None) -> int:
-        """Processes of a role (or of all) that run."""
+        """Count the running processes of a role, or of all roles."""
         return sum(
             slot.process is not None and slot.process.is_alive()
             for (name, _), slot in self._slots.items()
@@ -214,17 +219,17 @@ class Supervisor:
         )
 
     def slots(self) -> dict[tuple[str, int], MemberState]:
-        """Every role that was started here, and how its process is; stopped if it is to end."""
+        """Map every role started here to the state of its process; stopped if it is to end."""
         return {name: self._state(slot) for name, slot in self._slots.items()}
 
     def busy(self) -> bool:
-        """Whether something runs or waits to be started again."""
+        """Tell whether any process runs or waits to be started again."""
         return any(
             slot.process is not None or slot.start_at is not None for slot in self._slots.values()
         )
 
     def join(self, timeout_seconds: float, roles: Iterable[str]) -> bool:
-        """Wait for the processes of some roles to end; whether they all did in time."""
+        """Wait for the processes of some roles to end; return whether all did so in time."""
         deadline = time.monotonic() + timeout_seconds
         wanted = set(roles)
         for (role, _), slot in self._slots.items():
@@ -233,14 +238,14 @@ class Supervisor:
         return all(self.alive(role) == 0 for role in wanted)
 
     def ask_to_leave(self) -> None:
-        """Ask everything that still runs to leave in order."""
+        """Ask every process that still runs to leave in order."""
         self.stop_restarting()
         for slot in self._slots.values():
             if slot.process is not None:
                 _ask_to_leave(slot.process)
 
     def kill_all(self) -> None:
-        """End everything that still runs, at once."""
+        """End every process that still runs, at once."""
         self.stop_restarting()
         for slot in self._slots.values():
             if slot.process is not None and slot.process.is_alive():
@@ -251,7 +256,7 @@ class Supervisor:
 
     def _state(self, slot: _Slot) -> MemberState:
         if self._stopping or slot.retired:
-            # It may still run: who has left the run takes a moment to end.
+            # It may still run: a role that has left takes a moment to end.
             return "stopped"
         if slot.process is not None:
             return "starting"
@@ -267,11 +272,11 @@ class Supervisor:
 
 def _ask_to_leave(process: BaseProcess) -> None:
     if process.is_alive() and process.pid is not None:
-        os.kill(process.pid, LEAVE)  # not reaped yet: the number is still its own
+        os.kill(process.pid, LEAVE)  # not reaped yet: the pid is still its own
 
 
 def _was_killed(process: BaseProcess) -> bool:
-    """Whether a signal ended it; one that is told to leave before it can heed that dies of it."""
+    """Tell whether a signal ended it, other than LEAVE, which ends a role that is just starting."""
     return process.exitcode is not None and process.exitcode < 0 and process.exitcode != -LEAVE
 
 
@@ -282,7 +287,7 @@ def _cause(exit_code: int | None) -> str:
 
 
 def _context(warm: bool) -> BaseContext:
-    """The forkserver, started so that nothing that the group is told reaches it or its children."""
+    """Start the forkserver, which blocks the group's signals for itself and its children."""
     for name in _SINGLE_THREADED:
         os.environ.setdefault(name, "1")
     if "forkserver" not in multiprocessing.get_all_start_methods():
@@ -292,7 +297,7 @@ def _context(warm: bool) -> BaseContext:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
     try:
         with safe_path():
-            # First: starting the tracker unblocks some of them again.
+            # The tracker first: starting it unblocks some of the signals again.
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
             forkserver.ensure_running()

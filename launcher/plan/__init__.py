@@ -1,1 +1,1 @@
-"""The plan: machine, sizes and memory of a run before anything starts."""
+"""The plan of a run, made before anything starts: machine, sizes and memory."""

@@ -1,6 +1,6 @@
-"""What this machine has, as far as this process may use it.
+"""The resources of this machine that this process may use.
 
-Reading is apart from understanding: cgroup limits are a pure function over file contents. Torch is
+Reading is separate from interpreting: cgroup limits are a pure function of file contents. Torch is
 never imported here, because ``pdqn check`` must answer at once and the launcher must not hold a
 CUDA context that its children would inherit.
 """
@@ -37,7 +37,7 @@ OPTIONAL = {
     "onnx": "onnxscript", "prometheus": "prometheus-client", "wandb": "wandb",
     "dask": "distributed",
 }  # fmt: skip
-# Of which torch.compile needs one, on any device.
+# torch.compile needs one of these, on any device.
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 _CGROUP_ROOT = "/sys/fs/cgroup"
@@ -80,11 +80,12 @@ class Machine:
         cores: logical cores after CPU affinity and cgroup quota; at least 1.
         ram_total_bytes: installed, or the cgroup's limit if that is lower.
         ram_available_bytes: what can be taken without swapping or hitting the cgroup's limit.
-        open_files_soft: of this process; ``UNLIMITED`` if there is none.
-        shm_free_bytes: free space of /dev/shm; 0 if there is none.
-        versions: Python and the packages that matter, by name; "" for one that is missing.
+        open_files_soft: the soft limit of this process; ``UNLIMITED`` if it has none.
+        open_files_hard: the hard limit, in the same way.
+        shm_free_bytes: free space of /dev/shm; 0 if there is no such file system.
+        versions: of Python and the packages that matter, by name; "" for one that is missing.
         optional: versions of what ``pdqn[extra]`` installs, by extra; "" for one that is missing.
-        compiler: path of a C++ compiler; "" for none.
+        compiler: path of a C++ compiler; "" if there is none.
     """
 
     hostname: str
@@ -104,7 +105,7 @@ class Machine:
 
     @property
     def torch_has_cuda(self) -> bool:
-        """Whether the installed torch can use a GPU; the version tells without an import."""
+        """Return whether the installed torch can use a GPU; its version tells without an import."""
         return not self.versions.get("torch", "").endswith("+cpu")
 
     @property
@@ -115,7 +116,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class CgroupLimits:
-    """The tightest limits of this process' cgroup and those above it; None without a limit."""
+    """The tightest limits of this process's cgroup and those above it; None without a limit."""
 
     cores: float | None = None
     memory_bytes: int | None = None
@@ -123,7 +124,7 @@ class CgroupLimits:
 
 
 def detect() -> Machine:
-    """Look at this machine."""
+    """Detect the resources of this machine."""
     limits = cgroup_limits(_read_text)
     memory = psutil.virtual_memory()
     soft, hard = map(_file_limit, resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -148,13 +149,13 @@ def detect() -> Machine:
 
 
 def load() -> tuple[float, int]:
-    """How busy this host is: percent of all its cores since the last call, and bytes in use."""
+    """Measure this host's load: percent of all its cores since the last call, and bytes in use."""
     memory = psutil.virtual_memory()
     return psutil.cpu_percent(), memory.total - memory.available
 
 
 def port_error(host: str, port: int) -> str | None:
-    """Why a TCP port cannot be bound, in words; None if it can."""
+    """Say why a TCP port cannot be bound; None if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -179,7 +180,7 @@ def raise_open_file_limit(needed: int) -> None:
 
 
 def open_files_error(needed: int, hard: int) -> str:
-    """Why the run cannot open its sockets, and what helps."""
+    """Say why the run cannot open its sockets, and what helps."""
     return (
         f"the run needs {needed} open files, the hard limit is {hard}: raise it "
         f"(ulimit -Hn {needed} as root, or LimitNOFILE= of the service), or use fewer actors"
@@ -187,7 +188,7 @@ def open_files_error(needed: int, hard: int) -> str:
 
 
 def usable_cores(affinity: int, quota: float | None) -> int:
-    """Whole cores within CPU affinity and quota: half a core keeps no actor busy."""
+    """Count the whole cores within CPU affinity and quota: half a core keeps no actor busy."""
     return max(1, affinity if quota is None else min(affinity, int(quota)))
 
 
@@ -195,13 +196,13 @@ def usable_cores(affinity: int, quota: float | None) -> int:
 
 
 def cgroup_limits(read: Read) -> CgroupLimits:
-    """CPU and memory limits of this process, cgroup v1 or v2.
+    """Read the CPU and memory limits of this process from cgroup v1 or v2.
 
-    A limit may be set on any level, so every level from the process' own group up to the root is
-    asked. In a container the path of the own group may not be visible; then the root is its own.
+    A limit may be set on any level, so every level from the process's own group up to the root is
+    read. In a container the path of that group may not be visible; the root is then that group.
 
     Args:
-        read: the text of the file at a path, or None where there is no such file.
+        read: returns the text of the file at a path, or None if there is no such file.
     """
     groups = _own_groups(read("/proc/self/cgroup") or "")
     quotas = list(_cpu_quotas(read, groups))
@@ -214,13 +215,13 @@ def cgroup_limits(read: Read) -> CgroupLimits:
 
 
 def _own_groups(text: str) -> dict[str, str]:
-    """Path by controller from /proc/self/cgroup; the controller of version 2 is ``""``."""
+    """Map controllers to paths, from /proc/self/cgroup; the controller of version 2 is ``""``."""
     rows = (line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2)
     return {name: path for _, names, path in rows for name in names.split(",")}
 
 
 def _levels(root: str, path: str) -> Iterator[str]:
-    """The directory of a group, then those above it, up to the root."""
+    """Yield the directory of a group, then those above it, up to the root."""
     group = PurePosixPath(path.lstrip("/"))
     for level in (group, *group.parents):
         yield str(PurePosixPath(root) / level)
@@ -236,14 +237,14 @@ def _cpu_quotas(read: Read, groups: Mapping[str, str]) -> Iterator[float]:
 
 
 def _quota(quota: str, period: str) -> Iterator[float]:
-    """Cores from microseconds of a period; nothing for ``max``, -1 and missing files."""
+    """Yield the cores that a quota in microseconds allows; ``max``, -1 and missing files: none."""
     used, whole = _integer(quota), _integer(period)
     if used and whole and used > 0 and whole > 0:
         yield used / whole
 
 
 def _memory_limits(read: Read, groups: Mapping[str, str]) -> Iterator[tuple[int, int]]:
-    """Limit and available bytes of every level that has a limit."""
+    """Yield the limit and the available bytes of every level that has a limit."""
     for level in _levels(_CGROUP_ROOT, groups.get("", "/")):
         yield from _memory(read, level, "memory.max", "memory.current", "inactive_file")
     for level in _levels(f"{_CGROUP_ROOT}/memory", groups.get("memory", "/")):
@@ -280,9 +281,9 @@ def _integer(text: str) -> int | None:
 def visible_gpus(
     gpus: Sequence[tuple[str, Gpu]], cuda_visible_devices: str | None
 ) -> tuple[Gpu, ...]:
-    """Those of the (uuid, GPU) pairs that CUDA_VISIBLE_DEVICES leaves, in its order.
+    """Select from (uuid, GPU) pairs what CUDA_VISIBLE_DEVICES leaves visible, in its order.
 
-    As CUDA does it: entries are indices or beginnings of uuids, and the first that names no GPU
+    As in CUDA, entries are indices or the beginnings of uuids. The first entry that names no GPU
     ends the list.
     """
     if cuda_visible_devices is None:
@@ -311,16 +312,16 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def _names_a_part(cuda_visible_devices: str | None) -> bool:
-    """Whether parts of GPUs (MIG) are chosen: the management library lists whole ones."""
+    """Tell whether a person chose parts of GPUs (MIG); the management library lists whole GPUs."""
     entries = (cuda_visible_devices or "").split(",")
     return any(entry.strip().startswith("MIG-") for entry in entries)
 
 
 def _nvml_gpus() -> list[tuple[str, Gpu]] | None:
-    """All GPUs with their uuids from NVIDIA's management library; it makes no CUDA context.
+    """List all GPUs and their uuids from NVIDIA's management library, without a CUDA context.
 
-    None where it cannot tell: the package or the driver is missing, or a question is refused, as
-    that for the memory of a GPU of which only a part is ours.
+    None if the package or the driver is missing, or if the driver refuses a query. It refuses that
+    for the memory of a GPU if this process has only a part of the GPU.
     """
     if importlib.util.find_spec("pynvml") is None:
         return None
@@ -345,7 +346,7 @@ def _nvml_gpu(nvml: Any, index: int) -> tuple[str, Gpu]:
 
 
 def _torch_gpus() -> tuple[Gpu, ...]:
-    """What torch sees, asked in a process of its own: the answer costs a CUDA context."""
+    """List the GPUs that torch sees, from another process: the answer costs a CUDA context."""
     try:
         answer = subprocess.run(
             [sys.executable, "-P", "-c", _TORCH_PROBE],

@@ -1,7 +1,7 @@
 """The plan: which mode and sizes fit this machine, this configuration and this environment.
 
-``plan`` is pure. What the configuration sets is kept and planned around; everything left to
-``auto`` is filled in. The numbers at the top are the only place where sizes are chosen.
+``plan`` is pure. It keeps what the configuration sets, plans around it, and fills in everything
+left to ``auto``. The numbers at the top are the only place where sizes are chosen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Mode = Literal["single", "parallel", "ultra"]
 
 MB, GB = 10**6, 10**9
 
-# From this size on, observations are maps or images: bandwidth and memory decide, not overhead.
+# From this size on, observations are maps or images: bandwidth and memory limit, not overhead.
 LARGE_OBSERVATION_BYTES = 4096
 
 # Below this, replay, learner and evaluator would not keep up with more actors.
@@ -40,15 +40,15 @@ ULTRA_CORES, ULTRA_GPU_BYTES = 64, 8 * GB
 
 ENVS_PER_ACTOR = {"small": 8, "large": 8}
 ULTRA_ENVS_PER_ACTOR = {"small": 32, "large": 16}
-# What waits in a segment or a batch grows old; what is repeated between segments costs bytes.
-# Where frames are stacked more is repeated: segments are longer, by whole steps of this length,
-# until it is less than the share.
+# Transitions that wait in a segment or a batch grow stale; frames repeated between segments cost
+# bytes. Stacked frames are repeated more: segments then grow by whole steps of this length, until
+# the repeated frames are less than the share.
 SEGMENT_LENGTH, REPEATED_SHARE = 16, 0.15
-# A message of about this many raw bytes costs the wire nothing that a larger one would save.
+# Messages with more raw bytes than about this would not save anything on the wire.
 BATCH_BYTES = 256_000
 BATCH_TRANSITIONS_MIN, BATCH_TRANSITIONS_MAX = 16, 64
 
-# Learning from a map takes milliseconds a batch, from a vector far less than collecting it.
+# Learning from a batch of maps takes milliseconds, from vectors far less than collecting them.
 SAMPLES_PER_INSERT = {"small": 16.0, "large": 0.5}
 CAPACITY_MAX = {"small": 1_000_000, "large": 200_000}
 CAPACITY_MEMORY_SHARE = 0.25
@@ -56,7 +56,7 @@ DECODE_THREADS_MAX, CORES_PER_DECODE_THREAD = 8, 8
 MIN_SIZE = 2000
 LEARNING_RATE = {"small": 1e-3, "large": 3e-4}
 DISCOUNT, PLACEMENT_DISCOUNT = 0.99, 1.0
-# Mnih et al. 2015: a still picture says nothing of motion, and scores of games differ in size.
+# Mnih et al. 2015: a single picture shows no motion, and the scores of games differ in size.
 ATARI_FRAME_STACK, ATARI_REWARD_CLIP, SCREEN_SIDE_MIN = 4, 1.0, 36
 EVALUATION_EPISODES, HEADLINE_EVALUATION_EPISODES = 10, 32
 
@@ -66,7 +66,7 @@ ACTOR_BYTES, ACTIVATIONS_PER_OBSERVATION = 80 * MB, 200
 LEARNER_BYTES = {"cpu": 1 * GB, "cuda": 3 * GB}
 REPLAY_BYTES, EVALUATOR_BYTES, LAUNCHER_BYTES = 300 * MB, 400 * MB, 300 * MB
 ACTORS_MEMORY_SHARE = 0.5
-# Of a host that has nothing but actors.
+# Of a host that runs nothing but actors.
 HOST_MEMORY_SHARE = 0.8
 
 GPU_FREE_BYTES_MIN = 2 * GB
@@ -76,7 +76,7 @@ FILES_PER_PROCESS, FILES_OF_THE_REST = 4, 200
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run on this machine will look like.
+    """The sizes of a run on this machine, and what there is to say about them.
 
     Attributes:
         mode: single (one process), parallel, or ultra (parallel with larger batches of
@@ -84,12 +84,12 @@ class Plan:
         why: the reason for the mode, in a few words.
         layer: a value for every setting that was left to auto, as a configuration layer.
         config: the configuration with that layer filled in.
-        memory: what is expected to take how many bytes.
-        replay: what the buffers hold in how much memory, in a sentence.
-        open_files: how many the launcher and its children need.
+        memory: the parts of the run, and the bytes that each is expected to take.
+        replay: a sentence about the transitions that the buffers hold and the memory they take.
+        open_files: number of files that the launcher and its children need.
         warnings: what will work, but not well; each with its fix.
         errors: why the run cannot work; each with its fix.
-        advises_against: why the mode asked for does not fit, if it does not.
+        advises_against: why the requested mode does not fit the machine; None if it does.
     """
 
     mode: Mode
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """The sum of ``memory``."""
+        """The sum of all bytes in ``memory``."""
         return sum(amount for _, amount in self.memory)
 
 
@@ -119,13 +119,13 @@ def plan(
     """Size a run of this configuration in this environment for this machine.
 
     Args:
-        machine: what there is.
-        config: what is set already.
-        spec: of the environment.
+        machine: the resources that there are.
+        config: the settings that are already chosen.
+        spec: the environment's.
         block_bytes_per_transition: bytes of compressed frames for each transition, as measured;
-            without it frames are taken to compress to nothing less than they are.
-        elsewhere: roles that will join from other hosts. What depends on a learner's host is left
-            to that.
+            without it the plan assumes that frames cannot be compressed.
+        elsewhere: roles that will join from other hosts. The learner's host, if it is one of them,
+            settles what depends on it.
     """
     draft, mode, why, actors = _without_buffer(machine, config, spec, elsewhere)
     _plan_buffer(draft, block_bytes_per_transition)
@@ -149,7 +149,7 @@ def plan(
 
 
 def measures_frames(machine: Machine, config: Config, spec: EnvironmentSpec) -> bool:
-    """Whether the plan depends on how well the environment's frames compress."""
+    """Tell whether the plan depends on how well the environment's frames compress."""
     store = config.replay.store
     if spec.observation_bytes <= LARGE_OBSERVATION_BYTES or store == "dense":
         return False
@@ -160,24 +160,24 @@ def measures_frames(machine: Machine, config: Config, spec: EnvironmentSpec) -> 
 
 
 def actors_for(cores: int) -> int:
-    """Actor processes for so many cores, leaving one in sixteen to the other roles."""
+    """Return the number of actors for these cores; one core in sixteen is for the other roles."""
     return max(1, cores - max(1, cores // 16))
 
 
 def open_files_of(processes: int) -> int:
-    """Files that a supervisor of so many processes has open, and the processes' own share."""
+    """Estimate the open files of a supervisor with this many processes, their share included."""
     return FILES_PER_PROCESS * processes + FILES_OF_THE_REST
 
 
 def actors_for_host(machine: Machine, config: Config, spec: EnvironmentSpec) -> int:
-    """Actor processes for a host that has nothing else to do for a run of this configuration."""
+    """Return the number of actors for a host that does nothing else for this run."""
     each = _actor_bytes(spec, resolved(config.actor.envs_per_actor))
     room = int(HOST_MEMORY_SHARE * machine.ram_available_bytes / each)
     return max(1, min(machine.cores, room))
 
 
 def _actor_bytes(spec: EnvironmentSpec, envs: int) -> int:
-    """What an actor with so many environments is expected to take."""
+    """Estimate the bytes that an actor with this many environments takes."""
     seen = sum(field.stored_bytes * field.stack for field in spec.fields)
     return ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * seen * envs
 
@@ -200,11 +200,11 @@ class _Draft:
         self.errors: list[str] = []
 
     def is_open(self, section: str, key: str) -> bool:
-        """Whether a setting was left to auto."""
+        """Tell whether a setting is left to auto."""
         return getattr(getattr(self.config, section), key) in (None, "auto")
 
     def settle(self, section: str, key: str, value: Any) -> Any:
-        """The value of a setting: the configured one, else this one, which goes into the plan."""
+        """Return a setting's configured value, else this one, which becomes part of the plan."""
         part = getattr(self.config, section)
         if not self.is_open(section, key):
             return getattr(part, key)
@@ -214,7 +214,7 @@ class _Draft:
         return value
 
     def set_memory(self, taken_bytes: int) -> None:
-        """Write replay.memory as plain digits, whatever a person wrote."""
+        """Set replay.memory in plain digits, however a person wrote it."""
         if self.is_open("replay", "memory"):
             self.layer["replay"]["memory"] = str(taken_bytes)
         replay = dataclasses.replace(self.config.replay, memory=str(taken_bytes))
@@ -224,7 +224,7 @@ class _Draft:
 def _without_buffer(
     machine: Machine, config: Config, spec: EnvironmentSpec, elsewhere: Collection[str] = ()
 ) -> tuple[_Draft, Mode, str, int]:
-    """Everything that is planned before the buffer; (draft, mode, why, actors)."""
+    """Plan everything that precedes the buffer; return (draft, mode, why, actors)."""
     draft = _Draft(machine, config, spec, elsewhere)
     draft.settle("run", "frame_stack", spec.frame_stack)
     mode, why = _choose_mode(draft)
@@ -282,7 +282,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     envs = (ULTRA_ENVS_PER_ACTOR if mode == "ultra" else ENVS_PER_ACTOR)[scale]
     here = "actor" not in draft.elsewhere
     if here and (draft.config.actor.count or 0) > draft.machine.cores:
-        envs //= 2  # they take turns: memory is what there is too little of
+        envs //= 2  # actors take turns: memory is scarce, not time
     envs = draft.settle("actor", "envs_per_actor", envs)
     length = _segment_length(draft.config.actor.n_step, spec.frame_stack)
     draft.settle("actor", "segment_length", length)
@@ -304,7 +304,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
 
 
 def _score_whole_games(draft: _Draft) -> None:
-    """Where a life is an episode of training, a game is still one of evaluation."""
+    """Evaluate whole games where an episode of training is one life."""
     evaluation = draft.config.evaluation
     if not draft.config.run.env_args.get("life_loss") or "life_loss" in evaluation.env_args:
         return
@@ -315,7 +315,7 @@ def _score_whole_games(draft: _Draft) -> None:
 
 
 def frame_stack(spec: EnvironmentSpec) -> int:
-    """How many frames a network needs: several of a grayscale screen, one of anything else.
+    """Return how many frames a network needs: several of a grayscale screen, else one.
 
     A screen is [H, W], [H, W, 1] or [1, H, W].
     """
@@ -329,7 +329,7 @@ def _is_screen(field: FieldSpec) -> bool:
 
 
 def _segment_length(n_step: int, frame_stack: int) -> int:
-    """Transitions of a segment; n_step + frame_stack - 1 frames of it are in another one, too."""
+    """Choose a segment's transitions; it repeats n_step + frame_stack - 1 frames of another one."""
     if frame_stack == 1:
         # The buffer makes room for a quarter more frames than transitions.
         return max(SEGMENT_LENGTH, 4 * n_step)
@@ -338,7 +338,7 @@ def _segment_length(n_step: int, frame_stack: int) -> int:
 
 
 def _check_segment(draft: _Draft) -> None:
-    """Refuse segments of which a single one is more than a message may hold."""
+    """Refuse segments that are larger than a message may be."""
     actor, spec = draft.config.actor, draft.spec
     length = resolved(actor.segment_length)
     frames = length + actor.n_step + spec.frame_stack
@@ -388,7 +388,7 @@ def _plan_learner(draft: _Draft, actors: int) -> None:
 
 
 def _plan_device(draft: _Draft, actors: int) -> str:
-    """Settle what depends on the learner's host: device, precision and threads; the device."""
+    """Settle device, precision and threads, by the learner's host; return the device."""
     gpu = draft.machine.learner_gpu
     device = draft.settle("learner", "device", "cpu" if gpu is None else "cuda")
     # Older GPUs emulate bfloat16, more slowly than they compute float32.
@@ -407,10 +407,11 @@ def _plan_device(draft: _Draft, actors: int) -> str:
 def learner_settings(
     machine: Machine, config: Config, spec: EnvironmentSpec
 ) -> dict[str, dict[str, Any]]:
-    """What a run leaves to the host of its learner, for a host that has nothing else to do.
+    """Settle what a run leaves to its learner's host, for a host that does nothing else.
 
     Raises:
-        UsageError: a GPU is asked for, or compiling, and there is no GPU or compiler.
+        UsageError: the settings ask for a GPU or for compiling, and the host has no GPU or no
+            compiler.
     """
     draft = _Draft(machine, config, spec, ())
     _check_gpu(draft, _plan_device(draft, 0))
@@ -420,7 +421,7 @@ def learner_settings(
 
 
 def _plan_network(draft: _Draft) -> None:
-    # Torch takes seconds to import: looking at the machine must not.
+    # Importing torch takes seconds; looking at the machine must not.
     from pdqn.networks import network_sizes
 
     sizes = network_sizes(draft.spec, draft.config.network)
@@ -431,7 +432,7 @@ def _plan_network(draft: _Draft) -> None:
 
 
 def _plan_roles(draft: _Draft, mode: Mode) -> None:
-    """What replay, launcher and evaluator take beside the buffer, and SampleBatches between."""
+    """Add the memory of replay, launcher, evaluator and SampleBatches, without the buffer."""
     shards = draft.config.replay.shards
     name = "replay" if shards == 1 else f"{shards} replays"
     draft.memory += [(name, shards * REPLAY_BYTES), ("launcher", LAUNCHER_BYTES)]
@@ -481,7 +482,7 @@ def _plan_limiter(draft: _Draft, mode: Mode) -> None:
 def _check_batch_fits(draft: _Draft, mode: Mode) -> None:
     """Refuse a shard that is too small for what actors send at once."""
     actor, replay = draft.config.actor, draft.config.replay
-    # An episode that ends when its segment is full leaves its last n steps in it, too.
+    # An episode that ends when its segment is full adds its last n steps to it.
     most = resolved(actor.segment_length) + actor.n_step
     smaller = "actor.segment_length"
     if mode != "single":  # segments are gathered until there are enough
@@ -500,14 +501,14 @@ def _check_batch_fits(draft: _Draft, mode: Mode) -> None:
 
 
 def _plan_buffer(draft: _Draft, measured: float | None) -> None:
-    """Settle memory, capacity and store; what the other roles take is known by now."""
+    """Settle memory, capacity and store, once the memory of the other roles is known."""
     config, budget = draft.config, _budget(draft)
     storage = _storage(draft, measured)
     _warn_of_less(draft, budget)
     if "replay" in draft.elsewhere and draft.is_open("replay", "memory"):
         draft.warnings.append(
             f"replay joins from another host, and is sized for this one's {size(budget)}: set "
-            "replay.memory to what that has"
+            "replay.memory to what that host has"
         )
     wanted = config.replay.capacity or CAPACITY_MAX[draft.scale]
     store = config.replay.store
@@ -531,12 +532,12 @@ def _plan_buffer(draft: _Draft, measured: float | None) -> None:
 
 
 def _budget(draft: _Draft) -> int:
-    """Bytes that the buffers of all shards may take together."""
+    """Return the bytes that the buffers of all shards may take together."""
     available = draft.machine.ram_available_bytes
     room = max(0, available - sum(amount for _, amount in draft.memory))
     memory = draft.config.replay.memory
     if memory is not None and "replay" in draft.elsewhere:
-        return memory_bytes(memory, available)  # what other hosts have is not known here
+        return memory_bytes(memory, available)  # the memory of other hosts is unknown here
     share = int(CAPACITY_MEMORY_SHARE * available)
     return min(room, share if memory is None else memory_bytes(memory, available))
 
@@ -561,7 +562,7 @@ def _storage(draft: _Draft, measured: float | None) -> Storage:
 
 
 def _fitting_store(storage: Storage, wanted: int, budget: int) -> Store:
-    """Dense if that holds what is wanted, else compressed if that does, else what holds more."""
+    """Choose dense if it holds what is wanted, else compressed if it does, else what holds more."""
     for store in STORES:
         if storage.bytes_of(store, wanted) <= budget:
             return store
@@ -583,7 +584,7 @@ def _too_little(draft: _Draft, budget: int) -> str:
     others = sum(amount for name, amount in draft.memory if not name.startswith("buffer"))
     return (
         f"too little memory: the roles take {size(others)}, {size(available)} is available, and "
-        f"{size(budget)} is no room for a buffer: free some, use fewer --actors, or set "
+        f"{size(budget)} is too little for a buffer: free some, use fewer --actors, or set "
         "replay.memory higher"
     )
 
@@ -608,7 +609,7 @@ def _discount(spec: EnvironmentSpec) -> float:
 
 
 def _round_down(value: int) -> int:
-    """A number that is easy to say: whole thousands, once there are many."""
+    """Round down to whole thousands from ten thousand on, for a number that is easy to say."""
     return value // 1000 * 1000 if value >= 10_000 else value
 
 

@@ -21,11 +21,11 @@ def prepare(
     """Fill in every automatic setting for this machine and environment, and check the whole.
 
     Args:
-        config: as people wrote it.
+        config: as a person wrote it.
         elsewhere: roles that will join from other hosts.
 
     Raises:
-        UsageError: settings that cannot work, whatever the machine.
+        UsageError: settings that cannot work on any machine.
     """
     run = config.run
     examined = examine_environment(run.env, run.env_args)
@@ -54,7 +54,10 @@ def prepare(
 
 
 def _check_evaluation(config: Config, spec: EnvironmentSpec, network: QNetwork) -> None:
-    """Evaluations must show the network what it is trained on; sizes may be others if it can."""
+    """Refuse evaluations that show the network something other than it is trained on.
+
+    Shapes and the number of actions may differ if the network can take them.
+    """
     where, env_args = "evaluation.env_args", config.evaluation_env_args
     try:
         found = describe_environment(spec.id, env_args, spec.frame_stack)
@@ -72,7 +75,7 @@ def _check_evaluation(config: Config, spec: EnvironmentSpec, network: QNetwork) 
 
 
 def _essentials(spec: EnvironmentSpec) -> dict[str, str]:
-    """What no network can make up for, in words."""
+    """Describe what evaluation and training must share, since a network cannot adapt to it."""
     fields = (
         f"{f.name} {f.dtype}"
         + (f" of {list(f.categories)} categories from {list(f.start)}" if f.categories else "")
@@ -91,12 +94,12 @@ def _sizes(spec: EnvironmentSpec) -> str:
 
 
 def _takes(network: QNetwork, spec: EnvironmentSpec) -> bool:
-    """Whether a network values every action of an environment that it was not built for."""
+    """Tell whether a network values every action of an environment that it was not built for."""
     blank = {name: torch.from_numpy(values) for name, values in spec.blank(1).items()}
     try:
         with torch.inference_mode():
             values = network(*network.prepare(blank))
-    except Exception:  # noqa: BLE001 - networks of a person's own raise anything
+    except Exception:  # noqa: BLE001 - a person's own network may raise anything
         return False
     return tuple(values.shape) == (1, spec.num_actions)
 
@@ -111,7 +114,7 @@ def check_combinations(config: Config) -> None:
     if learner.munchausen and network.distribution == "categorical":
         raise UsageError(
             "learner.munchausen = true with network.distribution = categorical: the entropy moves "
-            "every action's atoms by another amount; use quantile or none"
+            "every action's atoms by a different amount; use quantile or none"
         )
     micro = learner.micro_batch_size
     if micro is not None and micro > learner.batch_size:
@@ -123,6 +126,6 @@ def check_combinations(config: Config) -> None:
     if network.noisy and (explores or config.actor.exploration != "uniform"):
         what = "actor.guidance" if explores else f"actor.exploration = {config.actor.exploration}"
         raise UsageError(
-            f"network.noisy = true with {what}: noise explores in place of random actions, so that "
-            "nothing would follow it; use network.noisy = false, or leave that away"
+            f"network.noisy = true with {what}: noise explores in place of random actions, so "
+            "nothing would follow it; use network.noisy = false, or leave that out"
         )

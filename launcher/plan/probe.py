@@ -1,4 +1,4 @@
-"""How well an environment's frames compress, measured on a little of what actors will send."""
+"""A measurement of how well an environment's frames compress, on a sample of what actors send."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 _MOST_SECONDS = 1.0
 _ENOUGH_TRANSITIONS = 300
-_START_SECONDS = 20.0  # until a process has imported what it needs, on a busy machine
+_START_SECONDS = 20.0  # in which a process imports what it needs, on a busy machine
 
 
 def block_bytes_per_transition(config: Config, spec: EnvironmentSpec) -> float | None:
-    """Bytes of compressed frames that actors will send for each transition, None if it fails.
+    """Measure the bytes of compressed frames that actors will send for each transition.
 
-    A policy that chooses at random among the valid actions plays about a second, or 300
-    transitions, and all of it is cut and compressed as actors do it. That happens in a process of
-    its own, which an environment may end, or keep: nobody else is there yet who would notice.
+    A policy that chooses at random among the valid actions plays for about a second, or 300
+    transitions. The frames are cut and compressed as in an actor. This happens in another process:
+    an environment may end it or hang, and no supervisor is there yet to notice.
 
     Args:
-        config: with what the plan chooses for actors filled in.
-        spec: of the environment.
+        config: with the actors' settings filled in.
+        spec: the environment's.
+
+    Returns:
+        None if the environment ended the process or hung.
 
     Raises:
         RunError: the environment raised too often.
@@ -59,9 +62,9 @@ def block_bytes_per_transition(config: Config, spec: EnvironmentSpec) -> float |
 
 
 def _tell(sender: Connection, config: Config, spec: EnvironmentSpec) -> None:
-    """Measure, and tell the figure, or why there is none."""
+    """Measure, and send the figure, or the reason why there is none."""
     safe_path.forget()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the launcher that a person interrupts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a person interrupts the launcher, not this
     try:
         sender.send(measure(config, spec))
     except (RunError, UsageError) as error:
@@ -69,11 +72,11 @@ def _tell(sender: Connection, config: Config, spec: EnvironmentSpec) -> None:
 
 
 def measure(config: Config, spec: EnvironmentSpec) -> float:
-    """The same in this process."""
+    """Measure the same in this process."""
     segments = _play(config, spec)
     transitions = sum(segment.count for segment in segments)
     if not transitions:
-        return float(spec.observation_bytes)  # a single step takes the whole second
+        return float(spec.observation_bytes)  # a single step took the whole second
     _, blocks = join_segments(segments, spec)
     return sum(len(block.body) for block in blocks) / transitions
 
@@ -111,7 +114,7 @@ def _step(
     observation: Observation,
     rng: np.random.Generator,
 ) -> tuple[Observation, list[Segment]]:
-    """One step of the environment: what it shows next, and the segments that are complete."""
+    """Take one step; return the next observation and the segments that are complete."""
     spec, no_value = environment.spec, np.zeros(1, np.float32)
     actions = _random_actions(observation, spec, rng)
     recorder.record(spec.pack(observation), actions, no_value, no_value)

@@ -21,7 +21,7 @@ from pdqn.config import Config
 
 
 def report(machine: Machine, plan: Plan) -> RenderableType:
-    """What ``pdqn check`` shows: the machine, the plan, the memory sum, and what is wrong."""
+    """Lay out what ``pdqn check`` shows: the machine, the plan, its memory, and what is wrong."""
     parts: list[RenderableType] = [_machine_table(machine), "", _plan_table(plan), ""]
     parts += [_memory_table(machine, plan), "", plan.replay, ""]
     parts += [Text.assemble(("warning  ", "bold yellow"), text) for text in plan.warnings]
@@ -34,7 +34,7 @@ def report(machine: Machine, plan: Plan) -> RenderableType:
 
 
 def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
-    """The same as plain data."""
+    """Return the same as plain data."""
     return {
         "ok": not plan.errors,
         "machine": dataclasses.asdict(machine)

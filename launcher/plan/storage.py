@@ -11,18 +11,18 @@ from replay.buffer import compressed_bytes, dense_bytes
 
 Store = Literal["dense", "compressed"]
 STORES: tuple[Store, ...] = ("dense", "compressed")
-# What a random policy sees compresses better than what a trained one will see: the capacity is
-# counted with some more bytes, and gets up to twice as many where there is room.
+# What a trained policy sees compresses worse than what a random one sees. The plan counts more
+# bytes than were measured, and gives the buffer up to twice as many where memory has room.
 COMPRESSED_SAFETY, COMPRESSED_HEADROOM = 1.25, 2
 CAPACITY_LIMIT = 10**10  # no machine has memory for more
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How much memory the buffers of a run take.
+    """The sizes that decide how much memory the buffers of a run take.
 
     Attributes:
-        spec: of the environment.
+        spec: the environment's.
         shards: replays that share the capacity evenly.
         block_bytes_per_transition: bytes of compressed frames for each transition.
     """
@@ -32,7 +32,7 @@ class Storage:
     block_bytes_per_transition: float = 0.0
 
     def bytes_of(self, store: Store, capacity: int) -> int:
-        """Bytes of all shards with this store for so many transitions."""
+        """Return the bytes that ``capacity`` transitions take with this store, in all shards."""
         each = -(-capacity // self.shards)
         if store == "dense":
             return self.shards * dense_bytes(self.spec, each)
@@ -40,7 +40,7 @@ class Storage:
         return self.shards * compressed_bytes(self.spec, each, COMPRESSED_SAFETY * block_bytes)
 
     def largest(self, store: Store, room_bytes: int) -> int:
-        """How many transitions so many bytes hold with this store."""
+        """Return how many transitions ``room_bytes`` hold with this store."""
 
         def size_of(capacity: int) -> int:
             return self.bytes_of(store, capacity)
@@ -48,6 +48,6 @@ class Storage:
         return bisect.bisect_right(range(1, CAPACITY_LIMIT + 1), room_bytes, key=size_of)
 
     def better(self, room_bytes: int) -> Store:
-        """The store that holds more in so many bytes; dense, which costs no time, if none does."""
+        """Choose the store that holds more; on a tie dense, which costs no time to compress."""
         dense, compressed = (self.largest(store, room_bytes) for store in STORES)
         return "dense" if dense >= compressed else "compressed"

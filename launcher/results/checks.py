@@ -1,4 +1,4 @@
-"""Files that a person names for what a command writes."""
+"""Checks of the files that a person names for a command's output."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pdqn.errors import UsageError
 
 
 def check_output(option: str, path: Path, endings: Sequence[str]) -> None:
-    """Refuse a file that could not be written, before what takes the time is done.
+    """Refuse a file that could not be written, before the work that takes time.
 
     Args:
-        option: that names the file.
-        path: of the file.
-        endings: of its name, of which one is wanted.
+        option: the option that names the file.
+        path: the file.
+        endings: of which its name must have one.
 
     Raises:
-        UsageError: its ending is another, or it cannot be written where it is to lie.
+        UsageError: its name has another ending, or it cannot be written in its folder.
     """
     if path.suffix.lower() not in endings:
         raise UsageError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
@@ -28,6 +28,6 @@ def check_output(option: str, path: Path, endings: Sequence[str]) -> None:
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UsageError(f"{option} {path} cannot be written")
         if path.is_file():
-            path.open("ab").close()  # asked of the file itself, it may be read-only; it stays as is
+            path.open("ab").close()  # the file itself may be read-only; this does not change it
     except OSError as error:
         raise UsageError(f"{option} {path} cannot be written: {error.strerror}") from error

@@ -30,17 +30,17 @@ Picture = NDArray[np.uint8]
 
 
 def draw_strategy(model: Model, path: Path) -> Path:
-    """Draw how the policy places circles on held-out maps, beside exact greedy.
+    """Draw how the policy places circles on held-out maps, next to exact greedy.
 
-    A row for each map: the policy's circles in their order, exact greedy's, and Q of every centre
-    of the first circle. White is no valid centre.
+    A row for each map has the policy's circles in their order, exact greedy's circles, and the Q
+    of every centre for the first circle. White is not a valid centre.
 
     Args:
         model: of circle placement, or of a variant that wraps it.
-        path: of the picture; whoever looks meanwhile sees the old one or the new one.
+        path: the picture; a reader sees the old one or the new one, never a part.
 
     Raises:
-        UsageError: the variant comes in batches alone, or hides the environment in it.
+        UsageError: the variant only comes in batches, or hides the environment that it wraps.
     """
     figure = Figure(figsize=(13, 4.6 * _MAPS), layout=ConstrainedLayoutEngine())
     FigureCanvasAgg(figure)
@@ -63,7 +63,7 @@ def _made(model: Model) -> Any:
     single = makers(model.spec.id, model.env_args).single
     env = None if single is None else single()
     if env is None or not isinstance(env.unwrapped, CirclePlacementEnv):
-        raise UsageError(f"{model.spec.id}: no single CirclePlacementEnv, which is what is drawn")
+        raise UsageError(f"{model.spec.id}: there is no single CirclePlacementEnv to draw")
     env.unwrapped.render_mode = "rgb_array"
     return env
 

@@ -1,4 +1,4 @@
-"""``pdqn plot RUN RUN ...``: runs beside each other, with bands over seeds."""
+"""The comparison that ``pdqn plot RUN RUN ...`` draws: runs side by side, with bands over seeds."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from pdqn.errors import UsageError
 from pdqn.layers import read_toml
 
 _POINTS = 200
-_SHORT_LABEL = 60  # characters of which two fit beside each other
+_SHORT_LABEL = 60  # characters of a label of which two fit side by side
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _SEED = ("run", "seed")
-# Runs that differ in these alone are told apart by no more than chance and patience.
+# Runs that differ in these alone differ by chance and patience alone.
 _NOT_COMPARED = (_SEED, ("run", "episodes"), ("run", "steps"), ("run", "time_seconds"))
 
 Settings = dict[tuple[str, str], Any]
@@ -44,8 +44,8 @@ class Group:
     """Runs of the same settings.
 
     Attributes:
-        label: what is different in them, in words.
-        runs: what each of them has measured.
+        label: the settings in which they differ from other groups, and how many they are.
+        runs: the metrics of each.
     """
 
     label: str
@@ -53,21 +53,21 @@ class Group:
 
 
 def draw_comparison(run_dirs: Sequence[Path], path: Path) -> list[Group]:
-    """Draw runs beside each other; those that differ by their seed alone become one band.
+    """Draw runs side by side; those that differ only by their seed become one band.
 
     Args:
-        run_dirs: of the runs.
-        path: of the picture; its ending says the format.
+        run_dirs: the runs' directories.
+        path: the picture; its ending gives the format.
 
     Raises:
-        UsageError: the picture cannot be written, a directory holds no run, or their scores are
-            not the same thing.
+        UsageError: the picture cannot be written, a directory holds no run, or the runs are scored
+            by different metrics.
     """
     check_output("--out", path, PICTURE_FORMATS)
     groups = grouped(run_dirs)
     names = {metrics.score[0] for group in groups for metrics in group.runs}
     if len(names) > 1:
-        raise UsageError(f"runs that are scored by {' and by '.join(sorted(names))} do not compare")
+        raise UsageError(f"cannot compare runs that are scored by {' and by '.join(sorted(names))}")
     name, training, evaluation = groups[0].runs[0].score
     panels = [
         (f"{name}, evaluated", evaluation, "environment_steps", "environment steps"),
@@ -89,7 +89,7 @@ def draw_comparison(run_dirs: Sequence[Path], path: Path) -> list[Group]:
 
 
 def grouped(run_dirs: Sequence[Path]) -> list[Group]:
-    """Runs by their settings, in the order given; seeds and limits make no difference.
+    """Group runs by their settings, in the order given; seeds and limits make no difference.
 
     Raises:
         UsageError: a directory holds no run.
@@ -111,10 +111,10 @@ def grouped(run_dirs: Sequence[Path]) -> list[Group]:
 
 
 def band(series: Iterable[tuple[Floats, Floats]]) -> tuple[Floats, Floats, Floats, Floats]:
-    """Curves of several runs on common points: (x, mean, least, largest).
+    """Combine the curves of several runs on common points: (x, mean, least, largest).
 
-    Only where every curve has something to say: a mean over fewer runs would jump. All are empty
-    where the curves have no stretch in common, or there are fewer than two.
+    The points lie where every curve has values: a mean over fewer runs would jump. All arrays are
+    empty if the curves have no stretch in common, or if there are fewer than two.
     """
     known = [(x, y) for x, y in series if len(x)]
     start = max((x[0] for x, _ in known), default=0.0)
@@ -130,9 +130,9 @@ def band(series: Iterable[tuple[Floats, Floats]]) -> tuple[Floats, Floats, Float
 def _settings(run_dir: Path) -> Settings:
     path = run_dir / CONFIGURED
     if not path.is_file() or not (run_dir / "metrics.jsonl").is_file():
-        raise UsageError(f"{run_dir} is no run directory (it needs {CONFIGURED} and metrics.jsonl)")
+        raise UsageError(f"{run_dir} is not a run directory (needs {CONFIGURED} and metrics.jsonl)")
     values, chosen = _flat(read_toml(path)), _flat(read_toml(run_dir / CONFIG))
-    # A run that was resumed has these as they were chosen for it; else they may be open.
+    # A resumed run has these as they were chosen for it; in any other run they may be open.
     return {**values, **{name: chosen[name] for name in STRUCTURAL if name in chosen}}
 
 
@@ -155,7 +155,7 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], key: str, over: str) -> Non
 
 
 def _draw_group(axes: Axes, group: Group, key: str, over: str, colour: str) -> None:
-    """The mean of its runs within their band, or where they have none the runs themselves."""
+    """Draw the mean of the runs within their band, or the runs themselves if they have none."""
     curves = [_curve(metrics, key, over) for metrics in group.runs]
     points, mean, least, largest = band(curves)
     if len(points):
@@ -167,13 +167,13 @@ def _draw_group(axes: Axes, group: Group, key: str, over: str, colour: str) -> N
 
 
 def _curve(metrics: Metrics, key: str, over: str) -> tuple[Floats, Floats]:
-    """Evaluations are means over many episodes already, and few: these are drawn as measured."""
+    """Return a curve to draw: evaluations, which are few and means already, are not smoothed."""
     x, y = metrics.series(key, over)
     return x, y if key.startswith("eval/") else smoothed(y)
 
 
 def _levels(groups: Sequence[Group], key: str) -> dict[str, float]:
-    """The baselines, where scores are drawn and they are the same for all."""
+    """Return the baselines of a panel of scores, if they are the same for all runs."""
     metrics = groups[0].runs[0]
     if key not in metrics.score or any(
         other.baselines != metrics.baselines for group in groups for other in group.runs
@@ -183,6 +183,6 @@ def _levels(groups: Sequence[Group], key: str) -> dict[str, float]:
 
 
 def _count(seeds: Sequence[Any]) -> str:
-    """How many runs these are the seeds of; "seeds" only where no two have the same one."""
+    """Count runs by their seeds, and call them "seeds" only if no two have the same one."""
     word = "seed" if None not in seeds and len(set(seeds)) == len(seeds) else "run"
     return f"one {word}" if len(seeds) == 1 else f"{len(seeds)} {word}s"

@@ -1,4 +1,4 @@
-"""``pdqn eval``: a trained policy beside the environment's baselines, on held-out seeds."""
+"""The command ``pdqn eval``: a policy next to the environment's baselines, on held-out seeds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pdqn.policy import greedy, model_path
 
 @dataclass(frozen=True)
 class Film:
-    """What to film: so many episodes into a file."""
+    """A film to make: its file, and the number of episodes in it."""
 
     path: Path
     episodes: int
@@ -52,13 +52,13 @@ def evaluate(
     """Evaluate a run directory or a model file, and print the result.
 
     Args:
-        path: either of them.
-        episodes: on as many held-out seeds.
-        best: of a run, the parameters that evaluated best while it trained, on other seeds than
-            those that chose them; else its last ones.
+        path: the run directory or the model file.
+        episodes: number of episodes, each on another held-out seed.
+        best: use the parameters of a run that evaluated best in training, not the last ones. They
+            play other seeds than those that chose them.
         as_json: print JSON.
-        film: what to film.
-        max_episode_steps: an episode is cut after so many, and counts as far as it went.
+        film: the film to make.
+        max_episode_steps: steps after which an episode is cut; it counts as far as it went.
     """
     torch.set_num_threads(1)
     if film is not None:
@@ -66,7 +66,7 @@ def evaluate(
     model = load_model(model_path(path, best=best))
     if film is not None:
         check_camera(model)
-    # The best parameters of many evaluations are better on their seeds than on others.
+    # The best parameters of many evaluations look better on the seeds that chose them.
     held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
     playing = partial(
         play,
@@ -91,7 +91,7 @@ def evaluate(
 
 
 def table(model: Model, result: dict[str, Any]) -> Table:
-    """Policy and baselines, with standard errors and paired differences."""
+    """Lay out policy and baselines, with standard errors and paired differences."""
     name = model.spec.headline_metric or "return"
     drawn = Table(
         title=f"{model.spec.id}: {result['episodes']} held-out episodes{_without_score(result)}, "
@@ -125,7 +125,7 @@ def _without_score(result: dict[str, Any]) -> str:
 def _baselines(
     model: Model, held_out: list[int], playing: Callable[[Act], Scores | None]
 ) -> dict[str, NDArray[np.float64]]:
-    """The environment's own baselines, or at least the random policy."""
+    """Score the environment's own baselines, or at least the random policy."""
     if own := baseline_scores(model.spec, model.env_args, held_out):
         return own
     scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))

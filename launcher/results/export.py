@@ -1,4 +1,4 @@
-"""``pdqn export``: a policy's network as an ONNX file, for programs without torch."""
+"""The command ``pdqn export``: a policy's network as an ONNX file, for programs without torch."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class _Values(nn.Module):
 
 
 def export_onnx(run: Path, path: Path, *, best: bool = False) -> list[str]:
-    """Write the network of a run as an ONNX file; the names of its inputs.
+    """Write the network of a run as an ONNX file; return the names of its inputs.
 
-    Its inputs are the observation's fields, [batch, *stacked shape], with any batch size; its
+    Its inputs are the observation's fields, [batch, *stacked shape], with any batch size. Its
     output is ``values``, float32[batch, num_actions], action masks not applied.
 
     Args:
         run: a run directory or a model file.
-        path: of the file, ``.onnx``.
-        best: of a run, the parameters that evaluated best.
+        path: the file, ``.onnx``.
+        best: write the parameters of a run that evaluated best, not the last ones.
 
     Raises:
         UsageError: the file cannot be written, packages are missing, or the network cannot be
@@ -82,7 +82,7 @@ def export_onnx(run: Path, path: Path, *, best: bool = False) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own inner life: operators of packages that are not there."""
+    """Silence the exporter, which reports its internals, such as operators of missing packages."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -95,7 +95,7 @@ def _quiet() -> Iterator[None]:
 
 
 def example_fields(spec: EnvironmentSpec) -> dict[str, Tensor]:
-    """Observations as the network takes them."""
+    """Make example observations as the network takes them."""
     return {name: torch.from_numpy(values) for name, values in spec.blank(_EXAMPLES).items()}
 
 

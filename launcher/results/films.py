@@ -23,9 +23,9 @@ from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 FILM_FORMATS = (".gif", ".webp", ".png", ".mp4")
 _MOST_FRAMES = 10_000
-_MOST_BYTES = 1 << 30  # all pictures of a film are held until it is written
+_MOST_BYTES = 1 << 30  # memory holds all pictures of a film until it is written
 _DEFAULT_FPS = 30
-_MAGNIFIED_SIDE = 320  # what a policy sees is small: magnified until it is about so high
+_MAGNIFIED_SIDE = 320  # what a policy sees is small, and is magnified to about this height
 
 Picture = NDArray[np.uint8]
 
@@ -43,23 +43,23 @@ def check_film(path: Path) -> None:
 
 
 def check_camera(model: Model) -> None:
-    """Refuse an environment of which there are no pictures, by taking one.
+    """Refuse an environment that gives no pictures, by taking one.
 
     Raises:
-        UsageError: it does not render, and what it shows the policy is no picture.
+        UsageError: it does not render, and what it shows the policy is not a picture.
     """
     _camera(model).close()
 
 
 def record_film(model: Model, path: Path, episodes: int) -> tuple[int, bool]:
-    """Film greedy episodes on held-out seeds; the number of frames, and whether that is all.
+    """Film greedy episodes on held-out seeds; return the number of frames, and if that is all.
 
     A film is cut after 10,000 frames or a gibibyte of pictures.
 
     Args:
         model: of an environment that renders ``rgb_array``, or has images as observations.
-        path: of the film; its ending says the format.
-        episodes: one after the other.
+        path: the film; its ending gives the format.
+        episodes: number of episodes, filmed one after the other.
 
     Raises:
         UsageError: there are no pictures, or the format is not known.
@@ -80,18 +80,18 @@ def record_film(model: Model, path: Path, episodes: int) -> tuple[int, bool]:
     return len(frames), whole
 
 
-# ---- who takes the pictures ----
+# ---- cameras ----
 
 
 class _Rendered:
-    """One environment that renders."""
+    """A camera for one environment that renders."""
 
     def __init__(self, env: Any, policy: Policy) -> None:
         self._env, self._policy = env, policy
         self.fps = float(env.metadata.get("render_fps") or _DEFAULT_FPS)
 
     def episode(self, seed: int) -> Iterator[Picture]:
-        """The pictures of an episode, its first and its last one included."""
+        """Yield the pictures of an episode, its first and its last one included."""
         self._policy.reset()
         observation, info = self._env.reset(seed=seed)
         yield self._picture()
@@ -114,7 +114,7 @@ class _Rendered:
 
 
 class _Seen:
-    """An environment that does not render, but shows the policy images: these, magnified."""
+    """A camera for an environment that only shows the policy images: it magnifies these."""
 
     def __init__(self, model: Model, name: str) -> None:
         self._env = VectorEnvironment(model.spec, model.env_args, 1)
@@ -122,7 +122,7 @@ class _Seen:
         self.fps = float(_DEFAULT_FPS)
 
     def episode(self, seed: int) -> Iterator[Picture]:
-        """The pictures of an episode, all but what its last step led to."""
+        """Yield the pictures of an episode, without the one after its last step."""
         self._policy.reset()
         observation, ended = self._env.reset([seed]), False
         while not ended:
@@ -143,7 +143,7 @@ class _Seen:
 
 
 def _camera(model: Model) -> _Rendered | _Seen:
-    """Who takes the pictures."""
+    """Make the camera that fits the environment."""
     made = makers(model.spec.id, {**model.env_args, "render_mode": "rgb_array"})
     policy = Policy(model)
     try:
@@ -158,9 +158,9 @@ def _camera(model: Model) -> _Rendered | _Seen:
 
 
 def _rendering(make: Callable[[], Any] | None) -> Any:
-    """An environment of which a picture was taken: many say that they cannot only when asked."""
+    """Make an environment and take a picture: many that cannot render fail only then."""
     if make is None:
-        raise ValueError("it comes in batches alone")
+        raise ValueError("it only comes in batches")
     env = make()
     try:
         env.reset(seed=seeds.held_out_seeds(1)[0])
@@ -172,7 +172,7 @@ def _rendering(make: Callable[[], Any] | None) -> Any:
 
 
 def _as_picture(rendered: Any) -> Picture:
-    """What was rendered as uint8 [H, W, 3]: a copy, as an environment may reuse its canvas.
+    """Convert what was rendered to uint8 [H, W, 3]: a copy, since a canvas may be reused.
 
     Raises:
         ValueError: it is neither uint8 nor floats of 0..1, or neither gray, RGB nor RGBA.
@@ -192,7 +192,7 @@ def _as_picture(rendered: Any) -> Picture:
 
 
 def _image_field(spec: EnvironmentSpec) -> str | None:
-    """The first field whose values are pictures as they are: uint8 [H, W], or gray or RGB."""
+    """Find the first field whose values are pictures as they are: uint8 [H, W], or gray or RGB."""
     for field in spec.fields:
         plain = len(field.shape) == 2 or field.shape[2:] in ((1,), (3,))
         if field.dtype == "uint8" and plain and not field.categories:
@@ -209,7 +209,8 @@ def _no_pictures(model: Model, error: Exception) -> str:
 
 def _write_film(path: Path, frames: list[Picture], fps: float) -> None:
     if path.suffix.lower() == ".mp4":
-        # Its codec wants even sides: they are cut. By itself imageio stretches to multiples of 16.
+        # The codec needs even sides, so odd ones are cut. Imageio would stretch them to multiples
+        # of 16.
         height, width = (side // 2 * 2 for side in frames[0].shape[:2])
         size = (width, height)
         writer = _ffmpeg(path).write_frames(str(path), size, fps=fps, macro_block_size=2)

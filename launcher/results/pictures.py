@@ -1,4 +1,4 @@
-"""A run's pictures, drawn in a process of their own while it goes on.
+"""A run's pictures, which a separate process draws while the run goes on.
 
 ``python -m launcher.results.pictures RUN`` draws them once.
 """
@@ -19,12 +19,12 @@ _NICENESS = 15
 
 
 class PictureDrawer:
-    """Draws the pictures of a run from time to time; nothing waits for them.
+    """The process that draws a run's pictures from time to time; nothing waits for it.
 
     Args:
-        run_dir: of the run.
-        period_seconds: between two drawings.
-        log: where the process writes what goes wrong.
+        run_dir: the run's directory.
+        period_seconds: time between two drawings.
+        log: file for the process's errors.
     """
 
     def __init__(self, run_dir: Path, period_seconds: float, log: Path) -> None:
@@ -47,7 +47,7 @@ class PictureDrawer:
             )  # fmt: skip
 
     def close(self) -> None:
-        """End a drawing that goes on."""
+        """End a drawing that is in progress."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -57,12 +57,12 @@ class PictureDrawer:
 
 
 def draw_pictures(run_dir: Path) -> list[Path]:
-    """Draw all pictures of a run, as it is now; where they lie.
+    """Draw all pictures of a run as it is now; return their paths.
 
     Raises:
         UsageError: its model file or its configuration is damaged.
     """
-    # Two seconds to import, which commands that draw nothing need not wait for.
+    # These imports take two seconds, for which commands that draw nothing need not wait.
     from launcher.results.training import plot_training
     from pdqn.model import FINAL_MODEL, load_model, load_spec
 
@@ -70,7 +70,7 @@ def draw_pictures(run_dir: Path) -> list[Path]:
     _check_config(run_dir / CONFIG)
     model_path = run_dir / FINAL_MODEL
     if model_path.exists() and load_spec(model_path).circle_placement:
-        # Environments: other runs need none for their pictures.
+        # This imports environments, which the pictures of other runs do not need.
         from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
 
         drawn.append(draw_strategy(load_model(model_path), run_dir / STRATEGY_PICTURE))

@@ -36,7 +36,7 @@ _BASELINE = "eval/baseline/"
 _RECENT = "episodes_recent"
 _SMOOTHED_PARTS = 30  # the smoothing window is this fraction of a series
 
-# Okabe and Ito's palette: told apart with any kind of colour blindness.
+# Okabe and Ito's palette, whose colours differ under any kind of colour blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#555555"
 _BASELINE_COLOURS = (RED, GREEN, PURPLE, ORANGE, SKY)
@@ -44,11 +44,11 @@ _BASELINE_COLOURS = (RED, GREEN, PURPLE, ORANGE, SKY)
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a run has written of itself.
+    """The metrics that a run has written.
 
     Attributes:
         lines: of ``metrics.jsonl``, oldest first.
-        summary: what ``summary.json`` has to say.
+        summary: the content of ``summary.json``.
         recent: scores of the last episodes in training.
         headline: name of the environment's headline metric, if it has one.
     """
@@ -59,7 +59,7 @@ class Metrics:
     headline: str | None = None
 
     def series(self, key: str, over: str = _X) -> tuple[Floats, Floats]:
-        """The finite values of a metric, and those of another on the same lines."""
+        """Return ``over`` and ``key``, float64[n] each, of the lines where both are finite."""
         pairs = [
             (line[over], line[key])
             for line in self.lines
@@ -69,13 +69,13 @@ class Metrics:
         return array[:, 0], array[:, 1]
 
     def last(self, key: str) -> Any:
-        """The newest value that is not null."""
+        """Return the newest value that is not null."""
         values = (line[key] for line in reversed(self.lines) if line.get(key) is not None)
         return next(values, None)
 
     @property
     def score(self) -> tuple[str, str, str]:
-        """What says how good the policy is: its name, its training key, its evaluation key."""
+        """The measure of how good the policy is: its name, its training and evaluation keys."""
         headline = self.headline
         if headline is None:
             return "return", "rollout/ep_rew_mean", "eval/return_mean"
@@ -83,7 +83,7 @@ class Metrics:
 
     @property
     def evaluation_error_key(self) -> str:
-        """Key of the standard error that belongs to the evaluation key of ``score``."""
+        """The key of the standard error that belongs to the evaluation key of ``score``."""
         headline = self.headline
         return "eval/return_error" if headline is None else f"eval/{headline}_error"
 
@@ -98,7 +98,7 @@ class Metrics:
 
 
 def read_metrics(run_dir: Path) -> Metrics:
-    """What a run has written so far; lines that were cut off are left out."""
+    """Read what a run has written so far, without lines that were cut off."""
     lines, written = _read_lines(run_dir / "metrics.jsonl")
     state = _map_in(_read_object(run_dir / STATE_FILE), "metrics")
     summary = _read_object(run_dir / SUMMARY)
@@ -121,14 +121,14 @@ def _headline(state: dict[str, Any], summary: dict[str, Any]) -> str | None:
 
 
 def plot_training(run_dir: Path, path: Path | None = None) -> Path:
-    """Draw the curves of a run from ``metrics.jsonl``, at any time of it; where they lie.
+    """Draw the curves of a run from ``metrics.jsonl``, at any time; return the picture's path.
 
     Args:
-        run_dir: of the run.
-        path: of the picture; else it is ``training_results.png`` of the run.
+        run_dir: the run's directory.
+        path: the picture; by default ``training_results.png`` in that directory.
 
     Raises:
-        UsageError: there can be no picture of that name.
+        UsageError: the picture cannot be written there, or in that format.
     """
     if path is not None:
         check_output("--out", path, PICTURE_FORMATS)
@@ -137,14 +137,14 @@ def plot_training(run_dir: Path, path: Path | None = None) -> Path:
 
 
 def save_picture(figure: Figure, path: Path, dpi: int) -> Path:
-    """Write a figure as its name ends; who looks meanwhile sees the old picture or the new one."""
+    """Write a figure in the format of its ending; a reader sees the old picture or the new one."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
     return path
 
 
 def training_figure(metrics: Metrics, name: str) -> Figure:
-    """The six panels."""
+    """Draw the six panels."""
     figure = Figure(figsize=(16, 9), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     FigureCanvasAgg(figure)
     figure.suptitle(_title(metrics, name), fontsize=15, fontweight="bold")
@@ -160,7 +160,7 @@ def training_figure(metrics: Metrics, name: str) -> Figure:
     return figure
 
 
-# ---- panels: each draws itself and says whether there was anything to draw ----
+# ---- panels: each draws itself, and returns whether there was anything to draw ----
 
 
 def _draw_score(axes: Axes, metrics: Metrics) -> bool:
@@ -269,19 +269,19 @@ def _draw_raw_and_smoothed(
 
 
 def marker_of(x: Floats) -> str:
-    """A line of one or two points is invisible or says little: show the points."""
+    """Choose a marker: a line of one or two points is invisible or says little without one."""
     return "o" if len(x) < 3 else ""
 
 
 def _put_legend(axes: Axes) -> None:
-    """A legend in one row, with room made for it above the data."""
+    """Add a legend in one row, and make room for it above the data."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.12 * (high - low))
     axes.legend(loc="upper left", ncols=3, fontsize=9, framealpha=1, edgecolor="none")
 
 
 def _draw_levels(axes: Axes, levels: dict[str, float]) -> None:
-    """Named horizontal lines, each labelled where it ends."""
+    """Draw named horizontal lines, each labelled at its end."""
     for index, (name, level) in enumerate(levels.items()):
         colour = _BASELINE_COLOURS[index % len(_BASELINE_COLOURS)]
         axes.axhline(level, color=colour, linestyle="--", linewidth=1.3)
@@ -294,7 +294,7 @@ def _draw_levels(axes: Axes, levels: dict[str, float]) -> None:
 def _draw_twins(
     axes: Axes, metrics: Metrics, left: tuple[str, str], right: tuple[str, str]
 ) -> bool:
-    """Two metrics of different scale, each with its own axis in its own colour."""
+    """Draw two metrics of different scale, each with its own axis and colour."""
     if not _draw_line(axes, metrics, left):
         return _draw_line(axes, metrics, right)
     if len(metrics.series(right[0])[0]):
@@ -370,7 +370,7 @@ def _title(metrics: Metrics, name: str) -> str:
 
 
 def smoothed(values: Floats) -> Floats:
-    """A centred moving mean; at the ends, the mean of what there is."""
+    """Return a centred moving mean; at the ends, the mean of what there is."""
     window = max(1, len(values) // _SMOOTHED_PARTS) * 2 + 1
     if len(values) < window:
         return values
@@ -380,7 +380,7 @@ def smoothed(values: Floats) -> Floats:
 
 
 def _errors_at(metrics: Metrics, points: Floats) -> Floats:
-    """Standard errors of the evaluations at these steps; 0 where none was written."""
+    """Return the standard errors of the evaluations at these steps; 0 if none was written."""
     known = dict(zip(*metrics.series(metrics.evaluation_error_key), strict=True))
     return np.array([known.get(point, 0.0) for point in points])
 
@@ -397,7 +397,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The objects on a file's lines, and the newest scores of episodes among them.
+    """Read the objects on a file's lines, and the newest scores of episodes among them.
 
     Earlier versions wrote the scores with every line: only the newest are kept in memory.
     """
@@ -422,7 +422,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """The JSON object in a text, or an empty one if a kill has cut it off."""
+    """Parse the JSON object in a text; return an empty one if a kill has cut it off."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
@@ -437,6 +437,6 @@ def _map_in(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _list_in(value: Any, name: str) -> list[Any]:
-    """The list of that name in an object; empty where there is none."""
+    """Return the list of that name in an object; empty if there is none."""
     found = value.get(name) if isinstance(value, dict) else None
     return found if isinstance(found, list) else []

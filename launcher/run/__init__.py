@@ -1,1 +1,1 @@
-"""Running: launch a run, in one process or in many, and resume it."""
+"""The run itself: launching it, in one process or in many, and resuming it."""

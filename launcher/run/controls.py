@@ -1,4 +1,4 @@
-"""The keys that change a run while it goes on; they mean the same in both modes."""
+"""The keys that change a run while it goes on, the same in both modes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Controls:
     """The changes that a run can make to itself.
 
     Attributes:
-        hold: has the actors wait (True), or lets them go on (False).
+        hold: makes the actors wait (True), or lets them go on (False).
         save: saves a checkpoint at once.
         samples_per_insert: returns the ratio in force.
         set_samples_per_insert: sets another one.

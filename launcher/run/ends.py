@@ -1,4 +1,4 @@
-"""The roles that end, fall silent or vanish while a run goes on, and those it cannot do without."""
+"""Roles that end, fall silent or vanish while a run goes on, some of which it cannot do without."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MOST_SHOWN = 8
 
 
 class Ends:
-    """Writes down how roles end, and ends the run where it cannot go on without them.
+    """The record of how roles end, which ends the run if it cannot go on without them.
 
     Args:
-        session: of the run.
-        coordinator: knows who has joined.
-        supervisor: of the processes of this host.
+        session: the run's.
+        coordinator: knows which roles have joined.
+        supervisor: of the processes on this host.
     """
 
     def __init__(self, session: Session, coordinator: Coordinator, supervisor: Supervisor) -> None:
@@ -29,14 +29,14 @@ class Ends:
         self._dead_actors: set[int] = set()
 
     def take(self, event: Event) -> None:
-        """Write down what a role tells, or the coordinator tells of it."""
+        """Record what a role reports, or the coordinator reports about it."""
         self._session.note(event.kind, event.role, event.index, event.text)
         if event.error:
             log = self._see_log(event.role, event.index)
             self._session.note_error(f"{event.role} {event.index}: {event.text}{log}", event.trace)
 
     def handle(self, ended: Ended) -> None:
-        """Write down that a process of this host has ended, and whether it comes back."""
+        """Record that a process of this host has ended, and whether it comes back."""
         name = f"{ended.role} {ended.index}"
         session = self._session
         session.note_error(f"{name}: {ended.cause}{self._see_log(ended.role, ended.index)}")
@@ -57,7 +57,7 @@ class Ends:
             session.fail(f"{name} cannot be kept alive")
 
     def look(self) -> None:
-        """Notice hosts and roles that are not heard, and a run that stands still."""
+        """Notice hosts and roles that have fallen silent, and a run that stands still."""
         self._lose_hosts()
         self._end_silent()
         self._notice_standstill()
@@ -75,7 +75,7 @@ class Ends:
         )
 
     def _see_log(self, role: str, index: int) -> str:
-        """Name the file where there is more to read; roles on other hosts write theirs there."""
+        """Point to the role's log, if it is on this host."""
         log = self._session.run_dir.log_path(role, index)
         return f" (see {log})" if log.is_file() else ""
 
@@ -103,7 +103,7 @@ class Ends:
                 self._supervisor.kill(key.role, key.index)
 
     def _notice_standstill(self) -> None:
-        """End a run that has not stepped for minutes, and say which role waits for what."""
+        """End a run without an environment step for minutes, and say what each role waits for."""
         still = self._session.metrics.seconds_without_steps(time.monotonic())
         if self._session.stage != "running" or still <= _STANDSTILL_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""What the commands launch and check do, between the command line and a run."""
+"""The commands launch and check, between the command line and a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def launch(
     check_only: bool,
     cluster: DaskCluster | None = None,
 ) -> int:
-    """Check, then train; the exit code."""
+    """Check, then train; return the exit code."""
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
@@ -61,7 +61,7 @@ def launch(
         return 0
     single = resolved.run.mode == "single"
     if single and access.address is not None:
-        raise UsageError("--bind: mode single is one process, nobody can join it")
+        raise UsageError("--bind: mode single is one process that nobody can join")
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     directory.write_config(resolved, config)
     view = make_console(console, sys.stdout)
@@ -79,10 +79,10 @@ def launch(
 
 
 def connect(where: str, python: str, slots: int | None) -> DaskCluster:
-    """A Dask cluster, with what its workers have.
+    """Connect to a Dask cluster, and ask its workers what they have.
 
     Raises:
-        UsageError: no cluster, no workers, or none that has pdqn.
+        UsageError: there is no cluster, it has no workers, or none of them has pdqn.
     """
     cluster = DaskCluster(where, python, slots)
     described = cluster.describe()
@@ -96,7 +96,7 @@ def connect(where: str, python: str, slots: int | None) -> DaskCluster:
 def check_cluster(
     config: Config, where: str, python: str, slots: int | None, *, as_json: bool
 ) -> int:
-    """Print a Dask cluster, and which worker would get which roles; the exit code."""
+    """Print a Dask cluster, and the roles that each worker would get; return the exit code."""
     with contextlib.closing(DaskCluster(where, python, slots)) as cluster:
         described = cluster.describe()
         config = on_cluster(config, cluster)
@@ -109,7 +109,7 @@ def check_cluster(
 
 
 def on_cluster(config: Config, cluster: DaskCluster) -> Config:
-    """The configuration with an actor for every slot, where their number is left open."""
+    """Return the configuration, with an actor for every slot if it leaves their number open."""
     if config.actor.count is not None:
         return config
     slots = sum(worker.slots for worker in cluster.workers.values())
@@ -132,7 +132,7 @@ def _open_directory(
 def _tell_resumed(
     directory: RunDirectory, view: Console, state: RunState, old: Config, new: Config
 ) -> None:
-    """Say and write down that the run goes on, and what was changed."""
+    """Show and record that the run goes on, and what was changed."""
     before, after = old.to_map(), new.to_map()
     names = sorted({(s, k) for side in (before, after) for s in side for k in side[s]})
     changed = [
@@ -144,14 +144,14 @@ def _tell_resumed(
 
 
 def check(config: Config, *, as_json: bool) -> int:
-    """Print the machine and the plan; the exit code."""
+    """Print the machine and the plan; return the exit code."""
     check_sinks(config)
     _, here, plan = prepare(config)
     return _print_check(here, plan, as_json=as_json)
 
 
 def _agree(plan: Plan, agreed: bool) -> None:
-    """Stop at what cannot work; ask about what is advised against."""
+    """Refuse what cannot work; ask about what the plan advises against."""
     if plan.errors:
         raise UsageError("; ".join(plan.errors))
     if plan.advises_against is None or agreed:

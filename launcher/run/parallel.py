@@ -1,4 +1,4 @@
-"""One training run: start the roles, watch them, stop them in order, and leave everything saved."""
+"""A run of many processes: it starts the roles, watches them, and stops them in order."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Run:
     """A run whose roles are processes: on this host, or joined from elsewhere.
 
     Args:
-        session: what the run is and where it shows.
-        access: how other hosts take part; by default not at all.
-        cluster: where all roles but the evaluator are, in place of this host.
+        session: the run's settings, records and console.
+        access: the terms on which other hosts take part; by default they cannot.
+        cluster: runs all roles but the evaluator, in place of this host.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Run:
             raise
         logs, allowed = session.run_dir.logs, self._config.system.restarts
         network = self._access.network
-        # Parameters from another host cross the network once for all that act here.
+        # Parameters from another host cross the network once for all actors here.
         self._relay: Relay | None = None
         if "learner" in self._access.elsewhere and self._actors_here:
             self._relay = Relay(network, f"ipc://{self._sockets}/parameters")
@@ -102,8 +102,8 @@ class Run:
             session.run_dir.event("stopping", reason=reason)
             self._stop()
         except Exception:
-            # Of this program's own making: what was learned is not to be lost with it, and the
-            # terminal is to show it.
+            # A fault of this program itself must not lose what was learned, and the terminal must
+            # show it.
             session.console.stop()
             self._supervisor.ask_to_leave()
             self._supervisor.join(_LAST_SAVE_SECONDS, ["learner"])
@@ -122,10 +122,10 @@ class Run:
         role_bind = f"ipc://{self._sockets}/{{role}}-{{name}}"
         if bind is not None:
             address, role_bind = f"tcp://{bind}", "tcp://{host}:*"
-            # Only other hosts compare them, and looking through all packages takes a moment.
+            # Only other hosts compare versions, and looking through all packages takes a moment.
             versions = package_versions(self._config.run.env)
         if self._access.clients is not None:
-            # Before anybody can knock: who is refused does not come again.
+            # Before anybody can connect: a host that is refused does not try again.
             self._context.allow(self._access.clients.clients)
         directory, run = self._session.run_dir, uuid.uuid4().hex
         directory.name_run(run)
@@ -210,7 +210,7 @@ class Run:
         return reason
 
     def _turn(self, timeout_seconds: float) -> None:
-        """Hear the roles, see to them, and show the run: again and again, to its very end."""
+        """Hear the roles, look after them, and show the run; called until the very end."""
         self._hear(timeout_seconds)
         # Not with every message: asking a hundred processes whether they live takes a millisecond.
         now = time.monotonic()
@@ -229,14 +229,14 @@ class Run:
         """Take in what roles send, and write down what happens to them."""
         self._coordinator.poll(timeout_seconds)
         if self._coordinator.was_away:
-            # Stopped, with all that steps here, and going on: that was not a standstill.
+            # This process was suspended, and with it all actors here: that was not a standstill.
             self._metrics.expect_steps(time.monotonic())
-        # First what a role has said of its end, then that it has ended.
+        # First what a role said about its end, then the end itself.
         while self._coordinator.events:
             self._ends.take(self._coordinator.events.popleft())
 
     def _look_at_keys(self) -> None:
-        """Let in whom the list names now, and say when it cannot be read."""
+        """Admit the keys that the list names now, and report when it cannot be read."""
         clients = self._access.clients
         if clients is None:
             return
@@ -246,7 +246,7 @@ class Run:
             self._session.say(clients.trouble or "the list of keys can be read again")
 
     def _follow_learner(self) -> None:
-        """Have the relay receive from where the learner is now."""
+        """Point the relay at the learner's present address."""
         if self._relay is None:
             return
         try:
@@ -279,7 +279,7 @@ class Run:
             self._session.fail(str(error))
 
     def _maybe_begin(self) -> None:
-        """Let the actors step once all roles are there, or enough of them for long enough."""
+        """Let the actors step once all roles are there, or after a while one of each kind."""
         session = self._session
         session.wait_for(self._coordinator.membership.missing())
         waited = session.session_seconds
@@ -295,7 +295,7 @@ class Run:
 
     @property
     def _join_seconds(self) -> float:
-        """Return the seconds to wait for roles; more of them for roles that a person starts."""
+        """Return the seconds to wait for roles, which are more if a person starts them."""
         by_hand = self._access.elsewhere or not self._config.actor.count
         return self._config.system.join_seconds if by_hand else _JOIN_SECONDS
 
@@ -306,7 +306,7 @@ class Run:
         Stopping(self._session, self._coordinator, self._supervisor, self._turn).stop()
 
     def _end_now(self) -> None:
-        """The second Ctrl-C."""
+        """End at once, after a second Ctrl-C."""
         self._supervisor.kill_all()
         self._session.console.stop()
         self._remove_sockets()

@@ -1,4 +1,4 @@
-"""Writes a run's figures where they are kept: metrics.jsonl, TensorBoard, and other sinks."""
+"""The recorder of a run's figures, in metrics.jsonl, in TensorBoard and in other sinks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from launcher.rundir import RunDirectory
 
 
 class Recorder:
-    """Appends lines of metrics; the x axis of TensorBoard is environment_steps.
+    """A writer of lines of metrics; the x axis of TensorBoard is environment_steps.
 
     Args:
-        run_dir: of the run.
-        sinks: where the lines go, too.
+        run_dir: the run's.
+        sinks: further receivers of the lines.
     """
 
     def __init__(self, run_dir: RunDirectory, sinks: Iterable[Sink] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Going on with a run: what its directory tells, what may be changed, and what may not."""
+"""A past run to resume: what its directory holds, what may be changed, and what may not."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _REACHED = {
     "episodes": ("episodes", "--episodes"),
     "steps": ("environment_steps", "--steps"),
 }
-# What auto stands for in the others depends on these.
+# The meaning of auto in the other settings depends on these.
 _DECISIVE = (("run", "env"), ("run", "env_args"), ("network", "kind"))
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """A run as its directory tells of it.
+    """A run as its directory describes it.
 
     Attributes:
-        path: of the directory.
-        configured: what people had set, all defaults included; the plan is made anew from it,
-            save for what the parameters depend on.
-        config: what came of it.
+        path: the directory.
+        configured: what a person had set, all defaults included. The plan is made from it again,
+            except for what the parameters depend on.
+        config: the configuration that the plan made of it.
         state: counters and figures.
     """
 
@@ -45,10 +45,10 @@ class PastRun:
     state: RunState
 
     def layers(self, *above: tuple[str, Layer]) -> list[tuple[str, Layer]]:
-        """The run's own settings below those that people give now, and what was chosen for it.
+        """Return the run's own settings, those given now, and what was chosen for the run.
 
-        A limit that is given now takes the place of all of the run's: else one that the run has
-        reached would end it at once.
+        A limit given now replaces all limits of the run. Otherwise one that the run has reached
+        would end it at once.
         """
         own = {section: dict(values) for section, values in self.configured.items()}
         if any(key in layer.get("run", {}) for _, layer in above for key in _LIMITS):
@@ -58,24 +58,24 @@ class PastRun:
         return [*given, (f"run {self.path}", self._chosen(layers.build(*given)))]
 
     def _chosen(self, given: Config) -> Layer:
-        """The structural settings that are left to auto, as they were chosen for the run.
+        """Return the structural settings that are left to auto, as they were chosen for the run.
 
-        Chosen anew they could be others, which the parameters do not fit: what auto stands for
-        is not the same in every version.
+        A new choice could differ, and the parameters would not fit it: auto does not mean the
+        same in every version.
         """
         auto = [name for name in STRUCTURAL if _value(given, *name) in (None, "auto")]
         layer: dict[str, dict[str, Any]] = {}
-        # Another environment or kind of network may have no such sizes; it is refused by its name.
+        # Another environment or kind of network may lack these sizes; ``check`` refuses it by name.
         if not any(self._differs(given, *name) for name in _DECISIVE if name not in auto):
             for section, key in auto:
                 layer.setdefault(section, {})[key] = _value(self.config, section, key)
         return layer
 
     def check(self, config: Config) -> None:
-        """Refuse what a run cannot go on with, and say what of it is lost.
+        """Refuse settings with which the run cannot continue, and report what it has lost.
 
         Args:
-            config: filled in for this machine.
+            config: the configuration, filled in for this machine.
 
         Raises:
             UsageError: structural settings differ, a limit is reached already, or no checkpoint
@@ -123,14 +123,14 @@ class PastRun:
             )
 
     def _losses(self) -> Iterator[str]:
-        """What begins anew though the run had it: it was killed before it was saved."""
+        """Yield what starts over because the run was killed before it was saved."""
         steps = int(self.state.metrics.get("learner_steps", 0))
         if not self._has_checkpoint() and steps:
-            yield f"no checkpoint: the learner begins anew, after {plural(steps, 'learner step')}"
+            yield f"no checkpoint: the learner starts over, after {plural(steps, 'learner step')}"
         metrics = self.path / METRICS
         has_state = (self.path / STATE_FILE).exists()
         if not has_state and metrics.exists() and metrics.stat().st_size:
-            yield f"no {STATE_FILE}: the counters begin anew, below those in {METRICS}"
+            yield f"no {STATE_FILE}: the counters start over, below those in {METRICS}"
 
     def _has_checkpoint(self) -> bool:
         # Torch takes seconds to import.
@@ -143,7 +143,7 @@ class PastRun:
 
 
 def read_run(path: Path) -> PastRun:
-    """The run in a directory.
+    """Read the run in a directory.
 
     Raises:
         UsageError: it holds no run, or not one that this version reads.
@@ -151,17 +151,17 @@ def read_run(path: Path) -> PastRun:
     try:
         is_run = (path / CONFIG).is_file() and (path / CONFIGURED).is_file()
     except OSError as error:
-        # Another person's private folder, a name that is too long.
+        # Such as another person's private folder, or a name that is too long.
         raise UsageError(f"--resume {path}: {error.strerror}") from error
     if not is_run:
-        raise UsageError(f"--resume {path}: no run directory (it needs {CONFIG} and {CONFIGURED})")
+        raise UsageError(f"--resume {path}: not a run directory (needs {CONFIG} and {CONFIGURED})")
     configured, chosen = _read_settings(path / CONFIGURED), _read_settings(path / CONFIG)
     config = layers.build((f"file {path / CONFIG}", chosen))
     return PastRun(path, configured, config, read_state(path))
 
 
 def _read_settings(path: Path) -> Layer:
-    """What a run has written of its settings: all sections, so that one is never missing."""
+    """Read the settings that a run has written; they have all sections."""
     layer = layers.read_toml(path)
     if "run" not in layer:
         raise UsageError(f"--resume {path.parent}: {path.name} is damaged: it has no [run]")
@@ -170,7 +170,7 @@ def _read_settings(path: Path) -> Layer:
 
 def _value(config: Config, section: str, key: str) -> Any:
     value = getattr(getattr(config, section), key)
-    # Arguments come from TOML and from the command line, as lists and as tuples.
+    # Arguments come as lists from TOML, and may come as tuples from the command line.
     return {k: _listed(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 

@@ -29,7 +29,7 @@ _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
 _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
 _SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved", "unheard"}
-# These may come again and again: the first of each is shown, events have them all.
+# These may come again and again: the console shows the first of each, events have them all.
 _SHOWN_ONCE = {"evaluation", "rejected"}
 
 
@@ -43,8 +43,8 @@ class Session:
         insecure: what leaves this host is neither encrypted nor authenticated.
         failure: why the run cannot go on; None while it can. ``fail`` sets it.
         restarts: restarts by role, those of earlier sessions included.
-        seen: what those who watch are shown; None before there is anything.
-        state: what this session goes on from; its counts are brought up to date when it is written.
+        seen: what watchers are shown; None before there is anything.
+        state: what this session resumes from; its counts are updated whenever it is written.
     """
 
     def __init__(
@@ -91,16 +91,16 @@ class Session:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Since the run was started, without the time between its sessions."""
+        """The time since the run was started, without the time between its sessions."""
         return time.monotonic() - self._started
 
     @property
     def session_seconds(self) -> float:
-        """Since this session was started."""
+        """The time since this session was started."""
         return time.monotonic() - self._session_started
 
     def say(self, text: str) -> None:
-        """Show a line to the person, and to those who watch."""
+        """Show a line to the person, and to watchers."""
         self.console.message(text)
         self._said += 1
         self._messages.append((self.elapsed_seconds, text[:_MOST_CHARACTERS]))
@@ -112,7 +112,7 @@ class Session:
 
         Args:
             text: one line.
-            trace: the traceback, where it is known.
+            trace: the traceback, if it is known.
         """
         if self._first_error is not None and (not trace or self._traced):
             return
@@ -122,7 +122,7 @@ class Session:
             self.say(line)
 
     def note(self, kind: str, role: str, index: int, text: str) -> None:
-        """Write down what a role tells, and show what a person should see."""
+        """Record a role's note, and show it if a person should see it."""
         self.run_dir.event(kind, role=role, index=index, text=text)
         if kind in _SHOWN_NOTES or kind in self._shown_once:
             self._shown_once.discard(kind)
@@ -137,7 +137,7 @@ class Session:
                 self.controls[key]()
 
     def take(self, controls: Controls) -> None:
-        """Let a person change the run by these while it goes on."""
+        """Let a person's keys change the run through these controls."""
         self.controls = keys_of(controls, self.pause, self.say)
 
     def start(self, end_now: Callable[[], None]) -> None:
@@ -151,7 +151,7 @@ class Session:
         self.interrupts.on_second = end_now
 
     def enter(self, stage: str) -> None:
-        """Enter the next stage: what was waited for is there, or is not waited for any more."""
+        """Enter the next stage, in which the run waits for nothing."""
         self.stage, self.waiting_for = stage, ""
         if stage == "running":
             self.metrics.expect_steps(time.monotonic())
@@ -161,7 +161,7 @@ class Session:
         self.waiting_for = text
 
     def fail(self, text: str) -> None:
-        """End the run, which cannot go on; the first reason is the one that is kept."""
+        """End the run, which cannot go on; only the first reason is kept."""
         self.failure = self.failure or text
 
     @property
@@ -185,7 +185,7 @@ class Session:
         return limit_reached(self.config.run, self.metrics.counts(), self._trained_seconds())
 
     def tick(self) -> bool:
-        """Mark the present in the figures, once a second; whether it was time to."""
+        """Mark the present in the figures, once a second; return whether it was time to."""
         now = time.monotonic()
         if now < self._next_tick:
             return False
@@ -194,7 +194,7 @@ class Session:
         return True
 
     def record(self) -> None:
-        """Write what is due to be written."""
+        """Write whatever is due: lines, state and pictures."""
         self._write_evaluations()
         now = time.monotonic()
         if now >= self._next_line and self.metrics.moves:
@@ -210,7 +210,7 @@ class Session:
             self._write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
 
     def save_state(self) -> None:
-        """Write down what a later session goes on from."""
+        """Write the state from which a later session resumes."""
         state = self.state
         state.elapsed_seconds = self.elapsed_seconds
         state.first_error = state.first_error or self._first_error
@@ -235,7 +235,7 @@ class Session:
             self._publish(snapshot)
 
     def _publish(self, snapshot: Snapshot) -> None:
-        """Leave for watchers what there is to see: the newest messages, and how many there were."""
+        """Give watchers the snapshot, the newest messages, and how many there have been."""
         self.seen = Seen(snapshot, self._said, tuple(self._messages))
         with self._may_fail():
             self.run_dir.write_snapshot(self.seen.to_map())
@@ -313,7 +313,7 @@ class Session:
         return self.metrics.seconds_since_first_step(time.monotonic())
 
     def _progress(self, counts: dict[str, int]) -> tuple[float | None, float | None]:
-        """Share of the nearest limit, and the time that is left at the present pace."""
+        """Return the share of the nearest limit, and the seconds left at the present pace."""
         run, seconds = self.config.run, self._trained_seconds()
         limits = [
             (counts["episodes"], run.episodes),

@@ -1,8 +1,8 @@
 """Mode single: the same parts in one process, in lockstep and without sockets.
 
 Two runs with the same seed that end by steps or episodes have identical figures and parameters.
-What goes by the clock may differ: which policies were evaluated, unless that goes by steps.
-It is the baseline that the speed of many processes is measured against.
+What the clock decides may differ: which policies were evaluated, unless steps decide that.
+This mode is the baseline against which the speed of many processes is measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SingleRun:
     def __init__(self, session: Session) -> None:
         config, spec = session.config, session.spec
         torch.set_num_threads(resolved(config.learner.threads))
-        # What an earlier session drew at random is not drawn again.
+        # Do not draw the random numbers of an earlier session again.
         incarnation = session.state.incarnations.get(_ACTOR, 0)
         session.state.incarnations[_ACTOR] = incarnation + 1
         randomness.seed(config.run.seed, *_ACTOR, incarnation)
@@ -53,7 +53,7 @@ class SingleRun:
         self._learner = Learner(config, spec)
         # Acts on the CPU, wherever the learner computes.
         self._acting = build_network(spec, config.network)
-        # Only now: what is built above draws from the random state that is restored.
+        # Only now: the parts above draw from the random state that this restores.
         self._saver = Saver(session.run_dir.path, config, spec)
         self._saver.restore(self._learner, session.say)
         self._acting.load_state_dict(self._learner.online.state_dict())
@@ -99,8 +99,8 @@ class SingleRun:
         try:
             reason = self._train()
         except Exception:
-            # Of this program's own making: what was learned is not to be lost with it, and the
-            # terminal is to show it.
+            # A fault of this program itself must not lose what was learned, and the terminal must
+            # show it.
             session.console.stop()
             self._save()
             raise
@@ -125,7 +125,7 @@ class SingleRun:
         return reason
 
     def _turn(self) -> None:
-        """Act once, and learn as often as that allows; what cannot go on ends the run."""
+        """Act once, and learn as often as that allows; a RunError ends the run."""
         try:
             self._act()
             self._learn()
@@ -172,11 +172,11 @@ class SingleRun:
         steps = self._learner.learner_steps - self._evaluated_steps
         if is_due(self._config.evaluation, now - self._evaluated, steps):
             self._evaluated, self._evaluated_steps = now, self._learner.learner_steps
-            # Time is counted from the first step that was reported: it may end the evaluation.
+            # Time counts from the first step that was reported, and may end the evaluation.
             self._report()
             self._evaluate()
-            self._next_report = now  # before another one takes its place
-        # Episodes and steps end the run: they are looked at after every step.
+            self._next_report = now  # before another evaluation replaces this one
+        # Episodes and steps end the run, so they are reported after every step.
         if self._limits_counted() or now >= self._next_report:
             self._next_report = now + _REPORT_SECONDS
             self._report()
@@ -206,17 +206,17 @@ class SingleRun:
         session.show(self._members)
 
     def _evaluate(self) -> None:
-        """Evaluate the present policy; training goes on as if it had not been."""
+        """Evaluate the present policy, without any effect on training."""
         if not self._config.evaluation.enabled:
             return
         set_noise(self._acting, False)
-        # When an evaluation is given up goes by the clock: training must not see it.
+        # The clock decides when an evaluation is given up: training must not depend on that.
         with randomness.kept():
             self._evaluation.evaluate(self._acting_version)
         set_noise(self._acting, True)
 
     def _has_no_time(self) -> bool:
-        """Return whether to give an evaluation up: the run ends, or a person ends even its end."""
+        """Return whether to give an evaluation up: the run ends, or a person hurries its end."""
         session = self._session
         return session.is_hurried or (session.stage == "running" and bool(session.end_reason()))
 
@@ -239,7 +239,7 @@ class SingleRun:
         return True
 
     def _end_now(self) -> None:
-        """The second Ctrl-C."""
+        """End at once, after a second Ctrl-C."""
         self._session.console.stop()
         os._exit(EXIT_INTERRUPTED_TWICE)
 

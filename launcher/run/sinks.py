@@ -1,6 +1,6 @@
-"""Where else a run's figures go while it runs: Weights & Biases, and Prometheus.
+"""Further receivers of a run's figures while it runs: Weights & Biases, and Prometheus.
 
-Neither may stop or slow a run: what goes wrong there is said once, and the run goes on.
+Neither may stop or slow a run: each reports a failure once, and the run goes on.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ Say = Callable[[str], None]
 
 
 class Sink(Protocol):
-    """Takes the lines of metrics.jsonl as they are written."""
+    """A receiver of the lines of metrics.jsonl as they are written."""
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Take a line; at once, whatever becomes of it."""
+        """Take a line and return at once, even if the line gets lost."""
         ...
 
     def close(self) -> None:
-        """Take no more, and finish within seconds."""
+        """Take no more lines, and finish within seconds."""
         ...
 
 
 def make_sinks(config: Config, run_dir: Path, say: Say) -> list[Sink]:
-    """The sinks that the configuration asks for.
+    """Make the sinks that the configuration asks for.
 
     Args:
-        config: of the run.
-        run_dir: of the run.
+        config: the run's.
+        run_dir: the run's directory.
         say: shows a line to the person.
 
     Raises:
-        UsageError: the port cannot be had.
+        UsageError: the port cannot be bound.
     """
     sinks: list[Sink] = []
     if config.system.wandb:
@@ -64,7 +64,7 @@ def check_sinks(config: Config) -> None:
     """Refuse sinks that could not work.
 
     Raises:
-        UsageError: with the command that installs them; or the port cannot be had.
+        UsageError: a package is missing, with the command that installs it, or the port is taken.
     """
     wanted = {
         "wandb": (config.system.wandb, "system.wandb = true", "wandb"),
@@ -82,7 +82,7 @@ def check_sinks(config: Config) -> None:
 
 
 class WandbSink:
-    """Weights & Biases, behind a thread and a bounded queue: its network is not ours."""
+    """Weights & Biases, behind a thread and a bounded queue: its network may be slow."""
 
     def __init__(self, config: Config, run_dir: Path, say: Say) -> None:
         self._config, self._run_dir, self._say = config, run_dir, say
@@ -93,7 +93,7 @@ class WandbSink:
         self._thread.start()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Queue a line; drop it where the queue is full."""
+        """Queue a line; drop it if the queue is full."""
         self._tell()
         scalars = {k: v for k, v in line.items() if isinstance(v, int | float)}
         try:
@@ -120,7 +120,7 @@ class WandbSink:
                 self._dropped += 1
 
     def _tell(self) -> None:
-        """Say what went wrong from the run's own thread."""
+        """Report the other thread's failure, from the run's own thread."""
         if self._failure:
             self._say(f"Weights & Biases takes no more: {self._failure}")
             self._failure = ""
@@ -143,7 +143,7 @@ class WandbSink:
             name=self._run_dir.name,
             dir=str(self._run_dir),
             config=self._config.to_map(),
-            # The terminal is the console's: nothing is captured, shown or asked there.
+            # The terminal is the console's: wandb must not capture, show or ask anything there.
             settings=wandb.Settings(console="off", silent=True),
         )
         run.define_metric("*", step_metric="environment_steps")
@@ -153,7 +153,7 @@ class WandbSink:
 
 
 def _has_wandb_key() -> bool:
-    """Whether there is a key: without one it would ask for it, on the console's terminal."""
+    """Tell whether there is a key; without one, wandb would ask for it on the terminal."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -164,10 +164,10 @@ def _has_wandb_key() -> bool:
 
 
 class PrometheusSink:
-    """The newest line as gauges on an HTTP port, for Prometheus to scrape.
+    """The newest figures as gauges on an HTTP port, for Prometheus to scrape.
 
     Raises:
-        UsageError: the port cannot be had.
+        UsageError: the port cannot be bound.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -183,14 +183,14 @@ class PrometheusSink:
         self._server, self._thread = server
 
     def collect(self) -> Iterator[Any]:
-        """What is known now; called from the server's thread."""
+        """Yield the newest figures; called from the server's thread."""
         from prometheus_client.core import GaugeMetricFamily
 
         for name, value in self._line.items():
             yield GaugeMetricFamily(metric_name(name), _documentation(name), value=value)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Add to what is known; evaluations come in lines of their own."""
+        """Update the figures; evaluations come in separate lines."""
         finite = {k: v for k, v in line.items() if isinstance(v, int | float) and math.isfinite(v)}
         # Replaced as a whole: the other thread sees the old one or the new one.
         self._line = {**self._line, **finite}
@@ -211,5 +211,5 @@ def _documentation(name: str) -> str:
 
 
 def metric_name(name: str) -> str:
-    """A metric's name as Prometheus takes it: ``rollout/ep_rew_mean`` with a prefix."""
+    """Convert a metric's name for Prometheus: ``time/fps`` becomes ``pdqn_time_fps``."""
     return "pdqn_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)

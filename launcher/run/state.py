@@ -1,4 +1,4 @@
-"""What a run knows beside the learner's parameters, kept in a file so that it can be resumed."""
+"""The state of a run beside the learner's parameters, kept in a file so that it can resume."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class RunState:
     A session is one ``pdqn launch``; every ``--resume`` adds one.
 
     Attributes:
-        sessions: begun so far.
+        sessions: number begun so far.
         elapsed_seconds: wall time of all of them.
-        restarts: of roles, by role.
-        first_error: of the run.
-        incarnations: how often each (role, index) was started, so that no seed is used twice.
+        restarts: number of restarts, by role.
+        first_error: the run's.
+        incarnations: number of starts of each (role, index), so that no seed is used twice.
         metrics: what ``RunMetrics.get_state`` gave.
     """
 
@@ -39,7 +39,7 @@ class RunState:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Replace the file; a reader never sees a part of it."""
         content = dataclasses.asdict(self) | {
             "format": FORMAT,
             "incarnations": [[role, index, n] for (role, index), n in self.incarnations.items()],
@@ -48,7 +48,7 @@ class RunState:
 
 
 def read_state(directory: Path) -> RunState:
-    """The state in a run directory; that of a run which has not begun where there is none.
+    """Read the state in a run directory; without a file, that of a run which has not begun.
 
     Raises:
         UsageError: the file is not one that this version wrote.
@@ -67,7 +67,7 @@ def _from_map(content: Mapping[str, Any]) -> RunState:
         raise ValueError(f"format {content['format']}, not {FORMAT}")
     metrics = dict(content["metrics"])
     if metrics:
-        # What the figures cannot go on from is found here, not when the run has begun.
+        # Figures that cannot be resumed are found here, not after the run has begun.
         RunMetrics(None).set_state(metrics)
     return RunState(
         sessions=int(content["sessions"]),

@@ -23,8 +23,8 @@ class StopBudget:
 
 
 PATIENT = StopBudget(actors=10.0, drain=5.0, learner=15.0, evaluator=60.0, last=2.0)
-# A person pressed Ctrl-C: all of it, and the plot after it, within ten seconds. Only what a learner
-# is writing, or sending from another host, takes longer.
+# After Ctrl-C, all of it and the plot after it must take less than ten seconds. Only a file that a
+# learner is writing, or sending from another host, may take longer.
 HURRIED = StopBudget(actors=2.5, drain=1.0, learner=2.5, evaluator=0.0, last=0.5)
 _FILES_SECONDS = 300.0
 _HURRY_SECONDS = 1.0
@@ -35,9 +35,9 @@ class Deadline:
     """The time at which a wait ends, and a later one for what is worth waiting for. Pure.
 
     Args:
-        now: of a clock, in seconds.
+        now: a clock's time, in seconds.
         seconds: to wait.
-        is_hurried: a person does not want to wait already.
+        is_hurried: a person has already asked to hurry.
     """
 
     def __init__(self, now: float, seconds: float, *, is_hurried: bool) -> None:
@@ -46,29 +46,29 @@ class Deadline:
         self._is_hurried = is_hurried
 
     def is_over(self, now: float, goes_on: Callable[[], bool]) -> bool:
-        """Return whether the wait ends, though what is waited for has not come.
+        """Return whether it is time to give up waiting.
 
         Args:
-            now: of the same clock.
-            goes_on: whether something happens that is worth waiting for; asked only when it counts.
+            now: the same clock's time.
+            goes_on: tells whether something is worth waiting for; called only when that counts.
         """
         return now >= self._end and not (now < self._last and goes_on())
 
     def hurry(self, now: float) -> None:
-        """Shorten the wait: the person does not want to wait for what is left."""
+        """Shorten the wait: the person does not want to wait for the rest."""
         if not self._is_hurried:
             self._is_hurried = True
             self._end = min(self._end, now + _HURRY_SECONDS)
 
 
 class Stopping:
-    """Ends the roles of a run one after another.
+    """The end of a run's roles, one after another.
 
     Args:
-        session: of the run.
-        coordinator: tells the roles.
+        session: the run's.
+        coordinator: tells the roles to end.
         supervisor: of the roles' processes on this host.
-        turn: does what a run does all the time, for the given number of seconds.
+        turn: does a run's constant work for the given number of seconds.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Stopping:
         seconds: float,
         goes_on: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Wait, and longer while something goes on that is worth it, which has a bound."""
+        """Wait until it is done or the time is up; ``goes_on`` prolongs that, up to a bound."""
         deadline = Deadline(time.monotonic(), seconds, is_hurried=self._session.is_hurried)
         while not done() and not deadline.is_over(time.monotonic(), goes_on):
             self._turn(_TURN_SECONDS)

@@ -14,7 +14,7 @@ from launcher.metrics.roster import MemberState, MemberView, Roster
 from launcher.numbers import size
 from launcher.plan import machine
 
-# Thousands of members are not looked at with every frame of a console.
+# Looking at thousands of members with every frame of a console would be too slow.
 _MANY, _MANY_SECONDS = 500, 1.0
 
 
@@ -22,10 +22,10 @@ class MemberViews:
     """Views of all members, by role and index.
 
     Args:
-        coordinator: knows who has joined.
-        supervisor: of the processes of this host.
+        coordinator: knows which roles have joined.
+        supervisor: of the processes on this host.
         metrics: have the members' gauges.
-        late_seconds: after which a member's report is overdue.
+        late_seconds: time after which a member's report is overdue.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MemberViews:
         return [*views, self._own_host()] if self._coordinator.membership.count("host") else views
 
     def _own_host(self) -> MemberView:
-        """Describe this host as the others describe themselves."""
+        """Describe this host in the same way as other hosts."""
         return MemberView("host", -1, self._here, os.getpid(), "alive", "", *machine.load())
 
     def _view(

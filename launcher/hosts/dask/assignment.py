@@ -1,4 +1,4 @@
-"""Which roles a cluster's workers get. Pure."""
+"""The assignment of roles to a cluster's workers. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class ClusterWorker:
     Attributes:
         address: unique.
         host: name or address of its machine.
-        slots: actors that it has room for.
-        gpus: that it can use.
+        slots: number of actors that it has room for.
+        gpus: number that it can use.
     """
 
     address: str
@@ -28,14 +28,14 @@ class ClusterWorker:
 def place_servers(
     workers: Sequence[ClusterWorker], replays: int, pins: Mapping[str, str]
 ) -> dict[tuple[str, int], str]:
-    """Addresses of the workers that get the learner and each replay.
+    """Choose the workers for the learner and each replay, and return their addresses.
 
-    The learner goes where a GPU is, and else where most slots are; replays are spread over the
-    other workers, where there are any.
+    The learner goes where the most GPUs are, and then where the most slots are. Replays are spread
+    over the other workers, if there are any.
 
     Args:
         workers: at least one.
-        replays: shards of replay.
+        replays: number of shards.
         pins: hosts, or addresses of workers, that roles must be placed on.
 
     Raises:
@@ -52,7 +52,7 @@ def place_servers(
 
 
 def share_actors(workers: Iterable[ClusterWorker], total: int) -> dict[str, int]:
-    """How many actors each worker gets: in proportion to its slots, by largest remainders.
+    """Share actors among workers, in proportion to their slots, by largest remainders.
 
     Workers that get none are left out.
     """

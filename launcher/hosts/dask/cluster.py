@@ -1,4 +1,4 @@
-"""A Dask cluster as a place for roles: who is in it, and processes there that live and end."""
+"""A Dask cluster as a place for roles: its workers, and the processes that run in them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _TOPIC = "all"
 
 @dataclass(frozen=True)
 class Ending:
-    """How a process in a worker ended.
+    """The end of a process in a worker.
 
     Attributes:
-        key: that it was started with.
+        key: the key with which it was started.
         cause: in words.
         tail: the end of what it wrote to standard error.
     """
@@ -44,13 +44,13 @@ class Ending:
 
 
 class DaskCluster:
-    """A connection to a scheduler. Use from one thread; Dask's own runs beside it.
+    """A connection to a scheduler. Use it from one thread; Dask's own thread runs beside it.
 
     Args:
         where: ``tcp://HOST:PORT`` of a scheduler, its scheduler file, or ``local`` for one that is
             started here, with a worker for every core, at most four.
         python: interpreter on the workers that has pdqn.
-        slots: actors for each worker; None for as many as it has threads.
+        slots: number of actors for each worker; None for one per thread.
 
     Raises:
         UsageError: Dask is not installed, or there is no such cluster.
@@ -80,17 +80,17 @@ class DaskCluster:
 
     @property
     def address(self) -> str:
-        """Of the scheduler."""
+        """The scheduler's address."""
         return str(self._client.scheduler.address)
 
     @property
     def workers(self) -> dict[str, ClusterWorker]:
-        """The workers that are there, by address."""
+        """The present workers, by address."""
         return self._workers
 
     @property
     def is_loopback(self) -> bool:
-        """Whether all of it is on this host."""
+        """Return whether the scheduler and all workers are on this host."""
         return all(_host(address).startswith("127.") for address in (self.address, *self._workers))
 
     @property
@@ -100,26 +100,29 @@ class DaskCluster:
 
     @property
     def gone_seconds(self) -> float:
-        """How long the scheduler has not answered."""
+        """The time since the scheduler last answered."""
         return time.monotonic() - self._heard
 
     @property
     def is_heard(self) -> bool:
-        """Whether there is a connection to the scheduler now."""
+        """Return whether there is a connection to the scheduler now."""
         return self._client.status == "running"
 
     @property
     def is_gone(self) -> bool:
-        """Whether the scheduler is not coming back."""
+        """Return whether the scheduler is gone for good."""
         return self._client.status in ("closed", "closing") or self.gone_seconds > _GONE_SECONDS
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What each worker's machine has; ``error`` where the interpreter has no pdqn.
+        """Ask each worker what its machine has, and leave out those that fail from now on.
 
-        So it is where a worker does not answer, too. Those with an error are left out from now on.
+        A worker fails if it does not answer, or if its interpreter has no pdqn.
+
+        Returns:
+            For each worker's address, the answer of ``task.describe_worker``, or only ``error``.
 
         Raises:
-            UsageError: the scheduler has gone.
+            UsageError: the scheduler is gone.
         """
         self._look()
         descriptions = self._ask_all()
@@ -133,16 +136,16 @@ class DaskCluster:
         return descriptions
 
     def host_of(self, name: str) -> str:
-        """The host in the addresses of workers whose machine has this name; else the name."""
+        """Return the host that a named machine has in its workers' addresses; else the name."""
         return self._hosts.get(name, name)
 
     def exclude(self, worker: str) -> None:
-        """Take a worker for gone: nothing can be kept alive there."""
+        """Treat a worker as gone: nothing can be kept alive there."""
         self._excluded.add(worker)
         self._look()
 
     def poll(self) -> bool:
-        """Take in who came and went; whether anything changed."""
+        """Note which workers came and went; return whether anything changed."""
         changed = False
         while not self._events.empty():
             _, event = self._events.get()
@@ -162,19 +165,19 @@ class DaskCluster:
         )
 
     def stop(self, key: str) -> None:
-        """Have a process leave; it is not heard of again."""
+        """Stop a process; ``endings`` will not list it."""
         future = self._futures.pop(key, None)
         if future is not None:
-            # It waits for the scheduler, which may hang; the run must not.
+            # Cancelling waits for the scheduler, which may hang; the run must not.
             threading.Thread(target=future.cancel, daemon=True).start()
 
     def endings(self) -> list[Ending]:
-        """Processes that have ended since the last call, without being stopped."""
+        """List the processes that ended since the last call without being stopped."""
         done = [key for key, future in self._futures.items() if future.done()]
         return [self._ending(key, self._futures.pop(key)) for key in done]
 
     def close(self) -> None:
-        """Stop what has not ended by itself within a moment, and leave the cluster as it was."""
+        """Stop what does not end by itself within seconds, and leave the cluster as it was."""
         deadline = time.monotonic() + _ENDING_SECONDS
         while time.monotonic() < deadline and not all(f.done() for f in self._futures.values()):
             time.sleep(0.05)
@@ -188,7 +191,7 @@ class DaskCluster:
         if future.status != "finished":
             return Ending(key, f"its worker: {future.status}")
         try:
-            # It is fetched from the worker, which may hang since.
+            # The result is still on the worker, which may hang by now.
             result = future.result(timeout=_ANSWER_SECONDS)
         except (OSError, TimeoutError, self._distributed.CancelledError):
             return Ending(key, _NO_ANSWER)
@@ -197,12 +200,12 @@ class DaskCluster:
     def _submit(
         self, worker: str, task: Callable[..., Any], *arguments: Any, **options: Any
     ) -> Any:
-        """Have a task run in a worker, and nowhere else; waits for nothing."""
+        """Submit a task to one worker, which runs nowhere else; wait for nothing."""
         only = {"workers": [worker], "allow_other_workers": False, "pure": False, "retries": 0}
         return self._client.submit(task, *arguments, **only, **options)
 
     def _ask_all(self) -> dict[str, dict[str, Any]]:
-        """What each worker says of its machine. All are asked at once, and waited for together."""
+        """Ask all workers at once what their machines have, and wait for all answers together."""
         describe = self._task.describe_worker
         asked = {self._submit(worker, describe, self._python): worker for worker in self._workers}
         found: dict[str, dict[str, Any]] = {w: {"error": _NO_ANSWER} for w in self._workers}
@@ -217,12 +220,12 @@ class DaskCluster:
             for future, answer in answers:
                 found[asked[future]] = _description(answer)
         for future in asked:
-            future.release()  # nobody wants to know any more: those that have not run do not
+            future.release()  # tasks that have not run yet are thereby dropped
         return found
 
     def _connect(self) -> Any:
-        # What matters of what happens there is said here, in fewer words. Dask gives its loggers
-        # levels of their own.
+        # This class reports what matters in fewer words than Dask. Each of Dask's loggers has its
+        # own level.
         for name in list(logging.root.manager.loggerDict):
             if name.partition(".")[0] == "distributed":
                 logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -244,7 +247,7 @@ class DaskCluster:
             raise UsageError(f"--dask {self._where}: no scheduler answers ({reason})") from error
 
     def _look(self) -> None:
-        """See who is there."""
+        """Ask the scheduler which workers there are."""
         self._next_look = time.monotonic() + _LOOK_SECONDS
         if not self.is_heard:
             return
@@ -271,7 +274,7 @@ class DaskCluster:
 
 
 def _local_cluster(distributed: Any) -> Any:
-    """Workers on this host: processes, since roles are processes of theirs."""
+    """Start workers on this host, as processes, since roles are their child processes."""
     from launcher.plan.machine import detect
 
     cores = detect().cores
@@ -280,14 +283,14 @@ def _local_cluster(distributed: Any) -> Any:
         n_workers=workers,
         threads_per_worker=max(1, cores // workers),
         processes=True,
-        # There are HTTP servers without dashboards, too: on loopback, at free ports.
+        # Dask starts HTTP servers even without dashboards: on loopback, at free ports.
         dashboard_address="127.0.0.1:0",
         worker_dashboard_address="127.0.0.1:0",
     )
 
 
 def _description(answer: Any) -> dict[str, Any]:
-    """What a task says that describes a worker, or how it failed: (type, error, traceback)."""
+    """Read a task's answer: what a worker has, or a failure as (type, error, traceback)."""
     if isinstance(answer, tuple):
         return {"error": str(answer[1])}
     return answer if isinstance(answer, dict) else {"error": _NO_ANSWER}

@@ -1,4 +1,4 @@
-"""What ``pdqn check --dask`` shows: workers, what they have, and what they would get. Pure."""
+"""The report of ``pdqn check --dask``: the workers, what they have, and their roles. Pure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def cluster_rows(
     actors: int,
     config: Config,
 ) -> list[dict[str, Any]]:
-    """A row for each worker.
+    """Make a row for each worker.
 
     Args:
         described: what each worker's machine has, or its ``error``.
         workers: those that can be used.
-        actors: in all.
-        config: of the run.
+        actors: number in all.
+        config: the run's.
     """
     usable = list(workers.values())
     servers = place_servers(usable, config.replay.shards, {}) if usable else {}
@@ -44,7 +44,7 @@ def cluster_rows(
 
 
 def cluster_table(where: str, rows: list[dict[str, Any]]) -> RenderableType:
-    """The rows for people."""
+    """Lay out the rows as a table for people."""
     table = Table(
         title=f"Dask cluster {where}", title_justify="left", box=None, padding=(0, 2, 0, 0)
     )

@@ -1,9 +1,9 @@
-"""Keeps a run's roles on a Dask cluster, whichever workers come and go.
+"""A run's roles on a Dask cluster, kept alive while workers come and go.
 
-The learner and each replay are a process on one worker; actors are a group on each. Every one of
-them is the command that a person would give there (``pdqn actor --join ...``), and is a host to
-the coordinator: what the run knows of hosts by hand holds here, too. A group is told by the
-coordinator how many actors it is to have, so that they move without starting anew.
+The learner and each replay are one process on one worker; each worker has a group of actors. Each
+process runs the command that a person would give there (``pdqn actor --join ...``). To the
+coordinator it is a host, so all that holds for hosts that people add holds here as well. The
+coordinator tells each group how many actors to have, so that actors move without a restart.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _PROGRAM = ["-c", "from launcher.cli.main import main; main()"]
 
 
 class Hosts(Protocol):
-    """What is asked of the coordinator."""
+    """The methods of the coordinator that are needed here."""
 
     def resize(self, agent: str, count: int) -> None:
-        """Have a host run so many actors."""
+        """Have a host run this many actors."""
         ...
 
     def lose_host(self, agent: str, *, for_good: bool = False) -> int:
-        """A host is gone."""
+        """Note that a host is gone."""
         ...
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run has on a cluster.
+    """The roles that a run has on a cluster.
 
     Attributes:
-        actors: in all.
-        replays: shards.
+        actors: number in all.
+        replays: number of shards.
         pins: hosts that roles must be on, by role.
         address: where they join.
         key: text of their key file; empty where nothing is encrypted.
@@ -77,12 +77,12 @@ class DaskRoles:
     """The roles of one run on a cluster. Call ``turn`` several times a second.
 
     Args:
-        cluster: where they are.
-        wanted: what they are.
+        cluster: where they run.
+        wanted: which roles.
         hosts: the coordinator.
-        say: takes lines for a person.
-        restarts: in a row, before a process is given up.
-        restarted: how often each role has been started again; counted on.
+        say: prints a line for a person.
+        restarts: number in a row before a process is given up.
+        restarted: restarts of each role so far; this object goes on counting in it.
 
     Raises:
         UsageError: there are no workers, or a pin fits none of them.
@@ -100,7 +100,7 @@ class DaskRoles:
         self._restarted = restarted
         self._cluster, self._wanted, self._hosts, self._say = cluster, wanted, hosts, say
         self._restarts = restarts
-        # Keys of tasks are of the whole cluster, and other runs may be there.
+        # A task's key must be unique in the whole cluster, where other runs may be.
         self._run, self._numbers = uuid.uuid4().hex[:12], itertools.count()
         self._servers: dict[tuple[str, int], _Seat] = {}
         self._groups: dict[str, _Seat] = {}
@@ -121,7 +121,7 @@ class DaskRoles:
         if self._cluster.is_gone:
             raise RunError("the Dask scheduler does not answer any more")
         if not self._cluster.is_heard:
-            return  # nothing that Dask says of its tasks means anything now
+            return  # what Dask says about its tasks means nothing now
         for ending in self._cluster.endings():
             self._ended(ending)
         if changed:
@@ -133,13 +133,13 @@ class DaskRoles:
                 self._start(seat)
 
     def stop_restarting(self) -> None:
-        """From now on processes are expected to end."""
+        """Start nothing again: from now on processes are expected to end."""
         self._stopping = True
 
-    # ---- who is where ----
+    # ---- placement ----
 
     def _arrange(self) -> None:
-        """Put roles of workers that are gone elsewhere, and give new ones their share."""
+        """Move the roles of workers that are gone, and give new workers their share."""
         workers = self._cluster.workers
         for seat in [*self._servers.values(), *self._groups.values()]:
             if seat.worker not in workers:
@@ -158,7 +158,7 @@ class DaskRoles:
         except UsageError as error:
             if not self._servers:
                 raise
-            self._say(f"{error}; it waits for one")
+            self._say(f"{error}; the role waits for one")
             return
         for name in missing:
             self._servers[name] = _Seat(name[0], places[name], RestartPolicy(self._restarts))
@@ -200,7 +200,7 @@ class DaskRoles:
         self._cluster.start(seat.agent, seat.worker, command, line)
 
     def _lose(self, seat: _Seat) -> None:
-        """The worker of a process is gone, and the process with it."""
+        """Handle the loss of a worker, and of the process on it."""
         if seat.agent:
             self._say(f"Dask worker {seat.worker} is gone, and with it {self._described(seat)}")
             self._cluster.stop(seat.agent)
@@ -221,7 +221,7 @@ class DaskRoles:
         seat.agent = ""
         wait = seat.policy.after_end(time.monotonic() - seat.started)
         if wait is None:
-            self._say(f"{what} too often ({last}): that worker gets nothing any more")
+            self._say(f"{what} too often ({last}): that worker gets no more roles")
             self._cluster.exclude(seat.worker)
             if not self._cluster.workers:
                 raise RunError(f"no worker of the Dask cluster can keep a role alive: {last}")

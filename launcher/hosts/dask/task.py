@@ -1,8 +1,8 @@
-"""What runs inside the workers of a Dask cluster. It is sent there by value.
+"""The tasks that run inside the workers of a Dask cluster, where they are sent by value.
 
-Workers need nothing of this package: a role is a process of its own, of an interpreter that has it.
-In a worker's thread it would share the interpreter's lock with the worker's heartbeat. Nothing is
-set up there beforehand, which would wait for every worker of the cluster.
+Workers need nothing from this package: a role is a separate process, whose interpreter has it. In a
+worker's thread a role would share the interpreter's lock with the worker's heartbeat. Nothing is
+set up there in advance, since that would wait for every worker of the cluster.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from distributed import Status, get_worker, secede
 _POLL_SECONDS = 0.1
 _LEAVE_SECONDS = 14.0  # the process itself takes less, unless it hangs
 _TAIL_BYTES = 4000
-# Of the nanny, for threads of the worker; a learner must not inherit it.
+# Dask's nanny sets these for the worker's threads; a learner must not inherit them.
 _LEFT_OUT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Secret:
-    """A text that no representation shows: Dask logs the arguments of tasks that fail."""
+    """A text that its representation hides: Dask logs the arguments of tasks that fail."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     def __repr__(self) -> str:
-        """Not the text."""
+        """Return a placeholder for the text."""
         return "Secret(...)"
 
 
 def hold_role(key: str, command: list[str], first_line: Secret) -> dict[str, Any]:
-    """Be there as long as a role's process is; how it ended.
+    """Start a role's process, wait for its end, and return how it ended.
 
-    The process outlives neither its task nor the worker: its input ends when the task is cancelled,
-    when the worker closes, and when the worker's own process ends, however that happens.
+    The process outlives neither its task nor the worker. Its input ends when the task is cancelled,
+    when the worker closes, and when the worker's own process ends for any reason.
 
     Args:
-        key: of this task.
-        command: that starts the process.
-        first_line: what the process reads first; then it leaves when its input ends.
+        key: this task's.
+        command: starts the process.
+        first_line: what the process reads first; it leaves when its input ends.
 
     Returns:
         ``code``, ``pid``, and ``tail``, the end of what it wrote to standard error.
     """
     worker = get_worker()
-    # First: a worker that closes waits for those that have not, and keeps them from doing so.
+    # At once: a closing worker waits for tasks that have not seceded, and keeps them from it.
     secede()
     environment = {k: v for k, v in os.environ.items() if k not in _LEFT_OUT}
     with tempfile.TemporaryFile() as errors:
@@ -84,14 +84,14 @@ def hold_role(key: str, command: list[str], first_line: Secret) -> dict[str, Any
 
 
 def _is_wanted(worker: Any, key: str) -> bool:
-    """Whether a task that runs here has not been cancelled, and its worker goes on."""
+    """Tell whether a task that runs here has not been cancelled, and its worker goes on."""
     task = worker.state.tasks.get(key)
     runs = task is not None and task.state in ("executing", "long-running")
     return runs and worker.status not in (Status.closing, Status.closed, Status.failed)
 
 
 def describe_worker(python: str) -> dict[str, Any]:
-    """What a worker's machine has: cores, GPUs, and the version of pdqn that an interpreter has."""
+    """Describe a worker's machine: cores, memory, GPUs, and the pdqn that an interpreter has."""
     code = (
         "import json, os, pdqn, platform\n"
         "from launcher.plan.machine import detect\n"
