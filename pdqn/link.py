@@ -49,7 +49,7 @@ from pdqn.messages import (
     Welcome,
 )
 from pdqn.process import ParentWatch
-from pdqn.silence import Listening
+from pdqn.silence import ListeningClock
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Context, Network
 
@@ -101,7 +101,7 @@ class CoordinatorLink:
         self._next_report = 0.0
         self._period_seconds = 1.0
         self._timeout_seconds = 30.0
-        self._listening = Listening(self._timeout_seconds)
+        self._listening = ListeningClock(self._timeout_seconds)
         self._heard = self._listening.seconds
         self._serves: dict[str, str] = {}
         self.pulse = Pulse()
@@ -219,7 +219,7 @@ class CoordinatorLink:
         config = layers.from_map(welcome.config.to_map(), self._network.settings)
         self._period_seconds = config.system.telemetry_seconds
         self._timeout_seconds = config.system.heartbeat_timeout_seconds
-        self._listening = Listening(self._timeout_seconds)
+        self._listening = ListeningClock(self._timeout_seconds)
         self._heard = self._listening.seconds
         self._follow(welcome.pulse)
         # Unread events would block the whole context in the end.

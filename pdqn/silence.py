@@ -7,7 +7,7 @@ from time import monotonic
 _LARGEST_SHARE = 0.2
 
 
-class Listening:
+class ListeningClock:
     """The time that this process has spent listening to others.
 
     A process that was stopped (Ctrl-Z) or busy for some time hears nobody meanwhile. Afterwards it

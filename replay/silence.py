@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pdqn import transport
-from pdqn.silence import Listening
+from pdqn.silence import ListeningClock
 
 # The silence that is too long, and the rate of a slow line. All answers share one connection, so a
 # silence may be longer by the time that the requested rows take.
@@ -43,9 +43,9 @@ class Silences:
 
     def __init__(self) -> None:
         self._silences: dict[int, _Silence] = {}
-        self._listening = Listening(_SILENCE_SECONDS)
+        self._listening = ListeningClock(_SILENCE_SECONDS)
         # Advances only with answers: if no shard is heard, no single one counts as silent by it.
-        self._answering = Listening(_SILENCE_SECONDS)
+        self._answering = ListeningClock(_SILENCE_SECONDS)
 
     def asked(self, shard: int) -> None:
         """Begin a silence, unless there is one."""

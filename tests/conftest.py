@@ -1,4 +1,4 @@
-"""What several test files share: real commands, bounded waiting, and a look for leftovers."""
+"""Helpers of several test files: real commands, bounded waiting, and a look for leftovers."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def wait_until(happened: Callable[[], Any], seconds: float = 60.0) -> Any:
 class Command:
     """A ``pdqn`` command in a session of its own, as a terminal starts one.
 
-    Everything that it starts is in that session, wherever it is in the tree of processes, so that
-    leftovers are found even if the command was killed.
+    Everything that it starts is in that session, wherever it is in the tree of processes.
+    Leftovers are found even if the command was killed.
     """
 
     def __init__(
@@ -233,8 +233,8 @@ def pdqn_command() -> StartCommand:
 
     Its runs draw no pictures, which cost more than they do, unless a test wants them.
 
-    A ``prefix`` is a command that runs it, such as ``ip netns exec HOST``; an ``output`` is the
-    descriptor of where it writes to, in place of a file.
+    A ``prefix`` is a command that runs it, such as ``ip netns exec HOST``. An ``output``
+    is the descriptor that it writes to, in place of a file.
     """
 
     def start(
@@ -269,7 +269,7 @@ def observe(eventually: Callable[..., Any], read_lines: ReadLines) -> Callable[[
 
 @pytest.fixture
 def same_threads() -> Iterator[None]:
-    """What a run in this process sets of torch is set back."""
+    """Set back the number of torch's threads, which a run in this process changes."""
     # Few test modules need torch, which takes seconds to import.
     import torch
 

@@ -447,7 +447,7 @@ def test_pictures_of_a_run_that_is_somebody_elses_need_a_name(
 
 # ---- options ----
 
-# Every option of launch that is a setting, and what must stand in config.toml.
+# Every option of launch that is a setting, and what must be in config.toml.
 OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "--env": (["--env", "CartPole-v1"], "run.env", "CartPole-v1"),
     "--env-arg": (["--env-arg", "sutton_barto_reward=true"], "run.env_args",

@@ -30,7 +30,7 @@ from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Ended, Evaluation, Fetch, FilePiece, Pulse, Rejoin, Report, Welcome
-from pdqn.silence import Listening
+from pdqn.silence import ListeningClock
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Episode, Telemetry
 from pdqn.transport import Context, Network
@@ -382,7 +382,7 @@ def stops(monkeypatch: pytest.MonkeyPatch) -> Stops:
 
 
 def test_silence_is_counted_only_while_one_listens(stops: Stops):
-    listening = Listening(30.0)
+    listening = ListeningClock(30.0)
     stops.stop(4.0)
     listening.turn()
     assert listening.seconds == pytest.approx(4.0, abs=1.0)
@@ -396,7 +396,7 @@ def test_silence_is_counted_only_while_one_listens(stops: Stops):
 
 
 def test_who_listens_seldom_notices_silence_all_the_same(stops: Stops):
-    listening = Listening(30.0)
+    listening = ListeningClock(30.0)
     for _ in range(6):
         stops.stop(29.0)
         listening.turn()

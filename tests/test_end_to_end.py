@@ -108,7 +108,7 @@ Observe = Callable[["Command"], "Observed"]
 def free_port() -> int:
     """A port of 127.0.0.1 that stays free until a command binds it.
 
-    It is none of those that the system itself gives to the connections of other tests.
+    The system itself never gives it to a connection of another test.
     """
     while True:
         port = 20_000 + secrets.randbelow(12_000)

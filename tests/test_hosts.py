@@ -63,11 +63,11 @@ class Network:
                 ip("-n", namespace, "link", "set", device, "up")
 
     def on(self, host: str) -> tuple[str, ...]:
-        """What runs a command on a host."""
+        """Return the words that run a command on a host."""
         return ("ip", "netns", "exec", f"{self._prefix}-{host}")
 
     def connections(self, host: str) -> Counter[str]:
-        """How many others have to what a host has bound, by their address."""
+        """Count the connections of others to what a host has bound, by their address."""
         listens, talks = (
             subprocess.run(
                 [*self.on(host), "ss", "-Hnt", *which], capture_output=True, text=True, check=True

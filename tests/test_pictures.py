@@ -25,6 +25,7 @@ from launcher.results.compare import band, draw_comparison, grouped
 from launcher.results.films import check_camera, check_film, record_film
 from launcher.results.pictures import PictureDrawer, draw_pictures
 from launcher.results.training import plot_training
+from launcher.run.state import RunState
 from launcher.rundir import RunDirectory
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
@@ -98,6 +99,13 @@ def test_a_run_of_circle_placement_has_both_pictures_and_others_have_one(tmp_pat
     model_of(run / "final_model.pth", PLACEMENT, map_size=16)
     names = ["training_results.png", "strategy.png"]
     assert [path.name for path in draw_pictures(run)] == names
+
+
+def test_a_run_that_says_it_is_another_environment_is_believed_without_its_model(tmp_path: Path):
+    run = run_of(tmp_path / "run")
+    (run / "final_model.pth").write_bytes(b"damaged: whoever loads it fails")
+    RunState(circle_placement=False).write(run)
+    assert [path.name for path in draw_pictures(run)] == ["training_results.png"]
 
 
 # ---- while a run goes on ----

@@ -54,7 +54,7 @@ _CHART_MIN = 7  # lines of a chart with its frame
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column] of a cell
-_ROUNDING = 1e-9  # relative differences up to this are no differences
+_ROUNDING = 1e-9  # relative differences up to this are not differences
 
 
 def render(
@@ -97,7 +97,7 @@ def render(
 
 
 def health(snapshot: Snapshot) -> tuple[Health, str]:
-    """Whether the run is well, and in a few words why not."""
+    """Judge whether the run is well, and say in a few words why not."""
     states = _states(snapshot.groups)
     if states["dead"]:
         return "failing", f"{states['dead']} dead"

@@ -32,7 +32,7 @@ from pdqn import messages, transport, wire
 from pdqn.config import resolved
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
-from pdqn.silence import Listening
+from pdqn.silence import ListeningClock
 
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
@@ -48,7 +48,7 @@ class Coordinator:
     Args:
         context: the process's.
         address: to bind.
-        welcome: the run, as roles are told of it when they join; its ``bind`` may hold ``{role}``.
+        welcome: what every role of the run learns on joining; its ``bind`` may hold ``{role}``.
         metrics: takes the reports.
         files: takes and gives files of the directory; None if the run has none.
         own_actors: number that the launcher starts itself; by default all that are configured.
@@ -84,7 +84,7 @@ class Coordinator:
         self.membership = Membership(welcome.run, config, metrics, own_actors, incarnations)
         system = config.system
         timeout_seconds = min(system.heartbeat_timeout_seconds, system.host_timeout_seconds)
-        self._listening = Listening(timeout_seconds)
+        self._listening = ListeningClock(timeout_seconds)
         self._configured_ratio = config.replay.samples_per_insert
         self._watchers: dict[bytes, float] = {}
         self.seen: Seen | None = None

@@ -43,8 +43,8 @@ def warm_up() -> None:
 def end_at_once() -> None:
     """Let a forkserver end without the exit handlers of what it has imported.
 
-    They are not for this process, and one of them may wait: colorama, which numba imports where it
-    is installed, writes to a terminal that nobody may read any more.
+    They are not for this process, and one of them may wait. Where colorama is installed, numba
+    has it write to the terminal at exit, and nobody may read that terminal any more.
     """
     if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
         atexit.register(os._exit, 0)  # the handler that is registered last comes first

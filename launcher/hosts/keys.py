@@ -35,7 +35,7 @@ import zmq
 
 from launcher.locking import take_lock
 from pdqn.errors import UsageError
-from pdqn.silence import Listening
+from pdqn.silence import ListeningClock
 from pdqn.transport import KeyPair
 
 HEAD, ALLOWED, _LOCK = "head.key", "allowed.toml", ".lock"
@@ -173,7 +173,7 @@ class AllowedClients:
         self._directory = directory
         self._head = read_head(directory).public
         self._next_look = 0.0
-        self._looking = Listening(_PATIENCE_SECONDS)
+        self._looking = ListeningClock(_PATIENCE_SECONDS)
         self._read_at = self._looking.seconds
         self._has_list = False
         self.clients = self._read()

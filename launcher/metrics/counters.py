@@ -99,7 +99,7 @@ class Counters:
 class Gauges:
     """The newest gauges of the members that are present, and what they come to.
 
-    A computed value is kept until ``refresh``, or until a member comes or goes: consoles ask for
+    A computed value is kept until ``refresh``, or until a member comes or goes. Consoles ask for
     those of ten thousand actors four times a second.
     """
 

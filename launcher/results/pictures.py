@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from launcher.rundir import CONFIG
+from launcher.rundir import CONFIG, STATE_FILE
 from pdqn.errors import UsageError
 from pdqn.layers import read_toml
 
@@ -63,18 +63,28 @@ def draw_pictures(run_dir: Path) -> list[Path]:
         UsageError: its model file or its configuration is damaged.
     """
     # These imports take two seconds, for which commands that draw nothing need not wait.
-    from launcher.results.training import plot_training
-    from pdqn.model import FINAL_MODEL, load_model, load_spec
+    from launcher.results.training import plot_training, read_object
 
     drawn = [plot_training(run_dir)]
     _check_config(run_dir / CONFIG)
-    model_path = run_dir / FINAL_MODEL
-    if model_path.exists() and load_spec(model_path).circle_placement:
-        # This imports environments, which the pictures of other runs do not need.
+    told = read_object(run_dir / STATE_FILE).get("circle_placement")
+    model_path = run_dir / "final_model.pth"
+    if model_path.exists() and _is_circle_placement(told, model_path):
+        # These import torch and environments, which the pictures of other runs do not need.
         from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
+        from pdqn.model import load_model
 
         drawn.append(draw_strategy(load_model(model_path), run_dir / STRATEGY_PICTURE))
     return drawn
+
+
+def _is_circle_placement(told: object, model_path: Path) -> bool:
+    """Take the run's word; ask the model of a run whose version did not write it."""
+    if isinstance(told, bool):
+        return told
+    from pdqn.model import load_spec
+
+    return load_spec(model_path).circle_placement
 
 
 def _check_config(path: Path) -> None:

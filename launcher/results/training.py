@@ -100,8 +100,8 @@ class Metrics:
 def read_metrics(run_dir: Path) -> Metrics:
     """Read what a run has written so far, without lines that were cut off."""
     lines, written = _read_lines(run_dir / "metrics.jsonl")
-    state = _map_in(_read_object(run_dir / STATE_FILE), "metrics")
-    summary = _read_object(run_dir / SUMMARY)
+    state = _map_in(read_object(run_dir / STATE_FILE), "metrics")
+    summary = read_object(run_dir / SUMMARY)
     recent = _list_in(state, "distribution") or written
     return Metrics(tuple(lines), summary, tuple(recent), _headline(state, summary))
 
@@ -414,7 +414,8 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[Any]]:
     return lines, recent
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object; an empty one where it is missing or damaged."""
     try:
         return _object(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:

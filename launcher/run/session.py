@@ -64,6 +64,7 @@ class Session:
         self.interrupts = interrupts
         self.seen: Seen | None = None
         self.state = RunState() if state is None else state
+        self.state.circle_placement = spec.circle_placement
         self.metrics = RunMetrics(spec.headline_metric)
         if self.state.metrics:
             self.metrics.set_state(self.state.metrics)

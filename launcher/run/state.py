@@ -29,6 +29,7 @@ class RunState:
         first_error: the run's.
         incarnations: number of starts of each (role, index), so that no seed is used twice.
         metrics: what ``RunMetrics.get_state`` gave.
+        circle_placement: whether the environment is circle placement; None where nobody wrote it.
     """
 
     sessions: int = 0
@@ -37,6 +38,7 @@ class RunState:
     first_error: str | None = None
     incarnations: dict[tuple[str, int], int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    circle_placement: bool | None = None
 
     def write(self, directory: Path) -> None:
         """Replace the file; a reader never sees a part of it."""
@@ -76,4 +78,5 @@ def _from_map(content: Mapping[str, Any]) -> RunState:
         first_error=content["first_error"],
         incarnations={(str(role), int(i)): int(n) for role, i, n in content["incarnations"]},
         metrics=metrics,
+        circle_placement=content.get("circle_placement"),
     )
