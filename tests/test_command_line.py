@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a size that the network does not have": (
         ["--set", "network.hidden=8"],
-        ["network.hidden = 8: a network of kind qmap has none"],
+        ["network.hidden = 8: a network of kind qmap does not use it"],
     ),
 }
 OTHERS: dict[str, tuple[list[str], list[str]]] = {
