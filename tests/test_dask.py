@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("distributed", reason="needs pdqn[dask]")
 
+from launcher.hosts.dask.answers import WorkerDescription
 from launcher.hosts.dask.cluster import DaskCluster, Ending
 
 Eventually = Callable[..., Any]
@@ -145,8 +146,8 @@ def test_a_worker_that_hangs_is_told_as_such_and_keeps_nobody_waiting(
         hangs, works = (pids[cluster.workers[name].pid] for name in ("hangs", "works"))
         cluster.workers["hangs"].send_signal(signal.SIGSTOP)
         assert seen.describe() == {
-            hangs: {"error": "the worker does not answer"},
-            works: {"hostname": "there", "gpus": ["one", "two"]},
+            hangs: WorkerDescription(error="the worker does not answer"),
+            works: WorkerDescription(hostname="there", gpus=("one", "two")),
         }
         assert [(worker.address, worker.gpus) for worker in seen.workers.values()] == [(works, 2)]
         seen.start("role", works, ["-c", "anything"], "a line")

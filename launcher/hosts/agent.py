@@ -8,8 +8,6 @@ the coordinator is silent, this supervisor starts nothing, since nothing could j
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -27,6 +25,7 @@ import click
 from actors.environments.describe import describe_environment
 from actors.environments.making import package_versions
 from launcher.hosts.access import Door, find_door
+from launcher.hosts.leash import Leash
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
@@ -280,9 +279,9 @@ def join(part: Part, door: Door, interrupts: Interrupts) -> int:
 
 def join_on_leash(part: Part, address: str, interrupts: Interrupts) -> int:
     """Take part in a run while standard input is open; its first line gives name and key."""
-    first = json.loads(sys.stdin.readline())
-    door = find_door(address, key=first["key"] or None, insecure=True)
-    network = dataclasses.replace(door.network, agent=first["agent"])
+    leash = Leash.from_line(sys.stdin.readline())
+    door = find_door(address, key=leash.key or None, insecure=True)
+    network = replace(door.network, agent=leash.agent)
 
     def follow() -> None:
         while sys.stdin.readline():

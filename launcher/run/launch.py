@@ -88,7 +88,7 @@ def connect(where: str, python: str, slots: int | None) -> DaskCluster:
     described = cluster.describe()
     if not cluster.workers:
         cluster.close()
-        reasons = sorted({one["error"] for one in described.values() if "error" in one})
+        reasons = sorted({one.error for one in described.values() if one.error})
         raise UsageError(f"--dask {where}: " + ("; ".join(reasons) or "it has no workers"))
     return cluster
 

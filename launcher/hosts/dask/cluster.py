@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from launcher.hosts.dask.answers import RoleEnd, WorkerDescription
 from launcher.hosts.dask.assignment import ClusterWorker
 from pdqn.errors import UsageError, first_line
 from pdqn.transport import route_to
@@ -113,13 +114,13 @@ class DaskCluster:
         """Return whether the scheduler is gone for good."""
         return self._client.status in ("closed", "closing") or self.gone_seconds > _GONE_SECONDS
 
-    def describe(self) -> dict[str, dict[str, Any]]:
+    def describe(self) -> dict[str, WorkerDescription]:
         """Ask each worker what its machine has, and leave out those that fail from now on.
 
         A worker fails if it does not answer, or if its interpreter has no pdqn.
 
         Returns:
-            For each worker's address, the answer of ``task.describe_worker``, or only ``error``.
+            The description of each worker, by its address.
 
         Raises:
             UsageError: the scheduler is gone.
@@ -128,10 +129,9 @@ class DaskCluster:
         descriptions = self._ask_all()
         if not self.is_heard:
             raise UsageError(f"--dask {self._where}: the scheduler does not answer any more")
-        self._gpus = {a: len(d.get("gpus", ())) for a, d in descriptions.items()}
-        named = {a: d["hostname"] for a, d in descriptions.items() if "hostname" in d}
-        self._hosts = {str(name): _host(address) for address, name in named.items()}
-        self._excluded |= {a for a, d in descriptions.items() if "error" in d}
+        self._gpus = {a: len(d.gpus) for a, d in descriptions.items()}
+        self._hosts = {d.hostname: _host(a) for a, d in descriptions.items() if d.hostname}
+        self._excluded |= {a for a, d in descriptions.items() if d.error}
         self._look()
         return descriptions
 
@@ -192,10 +192,12 @@ class DaskCluster:
             return Ending(key, f"its worker: {future.status}")
         try:
             # The result is still on the worker, which may hang by now.
-            result = future.result(timeout=_ANSWER_SECONDS)
+            end = RoleEnd.of(future.result(timeout=_ANSWER_SECONDS))
         except (OSError, TimeoutError, self._distributed.CancelledError):
             return Ending(key, _NO_ANSWER)
-        return Ending(key, f"exit code {result['code']}", str(result["tail"]))
+        if end is None:
+            return Ending(key, "its worker gave an answer that cannot be read")
+        return Ending(key, f"exit code {end.code}", end.tail)
 
     def _submit(
         self, worker: str, task: Callable[..., Any], *arguments: Any, **options: Any
@@ -204,11 +206,11 @@ class DaskCluster:
         only = {"workers": [worker], "allow_other_workers": False, "pure": False, "retries": 0}
         return self._client.submit(task, *arguments, **only, **options)
 
-    def _ask_all(self) -> dict[str, dict[str, Any]]:
+    def _ask_all(self) -> dict[str, WorkerDescription]:
         """Ask all workers at once what their machines have, and wait for all answers together."""
         describe = self._task.describe_worker
         asked = {self._submit(worker, describe, self._python): worker for worker in self._workers}
-        found: dict[str, dict[str, Any]] = {w: {"error": _NO_ANSWER} for w in self._workers}
+        found = dict.fromkeys(self._workers, WorkerDescription(error=_NO_ANSWER))
         answers = self._distributed.as_completed(
             list(asked),
             loop=self._client.loop,
@@ -218,7 +220,7 @@ class DaskCluster:
         )
         with contextlib.suppress(TimeoutError):
             for future, answer in answers:
-                found[asked[future]] = _description(answer)
+                found[asked[future]] = WorkerDescription.of(answer)
         for future in asked:
             future.release()  # tasks that have not run yet are thereby dropped
         return found
@@ -287,13 +289,6 @@ def _local_cluster(distributed: Any) -> Any:
         dashboard_address="127.0.0.1:0",
         worker_dashboard_address="127.0.0.1:0",
     )
-
-
-def _description(answer: Any) -> dict[str, Any]:
-    """Read a task's answer: what a worker has, or a failure as (type, error, traceback)."""
-    if isinstance(answer, tuple):
-        return {"error": str(answer[1])}
-    return answer if isinstance(answer, dict) else {"error": _NO_ANSWER}
 
 
 def _netloc(address: str) -> str:

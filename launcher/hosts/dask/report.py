@@ -9,13 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from launcher.hosts.dask.answers import WorkerDescription
 from launcher.hosts.dask.assignment import ClusterWorker, place_servers, share_actors
 from launcher.numbers import plural, size
 from pdqn.config import Config
 
 
 def cluster_rows(
-    described: Mapping[str, Mapping[str, Any]],
+    described: Mapping[str, WorkerDescription],
     workers: Mapping[str, ClusterWorker],
     actors: int,
     config: Config,
@@ -23,7 +24,7 @@ def cluster_rows(
     """Make a row for each worker.
 
     Args:
-        described: what each worker's machine has, or its ``error``.
+        described: the description of each worker.
         workers: those that can be used.
         actors: number in all.
         config: the run's.
@@ -39,7 +40,8 @@ def cluster_rows(
         if shares.get(address):
             roles.append(plural(shares[address], "actor"))
         slots = workers[address].slots if address in workers else 0
-        rows.append({"address": address, "slots": slots, "roles": roles, **described[address]})
+        known = described[address].to_map()
+        rows.append({"address": address, "slots": slots, "roles": roles, **known})
     return rows
 
 

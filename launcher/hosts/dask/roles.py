@@ -9,7 +9,6 @@ coordinator tells each group how many actors to have, so that actors move withou
 from __future__ import annotations
 
 import itertools
-import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Protocol
 
 from launcher.hosts.dask.assignment import ClusterWorker, place_servers, share_actors
 from launcher.hosts.dask.cluster import DaskCluster, Ending
+from launcher.hosts.leash import Leash
 from launcher.hosts.supervisor import RestartPolicy
 from pdqn.errors import RunError, UsageError
 
@@ -196,7 +196,7 @@ class DaskRoles:
         command = [*_PROGRAM, seat.role, "--join", self._wanted.address, "--leash"]
         if seat.role == "actor":
             command += ["--count", str(seat.count)]
-        line = json.dumps({"agent": seat.agent, "key": self._wanted.key})
+        line = Leash(seat.agent, self._wanted.key).to_line()
         self._cluster.start(seat.agent, seat.worker, command, line)
 
     def _lose(self, seat: _Seat) -> None:
