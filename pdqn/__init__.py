@@ -9,7 +9,7 @@ if typing.TYPE_CHECKING:
 
     from pdqn.policy import Policy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def load_policy(run: str | Path, *, best: bool = False) -> Policy:
