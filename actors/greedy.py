@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -85,7 +86,8 @@ class GreedyEvaluation:
         if text := dropped_text(result):
             self._telemetry.note("evaluation", text)
         self._keep_best(result, version)
-        result["best"] = self._best.score
+        best = self._best.score
+        result["best"] = best if math.isfinite(best) else None  # none could be kept so far
         self._telemetry.count("evaluations")
         self._telemetry.evaluation({"parameter_version": version, **result})
         return True

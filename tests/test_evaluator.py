@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from gymnasium import spaces
 from actors.best import BestKeeper
 from actors.environments.describe import describe_environment
 from actors.evaluator import Evaluator
+from actors.greedy import GreedyEvaluation
 from launcher.plan import prepare as preparation
 from pdqn.config import Config
 from pdqn.errors import UsageError
@@ -349,3 +351,18 @@ def test_evaluations_on_what_the_network_can_take_are_not(
     env_args: dict[str, Any], run: dict[str, Any]
 ):
     prepare(env_args, run)
+
+
+def test_an_evaluation_is_reported_although_no_parameters_can_be_kept(tmp_path: Path):
+    config = build(("test", {"evaluation": {"episodes": 2, "max_episode_steps": 5}}))
+    spec, telemetry = describe_environment("CartPole-v1", {}), Telemetry()
+    network = build_network(spec, config.network)
+    evaluation = GreedyEvaluation(
+        dataclasses.replace(config, run=dataclasses.replace(config.run, env="CartPole-v1")),
+        spec, network, tmp_path / "not there", telemetry,
+        give_up=lambda: False, failed=lambda text, _: pytest.fail(text),
+    )  # fmt: skip
+    assert evaluation.evaluate(7)
+    reported = telemetry.report().evaluation
+    assert reported is not None
+    assert (reported.parameter_version, reported.episodes, reported.best) == (7, 2, None)
