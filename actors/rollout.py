@@ -13,11 +13,12 @@ from actors.exploration import Guide, epsilon_greedy, epsilon_ladder, guidance_a
 from actors.segments import Segment, SegmentRecorder
 from pdqn import seeds
 from pdqn.config import Config, resolved
+from pdqn.messages import Episode
 from pdqn.networks import QNetwork, resample_noise
 from pdqn.policy import action_values
 from pdqn.specs import EnvironmentSpec
 from pdqn.stacking import FrameStacker
-from pdqn.telemetry import Episode, Telemetry
+from pdqn.telemetry import Telemetry
 
 _MOST_SEEDS_TOLD = 500  # a note is of limited length, and all seeds follow from the first
 

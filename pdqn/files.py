@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from pdqn.errors import RunError
 from pdqn.link import CoordinatorLink
@@ -35,6 +36,8 @@ _PIECES_AHEAD = 4
 _PATIENCE_SECONDS = 20.0
 _LOST_SECONDS = 3.0
 _TRIES = 3
+
+Answer = TypeVar("Answer", Filed, Piece)
 
 
 class _LostError(RunError):
@@ -134,29 +137,24 @@ class RunFiles:
         """Wait until the coordinator has taken a piece, in any attempt at sending the file."""
         wanted = self._pushes, offset
 
-        def is_wanted(answer: Filed | Piece) -> bool:
-            return isinstance(answer, Filed) and (answer.push, answer.offset) == wanted
+        def is_wanted(answer: Filed) -> bool:
+            return (answer.push, answer.offset) == wanted
 
-        answer = self._answer(Filed, is_wanted, lost_seconds)
-        if isinstance(answer, Filed) and answer.error:
-            raise RunError(f"the run's host cannot take a file: {answer.error}")
+        if error := self._answer(Filed, is_wanted, lost_seconds).error:
+            raise RunError(f"the run's host cannot take a file: {error}")
 
     def _fetched(self, wanted: Fetch) -> Piece:
-        def is_wanted(answer: Filed | Piece) -> bool:
-            return isinstance(answer, Piece) and wanted == Fetch(
-                answer.wanted, answer.index, answer.offset
-            )
+        def is_wanted(answer: Piece) -> bool:
+            return wanted == Fetch(answer.wanted, answer.index, answer.offset)
 
-        answer = self._answer(Piece, is_wanted)
-        assert isinstance(answer, Piece)
-        return answer
+        return self._answer(Piece, is_wanted)
 
     def _answer(
         self,
-        kind: type[Filed] | type[Piece],
-        is_wanted: Callable[[Filed | Piece], bool],
+        kind: type[Answer],
+        is_wanted: Callable[[Answer], bool],
         lost_seconds: float = math.inf,
-    ) -> Filed | Piece:
+    ) -> Answer:
         """Wait for an answer; skip those to requests that were given up.
 
         Args:

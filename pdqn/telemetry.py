@@ -18,8 +18,6 @@ from pdqn.messages import (
 )
 from pdqn.wire import WireError
 
-__all__ = ["Episode", "Telemetry"]
-
 
 class Telemetry:
     """Counters, gauges and finished episodes between two reports.

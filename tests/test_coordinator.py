@@ -29,10 +29,20 @@ from pdqn.config import Config
 from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
-from pdqn.messages import Ended, Evaluation, Fetch, FilePiece, Pulse, Rejoin, Report, Welcome
+from pdqn.messages import (
+    Ended,
+    Episode,
+    Evaluation,
+    Fetch,
+    FilePiece,
+    Pulse,
+    Rejoin,
+    Report,
+    Welcome,
+)
 from pdqn.silence import ListeningClock
 from pdqn.specs import EnvironmentSpec, FieldSpec
-from pdqn.telemetry import Episode, Telemetry
+from pdqn.telemetry import Telemetry
 from pdqn.transport import Context, Network
 from replay.client import SampleClient
 from replay.sender import TransitionSender

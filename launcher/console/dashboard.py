@@ -17,7 +17,7 @@ from typing import Literal
 from rich.console import Group
 from rich.text import Text
 
-from launcher.metrics.roster import MemberGroup, MemberView, merged
+from launcher.metrics.roster import MemberGroup, MemberView, merged, states_of
 from launcher.metrics.snapshot import EvaluationView, Snapshot
 from launcher.metrics.waiting import limiting_stage
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
@@ -98,7 +98,7 @@ def render(
 
 def health(snapshot: Snapshot) -> tuple[Health, str]:
     """Judge whether the run is well, and say in a few words why not."""
-    states = _states(snapshot.groups)
+    states = states_of(snapshot.groups)
     if states["dead"]:
         return "failing", f"{states['dead']} dead"
     if snapshot.first_error:
@@ -448,14 +448,6 @@ def _roles(snapshot: Snapshot, inner: int, limit: int) -> Lines:
     return lines or [Text("none yet", LABEL)]
 
 
-def _states(groups: Iterable[MemberGroup]) -> Counter[str]:
-    """Count members by their state."""
-    states: Counter[str] = Counter()
-    for group in groups:
-        states.update(group.states)
-    return states
-
-
 def _group_line(name: str, group: MemberGroup, inner: int) -> Text:
     counts = Counter(group.states)
     worst = max(counts, key=list(STATE_STYLES).index)
@@ -482,7 +474,7 @@ def _host_line(host: MemberView, groups: Sequence[MemberGroup], inner: int) -> T
     """Describe what a host does in the run, and how busy it is."""
     count = {group.role: group.count for group in groups}
     words = [plural(n, role) if role == "actor" else role for role, n in sorted(count.items())]
-    states = _states(groups)
+    states = states_of(groups)
     words += [f"{states[state]} {state}" for state in _UNUSUAL if states[state]]
     worst = max([host.state, *states], key=list(STATE_STYLES).index)
     load = (host.cpu_percent, host.memory_bytes)

@@ -148,17 +148,23 @@ def _grouped(views: Iterable[MemberView]) -> Iterable[MemberGroup]:
         yield MemberGroup(role, host, dict(counted), cpu_percent, int(memory_bytes))
 
 
+def states_of(groups: Iterable[MemberGroup]) -> Counter[str]:
+    """Count the members of groups by their state."""
+    states: Counter[str] = Counter()
+    for group in groups:
+        states.update(group.states)
+    return states
+
+
 def merged(groups: Iterable[MemberGroup]) -> MemberGroup | None:
     """Add groups up, whatever their roles and hosts; None of none."""
     groups = tuple(groups)
     if not groups:
         return None
-    states: Counter[str] = Counter()
-    for group in groups:
-        states.update(group.states)
     cpu_percent = sum(group.cpu_percent for group in groups)
     memory_bytes = sum(group.memory_bytes for group in groups)
-    return MemberGroup(groups[0].role, groups[0].host, dict(states), cpu_percent, memory_bytes)
+    states = dict(states_of(groups))
+    return MemberGroup(groups[0].role, groups[0].host, states, cpu_percent, memory_bytes)
 
 
 def _as_state(value: Any) -> MemberState:

@@ -68,23 +68,17 @@ def draw_pictures(run_dir: Path) -> list[Path]:
     drawn = [plot_training(run_dir)]
     _check_config(run_dir / CONFIG)
     told = read_object(run_dir / STATE_FILE).get("circle_placement")
-    model_path = run_dir / "final_model.pth"
-    if model_path.exists() and _is_circle_placement(told, model_path):
-        # These import torch and environments, which the pictures of other runs do not need.
-        from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
-        from pdqn.model import load_model
+    if told is False:
+        return drawn
+    # These import torch and environments, which the pictures of other runs do not need.
+    from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
+    from pdqn.model import FINAL_MODEL, load_model, load_spec
 
-        drawn.append(draw_strategy(load_model(model_path), run_dir / STRATEGY_PICTURE))
+    path = run_dir / FINAL_MODEL
+    # Runs of earlier versions do not say what they are; their models do.
+    if path.exists() and (told is True or load_spec(path).circle_placement):
+        drawn.append(draw_strategy(load_model(path), run_dir / STRATEGY_PICTURE))
     return drawn
-
-
-def _is_circle_placement(told: object, model_path: Path) -> bool:
-    """Take the run's word; ask the model of a run whose version did not write it."""
-    if isinstance(told, bool):
-        return told
-    from pdqn.model import load_spec
-
-    return load_spec(model_path).circle_placement
 
 
 def _check_config(path: Path) -> None:
