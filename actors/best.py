@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pdqn.config import Config
-from pdqn.model import load_model, save_model
+from pdqn.model import read_model, save_model
 from pdqn.networks import QNetwork
 from pdqn.specs import EnvironmentSpec
 
@@ -24,7 +24,7 @@ class BestKeeper:
     def __init__(self, path: Path, config: Config, spec: EnvironmentSpec) -> None:
         """Continue from the file, if an earlier incarnation of this role has written one."""
         self._path, self._config, self._spec = path, config, spec
-        known = load_model(path).score if path.is_file() else None
+        known = read_model(path).score if path.is_file() else None
         self.score = known if known is not None and math.isfinite(known) else -math.inf
 
     def offer(self, result: Mapping[str, Any], network: QNetwork, version: int) -> bool:

@@ -20,6 +20,7 @@ from pdqn.atomic import replacing
 from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
+from pdqn.layers import CONFIG, CONFIGURED
 
 STATE_FILE = "state.json"
 # The meaning of the parameters depends on these settings, among them all of the network's.
@@ -28,8 +29,6 @@ STRUCTURAL = (
     *(("network", field.name) for field in dataclasses.fields(NetworkConfig)),
 )
 
-# The configuration as filled in for the machine, and as a person wrote it.
-CONFIG, CONFIGURED = "config.toml", "configured.toml"
 SUMMARY, SNAPSHOT, EVENTS = "summary.json", "snapshot.json", "events.jsonl"
 METRICS = "metrics.jsonl"
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.02

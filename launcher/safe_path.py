@@ -7,8 +7,10 @@ Python's. Here it comes last, so that a person's own environments are still foun
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _NAME = "PYTHONSAFEPATH"
 _OURS = "pdqn"  # Python accepts any text; this one tells who set it
@@ -23,6 +25,17 @@ def safe_path() -> Iterator[None]:
         yield
     finally:
         forget()
+
+
+def find_own_modules() -> None:
+    """Let imports find modules in the current directory, after all others.
+
+    Call this once a person has named code there. Otherwise no optional package that is missing may
+    be found in a directory that came with somebody else's files.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def forget() -> None:

@@ -9,12 +9,20 @@ class UsageError(ValueError):
     """Bad input, found before anything started; the command line exits with status 2."""
 
 
+class NotTrustedError(UsageError):
+    """Refusal to run code that a file, or the head of a run, names and nobody here has named."""
+
+
 class RunError(RuntimeError):
     """Failure that ends the run; the command line exits with status 1."""
 
 
 class JoinRefusedError(RunError):
     """Refusal of this role by the coordinator; trying again would not help."""
+
+
+class HostRefusalError(NotTrustedError, JoinRefusedError):
+    """Refusal of a wish of the run's head, which has received the reason."""
 
 
 def first_line(error: BaseException) -> str:

@@ -180,6 +180,8 @@ class RunFiles:
 
 def is_here(welcome: Welcome) -> bool:
     """Return whether the run's directory is reachable: its file ``run_id`` names this run."""
+    if not welcome.run_dir:  # as on a host that does not let the run's head name its folders
+        return False
     path = Path(welcome.run_dir) / RUN_ID
     try:
         return path.read_text(encoding="utf-8") == welcome.run

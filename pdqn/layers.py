@@ -17,6 +17,9 @@ from pdqn.errors import UsageError
 
 Layer = Mapping[str, Mapping[str, Any]]
 
+# In a run directory: the configuration as filled in for the machine, and as a person wrote it.
+CONFIG, CONFIGURED = "config.toml", "configured.toml"
+
 
 _SECTIONS: dict[str, type] = {
     f.name: typing.get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)

@@ -26,8 +26,14 @@ import psutil
 import zmq
 
 import pdqn
-from pdqn import layers, messages, process, transport, wire
-from pdqn.errors import JoinRefusedError, RunError, type_and_first_line
+from pdqn import admission, layers, messages, process, transport, wire
+from pdqn.errors import (
+    HostRefusalError,
+    JoinRefusedError,
+    NotTrustedError,
+    RunError,
+    type_and_first_line,
+)
 from pdqn.messages import (
     MAX_REASON,
     MAX_TEXT,
@@ -130,6 +136,7 @@ class CoordinatorLink:
 
         Raises:
             JoinRefusedError: the coordinator refuses, with its reason, or does not accept the keys.
+            HostRefusalError: the run asks for what this host does not permit.
             RunError: the launcher ended, or no answer came in time.
         """
         asked = False
@@ -216,6 +223,11 @@ class CoordinatorLink:
             self.telemetry.count("reports_dropped")
 
     def _welcomed(self, welcome: Welcome) -> Welcome:
+        try:
+            welcome = admission.admitted(welcome, self._network, self._address)
+        except NotTrustedError as error:
+            self.leave(f"{_own_host()} refuses {error}")
+            raise HostRefusalError(str(error)) from error
         config = layers.from_map(welcome.config.to_map(), self._network.settings)
         self._period_seconds = config.system.telemetry_seconds
         self._timeout_seconds = config.system.heartbeat_timeout_seconds
@@ -301,7 +313,8 @@ class CoordinatorLink:
             raise RunError(f"{self._shown} no longer has a place for this role: {message.reason}")
 
     def _follow(self, pulse: Pulse) -> None:
-        self.pulse = pulse
+        self.pulse, refused = admission.followed(pulse, self._network, self._address)
+        self.telemetry.count("endpoints_refused", refused)
         if isinstance(self._context, Context):
             self.revocations += self._context.allow(pulse.clients)
 

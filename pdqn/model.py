@@ -13,10 +13,11 @@ from typing import Any, BinaryIO
 import torch
 
 from pdqn.atomic import replacing
-from pdqn.config import Config, NetworkConfig
-from pdqn.errors import UsageError, first_line
+from pdqn.config import Config, NetworkConfig, network_kind
+from pdqn.errors import NotTrustedError, UsageError, first_line
 from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
+from pdqn.trust import NOTHING, Trust, is_own, listed, names_code, own_config, printable
 
 FORMAT = 3
 # Model files in a run directory: the last parameters, and those with the best evaluation.
@@ -69,43 +70,131 @@ def save_model(
     write_atomically(path, content)
 
 
-def load_model(path: Path) -> Model:
-    """Load the model in a file.
+@dataclass(frozen=True)
+class ModelFile:
+    """The content of a model file, of which nothing has been imported or built.
 
-    Raises:
-        UsageError: the file is not a model, has another format, or has a custom network whose
-            module is not found.
+    Attributes:
+        path: the file.
+        spec: spec of the environment.
+        env_args: keyword arguments of the environment for evaluation.
+        network: configuration of the network.
+        parameters: tensors of the network, by name.
+        parameter_version: learner steps of the parameters.
+        score: score of the evaluation for which it was kept, if any.
     """
-    config: NetworkConfig | None = None
-    try:
-        content = _content(path)
-        spec = EnvironmentSpec.from_map(content["spec"])
-        config = NetworkConfig(**content["network"])
-        network = build_network(spec, config)
-        network.load_state_dict(content["parameters"])
-        env_args, version = dict(content["env_args"]), int(content["parameter_version"])
-        score = None if content["score"] is None else float(content["score"])
-    except UNREADABLE as error:
-        if isinstance(error, UsageError) and config is not None and ":" in str(config.kind):
-            raise UsageError(
-                f"{path}: {error}; its module must be importable: run this in its folder, or add "
-                "that folder to PYTHONPATH"
-            ) from error
-        raise _not_read(path, error) from error
-    set_noise(network, False)
-    return Model(network.eval(), spec, env_args, version, score)
+
+    path: Path
+    spec: EnvironmentSpec
+    env_args: dict[str, Any]
+    network: NetworkConfig
+    parameters: dict[str, torch.Tensor]
+    parameter_version: int
+    score: float | None
+
+    @property
+    def names_code(self) -> bool:
+        """Return whether the environment, its arguments or the network name a module."""
+        return names_code(self.spec.id, self.network.kind, self.env_args)
+
+    def check(self, trust: Trust, *, plays: bool = False) -> None:
+        """Refuse what the file names and may not run here. Imports nothing.
+
+        Everything may run in a run directory of this user's own whose configuration agrees with
+        the file.
+
+        Args:
+            trust: permission that the person has given.
+            plays: whether the environment will be made as well.
+
+        Raises:
+            NotTrustedError: the file names code that nobody here has named.
+            UsageError: the configuration of an own run directory cannot be read.
+        """
+        try:
+            trust.check_network(f"{self.path}:", self.network.kind)
+            if plays:
+                trust.check_environment(f"{self.path}:", self.spec.id, self.env_args)
+        except NotTrustedError:
+            if not self._is_own():
+                raise
+
+    def differences(self, config: Config) -> list[str]:
+        """List in words what the file has otherwise than a run's configuration."""
+        pairs = [
+            ("environment", self.spec.id, config.run.env),
+            ("arguments", listed(self.env_args), listed(config.evaluation_env_args)),
+            ("network", self.network, config.network),
+        ]
+        return [
+            f"its {what} is {printable(str(ours))}, the run's {printable(str(theirs))}"
+            for what, ours, theirs in pairs
+            if ours != theirs
+        ]
+
+    def build(self) -> Model:
+        """Build the network, which imports its module if it is a person's own.
+
+        Raises:
+            UsageError: the parameters do not fit, or the module of the network is not found.
+        """
+        try:
+            network = build_network(self.spec, self.network)
+            network.load_state_dict(self.parameters)
+        except UNREADABLE as error:
+            if isinstance(error, UsageError) and ":" in self.network.kind:
+                raise UsageError(
+                    f"{self.path}: {error}; its module must be importable: run this in its "
+                    "folder, or add that folder to PYTHONPATH"
+                ) from error
+            raise _not_read(self.path, error) from error
+        set_noise(network, False)
+        return Model(network.eval(), self.spec, self.env_args, self.parameter_version, self.score)
+
+    def _is_own(self) -> bool:
+        config = own_config(self.path.parent) if is_own(self.path) else None
+        return config is not None and not self.differences(config)
 
 
-def load_spec(path: Path) -> EnvironmentSpec:
-    """Read the spec of a model file's environment without building the network.
+def read_model(path: Path) -> ModelFile:
+    """Read a model file as data: nothing that it names is imported.
 
     Raises:
         UsageError: the file is not a model, or has another format.
     """
     try:
-        return EnvironmentSpec.from_map(_content(path)["spec"])
+        content = _content(path)
+        network = NetworkConfig(**content["network"])
+        network_kind(network.kind)
+        return ModelFile(
+            path=path,
+            spec=EnvironmentSpec.from_map(content["spec"]),
+            env_args=dict(content["env_args"]),
+            network=network,
+            parameters=content["parameters"],
+            parameter_version=int(content["parameter_version"]),
+            score=None if content["score"] is None else float(content["score"]),
+        )
     except UNREADABLE as error:
         raise _not_read(path, error) from error
+
+
+def load_model(path: Path, trust: Trust = NOTHING, *, plays: bool = False) -> Model:
+    """Load the model in a file.
+
+    Args:
+        path: the file.
+        trust: permission to run code that the file names.
+        plays: whether the caller will make the model's environment, which is then checked too.
+
+    Raises:
+        NotTrustedError: the file names code that may not run here.
+        UsageError: the file is not a model, has another format, or has a custom network whose
+            module is not found.
+    """
+    file = read_model(path)
+    file.check(trust, plays=plays)
+    return file.build()
 
 
 def _content(path: Path) -> dict[str, Any]:

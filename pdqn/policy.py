@@ -15,6 +15,7 @@ from pdqn.model import BEST_MODEL, FINAL_MODEL, Model, load_model
 from pdqn.networks import QNetwork
 from pdqn.specs import ACTION_MASK, PLAIN_FIELD, Observation
 from pdqn.stacking import FrameStacker
+from pdqn.trust import EVERYTHING, IN_PYTHON, Trust
 
 
 def action_values(network: QNetwork, observation: Observation) -> NDArray[np.float32]:
@@ -113,17 +114,21 @@ def named_parts(observation: Any, prefix: str = "") -> Iterator[tuple[str, Any]]
         yield from named_parts(part, f"{prefix}{key}.")
 
 
-def load_policy(run: str | Path, *, best: bool = False) -> Policy:
+def load_policy(run: str | Path, *, best: bool = False, trust: bool = False) -> Policy:
     """Load the policy that a run has learned.
 
     Args:
         run: a run directory, or a model file. Nothing in it is unpickled.
         best: load a run's best-evaluated parameters instead of its last ones.
+        trust: import the module of a custom network that another person's file names. In a run
+            directory of your own this is not needed.
 
     Raises:
         UsageError: the file does not exist or is not a model, or ``best`` is given with a file.
+        NotTrustedError: the file names code, and ``trust`` is False. It is a ``UsageError``.
     """
-    return Policy(load_model(model_path(Path(run), best=best)))
+    allowed = EVERYTHING if trust else Trust(ways=IN_PYTHON)
+    return Policy(load_model(model_path(Path(run), best=best), allowed))
 
 
 def model_path(run: Path, *, best: bool = False) -> Path:

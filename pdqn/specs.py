@@ -154,6 +154,15 @@ class EnvironmentSpec:
         )
         return replace(self, fields=fields)
 
+    def difference(self, other: EnvironmentSpec) -> str:
+        """Describe the first difference to another spec; empty if they are equal."""
+        ours, theirs = self.to_map(), other.to_map()
+        different = (name for name in theirs if ours[name] != theirs[name])
+        name = next(different, None)
+        if name is None:
+            return ""
+        return f"its {name} is {ours[name]!r:.200}, not {theirs[name]!r:.200}"
+
     def blank(self, batch: int) -> Observation:
         """Make a batch of plausible stacked observations with which to try a network."""
         return {field.name: field.blank(batch) for field in self.fields}

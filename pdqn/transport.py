@@ -28,6 +28,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pdqn.errors import RunError
+from pdqn.trust import NOTHING, Trust
 
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
@@ -66,6 +67,7 @@ class Network:
         settings: settings of this host, by section and key, which override the run's.
         relay: endpoint on this host that relays the learner's parameters; empty if every process
             gets them from the learner.
+        trust: code that the run's head may have processes of ``agent`` import.
     """
 
     keys: KeyPair | None = None
@@ -74,6 +76,7 @@ class Network:
     agent: str = ""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     relay: str = ""
+    trust: Trust = NOTHING
 
 
 class Context(zmq.Context[Socket]):

@@ -282,4 +282,4 @@ def same_threads() -> Iterator[None]:
 def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture costs more than the run; it has tests of its own."""
     if "with_picture" not in request.fixturenames:
-        monkeypatch.setattr("launcher.results.pictures.draw_pictures", lambda _: None)
+        monkeypatch.setattr("launcher.results.pictures.draw_pictures", lambda *_: None)

@@ -21,7 +21,7 @@ from launcher.results.pictures import draw_pictures
 from launcher.rundir import RunDirectory
 from pdqn.config import Config
 from pdqn.layers import build
-from pdqn.model import load_model, load_spec, save_model
+from pdqn.model import load_model, read_model, save_model
 from pdqn.networks import build_network
 from pdqn.networks.qmap import QMAP_FIELDS, QMap
 from pdqn.specs import EnvironmentSpec
@@ -147,7 +147,7 @@ def test_a_model_that_was_saved_before_environments_said_so_is_read(tmp_path: Pa
     torch.save(content, path)
     model = load_model(path)
     assert isinstance(model.network, QMap)
-    assert model.spec == load_spec(path)
+    assert model.spec == read_model(path).spec
     assert not model.spec.circle_placement
 
 

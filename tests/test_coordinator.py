@@ -44,6 +44,7 @@ from pdqn.silence import ListeningClock
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Context, Network
+from pdqn.trust import EVERYTHING
 from replay.client import SampleClient
 from replay.sender import TransitionSender
 
@@ -669,7 +670,7 @@ def test_actors_share_the_ladder_without_gaps_whoever_comes_and_goes(hub: Hub):
 
 
 def host(hub: Hub, agent: str, role: str = "host") -> CoordinatorLink:
-    context = Context(Network(agent=agent))
+    context = Context(Network(agent=agent, trust=EVERYTHING))
     hub.contexts.append(context)
     return hub.join(role, context=context)[0]
 

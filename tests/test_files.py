@@ -186,7 +186,7 @@ class Host:
                 0,
                 build(("test", CONFIG)),
                 describe_environment("CartPole-v1", {}),
-                "tcp://127.0.0.1:*",
+                "tcp://{host}:*",
                 str(directory),
             ),
             metrics=RunMetrics(None),

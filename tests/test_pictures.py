@@ -27,7 +27,7 @@ from launcher.results.pictures import PictureDrawer, draw_pictures
 from launcher.results.training import plot_training
 from launcher.run.state import RunState
 from launcher.rundir import RunDirectory
-from pdqn.config import Config, NetworkConfig, RunConfig
+from pdqn.config import Config, NetworkConfig, RunConfig, SystemConfig
 from pdqn.errors import UsageError
 from pdqn.layers import build
 from pdqn.model import Model, load_model, save_model
@@ -94,7 +94,7 @@ def test_an_untrained_policys_circles_are_exact_greedys(
 def test_a_run_of_circle_placement_has_both_pictures_and_others_have_one(tmp_path: Path):
     other = run_of(tmp_path / "other")
     assert [path.name for path in draw_pictures(other)] == ["training_results.png"]
-    run = run_of(tmp_path / "run", run={"env": PLACEMENT})
+    run = run_of(tmp_path / "run", run={"env": PLACEMENT, "env_args": {"map_size": 16}})
     assert [path.name for path in draw_pictures(run)] == ["training_results.png"]
     model_of(run / "final_model.pth", PLACEMENT, map_size=16)
     names = ["training_results.png", "strategy.png"]
@@ -111,9 +111,13 @@ def test_a_run_that_says_it_is_another_environment_is_believed_without_its_model
 # ---- while a run goes on ----
 
 
+def drawn_every(seconds: float) -> Config:
+    return Config(system=SystemConfig(picture_seconds=seconds))
+
+
 def test_pictures_are_drawn_again_and_again_beside_the_run(tmp_path: Path, eventually: Eventually):
     run = run_of(tmp_path / "run")
-    drawer = PictureDrawer(run, 0.1, tmp_path / "pictures.log")
+    drawer = PictureDrawer(run, drawn_every(0.1), tmp_path / "pictures.log")
     picture = run / "training_results.png"
 
     def drawn() -> bool:
@@ -131,7 +135,7 @@ def test_a_drawing_that_goes_on_is_ended_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sys, "executable", "/bin/cat")  # waits forever for its input
-    drawer = PictureDrawer(tmp_path, 1e-9, tmp_path / "pictures.log")
+    drawer = PictureDrawer(tmp_path, drawn_every(1e-9), tmp_path / "pictures.log")
     time.sleep(0.01)
     drawer.turn()
     drawer.close()

@@ -27,12 +27,20 @@ from launcher.cli.options import (
     run_options,
     take,
 )
+from launcher.cli.trusting import (
+    admitting,
+    naming_environment,
+    naming_network,
+    take_trust,
+    trusting,
+)
 from launcher.interrupts import Interrupts
 from launcher.run.resume import read_run
 from pdqn import layers
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import UsageError
 from pdqn.seeds import UNSEEN
+from pdqn.trust import Trust
 
 if TYPE_CHECKING:
     from launcher.hosts.access import Access
@@ -63,7 +71,7 @@ _GROUPS = {
     "What to train": ("env", "env_args", "seed"),
     "When to end": ("episodes", "steps", "seconds"),
     "Sizes": ("mode", "actors", "envs_per_actor", "replays"),
-    "Settings": ("preset", "config_file", "assignments"),
+    "Settings": ("preset", "config_file", "assignments", "trust"),
 }
 _SHOWN = ("run_dir", "resume", "console", "wandb", "metrics_port")
 _ASKED = ("check_only", "force", "yes")
@@ -233,20 +241,22 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
         from launcher.hosts.access import find_door
 
         # Before the imports, which take seconds.
+        trust = take_trust(reach)
         door = None if leash else find_door(join, **reach)
         from launcher.hosts import agent
 
         part = agent.Part(role, count or None, log_dir)
         if door is None:
             return agent.join_on_leash(part, join, interrupts)
-        return agent.join(part, door, interrupts)
+        return agent.join(part, door.trusting(trust), interrupts)
 
     command.__doc__ = (
         f"{summary}\n\n"
         "A role that ends is started again. Ctrl-C takes this host's roles out of the run in "
         "order; otherwise they end with the run.\n\n"
         f"\b\npdqn {role} --join tcp://127.0.0.1:7777{more}\n"
-        f"pdqn {role} --join tcp://10.0.0.1:7777 --key this-host.key{more}"
+        f"pdqn {role} --join tcp://10.0.0.1:7777 --key this-host.key{more}\n"
+        f"pdqn {role} --join ... --env my_environment:make        (a run of your own environment)"
     )
     wrapped: Any = command
     for option in reversed(_role_options(role)):
@@ -265,6 +275,7 @@ def _role_options(role: str) -> list[Callable[..., Any]]:
         ),
         *([several] if role == "actor" else []),
         joining,
+        admitting,
         reaching,
         click.option("--leash", is_flag=True, hidden=True),
         click.option(
@@ -337,6 +348,8 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 
 @cli.command("eval", short_help="Measure how good a policy is, next to the baselines.")
 @click.argument("run", type=PATH)
+@naming_environment
+@naming_network
 @click.option(
     "--episodes",
     default=100,
@@ -366,18 +379,22 @@ def evaluate(
     max_episode_steps: int,
     video: Path | None,
     video_episodes: int | None,
+    **others: Any,
 ) -> int:
     """Play greedy episodes on held-out seeds, next to the environment's baselines.
 
-    RUN is a run directory or a model file.
+    RUN is a run directory or a model file. A file of another person runs no code of its own: name
+    its environment with --env.
 
     \b
     pdqn eval runs/CartPole-v1__seed0__20260101-120000
     pdqn eval runs/.../final_model.pth --episodes 256
     pdqn eval runs/... --best                         (on seeds that did not choose them)
     pdqn eval runs/... --video policy.gif
+    pdqn eval policy.pth --env my_environment:make
     """
     from launcher.results import evaluate as evaluation
+    from launcher.results.models import Permission
 
     if video is None and video_episodes is not None:
         raise UsageError("--video-episodes: a film needs a file to go to: give --video FILE")
@@ -389,6 +406,7 @@ def evaluate(
         as_json=as_json,
         film=film,
         max_episode_steps=max_episode_steps,
+        permission=Permission(**others),
     )
 
 
@@ -399,7 +417,8 @@ def evaluate(
     type=PATH,
     help="file for the comparison  [default: comparison.png], or for one run's curves",
 )
-def plot(runs: tuple[Path, ...], out: Path | None) -> int:
+@trusting("run whatever code another person's run directory names")
+def plot(runs: tuple[Path, ...], out: Path | None, trust: bool) -> int:
     """Redraw a run's pictures in its directory, or compare several runs in one picture.
 
     Runs that differ only in their seed become one curve with a band.
@@ -418,7 +437,11 @@ def plot(runs: tuple[Path, ...], out: Path | None) -> int:
         from launcher.results.pictures import draw_pictures
         from launcher.results.training import plot_training
 
-        drawn = draw_pictures(runs[0]) if out is None else [plot_training(runs[0], out)]
+        drawn = (
+            draw_pictures(runs[0], Trust(everything=trust))
+            if out is None
+            else [plot_training(runs[0], out)]
+        )
     else:
         from launcher.results.compare import draw_comparison
 
@@ -433,7 +456,8 @@ def plot(runs: tuple[Path, ...], out: Path | None) -> int:
 @click.argument("run", type=PATH)
 @click.option("--onnx", "path", type=PATH, required=True, help="file to write")
 @click.option("--best", is_flag=True, help="use the parameters that evaluated best, not the last")
-def export(run: Path, path: Path, best: bool) -> int:
+@naming_network
+def export(run: Path, path: Path, best: bool, **others: Any) -> int:
     """Write the network of a run as an ONNX file, for programs without torch (pdqn[onnx]).
 
     Its inputs are the fields of the observation, its output is the value of every action.
@@ -442,8 +466,9 @@ def export(run: Path, path: Path, best: bool) -> int:
     pdqn export runs/CartPole-v1__seed0__20260101-120000 --onnx policy.onnx
     """
     from launcher.results import export as exporting
+    from launcher.results.models import Permission
 
-    names = exporting.export_onnx(run, path, best=best)
+    names = exporting.export_onnx(run, path, best=best, permission=Permission(**others))
     click.echo(f"{path}: {', '.join(names)} to values")
     return 0
 

@@ -17,8 +17,6 @@ def main() -> None:
     """Run a command, and report bad input and failed runs in one line, without a traceback."""
     _make_streams_usable()
     try:
-        # People name their own environments and networks by module: find those here as well.
-        sys.path.append(str(Path.cwd()))
         sys.exit(cli.main(prog_name="pdqn", standalone_mode=False) or 0)
     except UsageError as error:
         _fail(error, 2)

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 
 import click
 
+from launcher.cli.trusting import Authored, admit_configuration, trusting
 from launcher.run.resume import PastRun
 from pdqn import layers as configuration
 from pdqn.config import Config
 from pdqn.errors import UsageError
+from pdqn.trust import is_own
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
@@ -204,6 +206,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="SECTION.KEY=VALUE",
             help="any setting; may be repeated (see: pdqn settings)",
         ),
+        trusting("run whatever code another person's file or run directory names"),
     ]
     for option in reversed(options):
         command = option(command)
@@ -211,33 +214,46 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) -> Config:
-    """Build the configuration from all layers that a person wrote, now or for a past run."""
-    file = options["config_file"]
-    layers: list[tuple[str, configuration.Layer]] = []
-    if options["preset"] is not None:
-        path = Path(__file__).parents[1] / "presets" / f"{options['preset']}.toml"
-        layers.append((f"preset {options['preset']}", configuration.read_toml(path)))
-    if file is not None:
-        layers.append((f"file {file}", configuration.read_toml(file)))
-        _check_preset(layers)
-    layers.append(("environment variable", configuration.from_environment(os.environ)))
-    layers.append(("--set", configuration.from_assignments(options["assignments"])))
-    layers.append(("option", _option_layer(options)))
+    """Build the configuration from all layers that a person wrote, now or for a past run.
+
+    Raises:
+        NotTrustedError: another person's file names code to run.
+    """
+    authored = _layers_of(options)
+    layers = [(name, layer) for name, layer, _ in authored]
     if past is not None:
         layers = past.layers(*layers)
+        theirs = (past.configured, past.config.to_map())
+        authored = [*((past.name, layer, past.is_own) for layer in theirs), *authored]
     config = configuration.build(*layers)
     if config.run.episodes is None and config.run.steps is None and config.run.time_seconds is None:
         config = configuration.build(
             ("default", {"run": {"time_seconds": _DEFAULT_SECONDS}}), *layers
         )
+    admit_configuration(authored, config, trust=options["trust"])
     return config
 
 
-def _check_preset(layers: Sequence[tuple[str, configuration.Layer]]) -> None:
+def _layers_of(options: Mapping[str, Any]) -> list[Authored]:
+    """Read the layers that the options name, lowest first."""
+    file, layers = options["config_file"], list[Authored]()
+    if options["preset"] is not None:
+        path = Path(__file__).parents[1] / "presets" / f"{options['preset']}.toml"
+        layers.append((f"preset {options['preset']}", configuration.read_toml(path), True))
+    if file is not None:
+        layers.append((f"file {file}", configuration.read_toml(file), is_own(file)))
+        _check_preset(layers)
+    layers.append(("environment variable", configuration.from_environment(os.environ), True))
+    layers.append(("--set", configuration.from_assignments(options["assignments"]), True))
+    layers.append(("option", _option_layer(options), True))
+    return layers
+
+
+def _check_preset(layers: Sequence[Authored]) -> None:
     """Refuse a preset that a file overrides entirely, as the whole configuration of a run does."""
     if len(layers) < 2:
         return
-    (preset, chosen), (file, given) = layers
+    (preset, chosen, _), (file, given, _) = layers
     if all(key in given.get(section, {}) for section in chosen for key in chosen[section]):
         raise UsageError(f"--{preset} would do nothing: {file} sets everything that it sets")
 

@@ -14,6 +14,7 @@ from launcher.plan.machine import port_error
 from pdqn import transport
 from pdqn.errors import RunError, UsageError
 from pdqn.transport import Network
+from pdqn.trust import Trust
 
 EVERYWHERE = "0.0.0.0"
 CLUSTER_KEY = "dask"
@@ -166,6 +167,10 @@ class Door:
 
     endpoint: str
     network: Network
+
+    def trusting(self, trust: Trust) -> Door:
+        """Return this door for processes that may run what the trust permits."""
+        return replace(self, network=replace(self.network, trust=trust))
 
 
 def find_door(

@@ -29,13 +29,14 @@ from launcher.hosts.leash import Leash
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
+from launcher.safe_path import find_own_modules
 from pdqn.broadcast import Relay
 from pdqn.errors import RunError, UsageError
 from pdqn.files import FOLDER_VARIABLE
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Ended, Welcome
-from pdqn.specs import EnvironmentSpec
 from pdqn.transport import Context, Network
+from pdqn.trust import EVERYTHING, names_code, printable
 
 _TURN_SECONDS = 0.1
 _HEARD_SECONDS = 5.0
@@ -153,6 +154,9 @@ class _Agent:
         """
 
         def prepare() -> int:
+            run, kind = welcome.config.run, welcome.config.network.kind
+            if names_code(run.env, kind, welcome.config.evaluation_env_args):
+                find_own_modules()  # also those of the roles, which search where this process does
             check_environment(welcome)
             here, config, spec = machine.detect(), welcome.config, welcome.spec
             if self._part.role == "learner":
@@ -251,17 +255,11 @@ def check_environment(welcome: Welcome) -> None:
     versions = package_versions(run.env)
     for name, theirs in welcome.versions.items():
         if (ours := versions.get(name, "no")) != theirs:
+            name, theirs = printable(name), printable(theirs)
             raise UsageError(f"this host has {ours} {name}, the run {theirs}: install that here")
     here = describe_environment(run.env, run.env_args).stacked(welcome.spec.frame_stack)
-    if here != welcome.spec:
-        difference = _difference(here, welcome.spec)
+    if difference := here.difference(welcome.spec):
         raise UsageError(f"{run.env} is another environment on this host: {difference}")
-
-
-def _difference(here: EnvironmentSpec, there: EnvironmentSpec) -> str:
-    ours, theirs = here.to_map(), there.to_map()
-    name = next(name for name in theirs if ours.get(name) != theirs[name])
-    return f"its {name} is {ours.get(name)!r:.200}, the run's {theirs[name]!r:.200}"
 
 
 # The time that roles have to leave once the leash is cut.
@@ -281,7 +279,8 @@ def join_on_leash(part: Part, address: str, interrupts: Interrupts) -> int:
     """Take part in a run while standard input is open; its first line gives name and key."""
     leash = Leash.from_line(sys.stdin.readline())
     door = find_door(address, key=leash.key or None, insecure=True)
-    network = replace(door.network, agent=leash.agent)
+    # The worker of the cluster has run this command for the head: its code runs here anyway.
+    network = replace(door.network, agent=leash.agent, trust=EVERYTHING)
 
     def follow() -> None:
         while sys.stdin.readline():

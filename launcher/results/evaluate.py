@@ -26,9 +26,10 @@ from actors.evaluation import (
     scored,
 )
 from launcher.results.films import check_camera, check_film, record_film
+from launcher.results.models import NO_PERMISSION, Permission, open_model
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
-from pdqn.model import Model, load_model
+from pdqn.model import Model
 from pdqn.policy import greedy, model_path
 
 
@@ -48,6 +49,7 @@ def evaluate(
     as_json: bool,
     film: Film | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
+    permission: Permission = NO_PERMISSION,
 ) -> int:
     """Evaluate a run directory or a model file, and print the result.
 
@@ -59,11 +61,16 @@ def evaluate(
         as_json: print JSON.
         film: the film to make.
         max_episode_steps: steps after which an episode is cut; it counts as far as it went.
+        permission: the code that the file may run.
+
+    Raises:
+        UsageError: there is no such model, it may not run here, or the environment that the person
+            names is another one.
     """
     torch.set_num_threads(1)
     if film is not None:
         check_film(film.path)
-    model = load_model(model_path(path, best=best))
+    model = open_model(model_path(path, best=best), permission, plays=True)
     if film is not None:
         check_camera(model)
     # The best parameters of many evaluations look better on the seeds that chose them.
@@ -84,10 +91,15 @@ def evaluate(
     else:
         rich.console.Console().print(table(model, result))
     if film is not None:
-        frames, whole = record_film(model, film.path, film.episodes)
-        cut = "" if whole else ", then cut: the film would be too large"
-        click.echo(f"{film.path}: {frames} frames{cut}", err=as_json)
+        click.echo(_filmed(model, film), err=as_json)
     return 0
+
+
+def _filmed(model: Model, film: Film) -> str:
+    """Record the film, and describe it in a line."""
+    frames, whole = record_film(model, film.path, film.episodes)
+    cut = "" if whole else ", then cut: the film would be too large"
+    return f"{film.path}: {frames} frames{cut}"
 
 
 def table(model: Model, result: dict[str, Any]) -> Table:

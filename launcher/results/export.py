@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from launcher.results.checks import check_output
+from launcher.results.models import NO_PERMISSION, Permission, open_model
 from pdqn.atomic import replacing
 from pdqn.errors import UsageError
-from pdqn.model import Model, load_model
+from pdqn.model import Model
 from pdqn.networks import QNetwork
 from pdqn.networks.qmap import QMap
 from pdqn.policy import model_path
@@ -38,7 +39,13 @@ class _Values(nn.Module):
         return self._network(*self._network.prepare(observation))
 
 
-def export_onnx(run: Path, path: Path, *, best: bool = False) -> list[str]:
+def export_onnx(
+    run: Path,
+    path: Path,
+    *,
+    best: bool = False,
+    permission: Permission = NO_PERMISSION,
+) -> list[str]:
     """Write the network of a run as an ONNX file; return the names of its inputs.
 
     Its inputs are the observation's fields, [batch, *stacked shape], with any batch size. Its
@@ -48,6 +55,7 @@ def export_onnx(run: Path, path: Path, *, best: bool = False) -> list[str]:
         run: a run directory or a model file.
         path: the file, ``.onnx``.
         best: write the parameters of a run that evaluated best, not the last ones.
+        permission: the code that the file may run.
 
     Raises:
         UsageError: the file cannot be written, packages are missing, or the network cannot be
@@ -59,7 +67,7 @@ def export_onnx(run: Path, path: Path, *, best: bool = False) -> list[str]:
         raise UsageError(
             f"export needs {' and '.join(missing)}: python -m pip install 'pdqn[onnx]'"
         )
-    model = load_model(model_path(run, best=best))
+    model = open_model(model_path(run, best=best), permission)
     examples = example_fields(model.spec)
     names = list(examples)
     _check_exportable(model)

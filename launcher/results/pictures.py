@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 from launcher.rundir import CONFIG, STATE_FILE
+from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import read_toml
+from pdqn.trust import NOTHING, Trust
 
 _NICENESS = 15
 
@@ -23,14 +25,16 @@ class PictureDrawer:
 
     Args:
         run_dir: the run's directory.
-        period_seconds: time between two drawings.
+        config: the run's. The process may run the environment and the network that it names.
         log: file for the process's errors.
     """
 
-    def __init__(self, run_dir: Path, period_seconds: float, log: Path) -> None:
-        self._run_dir, self._period_seconds, self._log = run_dir, period_seconds, log
+    def __init__(self, run_dir: Path, config: Config, log: Path) -> None:
+        self._run_dir, self._log = run_dir, log
+        self._named = [config.run.env, config.network.kind]
+        self._period_seconds = config.system.picture_seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._next = time.monotonic() + period_seconds
+        self._next = time.monotonic() + self._period_seconds
 
     def turn(self) -> None:
         """Start a drawing if one is due and the last one has ended."""
@@ -42,7 +46,7 @@ class PictureDrawer:
         self._next = time.monotonic() + self._period_seconds
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "launcher.results.pictures", str(self._run_dir)],
+                [sys.executable, "-P", "-m", __name__, str(self._run_dir), *self._named],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -56,11 +60,21 @@ class PictureDrawer:
             self._process = None
 
 
-def draw_pictures(run_dir: Path) -> list[Path]:
+def may_run(env_id: str, kind: str) -> Trust:
+    """Permit the environment and the network of a run's own configuration."""
+    return Trust(frozenset({env_id}), frozenset({kind}))
+
+
+def draw_pictures(run_dir: Path, trust: Trust = NOTHING) -> list[Path]:
     """Draw all pictures of a run as it is now; return their paths.
 
+    Args:
+        run_dir: the run's directory.
+        trust: permission to run what its configuration names.
+
     Raises:
-        UsageError: its model file or its configuration is damaged.
+        UsageError: its model file or its configuration is damaged, they differ, or they name code
+            that may not run here.
     """
     # These imports take two seconds, for which commands that draw nothing need not wait.
     from launcher.results.training import plot_training, read_object
@@ -72,12 +86,13 @@ def draw_pictures(run_dir: Path) -> list[Path]:
         return drawn
     # These import torch and environments, which the pictures of other runs do not need.
     from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
-    from pdqn.model import FINAL_MODEL, load_model, load_spec
+    from launcher.results.models import open_model_of_run
+    from pdqn.model import FINAL_MODEL, read_model
 
     path = run_dir / FINAL_MODEL
     # Runs of earlier versions do not say what they are; their models do.
-    if path.exists() and (told is True or load_spec(path).circle_placement):
-        drawn.append(draw_strategy(load_model(path), run_dir / STRATEGY_PICTURE))
+    if path.exists() and (told is True or read_model(path).spec.circle_placement):
+        drawn.append(draw_strategy(open_model_of_run(path, trust), run_dir / STRATEGY_PICTURE))
     return drawn
 
 
@@ -88,4 +103,4 @@ def _check_config(path: Path) -> None:
 
 if __name__ == "__main__":
     os.nice(_NICENESS)
-    draw_pictures(Path(sys.argv[1]))
+    draw_pictures(Path(sys.argv[1]), may_run(*sys.argv[2:4]))

@@ -31,7 +31,10 @@ class Ends:
     def take(self, event: Event) -> None:
         """Record what a role reports, or the coordinator reports about it."""
         self._session.note(event.kind, event.role, event.index, event.text)
-        if event.error:
+        if event.error and event.role == "host":
+            # Such as a host that refuses the run: a person has to see each of them.
+            self._session.say(f"host {event.index}: {event.text}")
+        elif event.error:
             log = self._see_log(event.role, event.index)
             self._session.note_error(f"{event.role} {event.index}: {event.text}{log}", event.trace)
 

@@ -17,6 +17,7 @@ from pdqn import layers
 from pdqn.config import Config
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import Layer
+from pdqn.trust import is_own
 
 _LIMITS = ("episodes", "steps", "time_seconds")
 _REACHED = {
@@ -37,12 +38,20 @@ class PastRun:
             except for what the parameters depend on.
         config: the configuration that the plan made of it.
         state: counters and figures.
+        is_own: whether the directory and its configuration are this user's own, and nobody else
+            can write them.
     """
 
     path: Path
     configured: Layer
     config: Config
     state: RunState
+    is_own: bool = False
+
+    @property
+    def name(self) -> str:
+        """The option that names it."""
+        return f"--resume {self.path}"
 
     def layers(self, *above: tuple[str, Layer]) -> list[tuple[str, Layer]]:
         """Return the run's own settings, those given now, and what was chosen for the run.
@@ -157,7 +166,8 @@ def read_run(path: Path) -> PastRun:
         raise UsageError(f"--resume {path}: not a run directory (needs {CONFIG} and {CONFIGURED})")
     configured, chosen = _read_settings(path / CONFIGURED), _read_settings(path / CONFIG)
     config = layers.build((f"file {path / CONFIG}", chosen))
-    return PastRun(path, configured, config, read_state(path))
+    own = all(map(is_own, (path, path / CONFIG, path / CONFIGURED)))
+    return PastRun(path, configured, config, read_state(path), own)
 
 
 def _read_settings(path: Path) -> Layer:

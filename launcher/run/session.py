@@ -81,8 +81,7 @@ class Session:
         self._unwritable = False
         self._recorder = Recorder(run_dir, make_sinks(config, run_dir.path, self.say))
         log = run_dir.logs / "pictures.log"
-        period_seconds = config.system.picture_seconds
-        self._drawer = pictures.PictureDrawer(run_dir.path, period_seconds, log)
+        self._drawer = pictures.PictureDrawer(run_dir.path, config, log)
         self.state.sessions += 1
         self._session_started = time.monotonic()
         self._started = self._session_started - self.state.elapsed_seconds
@@ -268,7 +267,7 @@ class Session:
             self._recorder.close()
         self._drawer.close()
         if self.config.system.pictures:
-            draw_last(self.run_dir.path, self.say)
+            draw_last(self.run_dir.path, self.config, self.say)
         self.run_dir.event("ended", reason=reason)
         self._publish(last)
         with self._may_fail():
@@ -372,10 +371,11 @@ def limit_reached(run: RunConfig, counts: Mapping[str, int], trained_seconds: fl
     return ""
 
 
-def draw_last(run_dir: Path, say: Callable[[str], None]) -> None:
+def draw_last(run_dir: Path, config: Config, say: Callable[[str], None]) -> None:
     """Draw the pictures of a run that has ended."""
     try:
-        pictures.draw_pictures(run_dir)
+        trust = pictures.may_run(config.run.env, config.network.kind)
+        pictures.draw_pictures(run_dir, trust)
     except Exception as error:  # noqa: BLE001 - networks and environments raise anything
         # A full disk, or a picture that cannot be drawn, must not hide how the run went.
         say(f"the pictures could not be drawn: {type(error).__name__}: {error}")

@@ -1,0 +1,98 @@
+"""Models from files of which another person, or another host, may be the author."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actors.environments.describe import describe_environment
+from launcher.rundir import CONFIG
+from launcher.safe_path import find_own_modules
+from pdqn import layers
+from pdqn.errors import UsageError
+from pdqn.model import Model, ModelFile, read_model
+from pdqn.trust import Trust
+
+
+@dataclass(frozen=True)
+class Permission:
+    """The code that a person lets a model file run.
+
+    Attributes:
+        env: environment that the person names; it replaces the file's.
+        network: network that the person names; it replaces the file's.
+        everything: whether the file may run any code.
+    """
+
+    env: str | None = None
+    network: str | None = None
+    everything: bool = False
+
+    @property
+    def trust(self) -> Trust:
+        """The same as ``pdqn.trust`` checks it."""
+        environments, networks = (
+            frozenset(filter(None, [name])) for name in (self.env, self.network)
+        )
+        return Trust(environments, networks, self.everything)
+
+
+NO_PERMISSION = Permission()
+
+
+def open_model(path: Path, permission: Permission, *, plays: bool = False) -> Model:
+    """Load a model once it is known to run nothing that the person has not permitted.
+
+    Args:
+        path: the model file.
+        permission: the code that the person lets it run.
+        plays: whether the environment will be made.
+
+    Raises:
+        UsageError: the file is not a model or may not run here, or the named environment differs
+            from the one that the model is for.
+    """
+    file, env, network = read_model(path), permission.env, permission.network
+    named = file if env is None else replace(file, spec=replace(file.spec, id=env))
+    if network is not None:
+        named = replace(named, network=replace(file.network, kind=network))
+    named.check(permission.trust, plays=plays)
+    return _built(named, checked=file.spec.id == named.spec.id)
+
+
+def open_model_of_run(path: Path, trust: Trust) -> Model:
+    """Load the model of a run for the run's own environment and network.
+
+    A learner on another host may have written the file. Of such a file only the parameters count:
+    all else must be as the run's configuration says.
+
+    Args:
+        path: the model file, in the run's directory.
+        trust: permission to run what the configuration names.
+
+    Raises:
+        UsageError: the file differs from the configuration, or names code that may not run here.
+    """
+    file = read_model(path)
+    file.check(trust, plays=True)
+    settings = path.parent / CONFIG
+    if not settings.exists():
+        return _built(file)
+    config = layers.build((f"file {settings}", layers.read_toml(settings)))
+    if different := file.differences(config):
+        raise UsageError(f"{path} is not of this run: {'; '.join(different)}")
+    return _built(file, env_args=config.run.env_args, checked=False)
+
+
+def _built(
+    file: ModelFile, *, env_args: dict[str, object] | None = None, checked: bool = True
+) -> Model:
+    """Build a model that may run, after comparing its spec with the environment unless checked."""
+    if file.names_code:
+        find_own_modules()
+    if not checked:
+        arguments = file.env_args if env_args is None else env_args
+        here = describe_environment(file.spec.id, arguments, file.spec.frame_stack)
+        if difference := here.difference(file.spec):
+            raise UsageError(f"{file.path} is for another environment than {here.id}: {difference}")
+    return file.build()

@@ -1,0 +1,162 @@
+"""Permission to run what a file, or the head of a run, names: environments and networks.
+
+A name ``module:factory`` makes Python import a module and call a function of it. A registered
+environment or a built-in network of an installed package needs no permission. All else does: by
+name, or for everything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pdqn import layers
+from pdqn.config import Config
+from pdqn.errors import NotTrustedError
+from pdqn.layers import CONFIG
+
+# Texts that a library could import: module:name, and package.module.name.
+_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_].*", re.DOTALL)
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_MOST_SHOWN = 80
+
+
+class Ways(NamedTuple):
+    """The ways in which a person gives permission; ``{}`` stands for the name."""
+
+    environment: str = "--env {}, or --trust"
+    network: str = "--network {}, or --trust"
+    everything: str = "--trust"
+
+
+ON_LAUNCH = Ways(network="--set network.kind={}, or --trust")
+IN_PYTHON = Ways("trust=True", "trust=True", "trust=True")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The names that a person lets others use here.
+
+    Attributes:
+        environments: environments that may be made, as ``run.env`` names them.
+        networks: networks that may be built, as ``network.kind`` names them.
+        everything: whether any code may run.
+        ways: how the person can permit more, for the refusals.
+    """
+
+    environments: frozenset[str] = frozenset()
+    networks: frozenset[str] = frozenset()
+    everything: bool = False
+    ways: Ways = Ways()
+
+    def check_environment(self, whose: str, env_id: str, *env_args: Mapping[str, Any]) -> None:
+        """Refuse an environment that would run code without permission. Imports nothing.
+
+        The arguments of an environment that the person has named are data to it. Only a text
+        ``module:name`` among them still needs permission for everything. The arguments of other
+        environments must not look like ``package.module.name`` either.
+
+        Args:
+            whose: beginning of the message: the file or the address, with a colon.
+            env_id: name of the environment.
+            env_args: keyword arguments that it is to get.
+
+        Raises:
+            NotTrustedError: the message shows the name, and what to type.
+        """
+        if self.everything:
+            return
+        named = env_id in self.environments
+        if ":" in env_id and not named:
+            raise self._refusal(whose, "its environment", env_id, self.ways.environment)
+        for arguments in env_args:
+            for key, text in _texts(arguments):
+                if _CODE.fullmatch(text):
+                    raise self._refusal(whose, f"its argument {printable(key)}", text)
+                if _DOTTED.fullmatch(text) and not named:
+                    way = self.ways.environment.format(_quoted(env_id))
+                    raise self._refusal(whose, f"its argument {printable(key)}", text, way)
+
+    def check_network(self, whose: str, kind: str) -> None:
+        """Refuse a network that would run code without permission. Imports nothing.
+
+        Raises:
+            NotTrustedError: the message shows the name, and what to type.
+        """
+        if ":" in kind and not self.everything and kind not in self.networks:
+            raise self._refusal(whose, "its network", kind, self.ways.network)
+
+    def _refusal(self, whose: str, what: str, name: str, way: str = "") -> NotTrustedError:
+        way = (way or self.ways.everything).format(_quoted(name))
+        verb = "could" if "argument" in what else "would"
+        return NotTrustedError(
+            f"{whose} {what} is {printable(name)}, which {verb} run code; "
+            f"if you trust it, give {way}"
+        )
+
+
+NOTHING, EVERYTHING = Trust(), Trust(everything=True)
+
+
+def names_code(env_id: str, kind: str, *env_args: Mapping[str, Any]) -> bool:
+    """Tell whether an environment, a network or an argument is a ``module:name``."""
+    texts = (text for arguments in env_args for _, text in _texts(arguments))
+    return ":" in env_id or ":" in kind or any(map(_CODE.fullmatch, texts))
+
+
+def own_config(run_dir: Path) -> Config | None:
+    """Read the configuration of a run directory of this user's own; None if it is not one.
+
+    Raises:
+        UsageError: the configuration cannot be read.
+    """
+    path = run_dir / CONFIG
+    if not (is_own(run_dir) and is_own(path)):
+        return None
+    return layers.build((f"file {path}", layers.read_toml(path)))
+
+
+def is_own(path: Path) -> bool:
+    """Tell whether a file is there, is this user's, and cannot be written by everybody."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH
+
+
+def printable(text: str) -> str:
+    """Return a text as a line that does nothing to a terminal, cut to 80 characters."""
+    shown = text if text.isprintable() else repr(text)
+    return shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
+
+
+def listed(value: Any) -> Any:
+    """Copy plain data with lists in place of tuples, as TOML and msgpack give it back."""
+    if isinstance(value, Mapping):
+        return {key: listed(item) for key, item in value.items()}
+    return [listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _quoted(name: str) -> str:
+    """Quote a name for a shell; a name that would not fit in the message is left out."""
+    fits = name.isprintable() and len(name) <= _MOST_SHOWN
+    return shlex.quote(name) if fits else "NAME"
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in plain data with the key that it is under."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _texts(part, str(name))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            yield from _texts(part, key)
