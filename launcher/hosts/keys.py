@@ -117,7 +117,7 @@ def make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _name_and_roles(text: str) -> tuple[str, frozenset[str] | None]:
-    """Split ``NAME:ROLE,ROLE``; the roles are None where there is no colon.
+    """Split ``NAME:ROLE,ROLE``; without a colon the roles are None.
 
     Raises:
         UsageError: a name that cannot name a key, or an unknown role.
