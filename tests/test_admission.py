@@ -167,6 +167,7 @@ class Head:
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
         self._contexts: list[Context] = []
+        self._joined: list[CoordinatorLink] = []
 
     @property
     def endpoint(self) -> str:
@@ -181,7 +182,15 @@ class Head:
         self._contexts.append(context)
         return CoordinatorLink(context, self.endpoint, role)
 
+    def joined(self, role: str, trust: Trust = NOTHING) -> tuple[CoordinatorLink, Welcome]:
+        link = self.link(role, trust)
+        answer = link.join()
+        self._joined.append(link)
+        return link, answer
+
     def close(self) -> None:
+        for link in self._joined:
+            link.leave()
         for context in self._contexts:
             context.destroy(linger=0)
         self._stop.set()
@@ -239,13 +248,11 @@ def test_a_learner_writes_into_no_directory_that_a_head_names(heads: Heads, tmp_
     mine.mkdir()
     (mine / RUN_ID).write_text("the run")
     head = heads(welcome(run="the run", run_dir=str(mine)))
-    link = head.link("learner")
-    files = RunFiles(link, link.join())
+    files = RunFiles(*head.joined("learner"))
     assert not files.here
     assert files.path != mine
     files.close()
-    link = head.link("evaluator", EVERYTHING)
-    assert RunFiles(link, link.join()).path == mine
+    assert RunFiles(*head.joined("evaluator", EVERYTHING)).path == mine
 
 
 def test_a_host_without_a_directory_is_nowhere_near_one(
@@ -253,8 +260,7 @@ def test_a_host_without_a_directory_is_nowhere_near_one(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / RUN_ID).write_text("the run")
-    link = heads(welcome(run="the run")).link("learner")
-    files = RunFiles(link, link.join())
+    files = RunFiles(*heads(welcome(run="the run")).joined("learner"))
     assert not files.here, "the current directory is not the run's"
     files.close()
 

@@ -64,8 +64,7 @@ def evaluate(
         permission: the code that the file may run.
 
     Raises:
-        UsageError: there is no such model, it may not run here, or the environment that the person
-            names is another one.
+        UsageError: see ``open_model``.
     """
     torch.set_num_threads(1)
     if film is not None:
