@@ -81,10 +81,7 @@ def evaluate(
         seeds=held_out,
         max_episode_steps=max_episode_steps,
     )
-    scores = playing(partial(greedy, model.network))
-    assert scores is not None, "nothing stops it"
-    result = describe(scores, model.spec, _baselines(model, held_out, playing))
-    result["parameter_version"] = model.parameter_version
+    result = _scored(model, held_out, playing)
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -92,6 +89,16 @@ def evaluate(
     if film is not None:
         click.echo(_filmed(model, film), err=as_json)
     return 0
+
+
+def _scored(
+    model: Model, held_out: list[int], playing: Callable[[Act], Scores | None]
+) -> dict[str, Any]:
+    """Play the policy and its baselines, and describe both."""
+    scores = playing(partial(greedy, model.network))
+    assert scores is not None, "nothing stops it"
+    result = describe(scores, model.spec, _baselines(model, held_out, playing))
+    return result | {"parameter_version": model.parameter_version}
 
 
 def _filmed(model: Model, film: Film) -> str:
