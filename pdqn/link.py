@@ -209,10 +209,10 @@ class CoordinatorLink:
         poller.register(self._socket, zmq.POLLIN)
 
     def _count_turned_away(self) -> None:
-        """Count the connections that this process has refused, by who asked for them."""
+        """Count the refusals of this process's sockets, by who was refused and for what."""
         if isinstance(self._context, Context):
             for who, times in self._context.turned_away().items():
-                self.telemetry.count(f"refused/{who}: a connection"[:MAX_NAME], times)
+                self.telemetry.count(f"refused/{who}"[:MAX_NAME], times)
 
     def _figures(self) -> Report:
         self.telemetry.gauge("cpu_percent", self._process.cpu_percent())
