@@ -31,13 +31,17 @@ class BestKeeper:
         """Keep the parameters if their evaluation is the best one; return whether they were kept.
 
         Args:
-            result: result of ``describe`` for the evaluation.
+            result: result of ``describe`` for the evaluation. If some of its episodes were cut
+                before their headline metric was known, the parameters are not kept: the mean over
+                the other episodes, the short ones, cannot be compared.
             network: network with these parameters.
             version: learner steps of the parameters.
 
         Raises:
             OSError: the file cannot be written; later parameters may still be kept.
         """
+        if result.get("unscored"):
+            return False
         headline = self._spec.headline_metric
         score = result["return_mean"] if headline is None else result["metrics"][headline]
         # No score compares with NaN: after keeping one, every later score would count as better.

@@ -194,7 +194,7 @@ class Evaluation(Message):
 
     Attributes:
         parameter_version: learner steps of the parameters.
-        episodes: number of episodes with a score.
+        episodes: number of episodes that count: with a score, or cut before it was known.
         return_mean: mean of their undiscounted returns.
         return_error: standard error of that mean.
         metrics: mean of the environment's headline metric, by its name; empty without one.
@@ -205,6 +205,8 @@ class Evaluation(Message):
         dropped: number of episodes without a score.
         length_mean: mean environment steps of an episode.
         baseline_errors: standard error of each of ``baselines``.
+        cut: number of ``episodes`` that were cut off before their end.
+        unscored: number of those whose headline metric was not known by then.
     """
 
     KIND = "evaluation"
@@ -221,10 +223,12 @@ class Evaluation(Message):
     dropped: int = 0
     length_mean: float = 0.0
     baseline_errors: dict[str, float] = field(default_factory=dict)
+    cut: int = 0
+    unscored: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name in ("parameter_version", "episodes", "dropped"):
+        for name in ("parameter_version", "episodes", "dropped", "cut", "unscored"):
             check_whole(getattr(self, name), name)
         for name in ("return_mean", "return_error", "length_mean"):
             check_finite(getattr(self, name), name)
