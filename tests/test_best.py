@@ -46,6 +46,17 @@ def test_a_keeper_that_was_started_again_remembers_what_it_has(tmp_path: Path):
     assert load_model(path).parameter_version == 7
 
 
+def test_a_damaged_file_is_set_aside_and_the_next_evaluation_is_the_best(tmp_path: Path):
+    path = tmp_path / "best.pth"
+    path.write_bytes(b"damaged")
+    keeper = BestKeeper(path, CONFIG, SPEC)
+    assert "best.pth: not a model" in keeper.unread
+    assert (tmp_path / "unreadable-best.pth").read_bytes() == b"damaged"
+    assert keeper.offer(result(-3.0), network(), 1)
+    again = BestKeeper(path, CONFIG, SPEC)
+    assert (again.score, again.unread) == (-3.0, "")
+
+
 def test_the_headline_metric_decides_where_there_is_one(tmp_path: Path):
     path = tmp_path / "best.pth"
     keeper = BestKeeper(path, CONFIG, EnvironmentSpec("test/Headline-v0", FIELDS, 2, "coverage"))

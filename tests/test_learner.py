@@ -489,6 +489,38 @@ def test_one_that_was_not_written_to_its_end_is_none_and_goes_with_the_next(tmp_
     assert not unfinished.exists()
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_after_a_damaged_newest_checkpoint_saves_of_fewer_steps_stay(tmp_path: Path, keep: int):
+    save_checkpoint(tmp_path, state_of(10), keep=3)
+    save_checkpoint(tmp_path, state_of(500), keep=3)
+    damaged = save_checkpoint(tmp_path, state_of(1000), keep=3)
+    (damaged / "learner.pth").write_bytes(b"damaged")
+    again = load_newest(tmp_path, lambda _: None)
+    assert again is not None
+    assert again["learner_steps"] == 500
+    for steps in (520, 540):
+        path = save_checkpoint(tmp_path, state_of(steps), keep)
+        newest = load_newest(tmp_path, pytest.fail)
+        assert newest is not None
+        assert newest["learner_steps"] == steps
+        assert next(checkpoints(tmp_path)) == path
+    kept = [540, 520, 500][:keep]
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{n:09d}" for n in kept]
+    aside = tmp_path / "checkpoints" / "unreadable-step-000001000" / "learner.pth"
+    assert aside.read_bytes() == b"damaged"
+
+
+def test_a_second_damaged_checkpoint_of_the_same_step_replaces_the_first(tmp_path: Path):
+    for content in (b"first", b"second"):
+        damaged = save_checkpoint(tmp_path, state_of(9), keep=1)
+        (damaged / "learner.pth").write_bytes(content)
+        save_checkpoint(tmp_path, state_of(3), keep=1)
+    folder = tmp_path / "checkpoints"
+    names = ["step-000000003", "unreadable-step-000000009"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert (folder / names[1] / "learner.pth").read_bytes() == b"second"
+
+
 def test_checkpoints_of_which_none_can_be_read_are_an_error(tmp_path: Path):
     for steps in (1, 2):
         (save_checkpoint(tmp_path, state_of(steps), keep=3) / "learner.pth").write_bytes(b"")
