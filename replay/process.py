@@ -254,6 +254,7 @@ class ReplayServer:
         telemetry, limiter = self._telemetry, self._limiter.limiter
         telemetry.gauge("size", self._buffer.size)
         telemetry.gauge("stored_bytes", self._buffer.stored_bytes)
+        telemetry.counters["priorities_clipped"] = self._buffer.priorities_clipped
         telemetry.gauge("limiter_balance", limiter.balance)
         telemetry.gauge("limiter_target", limiter.target)
         telemetry.gauge("blocked_for_seconds", self._blocked.seconds)
