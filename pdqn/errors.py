@@ -25,6 +25,10 @@ class HostRefusalError(NotTrustedError, JoinRefusedError):
     """Refusal of a wish of the run's head, which has received the reason."""
 
 
+class PlaceTakenError(JoinRefusedError):
+    """Refusal because another process has the place: it helps to try again once that is gone."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its type if the text is empty."""
     lines = str(error).strip().splitlines()
