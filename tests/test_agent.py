@@ -166,7 +166,8 @@ def test_the_place_of_a_learner_that_ended_is_free_although_its_hosts_reports_ar
 
     monkeypatch.setattr(Membership, "receive", lossy)
     context, bind = zmq.Context(), "tcp://127.0.0.1:*"
-    there = Welcome("run", 0, 0, build(("test", LEARNER)), SPEC, bind, str(tmp_path / "run"))
+    config, over_tcp = build(("test", LEARNER)), "tcp://{host}:*"
+    there = Welcome("run", 0, 0, config, SPEC, over_tcp, str(tmp_path / "run"))
     coordinator = Coordinator(
         context, bind, welcome=there, metrics=RunMetrics(None), files=FileStore(tmp_path, 1)
     )
