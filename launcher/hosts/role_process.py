@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher import safe_path
 from pdqn.errors import JoinRefusedError
+from pdqn.text import printable
 from pdqn.transport import Network
 
 EXIT_REFUSED = 3
@@ -29,7 +30,7 @@ def run_role(
     try:
         _main_of(role)(address, index, log_path, network)
     except JoinRefusedError as error:
-        print(f"pdqn: {error}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
+        print(f"pdqn: {printable(str(error))}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
         sys.exit(EXIT_REFUSED)
     logging.shutdown()
     sys.stdout.flush()

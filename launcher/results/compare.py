@@ -20,6 +20,7 @@ from launcher.results.training import (
     PICTURE_FORMATS,
     Floats,
     Metrics,
+    drawable,
     marker_of,
     read_metrics,
     save_picture,
@@ -161,7 +162,9 @@ def _draw_group(axes: Axes, group: Group, key: str, over: str, colour: str) -> N
     if len(points):
         axes.fill_between(points, least, largest, color=colour, alpha=0.2, linewidth=0)
         curves = [(points, mean)]
-    axes.plot([], [], color=colour, linewidth=2, label=group.label)  # once, however many curves
+    axes.plot(
+        [], [], color=colour, linewidth=2, label=drawable(group.label)
+    )  # once, however many curves
     for x, y in curves:
         axes.plot(x, y, color=colour, linewidth=2, marker=marker_of(x))
 
