@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from launcher import safe_path
 from pdqn.errors import JoinRefusedError
-from pdqn.text import printable
+from pdqn.text import printable, printable_lines
 from pdqn.transport import Network
 
 EXIT_REFUSED = 3
@@ -32,6 +33,9 @@ def run_role(
     except JoinRefusedError as error:
         print(f"pdqn: {printable(str(error))}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
         sys.exit(EXIT_REFUSED)
+    except Exception:  # noqa: BLE001 - multiprocessing would print it with its escapes
+        print(printable_lines(traceback.format_exc()), file=sys.stderr)  # noqa: T201 - as it would
+        sys.exit(1)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

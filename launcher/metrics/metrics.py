@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,7 +47,8 @@ class RunMetrics:
         self._learner_steps = 0
         self.evaluation: Evaluation | None = None
         self._new_evaluations: list[Evaluation] = []
-        self._evaluation_lines = Allowance(*_EVALUATION_LINES)
+        # By role: what others send does not take the place of what the evaluator finds.
+        self._evaluation_lines = defaultdict(lambda: Allowance(*_EVALUATION_LINES))
 
     def get_state(self) -> dict[str, Any]:
         """Return as plain data what a later session goes on from, and what pictures read."""
@@ -88,11 +89,11 @@ class RunMetrics:
         for episode in report.episodes:
             self._episodes.add(*episode)
         if report.evaluation is not None:
-            size = _line_characters(report.evaluation)
-            if key.role != "evaluator" or size > self._evaluation_lines.left(now):
+            size, lines = _line_characters(report.evaluation), self._evaluation_lines[key.role]
+            if size > lines.left(now):
                 self.reject("evaluation")
                 return
-            self._evaluation_lines.use(size, now)
+            lines.use(size, now)
             self.evaluation = report.evaluation
             self._new_evaluations.append(report.evaluation)
 

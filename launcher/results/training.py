@@ -35,7 +35,7 @@ PICTURE_FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 _X = "environment_steps"
 _BASELINE = "eval/baseline/"
 _RECENT = "episodes_recent"
-_MOST_DRAWN = 200  # characters of a name
+_MOST_DRAWN = 60  # characters of a name
 _SMOOTHED_PARTS = 30  # the smoothing window is this fraction of a series
 
 # Okabe and Ito's palette, whose colours differ under any kind of colour blindness.
@@ -163,9 +163,9 @@ def training_figure(metrics: Metrics, name: str) -> Figure:
     return figure
 
 
-def drawable(text: str) -> str:
+def drawable(text: str, most: int = _MOST_DRAWN) -> str:
     """Prepare a text of a run's files for a picture: short, printable, and not a formula."""
-    return printable(text)[:_MOST_DRAWN].replace("$", r"\$")
+    return printable(text)[:most].replace("$", r"\$")
 
 
 # ---- panels: each draws itself, and returns whether there was anything to draw ----
