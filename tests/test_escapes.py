@@ -124,19 +124,21 @@ def test_no_console_passes_on_what_a_snapshot_or_a_message_holds(stream: FakeTer
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_no_text_breaks_the_layout(text: str, width: int):
     terminal = Terminal(
-        file=io.StringIO(), width=width, height=50, color_system=None, force_terminal=True,
+        file=io.StringIO(), width=width, height=90, color_system=None, force_terminal=True,
         legacy_windows=False,
     )  # fmt: skip
     events = [(float(second), text) for second in range(60)]
     with terminal.capture() as capture:
         view = Snapshot.from_map(hostile_view(text).to_map())
-        terminal.print(render(view, width, 50, events))
+        terminal.print(render(view, width, 90, events))
     lines = capture.get().splitlines()
-    assert len(lines) <= 50
+    assert len(lines) <= 90
+    assert "╭ loss" in capture.get(), "the charts are there, with a title from elsewhere"
     for line in lines:
         assert cells(line) <= width, line
         if line.startswith(("│", "╭", "╰")):
             assert cells(line) == width, line
+            assert width == 40 or line.count("╭") == line.count("╮"), line
             assert line[-1] in ("│╮╯…" if width == 40 else "│╮╯"), line
 
 
@@ -309,6 +311,22 @@ def test_a_model_file_whose_names_hold_escapes_is_refused(tmp_path: Path):
     ):
         torch.save({"format": 3, "spec": spec, "network": {}, "parameters": {}}, path)
         with pytest.raises(UsageError, match="is not a name of printable characters") as refused:
+            load_model(path)
+        assert_harmless(str(refused.value))
+
+
+def test_whatever_else_is_wrong_with_a_model_file_its_refusal_is_text(tmp_path: Path):
+    path = tmp_path / "model.pth"
+    spec = EnvironmentSpec("x", (FieldSpec("o", (1,), "float32"),), 2).to_map()
+    for content in (
+        {"format": HOSTILE},
+        {"format": 3, "spec": spec, "network": {HOSTILE: 1}, "parameters": {}},
+        {"format": 3, "spec": spec, "network": {"kind": HOSTILE}, "parameters": {}},
+        {"format": 3, "spec": spec, "network": {"kind": HOSTILE + ":x"}, "parameters": {}},
+        {"format": 3, "spec": spec, "network": {}, "parameters": {HOSTILE: torch.zeros(1)}},
+    ):
+        torch.save(content, path)
+        with pytest.raises(UsageError) as refused:
             load_model(path)
         assert_harmless(str(refused.value))
 

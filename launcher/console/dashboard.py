@@ -559,6 +559,8 @@ def _box(
     """
     inner = max(0, width - 3 - right)
     note = f" {note} ─" if note and len(note) + cell_len(title) + 8 <= width else ""
+    if cell_len(title) > (room := max(1, width - 5)):
+        title = set_cell_size(title, room - 1) + "…"
     rule = "─" * max(0, width - cell_len(title) - len(note) - 4)
     top = Text.assemble(("╭ ", frame), (title, "bold"), (f" {rule}", frame))
     top.append(note[:-1], LABEL).append(note[-1:] + "╮", frame)
