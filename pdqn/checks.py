@@ -8,7 +8,7 @@ from typing import Any
 from pdqn.text import is_printable, printable
 from pdqn.wire import WireError, shown
 
-_MAX_NAME, _MAX_ENDPOINT = 80, 300
+MAX_NAME, _MAX_ENDPOINT = 80, 300
 _MAX_NAMES = 1 << 12  # of one map; the wire format does not allow more anyway
 _LARGEST = 1 << 62
 
@@ -18,13 +18,13 @@ def refusal(value: Any, name: str, accepted: str) -> WireError:
     return WireError("malformed", f"{name} is {shown(value)}, not {accepted}")
 
 
-def check_text(value: Any, name: str, most: int = _MAX_NAME) -> None:
+def check_text(value: Any, name: str, most: int = MAX_NAME) -> None:
     """Check that a value is a text of bounded length."""
     if type(value) is not str or len(value) > most:
         raise refusal(value, name, f"a text of at most {most} characters")
 
 
-def check_name(value: Any, name: str, most: int = _MAX_NAME) -> None:
+def check_name(value: Any, name: str, most: int = MAX_NAME) -> None:
     """Check that a value is a text of bounded length that a terminal shows as it is.
 
     A name tells one thing from another, so it is refused instead of being cleaned.
@@ -74,7 +74,7 @@ def check_names(value: Any, name: str) -> None:
     for key in value:
         # Speed matters: reports are full of names, and nearly all of them pass here.
         plain = type(key) is str and key.isascii() and key.isprintable()
-        if not plain or len(key) > _MAX_NAME:
+        if not plain or len(key) > MAX_NAME:
             check_name(key, f"a name in {name}")
 
 

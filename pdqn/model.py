@@ -89,8 +89,8 @@ def load_model(path: Path) -> Model:
     except UNREADABLE as error:
         if isinstance(error, UsageError) and config is not None and ":" in str(config.kind):
             raise UsageError(
-                f"{path}: {printable(str(error))}; its module must be importable: run this in its folder, or add "
-                "that folder to PYTHONPATH"
+                f"{path}: {printable(str(error))}; its module must be importable: run this in its "
+                "folder, or add that folder to PYTHONPATH"
             ) from error
         raise _not_read(path, error) from error
     set_noise(network, False)

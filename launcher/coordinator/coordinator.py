@@ -29,6 +29,7 @@ from launcher.coordinator.places import Member
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.snapshot import Seen
 from pdqn import messages, process, transport, wire
+from pdqn.clients import Clients
 from pdqn.config import resolved
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
@@ -145,7 +146,8 @@ class Coordinator:
 
     def _reject(self, kind: str, error: Exception) -> None:
         self.rejected[kind] += 1
-        self._metrics.reject(kind)
+        self._metrics.count("control_rejected")
+        self._metrics.count(f"control_rejected/{kind}")
         if self.rejected.total() < _MOST_WARNINGS:
             _log.warning("rejected a message: %s", error, exc_info=kind == "unforeseen")
 
@@ -194,7 +196,8 @@ class Coordinator:
         kept = self._flood.take(event, time.monotonic())
         self.events.extend(kept)
         if event not in kept:
-            self._metrics.reject(LEFT_OUT)
+            self._metrics.count("control_rejected")
+            self._metrics.count(f"control_rejected/{LEFT_OUT}")
 
     def _admit(self, member: Member) -> None:
         key, bind = member.key, self._welcome.bind
@@ -255,10 +258,11 @@ class Coordinator:
 
     # ---- what the run wants ----
 
-    def allow(self, clients: Iterable[str]) -> None:
-        """Admit these public keys only, and remove members with any other key."""
+    def allow(self, clients: Clients) -> None:
+        """Admit these clients only, by public key, and remove members that they do not cover."""
         if isinstance(self._context, transport.Context):
-            clients = frozenset(clients)
+            for who, times in self._context.turned_away().items():
+                self._metrics.count(f"refused/{who}: a connection", times)
             self._context.allow(clients)
             self._do(self.membership.allow(clients))
 

@@ -51,9 +51,9 @@ class Counters:
         self._last[key] = counters
         return before
 
-    def count(self, role: str, name: str) -> None:
-        """Add one to a counter that no report has."""
-        self._totals[role, name] += 1
+    def count(self, role: str, name: str, amount: int = 1) -> None:
+        """Add to a counter that no report has."""
+        self._totals[role, name] += amount
 
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """Return the counters of one incarnation, as it reported them last."""
