@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import io
 import json
@@ -279,7 +280,8 @@ def test_a_table_of_a_foreign_model_is_text_and_markup_is_not_obeyed(
     spec = EnvironmentSpec(HOSTILE, (FieldSpec("o", (1,), "float32"),), 2, HOSTILE)
     model: Any = Model(None, spec, {}, 7)  # pyright: ignore[reportArgumentType]
     figures: dict[str, Any] = {
-        "episodes": 3, "dropped": 0, "parameter_version": 7, "return_mean": 1.0,
+        "episodes": 3, "dropped": 0, "cut": 0, "unscored": 0, "parameter_version": 7,
+        "return_mean": 1.0,
         "return_error": 0.1, "metrics": {HOSTILE: 1.0}, "errors": {HOSTILE: 0.1},
         "baselines": {HOSTILE: 0.5}, "baseline_errors": {HOSTILE: 0.1},
         "differences": {HOSTILE: (0.5, 0.1)},
@@ -361,6 +363,28 @@ def test_pictures_of_a_foreign_run_draw_its_names_as_text(tmp_path: Path):
 
 
 # ---- what commands say ----
+
+
+def calls_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node)
+
+
+def test_everything_that_is_printed_goes_through_one_door():
+    allowed = ("click.echo(json.dumps(", "click.echo(found(cli,")
+    found = [
+        f"{path.name}: {call}"
+        for name in ("pdqn", "actors", "replay", "learner", "launcher")
+        for path in (Path(__file__).parents[1] / name).rglob("*.py")
+        if path.name not in ("terminal.py", "role_process.py")
+        for call in calls_of(path)
+        if re.match(
+            r"(click\.s?echo|(rich\.console\.)?Console|print|sys\.std(out|err)\.write)\(", call
+        )
+        and not call.startswith(allowed)
+    ]
+    assert found == [], "JSON and the shell's completion are the exceptions"
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import safe_path
-from pdqn.errors import JoinRefusedError
+from pdqn.errors import JoinRefusedError, PlaceTakenError
 from pdqn.text import printable, printable_lines
 from pdqn.transport import Network
 
-EXIT_REFUSED = 3
+EXIT_REFUSED, EXIT_TAKEN = 3, 4
 
 _Main = Callable[[str, int | None, Path | None, Network | None], None]
 
@@ -31,10 +31,10 @@ def run_role(
     try:
         _main_of(role)(address, index, log_path, network)
     except JoinRefusedError as error:
-        print(f"pdqn: {printable(str(error))}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
-        sys.exit(EXIT_REFUSED)
+        _tell(printable(str(error)))
+        sys.exit(EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED)
     except Exception:  # noqa: BLE001 - multiprocessing would print it with its escapes
-        print(printable_lines(traceback.format_exc()), file=sys.stderr)  # noqa: T201 - as it would
+        _tell(f"this role failed:\n{printable_lines(traceback.format_exc())}")
         sys.exit(1)
     logging.shutdown()
     sys.stdout.flush()
@@ -42,6 +42,11 @@ def run_role(
     # The role has closed everything it opened. The interpreter's own teardown of a hundred actors
     # on a few cores would take longer than a person waits after Ctrl-C.
     os._exit(0)
+
+
+def _tell(text: str) -> None:
+    """Tell the log of this role, or the person who joined."""
+    print(f"pdqn: {text}", file=sys.stderr)  # noqa: T201 - there may be no log
 
 
 def _main_of(role: str) -> _Main:
