@@ -12,7 +12,7 @@ from pdqn import transport
 from pdqn.errors import NotTrustedError
 from pdqn.messages import Pulse, Welcome
 from pdqn.transport import Network
-from pdqn.trust import printable
+from pdqn.trust import shown
 
 _TCP_PATTERN = "tcp://{host}:*"
 
@@ -39,14 +39,14 @@ def admitted(welcome: Welcome, network: Network, address: str) -> Welcome:
     run, kind = config.run, config.network.kind
     if welcome.spec.id != run.env:
         raise NotTrustedError(
-            f"{whose} its environment has the two names {printable(run.env)} and "
-            f"{printable(welcome.spec.id)}"
+            f"{whose} its environment has the two names {shown(run.env)} and "
+            f"{shown(welcome.spec.id)}"
         )
     trust.check_environment(whose, run.env, run.env_args, config.evaluation_env_args)
     trust.check_network(whose, kind)
     if not _may_bind(welcome.bind, address):
         raise NotTrustedError(
-            f"{whose} its roles are to bind {printable(welcome.bind)}; expected {_TCP_PATTERN}"
+            f"{whose} its roles are to bind {shown(welcome.bind)}; expected {_TCP_PATTERN}"
         )
     return replace(welcome, run_dir="")
 

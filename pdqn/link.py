@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 import traceback
 from collections import deque
@@ -58,11 +57,11 @@ from pdqn.messages import (
 from pdqn.process import ParentWatch
 from pdqn.silence import ListeningClock
 from pdqn.telemetry import Telemetry
+from pdqn.text import printable_lines
 from pdqn.transport import Context, Network
 
 _REJOIN_SECONDS = 1.0
 _MOST_ANSWERS = 16
-_MOST_HOST_CHARACTERS = 80
 
 
 class CoordinatorLink:
@@ -204,7 +203,9 @@ class CoordinatorLink:
             reason: the error that ended this role, in one line; empty if it did not fail.
             trace: the traceback.
         """
-        self._send(Leave(self._figures(), reason[:MAX_REASON], trace[-MAX_TEXT:]))
+        # The end of a traceback says most: it is cut only once its escapes have their full length.
+        trace = printable_lines(trace)[-MAX_TEXT:]
+        self._send(Leave(self._figures(), reason[:MAX_REASON], trace))
         self._refusals.close()
         self._socket.close()
 
@@ -257,7 +258,7 @@ class CoordinatorLink:
         return Join(
             role=self._role,
             package=pdqn.__version__,
-            host=_own_host(),
+            host=process.own_host(),
             pid=os.getpid(),
             index=self._index,
             agent=self._network.agent,
@@ -273,7 +274,7 @@ class CoordinatorLink:
                 index=place.index,
                 incarnation=place.incarnation,
                 run=place.run,
-                host=_own_host(),
+                host=process.own_host(),
                 pid=os.getpid(),
                 agent=self._network.agent,
                 endpoints=dict(self._serves),
@@ -322,10 +323,6 @@ class CoordinatorLink:
         self.telemetry.count("endpoints_refused", refused)
         if isinstance(self._context, Context):
             self.revocations += self._context.allow(pulse.clients)
-
-
-def _own_host() -> str:
-    return socket.gethostname()[:_MOST_HOST_CHARACTERS]
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from pdqn.config import Config, NetworkConfig, network_kind
 from pdqn.errors import NotTrustedError, UsageError, first_line
 from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
-from pdqn.trust import NOTHING, Trust, is_own, listed, names_code, own_config, printable
+from pdqn.text import printable
+from pdqn.trust import NOTHING, Trust, is_own, listed, names_code, own_config, shown
 
 FORMAT = 3
 # Model files in a run directory: the last parameters, and those with the best evaluation.
@@ -127,7 +128,7 @@ class ModelFile:
             ("network", self.network, config.network),
         ]
         return [
-            f"its {what} is {printable(str(ours))}, the run's {printable(str(theirs))}"
+            f"its {what} is {shown(str(ours))}, the run's {shown(str(theirs))}"
             for what, ours, theirs in pairs
             if ours != theirs
         ]
@@ -144,8 +145,8 @@ class ModelFile:
         except UNREADABLE as error:
             if isinstance(error, UsageError) and ":" in self.network.kind:
                 raise UsageError(
-                    f"{self.path}: {error}; its module must be importable: run this in its "
-                    "folder, or add that folder to PYTHONPATH"
+                    f"{self.path}: {printable(str(error))}; its module must be importable: run "
+                    "this in its folder, or add that folder to PYTHONPATH"
                 ) from error
             raise _not_read(self.path, error) from error
         set_noise(network, False)
@@ -200,7 +201,7 @@ def load_model(path: Path, trust: Trust = NOTHING, *, plays: bool = False) -> Mo
 def _content(path: Path) -> dict[str, Any]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if content.get("format") != FORMAT:
-        raise UsageError(f"{path}: model format {content.get('format')}, not {FORMAT}")
+        raise UsageError(f"{path}: model format {content.get('format')!r:.40}, not {FORMAT}")
     return content
 
 
@@ -214,7 +215,7 @@ def unreadable_reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         # Torch's message recommends weights_only=False, which would run foreign code.
         return "damaged, or another kind of file"
-    return first_line(error)
+    return printable(first_line(error))
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from pdqn import layers
 from pdqn.config import Config
 from pdqn.errors import NotTrustedError
 from pdqn.layers import CONFIG
+from pdqn.text import printable
 
 # Texts that a library could import: module:name, and package.module.name.
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_].*", re.DOTALL)
@@ -78,10 +79,10 @@ class Trust:
         for arguments in env_args:
             for key, text in _texts(arguments):
                 if _CODE.fullmatch(text):
-                    raise self._refusal(whose, f"its argument {printable(key)}", text)
+                    raise self._refusal(whose, f"its argument {shown(key)}", text)
                 if _DOTTED.fullmatch(text) and not named:
                     way = self.ways.environment.format(_quoted(env_id))
-                    raise self._refusal(whose, f"its argument {printable(key)}", text, way)
+                    raise self._refusal(whose, f"its argument {shown(key)}", text, way)
 
     def check_network(self, whose: str, kind: str) -> None:
         """Refuse a network that would run code without permission. Imports nothing.
@@ -96,8 +97,7 @@ class Trust:
         way = (way or self.ways.everything).format(_quoted(name))
         verb = "could" if "argument" in what else "would"
         return NotTrustedError(
-            f"{whose} {what} is {printable(name)}, which {verb} run code; "
-            f"if you trust it, give {way}"
+            f"{whose} {what} is {shown(name)}, which {verb} run code; if you trust it, give {way}"
         )
 
 
@@ -131,10 +131,10 @@ def is_own(path: Path) -> bool:
     return found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH
 
 
-def printable(text: str) -> str:
+def shown(text: str) -> str:
     """Return a text as a line that does nothing to a terminal, cut to 80 characters."""
-    shown = text if text.isprintable() else repr(text)
-    return shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
+    line = printable(text)
+    return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
 
 
 def listed(value: Any) -> Any:
@@ -146,7 +146,7 @@ def listed(value: Any) -> Any:
 
 def _quoted(name: str) -> str:
     """Quote a name for a shell; a name that would not fit in the message is left out."""
-    fits = name.isprintable() and len(name) <= _MOST_SHOWN
+    fits = shown(name) == name
     return shlex.quote(name) if fits else "NAME"
 
 

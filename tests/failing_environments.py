@@ -71,6 +71,8 @@ class Trap(gymnasium.Env[Any, Any]):
             Path(self._marker).touch()
         if self._how == "raise":
             raise RuntimeError("the simulator is upset")
+        if self._how == "escape":
+            raise RuntimeError("\x1b]0;owned\x07\x1b[2J\u202e upset")
         if self._how == "hang":
             time.sleep(3600)
         if self._how == "exit":

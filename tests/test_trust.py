@@ -26,7 +26,7 @@ from pdqn.layers import CONFIG, CONFIGURED, build
 from pdqn.model import load_model, read_model, save_model
 from pdqn.networks import build_network
 from pdqn.specs import EnvironmentSpec
-from pdqn.trust import NOTHING, Trust, is_own, names_code, printable
+from pdqn.trust import NOTHING, Trust, is_own, names_code, shown
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -289,7 +289,7 @@ def test_a_refusal_does_nothing_to_a_terminal_or_a_shell():
     assert "--env NAME" in told
     with pytest.raises(NotTrustedError, match=r"--env 'a:b; rm -rf x'"):
         NOTHING.check_environment("file:", "a:b; rm -rf x", {})
-    assert len(printable("x" * 1000)) < 100
+    assert len(shown("x" * 1000)) < 100
 
 
 def test_only_names_of_modules_count_as_code():

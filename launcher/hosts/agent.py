@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
-
 from actors.environments.describe import describe_environment
 from actors.environments.making import package_versions
 from launcher.hosts.access import Door, find_door
@@ -30,13 +28,14 @@ from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
 from launcher.safe_path import find_own_modules
+from launcher.terminal import echo
 from pdqn.broadcast import Relay
 from pdqn.errors import RunError, UsageError
 from pdqn.files import FOLDER_VARIABLE
 from pdqn.link import CoordinatorLink
 from pdqn.messages import MAX_ENDED, Welcome
 from pdqn.transport import Context, Network
-from pdqn.trust import EVERYTHING, names_code, printable
+from pdqn.trust import EVERYTHING, names_code, shown
 
 _TURN_SECONDS = 0.1
 _HEARD_SECONDS = 5.0
@@ -282,7 +281,7 @@ def check_environment(welcome: Welcome) -> None:
     versions = package_versions(run.env)
     for name, theirs in welcome.versions.items():
         if (ours := versions.get(name, "no")) != theirs:
-            name, theirs = printable(name), printable(theirs)
+            name, theirs = shown(name), shown(theirs)
             raise UsageError(f"this host has {ours} {name}, the run {theirs}: install that here")
     here = describe_environment(run.env, run.env_args).stacked(welcome.spec.frame_stack)
     if difference := here.difference(welcome.spec):
@@ -297,7 +296,7 @@ def join(part: Part, door: Door, interrupts: Interrupts) -> int:
     """Take part in a run through its door, with lines on standard error; return the exit code."""
 
     def say(text: str) -> None:
-        click.echo(f"pdqn: {text}", err=True)
+        echo(f"pdqn: {text}", err=True)
 
     return take_part(door.endpoint, part, door.network, say, interrupts)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 _WINDOW_SECONDS = 10.0
 _MOST_MARKS = 64
+_MOST_TOTALS = 10_000
+LEFT_OUT = ("coordinator", "control_rejected/counter")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,13 @@ class Counters:
     def add(self, key: MemberKey, counters: Mapping[str, float]) -> Mapping[str, float]:
         """Add what has grown since the last report of this incarnation, and return that report."""
         before = self._last.get(key, {})
+        totals = self._totals
         for name, value in counters.items():
-            self._totals[key.role, name] += value - before.get(name, 0.0)
+            # Roles have a few dozen names; a member that makes up new ones must not fill memory.
+            if (key.role, name) in totals or len(totals) < _MOST_TOTALS:
+                totals[key.role, name] += value - before.get(name, 0.0)
+            else:
+                totals[LEFT_OUT] += 1
         self._last[key] = counters
         return before
 

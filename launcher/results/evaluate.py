@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 import numpy as np
-import rich.console
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from actors.evaluation import (
     Act,
@@ -27,6 +27,7 @@ from actors.evaluation import (
 )
 from launcher.results.films import check_camera, check_film, record_film
 from launcher.results.models import NO_PERMISSION, Permission, open_model
+from launcher.terminal import echo, show
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.model import Model
@@ -85,9 +86,9 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(result))
     else:
-        rich.console.Console().print(table(model, result))
+        show(table(model, result))
     if film is not None:
-        click.echo(_filmed(model, film), err=as_json)
+        echo(_filmed(model, film), err=as_json)
     return 0
 
 
@@ -121,7 +122,8 @@ def table(model: Model, result: dict[str, Any]) -> Table:
         drawn.add_column(column, justify="left" if column == "policy" else "right")
     score = result["metrics"].get(name, result["return_mean"])
     error = result["errors"].get(name, result["return_error"])
-    drawn.add_row("[bold]greedy on Q[/bold]", f"[bold]{score:.4f} ± {error:.4f}[/bold]", "")
+    policy = Text("greedy on Q", "bold"), Text(f"{score:.4f} ± {error:.4f}", "bold")
+    drawn.add_row(*policy, "")
     for baseline, mean in result["baselines"].items():
         error = result["baseline_errors"][baseline]
         difference, difference_error = result["differences"][baseline]
@@ -161,7 +163,7 @@ def _baselines(
     assert scores is not None
     values = scored(scores, model.spec)
     if unscored := int((scores.cut & np.isnan(values)).sum()):
-        click.echo(
+        echo(
             f"pdqn: the random policy is left out: {unscored} of its {len(values)} episodes were "
             f"cut before their {model.spec.headline_metric} was known",
             err=True,
