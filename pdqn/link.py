@@ -232,7 +232,7 @@ class CoordinatorLink:
         try:
             welcome = admission.admitted(welcome, self._network, self._address)
         except NotTrustedError as error:
-            self.leave(f"{_own_host()} refuses {error}")
+            self.leave(f"{process.own_host()} refuses {error}")
             raise HostRefusalError(str(error)) from error
         config = layers.from_map(welcome.config.to_map(), self._network.settings)
         self._period_seconds = config.system.telemetry_seconds
