@@ -154,6 +154,9 @@ class ActorConfig:
     window: int = setting(
         2, "TransitionBatches that may be on their way unacknowledged", at_least=1, at_most=1000
     )
+    window_bytes: int | None = setting(
+        None, "bytes of those batches; a larger batch goes alone", at_least=1
+    )
 
 
 @dataclass(frozen=True)

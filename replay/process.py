@@ -21,6 +21,7 @@ from replay.limiter import make_limiter
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
 from replay.sender import encode_ack, subscriber_of
 from replay.sharding import ShardLimiter
+from replay.waiting import largest_batch_bytes
 
 _POLL_MILLISECONDS = 50
 # Inserts and answers take turns of this length, so that neither side waits long.
@@ -77,7 +78,9 @@ class ReplayServer:
         """Make the sockets, and announce their addresses."""
         self._revocations = self._link.revocations
         self._pull, self._router, self._acks = _sockets(
-            self._context, self._welcome.config.actor.window
+            self._context,
+            self._welcome.config.actor.window,
+            largest_batch_bytes(self._welcome.spec, self._welcome.config),
         )
         shard, welcome = self._welcome.index, self._welcome
         served = {
@@ -246,13 +249,13 @@ def run_replay(
 
 
 def _sockets(
-    context: zmq.Context[zmq.Socket[bytes]], window: int
+    context: zmq.Context[zmq.Socket[bytes]], window: int, batch_bytes: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], zmq.Socket[bytes]]:
     """Make the sockets for transitions, samples and acknowledgements, not bound yet."""
     pull = context.socket(zmq.PULL)
     # The actors' windows of unacknowledged batches bound the queue.
     pull.setsockopt(zmq.RCVHWM, window)
-    pull.setsockopt(zmq.MAXMSGSIZE, wire.MAX_TRANSITION_BYTES)
+    pull.setsockopt(zmq.MAXMSGSIZE, batch_bytes)
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)

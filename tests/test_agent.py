@@ -16,14 +16,16 @@ from actors.environments.making import package_versions
 from launcher.hosts.agent import Part, _Agent, check_environment
 from launcher.interrupts import Interrupts
 from launcher.plan.machine import Machine
-from launcher.plan.plan import ACTOR_BYTES, actors_for_host
+from launcher.plan.memory import ACTOR_BYTES
+from launcher.plan.plan import actors_for_host
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
 from pdqn.messages import Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
 
-CONFIG = build(("test", {"run": {"env": "CartPole-v1"}, "actor": {"envs_per_actor": 8}}))
+ACTOR = {"envs_per_actor": 8, "segment_length": 16, "batch_transitions": 64}
+CONFIG = build(("test", {"run": {"env": "CartPole-v1"}, "actor": ACTOR}))
 SPEC = describe_environment("CartPole-v1", {})
 
 
