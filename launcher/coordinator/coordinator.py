@@ -39,6 +39,8 @@ _MOST_EVENTS = 1000
 _GATHER_SECONDS = 0.02
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _MOST_WARNINGS = 100
+# Of one connection: a role has a few messages a second, and four pieces of files unanswered.
+_MOST_UNREAD = 100
 _log = logging.getLogger("coordinator")
 
 
@@ -53,6 +55,7 @@ class Coordinator:
         files: takes and gives files of the directory; None if the run has none.
         own_actors: number that the launcher starts itself; by default all that are configured.
         incarnations: number of times that each (role, index) has joined in earlier sessions.
+        memory: bytes that are planned for one process of each role; without a limit for the others.
 
     Attributes:
         membership: the members of the run.
@@ -75,8 +78,9 @@ class Coordinator:
         files: FileStore | None = None,
         own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
+        memory: Mapping[str, int] | None = None,
     ) -> None:
-        self._context = context
+        self._context, self._memory = context, memory or {}
         self._socket = context.socket(zmq.ROUTER)
         self.endpoint = self._bind(address)
         config = welcome.config
@@ -106,6 +110,7 @@ class Coordinator:
     def _bind(self, address: str) -> str:
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
+        self._socket.setsockopt(zmq.RCVHWM, _MOST_UNREAD)
         try:
             return transport.bind(self._socket, address)
         except (zmq.ZMQError, RunError) as error:
@@ -196,6 +201,7 @@ class Coordinator:
             incarnation=key.incarnation,
             bind=bind.replace("{role}", f"{key.role}-{key.index}-{key.incarnation}"),
             pulse=self.membership.orders.pulse(member),
+            memory_bytes=self._memory.get(key.role, 0),
         )
         self._send(member.identity, welcome)
 
