@@ -311,6 +311,11 @@ class SystemConfig:
     join_seconds: float = setting(
         3600.0, "time that a run waits for roles that a person starts on other hosts", above=0
     )
+    memory_limit: float = setting(
+        3.0,
+        "memory at which a role is ended: this multiple of its plan, and 1 GB; 0 turns this off",
+        at_least=0,
+    )
     restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
     wandb: bool = setting(False, "also log to Weights & Biases (pdqn[wandb])")
     metrics_port: int = setting(

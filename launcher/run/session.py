@@ -28,7 +28,7 @@ from pdqn.specs import EnvironmentSpec
 _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
 _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
-_SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved", "unheard"}
+_SHOWN_NOTES = {"out_of_memory", "memory", "checkpoint", "saved", "unheard"}
 # These may come again and again: the console shows the first of each, events have them all.
 _SHOWN_ONCE = {"evaluation", "rejected"}
 
