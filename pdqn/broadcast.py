@@ -24,10 +24,12 @@ from contextlib import closing
 import zmq
 
 from pdqn import transport
+from pdqn.clients import EVERY_ROLE, Client
 from pdqn.errors import RunError
 from pdqn.transport import Context, Network
 
 _TOPIC = b"pdqn-parameters-"
+_SUBSCRIBERS = ("actor", "evaluator")
 _REPEAT_SECONDS = 0.25
 _TRY_AGAIN_SECONDS = 1.0
 _TURN_SECONDS = 0.05
@@ -51,7 +53,7 @@ class Publisher:
         self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # limits subscriptions, not outgoing messages
-        self.endpoint = transport.bind(self._socket, address)
+        self.endpoint = transport.bind(self._socket, address, _SUBSCRIBERS)
         self._last: bytes | None = None
         self._sent = -_REPEAT_SECONDS
         self._wanted = False
@@ -141,7 +143,7 @@ class Relay:
     def __init__(self, network: Network, address: str) -> None:
         self._context = Context(network)
         if network.keys is not None:
-            self._context.allow([network.keys.public])
+            self._context.allow({network.keys.public: Client("this host", EVERY_ROLE)})
         self._publisher = Publisher(self._context, address)
         self.endpoint = self._publisher.endpoint
         # Endpoint to receive from, and the number of times that messages from it were revoked.

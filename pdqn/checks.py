@@ -7,7 +7,7 @@ from typing import Any
 
 from pdqn.wire import WireError, shown
 
-_MAX_NAME, _MAX_ENDPOINT = 80, 300
+MAX_NAME, _MAX_ENDPOINT = 80, 300
 _MAX_NAMES = 1 << 12  # of one map; the wire format does not allow more anyway
 _LARGEST = 1 << 62
 
@@ -17,7 +17,7 @@ def refusal(value: Any, name: str, accepted: str) -> WireError:
     return WireError("malformed", f"{name} is {shown(value)}, not {accepted}")
 
 
-def check_text(value: Any, name: str, most: int = _MAX_NAME) -> None:
+def check_text(value: Any, name: str, most: int = MAX_NAME) -> None:
     """Check that a value is a text of bounded length."""
     if type(value) is not str or len(value) > most:
         raise refusal(value, name, f"a text of at most {most} characters")
@@ -48,7 +48,7 @@ def check_names(value: Any, name: str) -> None:
     if not isinstance(value, dict) or len(value) > _MAX_NAMES:
         raise refusal(value, name, f"a map of at most {_MAX_NAMES} names")
     for key in value:
-        if type(key) is not str or len(key) > _MAX_NAME:
+        if type(key) is not str or len(key) > MAX_NAME:
             check_text(key, f"a name in {name}")
 
 

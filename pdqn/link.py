@@ -27,6 +27,7 @@ import zmq
 
 import pdqn
 from pdqn import layers, messages, process, transport, wire
+from pdqn.checks import MAX_NAME
 from pdqn.errors import JoinRefusedError, RunError, type_and_first_line
 from pdqn.memory import MemoryLimit, MemoryLimitError, held_bytes
 from pdqn.messages import (
@@ -182,6 +183,7 @@ class CoordinatorLink:
             MemoryLimitError: this process holds more memory than its limit.
         """
         self._next_report = time.monotonic() + self._period_seconds
+        self._count_turned_away()
         self._send(self._figures())
         if excess := self._memory.excess(held_bytes()):
             # The console shows every such note, but of errors only the first.
@@ -219,6 +221,12 @@ class CoordinatorLink:
     def register(self, poller: zmq.Poller) -> None:
         """Wake a poller when the coordinator speaks."""
         poller.register(self._socket, zmq.POLLIN)
+
+    def _count_turned_away(self) -> None:
+        """Count the connections that this process has refused, by who asked for them."""
+        if isinstance(self._context, Context):
+            for who, times in self._context.turned_away().items():
+                self.telemetry.count(f"refused/{who}: a connection"[:MAX_NAME], times)
 
     def _figures(self) -> Report:
         self.telemetry.gauge("cpu_percent", self._process.cpu_percent())

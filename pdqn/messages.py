@@ -45,6 +45,7 @@ from pdqn.checks import (
     is_finite,
     refusal,
 )
+from pdqn.clients import Client, as_clients, to_map
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec
@@ -445,7 +446,7 @@ class Pulse(Message):
         samples_per_insert: replay's target ratio from now on; None for the configured one.
         saves: how often the coordinator has asked the learner to save at once.
         allowed: limits of an actor's counters, by name, if the run has limits.
-        clients: public keys that may connect to this role, if the run is encrypted.
+        clients: those that may connect to this role, by public key, if the run is encrypted.
         revoked: public keys that are no longer allowed.
         count: number of processes that a host must have; 0 for as many as it began with.
         condemned: pids of a host's roles that hang and that the host must end.
@@ -461,7 +462,7 @@ class Pulse(Message):
     samples_per_insert: float | None = None
     saves: int = 0
     allowed: dict[str, int] = field(default_factory=dict)
-    clients: tuple[str, ...] = ()
+    clients: dict[str, Client] = field(default_factory=dict)
     revoked: frozenset[str] = frozenset()
     count: int = 0
     condemned: tuple[int, ...] = ()
@@ -478,7 +479,7 @@ class Pulse(Message):
         if ratio is not None and not (is_finite(ratio) and ratio > 0):
             raise refusal(ratio, "samples_per_insert", "a finite number above 0")
         check_numbers(self.allowed, "allowed")
-        object.__setattr__(self, "clients", as_keys(self.clients, "clients"))
+        object.__setattr__(self, "clients", as_clients(self.clients, "clients"))
         object.__setattr__(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))
         condemned = as_tuple(self.condemned, "condemned")
         for pid in condemned:
@@ -487,7 +488,10 @@ class Pulse(Message):
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
-        return super().to_map() | {"revoked": sorted(self.revoked)}
+        return super().to_map() | {
+            "revoked": sorted(self.revoked),
+            "clients": to_map(self.clients),
+        }
 
     def is_revoked(self, endpoint: str) -> bool:
         """Return whether the key that serves at an endpoint has been revoked."""

@@ -5,9 +5,9 @@ run, it includes the public key of the serving process: ``tcp://10.0.0.2:41001|K
 
 ZeroMQ's CURVE encrypts and authenticates (https://rfc.zeromq.org/spec/26/, curve25519). A client
 must know the server's key. The server accepts only clients whose keys are on the coordinator's
-list. Every process that binds sockets receives this list with its welcome and pulses. ZAP
-(https://rfc.zeromq.org/spec/27/) consults it at every handshake, before a byte of a message is
-read.
+list, for a role that has business at the socket. Every process that binds sockets receives this
+list with its welcome and pulses. ZAP (https://rfc.zeromq.org/spec/27/) consults it at every
+handshake, before a byte of a message is read.
 
 A process's ``Context`` holds all of this. With an ordinary ``zmq.Context`` nothing is encrypted, as
 between processes of one host.
@@ -20,13 +20,16 @@ import ipaddress
 import logging
 import socket as sockets
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from pdqn.clients import KEY_ROLES, Clients, losers
 from pdqn.errors import RunError
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 Socket = zmq.Socket[bytes]
 _KEY = "|"
-_ZAP_DOMAIN = "pdqn"
+_MOST_TURNED_AWAY = 1000
 _KEY_CHARACTERS = 40
 # A silent connection counts as broken after this time and is made again. Otherwise TCP would notice
 # a vanished host only after a quarter of an hour.
@@ -81,38 +84,57 @@ class Context(zmq.Context[Socket]):
 
     # pyzmq treats an attribute that is missing from the class as a socket option.
     network: Network = Network()
-    _clients: frozenset[str] = frozenset()
+    _clients: Clients = MappingProxyType({})
     _authenticator: ThreadAuthenticator | None = None
+    _turned_away: tuple[str, ...] = ()
 
     def __init__(self, network: Network | None = None) -> None:
         super().__init__()
         self.network = network or Network()
 
-    def allow(self, clients: Iterable[str]) -> bool:
-        """Allow only clients with these public keys, from the next handshake on.
+    def allow(self, clients: Clients) -> bool:
+        """Allow only these clients, by public key, from the next handshake on.
 
         Returns:
-            Whether any key was removed. Existing connections stay open: to close them, bind the
-            sockets again.
+            Whether any key was removed, or lost a role. Existing connections stay open: to close
+            them, bind the sockets again.
         """
-        before, self._clients = self._clients, frozenset(clients)
-        return not before <= self._clients
+        before, self._clients = self._clients, dict(clients)
+        return bool(losers(before, self._clients))
 
-    def callback(self, _domain: str, key: bytes) -> bool:
-        """Tell ZAP whether a public key is allowed; the authenticator's thread calls this."""
-        return key.decode("ascii") in self._clients
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Tell ZAP whether a public key is allowed; the authenticator's thread calls this.
 
-    def authenticate(self) -> None:
-        """Start to answer ZAP, unless this has been done."""
-        if self._authenticator is not None:
-            return
-        from zmq.auth.thread import ThreadAuthenticator  # imports asyncio
+        Args:
+            domain: the roles that the socket is for, separated by spaces.
+            key: the public key.
+        """
+        client = self._clients.get(key.decode("ascii"))
+        if client is not None and client.roles & set(domain.split()):
+            return True
+        who = "an unknown key" if client is None else client.described
+        if len(self._turned_away) < _MOST_TURNED_AWAY:
+            self._turned_away = (*self._turned_away, who)
+        return False
 
-        quiet = logging.getLogger("zap")
-        quiet.setLevel(logging.ERROR)
-        self._authenticator = ThreadAuthenticator(self, log=quiet)
-        self._authenticator.configure_curve_callback(_ZAP_DOMAIN, credentials_provider=self)
-        self._authenticator.start()
+    def turned_away(self) -> dict[str, int]:
+        """Return the number of refused connections since the last call, by who asked for them.
+
+        It is at most ``_MOST_TURNED_AWAY`` together: a flood of them must not cost memory.
+        """
+        who, self._turned_away = self._turned_away, ()
+        return dict(Counter(who))
+
+    def authenticate(self, domain: str) -> None:
+        """Answer ZAP for a domain from now on."""
+        if self._authenticator is None:
+            from zmq.auth.thread import ThreadAuthenticator  # imports asyncio
+
+            quiet = logging.getLogger("zap")
+            quiet.setLevel(logging.ERROR)
+            self._authenticator = ThreadAuthenticator(self, log=quiet)
+            self._authenticator.start()
+        self._authenticator.configure_curve_callback(domain, credentials_provider=self)
 
     def destroy(self, linger: int | None = None) -> None:
         """Close all sockets and the context."""
@@ -206,12 +228,13 @@ def connect(socket: Socket, endpoint: str) -> None:
     socket.connect(address)
 
 
-def bind(socket: Socket, address: str) -> str:
+def bind(socket: Socket, address: str, roles: Collection[str] = KEY_ROLES) -> str:
     """Bind a socket and return the endpoint at which others reach it.
 
     Args:
         socket: a socket that is not bound yet.
         address: address to bind to; the port ``*`` stands for any port that the process may use.
+        roles: roles whose keys may connect, if the run is encrypted.
 
     Raises:
         RunError: none of those ports is free.
@@ -220,10 +243,11 @@ def bind(socket: Socket, address: str) -> str:
     context: Any = socket.context
     keys, network = _keys(socket), network_of(socket.context)
     if keys is not None:
-        context.authenticate()
+        domain = " ".join(sorted(roles))
+        context.authenticate(domain)
         _set_keys(socket, keys)
         socket.setsockopt(zmq.CURVE_SERVER, 1)
-        socket.setsockopt_string(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+        socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
         # Without an answer from ZAP, no client is allowed.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     _watch_connection(socket, address)

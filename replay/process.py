@@ -29,6 +29,8 @@ _TURN_SECONDS = 0.001
 _ATTEND_SECONDS = 0.01
 _MOST_GREETINGS_PER_TURN = 100
 _MOST_ANSWERS_IN_PIPE = 128
+# The roles that have business at each socket.
+_ROLES = {"transitions": ["actor"], "acknowledgements": ["actor"], "samples": ["learner"]}
 _log = logging.getLogger("replay")
 
 
@@ -90,7 +92,7 @@ class ReplayServer:
         }
         self._link.serve_at(
             {
-                f"{name}/{shard}": transport.bind(socket, welcome.address(name))
+                f"{name}/{shard}": transport.bind(socket, welcome.address(name), _ROLES[name])
                 for name, socket in served.items()
             }
         )

@@ -10,6 +10,7 @@ import pytest
 import zmq
 
 from pdqn.broadcast import Publisher, Relay, Subscriber
+from pdqn.clients import EVERY_ROLE, Client
 from pdqn.errors import RunError
 from pdqn.transport import Context, KeyPair, Network
 
@@ -30,7 +31,7 @@ class Net:
 
     def context(self, keys: KeyPair | None = None, *clients: KeyPair) -> Context:
         context = Context(Network(keys))
-        context.allow([client.public for client in clients])
+        context.allow({keys.public: Client("peer", EVERY_ROLE) for keys in clients})
         self._contexts.append(context)
         return context
 

@@ -126,7 +126,7 @@ def test_only_listed_keys_get_anything_or_change_anything_at_any_socket(
     tmp_path: Path,
     closing: list[Any],
 ):
-    make_keys(tmp_path / "keys", ("insider",))
+    make_keys(tmp_path / "keys", ("insider:actor,replay,learner,evaluator",))
     key = read_key(tmp_path / "keys" / "insider.key")
 
     def knock(keys: KeyPair | None) -> Knocking:

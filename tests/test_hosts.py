@@ -130,7 +130,8 @@ class Run:
         self.seen: Observed
 
     def make_keys(self) -> None:
-        names = [name for name in HOSTS if name != "head"]
+        roles = {"replay": ":replay", "learner": ":learner"}
+        names = [f"{name}{roles.get(name, '')}" for name in HOSTS if name != "head"]
         with self._start("keys", str(self.keys), *names, directory=self.directory) as command:
             assert command.wait() == 0, command.stderr
 

@@ -61,11 +61,61 @@ def test_a_run_sees_within_a_second_or_so_who_is_let_in(tmp_path: Path, eventual
     clients = keys.AllowedClients(tmp_path)
     head = keys.read_head(tmp_path).public
     one = keys.read_key(tmp_path / "one.key").keys.public
-    assert clients.look() == {head, one}
+    assert set(clients.look()) == {head, one}
     keys.revoke(tmp_path, "one")
-    eventually(lambda: clients.look() == {head})
+    eventually(lambda: set(clients.look()) == {head})
     (tmp_path / keys.ALLOWED).write_text(f'[keys]\none = "{one}"\n', encoding="utf-8")
-    eventually(lambda: clients.look() == {head, one})
+    eventually(lambda: set(clients.look()) == {head, one})
+
+
+def roles_of(directory: Path) -> dict[str, str]:
+    """Return the roles of every admitted key by its name, joined with commas."""
+    clients = keys.AllowedClients(directory).clients.values()
+    return {client.name: ",".join(sorted(client.roles)) for client in clients}
+
+
+EVERY_ROLE = "actor,evaluator,learner,replay,watch"
+
+
+def test_a_key_is_for_actors_unless_roles_are_named(tmp_path: Path):
+    keys.make_keys(tmp_path, ("one", "gpu:learner,replay", "laptop:watch"))
+    assert roles_of(tmp_path) == {
+        "head": EVERY_ROLE, "one": "actor", "gpu": "learner,replay", "laptop": "watch",
+    }  # fmt: skip
+    keys.ensure_key(tmp_path, "cluster")
+    assert roles_of(tmp_path)["cluster"] == EVERY_ROLE
+
+
+def test_a_key_is_given_other_roles_and_keeps_its_file(tmp_path: Path):
+    keys.make_keys(tmp_path, ("one", "two:learner"))
+    before = keys.read_key(tmp_path / "one.key")
+    assert keys.make_keys(tmp_path, ("one:evaluator",)) == []
+    assert keys.read_key(tmp_path / "one.key") == before
+    assert roles_of(tmp_path) == {"head": EVERY_ROLE, "one": "evaluator", "two": "learner"}
+
+
+def test_a_name_that_comes_back_after_a_revocation_has_none_of_its_old_roles(tmp_path: Path):
+    keys.make_keys(tmp_path, ("one:learner",))
+    keys.revoke(tmp_path, "one")
+    keys.make_keys(tmp_path, ("one",))
+    assert roles_of(tmp_path)["one"] == "actor"
+
+
+@pytest.mark.parametrize("name", ["one:", "one:head", "one:actor,", "one:actor learner", ":actor"])
+def test_an_unknown_role_is_refused_before_anything_is_made(tmp_path: Path, name: str):
+    said = refused(keys.make_keys, tmp_path / "keys", ("fine", name))
+    assert name in said
+    assert "expected" in said
+    assert not (tmp_path / "keys").exists()
+
+
+def test_a_list_with_strange_roles_is_refused(tmp_path: Path):
+    keys.make_keys(tmp_path, ("one",))
+    path = tmp_path / keys.ALLOWED
+    good = path.read_text()
+    for roles in ('one = "learner"', "one = [1]", 'one = ["root"]', "one = [[]]"):
+        path.write_text(f"{good}\n[roles]\n{roles}\n")
+        assert "not a list of roles" in refused(keys.AllowedClients, tmp_path)
 
 
 class Looks:
@@ -78,12 +128,12 @@ class Looks:
         self.list = directory / keys.ALLOWED
         self.clients = keys.AllowedClients(directory)
         self.head = keys.read_head(directory).public
-        self.others = self.clients.clients - {self.head}
+        self.others = self.clients.clients.keys() - {self.head}
 
     def __call__(self, seconds: float = 1.0) -> frozenset[str]:
         """Let seconds pass and return the admitted keys, except for the run's own."""
         self.now += seconds
-        return self.clients.look() - {self.head}
+        return frozenset(self.clients.look().keys() - {self.head})
 
 
 @pytest.fixture
@@ -169,9 +219,9 @@ def test_keys_of_one_run_on_a_cluster_leave_no_file(
     assert head is not None
     assert cluster.head == head.public
     everybody = {cluster.head, cluster.keys.public}
-    assert access.clients.clients == everybody
+    assert access.clients.clients.keys() == everybody
     monkeypatch.setattr("time.monotonic", lambda: 1e12)
-    assert access.clients.look() == everybody, "the files are not looked for again"
+    assert access.clients.look().keys() == everybody, "the files are not looked for again"
 
 
 def test_a_cluster_gets_a_key_in_a_directory_of_keys_and_keeps_it(tmp_path: Path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from launcher.metrics.snapshot import TO_CONSOLE, Seen
 from pdqn import messages, wire
+from pdqn.clients import Client
 from pdqn.config import Config
 from pdqn.messages import (
     PIECE_BYTES,
@@ -55,8 +56,10 @@ REPORT = Report(
     notes=(("seeds", "1, 2, 3"),),
     endpoints={"samples/0": "ipc:///somewhere"},
 )
+STRANGE_CLIENTS = [{"k": client} for client in (7, ["gpu", ["root"]], [7, []], ["gpu", [[]]], [])]
 PULSE = Pulse(
-    "hold", {"parameters": "tcp://a:1"}, 3, 8, 1000, 2.5, 4, {"episodes": 70}, ("k" * 40,),
+    "hold", {"parameters": "tcp://a:1"}, 3, 8, 1000, 2.5, 4, {"episodes": 70},
+    {"k" * 40: Client("gpu", frozenset({"learner"}))},
     frozenset(["r" * 40, "s" * 40]), 5, (17, 18),
 )  # fmt: skip
 OF_MEMBERS: list[Message] = [
@@ -141,8 +144,8 @@ REFUSED: dict[type[Message], dict[str, list[Any]]] = {
         "command": ["explode", None, 7], "endpoints": [[1], {"a": 1}],
         "samples_per_insert": [0, -3.0, "fast", True, math.inf, [1]],
         "actor_slots": [0, -1, None], "actor_slot": [-1], "final_version": ["x"], "saves": [-1],
-        "allowed": [{"episodes": "many"}, [1]], "clients": [7, [7]], "revoked": [7, [None]],
-        "count": [-1], "condemned": [7, ["x"], [-1]],
+        "allowed": [{"episodes": "many"}, [1]], "clients": [7, *STRANGE_CLIENTS],
+        "revoked": [7, [None]], "count": [-1], "condemned": [7, ["x"], [-1]],
     },
     Welcome: {
         "run": [7], "index": [-1], "incarnation": [None], "bind": [None], "run_dir": [LONG],

@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from pdqn import transport
+from pdqn.clients import EVERY_ROLE, Client
 from pdqn.transport import Context, KeyPair, Network
 from replay.sender import (
     UNKNOWN,
@@ -556,7 +557,7 @@ class JustListed(Context):
 
     refusals = 1
 
-    def callback(self, _domain: str, key: bytes) -> bool:
+    def callback(self, domain: str, key: bytes) -> bool:
         refused, self.__dict__["refusals"] = self.refusals > 0, self.refusals - 1
         return not refused
 
@@ -569,7 +570,7 @@ def test_a_sender_whose_key_one_of_the_sockets_does_not_know_yet_gets_in(closing
     for name, kind in (("transitions", zmq.PULL), ("acknowledgements", zmq.XPUB)):
         serving = (JustListed if name == late else Context)(Network(theirs))
         closing.callback(serving.destroy, linger=0)
-        serving.allow([ours.public])
+        serving.allow({ours.public: Client("peer", EVERY_ROLE)})
         made[name] = serving.socket(kind)
         closing.callback(made[name].close, linger=0)
         if kind == zmq.XPUB:

@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from pdqn import transport
+from pdqn.clients import EVERY_ROLE, Client
 from pdqn.errors import RunError
 from pdqn.transport import Context, KeyPair, Network
 
@@ -24,6 +25,10 @@ QUIET_MILLISECONDS = 300
 def new_keys() -> KeyPair:
     public, secret = zmq.curve_keypair()
     return KeyPair(public.decode(), secret.decode())
+
+
+def admitted(*pairs: KeyPair, roles: frozenset[str] = EVERY_ROLE) -> dict[str, Client]:
+    return {keys.public: Client(f"host-{index}", roles) for index, keys in enumerate(pairs)}
 
 
 class KeepingContext(Context):
@@ -56,7 +61,7 @@ class Server:
 
     def __init__(self, context: Context, *clients: KeyPair) -> None:
         self.context = context
-        context.allow(keys.public for keys in clients)
+        context.allow(admitted(*clients))
         self.pull = context.socket(zmq.PULL)
         self.endpoint = transport.bind(self.pull, LOOPBACK)
 
@@ -152,7 +157,7 @@ def test_an_unlisted_a_wrong_and_no_key_get_nothing_through(context: Any):
 def test_a_publisher_tells_strangers_nothing(context: Any):
     listed, stranger = new_keys(), new_keys()
     one = context(new_keys())
-    one.allow([listed.public])
+    one.allow(admitted(listed))
     publisher = one.socket(zmq.XPUB)
     endpoint = transport.bind(publisher, LOOPBACK)
     subscribers = []
@@ -175,11 +180,39 @@ def test_a_publisher_tells_strangers_nothing(context: Any):
 def test_a_revoked_key_gets_in_no_more_and_who_serves_is_told_to_bind_anew(context: Any):
     kept, revoked = new_keys(), new_keys()
     server = Server(context(new_keys()), kept, revoked)
-    assert not server.context.allow([kept.public, revoked.public]), "nothing was revoked"
-    assert not server.context.allow([kept.public, revoked.public, new_keys().public])
-    assert server.context.allow([kept.public])
+    assert not server.context.allow(admitted(kept, revoked)), "nothing was revoked"
+    assert not server.context.allow(admitted(kept, revoked, new_keys()))
+    assert server.context.allow(admitted(kept))
     push(context(revoked), server.endpoint)
     assert not server.pull.poll(QUIET_MILLISECONDS)
+
+
+def test_a_key_gets_in_only_where_its_roles_have_business(context: Any):
+    actor, learner = new_keys(), new_keys()
+    one = context(new_keys())
+    one.allow(
+        admitted(actor, roles=frozenset({"actor"}))
+        | admitted(learner, roles=frozenset({"learner", "watch"}))
+    )
+    doors = {role: one.socket(zmq.PULL) for role in ("actor", "learner")}
+    endpoints = {role: transport.bind(door, LOOPBACK, [role]) for role, door in doors.items()}
+    push(context(actor), endpoints["learner"])
+    push(context(learner), endpoints["actor"])
+    assert not any(door.poll(QUIET_MILLISECONDS) for door in doors.values())
+    # A refused client tries once and gives up.
+    assert one.turned_away() == {"host-0 (actor)": 1, "host-0 (learner, watch)": 1}
+    assert one.turned_away() == {}
+    push(context(actor), endpoints["actor"])
+    push(context(learner), endpoints["learner"])
+    assert all(door.poll(5000) for door in doors.values())
+
+
+def test_a_key_that_loses_a_role_counts_as_revoked(context: Any):
+    keys, one = new_keys(), context(new_keys())
+    one.allow(admitted(keys))
+    assert not one.allow(admitted(keys))
+    assert one.allow(admitted(keys, roles=frozenset({"actor"})))
+    assert not one.allow(admitted(keys)), "it has more again"
 
 
 def test_with_keys_nothing_is_sent_in_the_clear_and_without_none_to_who_has_some(context: Any):

@@ -27,6 +27,7 @@ from launcher.numbers import number, size
 from launcher.plan.prepare import prepare
 from learner.learner import Learner
 from pdqn import parameters, transport, wire
+from pdqn.clients import Client
 from pdqn.config import Config, resolved
 from pdqn.messages import Join, Welcome
 from pdqn.networks import build_network
@@ -174,7 +175,7 @@ def _measure_encryption(seconds: float) -> float:
     """Measure CPU seconds per byte at one side of an encrypted connection: half of both sides'."""
     pairs = [KeyPair(*(part.decode() for part in zmq.curve_keypair())) for _ in range(2)]
     contexts = [Context(Network(pair)) for pair in pairs]
-    contexts[0].allow([pairs[1].public])
+    contexts[0].allow({pairs[1].public: Client("peer")})
     pull, push = contexts[0].socket(zmq.PULL), contexts[1].socket(zmq.PUSH)
     push.setsockopt(zmq.SNDTIMEO, 1000)
     transport.connect(push, transport.bind(pull, "tcp://127.0.0.1:*"))

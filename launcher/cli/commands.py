@@ -281,16 +281,18 @@ _role_command("evaluator", "Join a run as its evaluator.")
 
 @cli.command(short_help="Make the keys for encrypted runs across hosts.")
 @click.argument("directory", metavar="DIR", type=PATH)
-@click.argument("names", metavar="[HOST ...]", nargs=-1)
+@click.argument("names", metavar="[HOST[:ROLE,...] ...]", nargs=-1)
 @click.option("--revoke", metavar="HOST", help="stop admitting this host, even while a run goes on")
 def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
     """Make the keys with which hosts take part in a run, one file for each host.
 
     Keep DIR on the host that launches, and copy each HOST.key to its host over a secure channel.
-    Hosts can be added and revoked while a run goes on.
+    A key is for actors unless ROLE says otherwise: actor, replay, learner, evaluator, or watch for
+    a host that only looks on. Hosts can be added, given other roles, and revoked while a run goes
+    on.
 
     \b
-    pdqn keys keys gpu-host actors-1 actors-2
+    pdqn keys keys gpu-host:learner,replay actors-1 actors-2
     scp keys/gpu-host.key gpu-host:
     pdqn launch --bind 10.0.0.1:7777 --keys keys
     pdqn keys keys --revoke actors-2
@@ -306,7 +308,9 @@ def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
     made = making.make_keys(directory, names)
     for path in made:
         click.echo(str(path))
-    if not made:
+    for name in (name for name in names if ":" in name):
+        click.echo(f"{name.replace(':', ' may take: ').replace(',', ', ')}", err=True)
+    if not made and not names:
         click.echo(f"{directory} already has its keys; name hosts to make more", err=True)
     return 0
 

@@ -29,6 +29,7 @@ from launcher.coordinator.places import Member
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.snapshot import Seen
 from pdqn import messages, transport, wire
+from pdqn.clients import Clients
 from pdqn.config import resolved
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
@@ -149,7 +150,8 @@ class Coordinator:
 
     def _reject(self, kind: str, error: Exception) -> None:
         self.rejected[kind] += 1
-        self._metrics.reject(kind)
+        self._metrics.count("control_rejected")
+        self._metrics.count(f"control_rejected/{kind}")
         if self.rejected.total() < _MOST_WARNINGS:
             _log.warning("rejected a message: %s", error, exc_info=kind == "unforeseen")
 
@@ -253,10 +255,11 @@ class Coordinator:
 
     # ---- what the run wants ----
 
-    def allow(self, clients: Iterable[str]) -> None:
-        """Admit these public keys only, and remove members with any other key."""
+    def allow(self, clients: Clients) -> None:
+        """Admit these clients only, by public key, and remove members that they do not cover."""
         if isinstance(self._context, transport.Context):
-            clients = frozenset(clients)
+            for who, times in self._context.turned_away().items():
+                self._metrics.count(f"refused/{who}: a connection", times)
             self._context.allow(clients)
             self._do(self.membership.allow(clients))
 

@@ -16,6 +16,7 @@ from launcher.coordinator.orders import Orders
 from launcher.coordinator.places import Member, Places
 from launcher.coordinator.readmission import Readmissions
 from launcher.metrics.metrics import MemberKey, RunMetrics
+from pdqn.clients import Clients
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.messages import (
@@ -190,7 +191,7 @@ class Membership:
         return [Send(identity, Unknown())]
 
     def _join(self, identity: bytes, join: Join, user: str) -> Instructions:
-        if refusal := self._refusal(join):
+        if refusal := self._refusal(join, user):
             return [Send(identity, Refuse(refusal)), Event("refused", join.role, -1, refusal)]
         former = self.places.find(identity)
         told = [] if former is None else self._remove(former)
@@ -204,11 +205,13 @@ class Membership:
         where = f"{join.role} {index} on {join.host}, pid {join.pid}, incarnation {incarnation}"
         return [*told, Admit(member), Event("joined", join.role, index, where)]
 
-    def _refusal(self, join: Join) -> str:
+    def _refusal(self, join: Join, user: str) -> str:
         """Find why a process cannot join, in a sentence; empty if it can."""
         role = join.role
         if role not in ROLES:
             return f"there is no role {role!r:.40}; there are {', '.join(ROLES)}"
+        if unauthorized := self.orders.unauthorized(role, user):
+            return unauthorized
         if join.package != pdqn.__version__:
             return f"it runs pdqn {join.package!r:.20}, the run {pdqn.__version__}"
         if self.orders.command_of(role) == "stop":
@@ -317,15 +320,17 @@ class Membership:
 
     # ---- wishes of a person, or of the run ----
 
-    def allow(self, clients: Iterable[str]) -> Instructions:
-        """Admit these public keys only, and remove members with any other key."""
+    def allow(self, clients: Clients) -> Instructions:
+        """Admit these clients only, by public key, and remove members that they do not cover."""
         if not self.orders.allow(clients):
             return []
         told: Instructions = []
-        for member in [m for m in self.members() if m.user not in self.orders.clients]:
+        for member in list(self.members()):
             key = member.key
-            told.append(Event("revoked", key.role, key.index, f"on {member.host}"))
-            told.append(Send(member.identity, Refuse("its key was revoked")))
+            if not (why := self.orders.unauthorized(key.role, member.user)):
+                continue
+            told.append(Event("revoked", key.role, key.index, f"on {member.host}: {why}"))
+            told.append(Send(member.identity, Refuse(why)))
             self._remove(member)
         return [*told, SendPulses()]
 

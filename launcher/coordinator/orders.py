@@ -8,6 +8,7 @@ from collections.abc import Iterable, Set
 from launcher.coordinator.budget import Budgets
 from launcher.coordinator.places import Member, Places
 from launcher.metrics.metrics import MemberKey, RunMetrics
+from pdqn.clients import Clients
 from pdqn.config import Config
 from pdqn.messages import ROLES, Pulse
 
@@ -24,7 +25,7 @@ class Orders:
 
     Attributes:
         revoked: public keys that were let in, and are no longer.
-        clients: public keys that are let in.
+        clients: those that are let in, by public key.
         samples_per_insert: what every replay is to aim at; None for what is configured.
     """
 
@@ -32,7 +33,7 @@ class Orders:
         self._places, self._metrics = places, metrics
         self._commands: dict[str, str] = dict.fromkeys(ROLES, "run")
         self._commands |= {"actor": "hold", "evaluator": "hold"}
-        self.clients: tuple[str, ...] = ()
+        self.clients: Clients = {}
         self.revoked: Set[str] = frozenset()
         self._condemned: defaultdict[str, set[int]] = defaultdict(set)
         self._counts: dict[str, int] = {}
@@ -73,15 +74,25 @@ class Orders:
         self.samples_per_insert = samples_per_insert
         self.change()
 
-    def allow(self, clients: Iterable[str]) -> bool:
-        """Set which public keys are admitted; return whether that is a change."""
-        allowed = frozenset(clients)
-        if allowed == frozenset(self.clients):
+    def allow(self, clients: Clients) -> bool:
+        """Set who is admitted, by public key; return whether that is a change."""
+        if clients == self.clients:
             return False
-        self.revoked = (self.revoked | set(self.clients)) - allowed
-        self.clients = tuple(sorted(allowed))
+        self.revoked = (self.revoked | set(self.clients)) - set(clients)
+        self.clients = dict(clients)
         self.change()
         return True
+
+    def unauthorized(self, role: str, user: str) -> str:
+        """Find why a key may not take a role; empty if it may, or if nothing is encrypted."""
+        if not self.clients:
+            return ""
+        client = self.clients.get(user)
+        if client is None:
+            return "its key was revoked"
+        if client.may_join_as(role):
+            return ""
+        return f"its key, {client.described}, is not for the role {role}"
 
     def resize(self, agent: str, count: int) -> bool:
         """Set how many actors a host has, at least one; return whether that is a change."""
@@ -129,7 +140,7 @@ class Orders:
             samples_per_insert=self.samples_per_insert,
             saves=self._saves,
             allowed=allowed,
-            clients=self.clients if role in _BINDING else (),
+            clients=dict(self.clients) if role in _BINDING else {},
             revoked=frozenset(self.revoked),
             count=self._counts.get(agent, 0) if host else 0,
             condemned=tuple(sorted(self._condemned.get(agent, ()))) if host else (),

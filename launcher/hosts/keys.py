@@ -5,7 +5,10 @@ A directory holds them::
     head.key        the run's own key pair; ``pdqn launch --keys DIRECTORY`` reads it
     NAME.key        a key pair for another host, and the run's public key; copy it there and
                     give it to ``--key``
-    allowed.toml    public keys that may join, by name
+    allowed.toml    public keys that may join, by name, and the roles that they may take
+
+A key may take the role ``actor`` unless other roles are named when it is made (``NAME:ROLE,ROLE``).
+The launcher's own key may take every role.
 
 Key files are secret: only their owner can read them, and a file that others can read is refused.
 
@@ -25,15 +28,17 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 import zmq
 
 from launcher.locking import take_lock
+from pdqn.clients import DEFAULT_ROLES, EVERY_ROLE, KEY_ROLES, Client, Clients
 from pdqn.errors import UsageError
 from pdqn.silence import ListeningClock
 from pdqn.transport import KeyPair
@@ -63,26 +68,76 @@ class HostKey:
     head: str
 
 
+@dataclass(frozen=True)
+class _List:
+    """The list of keys: public keys by name, and roles of those that have other than actor."""
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> dict[str, Client]:
+        return {
+            key: Client(name, self.roles.get(name, DEFAULT_ROLES))
+            for name, key in self.keys.items()
+        }
+
+    def with_key(self, name: str, key: str) -> _List:
+        return _List({**self.keys, name: key}, self.roles)
+
+    def with_roles(self, roles: Mapping[str, frozenset[str] | None]) -> _List:
+        """Set roles; None leaves those of a listed key, and is the default for another one."""
+        others = {n: r for n, r in self.roles.items() if n not in roles or n in self.keys}
+        return _List(self.keys, {**others, **{n: r for n, r in roles.items() if r is not None}})
+
+    def without(self, name: str) -> _List:
+        keys = {n: key for n, key in self.keys.items() if n != name}
+        return _List(keys, {n: roles for n, roles in self.roles.items() if n != name})
+
+
 def make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
     """Make the run's keys, if there are none, and a key file for each name.
 
     This also finishes what an interrupted call has begun.
 
+    Args:
+        directory: the run's keys.
+        names: ``NAME``, or ``NAME:ROLE,ROLE``. A key that exists takes these roles from now on.
+
     Returns:
         The files made.
 
     Raises:
-        UsageError: a name that is not valid or is taken, or a directory that cannot be written to.
+        UsageError: a name that is not valid or is taken, an unknown role, or a directory that
+            cannot be written to.
     """
-    for name in names:
-        if not _is_name(name):
-            raise UsageError(f"{name!r} cannot name a key; expected letters, digits, - _ and .")
+    roles = dict(map(_name_and_roles, names))
     with _changing(directory, make=True):
-        return _make_keys(directory, names)
+        return _make_keys(directory, roles)
+
+
+def _name_and_roles(text: str) -> tuple[str, frozenset[str] | None]:
+    """Split ``NAME:ROLE,ROLE``; a bare ``NAME`` has None for the roles.
+
+    Raises:
+        UsageError: a name that cannot name a key, or an unknown role.
+    """
+    name, colon, listed = text.partition(":")
+    if not _is_name(name):
+        raise UsageError(f"{text!r} cannot name a key; expected letters, digits, - _ and .")
+    if not colon:
+        return name, None
+    roles = frozenset(listed.split(","))
+    if unknown := sorted(roles - EVERY_ROLE):
+        raise UsageError(
+            f"{text!r}: {unknown[0]!r} is not a role; expected NAME:ROLE,ROLE with roles of "
+            f"{', '.join(KEY_ROLES)}"
+        )
+    return name, roles
 
 
 def ensure_key(directory: Path, name: str) -> Path:
-    """Return the key file of a name; make it if there is none.
+    """Return the key file of a name, for every role; make it if there is none.
 
     Raises:
         UsageError: the file belongs to another run, or the directory cannot be written to.
@@ -91,7 +146,7 @@ def ensure_key(directory: Path, name: str) -> Path:
     with _changing(directory, make=True):
         # A file whose key is not listed may be left from an interrupted revocation.
         if not path.exists() or name not in read_allowed(directory):
-            _make_keys(directory, (name,))
+            _make_keys(directory, {name: EVERY_ROLE})
     return path
 
 
@@ -105,11 +160,11 @@ def revoke(directory: Path, name: str) -> None:
         raise UsageError(f"{directory}: there is no such directory of keys")
     path = _key_path(directory, name)
     with _changing(directory):
-        allowed = read_allowed(directory)
-        if allowed.pop(name, None) is not None:
-            _allow(directory, allowed)
+        allowed = _read_list(directory) or _List()
+        if name in allowed.keys:
+            _allow(directory, allowed.without(name))
         elif not _is_name(name) or not _is_left_over(path):
-            known = ", ".join(sorted(allowed)) or "none"
+            known = ", ".join(sorted(allowed.keys)) or "none"
             raise UsageError(f"{directory / ALLOWED} has no key {name!r}; it has {known}")
         for each in (_draft(path), path):
             each.unlink(missing_ok=True)
@@ -151,7 +206,7 @@ def read_allowed(directory: Path) -> dict[str, str]:
     Raises:
         UsageError: the file can be written by others, or cannot be read.
     """
-    return _read_list(directory) or {}
+    return dict((_read_list(directory) or _List()).keys)
 
 
 class AllowedClients:
@@ -161,7 +216,7 @@ class AllowedClients:
         directory: the run's keys.
 
     Attributes:
-        clients: the keys, the run's own among them.
+        clients: the keys and their roles, the run's own among them.
         trouble: why the file could not be read at the last look, and what follows from that;
             empty if it could.
 
@@ -179,8 +234,8 @@ class AllowedClients:
         self.clients = self._read()
         self.trouble = ""
 
-    def look(self) -> frozenset[str]:
-        """Read the file again, at most once a second, and return the keys.
+    def look(self) -> Clients:
+        """Read the file again, at most once a second, and return the clients by public key.
 
         If the file cannot be read or trusted, the last good list stays in force for five seconds.
         The file may just be half-written, or the head short of descriptors. After that, only the
@@ -201,18 +256,22 @@ class AllowedClients:
         """Keep the present list for good, so that the file can be removed."""
         self._next_look = math.inf
 
-    def _read(self) -> frozenset[str]:
+    @property
+    def _own(self) -> dict[str, Client]:
+        return {self._head: Client("head", EVERY_ROLE)}
+
+    def _read(self) -> Clients:
         allowed = _read_list(self._directory)
         if allowed is None and self._has_list:
             raise UsageError(f"{self._directory / ALLOWED} has no list of keys any more")
         self._has_list = allowed is not None
-        return frozenset([self._head, *(allowed or {}).values()])
+        return (allowed or _List()).clients | self._own
 
     def _do_without(self, why: str) -> None:
         if self._looking.seconds - self._read_at < _PATIENCE_SECONDS:
             self.trouble = f"{why}; the last list stays in force for {_PATIENCE_SECONDS:g} s"
         else:
-            self.clients = frozenset([self._head])
+            self.clients = self._own
             self.trouble = f"{why}; until it can be read, no other host is admitted"
 
 
@@ -240,19 +299,25 @@ def _changing(directory: Path, *, make: bool = False) -> Iterator[None]:
         raise UsageError(f"{error.filename or directory}: {error.strerror}") from error
 
 
-def _make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
+def _make_keys(directory: Path, roles: Mapping[str, frozenset[str] | None]) -> list[Path]:
     """Make what is missing, in a directory that this process has locked; return the files made."""
-    made, head = [], directory / HEAD
+    made, head, allowed = [], directory / HEAD, _read_list(directory) or _List()
+    # A key that is here and is given roles keeps its file.
+    complete = {n for n in allowed.keys if roles.get(n) and _key_path(directory, n).exists()}
+    names = [name for name in roles if name not in complete]
     _check_free(directory, names)
+    # Before keys are listed: none has roles that it is not meant to have, not even briefly.
+    if (changed := allowed.with_roles(roles)) != allowed:
+        _allow(directory, changed)
     if not head.exists():
         _write_draft(head, _secret_text({"name": "head", **_new_pair()}))
         made.append(_draft(head).replace(head))
     public = read_head(directory).public
-    made.extend(_make_key(directory, name, public) for name in dict.fromkeys(names))
+    made.extend(_make_key(directory, name, public) for name in names)
     return made
 
 
-def _check_free(directory: Path, names: tuple[str, ...]) -> None:
+def _check_free(directory: Path, names: Iterable[str]) -> None:
     """Check that a key can be made for each name, before any is made.
 
     Raises:
@@ -275,11 +340,11 @@ def _check_free(directory: Path, names: tuple[str, ...]) -> None:
 
 def _make_key(directory: Path, name: str, head: str) -> Path:
     """Make the key file of a checked name, or finish it; return the file."""
-    path, allowed = _key_path(directory, name), read_allowed(directory)
-    if name not in allowed:
+    path, allowed = _key_path(directory, name), _read_list(directory) or _List()
+    if name not in allowed.keys:
         pair = _new_pair()
         _write_draft(path, _secret_text({"name": name, **pair, "head": head}))
-        _allow(directory, allowed | {name: pair["public"]})
+        _allow(directory, allowed.with_key(name, pair["public"]))
     return _draft(path).replace(path)
 
 
@@ -310,8 +375,8 @@ def _is_left_over(path: Path) -> bool:
         return False
 
 
-def _read_list(directory: Path) -> dict[str, str] | None:
-    """Read the public keys that may join, by name; return None if there is no list.
+def _read_list(directory: Path) -> _List | None:
+    """Read the public keys that may join, and their roles; return None if there is no list.
 
     Raises:
         UsageError: the file can be written by others, or cannot be read.
@@ -320,16 +385,33 @@ def _read_list(directory: Path) -> dict[str, str] | None:
     try:
         if path.stat().st_mode & 0o022:
             raise UsageError(f"{path}: others can write to it; chmod 600 {path}")
-        keys = tomllib.loads(path.read_text(encoding="utf-8")).get("keys")
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from error
+    keys, roles = content.get("keys"), content.get("roles", {})
     if keys is None:
         return None
     if not isinstance(keys, dict) or not all(_is_key(key) for key in keys.values()):
         raise UsageError(f"{path}: not every value is a public key; expected NAME = KEY")
-    return dict(keys)
+    return _List(keys, _roles_in(path, roles))
+
+
+def _roles_in(path: Path, content: object) -> dict[str, frozenset[str]]:
+    """Check the part of the list that gives keys their roles."""
+    if isinstance(content, dict):
+        roles = {n: frozenset(v) for n, v in content.items() if _is_list_of_roles(v)}
+        if len(roles) == len(content):
+            return roles
+    raise UsageError(
+        f"{path}: [roles] has a value that is not a list of roles; expected NAME = [ROLE, ...] "
+        f"with roles of {', '.join(KEY_ROLES)}"
+    )
+
+
+def _is_list_of_roles(value: object) -> bool:
+    return isinstance(value, list) and all(role in KEY_ROLES for role in value)
 
 
 def _host_key(path: Path, content: dict[str, object]) -> HostKey:
@@ -344,9 +426,12 @@ def _new_pair() -> dict[str, str]:
     return {"public": public.decode("ascii"), "secret": secret.decode("ascii")}
 
 
-def _allow(directory: Path, keys: dict[str, str]) -> None:
+def _allow(directory: Path, allowed: _List) -> None:
     path = directory / ALLOWED
-    _write_draft(path, tomli_w.dumps({"keys": keys}))
+    content: dict[str, dict[str, Any]] = {"keys": dict(allowed.keys)}
+    if allowed.roles:
+        content["roles"] = {name: sorted(roles) for name, roles in allowed.roles.items()}
+    _write_draft(path, tomli_w.dumps(content))
     _draft(path).replace(path)
 
 

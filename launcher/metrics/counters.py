@@ -63,9 +63,9 @@ class Counters:
         self._totals[role, name] = 0.0
         return True
 
-    def count(self, role: str, name: str) -> None:
-        """Add one to a counter that no report has."""
-        self._totals[role, name] += 1
+    def count(self, role: str, name: str, amount: int = 1) -> None:
+        """Add to a counter that no report has."""
+        self._totals[role, name] += amount
 
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """Return the counters of one incarnation, as it reported them last."""

@@ -10,6 +10,7 @@ from launcher.metrics.counters import Counters, Gauges, MemberKey
 from launcher.metrics.episodes import RecentEpisodes
 from launcher.metrics.snapshot import EvaluationView
 from pdqn import figures
+from pdqn.checks import MAX_NAME
 from pdqn.figures import Figure
 from pdqn.messages import Evaluation, Report
 
@@ -64,10 +65,9 @@ class RunMetrics:
         evaluation = state["evaluation"]
         self.evaluation = None if evaluation is None else Evaluation.from_map(evaluation)
 
-    def reject(self, kind: str) -> None:
-        """Count a message that the coordinator refused, by its kind."""
-        self._counters.count("coordinator", "control_rejected")
-        self._counters.count("coordinator", f"control_rejected/{kind}")
+    def count(self, name: str, times: int = 1) -> None:
+        """Count something that the coordinator itself has seen."""
+        self._counters.count("coordinator", name[:MAX_NAME], times)
 
     def ingest(self, key: MemberKey, report: Report, now: float) -> None:
         """Take in one report of one role."""
@@ -107,8 +107,9 @@ class RunMetrics:
         return self._counters.total(role, name)
 
     def rejected(self) -> dict[str, int]:
-        """Return the messages that replay refused, by reason."""
-        return self._counters.starting_with("replay", "rejected/")
+        """Return the messages that replay refused, and requests that anybody did, by reason."""
+        refused = self._counters.starting_with("all", "refused/")
+        return self._counters.starting_with("replay", "rejected/") | refused
 
     def gauge(self, role: str, name: str) -> float | None:
         """Return the mean of a gauge over the present members of a role."""
@@ -282,6 +283,7 @@ class RunMetrics:
                 "metrics": {} if headline is None else {self._headline: headline},
             },
             "eval": None if self.evaluation is None else self.evaluation.to_map(),
+            "refused": self._counters.starting_with("all", "refused/"),
             "control_rejected": self._counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
             "transitions": {
