@@ -35,6 +35,7 @@ from pdqn.errors import (
     RunError,
     type_and_first_line,
 )
+from pdqn.memory import MemoryLimit, MemoryLimitError, held_bytes
 from pdqn.messages import (
     MAX_REASON,
     MAX_TEXT,
@@ -104,6 +105,7 @@ class CoordinatorLink:
         self._place: Welcome | None = None
         self._next_rejoin = 0.0
         self._process = psutil.Process()
+        self._memory = MemoryLimit(role)
         self._next_report = 0.0
         self._period_seconds = 1.0
         self._timeout_seconds = 30.0
@@ -182,10 +184,22 @@ class CoordinatorLink:
         return any(counters[name] >= most for name, most in self.pulse.allowed.items())
 
     def report(self) -> None:
-        """Send telemetry now."""
+        """Send telemetry now.
+
+        Raises:
+            MemoryLimitError: this process holds more memory than its limit.
+        """
         self._next_report = time.monotonic() + self._period_seconds
         self._count_turned_away()
         self._send(self._figures())
+        if excess := self._memory.excess(held_bytes()):
+            # The console shows every such note, but of errors only the first.
+            self.telemetry.note("memory", excess)
+            raise MemoryLimitError(excess)
+
+    def settle_memory(self) -> None:
+        """Expect this process to hold what it holds now, if that is more than was planned."""
+        self._memory.settle(held_bytes())
 
     def ask(self, message: Fetch | FilePiece) -> None:
         """Send the coordinator a request; the answer will be among ``answers``.
@@ -237,6 +251,8 @@ class CoordinatorLink:
         config = layers.from_map(welcome.config.to_map(), self._network.settings)
         self._period_seconds = config.system.telemetry_seconds
         self._timeout_seconds = config.system.heartbeat_timeout_seconds
+        planned, multiple = welcome.memory_bytes, config.system.memory_limit
+        self._memory = MemoryLimit(self._role, planned, multiple)
         self._listening = ListeningClock(self._timeout_seconds)
         self._heard = self._listening.seconds
         self._follow(welcome.pulse)
@@ -350,6 +366,10 @@ def role(
         yield context, link, welcome
         link.leave()
     except JoinRefusedError:
+        raise
+    except MemoryLimitError as error:
+        logging.getLogger(name).error("this role %s", error)
+        link.leave("ended by its memory limit")
         raise
     except Exception as error:
         logging.getLogger(name).exception("this role failed")

@@ -526,6 +526,7 @@ class Welcome(Message):
             ``{host}`` for this host's address.
         run_dir: directory of the run on the launcher's host.
         versions: versions, on the launcher's host, of the packages that the environment comes from.
+        memory_bytes: memory that is planned for this role; 0 if none is, without a limit.
     """
 
     KIND = "welcome"
@@ -539,6 +540,7 @@ class Welcome(Message):
     run_dir: str
     versions: dict[str, str] = field(default_factory=dict)
     pulse: Pulse = field(default_factory=Pulse)
+    memory_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -549,6 +551,7 @@ class Welcome(Message):
         # The one text that stays as it is: a person's own directory may have any name.
         check_text(self.run_dir, "run_dir", _MAX_PATH)
         check_addresses(self.versions, "versions")
+        check_whole(self.memory_bytes, "memory_bytes")
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""

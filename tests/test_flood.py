@@ -15,7 +15,7 @@ from launcher.console.console import RichConsole
 from launcher.coordinator.flood import LEFT_OUT, EventLimit
 from launcher.coordinator.membership import Event
 from launcher.metrics.allowance import Allowance
-from launcher.metrics.counters import Counters, MemberKey
+from launcher.metrics.counters import MemberKey
 from launcher.metrics.metrics import RunMetrics
 from launcher.run.ends import Ends
 from pdqn.messages import MAX_NOTES, MAX_TEXT, Evaluation, Report
@@ -156,17 +156,6 @@ def test_evaluations_that_come_all_the_time_do_not_fill_the_disk_and_the_evaluat
         lines += sum(one is not usual for one in found)
     assert lines < 30, "four megabytes an hour"
     assert metrics.summary()["control_rejected"]["evaluation"] == 36_000 - lines
-
-
-def test_counters_with_new_names_every_time_do_not_fill_memory():
-    counters, key = Counters(), MemberKey("actor", 0, 0)
-    counters.add(key, {"environment_steps": 5})
-    for turn in range(100):
-        counters.add(key, {f"counter {turn} {n}": 1 for n in range(1000)})
-    counters.add(key, {"environment_steps": 7})
-    assert len(counters.get_state()) <= 10_001
-    assert counters.total("coordinator", "control_rejected/counter") > 80_000
-    assert counters.total("actor", "environment_steps") == 12, "what is known still counts"
 
 
 # ---- the console ----

@@ -457,7 +457,9 @@ class _Bench:
 def _write(pipe: Connection, address: str, recording: Recording) -> None:
     """Record, compress and send as an actor does, on request; the writer's process."""
     with role("actor", address, 0, None) as (context, link, welcome):
-        sender = TransitionSender(context, 0, welcome.incarnation, welcome.config.actor.window)
+        actor = welcome.config.actor
+        stream = 0, welcome.incarnation
+        sender = TransitionSender(context, *stream, actor.window, actor.window_bytes)
         batches = _batches(recording, welcome.config)
 
         def keep_in_touch() -> bool:
@@ -469,7 +471,6 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
             return not link.stopping
 
         def send() -> Iterator[int]:
-            stream = (0, welcome.incarnation)
             for segments in batches:
                 data = _encode(segments, recording, stream, sender.next_sequence)
                 count = sum(len(segment.columns["action"]) for segment in segments)

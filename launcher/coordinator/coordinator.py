@@ -56,6 +56,7 @@ class Coordinator:
         files: takes and gives files of the directory; None if the run has none.
         own_actors: number that the launcher starts itself; by default all that are configured.
         incarnations: number of times that each (role, index) has joined in earlier sessions.
+        memory: bytes that are planned for one process of each role; without a limit for the others.
 
     Attributes:
         membership: the members of the run.
@@ -78,8 +79,9 @@ class Coordinator:
         files: FileStore | None = None,
         own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
+        memory: Mapping[str, int] | None = None,
     ) -> None:
-        self._context = context
+        self._context, self._memory = context, memory or {}
         self._socket = context.socket(zmq.ROUTER)
         config = welcome.config
         bounds = Bounds(most_connections(config.actor.count or 0))
@@ -217,6 +219,7 @@ class Coordinator:
             incarnation=key.incarnation,
             bind=bind.replace("{role}", f"{key.role}-{key.index}-{key.incarnation}"),
             pulse=self.membership.orders.pulse(member),
+            memory_bytes=self._memory.get(key.role, 0),
         )
         self._send(member.identity, welcome)
 
