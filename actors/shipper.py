@@ -72,6 +72,7 @@ class Shipper:
             self._parameter_version,
             columns,
             blocks,
+            self._welcome.ticket,
         )
         self._segments, self._gathered, self._frames = [], 0, 0
         data = wire.encode_transitions(batch)

@@ -71,6 +71,12 @@ def check_addresses(value: Any, name: str) -> None:
         check_text(endpoint, f"an address in {name}", _MAX_ENDPOINT)
 
 
+def check_secret(value: Any, name: str, size: int) -> None:
+    """Check that a value is empty or has exactly ``size`` bytes; the error does not show it."""
+    if type(value) is not bytes or len(value) not in (0, size):
+        raise WireError("malformed", f"{name} is not {size} bytes")
+
+
 def as_tuple(value: Any, name: str, most: int = _MAX_NAMES) -> tuple[Any, ...]:
     """Check the length of a list and convert it to a tuple."""
     if not isinstance(value, list | tuple) or len(value) > most:

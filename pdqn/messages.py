@@ -40,6 +40,7 @@ from pdqn.checks import (
     check_finite,
     check_names,
     check_numbers,
+    check_secret,
     check_text,
     check_whole,
     is_finite,
@@ -49,6 +50,7 @@ from pdqn.clients import Client, as_clients, to_map
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec
+from pdqn.tickets import SEAL_BYTES, TICKET_BYTES
 from pdqn.wire import WireError, shown
 
 ROLES = ("actor", "replay", "learner", "evaluator", "host")
@@ -522,6 +524,8 @@ class Welcome(Message):
             ``{host}`` for this host's address.
         run_dir: directory of the run on the launcher's host.
         versions: versions, on the launcher's host, of the packages that the environment comes from.
+        ticket: for an actor, proof that its batches are its own; empty for others.
+        seal: for a replay, the secret of which tickets are made; empty for others.
     """
 
     KIND = "welcome"
@@ -535,6 +539,8 @@ class Welcome(Message):
     run_dir: str
     versions: dict[str, str] = field(default_factory=dict)
     pulse: Pulse = field(default_factory=Pulse)
+    ticket: bytes = field(default=b"", repr=False)
+    seal: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -544,6 +550,8 @@ class Welcome(Message):
         check_text(self.bind, "bind", _MAX_PATH)
         check_text(self.run_dir, "run_dir", _MAX_PATH)
         check_addresses(self.versions, "versions")
+        check_secret(self.ticket, "ticket", TICKET_BYTES)
+        check_secret(self.seal, "seal", SEAL_BYTES)
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""

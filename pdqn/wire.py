@@ -11,6 +11,7 @@ There are three kinds of messages:
       run              id of the run
       actor            index of the actor
       incarnation      how often that actor was started before
+      ticket           proof that the actor sent it; see ``pdqn.tickets``
       sequence         0, 1, 2, ... for each actor and incarnation
       parameter_version   learner steps of the parameters that acted
       count            transitions
@@ -41,8 +42,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args
 
 import msgpack
@@ -51,8 +52,9 @@ import zstandard
 from numpy.typing import NDArray
 
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, Observation
+from pdqn.tickets import TICKET_BYTES
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_CONTROL_BYTES = 1 << 20
 MAX_TRANSITION_BYTES = 64 << 20
 MAX_ARRAYS_BYTES = 1 << 30
@@ -102,6 +104,7 @@ Reason = Literal[
     "size",  # sizes that disagree with each other, with the bytes or with a limit
     # TransitionBatches:
     "other run",
+    "ticket",  # not that of the actor
     "count",  # number of transitions or frames
     "blocks",  # not a list of 1 to MAX_BLOCKS maps
     "codec",  # unknown
@@ -202,6 +205,7 @@ class TransitionBatch:
             frames. Where frames are stacked, there is also uint8 history [frames]: the number of
             earlier frames that belong to each one's stack.
         blocks: the frames.
+        ticket: proof that the actor sent it; empty where no replay asks for one.
     """
 
     run: str
@@ -211,6 +215,7 @@ class TransitionBatch:
     parameter_version: int
     columns: dict[str, NDArray[Any]]
     blocks: list[FrameBlock]
+    ticket: bytes = field(default=b"", repr=False)
 
     @property
     def count(self) -> int:
@@ -271,6 +276,7 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
             "run": batch.run,
             "actor": batch.actor,
             "incarnation": batch.incarnation,
+            "ticket": batch.ticket,
             "sequence": batch.sequence,
             "parameter_version": batch.parameter_version,
             "count": batch.count,
@@ -287,11 +293,15 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
 
 
 def decode_transitions(
-    data: bytes | memoryview, spec: EnvironmentSpec, run: str
+    data: bytes | memoryview,
+    spec: EnvironmentSpec,
+    run: str,
+    admit: Callable[[int, int, bytes], object] = lambda *_: None,
 ) -> TransitionBatch:
     """Decode a TransitionBatch and check that every value fits the run's environment.
 
-    Its arrays are read-only.
+    Its arrays are read-only. ``admit`` may refuse (actor, incarnation, ticket) with a ``WireError``,
+    before more of the message is looked at.
 
     Raises:
         WireError: the message differs from the description of this module.
@@ -305,6 +315,9 @@ def decode_transitions(
         raise WireError("other run", f"{shown(header.get('run'))}, not {shown(run)}")
     # An acknowledgement names these two in 32 bits each.
     actor, incarnation = (natural(header, key, 1 << 32) for key in ("actor", "incarnation"))
+    if type(ticket := header.get("ticket")) is not bytes or len(ticket) > TICKET_BYTES:
+        raise WireError("malformed", f"a ticket that is not at most {TICKET_BYTES} bytes")
+    admit(actor, incarnation, ticket)
     sequence, version, count = (
         natural(header, key) for key in ("sequence", "parameter_version", "count")
     )
@@ -318,7 +331,7 @@ def decode_transitions(
     except WireError as error:
         error.count, error.sender = min(count, MAX_TRANSITIONS), (actor, incarnation, sequence)
         raise
-    return TransitionBatch(run, actor, incarnation, sequence, version, columns, blocks)
+    return TransitionBatch(run, actor, incarnation, sequence, version, columns, blocks, ticket)
 
 
 def encode_arrays(

@@ -10,6 +10,7 @@ from typing import Literal
 import zmq
 
 from pdqn import transport, wire
+from pdqn.clients import name_of
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
@@ -68,7 +69,13 @@ class ReplayServer:
         self._buffer = make_buffer(config, welcome.spec, welcome.index, welcome.incarnation)
         self._limiter = ShardLimiter(make_limiter(config))
         self._intake = Intake(
-            welcome.spec, welcome.run, self._buffer, link.telemetry, config.actor.window
+            welcome.spec,
+            welcome.run,
+            self._buffer,
+            link.telemetry,
+            config.actor.window,
+            welcome.seal,
+            lambda user: name_of(link.pulse.clients, user),
         )
         self._blocked = BlockedTime(link.telemetry)
         self._context, self._welcome = context, welcome
@@ -144,7 +151,8 @@ class ReplayServer:
                 frame = self._pull.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            inserted, stream = self._intake.take(frame.buffer)
+            user = transport.user_of(frame, self._context)
+            inserted, stream = self._intake.take(frame.buffer, user)
             self._limiter.count_inserted(inserted)
             if stream is not None:
                 streams.add(stream)

@@ -890,6 +890,7 @@ class Replaying(Hub):
         self._sender.connect(pulse.shards("transitions")[0], pulse.shards("acknowledgements")[0])
         rng = np.random.default_rng(0)
         self._client = SampleClient(self.context, SPEC, welcome.config, rng)
+        self._ticket = self.join("actor", 0)[1].ticket
         self._client.connect(pulse.shards("samples"))
 
     def exchange(self) -> None:
@@ -932,7 +933,7 @@ class Replaying(Hub):
         block = wire.compress_block({"observation": np.zeros((1, 4), np.float32)}, SPEC)
         sequence = self._sender.next_sequence
         return wire.encode_transitions(
-            wire.TransitionBatch("the-run", 0, 0, sequence, 0, columns, [block])
+            wire.TransitionBatch("the-run", 0, 0, sequence, 0, columns, [block], self._ticket)
         )
 
 

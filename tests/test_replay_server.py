@@ -22,6 +22,7 @@ from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Report, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.tickets import ticket_of
 from replay.buffer import make_buffer
 from replay.client import SampleClient
 from replay.intake import Sequences
@@ -42,6 +43,7 @@ Eventually = Callable[..., Any]
 
 SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (2,), "float32"),), 3)
 RUN = "the-run"
+SEAL = bytes(range(32))
 BATCH = 4
 PREFETCH = 1
 TRANSPORTS = ("auto", "socket")
@@ -252,9 +254,16 @@ def encoded(
     **of: Any,
 ) -> bytes:
     columns, blocks = columns_of(count, **of), [frames_of(count, first)]
+    ticket = ticket_of(SEAL, actor % (1 << 32), 0, "")
     return wire.encode_transitions(
-        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks)
+        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks, ticket)
     )
+
+
+@pytest.fixture(autouse=True)
+def _known_seal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the coordinator use a seal of which the tests make tickets."""
+    monkeypatch.setattr("launcher.coordinator.coordinator.new_seal", lambda: SEAL)
 
 
 @pytest.fixture

@@ -254,9 +254,11 @@ def _encode(
     stream: tuple[int, int],
     sequence: int,
     run: str = _RUN,
+    ticket: bytes = b"",
 ) -> bytes:
     columns, blocks = join_segments(segments, recording.spec)
-    return wire.encode_transitions(wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks))
+    batch = wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks, ticket)
+    return wire.encode_transitions(batch)
 
 
 def _encoded_counts(recording: Recording, config: Config) -> Iterator[int]:
@@ -470,7 +472,8 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
         def send() -> Iterator[int]:
             stream = (0, welcome.incarnation)
             for segments in batches:
-                data = _encode(segments, recording, stream, sender.next_sequence)
+                sequence, ticket = sender.next_sequence, welcome.ticket
+                data = _encode(segments, recording, stream, sequence, ticket=ticket)
                 count = sum(len(segment.columns["action"]) for segment in segments)
                 sent = sender.send(data, keep_in_touch)
                 link.telemetry.count("transitions_sent", count if sent else 0)

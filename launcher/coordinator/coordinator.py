@@ -34,6 +34,7 @@ from pdqn.config import resolved
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
 from pdqn.silence import ListeningClock
+from pdqn.tickets import new_seal, ticket_of
 
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
@@ -77,7 +78,7 @@ class Coordinator:
         own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
     ) -> None:
-        self._context = context
+        self._context, self._seal = context, new_seal()
         self._socket = context.socket(zmq.ROUTER)
         self.endpoint = self._bind(address)
         config = welcome.config
@@ -198,8 +199,16 @@ class Coordinator:
             incarnation=key.incarnation,
             bind=bind.replace("{role}", f"{key.role}-{key.index}-{key.incarnation}"),
             pulse=self.membership.orders.pulse(member),
+            **self._secrets_for(member),
         )
         self._send(member.identity, welcome)
+
+    def _secrets_for(self, member: Member) -> dict[str, bytes]:
+        """Return what lets an actor prove its batches, and a replay check them."""
+        key = member.key
+        if key.role == "actor":
+            return {"ticket": ticket_of(self._seal, key.index, key.incarnation, member.user)}
+        return {"seal": self._seal} if key.role == "replay" else {}
 
     def _pulse(self, member: Member) -> None:
         self._send(member.identity, self.membership.orders.pulse(member))
