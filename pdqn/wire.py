@@ -40,10 +40,11 @@ count by. All functions may be called from several threads.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
 import msgpack
@@ -215,7 +216,7 @@ class TransitionBatch:
     parameter_version: int
     columns: dict[str, NDArray[Any]]
     blocks: list[FrameBlock]
-    ticket: bytes = field(default=b"", repr=False)
+    ticket: bytes = dataclasses.field(default=b"", repr=False)
 
     @property
     def count(self) -> int:
@@ -300,8 +301,8 @@ def decode_transitions(
 ) -> TransitionBatch:
     """Decode a TransitionBatch and check that every value fits the run's environment.
 
-    Its arrays are read-only. ``admit`` may refuse (actor, incarnation, ticket) with a ``WireError``,
-    before more of the message is looked at.
+    Its arrays are read-only. ``admit`` may refuse (actor, incarnation, ticket) with an error of its
+    own, before more of the message is looked at.
 
     Raises:
         WireError: the message differs from the description of this module.

@@ -23,7 +23,7 @@ from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.membership import Event
 from launcher.coordinator.readmission import Readmissions
 from launcher.hosts.supervisor import Supervisor
-from launcher.metrics.metrics import RunMetrics
+from launcher.metrics.metrics import MemberKey, RunMetrics
 from pdqn import messages, wire
 from pdqn.config import Config
 from pdqn.errors import JoinRefusedError, RunError, UsageError
@@ -511,16 +511,21 @@ def test_what_had_not_joined_when_it_was_placed_elsewhere_for_good_is_refused(hu
     host(hub, "two", "learner")
 
 
+def any_reported(hub: Hub, role: str) -> bool:
+    return any(member.reported for member in hub.coordinator.membership.members(role))
+
+
 def test_what_is_told_only_once_is_not_lost_while_who_tells_it_is_taken_for_gone(hub: Hub):
     link, _ = hub.join("actor", 0)
+    evaluator, _ = hub.join("evaluator", 0)
     hub.coordinator.lost("actor", 0)
+    hub.coordinator.lost("evaluator", 0)
     link.telemetry.episode(Episode(7.0, 3))
     link.telemetry.note("seeds", "1, 2, 3")
-    link.telemetry.evaluation(evaluation())
-    link.report()
-    hub.poll_until(
-        link, lambda: any(m.reported for m in hub.coordinator.membership.members("actor"))
-    )
+    evaluator.telemetry.evaluation(evaluation())
+    for one, role in ((link, "actor"), (evaluator, "evaluator")):
+        one.report()
+        hub.poll_until(one, lambda role=role: any_reported(hub, role))
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 7.0
     assert hub.metrics.counts()["episodes"] == 1
     assert [event.text for event in hub.events("seeds")] == ["1, 2, 3"]
@@ -539,6 +544,9 @@ def test_a_connection_made_anew_loses_nothing_that_is_told_only_once(hub: Hub):
     index = next(hub.coordinator.membership.members("actor")).key.index
     for score in (3.0, 5.0):
         tell(hub, b"after", "report", counters={"episodes": 2}, episodes=[[score, 1, None]])
+        rejoin(hub, b"after", index)
+    assert hub.metrics.counts()["episodes"] == 0, "its old connection may still be alive"
+    hub.coordinator.membership.listened_seconds += 1.0
     rejoin(hub, b"after", index)
     assert hub.coordinator.membership.count("actor") == 1
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 4.0
@@ -728,21 +736,23 @@ def test_endpoints_are_told_to_everybody_and_withdrawn_when_their_server_is_lost
     replay, _ = hub.join("replay")
     learner, _ = hub.join("learner")
     assert learner.pulse.endpoints == {}
-    replay.serve_at({"samples": "ipc:///somewhere"})
+    replay.serve_at({"samples/0": "ipc:///somewhere"})
     replay.poll()
-    hub.poll_until(learner, lambda: learner.pulse.endpoints == {"samples": "ipc:///somewhere"})
+    hub.poll_until(learner, lambda: learner.pulse.endpoints == {"samples/0": "ipc:///somewhere"})
     late, _ = hub.join("actor")
-    assert late.pulse.endpoints == {"samples": "ipc:///somewhere"}
+    assert late.pulse.endpoints == {"samples/0": "ipc:///somewhere"}
     hub.coordinator.lost("replay", 0)
     hub.poll_until(learner, lambda: learner.pulse.endpoints == {})
 
 
-_ACTORS = st.integers(0, 3)
-_SERVED = st.dictionaries(st.sampled_from("ab"), st.sampled_from(["here", "there"]))
+_NUMBERS = st.integers(0, 3)
+_SERVED = st.dictionaries(
+    st.sampled_from(["samples", "transitions"]), st.sampled_from(["ipc:///here", "ipc:///there"])
+)
 _CHANGES = st.one_of(
-    st.tuples(st.just("join"), _ACTORS, st.none()),
-    st.tuples(st.sampled_from(["rejoin", "report", "leave"]), _ACTORS, _SERVED),
-    st.tuples(st.sampled_from(["is lost", "takes its host with it"]), _ACTORS, st.none()),
+    st.tuples(st.just("join"), _NUMBERS, st.none()),
+    st.tuples(st.sampled_from(["rejoin", "report", "leave"]), _NUMBERS, _SERVED),
+    st.tuples(st.sampled_from(["is lost", "takes its host with it"]), _NUMBERS, st.none()),
 )
 
 
@@ -751,27 +761,33 @@ _CHANGES = st.one_of(
 def test_what_is_told_of_who_serves_where_follows_every_change(
     eventually: Eventually, changes: list[tuple[str, int, dict[str, str] | None]], anew: bool
 ):
-    hub = Hub(eventually)
-    for kind, index, served in changes:
-        agent, sender = f"host {index % 2}", b"%d" % index
+    hub = Hub(eventually, build(("test", {"replay": {"shards": 4}})))
+    membership = hub.coordinator.membership
+    places: dict[int, MemberKey] = {}
+    for kind, number, served in changes:
+        agent, sender = f"host {number % 2}", b"%d" % number
+        place = places.get(number, MemberKey("replay", number, 0))
+        endpoints = {f"{name}/{place.index}": where for name, where in (served or {}).items()}
+        membership.listened_seconds += 10.0
         if kind == "is lost":
-            hub.coordinator.lost("actor", index)
+            hub.coordinator.lost("replay", place.index)
         elif kind == "takes its host with it":
             hub.coordinator.lose_host(agent)
         elif kind == "join":
-            tell(hub, sender, "join", **request(index=index, agent=agent))
+            tell(hub, sender, "join", **request(role="replay", agent=agent, pid=number))
+            if member := membership.places.find(sender):
+                places[number] = member.key
         elif kind == "rejoin":
-            again = sender + b" again" if anew else sender
-            rejoin(hub, again, index, agent=agent, endpoints=served)
+            again = rejoining(role="replay", index=place.index, incarnation=place.incarnation)
+            again = dataclasses.replace(again, agent=agent, pid=number, endpoints=endpoints)
+            tell(hub, sender + b" again" if anew else sender, "rejoin", **again.to_map())
         else:
-            report = {"endpoints": served}
+            report = {"endpoints": endpoints}
             tell(hub, sender, kind, **({"report": report} if kind == "leave" else report))
         there: dict[str, str] = {}
-        for member in hub.coordinator.membership.members():
+        for member in membership.members():
             there |= member.endpoints
-        assert {
-            name: hub.coordinator.membership.places.served().get(name, "") for name in "ab"
-        } == {name: there.get(name, "") for name in "ab"}
+        assert membership.places.served() == there
     hub.close()
 
 
@@ -1002,7 +1018,8 @@ def test_what_a_report_takes_does_not_grow_with_the_members(
         hub.coordinator.command(["actor"], "run")
         for index in range(members):
             tell(hub, b"%d" % index, "join", **request(index=index))
-        tell(hub, b"0", "report", endpoints={"a": "here"})
+        tell(hub, b"replay", "join", **request(role="replay"))
+        tell(hub, b"replay", "report", endpoints={"samples/0": "ipc:///here"})
         spent = effort(lambda: tell(hub, b"1", "report", counters={"environment_steps": 8}))
         hub.close()
         return spent
@@ -1135,8 +1152,8 @@ def test_a_report_that_makes_no_sense_is_counted_and_not_used(hub: Hub, name: st
 
 def test_an_evaluation_with_all_its_figures_is_used(hub: Hub):
     stranger = hub.stranger()
-    stranger.send(wire.encode_control("join", request()))
-    hub.until(lambda: hub.coordinator.membership.count("actor"))
+    stranger.send(wire.encode_control("join", request(role="evaluator")))
+    hub.until(lambda: hub.coordinator.membership.count("evaluator"))
     good = evaluation(
         metrics={"coverage": 0.5}, errors={"coverage": 0.1}, differences={"random": [0.1, 0.01]}
     )

@@ -26,6 +26,7 @@ from launcher.coordinator.membership import (
     SendPulse,
 )
 from launcher.coordinator.places import Member
+from launcher.coordinator.watchers import Watchers
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.snapshot import Seen
 from pdqn import messages, transport, wire
@@ -39,7 +40,7 @@ from pdqn.tickets import new_seal, ticket_of
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 1000
 _GATHER_SECONDS = 0.02
-_MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
+_WATCHED_SECONDS = 5.0
 _MOST_WARNINGS = 100
 _log = logging.getLogger("coordinator")
 
@@ -83,12 +84,15 @@ class Coordinator:
         self.endpoint = self._bind(address)
         config = welcome.config
         self._welcome, self._metrics, self._files = welcome, metrics, files
-        self.membership = Membership(welcome.run, config, metrics, own_actors, incarnations)
+        keys = transport.network_of(context).keys
+        self.membership = Membership(
+            welcome.run, config, metrics, own_actors, incarnations, keys.public if keys else ""
+        )
         system = config.system
         timeout_seconds = min(system.heartbeat_timeout_seconds, system.host_timeout_seconds)
         self._listening = ListeningClock(timeout_seconds)
         self._configured_ratio = config.replay.samples_per_insert
-        self._watchers: dict[bytes, float] = {}
+        self._watchers = Watchers()
         self.seen: Seen | None = None
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.rejected: Counter[str] = Counter()
@@ -157,17 +161,17 @@ class Coordinator:
         Raises:
             MessageError: the key has been revoked since the connection was made.
         """
-        if not isinstance(self._context, transport.Context) or self._context.network.keys is None:
-            return ""
-        user = str(frame.get("User-Id"))
-        if user not in self.membership.orders.clients:
+        user = transport.user_of(frame, self._context)
+        encrypted = transport.network_of(self._context).keys is not None
+        if encrypted and user not in self.membership.orders.clients:
             text = f"a message of {user}, whose key is no longer admitted"
             raise MessageError("revoked", wire.WireError("malformed", text))
         return user
 
     def _receive(self, identity: bytes, message: Message, user: str, size_bytes: int) -> None:
         if isinstance(message, Watch):
-            self._watch(identity)
+            self._watchers.note(identity, user, time.monotonic())
+            self._send(identity, self.seen or Seen())
         elif isinstance(message, FilePiece | Fetch):
             self._exchange_file(identity, message)
         else:
@@ -219,8 +223,7 @@ class Coordinator:
 
     def close(self) -> None:
         """Tell watchers that the run is over, and close the socket."""
-        recent = time.monotonic() - _WATCHED_SECONDS
-        for identity in (who for who, asked in self._watchers.items() if asked > recent):
+        for identity in self._watchers.since(time.monotonic() - _WATCHED_SECONDS):
             self._send(identity, Over())
         self._socket.close()
 
@@ -243,18 +246,15 @@ class Coordinator:
         member.heard = self.membership.listened_seconds
         if self._files is None:
             raise wire.WireError("malformed", "a file, and this run has no directory")
-        if isinstance(message, FilePiece):
-            self._send(identity, self._files.take(member.key.role, message))
-        else:
-            self._send(identity, self._files.give(message))
-
-    def _watch(self, identity: bytes) -> None:
-        """Send the run to a watcher, and remember the most recent watchers."""
-        self._watchers.pop(identity, None)
-        self._watchers[identity] = time.monotonic()
-        if len(self._watchers) > _MOST_WATCHERS:
-            del self._watchers[next(iter(self._watchers))]
-        self._send(identity, self.seen or Seen())
+        role = member.key.role
+        try:
+            if isinstance(message, FilePiece):
+                self._send(identity, self._files.take(role, message))
+            else:
+                self._send(identity, self._files.give(role, message))
+        except wire.WireError:
+            self._do(self.membership.refuse(member.key, member.user, "a file"))
+            raise
 
     # ---- what the run wants ----
 
