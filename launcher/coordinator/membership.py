@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.coordinator.admission import Admission
 from launcher.coordinator.authority import offence, offence_in_endpoints
@@ -207,6 +207,7 @@ class Membership:
         incarnation = self.incarnations[join.role, index]
         self.incarnations[join.role, index] += 1
         key = MemberKey(join.role, index, incarnation)
+        self._metrics.supersede(replace(key, incarnation=incarnation - 1))
         heard = self.listened_seconds
         member = Member(identity, key, join.host, join.pid, heard, join.agent, user)
         self._add(member)
@@ -267,7 +268,9 @@ class Membership:
         key, reason = member.key, leave.reason
         kind = "failed" if reason else "left"
         told.append(Event(kind, key.role, key.index, reason, bool(reason), leave.trace))
-        return told + self._remove(member)
+        told += self._remove(member)
+        self._metrics.supersede(key)
+        return told
 
     def _ended(self, host: Member, pid: int) -> Instructions:
         """Free the place of a host's own process that has ended."""

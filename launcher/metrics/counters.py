@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.metrics.bounds import Bounds, largest
+
 _WINDOW_SECONDS = 10.0
 _MOST_MARKS = 64
 
@@ -32,21 +34,39 @@ class Counters:
     """Totals over the members of a role and over their incarnations, and how fast they grow."""
 
     def __init__(self) -> None:
+        self._bounds = Bounds()
         self._last: dict[MemberKey, Mapping[str, float]] = {}
         self._totals: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._marks: deque[_Mark] = deque(maxlen=_MOST_MARKS)
 
     def add(self, key: MemberKey, counters: Mapping[str, float]) -> Mapping[str, float]:
-        """Add what has grown since the last report of this incarnation, and return that report."""
-        before = self._last.get(key, {})
-        for name, value in counters.items():
-            self._totals[key.role, name] += value - before.get(name, 0.0)
-        self._last[key] = counters
+        """Add what has grown since the last report of this incarnation, and return that report.
+
+        Counters that fall add nothing, and those beyond the bounds are dropped and counted.
+        """
+        before, role, totals = self._last.get(key, {}), key.role, self._totals
+        kept, most = self._bounds.kept(role, counters, 0.0), largest(role)
+        for name, value in kept.items():
+            grown = max(0.0, value - before.get(name, 0.0))
+            totals[role, name] = min(most, totals[role, name] + grown)
+        self.drop(role, len(counters) - len(kept))
+        self._last[key] = kept
         return before
+
+    def drop(self, role: str, figures: int) -> None:
+        """Count figures of a role that were dropped."""
+        if figures:
+            self.count(role, "figures_dropped", figures)
+
+    def forget(self, key: MemberKey) -> None:
+        """Forget the last report of an incarnation that cannot come back; its totals stay."""
+        self._last.pop(key, None)
 
     def count(self, role: str, name: str, amount: int = 1) -> None:
         """Add to a counter that no report has."""
-        self._totals[role, name] += amount
+        if not self._bounds.admits(role, name):
+            name = "figures_dropped"
+        self._totals[role, name] = min(largest(role), self._totals[role, name] + amount)
 
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """Return the counters of one incarnation, as it reported them last."""
@@ -104,15 +124,17 @@ class Gauges:
     """
 
     def __init__(self) -> None:
-        self._members: defaultdict[str, dict[int, dict[str, float]]] = defaultdict(dict)
+        self._bounds = Bounds()
+        self._members: defaultdict[str, dict[int, Mapping[str, float]]] = defaultdict(dict)
         self._computed: dict[tuple[str, str, str], float | None] = {}
 
-    def put(self, role: str, index: int, gauges: dict[str, float]) -> None:
-        """Replace all gauges of a member."""
+    def put(self, role: str, index: int, gauges: Mapping[str, float]) -> int:
+        """Replace all gauges of a member; return the number of those beyond the bounds."""
         members = self._members[role]
         if index not in members:
             self.refresh()
-        members[index] = gauges
+        members[index] = kept = self._bounds.kept(role, gauges, -largest(role))
+        return len(gauges) - len(kept)
 
     def forget(self, role: str, index: int) -> None:
         """Drop the gauges of a member that has gone."""
@@ -123,7 +145,7 @@ class Gauges:
         """Compute from the newest reports from now on."""
         self._computed.clear()
 
-    def of(self, role: str, index: int) -> dict[str, float]:
+    def of(self, role: str, index: int) -> Mapping[str, float]:
         """Return all gauges of one member."""
         return self._members[role].get(index, {})
 

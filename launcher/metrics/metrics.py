@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from launcher.metrics.bounds import LARGEST, LARGEST_REAL
 from launcher.metrics.counters import Counters, Gauges, MemberKey
 from launcher.metrics.episodes import RecentEpisodes
 from launcher.metrics.snapshot import EvaluationView
@@ -76,14 +77,22 @@ class RunMetrics:
             if self._first_step is None:  # the steps of this report began before it
                 self._first_step = now if self._expected_since is None else self._expected_since
             self._last_step = now
-        self._gauges.put(key.role, key.index, report.gauges)
+        self._counters.drop(key.role, self._gauges.put(key.role, key.index, report.gauges))
         if key.role == "learner":
-            self._learner_steps = int(report.gauges.get("learner_steps", self._learner_steps))
+            steps = self._gauges.of(key.role, key.index).get("learner_steps", self._learner_steps)
+            self._learner_steps = int(max(0.0, min(LARGEST, steps)))
         for episode in report.episodes:
-            self._episodes.add(*episode)
+            if max(abs(episode.score), abs(episode.headline or 0.0)) <= LARGEST_REAL:
+                self._episodes.add(*episode)
+            else:
+                self._counters.drop(key.role, 1)
         if report.evaluation is not None:
             self.evaluation = report.evaluation
             self._new_evaluations.append(report.evaluation)
+
+    def supersede(self, key: MemberKey) -> None:
+        """Forget the last report of an incarnation that cannot come back; its totals stay."""
+        self._counters.forget(key)
 
     def forget(self, role: str, index: int) -> None:
         """A role is gone: its gauges no longer count; its counters do."""
@@ -108,14 +117,20 @@ class RunMetrics:
 
     def rejected(self) -> dict[str, int]:
         """Return the messages that replay refused, and requests that anybody did, by reason."""
-        refused = self._counters.starting_with("all", "refused/")
-        return self._counters.starting_with("replay", "rejected/") | refused
+        return self._counters.starting_with("replay", "rejected/") | self._refused()
+
+    def _refused(self) -> dict[str, int]:
+        """Return what was refused, by whose it was; only of those that have something to refuse."""
+        counted: Counter[str] = Counter()
+        for role in ("coordinator", "replay", "learner"):
+            counted.update(self._counters.starting_with(role, "refused/"))
+        return dict(counted)
 
     def gauge(self, role: str, name: str) -> float | None:
         """Return the mean of a gauge over the present members of a role."""
         return self._gauges.mean(role, name)
 
-    def member_gauges(self, role: str, index: int) -> dict[str, float]:
+    def member_gauges(self, role: str, index: int) -> Mapping[str, float]:
         """Return all gauges of one member."""
         return self._gauges.of(role, index)
 
@@ -283,7 +298,7 @@ class RunMetrics:
                 "metrics": {} if headline is None else {self._headline: headline},
             },
             "eval": None if self.evaluation is None else self.evaluation.to_map(),
-            "refused": self._counters.starting_with("all", "refused/"),
+            "refused": self._refused(),
             "control_rejected": self._counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
             "transitions": {
