@@ -20,11 +20,14 @@ from hypothesis import strategies as st
 
 import pdqn
 from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.files import FileStore
 from launcher.coordinator.membership import Event
 from launcher.coordinator.readmission import Readmissions
+from launcher.coordinator.watchers import Watchers
 from launcher.hosts.supervisor import Supervisor
 from launcher.metrics.metrics import MemberKey, RunMetrics
-from pdqn import messages, wire
+from pdqn import messages, transport, wire
+from pdqn.clients import EVERY_ROLE, Client
 from pdqn.config import Config
 from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.layers import build
@@ -43,7 +46,8 @@ from pdqn.messages import (
 from pdqn.silence import ListeningClock
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
-from pdqn.transport import Context, Network
+from pdqn.tickets import is_valid
+from pdqn.transport import Context, KeyPair, Network
 from replay.client import SampleClient
 from replay.sender import TransitionSender
 
@@ -70,9 +74,10 @@ class Hub:
         eventually: Eventually,
         config: Config = CONFIG,
         role_bind: str = "ipc:///sockets/{role}-{name}",
+        context: Context | None = None,
     ) -> None:
         self._eventually = eventually
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()
         self.metrics = RunMetrics(None)
         self.coordinator = Coordinator(
             self.context,
@@ -596,6 +601,29 @@ def test_of_those_who_never_get_a_place_only_the_newest_are_remembered():
     assert take(b"f") == []
 
 
+def test_reports_of_one_key_drive_out_none_of_another():
+    kept = Readmissions(most_bytes=10)
+    kept.put(b"a", Report(activity="mine"), 4, "key")
+    for number in range(100):
+        kept.put(b"%d" % number, Report(), 5, "flood")
+    assert [report.activity for report in kept.take(b"a", "key")] == ["mine"]
+    assert kept.take(b"99", "key") == [], "of another key"
+    assert len(kept.take(b"99", "flood")) == 1
+
+
+def test_watchers_of_one_key_drive_out_none_of_another():
+    watchers = Watchers()
+    watchers.note(b"console", "key", 1.0)
+    for number in range(1000):
+        watchers.note(b"%d" % number, "flood", 2.0)
+    watchers.note(b"900", "flood", 3.0)
+    told = list(watchers.since(0.5))
+    assert told[0] == b"console"
+    assert len(told) == 101
+    assert told[-1] == b"900"
+    assert list(watchers.since(2.5)) == [b"900"]
+
+
 WITHOUT_A_PLACE = {
     "report": Report(),
     "file": FilePiece("final_model.pth", 0, 0, 1, b"x"),
@@ -727,6 +755,142 @@ def test_hosts_of_the_same_name_are_told_apart(hub: Hub, monkeypatch: pytest.Mon
     host(hub, "two")
     names = {hub.coordinator.host_of(member) for member in members("host")}
     assert names == {f"{first.host} (1)", f"{first.host} (2)"}
+
+
+# ---- keys and roles ----
+
+
+class Keyed(Hub):
+    """A hub of an encrypted run, and contexts of hosts with keys for some roles."""
+
+    def __init__(self, eventually: Eventually, *, telemetry_seconds: float = 0.01) -> None:
+        self._keys = {name: new_keys() for name in ("head", "gpu", "actors")}
+        self._context = Context(Network(self._keys["head"]))
+        config = dataclasses.replace(
+            CONFIG, system=dataclasses.replace(CONFIG.system, telemetry_seconds=telemetry_seconds)
+        )
+        super().__init__(eventually, config, context=self._context)
+        public = {name: keys.public for name, keys in self._keys.items()}
+        self.coordinator.allow(
+            {
+                public["head"]: Client("head", EVERY_ROLE),
+                public["gpu"]: Client("gpu", frozenset({"replay", "learner"})),
+                public["actors"]: Client("actors", frozenset({"actor"})),
+            }
+        )
+
+    def key(self, name: str) -> str:
+        return self._keys[name].public
+
+    def host(self, name: str, agent: str | None = None) -> Context:
+        """Make the context of a process on a host."""
+        context = Context(Network(self._keys[name], agent=name if agent is None else agent))
+        self.contexts.append(context)
+        return context
+
+    def dealer(self, name: str) -> zmq.Socket[bytes]:
+        """Open a socket that speaks to the coordinator with a host's key, without a link."""
+        self._sockets.append(self.host(name).socket(zmq.DEALER))
+        transport.connect(self._sockets[-1], self.coordinator.endpoint)
+        return self._sockets[-1]
+
+    def refused(self) -> dict[str, int]:
+        return self.metrics.summary()["refused"]
+
+
+@pytest.fixture
+def keyed(eventually: Eventually) -> Iterator[Keyed]:
+    hub = Keyed(eventually)
+    yield hub
+    hub.close()
+
+
+def new_keys() -> KeyPair:
+    return KeyPair(*(part.decode() for part in zmq.curve_keypair()))
+
+
+def connect_again(link: CoordinatorLink) -> None:
+    """Break a link's connection, and let it make another, which has another identity."""
+    address = link._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    link._socket.disconnect(address)
+    link._socket.connect(address)
+
+
+def test_an_actor_with_a_key_becomes_nobodys_parameters_and_its_name_is_told(keyed: Keyed):
+    learner, _ = keyed.join("learner", context=keyed.host("gpu"))
+    served = {"parameters": f"tcp://10.0.0.1:1|{keyed.key('gpu')}"}
+    learner.serve_at(served)
+    actor, _ = keyed.join("actor", context=keyed.host("actors"))
+    keyed.poll_until(learner, lambda: actor.poll() or actor.pulse.endpoints == served)
+    actor.serve_at({"parameters": f"tcp://10.6.6.6:1|{keyed.key('actors')}"})
+    keyed.poll_until(actor, keyed.refused)
+    assert next(iter(keyed.refused())) == "actors: an address of what another serves"
+    assert keyed.coordinator.membership.places.served() == served
+    event = keyed.events("refused")[0]
+    assert (event.role, event.text) == ("actor", "actors: an address of what another serves")
+    actor.serve_at({})
+    keyed.poll_until(actor, lambda: next(keyed.coordinator.membership.members("actor")).reported)
+
+
+def test_an_actor_with_a_key_gets_no_live_learners_place(keyed: Keyed):
+    learner, place = keyed.join("learner", context=keyed.host("gpu"))
+    thief = keyed.dealer("actors")
+    request = rejoining(
+        role="learner", index=place.index, incarnation=place.incarnation, agent="gpu",
+        host=next(keyed.coordinator.membership.members("learner")).host, pid=os.getpid(),
+    )  # fmt: skip
+    thief.send(request.encoded)
+    keyed.until(lambda: thief.poll(0))
+    assert wire.decode_control(thief.recv())["reason"] == "somebody else has taken it"
+    assert keyed.refused() == {"actors: a request for another's place": 1}
+    learner.report()
+    member = next(keyed.coordinator.membership.members("learner"))
+    keyed.poll_until(learner, lambda: member.reported)
+    assert member.user == keyed.key("gpu")
+
+
+def test_who_connects_again_gets_its_own_place_back_and_loses_nothing(keyed: Keyed):
+    learner, place = keyed.join("learner", context=keyed.host("gpu"))
+    actor, where = keyed.join("actor", context=keyed.host("actors"))
+    actor.telemetry.episode(Episode(3.0, 1))
+    actor.report()
+    connect_again(actor)
+    connect_again(learner)
+    actor.telemetry.episode(Episode(5.0, 1))
+    keyed.poll_until(actor, lambda: learner.poll() or len(keyed.events("rejoined")) == 2)
+    keys = {member.key for member in keyed.coordinator.membership.members()}
+    assert keys == {
+        MemberKey("learner", place.index, place.incarnation),
+        MemberKey("actor", where.index, where.incarnation),
+    }
+    keyed.poll_until(actor, lambda: keyed.metrics.current()["rollout/ep_rew_mean"] == 4.0)
+    assert keyed.refused() == {}
+
+
+def test_tickets_are_for_actors_and_the_seal_is_for_replays(keyed: Keyed):
+    _, replay = keyed.join("replay", context=keyed.host("gpu"))
+    _, actor = keyed.join("actor", context=keyed.host("actors"))
+    _, learner = keyed.join("learner", context=keyed.host("gpu"))
+    assert is_valid(replay.seal, actor.ticket, actor.index, actor.incarnation, keyed.key("actors"))
+    assert (replay.ticket, actor.seal, learner.ticket, learner.seal) == (b"", b"", b"", b"")
+
+
+def test_a_process_without_a_supervisor_is_the_launchers_own(keyed: Keyed):
+    with pytest.raises(JoinRefusedError, match="only the launcher's own processes join without"):
+        keyed.join("actor", context=keyed.host("actors", agent=""))
+    assert keyed.join("actor", 1, keyed.host("head", agent=""))[1].index == 1
+    assert keyed.join("actor", 0, keyed.host("actors"))[1].index == 2
+
+
+def test_a_file_that_a_role_may_not_read_is_refused_by_name(
+    keyed: Keyed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(keyed.coordinator, "_files", FileStore(tmp_path, 2))
+    actor, _ = keyed.join("actor", context=keyed.host("actors"))
+    actor.ask(Fetch("checkpoint", 0, 0))
+    keyed.until(lambda: keyed.coordinator.rejected == {"file": 1})
+    assert keyed.refused() == {"actors: a file": 1}
+    assert [event.text for event in keyed.events("refused")] == ["actors: a file"]
 
 
 # ---- where everybody is ----

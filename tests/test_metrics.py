@@ -645,6 +645,6 @@ def test_gauges_and_episodes_of_any_size_leave_finite_means():
 def test_an_incarnation_that_cannot_come_back_is_forgotten_and_its_counters_are_not():
     metrics = RunMetrics(None)
     report(metrics, "actor", environment_steps=5)
-    metrics.supersede(MemberKey("actor", 0, 0))
+    metrics.counters.forget(MemberKey("actor", 0, 0))
     assert metrics.counted(MemberKey("actor", 0, 0)) == {}
     assert metrics.counts()["environment_steps"] == 5

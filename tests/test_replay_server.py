@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -711,6 +712,28 @@ def test_shards_share_capacity_and_have_keys_and_randomness_of_their_own():
 def test_a_compressed_buffer_takes_its_shards_share_of_the_memory():
     config = config_of(shards=2, store="compressed", memory="2000000", decode_threads=1)
     assert 900_000 < make_buffer(config, SPEC).allocated_bytes <= 1_000_000
+
+
+# ---- batches in another actor's name ----
+
+
+def test_a_batch_in_another_actors_name_is_refused_and_the_real_one_is_taken(bench: Bench):
+    push, sender = bench.socket(zmq.PUSH, "transitions/0"), bench.sender(actor=3)
+    bench.send(sender, actor=3)
+    bench.flush(sender)
+    batch = wire.decode_transitions(encoded(1, actor=3), SPEC, RUN)
+    for ticket in (b"", ticket_of(SEAL, 7, 0, "")):
+        push.send(wire.encode_transitions(dataclasses.replace(batch, ticket=ticket)))
+    refused = "a process without a key: a batch in another actor's name"
+    bench.until(lambda: bench.metrics.rejected() == {refused: 2})
+    bench.send(sender, actor=3)
+    bench.flush(sender)
+    bench.until(lambda: bench.total("transitions_received") == 2 * BATCH)
+    assert bench.total("transitions_duplicate") == bench.total("batches_missing") == 0
+    told = [event.text for event in bench.coordinator.events if event.kind == "refused"]
+    assert told == [
+        "a process without a key sent a batch in another actor's name: ticket: not that of actor 3"
+    ]
 
 
 # ---- garbage ----

@@ -207,7 +207,7 @@ class Membership:
         incarnation = self.incarnations[join.role, index]
         self.incarnations[join.role, index] += 1
         key = MemberKey(join.role, index, incarnation)
-        self._metrics.supersede(replace(key, incarnation=incarnation - 1))
+        self._metrics.counters.forget(replace(key, incarnation=incarnation - 1))
         heard = self.listened_seconds
         member = Member(identity, key, join.host, join.pid, heard, join.agent, user)
         self._add(member)
@@ -269,7 +269,7 @@ class Membership:
         kind = "failed" if reason else "left"
         told.append(Event(kind, key.role, key.index, reason, bool(reason), leave.trace))
         told += self._remove(member)
-        self._metrics.supersede(key)
+        self._metrics.counters.forget(key)
         return told
 
     def _ended(self, host: Member, pid: int) -> Instructions:

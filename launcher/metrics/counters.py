@@ -86,6 +86,13 @@ class Counters:
                 counted[name.removeprefix(prefix)] += int(value)
         return dict(counted)
 
+    def refused(self) -> dict[str, int]:
+        """Return what was refused, by whose it was; only of roles that have anything to refuse."""
+        counted: Counter[str] = Counter()
+        for role in ("coordinator", "replay", "learner"):
+            counted.update(self.starting_with(role, "refused/"))
+        return dict(counted)
+
     def mark(self, now: float) -> None:
         """Mark the present, about once a second: rates are taken between two marks."""
         self._marks.append(_Mark(now, dict(self._totals)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +23,10 @@ class RunMetrics:
 
     Args:
         headline: name of the environment's headline metric, if it has one.
+
+    Attributes:
+        counters: what the roles have counted.
+        evaluation: the newest one, if there is any.
     """
 
     def __init__(self, headline: str | None) -> None:
@@ -30,7 +34,7 @@ class RunMetrics:
         self._figures = {figure.name: figure for figure in figures.computed(headline)}
         # Of the sessions before this one; what was on its way when the last one was killed is lost.
         self._seconds_before, self._missing_before = 0.0, 0
-        self._counters = Counters()
+        self.counters = Counters()
         self._gauges = Gauges()
         self._episodes = RecentEpisodes()
         self._history: dict[str, deque[float]] = {
@@ -48,7 +52,7 @@ class RunMetrics:
     def get_state(self) -> dict[str, Any]:
         """Return as plain data what a later session goes on from, and what pictures read."""
         return {
-            "totals": self._counters.get_state(),
+            "totals": self.counters.get_state(),
             "active_seconds": self.active_seconds(),
             "learner_steps": self._learner_steps,
             **self._episodes.get_state(),
@@ -58,7 +62,7 @@ class RunMetrics:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``get_state`` gave in an earlier session."""
-        self._counters.set_state(state["totals"])
+        self.counters.set_state(state["totals"])
         self._seconds_before = float(state["active_seconds"])
         self._missing_before = self._unseen()
         self._learner_steps = int(state["learner_steps"])
@@ -68,16 +72,16 @@ class RunMetrics:
 
     def count(self, name: str, times: int = 1) -> None:
         """Count something that the coordinator itself has seen."""
-        self._counters.count("coordinator", name[:MAX_NAME], times)
+        self.counters.count("coordinator", name[:MAX_NAME], times)
 
     def ingest(self, key: MemberKey, report: Report, now: float) -> None:
         """Take in one report of one role."""
-        before, steps = self._counters.add(key, report.counters), "environment_steps"
+        before, steps = self.counters.add(key, report.counters), "environment_steps"
         if key.role == "actor" and report.counters.get(steps, 0) > before.get(steps, 0):
             if self._first_step is None:  # the steps of this report began before it
                 self._first_step = now if self._expected_since is None else self._expected_since
             self._last_step = now
-        self._counters.drop(key.role, self._gauges.put(key.role, key.index, report.gauges))
+        self.counters.drop(key.role, self._gauges.put(key.role, key.index, report.gauges))
         if key.role == "learner":
             steps = self._gauges.of(key.role, key.index).get("learner_steps", self._learner_steps)
             self._learner_steps = int(max(0.0, min(LARGEST, steps)))
@@ -85,14 +89,10 @@ class RunMetrics:
             if max(abs(episode.score), abs(episode.headline or 0.0)) <= LARGEST_REAL:
                 self._episodes.add(*episode)
             else:
-                self._counters.drop(key.role, 1)
+                self.counters.drop(key.role, 1)
         if report.evaluation is not None:
             self.evaluation = report.evaluation
             self._new_evaluations.append(report.evaluation)
-
-    def supersede(self, key: MemberKey) -> None:
-        """Forget the last report of an incarnation that cannot come back; its totals stay."""
-        self._counters.forget(key)
 
     def forget(self, role: str, index: int) -> None:
         """A role is gone: its gauges no longer count; its counters do."""
@@ -100,7 +100,7 @@ class RunMetrics:
 
     def tick(self, now: float) -> None:
         """Mark the present, about once a second."""
-        self._counters.mark(now)
+        self.counters.mark(now)
         self._gauges.refresh()
         for name, values in self._history.items():
             value = self._compute(self._figures[name])
@@ -109,22 +109,15 @@ class RunMetrics:
 
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """The counters of one incarnation, as it reported them last."""
-        return self._counters.counted(key)
+        return self.counters.counted(key)
 
     def total(self, role: str, name: str) -> float:
         """A counter over all incarnations of all of a role."""
-        return self._counters.total(role, name)
+        return self.counters.total(role, name)
 
     def rejected(self) -> dict[str, int]:
         """Return the messages that replay refused, and requests that anybody did, by reason."""
-        return self._counters.starting_with("replay", "rejected/") | self._refused()
-
-    def _refused(self) -> dict[str, int]:
-        """Return what was refused, by whose it was; only of those that have something to refuse."""
-        counted: Counter[str] = Counter()
-        for role in ("coordinator", "replay", "learner"):
-            counted.update(self._counters.starting_with(role, "refused/"))
-        return dict(counted)
+        return self.counters.starting_with("replay", "rejected/") | self.counters.refused()
 
     def gauge(self, role: str, name: str) -> float | None:
         """Return the mean of a gauge over the present members of a role."""
@@ -151,7 +144,7 @@ class RunMetrics:
         return {name: self._compute(figure) for name, figure in self._figures.items()}
 
     def _compute(self, figure: Figure) -> float | None:
-        role, source, counters = figure.role, figure.source, self._counters
+        role, source, counters = figure.role, figure.source, self.counters
         match figure.kind:
             case "total":
                 return int(counters.total(role, source))
@@ -261,7 +254,7 @@ class RunMetrics:
     @property
     def moves(self) -> bool:
         """True once environments have stepped in this session, and rates are known."""
-        return self._first_step is not None and self._counters.marked
+        return self._first_step is not None and self.counters.marked
 
     def seconds_without_steps(self, now: float) -> float:
         """Return the time since the last step, or since steps are expected; else 0."""
@@ -298,8 +291,8 @@ class RunMetrics:
                 "metrics": {} if headline is None else {self._headline: headline},
             },
             "eval": None if self.evaluation is None else self.evaluation.to_map(),
-            "refused": self._refused(),
-            "control_rejected": self._counters.starting_with("all", "control_rejected/"),
+            "refused": self.counters.refused(),
+            "control_rejected": self.counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
             "transitions": {
                 "sent": int(self.total("actor", "transitions_sent")),
