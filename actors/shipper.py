@@ -12,7 +12,7 @@ from pdqn import wire
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Welcome
-from replay.sender import TransitionSender, shard_of
+from replay.sender import NO_TICKET, TransitionSender, shard_of
 
 _FLUSH_SECONDS = 2.0
 
@@ -32,7 +32,11 @@ class Shipper:
         self._most_frames = wire.MAX_TRANSITION_BYTES // 2 // welcome.spec.observation_bytes
         self._link = link
         self._sender = TransitionSender(
-            context, welcome.index, welcome.incarnation, welcome.config.actor.window
+            context,
+            welcome.index,
+            welcome.incarnation,
+            welcome.config.actor.window,
+            welcome.ticket or NO_TICKET,
         )
         self._shard: int | None = None
         self._welcome = welcome

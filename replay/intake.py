@@ -21,7 +21,7 @@ from replay.sender import UNKNOWN
 
 _log = logging.getLogger("replay")
 _LOG_SECONDS = 5.0
-_MOST_STREAMS = 1 << 16
+MOST_STREAMS = 1 << 16
 _LONGEST_JUMP = 1 << 32
 
 Stream = tuple[int, int]
@@ -67,7 +67,7 @@ class Sequences:
         if expected - 8 * self._window <= sequence < expected:
             return None
         self._expected[stream] = sequence + 1
-        if len(self._expected) > _MOST_STREAMS:
+        if len(self._expected) > MOST_STREAMS:
             del self._expected[next(iter(self._expected))]
         missing = sequence - expected
         return missing if 0 <= missing <= self._window else 0
@@ -108,7 +108,7 @@ class TicketCheck:
         if not is_valid(self._seal, ticket, actor, incarnation, user):
             raise ForeignBatchError("ticket", f"not that of actor {actor}")
         self._verified[stream] = (user, ticket)
-        if len(self._verified) > _MOST_STREAMS:
+        if len(self._verified) > MOST_STREAMS:
             del self._verified[next(iter(self._verified))]
 
 
@@ -244,7 +244,7 @@ class Intake:
             admit = partial(self._tickets.check, user)
             batch = wire.decode_transitions(data, self._spec, self._run, admit)
         except ForeignBatchError as error:
-            self._turn_away(user, error)
+            self._turn_away(user, "a batch", error)
             return 0, None
         except wire.WireError as error:
             return 0, self._refuse(error)
@@ -272,12 +272,21 @@ class Intake:
         self._telemetry.count("batches_missing", missing)
         return True
 
-    def _turn_away(self, user: str, error: ForeignBatchError) -> None:
-        """Count a batch in another actor's name by its sender, and note the first of each one."""
+    def greets(self, user: str, stream: Stream, ticket: bytes) -> bool:
+        """Return whether a sender is the actor of a stream; count it if it is another."""
+        try:
+            self._tickets.check(user, *stream, ticket)
+        except ForeignBatchError as error:
+            self._turn_away(user, "a hello", error)
+            return False
+        return True
+
+    def _turn_away(self, user: str, what: str, error: ForeignBatchError) -> None:
+        """Count what came in another actor's name by its sender, and note the first of each one."""
         name = self._name_of(user)
-        counter = f"refused/{name}: a batch in another actor's name"[:MAX_NAME]
+        counter = f"refused/{name}: {what} in another actor's name"[:MAX_NAME]
         self._telemetry.count(counter)
-        text = f"{name} sent a batch in another actor's name: {error}"
+        text = f"{name} sent {what} in another actor's name: {error}"
         if self._telemetry.counters[counter] == 1:
             self._telemetry.note("refused", text)
         self._warn(text)

@@ -33,7 +33,6 @@ from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import (
-    Ended,
     Episode,
     Evaluation,
     Fetch,
@@ -640,18 +639,23 @@ def test_who_has_no_place_is_told_so_whatever_it_wants(hub: Hub, kind: str):
     assert hub.coordinator.rejected.total() == 0
 
 
+def tell_ended(link: CoordinatorLink, pid: int) -> None:
+    link.telemetry.ended = (pid,)
+    link.report()
+
+
 def test_a_process_that_ended_leaves_its_place_to_the_next_at_once(hub: Hub):
     agent = host(hub, "one")
     host(hub, "one", "learner")
     stranger = host(hub, "two")
-    stranger.tell(Ended(os.getpid()))
-    agent.tell(Ended(os.getpid() + 1))
+    tell_ended(stranger, os.getpid())
+    tell_ended(agent, os.getpid() + 1)
     for _ in range(5):
         hub.coordinator.poll(0.05)
     assert hub.coordinator.membership.count("learner") == 1, (
         "it was neither that host nor that process"
     )
-    agent.tell(Ended(os.getpid()))
+    tell_ended(agent, os.getpid())
     hub.until(lambda: not hub.coordinator.membership.count("learner"))
     host(hub, "one", "learner")
 
@@ -729,7 +733,7 @@ def test_the_host_of_a_role_that_hangs_is_told_to_end_it(hub: Hub):
     member = next(hub.coordinator.membership.members("actor"))
     hub.coordinator.membership.condemn(member)
     hub.poll_until(link, lambda: link.pulse.condemned == (member.pid,))
-    link.tell(Ended(member.pid))
+    tell_ended(link, member.pid)
     hub.poll_until(link, lambda: not link.pulse.condemned)
 
 
@@ -1066,11 +1070,11 @@ class Replaying(Hub):
         self._link, welcome = self.join("learner")
         self.poll_until(self._link, lambda: self._link.pulse.shards("samples"))
         pulse = self._link.pulse
-        self._sender = TransitionSender(self.context, 0, 0, 4)
+        self._ticket = self.join("actor", 0)[1].ticket
+        self._sender = TransitionSender(self.context, 0, 0, 4, self._ticket)
         self._sender.connect(pulse.shards("transitions")[0], pulse.shards("acknowledgements")[0])
         rng = np.random.default_rng(0)
         self._client = SampleClient(self.context, SPEC, welcome.config, rng)
-        self._ticket = self.join("actor", 0)[1].ticket
         self._client.connect(pulse.shards("samples"))
 
     def exchange(self) -> None:

@@ -117,7 +117,7 @@ def test_a_ticket_is_worked_out_once_for_a_stream(door: Door, monkeypatch: pytes
 
 
 def test_only_so_many_streams_are_remembered(door: Door, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(intakes, "_MOST_STREAMS", 2)
+    monkeypatch.setattr(intakes, "MOST_STREAMS", 2)
     for actor in (0, 1, 2, 0):
         assert door.intake.take(batch(0, actor, ticket_of(SEAL, actor, 0, GPU)), GPU)[0] == 4
     assert len(door.intake._tickets._verified) == 2

@@ -595,7 +595,7 @@ class Run:
         return self.metrics.counted(MemberKey("replay", shard, 0)).get("samples", 0.0)
 
     def sender(self, shard: int, actor: int, window: int = 100) -> TransitionSender:
-        sender = TransitionSender(self.context, actor, 0, window)
+        sender = TransitionSender(self.context, actor, 0, window, ticket_of(SEAL, actor, 0, ""))
         sender.connect(self.served("transitions")[shard], self.served("acknowledgements")[shard])
         self._senders.append(sender)
         return sender

@@ -458,7 +458,8 @@ class _Bench:
 def _write(pipe: Connection, address: str, recording: Recording) -> None:
     """Record, compress and send as an actor does, on request; the writer's process."""
     with role("actor", address, 0, None) as (context, link, welcome):
-        sender = TransitionSender(context, 0, welcome.incarnation, welcome.config.actor.window)
+        window = welcome.config.actor.window
+        sender = TransitionSender(context, 0, welcome.incarnation, window, welcome.ticket)
         batches = _batches(recording, welcome.config)
 
         def keep_in_touch() -> bool:

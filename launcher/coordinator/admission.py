@@ -18,7 +18,7 @@ from launcher.coordinator.places import Member, Places
 from launcher.metrics.allowance import Allowance
 from pdqn.clients import name_of
 from pdqn.config import Config
-from pdqn.messages import ROLES, Join, Rejoin
+from pdqn.messages import ROLES, Join, Refuse, Rejoin
 
 _SINGLE = ("learner", "evaluator")
 # A connection counts as silent after this number of reports that did not come: one may be late.
@@ -82,8 +82,8 @@ class Admission:
 
     # ---- joins ----
 
-    def refusal(self, join: Join, user: str, now: float) -> str:
-        """Find why a process cannot join, in a sentence; empty if it can.
+    def refusal(self, join: Join, user: str, now: float) -> Refuse | None:
+        """Find why a process cannot join, in a sentence; None if it can.
 
         Args:
             join: its request.
@@ -92,14 +92,19 @@ class Admission:
         """
         role = join.role
         if role not in ROLES:
-            return f"there is no role {role!r:.40}; there are {', '.join(ROLES)}"
+            return Refuse(f"there is no role {role!r:.40}; there are {', '.join(ROLES)}")
         if unauthorized := self._orders.unauthorized(role, user):
-            return unauthorized
+            return Refuse(unauthorized)
         if join.package != pdqn.__version__:
-            return f"it runs pdqn {join.package!r:.20}, the run {pdqn.__version__}"
+            return Refuse(f"it runs pdqn {join.package!r:.20}, the run {pdqn.__version__}")
         if self._orders.command_of(role) == "stop":
-            return "the run is stopping"
-        return self._of_agent(join, user) or self._full(role) or self._too_many(role, user, now)
+            return Refuse("the run is stopping")
+        if foreign := self._of_agent(join, user):
+            return Refuse(foreign)
+        if full := self._full(role):
+            return Refuse(full, taken=True)
+        many = self._too_many(role, user, now)
+        return Refuse(many) if many else None
 
     def _of_agent(self, join: Join, user: str) -> str:
         """Find why a process cannot join with the name of its host's supervisor."""

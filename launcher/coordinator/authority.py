@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from launcher.metrics.metrics import MemberKey
 from pdqn import transport
-from pdqn.messages import Ended, Leave, Message, Report
+from pdqn.messages import Leave, Message, Report
 
 _SCHEMES = ("tcp://", "ipc://")
 
@@ -46,11 +46,11 @@ def offence_in_endpoints(key: MemberKey, user: str, endpoints: Mapping[str, str]
 
 def offence(key: MemberKey, user: str, message: Message) -> str:
     """Find what a member may not say; empty if there is nothing. See ``offence_in_endpoints``."""
-    if isinstance(message, Ended) and key.role != "host":
-        return "the end of a host's process"
     report = message.report if isinstance(message, Leave) else message
     if not isinstance(report, Report):
         return ""
+    if report.ended and key.role != "host":
+        return "the end of a host's process"
     if report.evaluation is not None and key.role != "evaluator":
         return "an evaluation"
     if report.episodes and key.role != "actor":

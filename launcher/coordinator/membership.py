@@ -22,7 +22,6 @@ from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.messages import (
     LAST_SAVE,
-    Ended,
     Join,
     Leave,
     Message,
@@ -182,15 +181,13 @@ class Membership:
             return self.refuse(member.key, user, wrong)
         if isinstance(message, Report):
             return self._report(member, message, now)
-        if isinstance(message, Leave):
-            return self._leave(member, message, now)
-        return self._ended(member, message.pid) if isinstance(message, Ended) else []
+        return self._leave(member, message, now) if isinstance(message, Leave) else []
 
     def _stranger(
         self, identity: bytes, message: Message, user: str, size_bytes: int
     ) -> Instructions:
         """Tell a process that it has no place; keep news that it will not repeat."""
-        if isinstance(message, Leave | Ended):
+        if isinstance(message, Leave):
             return []  # it does not wait for an answer
         if isinstance(message, Report) and message.has_news:
             self._readmissions.put(identity, message, size_bytes, user)
@@ -200,7 +197,7 @@ class Membership:
         if refusal := self.admission.refusal(join, user, now):
             name = name_of(self.orders.clients, user)
             self._metrics.count(f"refused/{name}: a request to join")
-            return [Send(identity, Refuse(refusal)), Event("refused", join.role, -1, refusal)]
+            return [Send(identity, refusal), Event("refused", join.role, -1, refusal.reason)]
         former = self.places.find(identity)
         told = [] if former is None else self._remove(former)
         index = self.places.free_index(join.role, self.admission.wanted_index(join))
@@ -251,6 +248,8 @@ class Membership:
         member.reported = True
         member.activity = report.activity
         told = self._take_in(member, report, now)
+        if report.ended:
+            told += self._ended(member, report.ended)
         if report.endpoints == member.endpoints:
             return [*told, SendPulse(member)]
         self.places.serve(member, report.endpoints)
@@ -272,10 +271,12 @@ class Membership:
         self._metrics.counters.forget(key)
         return told
 
-    def _ended(self, host: Member, pid: int) -> Instructions:
-        """Free the place of a host's own process that has ended."""
-        self.orders.acquit(host.agent, pid)
-        return self._remove_all([m for m in self.places.of_agent(host.agent) if m.pid == pid])
+    def _ended(self, host: Member, pids: Iterable[int]) -> Instructions:
+        """Free the places of a host's own processes that have ended; a repetition does nothing."""
+        ended = frozenset(pids)
+        self.orders.acquit(host.agent, ended)
+        there = self.places.of_agent(host.agent)
+        return self._remove_all([m for m in there if m.pid in ended and m is not host])
 
     # ---- losses ----
 

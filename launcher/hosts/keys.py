@@ -117,7 +117,7 @@ def make_keys(directory: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _name_and_roles(text: str) -> tuple[str, frozenset[str] | None]:
-    """Split ``NAME:ROLE,ROLE``; the roles are None if none are named.
+    """Split ``NAME:ROLE,ROLE``; a bare ``NAME`` has None for the roles.
 
     Raises:
         UsageError: a name that cannot name a key, or an unknown role.
