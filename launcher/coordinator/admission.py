@@ -1,8 +1,8 @@
 """Admission to the places of a run: who gets one, and who gets an earlier one back. Pure.
 
 The name of a host's supervisor belongs to the key that used it first. A place belongs to the
-process that held it last: no other gets it back, and that one only while the place is free or its
-old connection is silent. Otherwise a stranger could take the place of any member.
+process that held it last, and no other gets it back. That one gets it while the place is free, or
+its old connection is silent. Otherwise a stranger could take the place of any member.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bounds on what members report: so many names, and values that no sum overflows with. Pure."""
+"""The bounds on what members report: the number of names, and the size of values. Pure."""
 
 from __future__ import annotations
 
