@@ -34,9 +34,13 @@ from typing import Any, ClassVar, NamedTuple, Self, get_args
 from pdqn import layers, transport, wire
 from pdqn.checks import (
     as_keys,
+    as_notes,
+    as_pids,
+    as_prose,
     as_tuple,
     check_addresses,
     check_finite,
+    check_name,
     check_names,
     check_numbers,
     check_secret,
@@ -139,7 +143,7 @@ class Join(Message):
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("role", "package", "host", "agent"):
-            check_text(getattr(self, name), name)
+            check_name(getattr(self, name), name)
         check_whole(self.pid, "pid")
         if self.index is not None:
             check_whole(self.index, "index")
@@ -169,7 +173,7 @@ class Rejoin(Message):
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("role", "run", "host", "agent"):
-            check_text(getattr(self, name), name)
+            check_name(getattr(self, name), name)
         check_whole(self.pid, "pid")
         check_whole(self.index, "index", MAX_INDEX)
         check_whole(self.incarnation, "incarnation")
@@ -245,7 +249,7 @@ class Evaluation(Message):
                 raise refusal(pair, name, "a mean and its standard error")
         if not self.metrics.keys() <= self.errors.keys():
             raise WireError("malformed", "metrics and errors name different things")
-        object.__setattr__(self, "differences", pairs)
+        _set(self, "differences", pairs)
 
 
 @dataclass(frozen=True)
@@ -279,13 +283,13 @@ class Report(Message):
         """Check the fields."""
         check_numbers(self.counters, "counters")
         check_numbers(self.gauges, "gauges")
-        check_text(self.activity, "activity", MAX_ACTIVITY)
+        _set(self, "activity", as_prose(self.activity, "activity", MAX_ACTIVITY))
         check_addresses(self.endpoints, "endpoints")
-        object.__setattr__(self, "episodes", _episodes(self.episodes))
-        object.__setattr__(self, "notes", _notes(self.notes))
-        object.__setattr__(self, "ended", _pids(self.ended, "ended", MAX_ENDED))
+        _set(self, "episodes", _episodes(self.episodes))
+        _set(self, "notes", as_notes(self.notes, "notes", MAX_NOTES, MAX_TEXT))
+        _set(self, "ended", as_pids(self.ended, "ended", MAX_ENDED))
         if isinstance(self.evaluation, dict):
-            object.__setattr__(self, "evaluation", Evaluation.from_map(self.evaluation))
+            _set(self, "evaluation", Evaluation.from_map(self.evaluation))
         elif not isinstance(self.evaluation, Evaluation | None):
             raise refusal(self.evaluation, "evaluation", "a map")
 
@@ -314,23 +318,6 @@ def _episodes(value: Any) -> tuple[Episode, ...]:
     return episodes
 
 
-def _pids(value: Any, name: str, most: int) -> tuple[int, ...]:
-    pids = as_tuple(value, name, most)
-    for pid in pids:
-        check_whole(pid, f"a pid in {name}")
-    return pids
-
-
-def _notes(value: Any) -> tuple[tuple[str, str], ...]:
-    notes = as_tuple(value, "notes", MAX_NOTES)
-    for note in notes:
-        if not isinstance(note, list | tuple) or len(note) != 2:
-            raise refusal(note, "a note", "a kind and a text")
-        check_text(note[0], "a note's kind")
-        check_text(note[1], "a note's text", MAX_TEXT)
-    return tuple((kind, text) for kind, text in notes)
-
-
 @dataclass(frozen=True)
 class Leave(Message):
     """The last message of a role or host.
@@ -350,11 +337,11 @@ class Leave(Message):
     def __post_init__(self) -> None:
         """Check the fields."""
         if isinstance(self.report, dict):
-            object.__setattr__(self, "report", Report.from_map(self.report))
+            _set(self, "report", Report.from_map(self.report))
         elif not isinstance(self.report, Report):
             raise refusal(self.report, "report", "a map")
-        check_text(self.reason, "reason", MAX_REASON)
-        check_text(self.trace, "trace", MAX_TEXT)
+        _set(self, "reason", as_prose(self.reason, "reason", MAX_REASON))
+        _set(self, "trace", as_prose(self.trace, "trace", MAX_TEXT, keep="\n\t"))
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
@@ -383,7 +370,7 @@ class FilePiece(Message):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.name, "name", _MAX_PATH)
+        check_name(self.name, "name", _MAX_PATH)
         check_whole(self.push, "push")
         check_whole(self.size, "size", MAX_FILE_BYTES + 1)
         check_whole(self.offset, "offset", self.size + 1)
@@ -408,7 +395,7 @@ class Fetch(Message):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.name, "name", _MAX_PATH)
+        check_name(self.name, "name", _MAX_PATH)
         check_whole(self.index, "index", MAX_INDEX)
         check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
 
@@ -418,6 +405,11 @@ class Watch(Message):
     """A request by a console elsewhere for the present state of the run."""
 
     KIND = "watch"
+
+
+def _set(message: Message, name: str, value: Any) -> None:
+    """Set a field of a message that is being made."""
+    object.__setattr__(message, name, value)
 
 
 def _data(value: Any) -> None:
@@ -482,9 +474,9 @@ class Pulse(Message):
         if ratio is not None and not (is_finite(ratio) and ratio > 0):
             raise refusal(ratio, "samples_per_insert", "a finite number above 0")
         check_numbers(self.allowed, "allowed")
-        object.__setattr__(self, "clients", as_clients(self.clients, "clients"))
-        object.__setattr__(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))
-        object.__setattr__(self, "condemned", _pids(self.condemned, "condemned", MAX_ENDED))
+        _set(self, "clients", as_clients(self.clients, "clients"))
+        _set(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))
+        _set(self, "condemned", as_pids(self.condemned, "condemned", MAX_ENDED))
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
@@ -522,6 +514,7 @@ class Welcome(Message):
             ``{host}`` for this host's address.
         run_dir: directory of the run on the launcher's host.
         versions: versions, on the launcher's host, of the packages that the environment comes from.
+        memory_bytes: memory that is planned for this role; 0 if none is, without a limit.
         ticket: for an actor, proof that its batches are its own; empty for others.
         seal: for a replay, the secret of which tickets are made; empty for others.
     """
@@ -537,17 +530,20 @@ class Welcome(Message):
     run_dir: str
     versions: dict[str, str] = field(default_factory=dict)
     pulse: Pulse = field(default_factory=Pulse)
+    memory_bytes: int = 0
     ticket: bytes = field(default=b"", repr=False)
     seal: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.run, "run")
+        check_name(self.run, "run")
         check_whole(self.index, "index", MAX_INDEX)
         check_whole(self.incarnation, "incarnation")
-        check_text(self.bind, "bind", _MAX_PATH)
+        check_name(self.bind, "bind", _MAX_PATH)
+        # The one text that stays as it is: a person's own directory may have any name.
         check_text(self.run_dir, "run_dir", _MAX_PATH)
         check_addresses(self.versions, "versions")
+        check_whole(self.memory_bytes, "memory_bytes")
         check_secret(self.ticket, "ticket", TICKET_BYTES)
         check_secret(self.seal, "seal", SEAL_BYTES)
 
@@ -594,7 +590,7 @@ class Refuse(Message):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.reason, "reason", MAX_REASON)
+        _set(self, "reason", as_prose(self.reason, "reason", MAX_REASON))
         if type(self.taken) is not bool:
             raise refusal(self.taken, "taken", "true or false")
 
@@ -623,10 +619,10 @@ class Filed(Message):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.name, "name", _MAX_PATH)
+        check_name(self.name, "name", _MAX_PATH)
         check_whole(self.push, "push")
         check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
-        check_text(self.error, "error", _MAX_PATH)
+        _set(self, "error", as_prose(self.error, "error", _MAX_PATH))
 
 
 @dataclass(frozen=True)
@@ -654,7 +650,7 @@ class Piece(Message):
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("wanted", "name"):
-            check_text(getattr(self, name), name, _MAX_PATH)
+            check_name(getattr(self, name), name, _MAX_PATH)
         check_whole(self.index, "index", MAX_INDEX)
         check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
         check_whole(self.size, "size", MAX_FILE_BYTES + 1)

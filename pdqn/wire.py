@@ -53,6 +53,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, Observation
+from pdqn.text import printable
 from pdqn.tickets import TICKET_BYTES
 
 PROTOCOL_VERSION = 3
@@ -134,7 +135,8 @@ class WireError(ValueError):
     """
 
     def __init__(self, reason: Reason, detail: str = "", count: int = 0) -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
+        # The detail quotes the message: names that are not fields, or what a library said of it.
+        super().__init__(f"{reason}: {printable(detail)}" if detail else reason)
         self.reason: Reason = reason
         self.count = count
         self.sender: tuple[int, int, int] | None = None

@@ -23,6 +23,7 @@ from replay.limiter import make_limiter
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
 from replay.sender import Hello, encode_acknowledgement
 from replay.sharding import ShardLimiter
+from replay.waiting import largest_batch_bytes
 
 _POLL_MILLISECONDS = 50
 # Inserts and answers take turns of this length, so that neither side waits long.
@@ -90,7 +91,9 @@ class ReplayServer:
         self._hellos: dict[Stream, bytes] = {}
         self._revocations = self._link.revocations
         shard, welcome, config = self._welcome.index, self._welcome, self._welcome.config
-        self._pull, self._router, self._acks = _sockets(self._context, config.actor.window)
+        self._pull, self._router, self._acks = _sockets(
+            self._context, config.actor.window, largest_batch_bytes(welcome.spec, config)
+        )
         served = {
             "transitions": self._pull,
             "samples": self._router,
@@ -314,13 +317,13 @@ def _bounds(config: Config) -> dict[str, Bounds]:
 
 
 def _sockets(
-    context: zmq.Context[zmq.Socket[bytes]], window: int
+    context: zmq.Context[zmq.Socket[bytes]], window: int, batch_bytes: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], zmq.Socket[bytes]]:
     """Make the sockets for transitions, samples and acknowledgements, not bound yet."""
     pull = context.socket(zmq.PULL)
     # The actors' windows of unacknowledged batches bound the queue.
     pull.setsockopt(zmq.RCVHWM, window)
-    pull.setsockopt(zmq.MAXMSGSIZE, wire.MAX_TRANSITION_BYTES)
+    pull.setsockopt(zmq.MAXMSGSIZE, batch_bytes)
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)

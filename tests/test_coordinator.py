@@ -1058,7 +1058,8 @@ class Replaying(Hub):
             "samples_per_insert_tolerance": 64.0,
         }
         sections = {
-            "actor": {"count": 1, "window": 4},
+            # The largest message is derived from the last two.
+            "actor": {"count": 1, "window": 4, "segment_length": 256, "batch_transitions": 256},
             "learner": {"batch_size": 16, "prefetch": 2},
             "replay": replay,
             "system": {"telemetry_seconds": 0.05},
@@ -1071,7 +1072,7 @@ class Replaying(Hub):
         self.poll_until(self._link, lambda: self._link.pulse.shards("samples"))
         pulse = self._link.pulse
         self._ticket = self.join("actor", 0)[1].ticket
-        self._sender = TransitionSender(self.context, 0, 0, 4, self._ticket)
+        self._sender = TransitionSender(self.context, 0, 0, 4, ticket=self._ticket)
         self._sender.connect(pulse.shards("transitions")[0], pulse.shards("acknowledgements")[0])
         rng = np.random.default_rng(0)
         self._client = SampleClient(self.context, SPEC, welcome.config, rng)

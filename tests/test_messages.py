@@ -85,6 +85,7 @@ OF_THE_COORDINATOR: list[Message] = [
         "/runs/a",
         {"gymnasium": "1"},
         PULSE,
+        4096,
         b"t" * 16,
         b"s" * 32,
     ),

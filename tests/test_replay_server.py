@@ -64,7 +64,10 @@ def config_of(**replay: Any) -> Config:
     }
     learner = {"batch_size": BATCH, "prefetch": PREFETCH}
     system = {"telemetry_seconds": 0.02}
-    return build(("test", {"replay": settings, "learner": learner, "system": system}))
+    # The largest message is derived from these.
+    actor = {"segment_length": 256, "batch_transitions": 256}
+    sections = {"actor": actor, "replay": settings, "learner": learner, "system": system}
+    return build(("test", sections))
 
 
 def request(number: int = 1, rows: int = BATCH, **changes: Any) -> SampleRequest:
@@ -173,7 +176,7 @@ class Bench:
 
     def sender(self, actor: int = 0, incarnation: int = 0, window: int = 10) -> TransitionSender:
         ticket = ticket_of(SEAL, actor, incarnation, "")
-        sender = TransitionSender(self.context, actor, incarnation, window, ticket)
+        sender = TransitionSender(self.context, actor, incarnation, window, ticket=ticket)
         sender.connect(*self.actors_endpoints)
         self._senders.append(sender)
         return sender

@@ -513,7 +513,10 @@ def config_of(shards: int, **changes: Any) -> Config:
     }
     learner = {"batch_size": 64, "prefetch": 2}
     system = {"telemetry_seconds": 0.02}
-    return build(("test", {"replay": replay, "learner": learner, "system": system}))
+    # The largest message is derived from these.
+    actor = {"segment_length": 256, "batch_transitions": 256}
+    sections = {"actor": actor, "replay": replay, "learner": learner, "system": system}
+    return build(("test", sections))
 
 
 def encoded(sequence: int, actor: int, values: Any, priorities: Any) -> bytes:
@@ -595,7 +598,8 @@ class Run:
         return self.metrics.counted(MemberKey("replay", shard, 0)).get("samples", 0.0)
 
     def sender(self, shard: int, actor: int, window: int = 100) -> TransitionSender:
-        sender = TransitionSender(self.context, actor, 0, window, ticket_of(SEAL, actor, 0, ""))
+        ticket = ticket_of(SEAL, actor, 0, "")
+        sender = TransitionSender(self.context, actor, 0, window, ticket=ticket)
         sender.connect(self.served("transitions")[shard], self.served("acknowledgements")[shard])
         self._senders.append(sender)
         return sender

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from launcher.coordinator.admission import Admission
 from launcher.coordinator.authority import offence, offence_in_endpoints
@@ -204,7 +204,6 @@ class Membership:
         incarnation = self.incarnations[join.role, index]
         self.incarnations[join.role, index] += 1
         key = MemberKey(join.role, index, incarnation)
-        self._metrics.counters.forget(replace(key, incarnation=incarnation - 1))
         heard = self.listened_seconds
         member = Member(identity, key, join.host, join.pid, heard, join.agent, user)
         self._add(member)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.metrics.bounds import Bounds, largest
@@ -51,6 +51,8 @@ class Counters:
             totals[role, name] = min(most, totals[role, name] + grown)
         self.drop(role, len(counters) - len(kept))
         self._last[key] = kept
+        # The incarnation before this one may still report late, but not those before it.
+        self._last.pop(replace(key, incarnation=key.incarnation - 2), None)
         return before
 
     def drop(self, role: str, figures: int) -> None:
