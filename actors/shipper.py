@@ -12,7 +12,7 @@ from pdqn import wire
 from pdqn.config import resolved
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Welcome
-from replay.sender import TransitionSender, shard_of
+from replay.sender import NO_TICKET, TransitionSender, shard_of
 from replay.waiting import most_frames, shared_window
 
 _FLUSH_SECONDS = 2.0
@@ -32,7 +32,11 @@ class Shipper:
         self._link = link
         self._welcome = welcome
         self._sender = TransitionSender(
-            context, welcome.index, welcome.incarnation, welcome.config.actor.window
+            context,
+            welcome.index,
+            welcome.incarnation,
+            welcome.config.actor.window,
+            ticket=welcome.ticket or NO_TICKET,
         )
         self._share_window()
         self._shard: int | None = None
@@ -72,6 +76,7 @@ class Shipper:
             self._parameter_version,
             columns,
             blocks,
+            self._welcome.ticket,
         )
         self._segments, self._gathered, self._frames = [], 0, 0
         data = wire.encode_transitions(batch)

@@ -97,6 +97,12 @@ def check_addresses(value: Any, name: str) -> None:
         check_name(endpoint, f"an address in {name}", _MAX_ENDPOINT)
 
 
+def check_secret(value: Any, name: str, size: int) -> None:
+    """Check that a value is empty or has exactly ``size`` bytes; the error does not show it."""
+    if type(value) is not bytes or len(value) not in (0, size):
+        raise WireError("malformed", f"{name} is not {size} bytes")
+
+
 def as_tuple(value: Any, name: str, most: int = _MAX_NAMES) -> tuple[Any, ...]:
     """Check the length of a list and convert it to a tuple."""
     if not isinstance(value, list | tuple) or len(value) > most:
@@ -112,3 +118,21 @@ def as_keys(value: Any, name: str) -> tuple[str, ...]:
     for key in keys:
         check_name(key, f"a key in {name}")
     return keys
+
+
+def as_pids(value: Any, name: str, most: int) -> tuple[int, ...]:
+    """Check a list of process ids and convert it to a tuple."""
+    pids = as_tuple(value, name, most)
+    for pid in pids:
+        check_whole(pid, f"a pid in {name}")
+    return pids
+
+
+def as_notes(value: Any, name: str, most: int, most_text: int) -> tuple[tuple[str, str], ...]:
+    """Check a list of pairs of a kind and a text for people, and convert it to tuples."""
+    notes = as_tuple(value, name, most)
+    for note in notes:
+        if not isinstance(note, list | tuple) or len(note) != 2:
+            raise refusal(note, "a note", "a kind and a text")
+        check_name(note[0], "a note's kind")
+    return tuple((kind, as_prose(text, "a note's text", most_text)) for kind, text in notes)

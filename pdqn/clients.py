@@ -49,6 +49,13 @@ class Client:
 Clients = Mapping[str, Client]
 
 
+def name_of(clients: Clients, user: str) -> str:
+    """Name the holder of a key for a person; with no key, nothing is encrypted."""
+    if client := clients.get(user):
+        return client.name
+    return "an unknown key" if user else "a process without a key"
+
+
 def losers(before: Clients, after: Clients) -> set[str]:
     """Find the keys that are no longer allowed, or no longer for every role."""
     nobody = Client("", frozenset())

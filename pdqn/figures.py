@@ -159,7 +159,7 @@ FIGURES = (
     Figure("system/control_rejected", "all", "total", "control_rejected", "messages",
            "control messages that their receiver refused"),
     Figure("system/figures_dropped", "all", "total", "figures_dropped", "figures",
-           "amounts of counters that were not finite"),
+           "figures that were dropped: not finite, too large, or with too many names"),
     Figure("system/gpu_percent", "learner", "mean", "gpu_percent", "percent",
            "load of the learner's GPU"),
     Figure("system/gpu_memory_bytes", "learner", "mean", "gpu_memory_bytes", "bytes",

@@ -34,6 +34,8 @@ from typing import Any, ClassVar, NamedTuple, Self, get_args
 from pdqn import layers, transport, wire
 from pdqn.checks import (
     as_keys,
+    as_notes,
+    as_pids,
     as_prose,
     as_tuple,
     check_addresses,
@@ -41,6 +43,7 @@ from pdqn.checks import (
     check_name,
     check_names,
     check_numbers,
+    check_secret,
     check_text,
     check_whole,
     is_finite,
@@ -50,6 +53,7 @@ from pdqn.clients import Client, as_clients, to_map
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec
+from pdqn.tickets import SEAL_BYTES, TICKET_BYTES
 from pdqn.wire import WireError, shown
 
 ROLES = ("actor", "replay", "learner", "evaluator", "host")
@@ -282,8 +286,8 @@ class Report(Message):
         _set(self, "activity", as_prose(self.activity, "activity", MAX_ACTIVITY))
         check_addresses(self.endpoints, "endpoints")
         _set(self, "episodes", _episodes(self.episodes))
-        _set(self, "notes", _notes(self.notes))
-        _set(self, "ended", _pids(self.ended, "ended", MAX_ENDED))
+        _set(self, "notes", as_notes(self.notes, "notes", MAX_NOTES, MAX_TEXT))
+        _set(self, "ended", as_pids(self.ended, "ended", MAX_ENDED))
         if isinstance(self.evaluation, dict):
             _set(self, "evaluation", Evaluation.from_map(self.evaluation))
         elif not isinstance(self.evaluation, Evaluation | None):
@@ -312,22 +316,6 @@ def _episodes(value: Any) -> tuple[Episode, ...]:
         if headline is not None:
             check_finite(headline, "an episode's headline")
     return episodes
-
-
-def _pids(value: Any, name: str, most: int) -> tuple[int, ...]:
-    pids = as_tuple(value, name, most)
-    for pid in pids:
-        check_whole(pid, f"a pid in {name}")
-    return pids
-
-
-def _notes(value: Any) -> tuple[tuple[str, str], ...]:
-    notes = as_tuple(value, "notes", MAX_NOTES)
-    for note in notes:
-        if not isinstance(note, list | tuple) or len(note) != 2:
-            raise refusal(note, "a note", "a kind and a text")
-        check_name(note[0], "a note's kind")
-    return tuple((kind, as_prose(text, "a note's text", MAX_TEXT)) for kind, text in notes)
 
 
 @dataclass(frozen=True)
@@ -488,7 +476,7 @@ class Pulse(Message):
         check_numbers(self.allowed, "allowed")
         _set(self, "clients", as_clients(self.clients, "clients"))
         _set(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))
-        _set(self, "condemned", _pids(self.condemned, "condemned", MAX_ENDED))
+        _set(self, "condemned", as_pids(self.condemned, "condemned", MAX_ENDED))
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
@@ -527,6 +515,8 @@ class Welcome(Message):
         run_dir: directory of the run on the launcher's host.
         versions: versions, on the launcher's host, of the packages that the environment comes from.
         memory_bytes: memory that is planned for this role; 0 if none is, without a limit.
+        ticket: for an actor, proof that its batches are its own; empty for others.
+        seal: for a replay, the secret of which tickets are made; empty for others.
     """
 
     KIND = "welcome"
@@ -541,6 +531,8 @@ class Welcome(Message):
     versions: dict[str, str] = field(default_factory=dict)
     pulse: Pulse = field(default_factory=Pulse)
     memory_bytes: int = 0
+    ticket: bytes = field(default=b"", repr=False)
+    seal: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -552,6 +544,8 @@ class Welcome(Message):
         check_text(self.run_dir, "run_dir", _MAX_PATH)
         check_addresses(self.versions, "versions")
         check_whole(self.memory_bytes, "memory_bytes")
+        check_secret(self.ticket, "ticket", TICKET_BYTES)
+        check_secret(self.seal, "seal", SEAL_BYTES)
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""

@@ -294,6 +294,11 @@ def network_of(context: zmq.Context[Any]) -> Network:
     return context.network if isinstance(context, Context) else Network()
 
 
+def user_of(frame: zmq.Frame, context: zmq.Context[Any]) -> str:
+    """Read the public key of a message's sender; empty if this process encrypts nothing."""
+    return "" if network_of(context).keys is None else str(frame.get("User-Id"))
+
+
 def route_to(endpoint: str) -> str:
     """Find this host's address on its route to a ``tcp://`` endpoint.
 

@@ -11,6 +11,7 @@ There are three kinds of messages:
       run              id of the run
       actor            index of the actor
       incarnation      how often that actor was started before
+      ticket           proof that the actor sent it; see ``pdqn.tickets``
       sequence         0, 1, 2, ... for each actor and incarnation
       parameter_version   learner steps of the parameters that acted
       count            transitions
@@ -39,9 +40,10 @@ count by. All functions may be called from several threads.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
@@ -52,8 +54,9 @@ from numpy.typing import NDArray
 
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, Observation
 from pdqn.text import printable
+from pdqn.tickets import TICKET_BYTES
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_CONTROL_BYTES = 1 << 20
 MAX_TRANSITION_BYTES = 64 << 20
 MAX_ARRAYS_BYTES = 1 << 30
@@ -103,6 +106,7 @@ Reason = Literal[
     "size",  # sizes that disagree with each other, with the bytes or with a limit
     # TransitionBatches:
     "other run",
+    "ticket",  # not that of the actor
     "count",  # number of transitions or frames
     "blocks",  # not a list of 1 to MAX_BLOCKS maps
     "codec",  # unknown
@@ -204,6 +208,7 @@ class TransitionBatch:
             frames. Where frames are stacked, there is also uint8 history [frames]: the number of
             earlier frames that belong to each one's stack.
         blocks: the frames.
+        ticket: proof that the actor sent it; empty where no replay asks for one.
     """
 
     run: str
@@ -213,6 +218,7 @@ class TransitionBatch:
     parameter_version: int
     columns: dict[str, NDArray[Any]]
     blocks: list[FrameBlock]
+    ticket: bytes = dataclasses.field(default=b"", repr=False)
 
     @property
     def count(self) -> int:
@@ -273,6 +279,7 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
             "run": batch.run,
             "actor": batch.actor,
             "incarnation": batch.incarnation,
+            "ticket": batch.ticket,
             "sequence": batch.sequence,
             "parameter_version": batch.parameter_version,
             "count": batch.count,
@@ -289,11 +296,15 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
 
 
 def decode_transitions(
-    data: bytes | memoryview, spec: EnvironmentSpec, run: str
+    data: bytes | memoryview,
+    spec: EnvironmentSpec,
+    run: str,
+    admit: Callable[[int, int, bytes], object] = lambda *_: None,
 ) -> TransitionBatch:
     """Decode a TransitionBatch and check that every value fits the run's environment.
 
-    Its arrays are read-only.
+    Its arrays are read-only. ``admit`` may refuse (actor, incarnation, ticket) with an error of its
+    own, before more of the message is looked at.
 
     Raises:
         WireError: the message differs from the description of this module.
@@ -307,6 +318,9 @@ def decode_transitions(
         raise WireError("other run", f"{shown(header.get('run'))}, not {shown(run)}")
     # An acknowledgement names these two in 32 bits each.
     actor, incarnation = (natural(header, key, 1 << 32) for key in ("actor", "incarnation"))
+    if type(ticket := header.get("ticket")) is not bytes or len(ticket) > TICKET_BYTES:
+        raise WireError("malformed", f"a ticket that is not at most {TICKET_BYTES} bytes")
+    admit(actor, incarnation, ticket)
     sequence, version, count = (
         natural(header, key) for key in ("sequence", "parameter_version", "count")
     )
@@ -320,7 +334,7 @@ def decode_transitions(
     except WireError as error:
         error.count, error.sender = min(count, MAX_TRANSITIONS), (actor, incarnation, sequence)
         raise
-    return TransitionBatch(run, actor, incarnation, sequence, version, columns, blocks)
+    return TransitionBatch(run, actor, incarnation, sequence, version, columns, blocks, ticket)
 
 
 def encode_arrays(

@@ -11,8 +11,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pdqn import wire
+from pdqn.checks import MAX_NAME
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
+from pdqn.tickets import is_valid
 from pdqn.wire import FrameBlock
 from replay.buffer import PrioritizedBuffer
 from replay.sender import UNKNOWN
@@ -69,6 +71,45 @@ class Sequences:
             del self._expected[next(iter(self._expected))]
         missing = sequence - expected
         return missing if 0 <= missing <= self._window else 0
+
+
+class ForeignBatchError(wire.WireError):
+    """A batch without the ticket of the actor that it names."""
+
+
+class TicketCheck:
+    """The check that a batch comes from the actor that it names; see ``pdqn.tickets``.
+
+    After a stream's first batch, this compares with what that batch had.
+
+    Args:
+        seal: the secret of which the run's tickets are made.
+    """
+
+    def __init__(self, seal: bytes) -> None:
+        self._seal = seal
+        self._verified: dict[Stream, tuple[str, bytes]] = {}
+
+    def check(self, user: str, actor: int, incarnation: int, ticket: bytes) -> None:
+        """Check the head of a batch.
+
+        Args:
+            user: public key of the sender; empty if nothing is encrypted.
+            actor: index of the actor that the batch names.
+            incarnation: incarnation of that actor.
+            ticket: the ticket of the batch.
+
+        Raises:
+            ForeignBatchError: it is not the ticket of that actor with this key.
+        """
+        stream = (actor, incarnation)
+        if self._verified.get(stream) == (user, ticket):
+            return
+        if not is_valid(self._seal, ticket, actor, incarnation, user):
+            raise ForeignBatchError("ticket", f"not that of actor {actor}")
+        self._verified[stream] = (user, ticket)
+        if len(self._verified) > MOST_STREAMS:
+            del self._verified[next(iter(self._verified))]
 
 
 class Insertion:
@@ -148,7 +189,17 @@ class Insertion:
 
 
 class Intake:
-    """Decoder of actors' messages that inserts new batches and accounts for every message."""
+    """Decoder of actors' messages that inserts new batches and accounts for every message.
+
+    Args:
+        spec: spec of the environment.
+        run: id of the run.
+        buffer: the buffer that takes the transitions.
+        telemetry: telemetry that counts them.
+        window: largest number of unacknowledged batches of one actor.
+        seal: the secret of which the run's tickets are made.
+        name_of: names the holder of a public key for a person.
+    """
 
     def __init__(
         self,
@@ -157,13 +208,17 @@ class Intake:
         buffer: PrioritizedBuffer,
         telemetry: Telemetry,
         window: int,
+        seal: bytes,
+        name_of: Callable[[str], str],
     ) -> None:
         self._spec = spec
         self._run = run
         self._telemetry = telemetry
         self._sequences = Sequences(window)
-        warn = partial(BoundedWarning(), "rejected a message: %s")
-        self._insertion = Insertion(spec, buffer, telemetry, warn)
+        self._tickets = TicketCheck(seal)
+        self._name_of = name_of
+        self._warn = partial(BoundedWarning(), "rejected a message: %s")
+        self._insertion = Insertion(spec, buffer, telemetry, self._warn)
 
     def expected(self, stream: Stream) -> int:
         """Return the stream's next sequence number; ``UNKNOWN`` if it has never sent one."""
@@ -173,8 +228,12 @@ class Intake:
         """Set the learner steps from which the policy lag of new transitions is counted."""
         self._insertion.learner_steps = steps
 
-    def take(self, data: memoryview | bytes) -> tuple[int, Stream | None]:
+    def take(self, data: memoryview | bytes, user: str = "") -> tuple[int, Stream | None]:
         """Insert one encoded TransitionBatch.
+
+        Args:
+            data: the message.
+            user: public key of the sender; empty if nothing is encrypted.
 
         Returns:
             The number of transitions inserted, and the (actor, incarnation) to acknowledge to, if
@@ -182,7 +241,11 @@ class Intake:
         """
         self._telemetry.count("bytes_received", len(data))
         try:
-            batch = wire.decode_transitions(data, self._spec, self._run)
+            admit = partial(self._tickets.check, user)
+            batch = wire.decode_transitions(data, self._spec, self._run, admit)
+        except ForeignBatchError as error:
+            self._turn_away(user, "a batch", error)
+            return 0, None
         except wire.WireError as error:
             return 0, self._refuse(error)
         stream = (batch.actor, batch.incarnation)
@@ -208,6 +271,25 @@ class Intake:
             return False
         self._telemetry.count("batches_missing", missing)
         return True
+
+    def greets(self, user: str, stream: Stream, ticket: bytes) -> bool:
+        """Return whether a sender is the actor of a stream; count it if it is another."""
+        try:
+            self._tickets.check(user, *stream, ticket)
+        except ForeignBatchError as error:
+            self._turn_away(user, "a hello", error)
+            return False
+        return True
+
+    def _turn_away(self, user: str, what: str, error: ForeignBatchError) -> None:
+        """Count what came in another actor's name by its sender, and note the first of each one."""
+        name = self._name_of(user)
+        counter = f"refused/{name}: {what} in another actor's name"[:MAX_NAME]
+        self._telemetry.count(counter)
+        text = f"{name} sent {what} in another actor's name: {error}"
+        if self._telemetry.counters[counter] == 1:
+            self._telemetry.note("refused", text)
+        self._warn(text)
 
     def _refuse(self, error: wire.WireError) -> Stream | None:
         """Count an unusable message, and return the sender to acknowledge it to, if known.

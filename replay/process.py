@@ -10,6 +10,7 @@ from typing import Literal
 import zmq
 
 from pdqn import transport, wire
+from pdqn.clients import name_of
 from pdqn.config import Config, resolved
 from pdqn.connections import Bounds, Connections, most_connections
 from pdqn.link import CoordinatorLink, role
@@ -75,7 +76,13 @@ class ReplayServer:
         self._buffer = make_buffer(config, welcome.spec, welcome.index, welcome.incarnation)
         self._limiter = ShardLimiter(make_limiter(config))
         self._intake = Intake(
-            welcome.spec, welcome.run, self._buffer, link.telemetry, config.actor.window
+            welcome.spec,
+            welcome.run,
+            self._buffer,
+            link.telemetry,
+            config.actor.window,
+            welcome.seal,
+            lambda user: name_of(link.pulse.clients, user),
         )
         self._blocked = BlockedTime(link.telemetry)
         self._context, self._welcome = context, welcome
@@ -160,7 +167,8 @@ class ReplayServer:
             except zmq.Again:
                 break
             self._connections["transitions"].read(frame, len(frame))
-            inserted, stream = self._intake.take(frame.buffer)
+            user = transport.user_of(frame, self._context)
+            inserted, stream = self._intake.take(frame.buffer, user)
             self._limiter.count_inserted(inserted)
             if stream is not None:
                 streams.add(stream)
@@ -237,9 +245,11 @@ class ReplayServer:
             hello = None if several else Hello.decode(frame.bytes)
             if hello is None:
                 self._telemetry.count("rejected/hello")
-            else:
-                self._remember((hello.actor, hello.incarnation), identity)
-                self._acknowledge((hello.actor, hello.incarnation), greeting=True)
+                continue
+            stream = (hello.actor, hello.incarnation)
+            if self._intake.greets(transport.user_of(frame, self._context), stream, hello.ticket):
+                self._remember(stream, identity)
+                self._acknowledge(stream, greeting=True)
 
     def _remember(self, stream: Stream, identity: bytes) -> None:
         """Acknowledge a stream to this connection from now on."""

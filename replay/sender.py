@@ -25,6 +25,7 @@ from typing import NamedTuple
 import zmq
 
 from pdqn import transport
+from pdqn.tickets import TICKET_BYTES
 
 _POLL_SECONDS = 0.1
 _REOPEN_SECONDS = 0.2
@@ -40,6 +41,7 @@ _BROKEN = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 UNKNOWN = -1
+NO_TICKET = bytes(TICKET_BYTES)
 
 
 class Hello(NamedTuple):
@@ -53,7 +55,7 @@ class Hello(NamedTuple):
 
     actor: int
     incarnation: int
-    ticket: bytes = bytes(16)
+    ticket: bytes = NO_TICKET
 
     def encode(self) -> bytes:
         """Encode as a message."""
@@ -100,6 +102,7 @@ class TransitionSender:
         window: largest number of unacknowledged batches.
         window_bytes: largest size of all of them together; None for any size. A batch that is
             larger goes alone.
+        ticket: proof that both were given to it; see ``pdqn.tickets``.
 
     Attributes:
         window_bytes: the same, from now on.
@@ -112,9 +115,10 @@ class TransitionSender:
         incarnation: int,
         window: int,
         window_bytes: int | None = None,
+        ticket: bytes = NO_TICKET,
     ) -> None:
         self._context = context
-        self._hello = Hello(actor, incarnation).encode()
+        self._hello = Hello(actor, incarnation, ticket).encode()
         self._window = window
         self.window_bytes = window_bytes
         self._push: zmq.Socket[bytes] | None = None

@@ -20,11 +20,14 @@ from hypothesis import strategies as st
 
 import pdqn
 from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.files import FileStore
 from launcher.coordinator.membership import Event
 from launcher.coordinator.readmission import Readmissions
+from launcher.coordinator.watchers import Watchers
 from launcher.hosts.supervisor import Supervisor
-from launcher.metrics.metrics import RunMetrics
-from pdqn import messages, wire
+from launcher.metrics.metrics import MemberKey, RunMetrics
+from pdqn import messages, transport, wire
+from pdqn.clients import EVERY_ROLE, Client
 from pdqn.config import Config
 from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.layers import build
@@ -42,7 +45,8 @@ from pdqn.messages import (
 from pdqn.silence import ListeningClock
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
-from pdqn.transport import Context, Network
+from pdqn.tickets import is_valid
+from pdqn.transport import Context, KeyPair, Network
 from pdqn.trust import EVERYTHING
 from replay.client import SampleClient
 from replay.sender import TransitionSender
@@ -70,9 +74,10 @@ class Hub:
         eventually: Eventually,
         config: Config = CONFIG,
         role_bind: str = "ipc:///sockets/{role}-{name}",
+        context: Context | None = None,
     ) -> None:
         self._eventually = eventually
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()
         self.metrics = RunMetrics(None)
         self.coordinator = Coordinator(
             self.context,
@@ -511,16 +516,21 @@ def test_what_had_not_joined_when_it_was_placed_elsewhere_for_good_is_refused(hu
     host(hub, "two", "learner")
 
 
+def any_reported(hub: Hub, role: str) -> bool:
+    return any(member.reported for member in hub.coordinator.membership.members(role))
+
+
 def test_what_is_told_only_once_is_not_lost_while_who_tells_it_is_taken_for_gone(hub: Hub):
     link, _ = hub.join("actor", 0)
+    evaluator, _ = hub.join("evaluator", 0)
     hub.coordinator.lost("actor", 0)
+    hub.coordinator.lost("evaluator", 0)
     link.telemetry.episode(Episode(7.0, 3))
     link.telemetry.note("seeds", "1, 2, 3")
-    link.telemetry.evaluation(evaluation())
-    link.report()
-    hub.poll_until(
-        link, lambda: any(m.reported for m in hub.coordinator.membership.members("actor"))
-    )
+    evaluator.telemetry.evaluation(evaluation())
+    for one, role in ((link, "actor"), (evaluator, "evaluator")):
+        one.report()
+        hub.poll_until(one, lambda role=role: any_reported(hub, role))
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 7.0
     assert hub.metrics.counts()["episodes"] == 1
     assert [event.text for event in hub.events("seeds")] == ["1, 2, 3"]
@@ -539,6 +549,9 @@ def test_a_connection_made_anew_loses_nothing_that_is_told_only_once(hub: Hub):
     index = next(hub.coordinator.membership.members("actor")).key.index
     for score in (3.0, 5.0):
         tell(hub, b"after", "report", counters={"episodes": 2}, episodes=[[score, 1, None]])
+        rejoin(hub, b"after", index)
+    assert hub.metrics.counts()["episodes"] == 0, "its old connection may still be alive"
+    hub.coordinator.membership.listened_seconds += 1.0
     rejoin(hub, b"after", index)
     assert hub.coordinator.membership.count("actor") == 1
     assert hub.metrics.current()["rollout/ep_rew_mean"] == 4.0
@@ -586,6 +599,29 @@ def test_of_those_who_never_get_a_place_only_the_newest_are_remembered():
     assert [take(sender) for sender in (b"c", b"d", b"e")] == [["90"], ["x"], ["1234567"]]
     put(b"f", "too long by far")
     assert take(b"f") == []
+
+
+def test_reports_of_one_key_drive_out_none_of_another():
+    kept = Readmissions(most_bytes=10)
+    kept.put(b"a", Report(activity="mine"), 4, "key")
+    for number in range(100):
+        kept.put(b"%d" % number, Report(), 5, "flood")
+    assert [report.activity for report in kept.take(b"a", "key")] == ["mine"]
+    assert kept.take(b"99", "key") == [], "of another key"
+    assert len(kept.take(b"99", "flood")) == 1
+
+
+def test_watchers_of_one_key_drive_out_none_of_another():
+    watchers = Watchers()
+    watchers.note(b"console", "key", 1.0)
+    for number in range(1000):
+        watchers.note(b"%d" % number, "flood", 2.0)
+    watchers.note(b"900", "flood", 3.0)
+    told = list(watchers.since(0.5))
+    assert told[0] == b"console"
+    assert len(told) == 101
+    assert told[-1] == b"900"
+    assert list(watchers.since(2.5)) == [b"900"]
 
 
 WITHOUT_A_PLACE = {
@@ -726,6 +762,142 @@ def test_hosts_of_the_same_name_are_told_apart(hub: Hub, monkeypatch: pytest.Mon
     assert names == {f"{first.host} (1)", f"{first.host} (2)"}
 
 
+# ---- keys and roles ----
+
+
+class Keyed(Hub):
+    """A hub of an encrypted run, and contexts of hosts with keys for some roles."""
+
+    def __init__(self, eventually: Eventually, *, telemetry_seconds: float = 0.01) -> None:
+        self._keys = {name: new_keys() for name in ("head", "gpu", "actors")}
+        self._context = Context(Network(self._keys["head"]))
+        config = dataclasses.replace(
+            CONFIG, system=dataclasses.replace(CONFIG.system, telemetry_seconds=telemetry_seconds)
+        )
+        super().__init__(eventually, config, context=self._context)
+        public = {name: keys.public for name, keys in self._keys.items()}
+        self.coordinator.allow(
+            {
+                public["head"]: Client("head", EVERY_ROLE),
+                public["gpu"]: Client("gpu", frozenset({"replay", "learner"})),
+                public["actors"]: Client("actors", frozenset({"actor"})),
+            }
+        )
+
+    def key(self, name: str) -> str:
+        return self._keys[name].public
+
+    def host(self, name: str, agent: str | None = None) -> Context:
+        """Make the context of a process on a host."""
+        context = Context(Network(self._keys[name], agent=name if agent is None else agent))
+        self.contexts.append(context)
+        return context
+
+    def dealer(self, name: str) -> zmq.Socket[bytes]:
+        """Open a socket that speaks to the coordinator with a host's key, without a link."""
+        self._sockets.append(self.host(name).socket(zmq.DEALER))
+        transport.connect(self._sockets[-1], self.coordinator.endpoint)
+        return self._sockets[-1]
+
+    def refused(self) -> dict[str, int]:
+        return self.metrics.summary()["refused"]
+
+
+@pytest.fixture
+def keyed(eventually: Eventually) -> Iterator[Keyed]:
+    hub = Keyed(eventually)
+    yield hub
+    hub.close()
+
+
+def new_keys() -> KeyPair:
+    return KeyPair(*(part.decode() for part in zmq.curve_keypair()))
+
+
+def connect_again(link: CoordinatorLink) -> None:
+    """Break a link's connection, and let it make another, which has another identity."""
+    address = link._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    link._socket.disconnect(address)
+    link._socket.connect(address)
+
+
+def test_an_actor_with_a_key_becomes_nobodys_parameters_and_its_name_is_told(keyed: Keyed):
+    learner, _ = keyed.join("learner", context=keyed.host("gpu"))
+    served = {"parameters": f"tcp://10.0.0.1:1|{keyed.key('gpu')}"}
+    learner.serve_at(served)
+    actor, _ = keyed.join("actor", context=keyed.host("actors"))
+    keyed.poll_until(learner, lambda: actor.poll() or actor.pulse.endpoints == served)
+    actor.serve_at({"parameters": f"tcp://10.6.6.6:1|{keyed.key('actors')}"})
+    keyed.poll_until(actor, keyed.refused)
+    assert next(iter(keyed.refused())) == "actors: an address of what another serves"
+    assert keyed.coordinator.membership.places.served() == served
+    event = keyed.events("refused")[0]
+    assert (event.role, event.text) == ("actor", "actors: an address of what another serves")
+    actor.serve_at({})
+    keyed.poll_until(actor, lambda: next(keyed.coordinator.membership.members("actor")).reported)
+
+
+def test_an_actor_with_a_key_gets_no_live_learners_place(keyed: Keyed):
+    learner, place = keyed.join("learner", context=keyed.host("gpu"))
+    thief = keyed.dealer("actors")
+    request = rejoining(
+        role="learner", index=place.index, incarnation=place.incarnation, agent="gpu",
+        host=next(keyed.coordinator.membership.members("learner")).host, pid=os.getpid(),
+    )  # fmt: skip
+    thief.send(request.encoded)
+    keyed.until(lambda: thief.poll(0))
+    assert wire.decode_control(thief.recv())["reason"] == "somebody else has taken it"
+    assert keyed.refused() == {"actors: a request for another's place": 1}
+    learner.report()
+    member = next(keyed.coordinator.membership.members("learner"))
+    keyed.poll_until(learner, lambda: member.reported)
+    assert member.user == keyed.key("gpu")
+
+
+def test_who_connects_again_gets_its_own_place_back_and_loses_nothing(keyed: Keyed):
+    learner, place = keyed.join("learner", context=keyed.host("gpu"))
+    actor, where = keyed.join("actor", context=keyed.host("actors"))
+    actor.telemetry.episode(Episode(3.0, 1))
+    actor.report()
+    connect_again(actor)
+    connect_again(learner)
+    actor.telemetry.episode(Episode(5.0, 1))
+    keyed.poll_until(actor, lambda: learner.poll() or len(keyed.events("rejoined")) == 2)
+    keys = {member.key for member in keyed.coordinator.membership.members()}
+    assert keys == {
+        MemberKey("learner", place.index, place.incarnation),
+        MemberKey("actor", where.index, where.incarnation),
+    }
+    keyed.poll_until(actor, lambda: keyed.metrics.current()["rollout/ep_rew_mean"] == 4.0)
+    assert keyed.refused() == {}
+
+
+def test_tickets_are_for_actors_and_the_seal_is_for_replays(keyed: Keyed):
+    _, replay = keyed.join("replay", context=keyed.host("gpu"))
+    _, actor = keyed.join("actor", context=keyed.host("actors"))
+    _, learner = keyed.join("learner", context=keyed.host("gpu"))
+    assert is_valid(replay.seal, actor.ticket, actor.index, actor.incarnation, keyed.key("actors"))
+    assert (replay.ticket, actor.seal, learner.ticket, learner.seal) == (b"", b"", b"", b"")
+
+
+def test_a_process_without_a_supervisor_is_the_launchers_own(keyed: Keyed):
+    with pytest.raises(JoinRefusedError, match="only the launcher's own processes join without"):
+        keyed.join("actor", context=keyed.host("actors", agent=""))
+    assert keyed.join("actor", 1, keyed.host("head", agent=""))[1].index == 1
+    assert keyed.join("actor", 0, keyed.host("actors"))[1].index == 2
+
+
+def test_a_file_that_a_role_may_not_read_is_refused_by_name(
+    keyed: Keyed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(keyed.coordinator, "_files", FileStore(tmp_path, 2))
+    actor, _ = keyed.join("actor", context=keyed.host("actors"))
+    actor.ask(Fetch("checkpoint", 0, 0))
+    keyed.until(lambda: keyed.coordinator.rejected == {"file": 1})
+    assert keyed.refused() == {"actors: a file": 1}
+    assert [event.text for event in keyed.events("refused")] == ["actors: a file"]
+
+
 # ---- where everybody is ----
 
 
@@ -733,21 +905,23 @@ def test_endpoints_are_told_to_everybody_and_withdrawn_when_their_server_is_lost
     replay, _ = hub.join("replay")
     learner, _ = hub.join("learner")
     assert learner.pulse.endpoints == {}
-    replay.serve_at({"samples": "ipc:///somewhere"})
+    replay.serve_at({"samples/0": "ipc:///somewhere"})
     replay.poll()
-    hub.poll_until(learner, lambda: learner.pulse.endpoints == {"samples": "ipc:///somewhere"})
+    hub.poll_until(learner, lambda: learner.pulse.endpoints == {"samples/0": "ipc:///somewhere"})
     late, _ = hub.join("actor")
-    assert late.pulse.endpoints == {"samples": "ipc:///somewhere"}
+    assert late.pulse.endpoints == {"samples/0": "ipc:///somewhere"}
     hub.coordinator.lost("replay", 0)
     hub.poll_until(learner, lambda: learner.pulse.endpoints == {})
 
 
-_ACTORS = st.integers(0, 3)
-_SERVED = st.dictionaries(st.sampled_from("ab"), st.sampled_from(["here", "there"]))
+_NUMBERS = st.integers(0, 3)
+_SERVED = st.dictionaries(
+    st.sampled_from(["samples", "transitions"]), st.sampled_from(["ipc:///here", "ipc:///there"])
+)
 _CHANGES = st.one_of(
-    st.tuples(st.just("join"), _ACTORS, st.none()),
-    st.tuples(st.sampled_from(["rejoin", "report", "leave"]), _ACTORS, _SERVED),
-    st.tuples(st.sampled_from(["is lost", "takes its host with it"]), _ACTORS, st.none()),
+    st.tuples(st.just("join"), _NUMBERS, st.none()),
+    st.tuples(st.sampled_from(["rejoin", "report", "leave"]), _NUMBERS, _SERVED),
+    st.tuples(st.sampled_from(["is lost", "takes its host with it"]), _NUMBERS, st.none()),
 )
 
 
@@ -756,27 +930,33 @@ _CHANGES = st.one_of(
 def test_what_is_told_of_who_serves_where_follows_every_change(
     eventually: Eventually, changes: list[tuple[str, int, dict[str, str] | None]], anew: bool
 ):
-    hub = Hub(eventually)
-    for kind, index, served in changes:
-        agent, sender = f"host {index % 2}", b"%d" % index
+    hub = Hub(eventually, build(("test", {"replay": {"shards": 4}})))
+    membership = hub.coordinator.membership
+    places: dict[int, MemberKey] = {}
+    for kind, number, served in changes:
+        agent, sender = f"host {number % 2}", b"%d" % number
+        place = places.get(number, MemberKey("replay", number, 0))
+        endpoints = {f"{name}/{place.index}": where for name, where in (served or {}).items()}
+        membership.listened_seconds += 10.0
         if kind == "is lost":
-            hub.coordinator.lost("actor", index)
+            hub.coordinator.lost("replay", place.index)
         elif kind == "takes its host with it":
             hub.coordinator.lose_host(agent)
         elif kind == "join":
-            tell(hub, sender, "join", **request(index=index, agent=agent))
+            tell(hub, sender, "join", **request(role="replay", agent=agent, pid=number))
+            if member := membership.places.find(sender):
+                places[number] = member.key
         elif kind == "rejoin":
-            again = sender + b" again" if anew else sender
-            rejoin(hub, again, index, agent=agent, endpoints=served)
+            again = rejoining(role="replay", index=place.index, incarnation=place.incarnation)
+            again = dataclasses.replace(again, agent=agent, pid=number, endpoints=endpoints)
+            tell(hub, sender + b" again" if anew else sender, "rejoin", **again.to_map())
         else:
-            report = {"endpoints": served}
+            report = {"endpoints": endpoints}
             tell(hub, sender, kind, **({"report": report} if kind == "leave" else report))
         there: dict[str, str] = {}
-        for member in hub.coordinator.membership.members():
+        for member in membership.members():
             there |= member.endpoints
-        assert {
-            name: hub.coordinator.membership.places.served().get(name, "") for name in "ab"
-        } == {name: there.get(name, "") for name in "ab"}
+        assert membership.places.served() == there
     hub.close()
 
 
@@ -892,7 +1072,8 @@ class Replaying(Hub):
         self._link, welcome = self.join("learner")
         self.poll_until(self._link, lambda: self._link.pulse.shards("samples"))
         pulse = self._link.pulse
-        self._sender = TransitionSender(self.context, 0, 0, 4)
+        self._ticket = self.join("actor", 0)[1].ticket
+        self._sender = TransitionSender(self.context, 0, 0, 4, ticket=self._ticket)
         self._sender.connect(pulse.shards("transitions")[0], pulse.shards("acknowledgements")[0])
         rng = np.random.default_rng(0)
         self._client = SampleClient(self.context, SPEC, welcome.config, rng)
@@ -938,7 +1119,7 @@ class Replaying(Hub):
         block = wire.compress_block({"observation": np.zeros((1, 4), np.float32)}, SPEC)
         sequence = self._sender.next_sequence
         return wire.encode_transitions(
-            wire.TransitionBatch("the-run", 0, 0, sequence, 0, columns, [block])
+            wire.TransitionBatch("the-run", 0, 0, sequence, 0, columns, [block], self._ticket)
         )
 
 
@@ -1007,7 +1188,8 @@ def test_what_a_report_takes_does_not_grow_with_the_members(
         hub.coordinator.command(["actor"], "run")
         for index in range(members):
             tell(hub, b"%d" % index, "join", **request(index=index))
-        tell(hub, b"0", "report", endpoints={"a": "here"})
+        tell(hub, b"replay", "join", **request(role="replay"))
+        tell(hub, b"replay", "report", endpoints={"samples/0": "ipc:///here"})
         spent = effort(lambda: tell(hub, b"1", "report", counters={"environment_steps": 8}))
         hub.close()
         return spent
@@ -1140,8 +1322,8 @@ def test_a_report_that_makes_no_sense_is_counted_and_not_used(hub: Hub, name: st
 
 def test_an_evaluation_with_all_its_figures_is_used(hub: Hub):
     stranger = hub.stranger()
-    stranger.send(wire.encode_control("join", request()))
-    hub.until(lambda: hub.coordinator.membership.count("actor"))
+    stranger.send(wire.encode_control("join", request(role="evaluator")))
+    hub.until(lambda: hub.coordinator.membership.count("evaluator"))
     good = evaluation(
         metrics={"coverage": 0.5}, errors={"coverage": 0.1}, differences={"random": [0.1, 0.01]}
     )

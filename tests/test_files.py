@@ -81,10 +81,10 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
         store.take("learner", piece(f"checkpoints/step-{step:09d}/learner.pth", b"x"))
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-000000002", "step-000000003"]
-    newest, before = (store.give(Fetch("checkpoint", i, 0)) for i in (0, 1))
+    newest, before = (store.give("learner", Fetch("checkpoint", i, 0)) for i in (0, 1))
     assert newest.name == "checkpoints/step-000000003/learner.pth"
     assert before.name == "checkpoints/step-000000002/learner.pth"
-    assert not store.give(Fetch("checkpoint", 2, 0)).name
+    assert not store.give("learner", Fetch("checkpoint", 2, 0)).name
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -94,7 +94,7 @@ def test_a_learner_that_went_back_behind_a_damaged_checkpoint_keeps_its_saves(
     store = FileStore(tmp_path, keep)
     for step in (500, 1000, 520, 540):
         store.take("learner", piece(f"checkpoints/step-{step:09d}/learner.pth", b"%d" % step))
-        newest = store.give(Fetch("checkpoint", 0, 0))
+        newest = store.give("learner", Fetch("checkpoint", 0, 0))
         assert newest.data == b"%d" % step
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     kept = ["step-000000520", "step-000000540"][-keep:]
@@ -129,10 +129,17 @@ def test_pieces_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, Any
     assert not (tmp_path / FINAL_MODEL).exists()
 
 
-def test_other_files_are_not_given(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [
+        ("learner", "config.toml"), ("learner", BEST_MODEL), ("evaluator", "checkpoint"),
+        ("actor", "checkpoint"), ("actor", BEST_MODEL), ("host", BEST_MODEL),
+    ],
+)  # fmt: skip
+def test_other_files_are_not_given(tmp_path: Path, role: str, name: str):
     (tmp_path / "config.toml").write_text("secret")
     with pytest.raises(WireError):
-        FileStore(tmp_path, 2).give(Fetch("config.toml", 0, 0))
+        FileStore(tmp_path, 2).give(role, Fetch(name, 0, 0))
 
 
 # ---- over the wire ----
@@ -373,7 +380,7 @@ def test_nothing_is_written_that_was_not_asked_for(
     elsewhere = tmp_path / "elsewhere"
     name = given.format(elsewhere=elsewhere)
 
-    def give(_: FileStore, wanted: Fetch) -> Piece:
+    def give(_: FileStore, _role: str, wanted: Fetch) -> Piece:
         return Piece(wanted.name, wanted.index, wanted.offset, name, 4, b"owns")
 
     monkeypatch.setattr(FileStore, "give", give)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pdqn
 from launcher.coordinator.membership import (
     Admit,
     Event,
+    Instruction,
     Instructions,
     Membership,
     Send,
@@ -22,9 +24,21 @@ from launcher.coordinator.places import Member, Places
 from launcher.hosts.agent import recent_ends
 from launcher.metrics.counters import MemberKey
 from launcher.metrics.metrics import RunMetrics
+from pdqn.clients import EVERY_ROLE, Client
 from pdqn.errors import UsageError
 from pdqn.layers import build
-from pdqn.messages import MAX_ENDED, Episode, Join, Leave, Refuse, Rejoin, Report, Unknown
+from pdqn.messages import (
+    MAX_ENDED,
+    Episode,
+    Evaluation,
+    Join,
+    Leave,
+    Message,
+    Refuse,
+    Rejoin,
+    Report,
+    Unknown,
+)
 
 
 def membership_of(actors: int = 2, **sections: dict[str, Any]) -> Membership:
@@ -301,3 +315,424 @@ def test_places_do_what_a_slow_twin_does(own_actors: int, operations: list[tuple
                 assert places.slot(key.index) == slow.ladder().index(key.index)
         served = {name: where for m in slow.members for name, where in m.endpoints.items()}
         assert places.served() == served
+
+
+# ---- authority: which key may say what ----
+
+HEAD, GPU, ACTORS, OTHERS = ("h" * 40, "g" * 40, "a" * 40, "o" * 40)
+CLIENTS = {
+    HEAD: Client("head", EVERY_ROLE),
+    GPU: Client("gpu", frozenset({"learner", "replay", "evaluator"})),
+    ACTORS: Client("actors-1"),
+    OTHERS: Client("actors-2"),
+}
+PERIOD_SECONDS = 1.0
+
+
+class Encrypted:
+    """A membership with keys, and requests to it by connection and key."""
+
+    def __init__(self, **sections: dict[str, Any]) -> None:
+        config = build(("test", {"actor": {"count": 2}, "replay": {"shards": 2}, **sections}))
+        self.metrics = RunMetrics(None)
+        self.membership = Membership("the-run", config, self.metrics, head=HEAD)
+        self.membership.allow(CLIENTS)
+        self.now = 0.0
+
+    def say(self, sender: bytes, user: str, message: Message) -> Instructions:
+        return self.membership.receive(sender, message, self.now, user, 50)
+
+    def join(self, sender: bytes, user: str, role: str = "actor", **of: Any) -> Instructions:
+        own = {"host": "here", "pid": 1, "agent": "" if user == HEAD else f"host of {user[0]}"}
+        return self.say(sender, user, Join(role, pdqn.__version__, **own | of))
+
+    def joined(self, sender: bytes, user: str, role: str = "actor", **of: Any) -> Member:
+        return admitted(self.join(sender, user, role, **of))
+
+    def rejoin(self, sender: bytes, user: str, member: Member, **of: Any) -> str:
+        """Ask for a member's place; return what becomes of it."""
+        own = {"host": member.host, "pid": member.pid, "agent": member.agent}
+        key = member.key
+        place = {"role": key.role, "index": key.index, "incarnation": key.incarnation}
+        told = self.say(sender, user, Rejoin(run="the-run", **place, **own | of))
+        if not told:
+            return "waits"
+        return "refused" if any(is_refusal(one) for one in told) else "granted"
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.membership.listened_seconds += seconds
+
+    @property
+    def refused(self) -> dict[str, int]:
+        return self.metrics.summary()["refused"]
+
+
+def is_refusal(one: Instruction) -> bool:
+    return isinstance(one, Send) and isinstance(one.message, Refuse)
+
+
+def refusal_of(told: Instructions) -> str:
+    sent = [one.message for one in told if isinstance(one, Send)]
+    return next(message.reason for message in sent if isinstance(message, Refuse))
+
+
+def test_an_actor_does_not_become_the_learners_parameters():
+    run = Encrypted()
+    run.joined(b"l", GPU, "learner")
+    run.say(b"l", GPU, Report(endpoints={"parameters": f"tcp://a:1|{GPU}"}))
+    run.joined(b"a", ACTORS)
+    theirs = Report({"environment_steps": 9.0}, endpoints={"parameters": f"tcp://b:1|{ACTORS}"})
+    text = "actors-1: an address of what another serves"
+    assert run.say(b"a", ACTORS, theirs) == [Event("refused", "actor", 2, text)]
+    assert run.membership.places.served() == {"parameters": f"tcp://a:1|{GPU}"}
+    assert run.refused == {text: 1}
+    assert run.metrics.counts()["environment_steps"] == 0, "nothing of the report counts"
+    assert run.membership.count("actor") == 1
+
+
+A, K, OF_GPU = "tcp://a:1", "k" * 40, f"tcp://a:1|{GPU}"
+
+
+@pytest.mark.parametrize(
+    ("role", "endpoints", "offence"),
+    [
+        (
+            "replay",
+            {"samples/0": OF_GPU, "transitions/0": OF_GPU, "acknowledgements/0": OF_GPU},
+            "",
+        ),
+        ("learner", {"parameters": OF_GPU}, ""),
+        ("learner", {"parameters": f"ipc:///x|{GPU}"}, ""),
+        ("replay", {"samples/1": OF_GPU}, "an address of what another serves"),
+        ("replay", {"parameters": OF_GPU}, "an address of what another serves"),
+        ("learner", {"samples/0": OF_GPU}, "an address of what another serves"),
+        ("evaluator", {"parameters": OF_GPU}, "an address of what another serves"),
+        ("learner", {"anything": OF_GPU}, "an address of what another serves"),
+        ("learner", {"parameters": f"{A}|{HEAD}"}, "an address with another's key"),
+        ("learner", {"parameters": f"{A}|"}, "an address with another's key"),
+        ("learner", {"parameters": A}, "an address with another's key"),
+        ("learner", {"parameters": f"nowhere|{GPU}"}, "an address where nothing can be reached"),
+    ],
+)
+def test_a_role_announces_only_its_own_services_at_its_own_key(
+    role: str, endpoints: dict[str, str], offence: str
+):
+    run = Encrypted()
+    member = run.joined(b"m", GPU, role)
+    run.say(b"m", GPU, Report(endpoints=endpoints))
+    assert run.membership.places.served() == ({} if offence else endpoints)
+    assert run.refused == ({f"gpu: {offence}": 1} if offence else {})
+    run.membership.lost(role, 0)
+    answer = run.rejoin(b"again", GPU, member, endpoints=endpoints)
+    assert answer == ("refused" if offence else "granted")
+    assert run.membership.places.served() == ({} if offence else endpoints)
+
+
+def test_without_keys_an_address_has_none():
+    membership = membership_of()
+    join(membership, b"l", "learner")
+    membership.receive(b"l", Report(endpoints={"parameters": f"{A}|{K}"}), 0.0)
+    assert membership.places.served() == {}
+
+
+EVALUATION = Evaluation(1, 2, 3.0, 0.5)
+FOREIGN: list[tuple[str, str, Message, str]] = [
+    ("actor", ACTORS, Report(evaluation=EVALUATION), "an evaluation"),
+    ("learner", GPU, Report(evaluation=EVALUATION), "an evaluation"),
+    ("actor", ACTORS, Leave(Report(evaluation=EVALUATION)), "an evaluation"),
+    ("learner", GPU, Report(episodes=(Episode(1.0, 1),)), "episodes"),
+    ("evaluator", GPU, Report(episodes=(Episode(1.0, 1),)), "episodes"),
+    ("actor", ACTORS, Report(ended=(1,)), "the end of a host's process"),
+]
+
+
+@pytest.mark.parametrize(("role", "user", "message", "offence"), FOREIGN)
+def test_what_only_another_role_can_know_is_refused(
+    role: str, user: str, message: Message, offence: str
+):
+    run = Encrypted()
+    run.joined(b"m", user, role)
+    told = run.say(b"m", user, message)
+    name = CLIENTS[user].name
+    assert [(one.kind, one.text) for one in told if isinstance(one, Event)] == [
+        ("refused", f"{name}: {offence}")
+    ]
+    assert run.refused == {f"{name}: {offence}": 1}
+    assert run.metrics.take_evaluations() == []
+    assert run.metrics.current()["rollout/ep_rew_mean"] is None
+    assert run.membership.count(role) == 1
+
+
+def test_what_a_stranger_said_while_it_had_no_place_is_checked_with_its_place():
+    run = Encrypted()
+    member = run.joined(b"a", ACTORS)
+    run.membership.lost("actor", member.key.index)
+    run.say(b"b", ACTORS, Report(evaluation=EVALUATION))
+    run.say(b"b", ACTORS, Report(episodes=(Episode(7.0, 3),)))
+    assert run.rejoin(b"b", ACTORS, member) == "granted"
+    assert run.metrics.take_evaluations() == []
+    assert run.metrics.current()["rollout/ep_rew_mean"] == 7.0
+
+
+def test_a_host_ends_only_processes_of_its_own():
+    run = Encrypted()
+    run.joined(b"ha", ACTORS, "host")
+    run.joined(b"ho", OTHERS, "host")
+    run.joined(b"a", ACTORS, pid=7)
+    run.say(b"ho", OTHERS, Report(ended=(7,)))
+    assert run.membership.count("actor") == 1
+    run.say(b"ha", ACTORS, Report(ended=(7,)))
+    assert run.membership.count("actor") == 0
+
+
+# ---- admission: who gets a place, and who gets it back ----
+
+
+def test_a_live_members_place_is_given_to_no_stranger_who_names_it():
+    run = Encrypted()
+    learner = run.joined(b"l", GPU, "learner")
+    for seconds in (0.0, 1.0, 2.0, 60.0):
+        run.wait(seconds)
+        for user in (ACTORS, OTHERS, HEAD):
+            assert run.rejoin(b"x", user, learner) == "refused"
+        assert run.rejoin(b"x", GPU, learner, pid=99) == "refused"
+        assert run.rejoin(b"x", GPU, learner, agent="another") == "refused"
+    assert run.membership.places.find(b"l") is learner
+    run.membership.lost("learner", 0)
+    assert run.rejoin(b"x", ACTORS, learner) == "refused", "nor when it is free"
+    assert run.rejoin(b"y", GPU, learner) == "granted"
+    assert run.refused["actors-1: a request for another's place"] == 5
+
+
+def test_a_process_with_a_new_connection_waits_until_the_old_one_is_silent():
+    run = Encrypted()
+    member = run.joined(b"old", ACTORS)
+    run.wait(2 * PERIOD_SECONDS)
+    run.say(b"old", ACTORS, Report())
+    news = Report({"episodes": 1.0}, episodes=(Episode(7.0, 3),))
+    assert run.say(b"new", ACTORS, news) == [Send(b"new", Unknown())]
+    for _ in range(3):
+        assert run.rejoin(b"new", ACTORS, member) == "waits"
+        run.wait(PERIOD_SECONDS)
+    run.wait(0.5)
+    assert run.rejoin(b"new", ACTORS, member) == "granted"
+    assert run.membership.places.find(b"old") is None
+    assert run.metrics.current()["rollout/ep_rew_mean"] == 7.0, "what it said meanwhile was kept"
+    assert run.rejoin(b"new", ACTORS, member) == "granted", "asked twice, answered twice"
+    assert run.membership.count("actor") == 1
+
+
+def test_reports_of_a_broken_connection_that_arrive_late_do_no_harm():
+    run = Encrypted()
+    member = run.joined(b"old", ACTORS)
+    for _ in range(5):
+        assert run.rejoin(b"new", ACTORS, member) == "waits"
+        run.wait(PERIOD_SECONDS)
+        run.say(b"old", ACTORS, Report())
+    run.wait(4 * PERIOD_SECONDS)
+    assert run.rejoin(b"new", ACTORS, member) == "granted"
+
+
+def test_who_asks_for_the_place_of_a_process_that_goes_on_speaking_is_refused_in_the_end():
+    run = Encrypted()
+    member = run.joined(b"real", ACTORS)
+    answers: list[str] = []
+    while "refused" not in answers:
+        answers.append(run.rejoin(b"copy", ACTORS, member))
+        run.wait(PERIOD_SECONDS)
+        run.say(b"real", ACTORS, Report())
+    assert answers == ["waits"] * 11 + ["refused"]
+    assert run.membership.places.find(b"real") is member
+
+
+def test_a_claim_that_was_given_up_does_not_count_against_the_next():
+    run = Encrypted()
+    member = run.joined(b"one", ACTORS)
+    assert run.rejoin(b"two", ACTORS, member) == "waits"
+    for _ in range(100):
+        run.wait(PERIOD_SECONDS)
+        run.say(b"one", ACTORS, Report())
+    assert run.rejoin(b"three", ACTORS, member) == "waits"
+    run.wait(4 * PERIOD_SECONDS)
+    assert run.rejoin(b"three", ACTORS, member) == "granted"
+
+
+def test_the_name_of_a_hosts_supervisor_belongs_to_the_key_that_used_it_first():
+    run = Encrypted()
+    run.joined(b"h", ACTORS, "host", agent="one")
+    for role in ("host", "actor"):
+        refused = run.join(b"x", OTHERS, role, agent="one")
+        assert refusal_of(refused) == "its host's name belongs to another key"
+    run.joined(b"a", ACTORS, agent="one")
+    run.membership.lose_host("one")
+    refused = run.join(b"x", OTHERS, agent="one")
+    assert refusal_of(refused) == "its host's name belongs to another key"
+    assert run.refused == {"actors-2: a request to join": 3}
+
+
+def test_only_the_launchers_own_processes_join_without_a_supervisor_and_choose_an_index():
+    run = Encrypted()
+    refused = run.join(b"x", ACTORS, agent="")
+    assert refusal_of(refused) == (
+        "only the launcher's own processes join without a host's supervisor"
+    )
+    assert run.joined(b"a", HEAD, index=1).key.index == 1
+    assert run.joined(b"b", ACTORS, index=0).key.index == 2, "after those of the launcher"
+
+
+def test_a_key_has_only_so_many_members_and_joins_only_so_often():
+    run = Encrypted()
+    for number in range(4096):
+        run.joined(b"%d" % number, ACTORS, pid=number)
+    assert refusal_of(run.join(b"x", ACTORS)) == "its key, actors-1, has 4096 members already"
+    run.joined(b"o", OTHERS)
+    for _ in range(4096):  # each of them again, over its own connection
+        run.say(b"7", ACTORS, Leave())
+        run.joined(b"7", ACTORS)
+    run.say(b"7", ACTORS, Leave())
+    refused = run.join(b"7", ACTORS)
+    assert refusal_of(refused) == (
+        "its key, actors-1, has joined too often; it may do so again in 1 s"
+    )
+    run.wait(1.5)
+    run.joined(b"7", ACTORS)
+    for number in range(5):
+        run.joined(b"h%d" % number, HEAD, "host", agent=f"{number}")
+
+
+def test_of_an_actors_incarnations_only_the_last_two_are_remembered():
+    run = Encrypted()
+    for steps in range(1, 4):
+        member = run.joined(b"a", ACTORS)
+        run.say(b"a", ACTORS, Report({"environment_steps": float(steps)}))
+        run.membership.lost("actor", member.key.index)
+    assert run.metrics.counts()["environment_steps"] == 1 + 2 + 3
+    known = [run.metrics.counted(MemberKey("actor", 2, number)) for number in range(3)]
+    assert known == [{}, {"environment_steps": 2.0}, {"environment_steps": 3.0}]
+
+
+# ---- places and keys, against a slow twin that keeps everything that ever happened ----
+
+
+@dataclass(frozen=True)
+class Process:
+    number: int
+    user: str
+    agent: str
+    pid: int
+
+    def connection(self, number: int) -> bytes:
+        return b"%d over %d" % (self.number, number)
+
+
+# Two pairs with the same key, of which one also has the same supervisor; two with the same pid.
+PROCESSES = [
+    Process(0, HEAD, "", 10),
+    Process(1, ACTORS, "one", 11),
+    Process(2, ACTORS, "one", 12),
+    Process(3, ACTORS, "two", 11),
+    Process(4, OTHERS, "three", 11),
+    Process(5, OTHERS, "one", 11),  # which belongs to another key
+]
+
+
+class SlowAdmission:
+    """Decides on joins and rejoins by looking through all that ever happened."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.held: list[tuple[MemberKey, Process, bytes]] = []  # ever, by whom, over what
+        self.there: dict[tuple[str, int], bytes] = {}
+        self.heard: list[tuple[float, bytes]] = []
+        self.asked: list[tuple[float, tuple[str, int], bytes]] = []
+
+    def join(self, process: Process) -> bool:
+        owners = [other.user for _, other, _ in self.held if other.agent == process.agent]
+        return not owners or owners[0] == process.user
+
+    def answer(self, process: Process, connection: bytes, key: MemberKey) -> str:
+        place = (key.role, key.index)
+        holders = [(k, p) for k, p, _ in self.held if (k.role, k.index) == place]
+        if not holders or holders[-1] != (key, process):
+            return "refused"
+        if place not in self.there or self.there[place] == connection:
+            return "granted"
+        heard = max(when for when, who in self.heard if who == self.there[place])
+        if self.now - heard > 3 * PERIOD_SECONDS:
+            return "granted"
+        since = self.now
+        for when, where, who in reversed(self.asked):
+            if where == place:
+                if who != connection:
+                    break
+                since = when
+        if heard <= since + 10 * PERIOD_SECONDS:
+            self.asked.append((self.now, place, connection))
+            return "waits"
+        self.decided(place)
+        return "refused"
+
+    def decided(self, place: tuple[str, int]) -> None:
+        """Forget who asked for a place."""
+        self.asked = [one for one in self.asked if one[1] != place]
+
+    def take(self, key: MemberKey, process: Process, connection: bytes) -> None:
+        """Let a process have a place, and no other over that connection."""
+        place = (key.role, key.index)
+        self.there = {where: who for where, who in self.there.items() if who != connection}
+        self.there[place] = connection
+        self.held.append((key, process, connection))
+        self.heard.append((self.now, connection))
+        self.decided(place)
+
+
+_STEPS = st.one_of(
+    st.tuples(st.just("join"), st.integers(0, 5), st.integers(0, 1)),
+    st.tuples(st.just("report"), st.integers(0, 5), st.integers(0, 1)),
+    st.tuples(st.just("is lost"), st.integers(0, 4), st.just(0)),
+    st.tuples(st.just("time"), st.integers(1, 6), st.just(0)),
+    # A process asks for the place of any other, over either of its connections.
+    st.tuples(st.just("rejoin"), st.integers(0, 5), st.integers(0, 11)),
+    # Most often one process speaks and asks over its two connections, while time passes.
+    *2 * [st.tuples(st.sampled_from(["returns", "report"]), st.just(1), st.integers(0, 1))],
+    st.tuples(st.just("time"), st.integers(1, 4), st.just(0)),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(steps=st.lists(_STEPS, min_size=20, max_size=60))
+def test_places_are_given_and_given_back_as_a_slow_twin_says(steps: list[tuple[str, int, int]]):
+    run, slow = Encrypted(), SlowAdmission()
+    places = run.membership.places
+    for kind, number, other in [("join", 1, 0), *steps]:
+        if kind == "time":
+            run.wait(number)
+            slow.now += number
+        elif kind == "is lost":
+            run.membership.lost("actor", number)
+            slow.there.pop(("actor", number), None)
+        elif kind == "report":
+            connection = PROCESSES[number].connection(other)
+            run.say(connection, PROCESSES[number].user, Report())
+            slow.heard.append((slow.now, connection))
+        elif kind == "join":
+            process = PROCESSES[number]
+            connection = process.connection(other)
+            told = run.join(connection, process.user, agent=process.agent, pid=process.pid)
+            assert is_refusal(told[0]) != slow.join(process)
+            if slow.join(process):
+                slow.take(admitted(told).key, process, connection)
+        elif slow.held:
+            process = PROCESSES[number]
+            key, holder, _ = slow.held[other % len(slow.held)]
+            if kind == "returns":
+                mine = [(key, holder) for key, holder, _ in slow.held if holder == process]
+                key, holder = mine[-1] if mine else (key, holder)
+            connection = process.connection(other % 2)
+            answer = slow.answer(process, connection, key)
+            wanted = Member(b"", key, "here", process.pid, 0.0, process.agent, holder.user)
+            assert run.rejoin(connection, process.user, wanted) == answer
+            if answer == "granted":
+                slow.take(key, process, connection)
+        assert {(m.key.role, m.key.index): m.identity for m in places.all()} == slow.there

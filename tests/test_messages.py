@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from typing import Any
 
@@ -74,7 +75,20 @@ OF_MEMBERS: list[Message] = [
     Watch(),
 ]
 OF_THE_COORDINATOR: list[Message] = [
-    Welcome("the-run", 3, 1, Config(), SPEC, "ipc:///{name}", "/runs/a", {"gymnasium": "1"}, PULSE),
+    Welcome(
+        "the-run",
+        3,
+        1,
+        Config(),
+        SPEC,
+        "ipc:///{name}",
+        "/runs/a",
+        {"gymnasium": "1"},
+        PULSE,
+        4096,
+        b"t" * 16,
+        b"s" * 32,
+    ),
     PULSE,
     Pulse(),
     Refuse("the run is stopping"),
@@ -151,6 +165,7 @@ REFUSED: dict[type[Message], dict[str, list[Any]]] = {
         "run": [7], "index": [-1], "incarnation": [None], "bind": [None], "run_dir": [LONG],
         "config": [None, 7, {"run": {"seed": "x"}}, {"run": 7}], "spec": [None, {}, {"id": 7}],
         "pulse": [None, {"command": "explode"}], "versions": [[1], {"a": 1}],
+        "ticket": ["text", b"x", b"x" * 17, None], "seal": ["text", b"x" * 16, None],
     },
     Refuse: {"reason": [None, LONG]},
     Filed: {"name": [None], "push": [-1], "offset": [-1], "error": [7]},
@@ -229,3 +244,14 @@ def test_a_refusal_names_the_kind_the_field_its_value_and_what_is_accepted():
         f"pulse: malformed: actor_slots is 0, not a whole number from 1 to {2**62 - 1}"
     )
     assert refused.value.kind == "pulse"
+
+
+def test_a_welcome_that_is_shown_shows_none_of_its_secrets():
+    welcome = GOOD[Welcome]
+    assert isinstance(welcome, Welcome)
+    assert welcome.ticket
+    assert welcome.seal
+    assert "ticket" not in repr(welcome)
+    assert "seal" not in repr(welcome)
+    with pytest.raises(WireError, match="seal is not 32 bytes"):
+        dataclasses.replace(welcome, seal=b"secret")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Report, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.tickets import ticket_of
 from replay.buffer import make_buffer
 from replay.client import SampleClient
 from replay.intake import Sequences
@@ -42,6 +44,7 @@ Eventually = Callable[..., Any]
 
 SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (2,), "float32"),), 3)
 RUN = "the-run"
+SEAL = bytes(range(32))
 BATCH = 4
 PREFETCH = 1
 TRANSPORTS = ("auto", "socket")
@@ -172,7 +175,8 @@ class Bench:
         return socket
 
     def sender(self, actor: int = 0, incarnation: int = 0, window: int = 10) -> TransitionSender:
-        sender = TransitionSender(self.context, actor, incarnation, window)
+        ticket = ticket_of(SEAL, actor, incarnation, "")
+        sender = TransitionSender(self.context, actor, incarnation, window, ticket=ticket)
         sender.connect(*self.actors_endpoints)
         self._senders.append(sender)
         return sender
@@ -255,9 +259,16 @@ def encoded(
     **of: Any,
 ) -> bytes:
     columns, blocks = columns_of(count, **of), [frames_of(count, first)]
+    ticket = ticket_of(SEAL, actor % (1 << 32), 0, "")
     return wire.encode_transitions(
-        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks)
+        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks, ticket)
     )
+
+
+@pytest.fixture(autouse=True)
+def _known_seal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the coordinator use a seal of which the tests make tickets."""
+    monkeypatch.setattr("launcher.coordinator.coordinator.new_seal", lambda: SEAL)
 
 
 @pytest.fixture
@@ -725,6 +736,40 @@ def test_a_compressed_buffer_takes_its_shards_share_of_the_memory():
     assert 900_000 < make_buffer(config, SPEC).allocated_bytes <= 1_000_000
 
 
+# ---- batches in another actor's name ----
+
+
+def test_a_batch_in_another_actors_name_is_refused_and_the_real_one_is_taken(bench: Bench):
+    push, sender = bench.socket(zmq.PUSH, "transitions/0"), bench.sender(actor=3)
+    bench.send(sender, actor=3)
+    bench.flush(sender)
+    batch = wire.decode_transitions(encoded(1, actor=3), SPEC, RUN)
+    for ticket in (b"", ticket_of(SEAL, 7, 0, "")):
+        push.send(wire.encode_transitions(dataclasses.replace(batch, ticket=ticket)))
+    refused = "a process without a key: a batch in another actor's name"
+    bench.until(lambda: bench.metrics.rejected() == {refused: 2})
+    bench.send(sender, actor=3)
+    bench.flush(sender)
+    bench.until(lambda: bench.total("transitions_received") == 2 * BATCH)
+    assert bench.total("transitions_duplicate") == bench.total("batches_missing") == 0
+    told = [event.text for event in bench.coordinator.events if event.kind == "refused"]
+    assert told == [
+        "a process without a key sent a batch in another actor's name: ticket: not that of actor 3"
+    ]
+
+
+def test_nobody_hears_the_acknowledgements_of_another_actor_or_takes_them_from_it(bench: Bench):
+    sender, stranger = bench.sender(actor=3), bench.socket(zmq.DEALER, "acknowledgements/0")
+    bench.send(sender, actor=3)
+    bench.flush(sender)
+    stranger.send(Hello(3, 0, ticket_of(SEAL, 7, 0, "")).encode())
+    refused = "a process without a key: a hello in another actor's name"
+    bench.until(lambda: bench.metrics.rejected() == {refused: 1})
+    bench.send(sender, actor=3)
+    bench.flush(sender)
+    assert not stranger.poll(0)
+
+
 # ---- garbage ----
 
 BAD_BATCHES: dict[str, tuple[bytes, str]] = {
@@ -890,7 +935,8 @@ def test_garbage_where_actors_say_hello_harms_nothing(bench: Bench):
     for message in (b"", b"\x01", b"ack-", b"x" * 500, Hello(1, 1).encode() + b"0"):
         stranger.send(message)
     stranger.send_multipart([Hello(1, 1).encode(), b"more"])
-    stranger.send(Hello(2**32 - 1, 2**32 - 1).encode())
+    last = 2**32 - 1
+    stranger.send(Hello(last, last, ticket_of(SEAL, last, last, "")).encode())
     assert bench.until(lambda: stranger.poll(10)), "even an odd actor is told where it stands"
     bench.until(lambda: bench.metrics.rejected() == {"hello": 6})
     sender = bench.sender()

@@ -28,6 +28,7 @@ from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.tickets import ticket_of
 from replay.client import SampleClient
 from replay.limiter import RateLimiter
 from replay.process import ReplayServer, run_replay
@@ -39,6 +40,7 @@ Eventually = Callable[..., Any]
 
 SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (1,), "float32"),), 2)
 RUN = "the-run"
+SEAL = bytes(range(32))
 TRANSPORTS = ("auto", "socket")
 
 
@@ -530,8 +532,9 @@ def encoded(sequence: int, actor: int, values: Any, priorities: Any) -> bytes:
     }
     frames = {"observation": np.asarray(values, np.float32)[:, None]}
     blocks = [wire.compress_block(frames, SPEC)]
+    ticket = ticket_of(SEAL, actor, 0, "")
     return wire.encode_transitions(
-        wire.TransitionBatch(RUN, actor, 0, sequence, 0, columns, blocks)
+        wire.TransitionBatch(RUN, actor, 0, sequence, 0, columns, blocks, ticket)
     )
 
 
@@ -595,7 +598,8 @@ class Run:
         return self.metrics.counted(MemberKey("replay", shard, 0)).get("samples", 0.0)
 
     def sender(self, shard: int, actor: int, window: int = 100) -> TransitionSender:
-        sender = TransitionSender(self.context, actor, 0, window)
+        ticket = ticket_of(SEAL, actor, 0, "")
+        sender = TransitionSender(self.context, actor, 0, window, ticket=ticket)
         sender.connect(self.served("transitions")[shard], self.served("acknowledgements")[shard])
         self._senders.append(sender)
         return sender
@@ -635,6 +639,12 @@ class Run:
         for process in self.processes.values():
             process.join(10)
         self.context.destroy(linger=0)
+
+
+@pytest.fixture(autouse=True)
+def _known_seal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the coordinator use a seal of which the tests make tickets."""
+    monkeypatch.setattr("launcher.coordinator.coordinator.new_seal", lambda: SEAL)
 
 
 @pytest.fixture

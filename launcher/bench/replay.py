@@ -255,9 +255,11 @@ def _encode(
     stream: tuple[int, int],
     sequence: int,
     run: str = _RUN,
+    ticket: bytes = b"",
 ) -> bytes:
     columns, blocks = join_segments(segments, recording.spec)
-    return wire.encode_transitions(wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks))
+    batch = wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks, ticket)
+    return wire.encode_transitions(batch)
 
 
 def _encoded_counts(recording: Recording, config: Config) -> Iterator[int]:
@@ -459,7 +461,9 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
     with role("actor", address, 0, None) as (context, link, welcome):
         actor = welcome.config.actor
         stream = 0, welcome.incarnation
-        sender = TransitionSender(context, *stream, actor.window, actor.window_bytes)
+        sender = TransitionSender(
+            context, *stream, actor.window, actor.window_bytes, welcome.ticket
+        )
         batches = _batches(recording, welcome.config)
 
         def keep_in_touch() -> bool:
@@ -472,7 +476,8 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
 
         def send() -> Iterator[int]:
             for segments in batches:
-                data = _encode(segments, recording, stream, sender.next_sequence)
+                sequence, ticket = sender.next_sequence, welcome.ticket
+                data = _encode(segments, recording, stream, sequence, ticket=ticket)
                 count = sum(len(segment.columns["action"]) for segment in segments)
                 sent = sender.send(data, keep_in_touch)
                 link.telemetry.count("transitions_sent", count if sent else 0)

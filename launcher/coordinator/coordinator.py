@@ -26,6 +26,7 @@ from launcher.coordinator.membership import (
     SendPulse,
 )
 from launcher.coordinator.places import Member
+from launcher.coordinator.watchers import Watchers
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.snapshot import Seen
 from pdqn import messages, process, transport, wire
@@ -35,11 +36,12 @@ from pdqn.connections import Bounds, Connections, most_connections
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
 from pdqn.silence import ListeningClock
+from pdqn.tickets import new_seal, ticket_of
 
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 50_000  # more than the limit lets through at once
 _GATHER_SECONDS = 0.02
-_MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
+_WATCHED_SECONDS = 5.0
 _MOST_WARNINGS = 100
 _MOST_UNREAD = 64
 _log = logging.getLogger("coordinator")
@@ -82,18 +84,22 @@ class Coordinator:
         memory: Mapping[str, int] | None = None,
     ) -> None:
         self._context, self._memory = context, memory or {}
+        self._seal = new_seal()
         self._socket = context.socket(zmq.ROUTER)
         config = welcome.config
         bounds = Bounds(most_connections(config.actor.count or 0))
         self._connections = Connections(self._socket, address, bounds)
         self.endpoint = self._bind(address)
         self._welcome, self._metrics, self._files = welcome, metrics, files
-        self.membership = Membership(welcome.run, config, metrics, own_actors, incarnations)
+        keys = transport.network_of(context).keys
+        self.membership = Membership(
+            welcome.run, config, metrics, own_actors, incarnations, keys.public if keys else ""
+        )
         system = config.system
         timeout_seconds = min(system.heartbeat_timeout_seconds, system.host_timeout_seconds)
         self._listening = ListeningClock(timeout_seconds)
         self._configured_ratio = config.replay.samples_per_insert
-        self._watchers: dict[bytes, float] = {}
+        self._watchers = Watchers()
         self.seen: Seen | None = None
         self._flood = EventLimit()
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
@@ -169,17 +175,17 @@ class Coordinator:
         Raises:
             MessageError: the key has been revoked since the connection was made.
         """
-        if not isinstance(self._context, transport.Context) or self._context.network.keys is None:
-            return ""
-        user = str(frame.get("User-Id"))
-        if user not in self.membership.orders.clients:
+        user = transport.user_of(frame, self._context)
+        encrypted = transport.network_of(self._context).keys is not None
+        if encrypted and user not in self.membership.orders.clients:
             text = f"a message of {user}, whose key is no longer admitted"
             raise MessageError("revoked", wire.WireError("malformed", text))
         return user
 
     def _receive(self, identity: bytes, message: Message, user: str, size_bytes: int) -> None:
         if isinstance(message, Watch):
-            self._watch(identity)
+            self._watchers.note(identity, user, time.monotonic())
+            self._send(identity, self.seen or Seen())
         elif isinstance(message, FilePiece | Fetch):
             self._exchange_file(identity, message)
         else:
@@ -220,8 +226,16 @@ class Coordinator:
             bind=bind.replace("{role}", f"{key.role}-{key.index}-{key.incarnation}"),
             pulse=self.membership.orders.pulse(member),
             memory_bytes=self._memory.get(key.role, 0),
+            **self._secrets_for(member),
         )
         self._send(member.identity, welcome)
+
+    def _secrets_for(self, member: Member) -> dict[str, bytes]:
+        """Return what lets an actor prove its batches, and a replay check them."""
+        key = member.key
+        if key.role == "actor":
+            return {"ticket": ticket_of(self._seal, key.index, key.incarnation, member.user)}
+        return {"seal": self._seal} if key.role == "replay" else {}
 
     def _pulse(self, member: Member) -> None:
         self._send(member.identity, self.membership.orders.pulse(member))
@@ -232,8 +246,7 @@ class Coordinator:
 
     def close(self) -> None:
         """Tell watchers that the run is over, and close the socket."""
-        recent = time.monotonic() - _WATCHED_SECONDS
-        for identity in (who for who, asked in self._watchers.items() if asked > recent):
+        for identity in self._watchers.since(time.monotonic() - _WATCHED_SECONDS):
             self._send(identity, Over())
         self._connections.close()
         self._socket.close()
@@ -257,18 +270,15 @@ class Coordinator:
         member.heard = self.membership.listened_seconds
         if self._files is None:
             raise wire.WireError("malformed", "a file, and this run has no directory")
-        if isinstance(message, FilePiece):
-            self._send(identity, self._files.take(member.key.role, message))
-        else:
-            self._send(identity, self._files.give(message))
-
-    def _watch(self, identity: bytes) -> None:
-        """Send the run to a watcher, and remember the most recent watchers."""
-        self._watchers.pop(identity, None)
-        self._watchers[identity] = time.monotonic()
-        if len(self._watchers) > _MOST_WATCHERS:
-            del self._watchers[next(iter(self._watchers))]
-        self._send(identity, self.seen or Seen())
+        role = member.key.role
+        try:
+            if isinstance(message, FilePiece):
+                self._send(identity, self._files.take(role, message))
+            else:
+                self._send(identity, self._files.give(role, message))
+        except wire.WireError:
+            self._do(self.membership.refuse(member.key, member.user, "a file"))
+            raise
 
     # ---- what the run wants ----
 

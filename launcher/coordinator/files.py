@@ -19,6 +19,9 @@ _WRITABLE = {
     "learner": re.compile(rf"{re.escape(FINAL_MODEL)}|{CHECKPOINT_NAME.pattern}"),
     "evaluator": re.compile(re.escape(BEST_MODEL)),
 }
+# The file that each role may read: the learner resumes, the evaluator goes on from the best score.
+_CHECKPOINT = "checkpoint"
+_READABLE = {"learner": _CHECKPOINT, "evaluator": BEST_MODEL}
 # A file whose next piece takes longer than this is not coming any more.
 _RECEIVING_SECONDS = 5.0
 
@@ -64,19 +67,19 @@ class FileStore:
         self._took[role] = time.monotonic()
         return Filed(piece.name, piece.push, piece.offset, error)
 
-    def give(self, wanted: Fetch) -> Piece:
+    def give(self, role: str, wanted: Fetch) -> Piece:
         """Read a piece of a file; the answer has no name if there is no such file.
 
         Raises:
-            WireError: other hosts may not read this file.
+            WireError: this role does not read this file.
         """
-        if wanted.name == "checkpoint":
+        if wanted.name != _READABLE.get(role):
+            raise WireError("malformed", f"a request of {role} for {wanted.name!r:.60}")
+        if wanted.name == _CHECKPOINT:
             found = list(checkpoints(self._run_dir))
             path = found[wanted.index] / "learner.pth" if wanted.index < len(found) else None
-        elif wanted.name == BEST_MODEL:
-            path = self._run_dir / BEST_MODEL
         else:
-            raise WireError("malformed", f"a request for {wanted.name!r:.60}")
+            path = self._run_dir / wanted.name
         if path is None or not path.is_file():
             return Piece(wanted.name, wanted.index, wanted.offset)
         with path.open("rb") as file:

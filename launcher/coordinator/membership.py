@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import pdqn
+from launcher.coordinator.admission import Admission
+from launcher.coordinator.authority import offence, offence_in_endpoints
 from launcher.coordinator.orders import Orders
 from launcher.coordinator.places import Member, Places
 from launcher.coordinator.readmission import Readmissions
 from launcher.metrics.metrics import MemberKey, RunMetrics
-from pdqn.clients import Clients
+from pdqn.clients import Clients, name_of
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.messages import (
     LAST_SAVE,
-    ROLES,
     Join,
     Leave,
     Message,
@@ -31,7 +31,6 @@ from pdqn.messages import (
     Unknown,
 )
 
-_SINGLE = ("learner", "evaluator")
 _READMISSION_BYTES = 4 << 20
 
 
@@ -90,10 +89,12 @@ class Membership:
         metrics: takes in the reports.
         own_actors: number that the launcher starts itself; by default all that are configured.
         incarnations: as below, of earlier sessions.
+        head: public key of the launcher; empty if nothing is encrypted.
 
     Attributes:
         places: the members' places.
         orders: what their pulses carry.
+        admission: decides who becomes one.
         incarnations: number of times that each (role, index) has joined, in all sessions.
         listened_seconds: time for which the coordinator has listened; silence is measured by it.
     """
@@ -105,15 +106,16 @@ class Membership:
         metrics: RunMetrics,
         own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
+        head: str = "",
     ) -> None:
-        self._run, self._metrics = run, metrics
+        self._metrics = metrics
         self._actors, self._shards = config.actor.count or 0, config.replay.shards
         own_actors = self._actors if own_actors is None else own_actors
         self.incarnations = Counter(incarnations)
         self.listened_seconds = 0.0
         self.places = Places(own_actors, self._shards, self.incarnations)
         self.orders = Orders(config, self.places, metrics)
-        self._gone: set[str] = set()
+        self.admission = Admission(run, config, self.places, self.orders, self.incarnations, head)
         self._readmissions = Readmissions(_READMISSION_BYTES)
 
     # ---- questions ----
@@ -168,31 +170,37 @@ class Membership:
             size_bytes: of the message.
         """
         if isinstance(message, Join):
-            return self._join(identity, message, user)
+            return self._join(identity, message, user, now)
         if isinstance(message, Rejoin):
             return self._rejoin(identity, message, user, now)
         member = self.places.find(identity)
         if member is None:
-            return self._stranger(identity, message, size_bytes)
+            return self._stranger(identity, message, user, size_bytes)
         member.heard = self.listened_seconds
+        if wrong := offence(member.key, user, message):
+            return self.refuse(member.key, user, wrong)
         if isinstance(message, Report):
             return self._report(member, message, now)
         return self._leave(member, message, now) if isinstance(message, Leave) else []
 
-    def _stranger(self, identity: bytes, message: Message, size_bytes: int) -> Instructions:
+    def _stranger(
+        self, identity: bytes, message: Message, user: str, size_bytes: int
+    ) -> Instructions:
         """Tell a process that it has no place; keep news that it will not repeat."""
         if isinstance(message, Leave):
             return []  # it does not wait for an answer
         if isinstance(message, Report) and message.has_news:
-            self._readmissions.put(identity, message, size_bytes)
+            self._readmissions.put(identity, message, size_bytes, user)
         return [Send(identity, Unknown())]
 
-    def _join(self, identity: bytes, join: Join, user: str) -> Instructions:
-        if refusal := self._refusal(join, user):
+    def _join(self, identity: bytes, join: Join, user: str, now: float) -> Instructions:
+        if refusal := self.admission.refusal(join, user, now):
+            name = name_of(self.orders.clients, user)
+            self._metrics.count(f"refused/{name}: a request to join")
             return [Send(identity, refusal), Event("refused", join.role, -1, refusal.reason)]
         former = self.places.find(identity)
         told = [] if former is None else self._remove(former)
-        index = self.places.free_index(join.role, join.index)
+        index = self.places.free_index(join.role, self.admission.wanted_index(join))
         incarnation = self.incarnations[join.role, index]
         self.incarnations[join.role, index] += 1
         key = MemberKey(join.role, index, incarnation)
@@ -202,37 +210,24 @@ class Membership:
         where = f"{join.role} {index} on {join.host}, pid {join.pid}, incarnation {incarnation}"
         return [*told, Admit(member), Event("joined", join.role, index, where)]
 
-    def _refusal(self, join: Join, user: str) -> Refuse | None:
-        """Find why a process cannot join, in a sentence; None if it can."""
-        role = join.role
-        if role not in ROLES:
-            return Refuse(f"there is no role {role!r:.40}; there are {', '.join(ROLES)}")
-        if unauthorized := self.orders.unauthorized(role, user):
-            return Refuse(unauthorized)
-        if join.package != pdqn.__version__:
-            return Refuse(f"it runs pdqn {join.package!r:.20}, the run {pdqn.__version__}")
-        if self.orders.command_of(role) == "stop":
-            return Refuse("the run is stopping")
-        if role == "host" and not join.agent:
-            return Refuse("a host must say who it is")
-        if join.agent in self._gone:
-            return Refuse("its host was given up, and others have taken its place")
-        if role in _SINGLE and self.count(role):
-            named = "an evaluator" if role == "evaluator" else f"a {role}"
-            return Refuse(f"the run has {named} already", taken=True)
-        if role == "replay" and self.count(role) >= self._shards:
-            several = f"its {self._shards} replays" if self._shards > 1 else "a replay"
-            return Refuse(f"the run has {several} already", taken=True)
-        return None
+    def refuse(self, key: MemberKey, user: str, what: str) -> Instructions:
+        """Count what a process may not say, and have it written down with the name of its key."""
+        name = name_of(self.orders.clients, user)
+        self._metrics.count(f"refused/{name}: {what}")
+        return [Event("refused", key.role, key.index, f"{name}: {what}")]
 
     def _rejoin(self, identity: bytes, rejoin: Rejoin, user: str, now: float) -> Instructions:
-        """Give a role that was silent for a while its place back, if that is still free."""
+        """Give a role that was silent for a while its place back, if that is still its own."""
         key = MemberKey(rejoin.role, rejoin.index, rejoin.incarnation)
-        last = self.incarnations.get((key.role, key.index), 0) - 1
-        kept = self._readmissions.take(identity)
-        gone = rejoin.run != self._run or rejoin.agent in self._gone
-        if gone or key.role not in ROLES or last != key.incarnation or last < 0:
-            return [Send(identity, Refuse("somebody else has taken it"))]
+        wrong = offence_in_endpoints(key, user, rejoin.endpoints)
+        answer = self.admission.answer(identity, rejoin, user, self.listened_seconds)
+        if answer == "waits" and not wrong:
+            return []  # it asks again, and its reports are kept meanwhile
+        kept = self._readmissions.take(identity, user)
+        if wrong or answer == "refused":
+            reason = wrong or "somebody else has taken it"
+            refused = self.refuse(key, user, wrong or "a request for another's place")
+            return [Send(identity, Refuse(reason)), *refused]
         # Over a new connection it has another identity.
         former = self.places.find(identity), self.places.at(key.role, key.index)
         for member in {member for member in former if member is not None}:
@@ -244,14 +239,15 @@ class Membership:
         told: Instructions = [Event("rejoined", key.role, key.index, f"on {rejoin.host}")]
         told.append(SendPulses() if member.endpoints else SendPulse(member))
         for report in kept:
-            told += self._take_in(member, report, now)
+            wrong = offence(key, user, report)
+            told += self.refuse(key, user, wrong) if wrong else self._take_in(member, report, now)
         return told
 
     def _report(self, member: Member, report: Report, now: float) -> Instructions:
         member.reported = True
         member.activity = report.activity
         told = self._take_in(member, report, now)
-        if report.ended and member.key.role == "host":
+        if report.ended:
             told += self._ended(member, report.ended)
         if report.endpoints == member.endpoints:
             return [*told, SendPulse(member)]
@@ -270,7 +266,9 @@ class Membership:
         key, reason = member.key, leave.reason
         kind = "failed" if reason else "left"
         told.append(Event(kind, key.role, key.index, reason, bool(reason), leave.trace))
-        return told + self._remove(member)
+        told += self._remove(member)
+        self._metrics.counters.forget(key)
+        return told
 
     def _ended(self, host: Member, pids: Iterable[int]) -> Instructions:
         """Free the places of a host's own processes that have ended; a repetition does nothing."""
@@ -305,7 +303,7 @@ class Membership:
             The number of roles that it had, and what is to be done.
         """
         if for_good:
-            self._gone.add(agent)
+            self.admission.give_up(agent)
         gone = self.places.of_agent(agent)
         self.orders.acquit(agent)
         return len(gone) - 1, self._remove_all(gone)
@@ -376,6 +374,7 @@ class Membership:
 
     def _add(self, member: Member) -> None:
         self.places.add(member)
+        self.admission.note(member)
         self.orders.change()
 
     def _remove(self, member: Member) -> Instructions:

@@ -60,6 +60,7 @@ class Places:
         self._members: dict[bytes, Member] = {}
         self._of_role: dict[str, dict[int, Member]] = {role: {} for role in ROLES}
         self._of_agent: defaultdict[str, dict[bytes, Member]] = defaultdict(dict)
+        self._of_user: Counter[str] = Counter()
         self._agents_named: defaultdict[str, set[str]] = defaultdict(set)
         # No index below is free: actors that join from elsewhere come after the launcher's own.
         self._first_free = Counter({"actor": own_actors})
@@ -83,6 +84,10 @@ class Places:
     def of_agent(self, agent: str) -> list[Member]:
         """List what a host's supervisor has started, and the host itself."""
         return list(self._of_agent[agent].values()) if agent in self._of_agent else []
+
+    def count_of(self, user: str) -> int:
+        """Count the members that were admitted with a public key."""
+        return self._of_user[user]
 
     def host_of(self, member: Member, launcher_host: str) -> str:
         """Name a member's host, with a number if several hosts have the same name.
@@ -138,6 +143,7 @@ class Places:
         key = member.key
         self._members[member.identity] = member
         self._of_role[key.role][key.index] = member
+        self._of_user[member.user] += 1
         if member.agent:
             self._of_agent[member.agent][member.identity] = member
         if key.role == "host":
@@ -153,6 +159,7 @@ class Places:
         key = member.key
         del self._members[member.identity]
         del self._of_role[key.role][key.index]
+        self._of_user[member.user] -= 1
         if member.agent:
             del self._of_agent[member.agent][member.identity]
             if not self._of_agent[member.agent]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.metrics.bounds import Bounds, largest
+
 _WINDOW_SECONDS = 10.0
 _MOST_MARKS = 64
-# Names over all roles: roles of this package have some hundred, a hostile one any number.
-_MOST_TOTALS = 2048
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Counters:
     """Totals over the members of a role and over their incarnations, and how fast they grow."""
 
     def __init__(self) -> None:
+        self._bounds = Bounds()
         self._last: dict[MemberKey, Mapping[str, float]] = {}
         self._totals: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._marks: deque[_Mark] = deque(maxlen=_MOST_MARKS)
@@ -41,31 +42,33 @@ class Counters:
     def add(self, key: MemberKey, counters: Mapping[str, float]) -> Mapping[str, float]:
         """Add what has grown since the last report of this incarnation, and return that report.
 
-        Counters with new names are left out, and counted, once there are too many names.
+        Counters that fall add nothing, and those beyond the bounds are dropped and counted.
         """
-        before = self._last.get(key, {})
-        known = {name: value for name, value in counters.items() if self._takes(key.role, name)}
-        if len(known) < len(counters):
-            self._totals["coordinator", "figures_dropped"] += len(counters) - len(known)
-        for name, value in known.items():
-            self._totals[key.role, name] += value - before.get(name, 0.0)
-        self._last[key] = known
+        before, role, totals = self._last.get(key, {}), key.role, self._totals
+        kept, most = self._bounds.kept(role, counters, 0.0), largest(role)
+        for name, value in kept.items():
+            grown = max(0.0, value - before.get(name, 0.0))
+            totals[role, name] = min(most, totals[role, name] + grown)
+        self.drop(role, len(counters) - len(kept))
+        self._last[key] = kept
         # The incarnation before this one may still report late, but not those before it.
         self._last.pop(replace(key, incarnation=key.incarnation - 2), None)
         return before
 
-    def _takes(self, role: str, name: str) -> bool:
-        """Return whether a counter has a total; make one for a new name while there is room."""
-        if (role, name) in self._totals:
-            return True
-        if len(self._totals) >= _MOST_TOTALS:
-            return False
-        self._totals[role, name] = 0.0
-        return True
+    def drop(self, role: str, figures: int) -> None:
+        """Count figures of a role that were dropped."""
+        if figures:
+            self.count(role, "figures_dropped", figures)
+
+    def forget(self, key: MemberKey) -> None:
+        """Forget the last report of an incarnation that cannot come back; its totals stay."""
+        self._last.pop(key, None)
 
     def count(self, role: str, name: str, amount: int = 1) -> None:
         """Add to a counter that no report has."""
-        self._totals[role, name] += amount
+        if not self._bounds.admits(role, name):
+            name = "figures_dropped"
+        self._totals[role, name] = min(largest(role), self._totals[role, name] + amount)
 
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """Return the counters of one incarnation, as it reported them last."""
@@ -83,6 +86,13 @@ class Counters:
         for (counting, name), value in self._totals.items():
             if role in (counting, "all") and name.startswith(prefix):
                 counted[name.removeprefix(prefix)] += int(value)
+        return dict(counted)
+
+    def refused(self) -> dict[str, int]:
+        """Return what was refused, by whose it was; only of roles that have anything to refuse."""
+        counted: Counter[str] = Counter()
+        for role in ("coordinator", "replay", "learner"):
+            counted.update(self.starting_with(role, "refused/"))
         return dict(counted)
 
     def mark(self, now: float) -> None:
@@ -123,15 +133,17 @@ class Gauges:
     """
 
     def __init__(self) -> None:
-        self._members: defaultdict[str, dict[int, dict[str, float]]] = defaultdict(dict)
+        self._bounds = Bounds()
+        self._members: defaultdict[str, dict[int, Mapping[str, float]]] = defaultdict(dict)
         self._computed: dict[tuple[str, str, str], float | None] = {}
 
-    def put(self, role: str, index: int, gauges: dict[str, float]) -> None:
-        """Replace all gauges of a member."""
+    def put(self, role: str, index: int, gauges: Mapping[str, float]) -> int:
+        """Replace all gauges of a member; return the number of those beyond the bounds."""
         members = self._members[role]
         if index not in members:
             self.refresh()
-        members[index] = gauges
+        members[index] = kept = self._bounds.kept(role, gauges, -largest(role))
+        return len(gauges) - len(kept)
 
     def forget(self, role: str, index: int) -> None:
         """Drop the gauges of a member that has gone."""
@@ -142,7 +154,7 @@ class Gauges:
         """Compute from the newest reports from now on."""
         self._computed.clear()
 
-    def of(self, role: str, index: int) -> dict[str, float]:
+    def of(self, role: str, index: int) -> Mapping[str, float]:
         """Return all gauges of one member."""
         return self._members[role].get(index, {})
 

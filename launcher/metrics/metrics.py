@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.metrics.allowance import Allowance
+from launcher.metrics.bounds import LARGEST, LARGEST_REAL
 from launcher.metrics.counters import Counters, Gauges, MemberKey
 from launcher.metrics.episodes import RecentEpisodes
 from launcher.metrics.snapshot import EvaluationView
@@ -27,6 +28,10 @@ class RunMetrics:
 
     Args:
         headline: name of the environment's headline metric, if it has one.
+
+    Attributes:
+        counters: what the roles have counted.
+        evaluation: the newest one, if there is any.
     """
 
     def __init__(self, headline: str | None) -> None:
@@ -34,7 +39,7 @@ class RunMetrics:
         self._figures = {figure.name: figure for figure in figures.computed(headline)}
         # Of the sessions before this one; what was on its way when the last one was killed is lost.
         self._seconds_before, self._missing_before = 0.0, 0
-        self._counters = Counters()
+        self.counters = Counters()
         self._gauges = Gauges()
         self._episodes = RecentEpisodes()
         self._history: dict[str, deque[float]] = {
@@ -54,7 +59,7 @@ class RunMetrics:
     def get_state(self) -> dict[str, Any]:
         """Return as plain data what a later session goes on from, and what pictures read."""
         return {
-            "totals": self._counters.get_state(),
+            "totals": self.counters.get_state(),
             "active_seconds": self.active_seconds(),
             "learner_steps": self._learner_steps,
             **self._episodes.get_state(),
@@ -64,7 +69,7 @@ class RunMetrics:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``get_state`` gave in an earlier session."""
-        self._counters.set_state(state["totals"])
+        self.counters.set_state(state["totals"])
         self._seconds_before = float(state["active_seconds"])
         self._missing_before = self._unseen()
         self._learner_steps = int(state["learner_steps"])
@@ -74,20 +79,24 @@ class RunMetrics:
 
     def count(self, name: str, times: int = 1) -> None:
         """Count something that the coordinator itself has seen."""
-        self._counters.count("coordinator", name[:MAX_NAME], times)
+        self.counters.count("coordinator", name[:MAX_NAME], times)
 
     def ingest(self, key: MemberKey, report: Report, now: float) -> None:
         """Take in one report of one role."""
-        before, steps = self._counters.add(key, report.counters), "environment_steps"
+        before, steps = self.counters.add(key, report.counters), "environment_steps"
         if key.role == "actor" and report.counters.get(steps, 0) > before.get(steps, 0):
             if self._first_step is None:  # the steps of this report began before it
                 self._first_step = now if self._expected_since is None else self._expected_since
             self._last_step = now
-        self._gauges.put(key.role, key.index, report.gauges)
+        self.counters.drop(key.role, self._gauges.put(key.role, key.index, report.gauges))
         if key.role == "learner":
-            self._learner_steps = int(report.gauges.get("learner_steps", self._learner_steps))
+            steps = self._gauges.of(key.role, key.index).get("learner_steps", self._learner_steps)
+            self._learner_steps = int(max(0.0, min(LARGEST, steps)))
         for episode in report.episodes:
-            self._episodes.add(*episode)
+            if max(abs(episode.score), abs(episode.headline or 0.0)) <= LARGEST_REAL:
+                self._episodes.add(*episode)
+            else:
+                self.counters.drop(key.role, 1)
         if report.evaluation is not None:
             size, lines = _line_characters(report.evaluation), self._evaluation_lines[key.role]
             if size > lines.left(now):
@@ -104,7 +113,7 @@ class RunMetrics:
 
     def tick(self, now: float) -> None:
         """Mark the present, about once a second."""
-        self._counters.mark(now)
+        self.counters.mark(now)
         self._gauges.refresh()
         for name, values in self._history.items():
             value = self._compute(self._figures[name])
@@ -113,22 +122,21 @@ class RunMetrics:
 
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """The counters of one incarnation, as it reported them last."""
-        return self._counters.counted(key)
+        return self.counters.counted(key)
 
     def total(self, role: str, name: str) -> float:
         """A counter over all incarnations of all of a role."""
-        return self._counters.total(role, name)
+        return self.counters.total(role, name)
 
     def rejected(self) -> dict[str, int]:
         """Return the messages that replay refused, and requests that anybody did, by reason."""
-        refused = self._counters.starting_with("all", "refused/")
-        return self._counters.starting_with("replay", "rejected/") | refused
+        return self.counters.starting_with("replay", "rejected/") | self.counters.refused()
 
     def gauge(self, role: str, name: str) -> float | None:
         """Return the mean of a gauge over the present members of a role."""
         return self._gauges.mean(role, name)
 
-    def member_gauges(self, role: str, index: int) -> dict[str, float]:
+    def member_gauges(self, role: str, index: int) -> Mapping[str, float]:
         """Return all gauges of one member."""
         return self._gauges.of(role, index)
 
@@ -149,7 +157,7 @@ class RunMetrics:
         return {name: self._compute(figure) for name, figure in self._figures.items()}
 
     def _compute(self, figure: Figure) -> float | None:
-        role, source, counters = figure.role, figure.source, self._counters
+        role, source, counters = figure.role, figure.source, self.counters
         match figure.kind:
             case "total":
                 return int(counters.total(role, source))
@@ -259,7 +267,7 @@ class RunMetrics:
     @property
     def moves(self) -> bool:
         """True once environments have stepped in this session, and rates are known."""
-        return self._first_step is not None and self._counters.marked
+        return self._first_step is not None and self.counters.marked
 
     def seconds_without_steps(self, now: float) -> float:
         """Return the time since the last step, or since steps are expected; else 0."""
@@ -296,8 +304,8 @@ class RunMetrics:
                 "metrics": {} if headline is None else {self._headline: headline},
             },
             "eval": None if self.evaluation is None else self.evaluation.to_map(),
-            "refused": self._counters.starting_with("all", "refused/"),
-            "control_rejected": self._counters.starting_with("all", "control_rejected/"),
+            "refused": self.counters.refused(),
+            "control_rejected": self.counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
             "priorities_clipped": self.value("replay/priorities_clipped"),
             "transitions": {

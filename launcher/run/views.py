@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.places import Member
 from launcher.hosts.supervisor import Supervisor
+from launcher.metrics.bounds import LARGEST
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import MemberState, MemberView, Roster
 from launcher.numbers import size
@@ -77,7 +79,7 @@ class MemberViews:
             self._joined_state(member),
             member.activity or _gpu(gauges),
             gauges.get("host_cpu_percent", gauges.get("cpu_percent", 0.0)),
-            int(gauges.get("host_memory_bytes", gauges.get("memory_bytes", 0))),
+            int(min(LARGEST, gauges.get("host_memory_bytes", gauges.get("memory_bytes", 0.0)))),
             member.key.incarnation,
         )
 
@@ -87,8 +89,8 @@ class MemberViews:
         return "alive" if member.reported else "starting"
 
 
-def _gpu(gauges: dict[str, float]) -> str:
+def _gpu(gauges: Mapping[str, float]) -> str:
     """Say in a few words how busy a role's GPU is; empty without one."""
     if "gpu_percent" not in gauges:
         return ""
-    return f"GPU {gauges['gpu_percent']:.0f}% {size(gauges['gpu_memory_bytes'])}"
+    return f"GPU {gauges['gpu_percent']:.0f}% {size(gauges.get('gpu_memory_bytes', 0.0))}"
