@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from launcher.caches import keep_caches_private
 from launcher.cli.commands import cli
 from pdqn.errors import RunError, UsageError
 
@@ -16,6 +17,7 @@ from pdqn.errors import RunError, UsageError
 def main() -> None:
     """Run a command, and report bad input and failed runs in one line, without a traceback."""
     _make_streams_usable()
+    keep_caches_private()
     try:
         # People name their own environments and networks by module: find those here as well.
         sys.path.append(str(Path.cwd()))

@@ -9,6 +9,7 @@ folder in /tmp even if another user has made that; here only this user can open 
 from __future__ import annotations
 
 import logging
+import signal
 import tempfile
 from typing import Any
 
@@ -17,6 +18,7 @@ from distributed import Nanny, Scheduler, Security, SpecCluster, Worker
 
 from launcher.plan.machine import detect
 from pdqn.errors import UsageError
+from pdqn.process import OF_GROUP
 
 _MOST_WORKERS = 4
 _CLOSE_SECONDS = 10
@@ -28,6 +30,12 @@ class _Scheduler(Scheduler):
 
 
 class _Worker(Worker):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # Only the launcher decides what Ctrl-C means, which reaches the whole process group.
+        for number in OF_GROUP:
+            signal.signal(number, signal.SIG_IGN)
+        super().__init__(*arguments, **options)
+
     def start_http_server(self, *arguments: Any, **options: Any) -> None:
         """Start none: it would answer everybody."""
 
