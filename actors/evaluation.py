@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,19 @@ class Scores:
     Attributes:
         returns: float64[episodes], undiscounted; NaN where the environment failed.
         lengths: int64[episodes], in steps.
-        headline: float64[episodes], the environment's headline metric; NaN without one, and where
-            an episode was cut off before its end.
+        headline: float64[episodes], the environment's headline metric in the last step of each; NaN
+            where the environment's info did not have it.
+        cut: bool[episodes], whether the episode was cut off before its end.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     headline: NDArray[np.float64]
+    cut: NDArray[np.bool_]
+
+    def part(self, which: slice | NDArray[np.bool_]) -> Scores:
+        """Select episodes."""
+        return Scores(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 def play(
@@ -59,7 +65,7 @@ def play(
         max_episode_steps: steps after which an episode is cut off and counts as it is.
 
     Raises:
-        RunError: no episode has a score, an environment failed for several seeds in a row, or no
+        RunError: no episode counts, an environment failed for several seeds in a row, or no
             environment could be made or reset. Another attempt may succeed.
     """
     width = min(_MOST_ENVIRONMENTS, len(seeds))
@@ -69,7 +75,7 @@ def play(
         )
     with closing(env):
         scores = _play_all(act, env, seeds, should_stop, max_episode_steps)
-    if scores is not None and np.isnan(scored(scores, spec)).all():
+    if scores is not None and not _counted(scores, spec).any():
         raise RunError(
             f"none of {len(seeds)} held-out episodes of {spec.id} could be played to its end "
             "with a score that is finite"
@@ -117,12 +123,8 @@ def _play_all(
         if part is None:
             return None
         parts.append(part)
-    n = len(seeds)
-    return Scores(
-        returns=np.concatenate([part.returns for part in parts])[:n],
-        lengths=np.concatenate([part.lengths for part in parts])[:n],
-        headline=np.concatenate([part.headline for part in parts])[:n],
-    )
+    whole = (np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Scores))
+    return Scores(*whole).part(slice(len(seeds)))
 
 
 def _play_batch(
@@ -155,7 +157,10 @@ def _play_batch(
         ended &= playing
         headline[ended] = transition.headline[ended]
         playing &= ~(ended | transition.failed)
-    return Scores(returns, lengths, headline)
+    if playing.any():
+        with _in_one_line(f"the {env.spec.headline_metric} of {env.spec.id} cannot be read"):
+            headline[playing] = env.present_headline()[playing]
+    return Scores(returns, lengths, headline, playing)
 
 
 def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
@@ -165,6 +170,14 @@ def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
     """
     values = scores.returns if spec.headline_metric is None else scores.headline
     return np.where(np.isfinite(values) & np.isfinite(scores.returns), values, np.nan)
+
+
+def _counted(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.bool_]:
+    """Return which episodes count, bool[episodes]: those with a score, and those cut before it.
+
+    To leave out the latter would favour policies by their short episodes.
+    """
+    return np.isfinite(scored(scores, spec)) | (scores.cut & np.isfinite(scores.returns))
 
 
 def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
@@ -188,7 +201,14 @@ def standard_error(values: NDArray[np.float64]) -> float:
 def dropped_text(result: Mapping[str, Any]) -> str:
     """Describe how many episodes of a ``describe`` result have no score; empty if all do."""
     dropped, whole = result["dropped"], result["dropped"] + result["episodes"]
-    return f"{dropped} of {whole} held-out episodes have no score" if dropped else ""
+    parts = [f"{dropped} of {whole} held-out episodes have no score"] if dropped else []
+    if unscored := result["unscored"]:
+        parts.append(
+            f"{unscored} of {whole} held-out episodes were cut before the environment gave their "
+            "headline metric, so only their returns count, and this policy cannot become the best "
+            "one: give the metric in the info of every step, or raise evaluation.max_episode_steps"
+        )
+    return "; ".join(parts)
 
 
 def describe(
@@ -196,7 +216,10 @@ def describe(
 ) -> dict[str, Any]:
     """Summarise an evaluation as plain data: means with standard errors, and the baselines.
 
-    Episodes without a score of the policy or of a baseline are left out of all means.
+    Episodes without a score of the policy or of a baseline are left out of all means. The exception
+    are episodes that were cut before their headline metric was known (``unscored``). Their returns
+    and lengths count; means of the headline metric and differences are over the others. If none is
+    left, there are no such means, and no baselines to compare with.
 
     Args:
         scores: scores of the policy.
@@ -205,19 +228,24 @@ def describe(
             return without one.
 
     Returns:
-        episodes, dropped, return_mean, return_error, length_mean, metrics {name: mean}, errors
-        {name: standard error}, baselines {name: mean} and baseline_errors. Also differences {name:
-        [mean, standard error]} of the policy minus each baseline, paired by seed.
+        episodes, dropped, cut, unscored, return_mean, return_error, length_mean, metrics {name:
+        mean}, errors {name: standard error}, baselines {name: mean} and baseline_errors. Also
+        differences {name: [mean, standard error]} of the policy minus each baseline, paired by
+        seed.
 
     Raises:
         RunError: there are no episodes to average.
     """
     kept = _with_all_scores(scores, spec, baselines)
-    compared, baselines = scored(scores, spec)[kept], {k: v[kept] for k, v in baselines.items()}
-    scores = Scores(scores.returns[kept], scores.lengths[kept], scores.headline[kept])
+    scores = scores.part(kept)
+    compared = scored(scores, spec)
+    known = np.isfinite(compared)
+    baselines = {name: values[kept] for name, values in baselines.items()} if known.any() else {}
     result: dict[str, Any] = {
         "episodes": len(scores.returns),
         "dropped": int((~kept).sum()),
+        "cut": int(scores.cut.sum()),
+        "unscored": int((~known).sum()),
         "return_mean": float(scores.returns.mean()),
         "return_error": standard_error(scores.returns),
         "length_mean": float(scores.lengths.mean()),
@@ -226,21 +254,24 @@ def describe(
         "baselines": {name: float(values.mean()) for name, values in baselines.items()},
         "baseline_errors": {name: standard_error(values) for name, values in baselines.items()},
         "differences": {
-            name: [float((compared - values).mean()), standard_error(compared - values)]
-            for name, values in baselines.items()
+            name: _mean_and_error((compared - values)[known]) for name, values in baselines.items()
         },
     }
-    if spec.headline_metric is not None:
-        result["metrics"] = {spec.headline_metric: float(scores.headline.mean())}
-        result["errors"] = {spec.headline_metric: standard_error(scores.headline)}
+    if (name := spec.headline_metric) is not None and known.any():
+        mean, error = _mean_and_error(compared[known])
+        result |= {"metrics": {name: mean}, "errors": {name: error}}
     return result
+
+
+def _mean_and_error(values: NDArray[np.float64]) -> list[float]:
+    return [float(values.mean()), standard_error(values)]
 
 
 def _with_all_scores(
     scores: Scores, spec: EnvironmentSpec, baselines: Mapping[str, NDArray[np.float64]]
 ) -> NDArray[np.bool_]:
-    """Return which episodes have a score of the policy and of every baseline, bool[episodes]."""
-    kept = np.isfinite(scored(scores, spec))
+    """Return which episodes count and have a score of every baseline, bool[episodes]."""
+    kept = _counted(scores, spec)
     for values in baselines.values():
         kept &= np.isfinite(values)
     if not kept.any():

@@ -61,6 +61,8 @@ class GreedyEvaluation:
         self._config, self._spec = config, spec
         self._network, self._telemetry = network, telemetry
         self._best = BestKeeper(folder / BEST_MODEL, config, spec)
+        if self._best.unread:
+            telemetry.note("checkpoint", self._best.unread)
         self._seeds = held_out_seeds(config)
         self._give_up, self._failed, self._kept = give_up, failed, kept
         self._prepare = prepare

@@ -27,6 +27,7 @@ from pdqn.specs import EnvironmentSpec
 
 _log = logging.getLogger("learner")
 _FOLDER, _FILE = "checkpoints", "learner.pth"
+_ASIDE = "unreadable-"
 
 
 def not_saved(error: Exception) -> str:
@@ -87,20 +88,49 @@ class Saver:
 
 
 def save_checkpoint(run_dir: Path, state: Mapping[str, Any], keep: int) -> Path:
-    """Write ``checkpoints/step-<learner_steps>`` and remove all but the newest ``keep``."""
+    """Write ``checkpoints/step-<learner_steps>``, and keep it and the newest before it.
+
+    Args:
+        run_dir: directory of the run.
+        state: a learner's state.
+        keep: number of checkpoints to keep.
+    """
     path = run_dir / _FOLDER / f"step-{state['learner_steps']:09d}"
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / _FILE, dict(state))
-    prune(run_dir, keep)
+    prune(run_dir, keep, path)
     return path
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest ``keep``."""
+def prune(run_dir: Path, keep: int, saved: Path) -> None:
+    """Remove all checkpoints but the newest ``keep``, of which the one just saved is the first.
+
+    A learner continues from the newest checkpoint that it can read. It could therefore not read
+    those of later steps. They are set aside under another name, so that they do not take the places
+    of those that follow.
+
+    Args:
+        run_dir: directory of the run.
+        keep: number of checkpoints to keep.
+        saved: the checkpoint just saved.
+    """
+    for later in checkpoints(run_dir):
+        if _steps(later) <= _steps(saved):
+            break
+        _set_aside(later)
     kept = list(checkpoints(run_dir))[:keep]
     for old in _directories(run_dir):
         if old not in kept:
             shutil.rmtree(old)
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a checkpoint; a person may still want to look at it."""
+    aside = path.with_name(_ASIDE + path.name)
+    if aside.exists():
+        shutil.rmtree(aside)
+    path.rename(aside)
+    _log.warning("checkpoint %s could not be read: it is now %s", path, aside.name)
 
 
 def checkpoints(run_dir: Path) -> Iterator[Path]:
@@ -141,4 +171,8 @@ def _load(file: Path) -> dict[str, Any]:
 def _directories(run_dir: Path) -> list[Path]:
     found = (run_dir / _FOLDER).glob("step-*")
     steps = [path for path in found if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(steps, key=lambda path: int(path.name[5:]), reverse=True)
+    return sorted(steps, key=_steps, reverse=True)
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))

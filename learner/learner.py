@@ -38,7 +38,8 @@ class StepResult:
     """The result of one step.
 
     Attributes:
-        priorities: float32[batch], absolute TD errors; all 0 for a skipped step.
+        priorities: float32[batch], absolute TD errors. After a skipped step they are 0 for the
+            transitions that spoilt it, or for all if none can be told from the others.
         loss: mean loss of the batch, weighted by importance.
         q_mean: mean Q of the actions taken.
         gradient_norm: global norm of the gradient before clipping.
@@ -139,13 +140,13 @@ class Learner:
         if self._noisy:
             for network in (self.online, self.target):
                 resample_noise(network, self._noise)
-        figures, priorities = self._accumulate(batch)
+        figures, rows = self._accumulate(batch)
         norm = torch.nn.utils.clip_grad_norm_(
             self.online.parameters(), self._config.gradient_clip_norm
         )
         meanwhile()
         # In one piece, so that there is only one wait for a GPU.
-        numbers = torch.cat([figures, norm[None], priorities]).cpu().numpy()
+        numbers = torch.cat([figures, norm[None], rows.flatten()]).cpu().numpy()
         loss, q_mean, gradient_norm = map(float, numbers[:3])
         # An infinite error has a finite gradient: the loss is linear there.
         finite = math.isfinite(gradient_norm) and math.isfinite(loss)
@@ -154,9 +155,10 @@ class Learner:
             self._optimizer.step()
         self.learner_steps += 1
         self._update_target()
-        # A transition that nothing can be learned from must not be drawn again and again.
-        found = numbers[3:] if finite else np.zeros_like(numbers[3:])
-        return StepResult(found, loss, q_mean, gradient_norm, not finite)
+        priorities, losses = numbers[3:].reshape(2, -1)
+        if not finite:
+            priorities = _without_spoilers(priorities, losses)
+        return StepResult(priorities, loss, q_mean, gradient_norm, not finite)
 
     def _accumulate(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
         """Compute the gradients of the whole batch, in smaller parts whenever memory runs out."""
@@ -170,19 +172,25 @@ class Learner:
             self._make_room(batch, told)
 
     def _backward(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
-        """Compute gradients part by part; return ([loss, mean Q], priorities) on the device."""
+        """Compute gradients part by part.
+
+        Returns:
+            [loss, mean Q] and float32[2, batch], the priority and the weighted loss of each
+            transition. Both are on the device.
+        """
         self._optimizer.zero_grad()
         sums = torch.zeros(2, device=self.device)
-        priorities: list[Tensor] = []
+        rows: list[Tensor] = []
         for start in range(0, len(batch), self.micro_batch_size):
             part = batch.part(start, start + self.micro_batch_size).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
                 found = self._objective.losses(part)
-            loss = (part.importance_weight * found.loss).sum() / len(batch)
+            weighted = part.importance_weight * found.loss
+            loss = weighted.sum() / len(batch)
             loss.backward()
             sums += torch.stack([loss.detach(), found.chosen.sum() / len(batch)])
-            priorities.append(found.priority)
-        return sums, torch.cat(priorities)
+            rows.append(torch.stack([found.priority, weighted.detach()]))
+        return sums, torch.cat(rows, dim=1)
 
     def _make_room(self, batch: TensorBatch, told: str) -> None:
         """Reduce memory use: halve the parts, and finally keep whole batches off the device."""
@@ -269,6 +277,24 @@ class Learner:
 
     def _observation(self, packed: Observation) -> dict[str, Tensor]:
         return {name: _tensor(a) for name, a in self._spec.unpack(packed).items()}
+
+
+def _without_spoilers(
+    priorities: NDArray[np.float32], losses: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Set the priorities of transitions that spoilt a step to 0; return a copy.
+
+    A transition from which nothing can be learned must not be drawn again and again. Its loss is
+    not finite or too large to be summed, or the square of its error overflows. Squares in the
+    gradient's norm overflow likewise. If there is none, any may be to blame.
+
+    Args:
+        priorities: float32[batch], absolute errors.
+        losses: float32[batch], weighted by importance.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        usable = np.isfinite(losses * np.float32(len(losses))) & np.isfinite(priorities**2)
+    return np.where(usable & (not usable.all()), priorities, np.float32(0.0))
 
 
 def _raise_unless_memory(error: RuntimeError) -> None:

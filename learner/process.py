@@ -20,7 +20,7 @@ from pdqn.config import resolved
 from pdqn.errors import RunError
 from pdqn.files import RunFiles
 from pdqn.link import CoordinatorLink, role
-from pdqn.messages import LAST_SAVE, Welcome
+from pdqn.messages import LAST_SAVE, MAX_INDEX, Welcome
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient
@@ -193,7 +193,8 @@ class LearnerProcess:
         if self._files.here:
             self._saver.restore(self._learner, say)
             return
-        for index in range(self._config.checkpoint.keep):
+        # More than are kept from now on may be there.
+        for index in range(MAX_INDEX):
             path = self._files.fetch("checkpoint", index)
             if path is None and not index:
                 return

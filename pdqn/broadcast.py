@@ -25,6 +25,7 @@ import zmq
 
 from pdqn import transport
 from pdqn.clients import EVERY_ROLE, Client
+from pdqn.connections import Bounds, Connections
 from pdqn.errors import RunError
 from pdqn.transport import Context, Network
 
@@ -35,6 +36,8 @@ _TRY_AGAIN_SECONDS = 1.0
 _TURN_SECONDS = 0.05
 _CLOSE_SECONDS = 5.0
 _MOST_SUBSCRIPTIONS_PER_TURN = 1000
+_MOST_SUBSCRIPTIONS = 16  # of one connection; every one costs memory until the connection ends
+_BOUNDS = Bounds(connection_bytes=1 << 20, key_bytes=8 << 20, messages=_MOST_SUBSCRIPTIONS)
 MAX_MESSAGE_BYTES = 1 << 30
 
 
@@ -46,13 +49,17 @@ class Publisher:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._context = context
         self._socket = context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.LINGER, 3000)
         # A short queue: messages that wait for a slow connection are old when they arrive. It still
         # holds several in quick succession, because the newest must not be the one that is dropped.
         self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # limits subscriptions, not outgoing messages
+        # Both limit subscriptions, not outgoing messages: unread ones, and the size of each.
+        self._socket.setsockopt(zmq.RCVHWM, _MOST_SUBSCRIPTIONS)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)
+        self._connections = Connections(self._socket, address, _BOUNDS)
         self.endpoint = transport.bind(self._socket, address, _SUBSCRIBERS)
         self._last: bytes | None = None
         self._sent = -_REPEAT_SECONDS
@@ -68,7 +75,10 @@ class Publisher:
         for _ in range(_MOST_SUBSCRIPTIONS_PER_TURN):
             if not self._socket.poll(0):
                 break
-            self._wanted |= self._socket.recv()[:1] == b"\x01"
+            event = self._socket.recv(copy=False)
+            self._wanted |= event.bytes[:1] == b"\x01"
+            self._connections.read(event, len(event))
+        transport.tend(self._context, self._connections)
         if self._wanted and time.monotonic() - self._sent >= _REPEAT_SECONDS:
             self._send()
 
@@ -83,6 +93,7 @@ class Publisher:
 
     def close(self) -> None:
         """Close the socket; queued messages are still sent for up to three seconds."""
+        self._connections.close()
         self._socket.close()
 
 

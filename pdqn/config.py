@@ -179,6 +179,9 @@ class ReplayConfig:
     )
     min_size: int | None = setting(None, "transitions held before the first batch", at_least=1)
     priority_exponent: float = setting(0.6, "0 samples uniformly", at_least=0, at_most=1)
+    priority_max: float = setting(
+        1000.0, "largest priority, as a multiple of the mean priority stored", at_least=1
+    )
     importance_sampling_exponent: float = setting(
         0.4, "0 leaves the prioritized bias, 1 corrects it in full", at_least=0, at_most=1
     )

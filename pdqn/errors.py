@@ -17,6 +17,10 @@ class JoinRefusedError(RunError):
     """Refusal of this role by the coordinator; trying again would not help."""
 
 
+class PlaceTakenError(JoinRefusedError):
+    """Refusal because another process has the place: it helps to try again once that is gone."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its type if the text is empty."""
     lines = str(error).strip().splitlines()

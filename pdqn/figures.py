@@ -125,6 +125,8 @@ FIGURES = (
            "bytes received from actors, over the last ten seconds"),
     Figure("replay/priorities_ignored", "replay", "total", "priorities_ignored", "priorities",
            "new priorities of transitions that were overwritten meanwhile"),
+    Figure("replay/priorities_clipped", "replay", "total", "priorities_clipped", "priorities",
+           "priorities, of new transitions and of updates, lowered to replay.priority_max"),
     Figure("replay/requests_dropped", "replay", "total", "requests_dropped", "messages",
            "requests of the learner beyond the number that may wait"),
     Figure("replay/answers_undeliverable", "replay", "total", "answers_undeliverable", "messages",

@@ -28,11 +28,10 @@ import zmq
 import pdqn
 from pdqn import layers, messages, process, transport, wire
 from pdqn.checks import MAX_NAME
-from pdqn.errors import JoinRefusedError, RunError, type_and_first_line
+from pdqn.errors import JoinRefusedError, PlaceTakenError, RunError, type_and_first_line
 from pdqn.messages import (
     MAX_REASON,
     MAX_TEXT,
-    Ended,
     Fetch,
     Filed,
     FilePiece,
@@ -143,7 +142,8 @@ class CoordinatorLink:
             asked = asked or self._try_to_send(self._request())
             message = self._read() if self._socket.poll(200) else None
             if isinstance(message, Refuse):
-                raise JoinRefusedError(f"{self._shown} refused this {self._role}: {message.reason}")
+                kind = PlaceTakenError if message.taken else JoinRefusedError
+                raise kind(f"{self._shown} refused this {self._role}: {message.reason}")
             if isinstance(message, Welcome):
                 return self._welcomed(message)
         raise RunError(f"no coordinator answered at {self._shown} in {timeout_seconds:.0f} s")
@@ -189,10 +189,6 @@ class CoordinatorLink:
         if not self._try_to_send(message):
             raise RunError(f"there is no connection to {self._shown}")
 
-    def tell(self, message: Ended) -> None:
-        """Notify the coordinator; without a connection the message is lost."""
-        self._try_to_send(message)
-
     def leave(self, reason: str = "", trace: str = "") -> None:
         """Say goodbye with the final figures, and close the socket.
 
@@ -209,10 +205,10 @@ class CoordinatorLink:
         poller.register(self._socket, zmq.POLLIN)
 
     def _count_turned_away(self) -> None:
-        """Count the connections that this process has refused, by who asked for them."""
+        """Count the refusals of this process's sockets, by who was refused and for what."""
         if isinstance(self._context, Context):
             for who, times in self._context.turned_away().items():
-                self.telemetry.count(f"refused/{who}: a connection"[:MAX_NAME], times)
+                self.telemetry.count(f"refused/{who}"[:MAX_NAME], times)
 
     def _figures(self) -> Report:
         self.telemetry.gauge("cpu_percent", self._process.cpu_percent())

@@ -11,7 +11,6 @@ with a ``type`` (its ``KIND``) and a ``version``; see ``pdqn.wire``.
     ``Rejoin``     a role or host              give me back the place that I had
     ``Report``     a role or host              counters, gauges, episodes, notes since the last one
     ``Leave``      a role or host              a last report, and why it ends
-    ``Ended``      a host                      one of my processes has ended
     ``FilePiece``  a role on another host      a piece of a file for the run's directory
     ``Fetch``      a role on another host      send me this piece of a file
     ``Watch``      a console elsewhere         show me the run
@@ -60,7 +59,7 @@ PIECE_BYTES = 1 << 19
 MAX_FILE_BYTES = 1 << 33
 MAX_INDEX = 1 << 20
 MAX_ACTIVITY, MAX_REASON, MAX_TEXT = 80, 400, 4000
-MAX_EPISODES, MAX_NOTES = 2000, 20
+MAX_EPISODES, MAX_NOTES, MAX_ENDED = 2000, 20, 4096
 _MAX_PATH = 4096
 
 
@@ -195,7 +194,7 @@ class Evaluation(Message):
 
     Attributes:
         parameter_version: learner steps of the parameters.
-        episodes: number of episodes with a score.
+        episodes: number of episodes that count: with a score, or cut before it was known.
         return_mean: mean of their undiscounted returns.
         return_error: standard error of that mean.
         metrics: mean of the environment's headline metric, by its name; empty without one.
@@ -206,6 +205,8 @@ class Evaluation(Message):
         dropped: number of episodes without a score.
         length_mean: mean environment steps of an episode.
         baseline_errors: standard error of each of ``baselines``.
+        cut: number of ``episodes`` that were cut off before their end.
+        unscored: number of those whose headline metric was not known by then.
     """
 
     KIND = "evaluation"
@@ -222,10 +223,12 @@ class Evaluation(Message):
     dropped: int = 0
     length_mean: float = 0.0
     baseline_errors: dict[str, float] = field(default_factory=dict)
+    cut: int = 0
+    unscored: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name in ("parameter_version", "episodes", "dropped"):
+        for name in ("parameter_version", "episodes", "dropped", "cut", "unscored"):
             check_whole(getattr(self, name), name)
         for name in ("return_mean", "return_error", "length_mean"):
             check_finite(getattr(self, name), name)
@@ -255,6 +258,8 @@ class Report(Message):
         evaluation: the evaluation that has finished since the last report, if any.
         notes: (kind, text) of noteworthy events.
         endpoints: addresses of what it serves, by name.
+        ended: pids of a host's processes that have ended, whose places are free. Every report
+            repeats them: one that is lost does no harm.
     """
 
     KIND = "report"
@@ -266,6 +271,7 @@ class Report(Message):
     evaluation: Evaluation | None = None
     notes: tuple[tuple[str, str], ...] = ()
     endpoints: dict[str, str] = field(default_factory=dict)
+    ended: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -275,6 +281,7 @@ class Report(Message):
         check_addresses(self.endpoints, "endpoints")
         object.__setattr__(self, "episodes", _episodes(self.episodes))
         object.__setattr__(self, "notes", _notes(self.notes))
+        object.__setattr__(self, "ended", _pids(self.ended, "ended", MAX_ENDED))
         if isinstance(self.evaluation, dict):
             object.__setattr__(self, "evaluation", Evaluation.from_map(self.evaluation))
         elif not isinstance(self.evaluation, Evaluation | None):
@@ -303,6 +310,13 @@ def _episodes(value: Any) -> tuple[Episode, ...]:
         if headline is not None:
             check_finite(headline, "an episode's headline")
     return episodes
+
+
+def _pids(value: Any, name: str, most: int) -> tuple[int, ...]:
+    pids = as_tuple(value, name, most)
+    for pid in pids:
+        check_whole(pid, f"a pid in {name}")
+    return pids
 
 
 def _notes(value: Any) -> tuple[tuple[str, str], ...]:
@@ -343,19 +357,6 @@ class Leave(Message):
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
         return super().to_map() | {"report": self.report.to_map()}
-
-
-@dataclass(frozen=True)
-class Ended(Message):
-    """A host's notice that one of its processes has ended: its place is free at once."""
-
-    KIND = "ended"
-
-    pid: int
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        check_whole(self.pid, "pid")
 
 
 @dataclass(frozen=True)
@@ -481,10 +482,7 @@ class Pulse(Message):
         check_numbers(self.allowed, "allowed")
         object.__setattr__(self, "clients", as_clients(self.clients, "clients"))
         object.__setattr__(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))
-        condemned = as_tuple(self.condemned, "condemned")
-        for pid in condemned:
-            check_whole(pid, "a condemned pid")
-        object.__setattr__(self, "condemned", condemned)
+        object.__setattr__(self, "condemned", _pids(self.condemned, "condemned", MAX_ENDED))
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
@@ -578,15 +576,19 @@ class Refuse(Message):
 
     Attributes:
         reason: the reason, in one line.
+        taken: whether another process has the place, which may become free.
     """
 
     KIND = "refuse"
 
     reason: str
+    taken: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields."""
         check_text(self.reason, "reason", MAX_REASON)
+        if type(self.taken) is not bool:
+            raise refusal(self.taken, "taken", "true or false")
 
 
 @dataclass(frozen=True)
@@ -659,7 +661,7 @@ class Over(Message):
 
 
 Kinds = Mapping[str, type[Message]]
-FromMember = Join | Rejoin | Report | Leave | Ended | FilePiece | Fetch | Watch
+FromMember = Join | Rejoin | Report | Leave | FilePiece | Fetch | Watch
 FromCoordinator = Welcome | Pulse | Refuse | Unknown | Filed | Piece
 TO_COORDINATOR: Kinds = {kind.KIND: kind for kind in get_args(FromMember)}
 TO_MEMBER: Kinds = {kind.KIND: kind for kind in get_args(FromCoordinator)}

@@ -26,12 +26,16 @@ class Telemetry:
     coordinator adds its incarnations up. Durations are also counters: their names end in
     ``_seconds``. A gauge is the newest value. Each episode is reported once. Values that are not
     finite are left out and counted.
+
+    Attributes:
+        ended: pids of a host's processes that have ended; every report has them.
     """
 
     def __init__(self) -> None:
         self.counters: defaultdict[str, float] = defaultdict(float)
         self.gauges: dict[str, float] = {}
         self.activity = ""
+        self.ended: tuple[int, ...] = ()
         self._episodes: list[Episode] = []
         self._evaluation: Evaluation | None = None
         self._notes: list[tuple[str, str]] = []
@@ -85,6 +89,7 @@ class Telemetry:
             evaluation=self._evaluation,
             notes=tuple(self._notes),
             endpoints=dict(endpoints or {}),
+            ended=self.ended,
         )
         self._episodes, self._notes = [], []
         self._evaluation = None

@@ -21,7 +21,7 @@ import logging
 import socket as sockets
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pdqn.clients import KEY_ROLES, Clients, losers
+from pdqn.connections import Connections, Cut, Penalties
 from pdqn.errors import RunError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ _KEY_CHARACTERS = 40
 # a vanished host only after a quarter of an hour.
 _HEARTBEAT_MILLISECONDS, _SILENCE_MILLISECONDS = 3000, 10_000
 _CONNECT_MILLISECONDS = 3000
+# A connection that does not finish its handshake holds a descriptor for this long.
+_HANDSHAKE_MILLISECONDS = 10_000
 _CUT_SHORT_MOST = 3
 _FREE_SECONDS = 2.0
 
@@ -87,10 +90,12 @@ class Context(zmq.Context[Socket]):
     _clients: Clients = MappingProxyType({})
     _authenticator: ThreadAuthenticator | None = None
     _turned_away: tuple[str, ...] = ()
+    _penalties: Penalties = Penalties()
 
     def __init__(self, network: Network | None = None) -> None:
         super().__init__()
         self.network = network or Network()
+        self._penalties = Penalties()
 
     def allow(self, clients: Clients) -> bool:
         """Allow only these clients, by public key, from the next handshake on.
@@ -109,16 +114,30 @@ class Context(zmq.Context[Socket]):
             domain: the roles that the socket is for, separated by spaces.
             key: the public key.
         """
-        client = self._clients.get(key.decode("ascii"))
-        if client is not None and client.roles & set(domain.split()):
+        user = key.decode("ascii")
+        client = self._clients.get(user)
+        is_out = self._penalties.is_out(user, time.monotonic())
+        if client is not None and client.roles & set(domain.split()) and not is_out:
             return True
-        who = "an unknown key" if client is None else client.described
-        if len(self._turned_away) < _MOST_TURNED_AWAY:
-            self._turned_away = (*self._turned_away, who)
+        who = "a stranger" if client is None else client.described
+        self._note_turned_away(f"{who}: a connection")
         return False
 
+    def punish(self, cuts: Iterable[Cut]) -> None:
+        """Count connections that were cut, and shut out a key whose connections are cut often."""
+        own = "" if self.network.keys is None else self.network.keys.public
+        for cut in cuts:
+            client = self._clients.get(cut.user)
+            self._note_turned_away(f"{client.described if client else 'a stranger'}: {cut.why}")
+            if cut.user not in ("", own):
+                self._penalties.note(cut.user, time.monotonic())
+
+    def _note_turned_away(self, who: str) -> None:
+        if len(self._turned_away) < _MOST_TURNED_AWAY:
+            self._turned_away = (*self._turned_away, who)
+
     def turned_away(self) -> dict[str, int]:
-        """Return the number of refused connections since the last call, by who asked for them.
+        """Return the number of refusals since the last call, by who was refused and for what.
 
         It is at most ``_MOST_TURNED_AWAY`` together: a flood of them must not cost memory.
         """
@@ -251,12 +270,20 @@ def bind(socket: Socket, address: str, roles: Collection[str] = KEY_ROLES) -> st
         # Without an answer from ZAP, no client is allowed.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     _watch_connection(socket, address)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MILLISECONDS)
     host, _, port = address.rpartition(":")
     if network.ports is not None and port == "*":
         _bind_in_range(socket, host, network.ports)
     else:
         socket.bind(address)
     return endpoint_of(_seen_from_elsewhere(socket, network), keys.public if keys else None)
+
+
+def tend(context: zmq.Context[Any], connections: Connections) -> None:
+    """Cut the connections of a socket that are beyond its bounds, and count them."""
+    cuts = connections.tend()
+    if cuts and isinstance(context, Context):
+        context.punish(cuts)
 
 
 def network_of(context: zmq.Context[Any]) -> Network:

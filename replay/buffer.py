@@ -31,6 +31,7 @@ from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
 from pdqn.specs import MAX_FRAME_STACK, EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock
+from replay.priorities import PriorityScale
 from replay.samples import (
     Sample,
     SampleLayout,
@@ -78,6 +79,8 @@ class PrioritizedBuffer:
         priority_exponent: exponent of the priorities; 0 samples uniformly.
         rng: source of randomness for sampling.
         minimum_priority: lower bound of priorities, so that every transition can be sampled.
+        priority_max: upper bound of priorities, as a multiple of the mean priority stored; see
+            ``PriorityScale``.
         first_key: key of the first transition. A restarted replay continues above the keys that it
             gave out before, since updates for those may still arrive.
 
@@ -97,14 +100,13 @@ class PrioritizedBuffer:
         priority_exponent: float,
         rng: np.random.Generator,
         minimum_priority: float = 1e-6,
+        priority_max: float = math.inf,
         first_key: int = 0,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"a buffer for {capacity} transitions")
-        if priority_exponent < 0 or first_key < 0:
-            raise ValueError("priority_exponent and first_key must not be negative")
-        if not minimum_priority > 0:
-            raise ValueError(f"minimum_priority is {minimum_priority}; it must be positive")
+        if first_key < 0:
+            raise ValueError("first_key must not be negative")
         self.capacity = capacity
         self.ignored_evicted = 0
         self.ignored_invalid = 0
@@ -113,8 +115,7 @@ class PrioritizedBuffer:
         for field in spec.fields:
             self._fields_of_stack.setdefault(field.stack, []).append(field.name)
         self._store = store
-        self._priority_exponent = priority_exponent
-        self._minimum_priority = minimum_priority
+        self._scale = PriorityScale(priority_exponent, minimum_priority, priority_max)
         self._rng = rng
         self._rows = np.empty(capacity, _TRANSITION)
         self._history = np.empty(store.frame_capacity if spec.frame_stack > 1 else 0, np.uint8)
@@ -152,6 +153,11 @@ class PrioritizedBuffer:
     def total_priority(self) -> float:
         """Sum of the live transitions' priority^priority_exponent."""
         return self._tree.total
+
+    @property
+    def priorities_clipped(self) -> int:
+        """Number of priorities, of new transitions and of updates, that exceeded the bound."""
+        return self._scale.clipped
 
     @property
     def stored_bytes(self) -> int:
@@ -192,8 +198,9 @@ class PrioritizedBuffer:
         if self._spec.frame_stack > 1:
             write_ring(self._history, first_frame, columns[HISTORY])
         rows = np.empty(transitions, _TRANSITION)
-        for name in ("action", "n_step_return", "discount", "priority"):
+        for name in ("action", "n_step_return", "discount"):
             rows[name] = columns[name]
+        rows["priority"] = self._scale.clip(columns["priority"], self._mean_priority)
         rows["observation_frame"] = columns["observation_index"] + np.int64(first_frame)
         rows["bootstrap_frame"] = columns["bootstrap_index"] + np.int64(first_frame)
         rows["parameter_version"] = parameter_version
@@ -256,12 +263,13 @@ class PrioritizedBuffer:
         )
         self.ignored_evicted += len(keys) - live
         self.ignored_invalid += live - len(valid)
+        valid = self._scale.clip(valid, self._mean_priority)
         self._rows["priority"][slots] = valid
-        self._tree.set(slots, self._scaled(valid))
+        self._tree.set(slots, self._scale.scaled(valid))
         return len(valid)
 
     def priorities(self) -> NDArray[np.float32]:
-        """Copy the priorities of ``live_keys``, float32[size], as they were given."""
+        """Copy the priorities of ``live_keys``, float32[size], without the exponent."""
         return read_ring(self._rows["priority"], self._oldest_key, self.size)
 
     def close(self) -> None:
@@ -284,6 +292,7 @@ class PrioritizedBuffer:
             "first_key": self._oldest_key,
             "ignored_evicted": self.ignored_evicted,
             "ignored_invalid": self.ignored_invalid,
+            "priorities_clipped": self._scale.clipped,
             "batches": np.array(self._batches, np.int64).reshape(-1, 2),
             **{name: np.ascontiguousarray(rows[name]) for name in _TRANSITION.names or ()},
             **self._store.get_state(),
@@ -313,6 +322,7 @@ class PrioritizedBuffer:
         self._oldest_key = self._next_key = int(state["first_key"])
         self.ignored_evicted = int(state["ignored_evicted"])
         self.ignored_invalid = int(state["ignored_invalid"])
+        self._scale.clipped = int(state["priorities_clipped"])
         self._add(rows)
 
     def check_valid(self) -> None:
@@ -345,7 +355,7 @@ class PrioritizedBuffer:
         self._tree.check_valid()
         scaled = np.zeros(self.capacity)
         live_slots = np.arange(self._oldest_key, self._next_key) % self.capacity
-        scaled[live_slots] = self._scaled(self.priorities())
+        scaled[live_slots] = self._scale.scaled(self.priorities())
         in_tree = self._tree.get(np.arange(self.capacity))
         assert ((in_tree > 0) == (scaled > 0)).all(), "an evicted transition can be sampled"
         assert np.allclose(in_tree, scaled, rtol=1e-12, atol=0), "the sum tree has other priorities"
@@ -379,17 +389,17 @@ class PrioritizedBuffer:
         first = self._next_key
         write_ring(self._rows, first, rows)
         self._next_key += len(rows)
-        scaled = self._scaled(rows["priority"])
+        scaled = self._scale.scaled(rows["priority"])
         offset = 0
         for start, stop in slot_ranges(first, len(rows), self.capacity):
             self._tree.set_range(start, scaled[offset : offset + stop - start])
             offset += stop - start
         return range(first, self._next_key)
 
-    def _scaled(self, priorities: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Compute the sum tree's priorities: max(priority, minimum)^priority_exponent."""
-        raised = np.maximum(priorities.astype(np.float64), self._minimum_priority)
-        return raised**self._priority_exponent
+    @property
+    def _mean_priority(self) -> float | None:
+        """Mean of the stored transitions' scaled priorities; None if none is stored."""
+        return self._tree.total / self.size if self.size else None
 
     def _wanted(self, frames: NDArray[np.int64], out: Observation) -> Iterator[Wanted]:
         """Yield requests for the frames, int64[n], or for the stacks that end with them."""
@@ -529,6 +539,7 @@ def make_buffer(
         capacity,
         store=make_store(kind, spec, capacity, memory_bytes, threads),
         priority_exponent=replay.priority_exponent,
+        priority_max=replay.priority_max,
         rng=seeds.generator(config.run.seed, "replay", shard, incarnation),
         # Updates for keys of another incarnation must not hit transitions of this one.
         first_key=incarnation << 40,

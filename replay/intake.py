@@ -19,7 +19,7 @@ from replay.sender import UNKNOWN
 
 _log = logging.getLogger("replay")
 _LOG_SECONDS = 5.0
-_MOST_STREAMS = 1 << 16
+MOST_STREAMS = 1 << 16
 _LONGEST_JUMP = 1 << 32
 
 Stream = tuple[int, int]
@@ -65,7 +65,7 @@ class Sequences:
         if expected - 8 * self._window <= sequence < expected:
             return None
         self._expected[stream] = sequence + 1
-        if len(self._expected) > _MOST_STREAMS:
+        if len(self._expected) > MOST_STREAMS:
             del self._expected[next(iter(self._expected))]
         missing = sequence - expected
         return missing if 0 <= missing <= self._window else 0

@@ -10,16 +10,17 @@ from typing import Literal
 import zmq
 
 from pdqn import transport, wire
-from pdqn.config import resolved
+from pdqn.config import Config, resolved
+from pdqn.connections import Bounds, Connections, most_connections
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
 from replay.buffer import make_buffer
-from replay.intake import Intake, Stream
+from replay.intake import MOST_STREAMS, Intake, Stream
 from replay.limiter import make_limiter
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
-from replay.sender import encode_ack, subscriber_of
+from replay.sender import Hello, encode_acknowledgement
 from replay.sharding import ShardLimiter
 
 _POLL_MILLISECONDS = 50
@@ -27,6 +28,8 @@ _POLL_MILLISECONDS = 50
 _TURN_SECONDS = 0.001
 _ATTEND_SECONDS = 0.01
 _MOST_GREETINGS_PER_TURN = 100
+# Of one connection; an actor says hello once.
+_MOST_HELLOS = 8
 _MOST_ANSWERS_IN_PIPE = 128
 # The roles that have business at each socket.
 _ROLES = {"transitions": ["actor"], "acknowledgements": ["actor"], "samples": ["learner"]}
@@ -77,15 +80,19 @@ class ReplayServer:
 
     def _bind(self) -> None:
         """Make the sockets, and announce their addresses."""
+        self._hellos: dict[Stream, bytes] = {}
         self._revocations = self._link.revocations
-        self._pull, self._router, self._acks = _sockets(
-            self._context, self._welcome.config.actor.window
-        )
-        shard, welcome = self._welcome.index, self._welcome
+        shard, welcome, config = self._welcome.index, self._welcome, self._welcome.config
+        self._pull, self._router, self._acks = _sockets(self._context, config.actor.window)
         served = {
             "transitions": self._pull,
             "samples": self._router,
             "acknowledgements": self._acks,
+        }
+        bounds = _bounds(config)
+        self._connections = {
+            name: Connections(socket, welcome.address(name), bounds[name])
+            for name, socket in served.items()
         }
         self._link.serve_at(
             {
@@ -105,6 +112,8 @@ class ReplayServer:
 
         Nothing is lost: actors repeat unacknowledged batches, and the learner asks again.
         """
+        for connections in self._connections.values():
+            connections.close()
         for socket in (self._pull, self._router, self._acks):
             socket.close(0)
         self._bind()
@@ -144,6 +153,7 @@ class ReplayServer:
                 frame = self._pull.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
+            self._connections["transitions"].read(frame, len(frame))
             inserted, stream = self._intake.take(frame.buffer)
             self._limiter.count_inserted(inserted)
             if stream is not None:
@@ -153,8 +163,17 @@ class ReplayServer:
                 break
         # One acknowledgement for several batches: sending costs as much as inserting.
         for stream in streams:
-            self._acks.send(encode_ack(*stream, self._intake.expected(stream)))
+            self._acknowledge(stream)
         return any_taken
+
+    def _acknowledge(self, stream: Stream, *, greeting: bool = False) -> None:
+        """Tell an actor which batch is expected next, if it has said hello."""
+        identity = self._hellos.get(stream)
+        if identity is not None:
+            # A ROUTER drops messages for a peer that is gone: it says hello again.
+            expected = self._intake.expected(stream)
+            answer = encode_acknowledgement(expected, greeting=greeting)
+            self._acks.send_multipart([identity, answer])
 
     def _take_requests(self) -> bool:
         any_taken = False
@@ -165,9 +184,9 @@ class ReplayServer:
                 break
             any_taken = True
             frame = self._router.recv(copy=False)
-            if frame.more:
-                while self._router.recv(copy=False).more:
-                    pass
+            several, nbytes = frame.more, len(frame) + _drain(self._router, frame)
+            self._connections["samples"].read(frame, nbytes)
+            if several:
                 self._outlet.reject(wire.WireError("malformed", "several frames"))
             else:
                 self._outlet.take(identity, frame.bytes)
@@ -190,6 +209,8 @@ class ReplayServer:
     def _attend(self) -> None:
         """Do the work that is not needed in every turn."""
         self._link.poll()
+        for connections in self._connections.values():
+            transport.tend(self._context, connections)
         if self._revocations != self._link.revocations:
             self._bind_anew()
         self._greet()
@@ -198,15 +219,28 @@ class ReplayServer:
         self._report()
 
     def _greet(self) -> None:
-        """Send the present state to new subscribers to acknowledgements."""
+        """Answer actors that say hello with the present state."""
         for _ in range(_MOST_GREETINGS_PER_TURN):
             try:
-                stream = subscriber_of(self._acks.recv(zmq.NOBLOCK))
+                identity = self._acks.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if stream is not None:
-                expected = self._intake.expected(stream)
-                self._acks.send(encode_ack(*stream, expected, greeting=True))
+            frame = self._acks.recv(copy=False)
+            several, nbytes = frame.more, len(frame) + _drain(self._acks, frame)
+            self._connections["acknowledgements"].read(frame, nbytes)
+            hello = None if several else Hello.decode(frame.bytes)
+            if hello is None:
+                self._telemetry.count("rejected/hello")
+            else:
+                self._remember((hello.actor, hello.incarnation), identity)
+                self._acknowledge((hello.actor, hello.incarnation), greeting=True)
+
+    def _remember(self, stream: Stream, identity: bytes) -> None:
+        """Acknowledge a stream to this connection from now on."""
+        self._hellos.pop(stream, None)  # the newest are last
+        self._hellos[stream] = identity
+        if len(self._hellos) > MOST_STREAMS:
+            del self._hellos[next(iter(self._hellos))]
 
     def _follow_target(self) -> None:
         """Aim at the run's present samples_per_insert."""
@@ -220,6 +254,7 @@ class ReplayServer:
         telemetry, limiter = self._telemetry, self._limiter.limiter
         telemetry.gauge("size", self._buffer.size)
         telemetry.gauge("stored_bytes", self._buffer.stored_bytes)
+        telemetry.counters["priorities_clipped"] = self._buffer.priorities_clipped
         telemetry.gauge("limiter_balance", limiter.balance)
         telemetry.gauge("limiter_target", limiter.target)
         telemetry.gauge("blocked_for_seconds", self._blocked.seconds)
@@ -247,6 +282,27 @@ def run_replay(
         ReplayServer(context, link, welcome).serve()
 
 
+def _drain(socket: zmq.Socket[bytes], frame: zmq.Frame) -> int:
+    """Drop the frames that follow one in the same message; return their size in bytes."""
+    nbytes = 0
+    while frame.more:
+        frame = socket.recv(copy=False)
+        nbytes += len(frame)
+    return nbytes
+
+
+def _bounds(config: Config) -> dict[str, Bounds]:
+    """Return the bounds of each socket's connections."""
+    most = most_connections(config.actor.count or 0)
+    # A window of batches may wait, and as much again on its way through the kernel.
+    each = (config.actor.window + 1) * wire.MAX_TRANSITION_BYTES
+    return {
+        "transitions": Bounds(most, each, max(1, config.actor.count or 0) * each),
+        "samples": Bounds(most),
+        "acknowledgements": Bounds(most, 1 << 20, 8 << 20, _MOST_HELLOS),
+    }
+
+
 def _sockets(
     context: zmq.Context[zmq.Socket[bytes]], window: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -261,9 +317,9 @@ def _sockets(
     router.setsockopt(zmq.SNDHWM, _MOST_ANSWERS_IN_PIPE)
     # An answer to a peer that is gone or does not read raises an error instead of vanishing.
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    acks = context.socket(zmq.XPUB)
+    acks = context.socket(zmq.ROUTER)
     acks.setsockopt(zmq.LINGER, 1000)
-    acks.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
-    # After a broken connection, a peer may subscribe again before its old subscription is gone.
-    acks.setsockopt(zmq.XPUB_VERBOSE, 1)
+    # Not less: the limit also applies to the handshake's own messages.
+    acks.setsockopt(zmq.MAXMSGSIZE, 1024)
+    acks.setsockopt(zmq.RCVHWM, _MOST_HELLOS)
     return pull, router, acks

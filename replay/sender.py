@@ -1,16 +1,16 @@
-"""The actor's way to replay: TransitionBatches over PUSH, acknowledged over SUB.
+"""The actor's way to replay: TransitionBatches over PUSH, acknowledged over DEALER.
 
 Replay acknowledges every batch that it has processed, cumulatively: the message is the sequence
 number that it expects next. At most ``window`` batches are unacknowledged at a time, however large
 the buffers of the transport are. This bounds the age of the data.
 
-Replay *greets* a new subscriber to acknowledgements with the present state. An actor sends nothing
-before, so acknowledgements can always arrive. After the greeting, it sends all unacknowledged
-batches again, in order. This happens at the start, at another replay, and after a connection broke
-or was refused. Replay drops the batches that it already has.
+An actor first says *hello* at the socket for acknowledgements, and replay *greets* it with the
+present state. It sends no batch before, so acknowledgements can always arrive. After the greeting,
+it sends all unacknowledged batches again, in order. This happens at the start, at another replay,
+and after a connection broke or was refused. Replay drops the batches that it already has.
 
-A PUSH socket that has lost its connection is replaced. If it reconnected by itself, its next
-messages would overtake the lost ones.
+When one of the two connections is lost, both sockets are replaced. If they reconnected by
+themselves, the next batches would overtake the lost ones, and replay would not know its actor.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import zmq
 
@@ -27,8 +28,8 @@ from pdqn import transport
 _POLL_SECONDS = 0.1
 _REOPEN_SECONDS = 0.2
 _MOST_IN_PIPE = 1000
-_MESSAGE = struct.Struct(">4sIIqB")
-_TOPIC = struct.Struct(">4sII")
+_ACKNOWLEDGEMENT = struct.Struct(">qB")
+_HELLO = struct.Struct(">4sII16s")
 _PREFIX = b"ack-"
 _BROKEN = (
     zmq.EVENT_DISCONNECTED
@@ -37,9 +38,32 @@ _BROKEN = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
-# After these events a SUB does not reconnect by itself, as it does after a lost connection.
-_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 UNKNOWN = -1
+
+
+class Hello(NamedTuple):
+    """The first message of an actor that wants acknowledgements.
+
+    Attributes:
+        actor: index of the actor.
+        incarnation: incarnation of that actor.
+        ticket: proof that both were given to it.
+    """
+
+    actor: int
+    incarnation: int
+    ticket: bytes = bytes(16)
+
+    def encode(self) -> bytes:
+        """Encode as a message."""
+        return _HELLO.pack(_PREFIX, *self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Hello | None:
+        """Decode a message; return None if it is another one."""
+        if len(data) != _HELLO.size or not data.startswith(_PREFIX):
+            return None
+        return cls(*_HELLO.unpack(data)[1:])
 
 
 def shard_of(actor: int, shards: int, live: Iterable[int]) -> int | None:
@@ -55,29 +79,14 @@ def shard_of(actor: int, shards: int, live: Iterable[int]) -> int | None:
     return preferred if preferred in alive else alive[actor // shards % len(alive)]
 
 
-def ack_topic(actor: int, incarnation: int) -> bytes:
-    """Return the topic of one actor's acknowledgements."""
-    return _TOPIC.pack(_PREFIX, actor, incarnation)
-
-
-def encode_ack(actor: int, incarnation: int, expected: int, *, greeting: bool = False) -> bytes:
+def encode_acknowledgement(expected: int, *, greeting: bool = False) -> bytes:
     """Encode an acknowledgement of all sequence numbers below ``expected``.
 
     Args:
-        actor: index of the receiving actor.
-        incarnation: incarnation of that actor.
         expected: the sequence number that replay expects next; ``UNKNOWN`` if it has seen none.
-        greeting: whether it answers a subscription, so that nothing sent earlier may be relied on.
+        greeting: whether it answers a hello, so that nothing sent earlier may be relied on.
     """
-    return _MESSAGE.pack(_PREFIX, actor, incarnation, expected, greeting)
-
-
-def subscriber_of(event: bytes) -> tuple[int, int] | None:
-    """Decode (actor, incarnation) of a subscription to an XPUB; None for other events."""
-    if len(event) != 1 + _TOPIC.size or event[:5] != b"\x01" + _PREFIX:
-        return None
-    _, actor, incarnation = _TOPIC.unpack(event[1:])
-    return actor, incarnation
+    return _ACKNOWLEDGEMENT.pack(expected, greeting)
 
 
 class TransitionSender:
@@ -94,10 +103,10 @@ class TransitionSender:
         self, context: zmq.Context[zmq.Socket[bytes]], actor: int, incarnation: int, window: int
     ) -> None:
         self._context = context
-        self._topic = ack_topic(actor, incarnation)
+        self._hello = Hello(actor, incarnation).encode()
         self._window = window
         self._push: zmq.Socket[bytes] | None = None
-        self._sub: zmq.Socket[bytes] | None = None
+        self._acks: zmq.Socket[bytes] | None = None
         self._monitors: list[zmq.Socket[bytes]] = []  # of both sockets, to reconnect them
         self._poller = zmq.Poller()
         self._broken = False
@@ -159,13 +168,14 @@ class TransitionSender:
 
     def _open(self, transitions: str, acknowledgements: str) -> None:
         self._close()
-        self._sub = self._context.socket(zmq.SUB)
-        self._sub.setsockopt(zmq.LINGER, 0)
+        self._acks = self._context.socket(zmq.DEALER)
+        self._acks.setsockopt(zmq.LINGER, 0)
         # Not less: the limit also applies to the handshake's own messages.
-        self._sub.setsockopt(zmq.MAXMSGSIZE, 1024)
-        self._sub.subscribe(self._topic)
-        self._monitors = [self._sub.get_monitor_socket(_REFUSED)]
-        transport.connect(self._sub, acknowledgements)
+        self._acks.setsockopt(zmq.MAXMSGSIZE, 1024)
+        self._acks.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._monitors = [self._acks.get_monitor_socket(_BROKEN)]
+        transport.connect(self._acks, acknowledgements)
+        self._acks.send(self._hello)  # waits in the new socket until the connection is there
         self._push = self._context.socket(zmq.PUSH)
         self._push.setsockopt(zmq.LINGER, 0)
         self._push.setsockopt(zmq.RECONNECT_IVL, -1)
@@ -174,18 +184,18 @@ class TransitionSender:
         self._monitors.append(self._push.get_monitor_socket(_BROKEN))
         transport.connect(self._push, transitions)
         self._poller = zmq.Poller()
-        for socket in (self._sub, *self._monitors):
+        for socket in (self._acks, *self._monitors):
             self._poller.register(socket, zmq.POLLIN)
         self._reopen_at = time.monotonic() + _REOPEN_SECONDS
 
     def _close(self) -> None:
-        for socket in (self._push, self._sub):
+        for socket in (self._push, self._acks):
             if socket is not None:
                 socket.disable_monitor()
                 socket.close()
         for monitor in self._monitors:
             monitor.close()
-        self._push, self._sub, self._monitors = None, None, []
+        self._push, self._acks, self._monitors = None, None, []
         self._greeted = self._broken = False
 
     def _transmit(self, data: bytes) -> None:
@@ -205,7 +215,7 @@ class TransitionSender:
         return True
 
     def _receive(self, timeout_seconds: float) -> None:
-        if self._sub is None:
+        if self._acks is None:
             time.sleep(timeout_seconds)
             return
         if timeout_seconds:
@@ -214,10 +224,10 @@ class TransitionSender:
         self._mend()
 
     def _take_acknowledgements(self) -> None:
-        assert self._sub is not None
+        assert self._acks is not None
         while True:
             try:
-                message = self._sub.recv(zmq.NOBLOCK)
+                message = self._acks.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             self._acknowledge(message)
@@ -236,9 +246,9 @@ class TransitionSender:
                 self._open(*self._addresses)
 
     def _acknowledge(self, message: bytes) -> None:
-        if len(message) != _MESSAGE.size:
+        if len(message) != _ACKNOWLEDGEMENT.size:
             return
-        *_, expected, greeting = _MESSAGE.unpack(message)
+        expected, greeting = _ACKNOWLEDGEMENT.unpack(message)
         while self._unacknowledged and self._unacknowledged[0][0] < expected:
             self._unacknowledged.popleft()
         if greeting and not self._broken:

@@ -9,6 +9,15 @@ shard has a limiter for all of them. It counts the shard's own work at once. The
 from all shards, keeps the *ledger* and reports the work of the others. The ledger also holds the
 balance, which cannot be derived from the counts after a change of samples_per_insert.
 
+**Bounded priorities.** Each shard bounds priorities by the mean of its own (``replay.priorities``).
+A clipped transition of shard k has at most ``c T_k / N_k``, with c the bound's factor for scaled
+priorities. It is drawn with probability at most ``(T_k / T) (c / N_k)``: the shard's share of all
+rows times its share in the shard. One transition raises T_k by a factor of at most
+``1 + c / N_k``, so it does not draw the rows of other shards to its own.
+
+The bound is not global. If all errors of an actor are large, the mean and the total of its shard
+grow with them, and the shard gets more rows. Where actors differ by chance only, so do the bounds.
+
 **Deadlock.** The client reports to every shard again and again, even if nothing is sampled. After a
 pause, all shards know everything, and their limiters agree with the ledger. They then block
 inserting, or a batch of at most batch_size, but never both (``replay.limiter``). If inserting is

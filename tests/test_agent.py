@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import zmq
 
 from actors.environments.describe import describe_environment
 from actors.environments.making import package_versions
+from launcher.coordinator.coordinator import Coordinator
+from launcher.coordinator.files import FileStore
+from launcher.coordinator.membership import Membership
 from launcher.hosts.agent import Part, _Agent, check_environment
 from launcher.interrupts import Interrupts
+from launcher.metrics.metrics import RunMetrics
 from launcher.plan.machine import Machine
 from launcher.plan.plan import ACTOR_BYTES, actors_for_host
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
-from pdqn.messages import Pulse, Welcome
+from pdqn.messages import Message, Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
 
+if TYPE_CHECKING:
+    from conftest import StartCommand
+
+LEARNER = {
+    "run": {"env": "CartPole-v1"},
+    "actor": {"count": 1, "discount": 0.99},
+    "replay": {
+        "capacity": 1000, "min_size": 10, "samples_per_insert": 1.0,
+        "samples_per_insert_tolerance": 1e12, "store": "dense",
+    },
+    "learner": {"device": "cpu", "precision": "float32", "learning_rate": 1e-3, "threads": 1},
+    "network": {"kind": "mlp", "hidden": 8, "layers": 1},
+    "system": {"telemetry_seconds": 0.2},
+}  # fmt: skip
 CONFIG = build(("test", {"run": {"env": "CartPole-v1"}, "actor": {"envs_per_actor": 8}}))
 SPEC = describe_environment("CartPole-v1", {})
 
@@ -123,6 +145,54 @@ def test_a_host_that_cannot_go_on_lets_its_roles_leave_and_says_why():
     assert line.left == ["it is over"]
     asked = supervised.asked
     assert asked.index("ask_to_leave") < asked.index("join") < asked.index("kill_all")
+
+
+def test_the_place_of_a_learner_that_ended_is_free_although_its_hosts_reports_are_lost(
+    pdqn_command: StartCommand,
+    eventually: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    """Lose what a host says after its learner is killed, as when a connection breaks."""
+    to_lose, lost = 0, []
+    receive = Membership.receive
+
+    def lossy(members: Membership, identity: bytes, message: Message, *others: Any) -> Any:
+        member = members.places.find(identity)
+        if member is not None and member.key.role == "host" and len(lost) < to_lose:
+            lost.append(message)
+            return []
+        return receive(members, identity, message, *others)
+
+    monkeypatch.setattr(Membership, "receive", lossy)
+    context, bind = zmq.Context(), "tcp://127.0.0.1:*"
+    there = Welcome("run", 0, 0, build(("test", LEARNER)), SPEC, bind, str(tmp_path / "run"))
+    coordinator = Coordinator(
+        context, bind, welcome=there, metrics=RunMetrics(None), files=FileStore(tmp_path, 1)
+    )
+    members = coordinator.membership
+
+    def learner(incarnation: int) -> Any:
+        coordinator.poll(0.01)
+        found = members.places.at("learner", 0)
+        return found if found and found.key.incarnation == incarnation else None
+
+    try:
+        command = pdqn_command(
+            "learner", "--join", coordinator.endpoint, directory=tmp_path / "elsewhere"
+        )
+        with command:
+            first = eventually(lambda: learner(0), 60)
+            to_lose = 3
+            os.kill(first.pid, signal.SIGKILL)
+            eventually(lambda: learner(1), 60)
+            assert len(lost) == 3
+            assert "starts again" in command.stderr
+            command.interrupt()
+            eventually(lambda: coordinator.poll(0.01) or command.process.poll() is not None, 30)
+            assert command.wait() == 0, command.stderr
+    finally:
+        context.destroy(linger=0)
 
 
 @pytest.mark.parametrize("module", ["launcher.hosts.agent", "replay.process"])

@@ -46,12 +46,32 @@ def test_a_keeper_that_was_started_again_remembers_what_it_has(tmp_path: Path):
     assert load_model(path).parameter_version == 7
 
 
+def test_a_damaged_file_is_set_aside_and_the_next_evaluation_is_the_best(tmp_path: Path):
+    path = tmp_path / "best.pth"
+    path.write_bytes(b"damaged")
+    keeper = BestKeeper(path, CONFIG, SPEC)
+    assert "best.pth: not a model" in keeper.unread
+    assert (tmp_path / "unreadable-best.pth").read_bytes() == b"damaged"
+    assert keeper.offer(result(-3.0), network(), 1)
+    again = BestKeeper(path, CONFIG, SPEC)
+    assert (again.score, again.unread) == (-3.0, "")
+
+
 def test_the_headline_metric_decides_where_there_is_one(tmp_path: Path):
     path = tmp_path / "best.pth"
     keeper = BestKeeper(path, CONFIG, EnvironmentSpec("test/Headline-v0", FIELDS, 2, "coverage"))
     keeper.offer(result(9.0, coverage=0.1), network(), 1)
     keeper.offer(result(1.0, coverage=0.2), network(), 2)
     assert load_model(path).parameter_version == 2
+
+
+def test_a_mean_over_the_episodes_that_were_not_cut_is_never_the_best(tmp_path: Path):
+    path = tmp_path / "best.pth"
+    keeper = BestKeeper(path, CONFIG, EnvironmentSpec("test/Headline-v0", FIELDS, 2, "coverage"))
+    assert keeper.offer({**result(9.0, coverage=0.2), "unscored": 0}, network(), 1)
+    assert not keeper.offer({**result(1.0, coverage=0.9), "unscored": 1}, network(), 2)
+    assert not keeper.offer({**result(1.0), "unscored": 3}, network(), 3), "all were cut"
+    assert load_model(path).parameter_version == 1
 
 
 def test_where_the_run_directory_is_on_another_host_nothing_is_written(tmp_path: Path):

@@ -231,6 +231,15 @@ def test_a_small_terminal_shows_everything_that_matters() -> None:
     assert "…" not in text
 
 
+def test_clipped_priorities_are_shown_once_there_are_any() -> None:
+    without, clipped = snapshot(), snapshot(figures={"replay/priorities_clipped": 1234.0})
+    assert "clipped" not in "\n".join(lines_of(without, 100, 30))
+    assert "priorities clipped 1.23k" in "\n".join(lines_of(clipped, 100, 30))
+    stream = io.StringIO()
+    make_console("plain", stream).update(clipped)
+    assert "priorities clipped 1.23k" in stream.getvalue()
+
+
 def test_a_large_terminal_adds_charts_and_events() -> None:
     events = [(float(index), f"event {index}") for index in range(8)]
     lines = lines_of(snapshot(120), 200, 50, *events)

@@ -30,7 +30,6 @@ from pdqn.errors import JoinRefusedError, RunError, UsageError
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import (
-    Ended,
     Episode,
     Evaluation,
     Fetch,
@@ -604,18 +603,23 @@ def test_who_has_no_place_is_told_so_whatever_it_wants(hub: Hub, kind: str):
     assert hub.coordinator.rejected.total() == 0
 
 
+def tell_ended(link: CoordinatorLink, pid: int) -> None:
+    link.telemetry.ended = (pid,)
+    link.report()
+
+
 def test_a_process_that_ended_leaves_its_place_to_the_next_at_once(hub: Hub):
     agent = host(hub, "one")
     host(hub, "one", "learner")
     stranger = host(hub, "two")
-    stranger.tell(Ended(os.getpid()))
-    agent.tell(Ended(os.getpid() + 1))
+    tell_ended(stranger, os.getpid())
+    tell_ended(agent, os.getpid() + 1)
     for _ in range(5):
         hub.coordinator.poll(0.05)
     assert hub.coordinator.membership.count("learner") == 1, (
         "it was neither that host nor that process"
     )
-    agent.tell(Ended(os.getpid()))
+    tell_ended(agent, os.getpid())
     hub.until(lambda: not hub.coordinator.membership.count("learner"))
     host(hub, "one", "learner")
 
@@ -693,7 +697,7 @@ def test_the_host_of_a_role_that_hangs_is_told_to_end_it(hub: Hub):
     member = next(hub.coordinator.membership.members("actor"))
     hub.coordinator.membership.condemn(member)
     hub.poll_until(link, lambda: link.pulse.condemned == (member.pid,))
-    link.tell(Ended(member.pid))
+    tell_ended(link, member.pid)
     hub.poll_until(link, lambda: not link.pulse.condemned)
 
 

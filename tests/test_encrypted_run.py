@@ -18,6 +18,7 @@ from pdqn.errors import RunError
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Pulse
 from pdqn.transport import Context, KeyPair, Network
+from replay.sender import Hello
 
 if TYPE_CHECKING:
     from conftest import Command, Observed, StartCommand
@@ -37,7 +38,7 @@ RUN = [
 DOORS = {
     "coordinator": (zmq.DEALER, wire.encode_control("watch", {})),
     "transitions/0": (zmq.PUSH, b"garbage"),
-    "acknowledgements/0": (zmq.SUB, None),
+    "acknowledgements/0": (zmq.DEALER, Hello(0, 0).encode()),
     "samples/0": (zmq.DEALER, b"garbage"),
     "parameters": (zmq.SUB, None),
 }

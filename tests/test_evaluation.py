@@ -21,6 +21,7 @@ from actors.evaluation import (
     Scores,
     baseline_scores,
     describe,
+    dropped_text,
     play,
     random_act,
     standard_error,
@@ -41,7 +42,8 @@ class Countdown(gymnasium.Env[Any, Any]):
     have a return or an observation that is not finite.
 
     Later episodes, which have no seed of their own, would be worth a fortune. While somebody else
-    has the environment (``busy``), it cannot be made at all.
+    has the environment (``busy``), it cannot be made at all. With ``late``, its headline metric is
+    known only at the end of an episode.
     """
 
     headline_metric = "left"
@@ -54,10 +56,12 @@ class Countdown(gymnasium.Env[Any, Any]):
         unborn: Collection[int] = (),
         strange: dict[str, Any] | None = None,
         busy: bool = False,
+        late: bool = False,
     ) -> None:
         if busy:
             raise OSError("the license server is busy\nask again")
         self.bad, self.unborn, self.strange = bad, unborn, strange or {}
+        self.late = late
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -78,7 +82,8 @@ class Countdown(gymnasium.Env[Any, Any]):
         worth, left = float(self.worth), float(self.left)
         if self.worth in self.strange.get("seeds", ()):
             worth, left = self.strange.get("worth", worth), self.strange.get("left", left)
-        return seen, worth, ended, cut, {"left": left}
+        known = ended or cut or not self.late
+        return seen, worth, ended, cut, {"left": left} if known else {}
 
     def baselines(self, seeds: Collection[int]) -> dict[str, np.ndarray]:
         if not self.bad:
@@ -245,6 +250,40 @@ class TestPlay:
         assert scores.lengths.tolist() == [50, 50, 50]
         assert scores.returns.tolist() == [-50, -50, -50]
 
+    def test_an_episode_that_is_cut_has_the_headline_of_its_last_step(self):
+        spec, seeds = describe_environment(COUNTDOWN, {}), [100, 101, 102, 103, 104]
+        scores = play(wait, spec, {}, seeds, max_episode_steps=2)
+        assert scores is not None
+        assert scores.lengths.tolist() == [1, 2, 2, 2, 2]
+        assert scores.headline.tolist() == [0, 0, 1, 2, 3]
+        assert scores.cut.tolist() == [False, False, True, True, True]
+        result = describe(scores, spec, {})
+        assert (result["episodes"], result["dropped"]) == (5, 0)
+        assert (result["cut"], result["unscored"]) == (3, 0)
+        assert result["metrics"] == {"left": pytest.approx(1.2)}
+        assert dropped_text(result) == ""
+
+    @pytest.mark.parametrize("seeds", [[100, 102, 101, 104], [102, 103, 104, 107]])
+    def test_where_the_headline_comes_at_the_end_only_a_cut_episode_still_counts(self, seeds):
+        """Cut half of the episodes, or all of them."""
+        spec, args = describe_environment(COUNTDOWN, {}), {"late": True}
+        whole = play(wait, spec, {}, seeds, max_episode_steps=2)
+        scores = play(wait, spec, args, seeds, max_episode_steps=2)
+        assert whole is not None
+        assert scores is not None
+        np.testing.assert_array_equal(scores.returns, whole.returns)
+        np.testing.assert_array_equal(scores.lengths, whole.lengths)
+        np.testing.assert_array_equal(scores.cut, whole.cut)
+        expected = np.where(whole.cut, np.nan, whole.headline)
+        np.testing.assert_array_equal(scores.headline, expected)
+        cut = int(whole.cut.sum())
+        assert cut in (2, 4)
+        result = describe(scores, spec, baseline_scores(spec, args, seeds))
+        assert (result["episodes"], result["dropped"]) == (4, 0)
+        assert (result["cut"], result["unscored"]) == (cut, cut)
+        assert result["length_mean"] == whole.lengths.mean()
+        assert set(result["metrics"]) == (set() if cut == 4 else {"left"})
+
     def test_an_environment_without_a_headline_metric_has_none(self):
         spec = describe_environment("CartPole-v1", {})
         scores = play(wait, spec, {}, [1, 2])
@@ -291,6 +330,10 @@ def array(*values: float) -> np.ndarray:
     return np.array(values, np.float64)
 
 
+def scores_of(returns: np.ndarray, lengths: np.ndarray, headline: np.ndarray, *cut: bool) -> Scores:
+    return Scores(returns, lengths, headline, np.array(cut or [False] * len(returns)))
+
+
 class TestNumbers:
     def test_the_standard_error_is_that_of_the_mean(self):
         # Deviations -3, -1, 1, 3: variance 20/3, over 4.
@@ -302,7 +345,7 @@ class TestNumbers:
 
     def test_scores_beside_baselines_worked_by_hand(self):
         spec = EnvironmentSpec("x", (), 2, headline_metric="coverage")
-        scores = Scores(array(2, 4, 6, 8), np.array([1, 2, 3, 6]), array(0.5, 0.7, 0.6, 0.8))
+        scores = scores_of(array(2, 4, 6, 8), np.array([1, 2, 3, 6]), array(0.5, 0.7, 0.6, 0.8))
         baselines = {"greedy": array(0.4, 0.4, 0.5, 0.5), "random": array(0.1, 0.3, 0.2, 0.4)}
         result = describe(scores, spec, baselines)
         assert result["episodes"] == 4
@@ -328,7 +371,7 @@ class TestNumbers:
 
     def test_without_a_headline_metric_returns_are_compared(self):
         spec = EnvironmentSpec("x", (), 2)
-        scores = Scores(array(2, 4), np.array([1, 2]), array(math.nan, math.nan))
+        scores = scores_of(array(2, 4), np.array([1, 2]), array(math.nan, math.nan))
         result = describe(scores, spec, {"random": array(1, 1)})
         assert result["metrics"] == {}
         assert result["errors"] == {}
@@ -336,7 +379,7 @@ class TestNumbers:
 
     def test_what_has_no_score_is_left_out_everywhere(self):
         spec = EnvironmentSpec("x", (), 2)
-        scores = Scores(array(2, math.nan, 6, 9), np.array([1, 7, 3, 4]), array(*[math.nan] * 4))
+        scores = scores_of(array(2, math.nan, 6, 9), np.array([1, 7, 3, 4]), array(*[math.nan] * 4))
         result = describe(scores, spec, {"random": array(1, 100, 3, math.nan)})
         assert (result["episodes"], result["dropped"]) == (2, 2)
         assert result["return_mean"] == 4
@@ -346,24 +389,51 @@ class TestNumbers:
         assert result["differences"] == {"random": [2, pytest.approx(1)]}
 
     def test_where_nothing_is_left_to_average_there_is_no_result(self):
-        scores = Scores(array(2, math.inf), np.array([1, 7]), array(math.nan, math.nan))
+        scores = scores_of(array(2, math.inf), np.array([1, 7]), array(math.nan, math.nan))
         baselines = {"random": array(math.nan, 3)}
         with pytest.raises(RunError, match="none of 2 held-out episodes of x has a score"):
             describe(scores, EnvironmentSpec("x", (), 2), baselines)
 
-    def test_an_episode_that_was_cut_has_no_headline(self):
-        scores = Scores(array(2, 4), np.array([1, 2]), array(math.nan, 0.5))
+    def test_an_episode_that_ended_without_its_headline_is_dropped(self):
+        scores = scores_of(array(2, 4), np.array([1, 2]), array(math.nan, 0.5))
         result = describe(scores, EnvironmentSpec("x", (), 2, "coverage"), {})
         assert (result["episodes"], result["dropped"]) == (1, 1)
         assert result["metrics"] == {"coverage": 0.5}
 
+    def test_an_episode_that_was_cut_before_its_headline_counts_with_its_return(self):
+        spec, nan = EnvironmentSpec("x", (), 2, "coverage"), math.nan
+        scores = scores_of(
+            array(2, 4, 6, 8), np.array([1, 2, 50, 50]), array(0.5, 0.7, nan, 0.6),
+            False, False, True, True,
+        )  # fmt: skip
+        result = describe(scores, spec, {"greedy": array(0.4, 0.4, 0.8, 0.4)})
+        assert (result["episodes"], result["dropped"]) == (4, 0)
+        assert (result["cut"], result["unscored"]) == (2, 1)
+        assert result["return_mean"] == 5
+        assert result["length_mean"] == 25.75
+        assert result["metrics"] == {"coverage": pytest.approx(0.6)}
+        assert result["baselines"] == {"greedy": pytest.approx(0.5)}
+        # 0.1, 0.3, 0.2 better.
+        assert result["differences"]["greedy"][0] == pytest.approx(0.2)
+        assert result == json.loads(json.dumps(result, allow_nan=False))
+
+    def test_if_all_were_cut_before_their_headline_the_returns_are_left(self):
+        spec, nan = EnvironmentSpec("x", (), 2, "coverage"), math.nan
+        scores = scores_of(array(2, 4), np.array([50, 50]), array(nan, nan), True, True)
+        result = describe(scores, spec, {"greedy": array(0.4, 0.4)})
+        assert (result["episodes"], result["dropped"], result["unscored"]) == (2, 0, 2)
+        assert (result["return_mean"], result["length_mean"]) == (3, 50)
+        assert result["metrics"] == result["errors"] == {}
+        assert result["baselines"] == result["differences"] == {}
+        assert "2 of 2 held-out episodes were cut before" in dropped_text(result)
+
     def test_without_baselines_there_is_nothing_to_compare(self):
-        scores = Scores(array(2, 4), np.array([1, 2]), array(1, 2))
+        scores = scores_of(array(2, 4), np.array([1, 2]), array(1, 2))
         result = describe(scores, EnvironmentSpec("x", (), 2, "coverage"), {})
         assert result["baselines"] == result["baseline_errors"] == result["differences"] == {}
 
     def test_the_result_is_plain_data(self):
-        scores = Scores(array(2, 4), np.array([1, 2]), array(1, 2))
+        scores = scores_of(array(2, 4), np.array([1, 2]), array(1, 2))
         spec = EnvironmentSpec("x", (), 2, "coverage")
         result = describe(scores, spec, {"random": array(1, 1)})
         assert json.loads(json.dumps(result, allow_nan=False)) == result

@@ -271,6 +271,38 @@ def test_held_out_episodes_without_a_score_are_told(
     assert [e["episodes"] for e in evaluations] == [2]
 
 
+@pytest.mark.parametrize("cut", [1, 3])
+def test_episodes_cut_before_their_headline_are_told_and_no_policy_of_theirs_is_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+):
+    spec = describe_environment(MOODY, {"headline": "calm"})
+    ends = iter([True] * (3 - cut))
+    monkeypatch.setattr(Moody, "step", lambda self, _: (
+        (self.reset()[0], 2.0, True, False, {"calm": 0.5}) if next(ends, False)
+        else (self.reset()[0], 2.0, False, False, {})
+    ))  # fmt: skip
+    config, telemetry = config_of(max_episode_steps=4), Telemetry()
+    config = dataclasses.replace(
+        config, run=dataclasses.replace(config.run, env_args={"headline": "calm"})
+    )
+    evaluation = GreedyEvaluation(
+        config, spec, build_network(spec, config.network), tmp_path, telemetry,
+        give_up=lambda: False, failed=lambda text, _: pytest.fail(text),
+    )  # fmt: skip
+    assert evaluation.evaluate(7)
+    report = telemetry.report()
+    found = report.evaluation
+    assert found is not None
+    assert (found.episodes, found.dropped, found.cut, found.unscored) == (3, 0, cut, cut)
+    assert found.return_mean == 2.0 * (3 - cut + 4 * cut) / 3
+    assert found.metrics == ({} if cut == 3 else {"calm": 0.5})
+    assert found.best is None
+    assert not (tmp_path / BEST_MODEL).exists()
+    [(kind, text)] = report.notes
+    assert kind == "evaluation"
+    assert text.startswith(f"{cut} of 3 held-out episodes were cut before")
+
+
 def test_evaluations_come_by_learner_steps_where_they_are_to(evaluated: Evaluated):
     def learns(steps: int) -> Callable[[Link], None]:
         return lambda link: setattr(link, "parameter_version", link.parameter_version + steps)

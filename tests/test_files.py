@@ -21,6 +21,8 @@ from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.hosts.access import open_run
 from launcher.metrics.metrics import RunMetrics
+from learner.checkpoint import save_checkpoint
+from learner.learner import Learner
 from pdqn.errors import RunError
 from pdqn.files import FOLDER_VARIABLE, RUN_ID, RunFiles
 from pdqn.layers import build
@@ -84,6 +86,20 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path):
     assert newest.name == "checkpoints/step-000000003/learner.pth"
     assert before.name == "checkpoints/step-000000002/learner.pth"
     assert not store.give(Fetch("checkpoint", 2, 0)).name
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_learner_that_went_back_behind_a_damaged_checkpoint_keeps_its_saves(
+    tmp_path: Path, keep: int
+):
+    store = FileStore(tmp_path, keep)
+    for step in (500, 1000, 520, 540):
+        store.take("learner", piece(f"checkpoints/step-{step:09d}/learner.pth", b"%d" % step))
+        newest = store.give(Fetch("checkpoint", 0, 0))
+        assert newest.data == b"%d" % step
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    kept = ["step-000000520", "step-000000540"][-keep:]
+    assert names == [*kept, "unreadable-step-000001000"]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +252,9 @@ class Host:
 
     def receives_file(self, role: str) -> bool:
         return self._coordinator.receives_file(role)
+
+    def serves(self, name: str) -> bool:
+        return name in self._coordinator.membership.places.served()
 
     def silence(self) -> None:
         self._stop.set()
@@ -407,6 +426,27 @@ def test_what_a_role_that_was_killed_has_left_is_removed_by_its_host(
         command.interrupt()
         assert command.wait() == 0, command.stderr
         assert not list(Path(folder).glob("pdqn-*"))
+
+
+def test_a_learner_elsewhere_tries_every_checkpoint_and_sets_the_damaged_ones_aside(
+    host: Host, pdqn_command: StartCommand, eventually: Callable[..., Any], tmp_path: Path
+):
+    learner = Learner(build(("test", CONFIG)), describe_environment("CartPole-v1", {}))
+    damaged = build(("test", CONFIG)).checkpoint.keep + 1
+    for step in range(1, damaged + 2):
+        learner.learner_steps = step
+        path = save_checkpoint(host.directory, learner.get_state(), keep=99)
+        if step > 1:
+            (path / "learner.pth").write_bytes(b"damaged")
+    with pdqn_command(
+        "learner", "--join", host.endpoint, directory=tmp_path / "elsewhere"
+    ) as command:
+        eventually(lambda: host.serves("parameters"))
+        command.interrupt()
+        assert command.wait() == 0, command.stderr
+    names = sorted(path.name for path in (host.directory / "checkpoints").iterdir())
+    aside = [f"unreadable-step-{step:09d}" for step in range(2, damaged + 2)]
+    assert names == ["step-000000001", *aside]
 
 
 def test_where_no_directory_is_there_is_no_run(host: Host):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -180,28 +179,68 @@ def test_a_gradient_within_the_bound_is_left_as_it_is():
     assert gradient_norm(learner) == pytest.approx(result.gradient_norm, rel=1e-5)
 
 
+def sample_with_ones() -> Sample:
+    return sample_of(n_step_return=np.ones(8, np.float32))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["n_step_return", "observation"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_batch_that_is_not_finite_leaves_the_parameters_alone(
+def test_a_row_that_is_not_finite_leaves_the_parameters_alone_and_loses_its_own_priority_only(
     precision: str, where: str, bad: float
 ):
-    learner = learner_of(precision=precision)
-    learn(learner, sample_of())
+    learner, twin = learner_of(precision=precision), learner_of(precision=precision)
+    for either in (learner, twin):
+        learn(either, sample_of())
     before = copied(learner.online)
     if where == "observation":
         observation = sample_of().observation["observation"]
         observation[3, 1] = bad
         sample = sample_of(observation={"observation": observation})
     else:
-        values = np.ones(8, np.float32)
-        values[3] = bad
-        sample = dataclasses.replace(sample_of(), **{where: values})
+        sample = sample_with_ones()
+        sample.n_step_return[3] = bad
+    others = np.arange(8) != 3
+    errors = learn(twin, sample_of() if where == "observation" else sample_with_ones()).priorities
     result = learn(learner, sample)
     assert result.skipped
-    assert result.priorities.tolist() == [0.0] * 8
+    assert result.priorities[3] == 0.0
+    np.testing.assert_allclose(result.priorities[others], errors[others], rtol=1e-5)
+    assert (errors[others] > 0).all()
     assert equal(learner.online, before)
     assert not learn(learner, sample_of()).skipped, "the next good batch is learned from"
+
+
+@pytest.mark.parametrize("micro_batch_size", [3, 8])
+def test_losses_that_only_their_sum_makes_infinite_cost_the_rows_that_are_so_large(
+    micro_batch_size: int,
+):
+    returns = np.ones(8, np.float32)
+    returns[[1, 2]] = 3e38
+    learner = learner_of(micro_batch_size=micro_batch_size)
+    result = learn(learner, sample_of(n_step_return=returns))
+    assert result.skipped
+    assert result.loss == np.inf
+    assert [row for row in range(8) if result.priorities[row] == 0.0] == [1, 2]
+
+
+def test_a_finite_row_whose_gradient_overflows_loses_its_priority_alone():
+    observation = sample_of().observation["observation"]
+    observation[5, 2] = 1e25
+    result = learn(learner_of(), sample_of(observation={"observation": observation}))
+    assert result.skipped
+    assert np.isfinite(result.loss)
+    assert [row for row in range(8) if result.priorities[row] == 0.0] == [5]
+
+
+def test_every_row_loses_its_priority_when_no_row_can_be_blamed():
+    learner = learner_of()
+    with torch.no_grad():
+        for parameter in learner.online.parameters():
+            parameter.register_hook(lambda gradient: gradient * np.inf)
+    result = learn(learner, sample_of())
+    assert result.skipped
+    assert result.priorities.tolist() == [0.0] * 8
 
 
 def test_an_observation_out_of_all_proportion_costs_a_few_steps_and_not_all():
@@ -448,6 +487,38 @@ def test_one_that_was_not_written_to_its_end_is_none_and_goes_with_the_next(tmp_
     save_checkpoint(tmp_path, state_of(3), keep=1)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000000003"]
     assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_after_a_damaged_newest_checkpoint_saves_of_fewer_steps_stay(tmp_path: Path, keep: int):
+    save_checkpoint(tmp_path, state_of(10), keep=3)
+    save_checkpoint(tmp_path, state_of(500), keep=3)
+    damaged = save_checkpoint(tmp_path, state_of(1000), keep=3)
+    (damaged / "learner.pth").write_bytes(b"damaged")
+    again = load_newest(tmp_path, lambda _: None)
+    assert again is not None
+    assert again["learner_steps"] == 500
+    for steps in (520, 540):
+        path = save_checkpoint(tmp_path, state_of(steps), keep)
+        newest = load_newest(tmp_path, pytest.fail)
+        assert newest is not None
+        assert newest["learner_steps"] == steps
+        assert next(checkpoints(tmp_path)) == path
+    kept = [540, 520, 500][:keep]
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{n:09d}" for n in kept]
+    aside = tmp_path / "checkpoints" / "unreadable-step-000001000" / "learner.pth"
+    assert aside.read_bytes() == b"damaged"
+
+
+def test_a_second_damaged_checkpoint_of_the_same_step_replaces_the_first(tmp_path: Path):
+    for content in (b"first", b"second"):
+        damaged = save_checkpoint(tmp_path, state_of(9), keep=1)
+        (damaged / "learner.pth").write_bytes(content)
+        save_checkpoint(tmp_path, state_of(3), keep=1)
+    folder = tmp_path / "checkpoints"
+    names = ["step-000000003", "unreadable-step-000000009"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert (folder / names[1] / "learner.pth").read_bytes() == b"second"
 
 
 def test_checkpoints_of_which_none_can_be_read_are_an_error(tmp_path: Path):

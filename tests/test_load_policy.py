@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -220,3 +221,42 @@ def test_parameters_that_evaluations_chose_are_judged_on_other_seeds(
     monkeypatch.setattr("launcher.results.evaluate.play", noted)
     assert evaluate(tmp_path / "m.pth", 3, as_json=True) == 0
     assert set(played) == {first, first + 1, first + 2}
+
+
+class Endless(gymnasium.Env[Any, Any]):
+    """A game that only a person ends; then it would tell how calm it was."""
+
+    headline_metric = "calm"
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+def test_a_policy_whose_episodes_are_all_cut_is_evaluated_by_their_returns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    made: Any = Endless
+    gymnasium.register(id="pdqn-test/Endless-v0", entry_point=made)
+    try:
+        spec = describe_environment("pdqn-test/Endless-v0", {})
+        config = Config(run=RunConfig(env=spec.id))
+        save_model(tmp_path / "m.pth", config, spec, build_network(spec, config.network), 7, None)
+        assert evaluate(tmp_path / "m.pth", 3, as_json=True, max_episode_steps=5) == 0
+        told = capsys.readouterr()
+        result = json.loads(told.out)
+        assert (result["episodes"], result["cut"], result["unscored"]) == (3, 3, 3)
+        assert (result["return_mean"], result["length_mean"]) == (5, 5)
+        assert result["metrics"] == result["baselines"] == {}
+        assert "the random policy is left out: 3 of its 3 episodes were cut" in told.err
+        assert evaluate(tmp_path / "m.pth", 3, as_json=False, max_episode_steps=5) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "3 of them cut, 3 before their headline metric was known" in shown
+        assert "return" in shown
+    finally:
+        gymnasium.registry.pop("pdqn-test/Endless-v0")

@@ -19,11 +19,12 @@ from launcher.coordinator.membership import (
     SendPulses,
 )
 from launcher.coordinator.places import Member, Places
+from launcher.hosts.agent import recent_ends
 from launcher.metrics.counters import MemberKey
 from launcher.metrics.metrics import RunMetrics
 from pdqn.errors import UsageError
 from pdqn.layers import build
-from pdqn.messages import Ended, Episode, Join, Leave, Refuse, Rejoin, Report, Unknown
+from pdqn.messages import MAX_ENDED, Episode, Join, Leave, Refuse, Rejoin, Report, Unknown
 
 
 def membership_of(actors: int = 2, **sections: dict[str, Any]) -> Membership:
@@ -91,7 +92,8 @@ def test_a_stranger_is_told_so_and_what_it_tells_once_waits_for_its_place():
     told = membership.receive(b"a", again, 2.0)
     assert [type(one) for one in told] == [Event, SendPulse]
     assert membership.receive(b"b", Leave(), 3.0) == [], "it does not wait for an answer"
-    assert membership.receive(b"b", Ended(1), 3.0) == []
+    assert membership.receive(b"b", Report(ended=(1,)), 3.0) == [Send(b"b", Unknown())]
+    assert membership.count("actor") == 1
 
 
 def test_who_leaves_with_a_reason_has_failed():
@@ -111,8 +113,93 @@ def test_of_a_host_with_a_hundred_and_fifty_roles_that_hang_all_are_condemned():
     for member in list(membership.members("actor")):
         membership.condemn(member)
     assert membership.orders.pulse(host).condemned == tuple(range(1000, 1150))
-    membership.receive(b"host", Ended(1000), 1.0)
+    membership.receive(b"host", Report(ended=(1000,)), 1.0)
     assert 1000 not in membership.orders.pulse(host).condemned
+    assert membership.orders.pulse(host).condemned == tuple(range(1001, 1150))
+    membership.receive(b"host", Report(ended=tuple(range(1000, 1150))), 1.0)
+    assert membership.orders.pulse(host).condemned == ()
+    assert membership.count("actor") == 0
+
+
+@pytest.mark.parametrize("role", ["learner", "evaluator", "replay"])
+def test_who_is_refused_because_the_place_is_taken_is_told_that_it_may_become_free(role: str):
+    membership = membership_of()
+    join(membership, b"host", "host", agent="one")
+    join(membership, b"a", role, agent="one")
+    [refused, event] = join(membership, b"b", role, agent="one")
+    assert isinstance(refused, Send)
+    assert isinstance(refused.message, Refuse)
+    assert refused.message.taken
+    assert isinstance(event, Event)
+    assert event.text == refused.message.reason
+    told = membership.receive(b"host", Report(ended=(1,)), 1.0)
+    assert isinstance(told[-1], SendPulse)
+    assert admitted(join(membership, b"b", role, agent="one")).key.index == 0
+
+
+def test_the_ended_processes_of_a_host_are_its_own_and_named_by_itself_only():
+    membership = membership_of()
+    join(membership, b"one", "host", agent="one")
+    join(membership, b"two", "host", agent="two")
+    first = admitted(join(membership, b"a", "actor", agent="one"))
+    for stranger in (b"two", b"a"):
+        membership.receive(stranger, Report(ended=(1,)), 1.0)
+        assert set(membership.members("actor")) == {first}
+    membership.receive(b"one", Report(ended=(1,)), 1.0)
+    assert membership.count("actor") == 0
+    assert membership.count("host") == 2, "although it has the same pid here"
+
+
+def test_a_report_that_repeats_what_has_ended_changes_no_pulse():
+    membership = membership_of()
+    member = admitted(join(membership, b"one", "host", agent="one"))
+    join(membership, b"a", "actor", agent="one")
+    membership.receive(b"one", Report(ended=(1,)), 1.0)
+    pulse = membership.orders.pulse(member)
+    assert membership.receive(b"one", Report(ended=(1,)), 2.0) == [SendPulse(member)]
+    assert membership.orders.pulse(member) is pulse
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["start", "end", "report", "lose"]), st.integers(0, 5)),
+        max_size=40,
+    )
+)
+def test_after_any_report_that_arrives_no_place_is_that_of_an_ended_process(
+    steps: list[tuple[str, int]],
+):
+    """Compare with a host that knows its processes, whose pids are used again and again."""
+    membership = membership_of()
+    join(membership, b"host", "host", agent="one")
+    running: dict[int, bytes] = {}
+    ended: tuple[int, ...] = ()
+    lost = False
+    for number, (kind, pid) in enumerate(steps):
+        if kind == "start" and pid not in running:
+            running[pid] = b"%d" % number
+            ended = recent_ends(ended, (), lambda: running)
+            message = Join("actor", pdqn.__version__, "here", pid, agent="one")
+            admitted(membership.receive(running[pid], message, 0.0))
+        elif kind == "end" and pid in running:
+            del running[pid]
+            ended = recent_ends(ended, [pid], lambda: running)
+            lost = True
+        elif kind == "report":
+            membership.receive(b"host", Report(ended=ended), 0.0)
+            lost = False
+        present = {member.identity for member in membership.members("actor")}
+        assert present >= set(running.values()), "a running process has lost its place"
+        if not lost:
+            assert {m.pid for m in membership.members("actor")} == set(running)
+
+
+def test_a_host_names_the_processes_that_ended_last_and_a_bounded_number():
+    assert recent_ends((), (), lambda: pytest.fail("nothing has ended")) == ()
+    assert recent_ends((1, 2), [3, 2], lambda: {1}) == (2, 3)
+    many = recent_ends(tuple(range(MAX_ENDED)), [MAX_ENDED + 5], lambda: ())
+    assert many == (*range(1, MAX_ENDED), MAX_ENDED + 5)
+    assert Report(ended=many).ended == many
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])

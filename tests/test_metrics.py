@@ -393,6 +393,7 @@ def test_the_summary_adds_up():
         transitions_duplicate=5,
         transitions_rejected=2,
         transitions_refused=2,
+        priorities_clipped=3,
         samples=720,
         policy_lag_sum=90,
         bytes_received=9000,
@@ -420,6 +421,7 @@ def test_the_summary_adds_up():
         "rejected": 2,
         "unsent": 4,
     }
+    assert summary["priorities_clipped"] == 3
     assert summary["bytes_per_transition"] == {"wire": 50.0, "stored": 100.0}
 
 

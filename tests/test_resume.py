@@ -33,6 +33,7 @@ from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import Layer, build
 from pdqn.messages import Episode, Report
+from pdqn.model import BEST_MODEL
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -420,6 +421,24 @@ def test_checkpoints_of_which_none_can_be_read_are_refused(tmp_path: Path):
         (path / "learner.pth").write_bytes(b"damaged")
     with pytest.raises(UsageError, match=r"none of the 1 checkpoints .* can be read"):
         launch(tmp_path, resume=True, run={"steps": 800})
+
+
+def test_saves_after_a_damaged_newest_checkpoint_stay_and_the_next_resume_takes_them(
+    tmp_path: Path,
+):
+    launch(tmp_path, run={"steps": 400}, checkpoint={"period_steps": 20, "keep": 5})
+    before, *_ = saved_steps(tmp_path)
+    damaged = tmp_path / "checkpoints" / f"step-{100 * before:09d}"
+    damaged.mkdir()
+    (damaged / "learner.pth").write_bytes(b"damaged")
+    (tmp_path / BEST_MODEL).write_bytes(b"damaged")
+    launch(tmp_path, resume=True, run={"steps": 800}, checkpoint={"keep": 1})
+    [after] = saved_steps(tmp_path)
+    assert before < after < 100 * before
+    assert (tmp_path / "checkpoints" / f"unreadable-{damaged.name}").is_dir()
+    assert (tmp_path / f"unreadable-{BEST_MODEL}").read_bytes() == b"damaged"
+    launch(tmp_path, resume=True, run={"steps": 1200}, checkpoint={"keep": 1})
+    assert saved_steps(tmp_path)[0] > after
 
 
 def test_half_written_lines_and_files_are_removed(tmp_path: Path, read_lines: ReadLines):

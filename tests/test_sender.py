@@ -17,10 +17,9 @@ from pdqn.clients import EVERY_ROLE, Client
 from pdqn.transport import Context, KeyPair, Network
 from replay.sender import (
     UNKNOWN,
+    Hello,
     TransitionSender,
-    ack_topic,
-    encode_ack,
-    subscriber_of,
+    encode_acknowledgement,
 )
 
 ACTOR, INCARNATION = 3, 1
@@ -32,13 +31,13 @@ class Peer:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self.pull = context.socket(zmq.PULL)
-        self.acks = context.socket(zmq.XPUB)
+        self.acks = context.socket(zmq.ROUTER)
         self.acks.setsockopt(zmq.LINGER, 1000)
-        self.acks.setsockopt(zmq.XPUB_VERBOSE, 1)
         self.pull.bind(address.replace("NAME", "transitions"))
         self.acks.bind(address.replace("NAME", "acks"))
         self.received: list[bytes] = []
         self.greeted: list[tuple[int, int]] = []
+        self.asker = b""
         self.expected = UNKNOWN
 
     @property
@@ -48,11 +47,12 @@ class Peer:
         return first, second
 
     def greet(self) -> None:
-        """Tell new subscribers the sequence number that is expected of them."""
+        """Tell who says hello the sequence number that is expected next."""
         while self.acks.poll(0):
-            stream = subscriber_of(self.acks.recv())
-            if stream is not None:
-                self.greeted.append(stream)
+            self.asker, data = self.acks.recv_multipart()
+            hello = Hello.decode(data)
+            if hello is not None:
+                self.greeted.append((hello.actor, hello.incarnation))
                 self.acknowledge(self.expected, greeting=True)
 
     def take(self, most: int = 1000) -> None:
@@ -74,8 +74,11 @@ class Peer:
         self.greet()
         self.take_and_acknowledge()
 
-    def acknowledge(self, expected: int, actor: int = ACTOR, greeting: bool = False) -> None:
-        self.acks.send(encode_ack(actor, INCARNATION, expected, greeting=greeting))
+    def acknowledge(self, expected: int, greeting: bool = False) -> None:
+        self.answer(encode_acknowledgement(expected, greeting=greeting))
+
+    def answer(self, data: bytes) -> None:
+        self.acks.send_multipart([self.asker, data])
 
     def close(self) -> None:
         self.pull.close(linger=0)
@@ -260,32 +263,22 @@ def until_unacknowledged(
 
 
 class TestMessages:
-    def test_a_subscription_tells_whose_it_is(self):
-        assert subscriber_of(b"\x01" + ack_topic(7, 2)) == (7, 2)
-        assert subscriber_of(b"\x01" + ack_topic(2**32 - 1, 2**32 - 1)) == (2**32 - 1,) * 2
+    def test_a_hello_tells_whose_it_is(self):
+        for hello in (Hello(7, 2, b"0123456789abcdef"), Hello(2**32 - 1, 2**32 - 1)):
+            assert Hello.decode(hello.encode()) == hello
 
-    def test_an_acknowledgement_begins_with_its_topic(self):
-        assert encode_ack(7, 2, 12).startswith(ack_topic(7, 2))
-        assert encode_ack(7, 2, 12, greeting=True).startswith(ack_topic(7, 2))
-        assert encode_ack(7, 2, 12, greeting=True) != encode_ack(7, 2, 12)
-        assert not encode_ack(7, 3, 12).startswith(ack_topic(7, 2))
-        assert encode_ack(7, 2, 12) != encode_ack(7, 2, 13)
-        encode_ack(2**32 - 1, 2**32 - 1, 2**62)
-        encode_ack(0, 0, UNKNOWN)
+    def test_acknowledgements_of_any_number_can_be_told_apart_from_greetings(self):
+        for expected in (0, 12, UNKNOWN, 2**62):
+            plain = encode_acknowledgement(expected)
+            assert plain != encode_acknowledgement(expected, greeting=True)
+            assert plain != encode_acknowledgement(expected + 1)
 
-    @pytest.mark.parametrize(
-        "event",
-        [
-            b"",
-            b"\x01",
-            b"\x00" + ack_topic(7, 2),
-            b"\x01" + ack_topic(7, 2)[:-1],
-            b"\x01" + ack_topic(7, 2) + b"\0",
-            b"\x01else" + bytes(8),
-        ],
-    )
-    def test_any_other_event_is_nobodys_subscription(self, event):
-        assert subscriber_of(event) is None
+    @pytest.mark.parametrize("data", [b"", Hello(7, 2).encode()[:-1], Hello(7, 2).encode() + b"0"])
+    def test_a_message_of_another_length_is_nobodys_hello(self, data):
+        assert Hello.decode(data) is None
+
+    def test_a_message_with_another_beginning_is_nobodys_hello(self):
+        assert Hello.decode(b"else" + Hello(7, 2).encode()[4:]) is None
 
 
 class TestSending:
@@ -336,12 +329,12 @@ class TestSending:
         assert peer.received == []
         assert sender.send(batch(0), Given(peer.greet))
 
-    def test_acknowledgements_to_others_and_old_ones_change_nothing(self, start_peer, make_sender):
+    def test_nonsense_and_old_acknowledgements_change_nothing(self, start_peer, make_sender):
         peer, sender = start_peer(), make_sender(3)
         connected(sender, peer)
         send(sender, 1)
-        peer.acknowledge(2, actor=ACTOR + 1)
-        peer.acks.send(ack_topic(ACTOR, INCARNATION) + b"nonsense of another length")
+        peer.answer(b"nonsense of another length")
+        peer.answer(b"")
         peer.acknowledge(0)
         peer.acknowledge(1)
         peer.acknowledge(0)
@@ -544,14 +537,12 @@ def test_a_sender_whose_key_one_of_the_sockets_does_not_know_yet_gets_in(closing
     theirs, ours = (KeyPair(*map(bytes.decode, zmq.curve_keypair())) for _ in range(2))
     made: dict[str, zmq.Socket[bytes]] = {}
     endpoints: dict[str, str] = {}
-    for name, kind in (("transitions", zmq.PULL), ("acknowledgements", zmq.XPUB)):
+    for name, kind in (("transitions", zmq.PULL), ("acknowledgements", zmq.ROUTER)):
         serving = (JustListed if name == late else Context)(Network(theirs))
         closing.callback(serving.destroy, linger=0)
         serving.allow({ours.public: Client("peer", EVERY_ROLE)})
         made[name] = serving.socket(kind)
         closing.callback(made[name].close, linger=0)
-        if kind == zmq.XPUB:
-            made[name].setsockopt(zmq.XPUB_VERBOSE, 1)
         endpoints[name] = transport.bind(made[name], "tcp://127.0.0.1:*")
     joining = Context(Network(ours))
     closing.callback(joining.destroy, linger=0)
@@ -561,9 +552,10 @@ def test_a_sender_whose_key_one_of_the_sockets_does_not_know_yet_gets_in(closing
 
     def greet() -> None:
         while made["acknowledgements"].poll(0):
-            if subscriber_of(made["acknowledgements"].recv()):
-                greeting = encode_ack(ACTOR, INCARNATION, UNKNOWN, greeting=True)
-                made["acknowledgements"].send(greeting)
+            identity, data = made["acknowledgements"].recv_multipart()
+            if Hello.decode(data):
+                greeting = encode_acknowledgement(UNKNOWN, greeting=True)
+                made["acknowledgements"].send_multipart([identity, greeting])
 
     assert sender.send(batch(0), Given(greet))
     assert made["transitions"].poll(5000)

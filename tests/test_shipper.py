@@ -18,7 +18,7 @@ from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
-from replay.sender import UNKNOWN, encode_ack, subscriber_of
+from replay.sender import UNKNOWN, Hello, encode_acknowledgement
 
 
 def spec_of(frame_bytes: int) -> EnvironmentSpec:
@@ -44,11 +44,12 @@ class Shard:
         self.acknowledging.set()
         self._spec = spec
         self._acknowledged = 0
+        self._asker = b""
         self._pull = context.socket(zmq.PULL)
-        self._xpub = context.socket(zmq.XPUB)
+        self._router = context.socket(zmq.ROUTER)
         self.endpoints = tuple(
             f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
-            for socket in (self._pull, self._xpub)
+            for socket in (self._pull, self._router)
         )
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -62,23 +63,29 @@ class Shard:
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join()
-        for socket in (self._pull, self._xpub):
+        for socket in (self._pull, self._router):
             socket.close(linger=0)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._pull, zmq.POLLIN)
-        poller.register(self._xpub, zmq.POLLIN)
+        poller.register(self._router, zmq.POLLIN)
         while not self._stopping.is_set():
             ready = dict(poller.poll(10))
-            if self._xpub in ready and (stream := subscriber_of(self._xpub.recv())):
-                self._xpub.send(encode_ack(*stream, self._expected(), greeting=True))
+            if self._router in ready:
+                self._asker, hello = self._router.recv_multipart()
+                assert Hello.decode(hello) == Hello(ACTOR, 0)
+                self._acknowledge(greeting=True)
             if self._pull in ready:
                 data = self._pull.recv()
                 self.batches.append(wire.decode_transitions(data, self._spec, "run"))
             if self.acknowledging.is_set() and self._acknowledged < len(self.batches):
                 self._acknowledged = len(self.batches)
-                self._xpub.send(encode_ack(ACTOR, 0, self._expected()))
+                self._acknowledge()
+
+    def _acknowledge(self, *, greeting: bool = False) -> None:
+        answer = encode_acknowledgement(self._expected(), greeting=greeting)
+        self._router.send_multipart([self._asker, answer])
 
     def _expected(self) -> int:
         return self.batches[-1].sequence + 1 if self.batches else UNKNOWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import sys
@@ -415,6 +416,22 @@ def test_evaluations_whose_environment_cannot_be_made_are_written_down_and_the_r
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["first_error"] == told[0]
     assert summary["eval"] is None
+
+
+def test_priorities_above_the_bound_are_clipped_and_counted(tmp_path: Path):
+    config = config_of({**TRAP, "env_args": {"bad_seeds": [-1]}})
+    bounded = dataclasses.replace(
+        config, replay=dataclasses.replace(config.replay, priority_max=1.0)
+    )
+    for name, settings in (("default", config), ("bounded", bounded)):
+        (tmp_path / name).mkdir()
+        execute(settings, tmp_path / name)
+    clipped = {
+        name: json.loads((tmp_path / name / "summary.json").read_text())["priorities_clipped"]
+        for name in ("default", "bounded")
+    }
+    assert clipped["default"] == 0
+    assert clipped["bounded"] > 20
 
 
 def test_a_reward_that_is_no_number_is_refused_and_the_run_goes_on(tmp_path: Path, read_lines: Any):

@@ -163,6 +163,64 @@ def test_a_role_that_is_refused_says_so_in_a_line_and_is_not_started_again(
     assert "Traceback" not in log
 
 
+LEARNER = {
+    "run": {"env": "CartPole-v1"},
+    "actor": {"count": 1, "discount": 0.99},
+    "replay": {
+        "capacity": 1000, "min_size": 10, "samples_per_insert": 1.0,
+        "samples_per_insert_tolerance": 1e12, "store": "dense",
+    },
+    "learner": {"device": "cpu", "precision": "float32", "learning_rate": 1e-3, "threads": 1},
+    "network": {"kind": "mlp", "hidden": 8, "layers": 1},
+    "system": {"telemetry_seconds": 0.2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
+    context = zmq.Context()
+    bind, config = "tcp://127.0.0.1:*", build(("test", LEARNER))
+    welcome = Welcome("run", 0, 0, config, SPEC, bind, str(tmp_path))
+    yield Coordinator(context, bind, welcome=welcome, metrics=RunMetrics(None))
+    context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("is_freed", [True, False], ids=["freed", "never freed"])
+def test_a_second_learner_is_refused_at_once_and_a_successor_tries_again_while_it_may(
+    make: Callable[..., Supervisor],
+    eventually: Eventually,
+    coordinator: Coordinator,
+    is_freed: bool,
+):
+    membership = coordinator.membership
+
+    def ended_of(supervisor: Supervisor) -> Ended:
+        return eventually(lambda: coordinator.poll(0.01) or supervisor.check(), 30)[0]
+
+    supervisor, second = make(coordinator.endpoint, restarts=2), make(coordinator.endpoint)
+    supervisor.start("learner", 0)
+    eventually(lambda: coordinator.poll(0.01) or membership.count("learner"), 30)
+    second.start("learner", 1)
+    ended = ended_of(second)
+    assert (ended.cause, ended.restart_seconds) == ("refused", None)
+    # Nobody tells the coordinator that the first one has been killed.
+    supervisor.kill("learner", 0)
+    assert ended_of(supervisor).cause == "killed by SIGKILL"
+    ended = ended_of(supervisor)
+    assert (ended.cause, ended.restart_seconds) == ("refused", 1.0)
+    if is_freed:
+        membership.lost("learner", 0)
+        before = membership.incarnations["learner", 0]
+        eventually(
+            lambda: coordinator.poll(0.01) or supervisor.check() or membership.count("learner"), 30
+        )
+        assert membership.incarnations["learner", 0] == before + 1
+    else:
+        ended = ended_of(supervisor)
+        assert (ended.cause, ended.restart_seconds) == ("refused", None)
+    supervisor.kill_all()
+
+
 def test_a_number_of_processes_grows_and_shrinks_and_who_was_sent_away_stays_away(
     make: Callable[..., Supervisor], eventually: Eventually
 ):

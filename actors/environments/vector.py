@@ -104,6 +104,7 @@ class VectorEnvironment:
         self._backoff = Backoff(pause)
         self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
         self._seeds = [0] * num_envs
+        self._infos: Mapping[str, Any] = {}
         self._make()
         leaves = leaves_of(self._env.single_observation_space)
         self._paths = {field_name(path): path for path, _ in leaves}
@@ -127,6 +128,7 @@ class VectorEnvironment:
         self._backoff.begin_step()
         every: Any = self._seeds  # the base class declares only one int
         observation, infos = self._env.reset(seed=every)
+        self._infos = infos
         self.suggested = self._suggested(infos)
         named = self._named(observation)
         if not self._guarded:  # a guard has already checked
@@ -156,6 +158,7 @@ class VectorEnvironment:
         ended = terminated | truncated
         if ended.any():
             self._record.finished()
+        self._infos = infos
         self.suggested = self._suggested(infos)
         named = self._named(observation)
         final = self._final(infos, np.flatnonzero(truncated & ~terminated))
@@ -234,6 +237,22 @@ class VectorEnvironment:
         suggested = np.full(self.num_envs, -1, np.int64)
         suggested[known] = told[known].astype(np.int64) - self.spec.first_action
         return suggested
+
+    def present_headline(self) -> NDArray[np.float64]:
+        """Return the headline metric of the episodes in progress, float64[num_envs].
+
+        It is NaN where the info of the last step or reset does not have the metric.
+        """
+        values = np.full(self.num_envs, np.nan)
+        name = self.spec.headline_metric
+        if name is None or name not in self._infos:
+            return values
+        given = np.asarray(self._infos[name])
+        known = np.asarray(self._infos.get(f"_{name}", np.ones(self.num_envs, bool)), bool)
+        if given.dtype == object:  # None for environments without the metric
+            known = known & [value is not None for value in given]
+        values[known] = given[known]
+        return values
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Score the environment's own baselines on these seeds, by name; empty without any."""

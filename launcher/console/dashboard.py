@@ -260,6 +260,8 @@ def _problems(snapshot: Snapshot, width: int) -> Lines:
     rejected = sum(snapshot.rejected.values())
     lost = snapshot.value("system/lost")
     figures = [("restarts", snapshot.restarts), ("lost", lost), ("rejected", rejected)]
+    if clipped := snapshot.value("replay/priorities_clipped"):
+        figures.append(("priorities clipped", clipped))
     line = Text(" ")
     for name, value in figures:
         line.append(f"{name} ", LABEL).append(number(value), "bold yellow" if value else FIGURE)

@@ -43,6 +43,8 @@ def _parts(snapshot: Snapshot) -> Iterator[str]:
     rejected = sum(snapshot.rejected.values())
     lost = int(snapshot.amount("system/lost"))
     yield f"restarts {snapshot.restarts}, lost {lost}, rejected {rejected}"
+    if snapshot.value("replay/priorities_clipped"):
+        yield f"priorities clipped {snapshot.text('replay/priorities_clipped')}"
     yield f"first error: {snapshot.first_error}" if snapshot.first_error else ""
 
 

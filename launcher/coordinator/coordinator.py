@@ -31,6 +31,7 @@ from launcher.metrics.snapshot import Seen
 from pdqn import messages, transport, wire
 from pdqn.clients import Clients
 from pdqn.config import resolved
+from pdqn.connections import Bounds, Connections, most_connections
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
 from pdqn.silence import ListeningClock
@@ -40,6 +41,7 @@ _MOST_EVENTS = 1000
 _GATHER_SECONDS = 0.02
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _MOST_WARNINGS = 100
+_MOST_UNREAD = 64
 _log = logging.getLogger("coordinator")
 
 
@@ -79,8 +81,10 @@ class Coordinator:
     ) -> None:
         self._context = context
         self._socket = context.socket(zmq.ROUTER)
-        self.endpoint = self._bind(address)
         config = welcome.config
+        bounds = Bounds(most_connections(config.actor.count or 0))
+        self._connections = Connections(self._socket, address, bounds)
+        self.endpoint = self._bind(address)
         self._welcome, self._metrics, self._files = welcome, metrics, files
         self.membership = Membership(welcome.run, config, metrics, own_actors, incarnations)
         system = config.system
@@ -107,15 +111,20 @@ class Coordinator:
     def _bind(self, address: str) -> str:
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
+        # For each connection: a member sends one report a second, and few pieces of a file ahead.
+        self._socket.setsockopt(zmq.RCVHWM, _MOST_UNREAD)
+        self._socket.setsockopt(zmq.SNDHWM, _MOST_UNREAD)
         try:
             return transport.bind(self._socket, address)
         except (zmq.ZMQError, RunError) as error:
+            self._connections.close()
             self._socket.close()
             reason = error.strerror if isinstance(error, zmq.ZMQError) else error
             raise UsageError(f"cannot bind {address}: {reason}") from error
 
     def poll(self, timeout_seconds: float) -> None:
         """Handle what roles sent; wait up to the timeout for the first message."""
+        transport.tend(self._context, self._connections)
         arrived = self._socket.poll(int(timeout_seconds * 1000))
         if arrived and timeout_seconds >= _GATHER_SECONDS:
             # Of a thousand members one speaks every millisecond: a turn is not for it alone.
@@ -127,6 +136,7 @@ class Coordinator:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            self._connections.read(frames[-1], sum(map(len, frames[1:])))
             self._handle(frames)
 
     def _handle(self, frames: list[zmq.Frame]) -> None:
@@ -213,6 +223,7 @@ class Coordinator:
         recent = time.monotonic() - _WATCHED_SECONDS
         for identity in (who for who, asked in self._watchers.items() if asked > recent):
             self._send(identity, Over())
+        self._connections.close()
         self._socket.close()
 
     def host_of(self, member: Member) -> str:
@@ -253,7 +264,7 @@ class Coordinator:
         """Admit these clients only, by public key, and remove members that they do not cover."""
         if isinstance(self._context, transport.Context):
             for who, times in self._context.turned_away().items():
-                self._metrics.count(f"refused/{who}: a connection", times)
+                self._metrics.count(f"refused/{who}", times)
             self._context.allow(clients)
             self._do(self.membership.allow(clients))
 

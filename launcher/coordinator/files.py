@@ -58,7 +58,7 @@ class FileStore:
             if last:
                 temporary.replace(path)
                 if CHECKPOINT_NAME.fullmatch(piece.name):
-                    prune(self._run_dir, self._keep)
+                    prune(self._run_dir, self._keep, path.parent)
         except OSError as failure:
             error = f"{failure.filename or path}: {failure.strerror}"
         self._took[role] = time.monotonic()

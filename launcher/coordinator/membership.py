@@ -22,7 +22,6 @@ from pdqn.errors import UsageError
 from pdqn.messages import (
     LAST_SAVE,
     ROLES,
-    Ended,
     Join,
     Leave,
     Message,
@@ -178,13 +177,11 @@ class Membership:
         member.heard = self.listened_seconds
         if isinstance(message, Report):
             return self._report(member, message, now)
-        if isinstance(message, Leave):
-            return self._leave(member, message, now)
-        return self._ended(member, message.pid) if isinstance(message, Ended) else []
+        return self._leave(member, message, now) if isinstance(message, Leave) else []
 
     def _stranger(self, identity: bytes, message: Message, size_bytes: int) -> Instructions:
         """Tell a process that it has no place; keep news that it will not repeat."""
-        if isinstance(message, Leave | Ended):
+        if isinstance(message, Leave):
             return []  # it does not wait for an answer
         if isinstance(message, Report) and message.has_news:
             self._readmissions.put(identity, message, size_bytes)
@@ -192,7 +189,7 @@ class Membership:
 
     def _join(self, identity: bytes, join: Join, user: str) -> Instructions:
         if refusal := self._refusal(join, user):
-            return [Send(identity, Refuse(refusal)), Event("refused", join.role, -1, refusal)]
+            return [Send(identity, refusal), Event("refused", join.role, -1, refusal.reason)]
         former = self.places.find(identity)
         told = [] if former is None else self._remove(former)
         index = self.places.free_index(join.role, join.index)
@@ -205,27 +202,28 @@ class Membership:
         where = f"{join.role} {index} on {join.host}, pid {join.pid}, incarnation {incarnation}"
         return [*told, Admit(member), Event("joined", join.role, index, where)]
 
-    def _refusal(self, join: Join, user: str) -> str:
-        """Find why a process cannot join, in a sentence; empty if it can."""
+    def _refusal(self, join: Join, user: str) -> Refuse | None:
+        """Find why a process cannot join, in a sentence; None if it can."""
         role = join.role
         if role not in ROLES:
-            return f"there is no role {role!r:.40}; there are {', '.join(ROLES)}"
+            return Refuse(f"there is no role {role!r:.40}; there are {', '.join(ROLES)}")
         if unauthorized := self.orders.unauthorized(role, user):
-            return unauthorized
+            return Refuse(unauthorized)
         if join.package != pdqn.__version__:
-            return f"it runs pdqn {join.package!r:.20}, the run {pdqn.__version__}"
+            return Refuse(f"it runs pdqn {join.package!r:.20}, the run {pdqn.__version__}")
         if self.orders.command_of(role) == "stop":
-            return "the run is stopping"
+            return Refuse("the run is stopping")
         if role == "host" and not join.agent:
-            return "a host must say who it is"
+            return Refuse("a host must say who it is")
         if join.agent in self._gone:
-            return "its host was given up, and others have taken its place"
+            return Refuse("its host was given up, and others have taken its place")
         if role in _SINGLE and self.count(role):
-            return f"the run has {'an' if role == 'evaluator' else 'a'} {role} already"
+            named = "an evaluator" if role == "evaluator" else f"a {role}"
+            return Refuse(f"the run has {named} already", taken=True)
         if role == "replay" and self.count(role) >= self._shards:
             several = f"its {self._shards} replays" if self._shards > 1 else "a replay"
-            return f"the run has {several} already"
-        return ""
+            return Refuse(f"the run has {several} already", taken=True)
+        return None
 
     def _rejoin(self, identity: bytes, rejoin: Rejoin, user: str, now: float) -> Instructions:
         """Give a role that was silent for a while its place back, if that is still free."""
@@ -253,6 +251,8 @@ class Membership:
         member.reported = True
         member.activity = report.activity
         told = self._take_in(member, report, now)
+        if report.ended and member.key.role == "host":
+            told += self._ended(member, report.ended)
         if report.endpoints == member.endpoints:
             return [*told, SendPulse(member)]
         self.places.serve(member, report.endpoints)
@@ -272,10 +272,12 @@ class Membership:
         told.append(Event(kind, key.role, key.index, reason, bool(reason), leave.trace))
         return told + self._remove(member)
 
-    def _ended(self, host: Member, pid: int) -> Instructions:
-        """Free the place of a host's own process that has ended."""
-        self.orders.acquit(host.agent, pid)
-        return self._remove_all([m for m in self.places.of_agent(host.agent) if m.pid == pid])
+    def _ended(self, host: Member, pids: Iterable[int]) -> Instructions:
+        """Free the places of a host's own processes that have ended; a repetition does nothing."""
+        ended = frozenset(pids)
+        self.orders.acquit(host.agent, ended)
+        there = self.places.of_agent(host.agent)
+        return self._remove_all([m for m in there if m.pid in ended and m is not host])
 
     # ---- losses ----
 

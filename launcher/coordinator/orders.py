@@ -107,13 +107,14 @@ class Orders:
         self._condemned[agent].add(pid)
         self.change()
 
-    def acquit(self, agent: str, pid: int | None = None) -> None:
-        """Forget a process that has ended, or all of a host's."""
-        if pid is None:
-            self._condemned.pop(agent, None)
-        elif agent in self._condemned:
-            self._condemned[agent].discard(pid)
-        self.change()
+    def acquit(self, agent: str, pids: Set[int] | None = None) -> None:
+        """Forget processes that have ended, or all of a host's; change nothing without any."""
+        condemned = self._condemned.pop(agent, set())
+        left = set() if pids is None else condemned - pids
+        if left:
+            self._condemned[agent] = left
+        if left != condemned:
+            self.change()
 
     def forget(self, key: MemberKey) -> None:
         """Leave to the others what a member that is gone has not done."""

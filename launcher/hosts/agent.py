@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ from pdqn.broadcast import Relay
 from pdqn.errors import RunError, UsageError
 from pdqn.files import FOLDER_VARIABLE
 from pdqn.link import CoordinatorLink
-from pdqn.messages import Ended, Welcome
+from pdqn.messages import MAX_ENDED, Welcome
 from pdqn.specs import EnvironmentSpec
 from pdqn.transport import Context, Network
 
@@ -201,18 +201,26 @@ class _Agent:
             if self._supervisor.kill_process(pid):
                 self._say(f"process {pid} hung, and was ended")
             elif self._link.silent_seconds < _HEARD_SECONDS:
-                # The coordinator has been sent this before, but it may have got lost.
-                self._link.tell(Ended(pid))
+                self._note_ends([pid])
         silent = self._link.silent_seconds
-        for ended in self._supervisor.check(may_start=silent < _HEARD_SECONDS):
-            # This frees its place at once, for its successor.
-            self._link.tell(Ended(ended.pid))
+        all_ended = self._supervisor.check(may_start=silent < _HEARD_SECONDS)
+        self._note_ends(ended.pid for ended in all_ended)
+        for ended in all_ended:
             again = "" if ended.restart_seconds is None else "; starts again"
             self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")
             given_up = ended.restart_seconds is None and ended.wanted
             self._code = 1 if given_up else self._code
         if silent > _PATIENCE_SECONDS:
             raise RunError(f"the run has not answered for {silent:.0f} s")
+
+    def _note_ends(self, pids: Iterable[int] = ()) -> None:
+        """Tell the coordinator which processes have ended: at once, and with every report."""
+        before = self._link.telemetry.ended
+        after = recent_ends(before, pids, self._supervisor.pids)
+        self._link.telemetry.ended = after
+        if set(after) - set(before):
+            # This frees the places for the successors.
+            self._link.report()
 
     def _resize(self) -> None:
         """Bring the processes to the number that the run wants here, or else to the initial one."""
@@ -223,6 +231,7 @@ class _Agent:
             # A few at a time: the run must hear from this host while a hundred start.
             self._resized = min(wanted, self._resized + _STARTS_AT_ONCE)
             self._supervisor.resize(self._part.role, self._resized)
+            self._note_ends()
             self._link.poll()
 
     def _follow_learner(self) -> None:
@@ -239,6 +248,24 @@ class _Agent:
         cpu_percent, memory_bytes = machine.load()
         self._link.telemetry.gauge("host_cpu_percent", cpu_percent)
         self._link.telemetry.gauge("host_memory_bytes", memory_bytes)
+
+
+def recent_ends(
+    before: tuple[int, ...], ended: Iterable[int], running: Callable[[], Collection[int]]
+) -> tuple[int, ...]:
+    """Return the pids of the processes that ended last, at most ``MAX_ENDED``.
+
+    Args:
+        before: result of the last call.
+        ended: pids of processes that have ended since.
+        running: function that returns the pids of running processes: the system may have given a
+            pid to another process.
+    """
+    known = dict.fromkeys((*before, *ended))
+    if not known:
+        return ()
+    present = running()
+    return tuple(pid for pid in known if pid not in present)[-MAX_ENDED:]
 
 
 def check_environment(welcome: Welcome) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import safe_path
-from pdqn.errors import JoinRefusedError
+from pdqn.errors import JoinRefusedError, PlaceTakenError
 from pdqn.transport import Network
 
-EXIT_REFUSED = 3
+EXIT_REFUSED, EXIT_TAKEN = 3, 4
 
 _Main = Callable[[str, int | None, Path | None, Network | None], None]
 
@@ -30,7 +30,7 @@ def run_role(
         _main_of(role)(address, index, log_path, network)
     except JoinRefusedError as error:
         print(f"pdqn: {error}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
-        sys.exit(EXIT_REFUSED)
+        sys.exit(EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

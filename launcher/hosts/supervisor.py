@@ -218,6 +218,11 @@ class Supervisor:
             if role in (None, name)
         )
 
+    def pids(self) -> set[int]:
+        """Return the pids of the processes that have not been found ended."""
+        started = (slot.process for slot in self._slots.values())
+        return {process.pid for process in started if process is not None and process.pid}
+
     def slots(self) -> dict[tuple[str, int], MemberState]:
         """Map every role started here to the state of its process; stopped if it is to end."""
         return {name: self._state(slot) for name, slot in self._slots.items()}
@@ -264,7 +269,10 @@ class Supervisor:
 
     def _ended(self, role: str, index: int, slot: _Slot, process: BaseProcess) -> Ended:
         lived = time.monotonic() - slot.started
-        final = self._stopping or process.exitcode == role_process.EXIT_REFUSED
+        refused = process.exitcode == role_process.EXIT_REFUSED
+        # The place may still be that of the process before this one, and is free soon.
+        taken = process.exitcode == role_process.EXIT_TAKEN and not slot.policy.failures
+        final = self._stopping or refused or taken
         wait = None if final else slot.policy.after_end(lived)
         slot.start_at = None if wait is None else time.monotonic() + wait
         return Ended(role, index, process.pid or 0, _cause(process.exitcode), wait)
@@ -283,7 +291,8 @@ def _was_killed(process: BaseProcess) -> bool:
 def _cause(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
-    return "refused" if exit_code == role_process.EXIT_REFUSED else f"exit code {exit_code}"
+    refused = exit_code in (role_process.EXIT_REFUSED, role_process.EXIT_TAKEN)
+    return "refused" if refused else f"exit code {exit_code}"
 
 
 def _context(warm: bool) -> BaseContext:

@@ -286,6 +286,7 @@ class RunMetrics:
             "refused": self._counters.starting_with("all", "refused/"),
             "control_rejected": self._counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
+            "priorities_clipped": self.value("replay/priorities_clipped"),
             "transitions": {
                 "sent": int(self.total("actor", "transitions_sent")),
                 "received": int(self.total("replay", "transitions_received")),

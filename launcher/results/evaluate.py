@@ -92,7 +92,8 @@ def evaluate(
 
 def table(model: Model, result: dict[str, Any]) -> Table:
     """Lay out policy and baselines, with standard errors and paired differences."""
-    name = model.spec.headline_metric or "return"
+    headline = model.spec.headline_metric
+    name = headline if headline is not None and headline in result["metrics"] else "return"
     drawn = Table(
         title=f"{model.spec.id}: {result['episodes']} held-out episodes{_without_score(result)}, "
         f"parameters of learner step {result['parameter_version']}",
@@ -119,15 +120,33 @@ def table(model: Model, result: dict[str, Any]) -> Table:
 
 
 def _without_score(result: dict[str, Any]) -> str:
-    return f" ({result['dropped']} more have no score)" if result["dropped"] else ""
+    """Describe episodes that do not count in full; empty if all do."""
+    parts = [f"{result['cut']} of them cut"] if result["cut"] else []
+    if result["unscored"]:
+        parts.append(f"{result['unscored']} before their headline metric was known")
+    if result["dropped"]:
+        parts.append(f"{result['dropped']} more have no score")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _baselines(
     model: Model, held_out: list[int], playing: Callable[[Act], Scores | None]
 ) -> dict[str, NDArray[np.float64]]:
-    """Score the environment's own baselines, or at least the random policy."""
+    """Score the environment's own baselines, or at least the random policy.
+
+    If the random policy is cut before its headline metric is known, it is left out. The seeds of
+    its short episodes alone would not compare the two fairly.
+    """
     if own := baseline_scores(model.spec, model.env_args, held_out):
         return own
     scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))
     assert scores is not None
-    return {"random": scored(scores, model.spec)}
+    values = scored(scores, model.spec)
+    if unscored := int((scores.cut & np.isnan(values)).sum()):
+        click.echo(
+            f"pdqn: the random policy is left out: {unscored} of its {len(values)} episodes were "
+            f"cut before their {model.spec.headline_metric} was known",
+            err=True,
+        )
+        return {}
+    return {"random": values}

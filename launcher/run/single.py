@@ -193,6 +193,7 @@ class SingleRun:
         session, replay = self._session, self._telemetry["replay"]
         replay.gauge("size", self._buffer.size)
         replay.gauge("stored_bytes", self._buffer.stored_bytes)
+        replay.counters["priorities_clipped"] = self._buffer.priorities_clipped
         replay.gauge("limiter_target", self._limiter.target)
         replay.gauge("limiter_balance", self._limiter.balance)
         for role, telemetry in self._telemetry.items():
