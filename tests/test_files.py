@@ -415,7 +415,12 @@ def test_what_a_role_that_was_killed_has_left_is_removed_by_its_host(
     with (
         tempfile.TemporaryDirectory(prefix="t-") as folder,
         pdqn_command(
-            "learner", "--join", host.endpoint, directory=tmp_path / "elsewhere", TMPDIR=folder
+            "learner",
+            "--join",
+            host.endpoint,
+            "--insecure",
+            directory=tmp_path / "elsewhere",
+            TMPDIR=folder,
         ) as command,
     ):
         (path,) = eventually(lambda: list(Path(folder).glob("pdqn-*/pdqn-*")))
@@ -439,7 +444,7 @@ def test_a_learner_elsewhere_tries_every_checkpoint_and_sets_the_damaged_ones_as
         if step > 1:
             (path / "learner.pth").write_bytes(b"damaged")
     with pdqn_command(
-        "learner", "--join", host.endpoint, directory=tmp_path / "elsewhere"
+        "learner", "--join", host.endpoint, "--insecure", directory=tmp_path / "elsewhere"
     ) as command:
         eventually(lambda: host.serves("parameters"))
         command.interrupt()
