@@ -18,7 +18,7 @@ from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 from pdqn.stacking import FrameStacker
 
 Act = Callable[[Observation], NDArray[np.int64]]
-_MOST_ENVIRONMENTS = 16
+MOST_ENVIRONMENTS = 16
 _FAILURES_ALLOWED = 4
 
 
@@ -68,7 +68,7 @@ def play(
         RunError: no episode counts, an environment failed for several seeds in a row, or no
             environment could be made or reset. Another attempt may succeed.
     """
-    width = min(_MOST_ENVIRONMENTS, len(seeds))
+    width = min(MOST_ENVIRONMENTS, len(seeds))
     with _in_one_line(f"environment {spec.id} cannot be made"):
         env = VectorEnvironment(
             spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True

@@ -166,6 +166,8 @@ class Evaluator:
     def _evaluate(self, version: int) -> None:
         self._link.telemetry.activity = f"evaluates the policy of step {version}"
         if self._evaluation.evaluate(version):
+            if self._evaluated is None:
+                self._link.settle_memory()  # the environments were as large as they are
             # Do not try the same policy again: it could be the last one, and the loop would never
             # end.
             self._evaluated = version

@@ -46,6 +46,8 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
     rollout = Rollout(welcome.config, welcome.spec, network, identity, link.wait)
     rollout.note_seeds(link.telemetry)
     shipper = Shipper(context, link, welcome)
+    # The plan does not know how large the environments are.
+    link.settle_memory()
     exhausted = False
     while not link.stopping:
         if follower.refresh():

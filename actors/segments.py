@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from actors.n_step import n_step_targets
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock, compress_block
+from replay.waiting import BLOCK_BYTES
 
 Columns = dict[str, NDArray[Any]]
-# Smaller blocks would compress worse; larger ones would cost replay more to decode one frame.
-_BLOCK_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +266,7 @@ def _block_parts(segments: Sequence[Segment], spec: EnvironmentSpec) -> Iterator
     for segment in segments:
         part.append(segment)
         frames += segment.frame_count
-        if frames * spec.observation_bytes >= _BLOCK_BYTES:
+        if frames * spec.observation_bytes >= BLOCK_BYTES:
             yield part
             part, frames = [], 0
     if part:

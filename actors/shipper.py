@@ -13,6 +13,7 @@ from pdqn.config import resolved
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Welcome
 from replay.sender import TransitionSender, shard_of
+from replay.waiting import most_frames, shared_window
 
 _FLUSH_SECONDS = 2.0
 
@@ -28,14 +29,13 @@ class Shipper:
     ) -> None:
         self._enough = resolved(welcome.config.actor.batch_transitions)
         self._most_seconds = welcome.config.actor.send_seconds
-        # Half, because the rest of the message also needs room.
-        self._most_frames = wire.MAX_TRANSITION_BYTES // 2 // welcome.spec.observation_bytes
         self._link = link
+        self._welcome = welcome
         self._sender = TransitionSender(
             context, welcome.index, welcome.incarnation, welcome.config.actor.window
         )
+        self._share_window()
         self._shard: int | None = None
-        self._welcome = welcome
         self._segments: list[Segment] = []
         self._gathered = 0
         self._frames = 0
@@ -77,6 +77,7 @@ class Shipper:
         data = wire.encode_transitions(batch)
         telemetry = self._link.telemetry
         self._waiting_since = time.monotonic()
+        self._share_window()
         self._finish_elsewhere()
         # Needed even without a wait: a shard with a revoked key must not get more data.
         self._follow_shards()
@@ -98,6 +99,15 @@ class Shipper:
         transitions, frames = self._gathered + segment.count, self._frames + segment.frame_count
         if transitions > wire.MAX_TRANSITIONS or frames > self._most_frames:
             self.send()
+
+    def _share_window(self) -> None:
+        """Take this actor's part of the memory for waiting batches; actors may have joined."""
+        actor = self._welcome.config.actor
+        window_bytes = shared_window(
+            resolved(actor.window_bytes), actor.count or 1, self._link.pulse.actor_slots
+        )
+        self._sender.window_bytes = window_bytes
+        self._most_frames = most_frames(self._welcome.spec, window_bytes)
 
     def _while_waiting(self) -> bool:
         """Stay in touch and follow replay; return False if there is no reason to wait any more."""

@@ -63,6 +63,7 @@ class LearnerProcess:
 
     def learn(self) -> None:
         """Learn until this role must stop, then save."""
+        settled = False
         while not self._link.stopping:
             self._communicate()
             self._maybe_save()
@@ -75,6 +76,10 @@ class LearnerProcess:
             self._client.release(sample, result.priorities)
             self._learner.account(self._link.telemetry, result)
             self._maybe_publish()
+            if not settled:
+                # The plan does not know how large the activations of a step are.
+                self._link.settle_memory()
+                settled = True
         self._publish()
         self._link.telemetry.activity = LAST_SAVE
         self._link.report()

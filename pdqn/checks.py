@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pdqn.text import is_printable, printable
 from pdqn.wire import WireError, shown
 
 MAX_NAME, _MAX_ENDPOINT = 80, 300
@@ -21,6 +22,29 @@ def check_text(value: Any, name: str, most: int = MAX_NAME) -> None:
     """Check that a value is a text of bounded length."""
     if type(value) is not str or len(value) > most:
         raise refusal(value, name, f"a text of at most {most} characters")
+
+
+def check_name(value: Any, name: str, most: int = MAX_NAME) -> None:
+    """Check that a value is a text of bounded length that a terminal shows as it is.
+
+    A name tells one thing from another, so it is refused instead of being cleaned.
+    """
+    check_text(value, name, most)
+    if not is_printable(value):
+        raise refusal(value, name, "a text of printable characters")
+
+
+def as_prose(value: Any, name: str, most: int, keep: str = "") -> str:
+    """Check the length of a text for people, and escape what a terminal would obey.
+
+    Args:
+        value: the text.
+        name: of the field.
+        most: characters, before and after; what the escapes push beyond it is cut off.
+        keep: characters that stay as they are.
+    """
+    check_text(value, name, most)
+    return printable(value, keep)[:most]
 
 
 def check_whole(value: Any, name: str, below: int = _LARGEST, *, least: int = 0) -> None:
@@ -48,8 +72,10 @@ def check_names(value: Any, name: str) -> None:
     if not isinstance(value, dict) or len(value) > _MAX_NAMES:
         raise refusal(value, name, f"a map of at most {_MAX_NAMES} names")
     for key in value:
-        if type(key) is not str or len(key) > MAX_NAME:
-            check_text(key, f"a name in {name}")
+        # Speed matters: reports are full of names, and nearly all of them pass here.
+        plain = type(key) is str and key.isascii() and key.isprintable()
+        if not plain or len(key) > MAX_NAME:
+            check_name(key, f"a name in {name}")
 
 
 def check_numbers(value: Any, name: str) -> None:
@@ -68,7 +94,7 @@ def check_addresses(value: Any, name: str) -> None:
     """Check that a value is a map from the names of services to their addresses."""
     check_names(value, name)
     for endpoint in value.values():
-        check_text(endpoint, f"an address in {name}", _MAX_ENDPOINT)
+        check_name(endpoint, f"an address in {name}", _MAX_ENDPOINT)
 
 
 def as_tuple(value: Any, name: str, most: int = _MAX_NAMES) -> tuple[Any, ...]:
@@ -84,5 +110,5 @@ def as_keys(value: Any, name: str) -> tuple[str, ...]:
         value = sorted(value)
     keys = as_tuple(value, name)
     for key in keys:
-        check_text(key, f"a key in {name}")
+        check_name(key, f"a key in {name}")
     return keys

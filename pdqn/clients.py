@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pdqn.checks import as_tuple, check_names, check_text, refusal
+from pdqn.checks import as_tuple, check_name, check_names, refusal
 from pdqn.wire import WireError
 
 # ``watch`` is for a console elsewhere, which looks on; every key may do that.
@@ -24,7 +24,7 @@ class Client:
         roles: the roles that its processes may take; a subset of ``KEY_ROLES``.
 
     Raises:
-        WireError: a name that is too long, or an unknown role.
+        WireError: a name that is too long or not printable, or an unknown role.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Client:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.name, "a client's name")
+        check_name(self.name, "a client's name")
         if not self.roles <= EVERY_ROLE:
             raise refusal(", ".join(sorted(self.roles)), "roles", f"some of {', '.join(KEY_ROLES)}")
 

@@ -154,6 +154,9 @@ class ActorConfig:
     window: int = setting(
         2, "TransitionBatches that may be on their way unacknowledged", at_least=1, at_most=1000
     )
+    window_bytes: int | None = setting(
+        None, "bytes of those batches; a larger batch goes alone", at_least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -310,6 +313,11 @@ class SystemConfig:
     )
     join_seconds: float = setting(
         3600.0, "time that a run waits for roles that a person starts on other hosts", above=0
+    )
+    memory_limit: float = setting(
+        3.0,
+        "memory at which a role is ended: this multiple of its plan, and 1 GB; 0 turns this off",
+        at_least=0,
     )
     restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
     wandb: bool = setting(False, "also log to Weights & Biases (pdqn[wandb])")

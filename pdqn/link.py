@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 import traceback
 from collections import deque
@@ -29,6 +28,7 @@ import pdqn
 from pdqn import layers, messages, process, transport, wire
 from pdqn.checks import MAX_NAME
 from pdqn.errors import JoinRefusedError, PlaceTakenError, RunError, type_and_first_line
+from pdqn.memory import MemoryLimit, MemoryLimitError, held_bytes
 from pdqn.messages import (
     MAX_REASON,
     MAX_TEXT,
@@ -51,11 +51,11 @@ from pdqn.messages import (
 from pdqn.process import ParentWatch
 from pdqn.silence import ListeningClock
 from pdqn.telemetry import Telemetry
+from pdqn.text import printable_lines
 from pdqn.transport import Context, Network
 
 _REJOIN_SECONDS = 1.0
 _MOST_ANSWERS = 16
-_MOST_HOST_CHARACTERS = 80
 
 
 class CoordinatorLink:
@@ -98,6 +98,7 @@ class CoordinatorLink:
         self._place: Welcome | None = None
         self._next_rejoin = 0.0
         self._process = psutil.Process()
+        self._memory = MemoryLimit(role)
         self._next_report = 0.0
         self._period_seconds = 1.0
         self._timeout_seconds = 30.0
@@ -175,10 +176,22 @@ class CoordinatorLink:
         return any(counters[name] >= most for name, most in self.pulse.allowed.items())
 
     def report(self) -> None:
-        """Send telemetry now."""
+        """Send telemetry now.
+
+        Raises:
+            MemoryLimitError: this process holds more memory than its limit.
+        """
         self._next_report = time.monotonic() + self._period_seconds
         self._count_turned_away()
         self._send(self._figures())
+        if excess := self._memory.excess(held_bytes()):
+            # The console shows every such note, but of errors only the first.
+            self.telemetry.note("memory", excess)
+            raise MemoryLimitError(excess)
+
+    def settle_memory(self) -> None:
+        """Expect this process to hold what it holds now, if that is more than was planned."""
+        self._memory.settle(held_bytes())
 
     def ask(self, message: Fetch | FilePiece) -> None:
         """Send the coordinator a request; the answer will be among ``answers``.
@@ -196,7 +209,9 @@ class CoordinatorLink:
             reason: the error that ended this role, in one line; empty if it did not fail.
             trace: the traceback.
         """
-        self._send(Leave(self._figures(), reason[:MAX_REASON], trace[-MAX_TEXT:]))
+        # The end of a traceback says most: it is cut only once its escapes have their full length.
+        trace = printable_lines(trace)[-MAX_TEXT:]
+        self._send(Leave(self._figures(), reason[:MAX_REASON], trace))
         self._refusals.close()
         self._socket.close()
 
@@ -223,6 +238,8 @@ class CoordinatorLink:
         config = layers.from_map(welcome.config.to_map(), self._network.settings)
         self._period_seconds = config.system.telemetry_seconds
         self._timeout_seconds = config.system.heartbeat_timeout_seconds
+        planned, multiple = welcome.memory_bytes, config.system.memory_limit
+        self._memory = MemoryLimit(self._role, planned, multiple)
         self._listening = ListeningClock(self._timeout_seconds)
         self._heard = self._listening.seconds
         self._follow(welcome.pulse)
@@ -244,7 +261,7 @@ class CoordinatorLink:
         return Join(
             role=self._role,
             package=pdqn.__version__,
-            host=_own_host(),
+            host=process.own_host(),
             pid=os.getpid(),
             index=self._index,
             agent=self._network.agent,
@@ -260,7 +277,7 @@ class CoordinatorLink:
                 index=place.index,
                 incarnation=place.incarnation,
                 run=place.run,
-                host=_own_host(),
+                host=process.own_host(),
                 pid=os.getpid(),
                 agent=self._network.agent,
                 endpoints=dict(self._serves),
@@ -310,10 +327,6 @@ class CoordinatorLink:
             self.revocations += self._context.allow(pulse.clients)
 
 
-def _own_host() -> str:
-    return socket.gethostname()[:_MOST_HOST_CHARACTERS]
-
-
 @contextmanager
 def role(
     name: str,
@@ -339,6 +352,10 @@ def role(
         yield context, link, welcome
         link.leave()
     except JoinRefusedError:
+        raise
+    except MemoryLimitError as error:
+        logging.getLogger(name).error("this role %s", error)
+        link.leave("ended by its memory limit")
         raise
     except Exception as error:
         logging.getLogger(name).exception("this role failed")

@@ -34,9 +34,11 @@ from typing import Any, ClassVar, NamedTuple, Self, get_args
 from pdqn import layers, transport, wire
 from pdqn.checks import (
     as_keys,
+    as_prose,
     as_tuple,
     check_addresses,
     check_finite,
+    check_name,
     check_names,
     check_numbers,
     check_text,
@@ -137,7 +139,7 @@ class Join(Message):
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("role", "package", "host", "agent"):
-            check_text(getattr(self, name), name)
+            check_name(getattr(self, name), name)
         check_whole(self.pid, "pid")
         if self.index is not None:
             check_whole(self.index, "index")
@@ -167,7 +169,7 @@ class Rejoin(Message):
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("role", "run", "host", "agent"):
-            check_text(getattr(self, name), name)
+            check_name(getattr(self, name), name)
         check_whole(self.pid, "pid")
         check_whole(self.index, "index", MAX_INDEX)
         check_whole(self.incarnation, "incarnation")
@@ -243,7 +245,7 @@ class Evaluation(Message):
                 raise refusal(pair, name, "a mean and its standard error")
         if not self.metrics.keys() <= self.errors.keys():
             raise WireError("malformed", "metrics and errors name different things")
-        object.__setattr__(self, "differences", pairs)
+        _set(self, "differences", pairs)
 
 
 @dataclass(frozen=True)
@@ -277,13 +279,13 @@ class Report(Message):
         """Check the fields."""
         check_numbers(self.counters, "counters")
         check_numbers(self.gauges, "gauges")
-        check_text(self.activity, "activity", MAX_ACTIVITY)
+        _set(self, "activity", as_prose(self.activity, "activity", MAX_ACTIVITY))
         check_addresses(self.endpoints, "endpoints")
-        object.__setattr__(self, "episodes", _episodes(self.episodes))
-        object.__setattr__(self, "notes", _notes(self.notes))
-        object.__setattr__(self, "ended", _pids(self.ended, "ended", MAX_ENDED))
+        _set(self, "episodes", _episodes(self.episodes))
+        _set(self, "notes", _notes(self.notes))
+        _set(self, "ended", _pids(self.ended, "ended", MAX_ENDED))
         if isinstance(self.evaluation, dict):
-            object.__setattr__(self, "evaluation", Evaluation.from_map(self.evaluation))
+            _set(self, "evaluation", Evaluation.from_map(self.evaluation))
         elif not isinstance(self.evaluation, Evaluation | None):
             raise refusal(self.evaluation, "evaluation", "a map")
 
@@ -324,9 +326,8 @@ def _notes(value: Any) -> tuple[tuple[str, str], ...]:
     for note in notes:
         if not isinstance(note, list | tuple) or len(note) != 2:
             raise refusal(note, "a note", "a kind and a text")
-        check_text(note[0], "a note's kind")
-        check_text(note[1], "a note's text", MAX_TEXT)
-    return tuple((kind, text) for kind, text in notes)
+        check_name(note[0], "a note's kind")
+    return tuple((kind, as_prose(text, "a note's text", MAX_TEXT)) for kind, text in notes)
 
 
 @dataclass(frozen=True)
@@ -348,11 +349,11 @@ class Leave(Message):
     def __post_init__(self) -> None:
         """Check the fields."""
         if isinstance(self.report, dict):
-            object.__setattr__(self, "report", Report.from_map(self.report))
+            _set(self, "report", Report.from_map(self.report))
         elif not isinstance(self.report, Report):
             raise refusal(self.report, "report", "a map")
-        check_text(self.reason, "reason", MAX_REASON)
-        check_text(self.trace, "trace", MAX_TEXT)
+        _set(self, "reason", as_prose(self.reason, "reason", MAX_REASON))
+        _set(self, "trace", as_prose(self.trace, "trace", MAX_TEXT, keep="\n\t"))
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
@@ -381,7 +382,7 @@ class FilePiece(Message):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.name, "name", _MAX_PATH)
+        check_name(self.name, "name", _MAX_PATH)
         check_whole(self.push, "push")
         check_whole(self.size, "size", MAX_FILE_BYTES + 1)
         check_whole(self.offset, "offset", self.size + 1)
@@ -406,7 +407,7 @@ class Fetch(Message):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.name, "name", _MAX_PATH)
+        check_name(self.name, "name", _MAX_PATH)
         check_whole(self.index, "index", MAX_INDEX)
         check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
 
@@ -416,6 +417,11 @@ class Watch(Message):
     """A request by a console elsewhere for the present state of the run."""
 
     KIND = "watch"
+
+
+def _set(message: Message, name: str, value: Any) -> None:
+    """Set a field of a message that is being made."""
+    object.__setattr__(message, name, value)
 
 
 def _data(value: Any) -> None:
@@ -480,9 +486,9 @@ class Pulse(Message):
         if ratio is not None and not (is_finite(ratio) and ratio > 0):
             raise refusal(ratio, "samples_per_insert", "a finite number above 0")
         check_numbers(self.allowed, "allowed")
-        object.__setattr__(self, "clients", as_clients(self.clients, "clients"))
-        object.__setattr__(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))
-        object.__setattr__(self, "condemned", _pids(self.condemned, "condemned", MAX_ENDED))
+        _set(self, "clients", as_clients(self.clients, "clients"))
+        _set(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))
+        _set(self, "condemned", _pids(self.condemned, "condemned", MAX_ENDED))
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
@@ -520,6 +526,7 @@ class Welcome(Message):
             ``{host}`` for this host's address.
         run_dir: directory of the run on the launcher's host.
         versions: versions, on the launcher's host, of the packages that the environment comes from.
+        memory_bytes: memory that is planned for this role; 0 if none is, without a limit.
     """
 
     KIND = "welcome"
@@ -533,15 +540,18 @@ class Welcome(Message):
     run_dir: str
     versions: dict[str, str] = field(default_factory=dict)
     pulse: Pulse = field(default_factory=Pulse)
+    memory_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.run, "run")
+        check_name(self.run, "run")
         check_whole(self.index, "index", MAX_INDEX)
         check_whole(self.incarnation, "incarnation")
-        check_text(self.bind, "bind", _MAX_PATH)
+        check_name(self.bind, "bind", _MAX_PATH)
+        # The one text that stays as it is: a person's own directory may have any name.
         check_text(self.run_dir, "run_dir", _MAX_PATH)
         check_addresses(self.versions, "versions")
+        check_whole(self.memory_bytes, "memory_bytes")
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
@@ -586,7 +596,7 @@ class Refuse(Message):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.reason, "reason", MAX_REASON)
+        _set(self, "reason", as_prose(self.reason, "reason", MAX_REASON))
         if type(self.taken) is not bool:
             raise refusal(self.taken, "taken", "true or false")
 
@@ -615,10 +625,10 @@ class Filed(Message):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_text(self.name, "name", _MAX_PATH)
+        check_name(self.name, "name", _MAX_PATH)
         check_whole(self.push, "push")
         check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
-        check_text(self.error, "error", _MAX_PATH)
+        _set(self, "error", as_prose(self.error, "error", _MAX_PATH))
 
 
 @dataclass(frozen=True)
@@ -646,7 +656,7 @@ class Piece(Message):
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("wanted", "name"):
-            check_text(getattr(self, name), name, _MAX_PATH)
+            check_name(getattr(self, name), name, _MAX_PATH)
         check_whole(self.index, "index", MAX_INDEX)
         check_whole(self.offset, "offset", MAX_FILE_BYTES + 1)
         check_whole(self.size, "size", MAX_FILE_BYTES + 1)

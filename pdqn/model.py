@@ -17,6 +17,7 @@ from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError, first_line
 from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
+from pdqn.text import printable
 
 FORMAT = 3
 # Model files in a run directory: the last parameters, and those with the best evaluation.
@@ -88,8 +89,8 @@ def load_model(path: Path) -> Model:
     except UNREADABLE as error:
         if isinstance(error, UsageError) and config is not None and ":" in str(config.kind):
             raise UsageError(
-                f"{path}: {error}; its module must be importable: run this in its folder, or add "
-                "that folder to PYTHONPATH"
+                f"{path}: {printable(str(error))}; its module must be importable: run this in its "
+                "folder, or add that folder to PYTHONPATH"
             ) from error
         raise _not_read(path, error) from error
     set_noise(network, False)
@@ -111,7 +112,7 @@ def load_spec(path: Path) -> EnvironmentSpec:
 def _content(path: Path) -> dict[str, Any]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if content.get("format") != FORMAT:
-        raise UsageError(f"{path}: model format {content.get('format')}, not {FORMAT}")
+        raise UsageError(f"{path}: model format {content.get('format')!r:.40}, not {FORMAT}")
     return content
 
 
@@ -125,7 +126,7 @@ def unreadable_reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         # Torch's message recommends weights_only=False, which would run foreign code.
         return "damaged, or another kind of file"
-    return first_line(error)
+    return printable(first_line(error))
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -16,6 +17,8 @@ from types import FrameType
 
 import setproctitle
 
+from pdqn.text import printable, printable_lines
+
 # The signal with which a supervisor asks a role to leave. It is not SIGTERM: `timeout`, systemd and
 # batch systems send that to a whole process group, and the launcher then ends the run in order.
 LEAVE = signal.SIGUSR1
@@ -23,7 +26,16 @@ LEAVE = signal.SIGUSR1
 OF_GROUP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _ORPHAN_GRACE_SECONDS = 5.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+_MOST_HOST_CHARACTERS = 80
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class PrintableFormatter(logging.Formatter):
+    """The format of log lines, without what a terminal would obey: people read logs with cat."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record, and escape what its message and traceback quote."""
+        return printable_lines(super().format(record))
 
 
 class ParentWatch:
@@ -54,6 +66,11 @@ class ParentWatch:
         os._exit(1)
 
 
+def own_host() -> str:
+    """Return this host's name, as members tell it each other."""
+    return printable(socket.gethostname())[:_MOST_HOST_CHARACTERS]
+
+
 def set_title(role: str, index: int | None) -> None:
     """Name this process for top and ps, such as ``pdqn actor 17``."""
     setproctitle.setproctitle(f"pdqn {role}" if index is None else f"pdqn {role} {index}")
@@ -77,7 +94,9 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUP)
     if log_path is not None:
         _redirect_output(log_path)
-    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, stream=sys.stderr, force=True)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(PrintableFormatter(_LOG_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
     return ParentWatch()
 
 

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdqn.text import is_printable
+
 Observation = dict[str, NDArray[Any]]
 
 ACTION_MASK = "action_mask"
@@ -176,7 +178,7 @@ class EnvironmentSpec:
 
         Raises:
             ValueError: a dtype is not allowed, or a shape, stack or number of categories is
-                impossible.
+                impossible; a name is not printable.
         """
         fields = tuple(
             FieldSpec(
@@ -207,11 +209,16 @@ class EnvironmentSpec:
                 raise ValueError(
                     f"observation field {field.name} has {field.categories} categories"
                 )
+        env_id, headline = str(values["id"]), values.get("headline_metric")
+        names = (env_id, "" if headline is None else headline, *(field.name for field in fields))
+        for name in names:
+            if not isinstance(name, str) or not is_printable(name):
+                raise ValueError(f"{name!r:.80} is not a name of printable characters")
         return cls(
-            str(values["id"]),
+            env_id,
             fields,
             int(values["num_actions"]),
-            values.get("headline_metric"),
+            headline,
             int(values.get("first_action", 0)),
             bool(values.get("circle_placement", False)),
         )

@@ -51,6 +51,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, Observation
+from pdqn.text import printable
 
 PROTOCOL_VERSION = 2
 MAX_CONTROL_BYTES = 1 << 20
@@ -130,7 +131,8 @@ class WireError(ValueError):
     """
 
     def __init__(self, reason: Reason, detail: str = "", count: int = 0) -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
+        # The detail quotes the message: names that are not fields, or what a library said of it.
+        super().__init__(f"{reason}: {printable(detail)}" if detail else reason)
         self.reason: Reason = reason
         self.count = count
         self.sender: tuple[int, int, int] | None = None

@@ -14,6 +14,7 @@ from pdqn.config import Config, resolved
 from pdqn.connections import Bounds, Connections, most_connections
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
+from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
 from replay.buffer import make_buffer
@@ -22,15 +23,18 @@ from replay.limiter import make_limiter
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
 from replay.sender import Hello, encode_acknowledgement
 from replay.sharding import ShardLimiter
+from replay.waiting import largest_batch_bytes, window_bytes
 
 _POLL_MILLISECONDS = 50
 # Inserts and answers take turns of this length, so that neither side waits long.
 _TURN_SECONDS = 0.001
 _ATTEND_SECONDS = 0.01
 _MOST_GREETINGS_PER_TURN = 100
+# The kernel's receive buffer, which counts as unread, is at most this large by default.
+_KERNEL_BYTES = 8 << 20
 # Of one connection; an actor says hello once.
 _MOST_HELLOS = 8
-_MOST_ANSWERS_IN_PIPE = 128
+_MOST_STATES_IN_PIPE = 16
 # The roles that have business at each socket.
 _ROLES = {"transitions": ["actor"], "acknowledgements": ["actor"], "samples": ["learner"]}
 _log = logging.getLogger("replay")
@@ -83,13 +87,15 @@ class ReplayServer:
         self._hellos: dict[Stream, bytes] = {}
         self._revocations = self._link.revocations
         shard, welcome, config = self._welcome.index, self._welcome, self._welcome.config
-        self._pull, self._router, self._acks = _sockets(self._context, config.actor.window)
+        self._pull, self._router, self._acks = _sockets(
+            self._context, config, largest_batch_bytes(welcome.spec, config)
+        )
         served = {
             "transitions": self._pull,
             "samples": self._router,
             "acknowledgements": self._acks,
         }
-        bounds = _bounds(config)
+        bounds = _bounds(welcome.spec, config)
         self._connections = {
             name: Connections(socket, welcome.address(name), bounds[name])
             for name, socket in served.items()
@@ -291,11 +297,10 @@ def _drain(socket: zmq.Socket[bytes], frame: zmq.Frame) -> int:
     return nbytes
 
 
-def _bounds(config: Config) -> dict[str, Bounds]:
+def _bounds(spec: EnvironmentSpec, config: Config) -> dict[str, Bounds]:
     """Return the bounds of each socket's connections."""
     most = most_connections(config.actor.count or 0)
-    # A window of batches may wait, and as much again on its way through the kernel.
-    each = (config.actor.window + 1) * wire.MAX_TRANSITION_BYTES
+    each = window_bytes(spec, config) + largest_batch_bytes(spec, config) + _KERNEL_BYTES
     return {
         "transitions": Bounds(most, each, max(1, config.actor.count or 0) * each),
         "samples": Bounds(most),
@@ -304,17 +309,18 @@ def _bounds(config: Config) -> dict[str, Bounds]:
 
 
 def _sockets(
-    context: zmq.Context[zmq.Socket[bytes]], window: int
+    context: zmq.Context[zmq.Socket[bytes]], config: Config, batch_bytes: int
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], zmq.Socket[bytes]]:
     """Make the sockets for transitions, samples and acknowledgements, not bound yet."""
     pull = context.socket(zmq.PULL)
     # The actors' windows of unacknowledged batches bound the queue.
-    pull.setsockopt(zmq.RCVHWM, window)
-    pull.setsockopt(zmq.MAXMSGSIZE, wire.MAX_TRANSITION_BYTES)
+    pull.setsockopt(zmq.RCVHWM, config.actor.window)
+    pull.setsockopt(zmq.MAXMSGSIZE, batch_bytes)
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
-    router.setsockopt(zmq.SNDHWM, _MOST_ANSWERS_IN_PIPE)
+    # A learner has few batches outstanding; states come between them.
+    router.setsockopt(zmq.SNDHWM, _MOST_STATES_IN_PIPE + 4 * config.learner.prefetch)
     # An answer to a peer that is gone or does not read raises an error instead of vanishing.
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     acks = context.socket(zmq.ROUTER)

@@ -1,8 +1,9 @@
 """The actor's way to replay: TransitionBatches over PUSH, acknowledged over DEALER.
 
 Replay acknowledges every batch that it has processed, cumulatively: the message is the sequence
-number that it expects next. At most ``window`` batches are unacknowledged at a time, however large
-the buffers of the transport are. This bounds the age of the data.
+number that it expects next. At most ``window`` batches and ``window_bytes`` are unacknowledged at a
+time, however large the buffers of the transport are. This bounds the age of the data, and the
+memory that it takes where it waits.
 
 An actor first says *hello* at the socket for acknowledgements, and replay *greets* it with the
 present state. It sends no batch before, so acknowledgements can always arrive. After the greeting,
@@ -97,14 +98,25 @@ class TransitionSender:
         actor: index of this actor.
         incarnation: incarnation of this actor.
         window: largest number of unacknowledged batches.
+        window_bytes: largest size of all of them together; None for any size. A batch that is
+            larger goes alone.
+
+    Attributes:
+        window_bytes: the same, from now on.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], actor: int, incarnation: int, window: int
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        actor: int,
+        incarnation: int,
+        window: int,
+        window_bytes: int | None = None,
     ) -> None:
         self._context = context
         self._hello = Hello(actor, incarnation).encode()
         self._window = window
+        self.window_bytes = window_bytes
         self._push: zmq.Socket[bytes] | None = None
         self._acks: zmq.Socket[bytes] | None = None
         self._monitors: list[zmq.Socket[bytes]] = []  # of both sockets, to reconnect them
@@ -113,6 +125,7 @@ class TransitionSender:
         self._reopen_at = 0.0
         self._addresses: tuple[str, str] | None = None
         self._unacknowledged: deque[tuple[int, bytes]] = deque()
+        self._unacknowledged_bytes = 0
         self._sequence = 0
         self._greeted = False
 
@@ -148,11 +161,10 @@ class TransitionSender:
         Returns:
             Whether the batch is on its way; if not, the sequence number is still free.
         """
-        if not self._wait(
-            lambda: self._greeted and self.unacknowledged < self._window, while_waiting
-        ):
+        if not self._wait(lambda: self._greeted and self._has_room(len(data)), while_waiting):
             return False
         self._unacknowledged.append((self._sequence, data))
+        self._unacknowledged_bytes += len(data)
         self._sequence += 1
         self._transmit(data)
         return True
@@ -165,6 +177,13 @@ class TransitionSender:
         """Close the sockets; unacknowledged batches are kept for the next ``connect``."""
         self._addresses = None
         self._close()
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """Return whether a batch of this size may go now."""
+        if not self._unacknowledged or self.window_bytes is None:
+            return self.unacknowledged < self._window
+        fits = self._unacknowledged_bytes + size_bytes <= self.window_bytes
+        return fits and self.unacknowledged < self._window
 
     def _open(self, transitions: str, acknowledgements: str) -> None:
         self._close()
@@ -250,7 +269,8 @@ class TransitionSender:
             return
         expected, greeting = _ACKNOWLEDGEMENT.unpack(message)
         while self._unacknowledged and self._unacknowledged[0][0] < expected:
-            self._unacknowledged.popleft()
+            _, data = self._unacknowledged.popleft()
+            self._unacknowledged_bytes -= len(data)
         if greeting and not self._broken:
             self._greeted = True
             for _, data in self._unacknowledged:

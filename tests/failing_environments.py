@@ -14,6 +14,8 @@ import numpy as np
 from gymnasium import spaces
 
 LENGTH = 5
+LEAKED_BYTES = 1_300_000_000
+LEAKED: list[np.ndarray] = []
 MALFORMED: dict[str, tuple[Any, Any]] = {
     "no observation": (None, 1.0),
     "another shape": (np.zeros(3, np.float32), 1.0),
@@ -71,6 +73,10 @@ class Trap(gymnasium.Env[Any, Any]):
             Path(self._marker).touch()
         if self._how == "raise":
             raise RuntimeError("the simulator is upset")
+        if self._how == "escape":
+            raise RuntimeError("\x1b]0;owned\x07\x1b[2J\u202e upset")
+        if self._how == "leak":
+            LEAKED.append(np.ones(LEAKED_BYTES, np.uint8))
         if self._how == "hang":
             time.sleep(3600)
         if self._how == "exit":

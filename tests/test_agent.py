@@ -24,7 +24,8 @@ from launcher.hosts.agent import Part, _Agent, check_environment
 from launcher.interrupts import Interrupts
 from launcher.metrics.metrics import RunMetrics
 from launcher.plan.machine import Machine
-from launcher.plan.plan import ACTOR_BYTES, actors_for_host
+from launcher.plan.memory import ACTOR_BYTES
+from launcher.plan.plan import actors_for_host
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
 from pdqn.messages import Message, Pulse, Welcome
@@ -45,7 +46,8 @@ LEARNER = {
     "network": {"kind": "mlp", "hidden": 8, "layers": 1},
     "system": {"telemetry_seconds": 0.2},
 }  # fmt: skip
-CONFIG = build(("test", {"run": {"env": "CartPole-v1"}, "actor": {"envs_per_actor": 8}}))
+ACTOR = {"envs_per_actor": 8, "segment_length": 16, "batch_transitions": 64}
+CONFIG = build(("test", {"run": {"env": "CartPole-v1"}, "actor": ACTOR}))
 SPEC = describe_environment("CartPole-v1", {})
 
 

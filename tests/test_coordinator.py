@@ -878,7 +878,8 @@ class Replaying(Hub):
             "samples_per_insert_tolerance": 64.0,
         }
         sections = {
-            "actor": {"count": 1, "window": 4},
+            # The largest message is derived from the last two.
+            "actor": {"count": 1, "window": 4, "segment_length": 256, "batch_transitions": 256},
             "learner": {"batch_size": 16, "prefetch": 2},
             "replay": replay,
             "system": {"telemetry_seconds": 0.05},

@@ -111,6 +111,9 @@ class Link:
     def waited(self) -> None:
         """Do nothing: the evaluator only looked for news."""
 
+    def settle_memory(self) -> None:
+        """Expect what is held; this link has no limit."""
+
     def report(self) -> None:
         self.reports.append(self.telemetry.report())
 

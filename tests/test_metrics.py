@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from launcher.metrics.counters import Counters
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.run.recorder import Recorder
@@ -565,3 +566,16 @@ def test_a_line_goes_to_metrics_and_its_numbers_to_tensorboard(
     assert "train/loss" not in drawn.Tags()["tensors"]
     steps = [event.step for event in drawn.Tensors("rollout/ep_rew_mean")]
     assert steps == [30, 40]
+
+
+def test_a_member_that_names_ever_new_counters_takes_no_more_memory_for_them():
+    counters = Counters()
+    for round_ in range(10):
+        key = MemberKey("actor", 0, round_)
+        names = {f"{round_} {number}": 1.0 for number in range(4000)}
+        counters.add(key, {"environment_steps": 5.0, **names})
+    assert counters.total("actor", "environment_steps") == 50
+    assert len(counters.get_state()) <= 2049
+    assert counters.total("coordinator", "figures_dropped") == 40_000 + 1 - 2048
+    assert len(counters.counted(MemberKey("actor", 0, 9))) == 1
+    assert counters.counted(MemberKey("actor", 0, 7)) == {}, "it cannot come back"

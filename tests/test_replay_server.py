@@ -61,7 +61,10 @@ def config_of(**replay: Any) -> Config:
     }
     learner = {"batch_size": BATCH, "prefetch": PREFETCH}
     system = {"telemetry_seconds": 0.02}
-    return build(("test", {"replay": settings, "learner": learner, "system": system}))
+    # The largest message is derived from these.
+    actor = {"segment_length": 256, "batch_transitions": 256}
+    sections = {"actor": actor, "replay": settings, "learner": learner, "system": system}
+    return build(("test", sections))
 
 
 def request(number: int = 1, rows: int = BATCH, **changes: Any) -> SampleRequest:

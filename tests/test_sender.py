@@ -293,6 +293,29 @@ class TestSending:
         assert numbers(peer) == list(range(40))
         assert peer.greeted == [(ACTOR, INCARNATION)]
 
+    def test_at_most_so_many_bytes_are_unacknowledged_and_a_larger_batch_goes_alone(
+        self, start_peer, make_sender
+    ):
+        peer, sender = start_peer(), make_sender(10)
+        sender.window_bytes = 2 * len(batch(0))
+        connected(sender, peer)
+        send(sender, 1)
+        assert not sender.send(batch(2), GivesUp())
+        large = batch(2) + b" " + bytes(sender.window_bytes)
+        assert not sender.send(large, GivesUp())
+        peer.take_and_acknowledge()
+        assert not sender.send(large, GivesUp()), "another batch is still unacknowledged"
+        receive(peer, 2)
+        peer.expected = 2
+        peer.acknowledge(2)
+        assert sender.send(large, Given())
+        assert not sender.send(batch(3), GivesUp())
+        peer.expected = 3
+        peer.acknowledge(3)
+        assert sender.send(batch(3), Given())
+        receive(peer, 4)
+        assert numbers(peer) == [0, 1, 2, 3]
+
     @pytest.mark.parametrize("window", [1, 2, 5])
     def test_at_most_a_window_of_batches_is_unacknowledged(self, start_peer, make_sender, window):
         peer, sender = start_peer(), make_sender(window)

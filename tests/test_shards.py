@@ -511,7 +511,10 @@ def config_of(shards: int, **changes: Any) -> Config:
     }
     learner = {"batch_size": 64, "prefetch": 2}
     system = {"telemetry_seconds": 0.02}
-    return build(("test", {"replay": replay, "learner": learner, "system": system}))
+    # The largest message is derived from these.
+    actor = {"segment_length": 256, "batch_transitions": 256}
+    sections = {"actor": actor, "replay": replay, "learner": learner, "system": system}
+    return build(("test", sections))
 
 
 def encoded(sequence: int, actor: int, values: Any, priorities: Any) -> bytes:

@@ -111,9 +111,14 @@ class Replays:
     """Two shards, the pulse that an actor gets of them, and the actor's shipper."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], spec: EnvironmentSpec, enough: int
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        spec: EnvironmentSpec,
+        enough: int,
+        window_bytes: int = wire.MAX_TRANSITION_BYTES,
     ) -> None:
-        layer = {"actor": {"batch_transitions": enough, "window": 2}, "replay": {"shards": 2}}
+        actor = {"batch_transitions": enough, "window": 2, "window_bytes": window_bytes}
+        layer = {"actor": actor, "replay": {"shards": 2}}
         welcome = Welcome("run", ACTOR, 0, build(("test", layer)), spec, "", "")
         self._coordinator = context.socket(zmq.ROUTER)
         port = self._coordinator.bind_to_random_port("tcp://127.0.0.1")

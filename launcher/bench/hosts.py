@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import numpy as np
-import rich.console
 import torch
 import zmq
 from rich.table import Table
@@ -25,6 +24,7 @@ from launcher.coordinator.coordinator import Coordinator
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.prepare import prepare
+from launcher.terminal import show
 from learner.learner import Learner
 from pdqn import parameters, transport, wire
 from pdqn.clients import Client
@@ -56,14 +56,12 @@ def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bo
         shown = {"costs": dataclasses.asdict(costs), "limits": [vars(one) for one in found]}
         click.echo(json.dumps(shown, indent=2))
         return 0
-    console = rich.console.Console()
-    console.print(_cost_table(spec, costs))
     table = Table(title="actors that saturate", title_justify="left", box=None, pad_edge=False)
     for name, justify in (("one of", "left"), ("actors", "right"), ("because", "left")):
         table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     for one in found:
         table.add_row(one.what, number(one.actors), one.why)
-    console.print("", table)
+    show(_cost_table(spec, costs), "", table)
     return 0
 
 

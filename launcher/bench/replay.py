@@ -23,9 +23,9 @@ from typing import Any
 import click
 import numpy as np
 import psutil
-import rich.console
 import zmq
 from rich.table import Table
+from rich.text import Text
 
 from actors.segments import Segment, join_segments
 from launcher.bench.recordings import RECORDINGS, Recording, record
@@ -34,6 +34,7 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import plan as plan_run
+from launcher.terminal import echo, show
 from pdqn import layers, wire
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, UsageError
@@ -113,14 +114,14 @@ def bench_replay(data: Sequence[str], seconds: float, *, as_json: bool) -> int:
         except UsageError as error:
             if data:
                 raise
-            click.echo(f"{name}: skipped: {error}", err=True)
+            echo(f"{name}: skipped: {error}", err=True)
             continue
-        click.echo(f"{name}: {recording.origin}", err=True)
+        echo(f"{name}: {recording.origin}", err=True)
         results[name] = measure(recording, seconds)
     if as_json:
         click.echo(json.dumps(results, indent=2))
     else:
-        rich.console.Console().print(_table(results))
+        show(_table(results))
     return 0
 
 
@@ -459,7 +460,9 @@ class _Bench:
 def _write(pipe: Connection, address: str, recording: Recording) -> None:
     """Record, compress and send as an actor does, on request; the writer's process."""
     with role("actor", address, 0, None) as (context, link, welcome):
-        sender = TransitionSender(context, 0, welcome.incarnation, welcome.config.actor.window)
+        actor = welcome.config.actor
+        stream = 0, welcome.incarnation
+        sender = TransitionSender(context, *stream, actor.window, actor.window_bytes)
         batches = _batches(recording, welcome.config)
 
         def keep_in_touch() -> bool:
@@ -471,7 +474,6 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
             return not link.stopping
 
         def send() -> Iterator[int]:
-            stream = (0, welcome.incarnation)
             for segments in batches:
                 data = _encode(segments, recording, stream, sender.next_sequence)
                 count = sum(len(segment.columns["action"]) for segment in segments)
@@ -606,7 +608,7 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
             for r in results.values()
         ):
             words += " (not everywhere: see the log above)"
-        table.add_row(f"[bold]together, {words}[/]")
+        table.add_row(Text(f"together, {words}", "bold"))
         for line, value in _together_lines(transport):
             _add_row(table, f"  {line}", results, value)
     table.add_section()

@@ -29,6 +29,7 @@ from launcher.cli.options import (
 )
 from launcher.interrupts import Interrupts
 from launcher.run.resume import read_run
+from launcher.terminal import echo
 from pdqn import layers
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import UsageError
@@ -166,7 +167,7 @@ def launch(
     past = None if resume is None else read_run(resume)
     config = configuration_of(options, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
-        click.echo("pdqn: getting ready", err=True)
+        echo("pdqn: getting ready", err=True)
     with _opened(hosts, dask) as (access, cluster):
         from launcher.run import launch as running
 
@@ -316,15 +317,15 @@ def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
         if names:
             raise UsageError(f"--revoke {revoke} takes no other names, got {' '.join(names)}")
         making.revoke(directory, revoke)
-        click.echo(f"{revoke} is no longer admitted")
+        echo(f"{revoke} is no longer admitted")
         return 0
     made = making.make_keys(directory, names)
     for path in made:
-        click.echo(str(path))
+        echo(path)
     for name in (name for name in names if ":" in name):
-        click.echo(f"{name.replace(':', ' may take: ').replace(',', ', ')}", err=True)
+        echo(f"{name.replace(':', ' may take: ').replace(',', ', ')}", err=True)
     if not made and not names:
-        click.echo(f"{directory} already has its keys; name hosts to make more", err=True)
+        echo(f"{directory} already has its keys; name hosts to make more", err=True)
     return 0
 
 
@@ -441,7 +442,7 @@ def plot(runs: tuple[Path, ...], out: Path | None) -> int:
         out = out or Path("comparison.png")
         drawn = [*(group.label for group in draw_comparison(runs, out)), out]
     for line in drawn:
-        click.echo(str(line))
+        echo(line)
     return 0
 
 
@@ -460,7 +461,7 @@ def export(run: Path, path: Path, best: bool) -> int:
     from launcher.results import export as exporting
 
     names = exporting.export_onnx(run, path, best=best)
-    click.echo(f"{path}: {', '.join(names)} to values")
+    echo(f"{path}: {', '.join(names)} to values")
     return 0
 
 
@@ -558,5 +559,5 @@ def settings() -> int:
     """
     for name, default, documentation, accepted in layers.settings():
         shown = "auto" if default is None else default
-        click.echo(f"{name} = {shown}\n    {documentation} ({accepted})")
+        echo(f"{name} = {shown}\n    {documentation} ({accepted})")
     return 0

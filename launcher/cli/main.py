@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import click
 
 from launcher.caches import keep_caches_private
 from launcher.cli.commands import cli
+from launcher.terminal import echo
 from pdqn.errors import RunError, UsageError
+from pdqn.process import PrintableFormatter
 
 
 def main() -> None:
     """Run a command, and report bad input and failed runs in one line, without a traceback."""
     _make_streams_usable()
     keep_caches_private()
+    if logging.lastResort is not None:  # which prints warnings where no log is open
+        logging.lastResort.setFormatter(PrintableFormatter())
     try:
         # People name their own environments and networks by module: find those here as well.
         sys.path.append(str(Path.cwd()))
@@ -35,6 +41,9 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         _fail(_describe(error), 1)
+    except Exception:  # noqa: BLE001 - a fault: Python itself would print it with its escapes
+        echo(traceback.format_exc().rstrip(), err=True)
+        sys.exit(1)
 
 
 def _make_streams_usable() -> None:
@@ -58,5 +67,5 @@ def _describe(error: OSError) -> str:
 
 
 def _fail(error: Exception | str, code: int) -> None:
-    click.echo(f"pdqn: {error}", err=True)
+    echo(f"pdqn: {error}", err=True)
     sys.exit(code)

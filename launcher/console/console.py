@@ -9,14 +9,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import itertools
 import math
 import os
-import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TextIO
 
-from rich.console import Console as Terminal
 from rich.console import RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -27,12 +27,16 @@ from launcher.console.keyboard import KEYS, Keyboard
 from launcher.console.lines import dumps, progress_line, progress_map, summary_rows
 from launcher.console.output import Output, describe_loss
 from launcher.metrics.snapshot import Snapshot
-from launcher.numbers import duration
+from launcher.numbers import duration, plural
+from launcher.terminal import Printable, echo, terminal
+from pdqn.text import printable
 
 Kind = Literal["auto", "rich", "plain", "json", "off"]
 Clock = Callable[[], float]
 
 _FRAME_SECONDS = 0.25
+# What a run says in a month fits; what a member that floods it says does not take the memory.
+_MOST_MESSAGES, _MOST_SHOWN = 10_000, 200
 _DRAWING_SHARE = 0.015  # of a core, at most
 
 
@@ -115,7 +119,7 @@ class SilentConsole:
     def finish(self, summary: Mapping[str, Any], error: str | None) -> None:
         """Print the error, if there is one."""
         if error is not None:
-            sys.stderr.write(f"error: {error}\n")
+            echo(f"error: {error}", err=True)
 
     def stop(self) -> None:
         """Do nothing."""
@@ -186,13 +190,13 @@ class PlainConsole(_LineConsole):
     """One line of text every few seconds, for log files and simple terminals."""
 
     def _event(self, text: str) -> str:
-        return text
+        return printable(text)
 
     def _progress_line(self, snapshot: Snapshot) -> str:
         return progress_line(snapshot)
 
     def _last_lines(self, summary: Mapping[str, Any], error: str | None) -> Iterator[str]:
-        return (f"{title:<12} {text}" for title, text in summary_rows(summary, error))
+        return (f"{title:<12} {printable(text)}" for title, text in summary_rows(summary, error))
 
 
 class JsonConsole(_LineConsole):
@@ -219,11 +223,7 @@ class RichConsole:
     def __init__(self, stream: TextIO, clock: Clock, keys: Mapping[str, str] = KEYS) -> None:
         self._keys = keys
         self._output = Output(stream)
-        self._terminal = Terminal(
-            file=self._output,  # pyright: ignore[reportArgumentType]
-            highlight=False,
-            soft_wrap=False,
-        )
+        self._terminal = terminal(file=self._output, soft_wrap=False)
         self._live = Live(
             console=self._terminal,
             auto_refresh=False,
@@ -235,7 +235,8 @@ class RichConsole:
         self._clock = clock
         self._due = -math.inf
         self._latest: Snapshot | None = None
-        self._messages: list[tuple[float, str]] = []
+        self._messages: deque[tuple[float, str]] = deque()
+        self._left_out = 0
         self._redirected = contextlib.ExitStack()
         self._drawing = False
         self._screen = self._terminal.size
@@ -262,7 +263,10 @@ class RichConsole:
     def message(self, text: str) -> None:
         """Add an event to the picture, or print it when there is none."""
         elapsed = self._latest.elapsed_seconds if self._latest else 0.0
-        self._messages.append((elapsed, text))
+        self._messages.append((elapsed, printable(text)))
+        if len(self._messages) > _MOST_MESSAGES:
+            self._messages.popleft()
+            self._left_out += 1
         if self._drawing:
             self._draw_if_due()
         else:
@@ -283,8 +287,8 @@ class RichConsole:
         table = Table.grid(padding=(0, 2))
         for title, text in summary_rows(summary, error):
             style = "red" if title in ("error", "failed") else ""
-            table.add_row(Text(title, f"bold {style}"), Text(text, style))
-        self._terminal.print(table)
+            table.add_row(Text(title, f"bold {style}"), Text(printable(text), style))
+        self._terminal.print(Printable(table))
         self._output.drain()
 
     def stop(self) -> None:
@@ -319,16 +323,24 @@ class RichConsole:
             self._screen = screen
         begun = time.thread_time()
         keys = self._keys if self._help else {}
-        picture = _picture(self._latest, *screen, self._messages, keys)
+        picture = _picture(self._latest, *screen, self._newest(), keys)
         self._live.update(picture, refresh=True)
         # A large picture of many actors is drawn less often than a small one.
         drawing = time.thread_time() - begun
         self._due = self._clock() + max(_FRAME_SECONDS, drawing / _DRAWING_SHARE)
 
+    def _newest(self) -> list[tuple[float, str]]:
+        """Return the newest messages, more than a screen has lines for."""
+        return [*itertools.islice(reversed(self._messages), _MOST_SHOWN)][::-1]
+
     def _print_messages(self) -> None:
+        if self._left_out:
+            note = f"{plural(self._left_out, 'earlier message')} left out here, see events.jsonl"
+            self._terminal.print(Text(note))
+            self._left_out = 0
         if self._messages:
             lines = (f"{duration(elapsed):>7}  {text}" for elapsed, text in self._messages)
-            self._terminal.print(Text("\n".join(lines)))
+            self._terminal.print(Printable(Text("\n".join(lines))))
         self._messages.clear()
 
 
@@ -357,7 +369,7 @@ class _Lines(io.TextIOBase):
 def _picture(snapshot: Snapshot, *arguments: Any) -> RenderableType:
     """Render a snapshot; a picture that cannot be drawn does not end the run."""
     try:
-        return render(snapshot, *arguments)
+        return Printable(render(snapshot, *arguments))
     except Exception as error:  # noqa: BLE001 - of this program's own making, and only a picture
-        what = f"{type(error).__name__}: {error}"
+        what = printable(f"{type(error).__name__}: {error}")
         return Text(f"this picture cannot be drawn ({what}); the run goes on")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
@@ -382,7 +383,7 @@ def _measure(
     label: str, figure: str, rest: Text | Sequence[float | None], inner: int, low: float = math.inf
 ) -> Text:
     """Draw a label, a figure, and its history or a remark."""
-    line = Text.assemble((f"{label:<13.13}", LABEL), (f"{figure:>8}", FIGURE), "  ")
+    line = Text.assemble((set_cell_size(label, 13), LABEL), (f"{figure:>8}", FIGURE), "  ")
     if isinstance(rest, Text):
         return line + rest
     return line.append(sparkline(rest, max(0, inner - line.cell_len), low), SPARK)
@@ -408,7 +409,9 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
     for label, value in [row for row in ranking if row[0] == "policy" or row in others]:
         mine = label == "policy"
         spread = f"±{uncertainty(error)}" if mine and error is not None else ""
-        line = Text(f"{name if mine else label:<12.12} ", "bold green" if mine else LABEL)
+        line = Text(
+            f"{set_cell_size(name if mine else label, 12)} ", "bold green" if mine else LABEL
+        )
         line.append(f"{number(value):>6}", FIGURE).append(f" {spread:<8}", LABEL)
         bar = _bar(max(0.0, value / top), max(0, inner - line.cell_len), "green" if mine else SPARK)
         lines.append(line + bar)
@@ -481,7 +484,7 @@ def _host_line(host: MemberView, groups: Sequence[MemberGroup], inner: int) -> T
     worst = max([host.state, *states], key=list(STATE_STYLES).index)
     load = (host.cpu_percent, host.memory_bytes)
     width = max(_HOST_WIDTH_MIN, min(_HOST_WIDTH, inner - 27))
-    name = f"{host.host:<{width}.{width}} "
+    name = f"{set_cell_size(host.host, width)} "
     return _role_line(name, worst, ", ".join(words) or "nothing yet", load, inner)
 
 
@@ -494,7 +497,9 @@ def _member_line(member: MemberView, others: Sequence[MemberView], inner: int) -
 
 def _role_line(name: str, state: str, doing: str, load: tuple[float, int], inner: int) -> Text:
     figures = Text.assemble((f"{load[0]:4.0f}%", FIGURE), (f" {size(load[1]):>7}", LABEL))
-    line = Text.assemble(("● ", STATE_STYLES[state]), (f"{name:<10}", FIGURE))
+    line = Text.assemble(
+        ("● ", STATE_STYLES[state]), (set_cell_size(name, max(10, cell_len(name))), FIGURE)
+    )
     line.append(doing, LABEL if state == "alive" else STATE_STYLES[state])
     return _ends(line, figures, inner)
 
@@ -555,8 +560,10 @@ def _box(
         right: columns left free inside the right edge.
     """
     inner = max(0, width - 3 - right)
-    note = f" {note} ─" if note and len(note) + len(title) + 8 <= width else ""
-    rule = "─" * max(0, width - len(title) - len(note) - 4)
+    note = f" {note} ─" if note and len(note) + cell_len(title) + 8 <= width else ""
+    if cell_len(title) > (room := max(1, width - 5)):
+        title = set_cell_size(title, room - 1) + "…"
+    rule = "─" * max(0, width - cell_len(title) - len(note) - 4)
     top = Text.assemble(("╭ ", frame), (title, "bold"), (f" {rule}", frame))
     top.append(note[:-1], LABEL).append(note[-1:] + "╮", frame)
     body = [*lines, *[Text()] * max(0, height - 2 - len(lines))]
@@ -666,7 +673,8 @@ def _chart_row(cells: Sequence[int], name: str | None) -> Text:
     if name is None:
         return Text("".join(chr(_BRAILLE + dots) for dots in cells).replace("\u2800", " "), SPARK)
     row = Text()
-    label = f" {name[: max(0, len(cells) - 2)]}" if name else ""
-    for dots in cells[: len(cells) - len(label)]:
+    room = max(0, len(cells) - 2)
+    label = f" {set_cell_size(name, min(cell_len(name), room))}" if name else ""
+    for dots in cells[: len(cells) - cell_len(label)]:
         row.append(chr(_BRAILLE + dots) if dots else "┈", SPARK if dots else FRAME)
     return row.append(label, LABEL)

@@ -12,11 +12,12 @@ from typing import Any
 from launcher.console.dashboard import evaluation_score
 from launcher.metrics.snapshot import Snapshot
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
+from pdqn.text import printable
 
 
 def progress_line(snapshot: Snapshot) -> str:
     """Format everything that matters in a snapshot as one line of plain text."""
-    return "  ".join(part for part in _parts(snapshot) if part)
+    return printable("  ".join(part for part in _parts(snapshot) if part))
 
 
 def _parts(snapshot: Snapshot) -> Iterator[str]:
@@ -101,7 +102,8 @@ def progress_map(snapshot: Snapshot) -> dict[str, Any]:
 
 def dumps(values: Mapping[str, Any]) -> str:
     """Write one line of strict JSON, without NaN and infinity."""
-    return json.dumps(_strict(values), separators=(",", ":"), allow_nan=False, default=str)
+    line = json.dumps(_strict(values), separators=(",", ":"), allow_nan=False, default=str)
+    return line.replace("\x7f", "\\u007f")  # the one control character that JSON allows
 
 
 def _strict(value: Any) -> Any:

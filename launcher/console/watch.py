@@ -188,8 +188,17 @@ def watch(
         source.close()
     summary = source.summary() if ended else {}
     if summary:
-        view.finish(summary, summary.get("error"))
+        _finish(view, summary)
     return 0
+
+
+def _finish(view: Console, summary: dict[str, Any]) -> None:
+    """Show how a run went, if its summary is one: another person may have written it."""
+    error = summary.get("error")
+    try:
+        view.finish(summary, None if error is None else str(error))
+    except (TypeError, ValueError, KeyError, AttributeError) as fault:
+        raise RunError(f"{SUMMARY} cannot be read ({type(fault).__name__}: {fault})") from fault
 
 
 def _follow(source: Source, view: Console, interrupts: Interrupts) -> bool:

@@ -7,7 +7,6 @@ once when something changes. See ``pdqn.link`` for the other side, ``membership`
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from dataclasses import replace
 import zmq
 
 from launcher.coordinator.files import FileStore
+from launcher.coordinator.flood import LEFT_OUT, EventLimit
 from launcher.coordinator.membership import (
     Admit,
     Event,
@@ -28,7 +28,7 @@ from launcher.coordinator.membership import (
 from launcher.coordinator.places import Member
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.snapshot import Seen
-from pdqn import messages, transport, wire
+from pdqn import messages, process, transport, wire
 from pdqn.clients import Clients
 from pdqn.config import resolved
 from pdqn.connections import Bounds, Connections, most_connections
@@ -37,7 +37,7 @@ from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown
 from pdqn.silence import ListeningClock
 
 _MOST_MESSAGES_PER_TURN = 1000
-_MOST_EVENTS = 1000
+_MOST_EVENTS = 50_000  # more than the limit lets through at once
 _GATHER_SECONDS = 0.02
 _MOST_WATCHERS, _WATCHED_SECONDS = 100, 5.0
 _MOST_WARNINGS = 100
@@ -56,6 +56,7 @@ class Coordinator:
         files: takes and gives files of the directory; None if the run has none.
         own_actors: number that the launcher starts itself; by default all that are configured.
         incarnations: number of times that each (role, index) has joined in earlier sessions.
+        memory: bytes that are planned for one process of each role; without a limit for the others.
 
     Attributes:
         membership: the members of the run.
@@ -78,8 +79,9 @@ class Coordinator:
         files: FileStore | None = None,
         own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
+        memory: Mapping[str, int] | None = None,
     ) -> None:
-        self._context = context
+        self._context, self._memory = context, memory or {}
         self._socket = context.socket(zmq.ROUTER)
         config = welcome.config
         bounds = Bounds(most_connections(config.actor.count or 0))
@@ -93,6 +95,7 @@ class Coordinator:
         self._configured_ratio = config.replay.samples_per_insert
         self._watchers: dict[bytes, float] = {}
         self.seen: Seen | None = None
+        self._flood = EventLimit()
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.rejected: Counter[str] = Counter()
 
@@ -191,7 +194,7 @@ class Coordinator:
         if isinstance(instruction, SendPulse):
             self._pulse(instruction.member)
         elif isinstance(instruction, Event):
-            self.events.append(instruction)
+            self._write_down(instruction)
         elif isinstance(instruction, Send):
             self._send(instruction.identity, instruction.message)
         elif isinstance(instruction, Admit):
@@ -199,6 +202,14 @@ class Coordinator:
         else:
             for member in self.membership.members():
                 self._pulse(member)
+
+    def _write_down(self, event: Event) -> None:
+        """Keep an event for the run's records, unless its place has had too many."""
+        kept = self._flood.take(event, time.monotonic())
+        self.events.extend(kept)
+        if event not in kept:
+            self._metrics.count("control_rejected")
+            self._metrics.count(f"control_rejected/{LEFT_OUT}")
 
     def _admit(self, member: Member) -> None:
         key, bind = member.key, self._welcome.bind
@@ -208,6 +219,7 @@ class Coordinator:
             incarnation=key.incarnation,
             bind=bind.replace("{role}", f"{key.role}-{key.index}-{key.incarnation}"),
             pulse=self.membership.orders.pulse(member),
+            memory_bytes=self._memory.get(key.role, 0),
         )
         self._send(member.identity, welcome)
 
@@ -228,7 +240,7 @@ class Coordinator:
 
     def host_of(self, member: Member) -> str:
         """Name a member's host, distinct from all others."""
-        return self.membership.places.host_of(member, socket.gethostname())
+        return self.membership.places.host_of(member, process.own_host())
 
     # ---- files and watchers ----
 

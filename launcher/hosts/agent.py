@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
-
 from actors.environments.describe import describe_environment
 from actors.environments.making import package_versions
 from launcher.hosts.access import Door, find_door
@@ -29,6 +27,7 @@ from launcher.hosts.leash import Leash
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
+from launcher.terminal import echo
 from pdqn.broadcast import Relay
 from pdqn.errors import RunError, UsageError
 from pdqn.files import FOLDER_VARIABLE
@@ -299,7 +298,7 @@ def join(part: Part, door: Door, interrupts: Interrupts) -> int:
     """Take part in a run through its door, with lines on standard error; return the exit code."""
 
     def say(text: str) -> None:
-        click.echo(f"pdqn: {text}", err=True)
+        echo(f"pdqn: {text}", err=True)
 
     return take_part(door.endpoint, part, door.network, say, interrupts)
 

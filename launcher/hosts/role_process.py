@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from launcher import safe_path
 from pdqn.errors import JoinRefusedError, PlaceTakenError
+from pdqn.text import printable, printable_lines
 from pdqn.transport import Network
 
 EXIT_REFUSED, EXIT_TAKEN = 3, 4
@@ -29,14 +31,22 @@ def run_role(
     try:
         _main_of(role)(address, index, log_path, network)
     except JoinRefusedError as error:
-        print(f"pdqn: {error}", file=sys.stderr)  # noqa: T201 - the person who joined reads it
+        _tell(printable(str(error)))
         sys.exit(EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED)
+    except Exception:  # noqa: BLE001 - multiprocessing would print it with its escapes
+        _tell(f"this role failed:\n{printable_lines(traceback.format_exc())}")
+        sys.exit(1)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     # The role has closed everything it opened. The interpreter's own teardown of a hundred actors
     # on a few cores would take longer than a person waits after Ctrl-C.
     os._exit(0)
+
+
+def _tell(text: str) -> None:
+    """Tell the log of this role, or the person who joined."""
+    print(f"pdqn: {text}", file=sys.stderr)  # noqa: T201 - there may be no log
 
 
 def _main_of(role: str) -> _Main:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _WINDOW_SECONDS = 10.0
 _MOST_MARKS = 64
+# Names over all roles: roles of this package have some hundred, a hostile one any number.
+_MOST_TOTALS = 2048
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,29 @@ class Counters:
         self._marks: deque[_Mark] = deque(maxlen=_MOST_MARKS)
 
     def add(self, key: MemberKey, counters: Mapping[str, float]) -> Mapping[str, float]:
-        """Add what has grown since the last report of this incarnation, and return that report."""
+        """Add what has grown since the last report of this incarnation, and return that report.
+
+        Counters with new names are left out, and counted, once there are too many names.
+        """
         before = self._last.get(key, {})
-        for name, value in counters.items():
+        known = {name: value for name, value in counters.items() if self._takes(key.role, name)}
+        if len(known) < len(counters):
+            self._totals["coordinator", "figures_dropped"] += len(counters) - len(known)
+        for name, value in known.items():
             self._totals[key.role, name] += value - before.get(name, 0.0)
-        self._last[key] = counters
+        self._last[key] = known
+        # The incarnation before this one may still report late, but not those before it.
+        self._last.pop(replace(key, incarnation=key.incarnation - 2), None)
         return before
+
+    def _takes(self, role: str, name: str) -> bool:
+        """Return whether a counter has a total; make one for a new name while there is room."""
+        if (role, name) in self._totals:
+            return True
+        if len(self._totals) >= _MOST_TOTALS:
+            return False
+        self._totals[role, name] = 0.0
+        return True
 
     def count(self, role: str, name: str, amount: int = 1) -> None:
         """Add to a counter that no report has."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from launcher.metrics.allowance import Allowance
 from launcher.metrics.counters import Counters, Gauges, MemberKey
 from launcher.metrics.episodes import RecentEpisodes
 from launcher.metrics.snapshot import EvaluationView
@@ -15,6 +16,10 @@ from pdqn.figures import Figure
 from pdqn.messages import Evaluation, Report
 
 _HISTORY_POINTS = 240
+# Characters of an evaluation's line without any names, and of one name's number and its error.
+_EVALUATION, _VALUE = 400, 40
+# Characters of such lines: a hundred or more at once, later 86 MB a day.
+_EVALUATION_LINES = (200_000, 1_000)
 
 
 class RunMetrics:
@@ -43,6 +48,8 @@ class RunMetrics:
         self._learner_steps = 0
         self.evaluation: Evaluation | None = None
         self._new_evaluations: list[Evaluation] = []
+        # By role: what others send does not take the place of what the evaluator finds.
+        self._evaluation_lines = defaultdict(lambda: Allowance(*_EVALUATION_LINES))
 
     def get_state(self) -> dict[str, Any]:
         """Return as plain data what a later session goes on from, and what pictures read."""
@@ -82,6 +89,12 @@ class RunMetrics:
         for episode in report.episodes:
             self._episodes.add(*episode)
         if report.evaluation is not None:
+            size, lines = _line_characters(report.evaluation), self._evaluation_lines[key.role]
+            if size > lines.left(now):
+                self.count("control_rejected")
+                self.count("control_rejected/evaluation")
+                return
+            lines.use(size, now)
             self.evaluation = report.evaluation
             self._new_evaluations.append(report.evaluation)
 
@@ -312,6 +325,12 @@ def _ratio(measure: Callable[[str, str], float], figure: Figure) -> float | None
     first, *others = (measure(figure.role, name) for name in figure.per)
     divisor = first - sum(others)
     return measure(figure.role, figure.source) / divisor if divisor > 0 else None
+
+
+def _line_characters(evaluation: Evaluation) -> int:
+    """Estimate the characters of an evaluation's line: each of its names comes with an error."""
+    maps = (evaluation.metrics, evaluation.baselines, evaluation.differences)
+    return _EVALUATION + 2 * sum(_VALUE + len(name) for values in maps for name in values)
 
 
 def _per(amount: float, divisor: float) -> float:

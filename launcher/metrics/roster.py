@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from pdqn.checks import check_finite, check_text, check_whole, refusal
+from pdqn.checks import as_prose, check_finite, check_whole, refusal
 
 MemberState = Literal["starting", "alive", "late", "restarting", "stopped", "dead"]
 _STATES = frozenset(get_args(MemberState))
@@ -174,9 +174,8 @@ def _as_state(value: Any) -> MemberState:
 
 
 def as_text(value: Any) -> str:
-    """Check a text of a snapshot."""
-    check_text(value, "a text", _MAX_TEXT)
-    return value
+    """Check a text of a snapshot, and escape what a terminal would obey."""
+    return as_prose(value, "a text", _MAX_TEXT)
 
 
 def as_text_or_none(value: Any) -> str | None:

@@ -18,12 +18,14 @@ from launcher.metrics.roster import (
     as_whole,
 )
 from launcher.numbers import in_unit
-from pdqn.checks import as_tuple, check_finite, check_text, check_whole, refusal
+from pdqn.checks import as_prose, as_tuple, check_finite, check_whole, refusal
 from pdqn.figures import find, rollout_name
 from pdqn.messages import Kinds, Message, Over
+from pdqn.text import printable
 from pdqn.wire import WireError
 
 _MAX_TEXT = 10_000
+_TEXTS = ("run_dir", "env", "mode", "stage", "waiting_for", "replay_waits", "bottleneck")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,10 @@ class Snapshot:
     groups: tuple[MemberGroup, ...] = ()
 
     def __post_init__(self) -> None:
-        """Group the members, where there are no more than are listed."""
+        """Group the members, where there are no more than are listed, and clean the texts."""
+        for name in (*_TEXTS, "headline", "first_error"):
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, printable(text))
         if not self.groups:
             object.__setattr__(self, "groups", Roster.of(self.members).groups)
 
@@ -150,10 +155,9 @@ class Snapshot:
         Raises:
             TypeError, KeyError, WireError: a field is missing, or of another type.
         """
-        texts = ("run_dir", "env", "mode", "stage", "waiting_for", "replay_waits", "bottleneck")
         evaluation = values["evaluation"]
         return cls(
-            **{name: as_text(values[name]) for name in texts},
+            **{name: as_text(values[name]) for name in _TEXTS},
             seed=as_whole(values["seed"]),
             elapsed_seconds=as_number(values["elapsed_seconds"]),
             progress=as_number_or_none(values["progress"]),
@@ -202,8 +206,10 @@ class Seen(Message):
             if not isinstance(message, list | tuple) or len(message) != 2:
                 raise refusal(message, "a message", "seconds and a text")
             check_finite(message[0], "a message's seconds")
-            check_text(message[1], "a message's text", _MAX_TEXT)
-        told = tuple((seconds, text) for seconds, text in self.messages)
+        told = tuple(
+            (seconds, as_prose(text, "a message's text", _MAX_TEXT))
+            for seconds, text in self.messages
+        )
         object.__setattr__(self, "messages", told)
 
     def to_map(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from pdqn.errors import RunError
+from pdqn.process import own_host
 
 UNLIMITED = 2**63 - 1
 PACKAGES = (
@@ -130,7 +131,7 @@ def detect() -> Machine:
     soft, hard = map(_file_limit, resource.getrlimit(resource.RLIMIT_NOFILE))
     logical = psutil.cpu_count() or 1
     return Machine(
-        hostname=socket.gethostname(),
+        hostname=own_host(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cores=usable_cores(_affinity(logical), limits.cores),
         physical_cores=psutil.cpu_count(logical=False) or logical,

@@ -20,17 +20,15 @@ from launcher.plan.machine import (
     Machine,
     open_files_error,
 )
+from launcher.plan.memory import GB, LAUNCHER_BYTES, MB, REPLAY_BYTES, Estimates, window_for
 from launcher.plan.storage import COMPRESSED_HEADROOM, STORES, Storage, Store
 from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
 from pdqn.wire import MAX_TRANSITION_BYTES
 from replay.limiter import make_limiter
-from replay.samples import SlotLayout, slot_count
 
 Mode = Literal["single", "parallel", "ultra"]
-
-MB, GB = 10**6, 10**9
 
 # From this size on, observations are maps or images: bandwidth and memory limit, not overhead.
 LARGE_OBSERVATION_BYTES = 4096
@@ -60,11 +58,6 @@ DISCOUNT, PLACEMENT_DISCOUNT = 0.99, 1.0
 ATARI_FRAME_STACK, ATARI_REWARD_CLIP, SCREEN_SIDE_MIN = 4, 1.0, 36
 EVALUATION_EPISODES, HEADLINE_EVALUATION_EPISODES = 10, 32
 
-# Estimates of resident memory beside the buffer. An actor shares torch's pages with its
-# forkserver; the activations of a convolutional policy are about this many times its input.
-ACTOR_BYTES, ACTIVATIONS_PER_OBSERVATION = 80 * MB, 200
-LEARNER_BYTES = {"cpu": 1 * GB, "cuda": 3 * GB}
-REPLAY_BYTES, EVALUATOR_BYTES, LAUNCHER_BYTES = 300 * MB, 400 * MB, 300 * MB
 ACTORS_MEMORY_SHARE = 0.5
 # Of a host that runs nothing but actors.
 HOST_MEMORY_SHARE = 0.8
@@ -115,6 +108,7 @@ def plan(
     spec: EnvironmentSpec,
     block_bytes_per_transition: float | None = None,
     elsewhere: Collection[str] = (),
+    parameter_bytes: int = 0,
 ) -> Plan:
     """Size a run of this configuration in this environment for this machine.
 
@@ -126,11 +120,11 @@ def plan(
             without it the plan assumes that frames cannot be compressed.
         elsewhere: roles that will join from other hosts. The learner's host, if it is one of them,
             settles what depends on it.
+        parameter_bytes: size of the network's parameters, of which each process has some copies.
     """
-    draft, mode, why, actors = _without_buffer(machine, config, spec, elsewhere)
+    draft, mode, why, actors = _without_buffer(machine, config, spec, elsewhere, parameter_bytes)
     _plan_buffer(draft, block_bytes_per_transition)
     _plan_limiter(draft, mode)
-    _plan_evaluation(draft)
     processes = actors + draft.config.replay.shards
     open_files = open_files_of(processes)
     _check_machine(draft, open_files)
@@ -148,12 +142,14 @@ def plan(
     )
 
 
-def measures_frames(machine: Machine, config: Config, spec: EnvironmentSpec) -> bool:
+def measures_frames(
+    machine: Machine, config: Config, spec: EnvironmentSpec, parameter_bytes: int = 0
+) -> bool:
     """Tell whether the plan depends on how well the environment's frames compress."""
     store = config.replay.store
     if spec.observation_bytes <= LARGE_OBSERVATION_BYTES or store == "dense":
         return False
-    draft, *_ = _without_buffer(machine, config, spec)
+    draft, *_ = _without_buffer(machine, config, spec, (), parameter_bytes)
     wanted = config.replay.capacity or CAPACITY_MAX[draft.scale]
     needed = Storage(spec, config.replay.shards).bytes_of("dense", wanted)
     return store == "compressed" or needed > _budget(draft)
@@ -171,33 +167,38 @@ def open_files_of(processes: int) -> int:
 
 def actors_for_host(machine: Machine, config: Config, spec: EnvironmentSpec) -> int:
     """Return the number of actors for a host that does nothing else for this run."""
-    each = _actor_bytes(spec, resolved(config.actor.envs_per_actor))
+    each = Estimates(config, spec).actor
     room = int(HOST_MEMORY_SHARE * machine.ram_available_bytes / each)
     return max(1, min(machine.cores, room))
-
-
-def _actor_bytes(spec: EnvironmentSpec, envs: int) -> int:
-    """Estimate the bytes that an actor with this many environments takes."""
-    seen = sum(field.stored_bytes * field.stack for field in spec.fields)
-    return ACTOR_BYTES + ACTIVATIONS_PER_OBSERVATION * seen * envs
 
 
 class _Draft:
     """A plan in the making: the configuration so far, and what there is to say about it."""
 
     def __init__(
-        self, machine: Machine, config: Config, spec: EnvironmentSpec, elsewhere: Collection[str]
+        self,
+        machine: Machine,
+        config: Config,
+        spec: EnvironmentSpec,
+        elsewhere: Collection[str],
+        parameter_bytes: int = 0,
     ) -> None:
         self.machine = machine
         self.elsewhere = elsewhere
         self.config = config
         self.spec = spec
+        self._parameter_bytes = parameter_bytes
         self.scale = "large" if spec.observation_bytes > LARGE_OBSERVATION_BYTES else "small"
         self.layer: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         self.memory: list[tuple[str, int]] = []
         self.replay = ""
         self.warnings: list[str] = []
         self.errors: list[str] = []
+
+    @property
+    def estimates(self) -> Estimates:
+        """The memory of processes by the settings so far."""
+        return Estimates(self.config, self.spec, self._parameter_bytes)
 
     def is_open(self, section: str, key: str) -> bool:
         """Tell whether a setting is left to auto."""
@@ -222,12 +223,17 @@ class _Draft:
 
 
 def _without_buffer(
-    machine: Machine, config: Config, spec: EnvironmentSpec, elsewhere: Collection[str] = ()
+    machine: Machine,
+    config: Config,
+    spec: EnvironmentSpec,
+    elsewhere: Collection[str] = (),
+    parameter_bytes: int = 0,
 ) -> tuple[_Draft, Mode, str, int]:
     """Plan everything that precedes the buffer; return (draft, mode, why, actors)."""
-    draft = _Draft(machine, config, spec, elsewhere)
+    draft = _Draft(machine, config, spec, elsewhere, parameter_bytes)
     draft.settle("run", "frame_stack", spec.frame_stack)
     mode, why = _choose_mode(draft)
+    _plan_evaluation(draft)
     # In this order: the learner takes the cores that actors leave, the buffer the memory.
     actors = _plan_actors(draft, mode)
     _plan_learner(draft, actors)
@@ -283,7 +289,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     here = "actor" not in draft.elsewhere
     if here and (draft.config.actor.count or 0) > draft.machine.cores:
         envs //= 2  # actors take turns: memory is scarce, not time
-    envs = draft.settle("actor", "envs_per_actor", envs)
+    draft.settle("actor", "envs_per_actor", envs)
     length = _segment_length(draft.config.actor.n_step, spec.frame_stack)
     draft.settle("actor", "segment_length", length)
     fitting = BATCH_BYTES // max(1, spec.observation_bytes)
@@ -295,11 +301,12 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if is_atari else 0.0)
     if is_atari:
         _score_whole_games(draft)
-    each = _actor_bytes(spec, envs)
-    count = _plan_actor_count(draft, mode, each)
+    count = _plan_actor_count(draft, mode, draft.estimates.actor)
+    window = window_for(draft.config, spec, draft.machine.ram_available_bytes)
+    draft.settle("actor", "window_bytes", window)
     if not here:
         return 0
-    draft.memory.append((plural(count, "actor"), count * each))
+    draft.memory.append((plural(count, "actor"), count * draft.estimates.actor))
     return count
 
 
@@ -383,7 +390,7 @@ def _plan_learner(draft: _Draft, actors: int) -> None:
     if "learner" in draft.elsewhere:
         return
     device = _plan_device(draft, actors)
-    draft.memory.append(("learner", LEARNER_BYTES[device]))
+    draft.memory.append(("learner", draft.estimates.learner))
     _check_gpu(draft, device)
 
 
@@ -437,9 +444,11 @@ def _plan_roles(draft: _Draft, mode: Mode) -> None:
     name = "replay" if shards == 1 else f"{shards} replays"
     draft.memory += [(name, shards * REPLAY_BYTES), ("launcher", LAUNCHER_BYTES)]
     if draft.config.evaluation.enabled:
-        draft.memory.append(("evaluator", EVALUATOR_BYTES))
+        draft.memory.append(("evaluator", draft.estimates.evaluator))
     if mode != "single":
         _plan_samples(draft)
+        if "replay" not in draft.elsewhere:
+            draft.memory.append(("waiting batches", draft.estimates.waiting))
     elif shards != 1:
         draft.errors.append(
             f"replay.shards = {shards}, but mode single has one replay: use --mode parallel"
@@ -448,8 +457,10 @@ def _plan_roles(draft: _Draft, mode: Mode) -> None:
 
 def _plan_samples(draft: _Draft) -> None:
     config, shm_free = draft.config, draft.machine.shm_free_bytes
-    needed = SlotLayout(draft.spec, config.learner.batch_size, slot_count(config)).nbytes
+    needed = draft.estimates.samples
     draft.memory.append(("sample batches", needed))
+    if config.replay.transport == "socket" or shm_free < needed:
+        draft.memory.append(("sample batches on their way", draft.estimates.samples_on_their_way))
     if config.replay.transport == "auto" and SHM_BYTES_MIN <= shm_free < needed:
         draft.warnings.append(
             f"/dev/shm has {size(shm_free)} free, SampleBatches need {size(needed)}: SampleBatches "

@@ -40,17 +40,23 @@ def prepare(
             'info["suggested_action"] to follow; circle placement does with --env-arg suggest=true'
         )
     here = detect()
-    plan = planning.plan(here, config, spec, None, elsewhere)
-    if planning.measures_frames(here, config, spec):
+    parameters = parameter_bytes(network)
+    plan = planning.plan(here, config, spec, None, elsewhere, parameters)
+    if planning.measures_frames(here, config, spec, parameters):
         measured = block_bytes_per_transition(plan.config, spec)
         size = measured or float(spec.observation_bytes)
-        plan = planning.plan(here, config, spec, size, elsewhere)
+        plan = planning.plan(here, config, spec, size, elsewhere, parameters)
         if measured is None:
             plan.warnings.append(
                 f"{spec.id} ended or hung while its frames were measured: memory is planned as if "
                 "they could not be compressed"
             )
     return spec, here, plan
+
+
+def parameter_bytes(network: QNetwork) -> int:
+    """Return the size of a network's parameters, as the learner publishes them."""
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 def _check_evaluation(config: Config, spec: EnvironmentSpec, network: QNetwork) -> None:

@@ -117,6 +117,7 @@ _REPORTED = (
     ("actor", "envs_per_actor"),
     ("actor", "segment_length"),
     ("actor", "batch_transitions"),
+    ("actor", "window_bytes"),
     ("actor", "discount"),
     ("run", "frame_stack"),
     ("replay", "shards"),

@@ -20,6 +20,7 @@ from launcher.results.training import (
     PICTURE_FORMATS,
     Floats,
     Metrics,
+    drawable,
     marker_of,
     read_metrics,
     save_picture,
@@ -31,6 +32,7 @@ from pdqn.layers import read_toml
 
 _POINTS = 200
 _SHORT_LABEL = 60  # characters of a label of which two fit side by side
+_LONG_LABEL = 200
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _SEED = ("run", "seed")
 # Runs that differ in these alone differ by chance and patience alone.
@@ -161,7 +163,9 @@ def _draw_group(axes: Axes, group: Group, key: str, over: str, colour: str) -> N
     if len(points):
         axes.fill_between(points, least, largest, color=colour, alpha=0.2, linewidth=0)
         curves = [(points, mean)]
-    axes.plot([], [], color=colour, linewidth=2, label=group.label)  # once, however many curves
+    axes.plot(
+        [], [], color=colour, linewidth=2, label=drawable(group.label, _LONG_LABEL)
+    )  # once, however many curves
     for x, y in curves:
         axes.plot(x, y, color=colour, linewidth=2, marker=marker_of(x))
 

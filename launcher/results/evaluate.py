@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 import numpy as np
-import rich.console
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from actors.evaluation import (
     Act,
@@ -26,6 +26,7 @@ from actors.evaluation import (
     scored,
 )
 from launcher.results.films import check_camera, check_film, record_film
+from launcher.terminal import echo, show
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.model import Model, load_model
@@ -82,11 +83,11 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(result))
     else:
-        rich.console.Console().print(table(model, result))
+        show(table(model, result))
     if film is not None:
         frames, whole = record_film(model, film.path, film.episodes)
         cut = "" if whole else ", then cut: the film would be too large"
-        click.echo(f"{film.path}: {frames} frames{cut}", err=as_json)
+        echo(f"{film.path}: {frames} frames{cut}", err=as_json)
     return 0
 
 
@@ -103,7 +104,8 @@ def table(model: Model, result: dict[str, Any]) -> Table:
         drawn.add_column(column, justify="left" if column == "policy" else "right")
     score = result["metrics"].get(name, result["return_mean"])
     error = result["errors"].get(name, result["return_error"])
-    drawn.add_row("[bold]greedy on Q[/bold]", f"[bold]{score:.4f} ± {error:.4f}[/bold]", "")
+    policy = Text("greedy on Q", "bold"), Text(f"{score:.4f} ± {error:.4f}", "bold")
+    drawn.add_row(*policy, "")
     for baseline, mean in result["baselines"].items():
         error = result["baseline_errors"][baseline]
         difference, difference_error = result["differences"][baseline]
@@ -143,7 +145,7 @@ def _baselines(
     assert scores is not None
     values = scored(scores, model.spec)
     if unscored := int((scores.cut & np.isnan(values)).sum()):
-        click.echo(
+        echo(
             f"pdqn: the random policy is left out: {unscored} of its {len(values)} episodes were "
             f"cut before their {model.spec.headline_metric} was known",
             err=True,

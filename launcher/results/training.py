@@ -26,6 +26,7 @@ from launcher.results.checks import check_output
 from launcher.rundir import STATE_FILE, SUMMARY
 from pdqn.atomic import replacing
 from pdqn.figures import BY_NAME, rollout_name
+from pdqn.text import printable
 
 Floats = NDArray[np.float64]
 
@@ -34,6 +35,7 @@ PICTURE_FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 _X = "environment_steps"
 _BASELINE = "eval/baseline/"
 _RECENT = "episodes_recent"
+_MOST_DRAWN = 60  # characters of a name
 _SMOOTHED_PARTS = 30  # the smoothing window is this fraction of a series
 
 # Okabe and Ito's palette, whose colours differ under any kind of colour blindness.
@@ -79,7 +81,7 @@ class Metrics:
         headline = self.headline
         if headline is None:
             return "return", "rollout/ep_rew_mean", "eval/return_mean"
-        return headline, rollout_name(headline), f"eval/{headline}"
+        return drawable(headline), rollout_name(headline), f"eval/{headline}"
 
     @property
     def evaluation_error_key(self) -> str:
@@ -92,7 +94,8 @@ class Metrics:
         """The newest score of every baseline, by its name in words."""
         keys = {key for line in self.lines for key in line if key.startswith(_BASELINE)}
         values = {
-            key.removeprefix(_BASELINE).replace("_", " "): self.last(key) for key in sorted(keys)
+            drawable(key.removeprefix(_BASELINE).replace("_", " ")): self.last(key)
+            for key in sorted(keys)
         }
         return {name: float(value) for name, value in values.items() if _is_finite(value)}
 
@@ -147,7 +150,7 @@ def training_figure(metrics: Metrics, name: str) -> Figure:
     """Draw the six panels."""
     figure = Figure(figsize=(16, 9), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     FigureCanvasAgg(figure)
-    figure.suptitle(_title(metrics, name), fontsize=15, fontweight="bold")
+    figure.suptitle(drawable(_title(metrics, name)), fontsize=15, fontweight="bold")
     panels: tuple[Callable[[Axes, Metrics], bool], ...] = (
         _draw_score, _draw_loss, _draw_throughput,
         _draw_evaluation, _draw_distribution, _draw_buffer,
@@ -158,6 +161,11 @@ def training_figure(metrics: Metrics, name: str) -> Figure:
         if not draw(axes, metrics):
             _say_no_data(axes)
     return figure
+
+
+def drawable(text: str, most: int = _MOST_DRAWN) -> str:
+    """Prepare a text of a run's files for a picture: short, printable, and not a formula."""
+    return printable(text)[:most].replace("$", r"\$")
 
 
 # ---- panels: each draws itself, and returns whether there was anything to draw ----

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import rich.console
 
 from launcher.console.console import Console, Kind, make_console
 from launcher.hosts.access import Access
@@ -29,6 +28,7 @@ from launcher.run.single import SingleRun
 from launcher.run.sinks import check_sinks
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
+from launcher.terminal import echo, show
 from pdqn import layers
 from pdqn.config import Config
 from pdqn.errors import UsageError
@@ -58,7 +58,7 @@ def launch(
         return _print_check(here, plan, as_json=False)
     _agree(plan, agreed)
     if interrupts.count:
-        click.echo("interrupted before anything was started", err=True)
+        echo("interrupted before anything was started", err=True)
         return 0
     single = resolved.run.mode == "single"
     if single and access.address is not None:
@@ -117,7 +117,7 @@ def check_cluster(
     if as_json:
         click.echo(json.dumps({"ok": any(row["roles"] for row in rows), "workers": rows}, indent=2))
     else:
-        rich.console.Console().print(cluster_table(where, rows))
+        show(cluster_table(where, rows))
     return 0 if any(row["roles"] for row in rows) else 1
 
 
@@ -178,5 +178,5 @@ def _print_check(here: Machine, plan: Plan, *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(plan_as_json(here, plan), indent=2))
     else:
-        rich.console.Console().print(report(here, plan))
+        show(report(here, plan))
     return 1 if plan.errors else 0

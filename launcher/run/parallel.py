@@ -21,6 +21,8 @@ from launcher.hosts.dask.roles import DaskRoles, Wanted
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.roster import Roster
+from launcher.plan.memory import LAUNCHER_BYTES, Estimates
+from launcher.plan.prepare import parameter_bytes
 from launcher.run.controls import Controls
 from launcher.run.ends import Ends
 from launcher.run.session import Session
@@ -30,7 +32,9 @@ from pdqn import transport
 from pdqn.broadcast import Relay
 from pdqn.config import resolved
 from pdqn.errors import RunError
+from pdqn.memory import MemoryLimit, held_bytes
 from pdqn.messages import Welcome
+from pdqn.networks import build_network
 
 _TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
 _JOIN_SECONDS = 120.0
@@ -85,6 +89,7 @@ class Run:
         self._views = MemberViews(self._coordinator, self._supervisor, self._metrics, late_seconds)
         self._next_check = 0.0
         self._key_trouble = ""
+        self._memory = MemoryLimit("launcher", LAUNCHER_BYTES, self._config.system.memory_limit)
         session.take(
             Controls(
                 hold=lambda hold: self._coordinator.command(["actor"], "hold" if hold else "run"),
@@ -149,10 +154,17 @@ class Run:
             files=FileStore(directory.path, self._config.checkpoint.keep),
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
+            memory=self._planned_memory(),
         )
         if self._access.clients is not None:
             coordinator.allow(self._access.clients.clients)
         return coordinator
+
+    def _planned_memory(self) -> dict[str, int]:
+        """Return the bytes that are planned for one process of each role."""
+        config, spec = self._config, self._session.spec
+        parameters = parameter_bytes(build_network(spec, config.network))
+        return Estimates(config, spec, parameters).of_roles()
 
     def _local_endpoint(self) -> str:
         """Return the endpoint at which this host's own roles join."""
@@ -229,6 +241,7 @@ class Run:
             self._supervise()
         if self._session.tick():
             self._look_at_keys()
+            self._look_at_memory()
             self._ends.look()
         self._session.record()
         self._session.obey_keys()
@@ -254,6 +267,12 @@ class Run:
         if clients.trouble != self._key_trouble:
             self._key_trouble = clients.trouble
             self._session.say(clients.trouble or "the list of keys can be read again")
+
+    def _look_at_memory(self) -> None:
+        """Warn once if this process holds too much: if it ended, so would the run."""
+        if excess := self._memory.excess(held_bytes()):
+            self._memory.multiple = 0.0
+            self._session.note("memory", "launcher", 0, excess)
 
     def _follow_learner(self) -> None:
         """Point the relay at the learner's present address."""

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import plural
 from launcher.run.state import RunState, read_state
 from launcher.rundir import CONFIG, CONFIGURED, METRICS, STATE_FILE, STRUCTURAL
+from launcher.terminal import echo
 from pdqn import layers
 from pdqn.config import Config
 from pdqn.errors import RunError, UsageError
@@ -88,7 +87,7 @@ class PastRun:
             )
         self._check_limits(config)
         for loss in self._losses():
-            click.echo(f"pdqn: --resume {self.path}: {loss}", err=True)
+            echo(f"pdqn: --resume {self.path}: {loss}", err=True)
 
     def _differences(self, config: Config) -> list[str]:
         return [

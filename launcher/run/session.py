@@ -28,7 +28,8 @@ from pdqn.specs import EnvironmentSpec
 _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
 _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
-_SHOWN_NOTES = {"out_of_memory", "checkpoint", "saved", "unheard"}
+_MOST_SHOWN = 500  # characters of a note
+_SHOWN_NOTES = {"out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out"}
 # These may come again and again: the console shows the first of each, events have them all.
 _SHOWN_ONCE = {"evaluation", "rejected"}
 
@@ -127,7 +128,8 @@ class Session:
         self.run_dir.event(kind, role=role, index=index, text=text)
         if kind in _SHOWN_NOTES or kind in self._shown_once:
             self._shown_once.discard(kind)
-            self.say(f"{role} {index}: {text}")
+            more = "" if len(text) <= _MOST_SHOWN else "... (events.jsonl has the rest)"
+            self.say(f"{role} {index}: {text[:_MOST_SHOWN]}{more}")
 
     def obey_keys(self) -> None:
         """Do what a person asks for by pressing keys."""

@@ -19,12 +19,15 @@ from actors.segments import join_segments
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import MemberView, Roster
+from launcher.plan.memory import Estimates
+from launcher.plan.prepare import parameter_bytes
 from launcher.run.controls import Controls
 from launcher.run.session import Session
 from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner
 from pdqn.config import resolved
 from pdqn.errors import RunError, type_and_first_line
+from pdqn.memory import MemoryLimit, held_bytes
 from pdqn.networks import build_network, set_noise
 from pdqn.schedules import is_due
 from pdqn.telemetry import Telemetry
@@ -82,6 +85,7 @@ class SingleRun:
         self._counted_before = session.metrics.counts()
         self._evaluated, self._evaluated_steps = time.monotonic(), self._learner.learner_steps
         self._next_report = 0.0
+        self._memory = self._memory_limit()
         session.take(
             Controls(
                 hold=lambda _: None,  # it is this process's own loop that waits
@@ -90,6 +94,14 @@ class SingleRun:
                 set_samples_per_insert=self._set_samples_per_insert,
             )
         )
+
+    def _memory_limit(self) -> MemoryLimit:
+        parameters = parameter_bytes(self._acting)
+        planned = Estimates(self._config, self._session.spec, parameters).together
+        limit = MemoryLimit("run", planned, self._config.system.memory_limit)
+        # The plan does not know how large the environments are.
+        limit.settle(held_bytes())
+        return limit
 
     def execute(self) -> int:
         """Run to the end; return the exit code."""
@@ -201,6 +213,8 @@ class SingleRun:
             for kind, text in report.notes:
                 session.note(kind, role, 0, text)
             session.metrics.ingest(MemberKey(role, 0, 0), report, time.monotonic())
+        if excess := self._memory.excess(held_bytes()):
+            session.fail(f"this process {excess}")
         session.tick()
         session.record()
         session.obey_keys()

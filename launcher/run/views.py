@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 
 from launcher.coordinator.coordinator import Coordinator
@@ -13,6 +12,7 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import MemberState, MemberView, Roster
 from launcher.numbers import size
 from launcher.plan import machine
+from pdqn.process import own_host
 
 # Looking at thousands of members with every frame of a console would be too slow.
 _MANY, _MANY_SECONDS = 500, 1.0
@@ -37,7 +37,7 @@ class MemberViews:
     ) -> None:
         self._coordinator, self._supervisor, self._metrics = coordinator, supervisor, metrics
         self._late_seconds = late_seconds
-        self._here = socket.gethostname()
+        self._here = own_host()
         self._recent = Roster((), ())
         self._count, self._made = 0, 0.0
 

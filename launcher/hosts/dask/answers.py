@@ -9,7 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from pdqn.checks import as_tuple, check_text, check_whole
+from pdqn.checks import as_prose, as_tuple, check_whole
+from pdqn.text import printable
 from pdqn.wire import WireError
 
 _UNREADABLE = "the worker's answer cannot be read"
@@ -43,19 +44,18 @@ class WorkerDescription:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("hostname", "pdqn", "python", "error"):
-            check_text(getattr(self, name), name, _MAX_TEXT)
+            object.__setattr__(self, name, as_prose(getattr(self, name), name, _MAX_TEXT))
         check_whole(self.cores, "cores")
         check_whole(self.memory_bytes, "memory_bytes")
         gpus = as_tuple(self.gpus, "gpus")
-        for gpu in gpus:
-            check_text(gpu, "a GPU's name", _MAX_TEXT)
+        gpus = tuple(as_prose(gpu, "a GPU's name", _MAX_TEXT) for gpu in gpus)
         object.__setattr__(self, "gpus", gpus)
 
     @classmethod
     def of(cls, answer: Any) -> WorkerDescription:
         """Read a task's answer: plain data, or a failure as (type, error, traceback)."""
         if isinstance(answer, tuple):
-            return cls(error=str(answer[1])[:_MAX_TEXT])
+            return cls(error=printable(str(answer[1]))[:_MAX_TEXT])
         try:
             return cls(**answer)
         except (TypeError, WireError):
@@ -87,7 +87,7 @@ class RoleEnd:
         """Check the fields."""
         check_whole(self.code, "code", least=-255)
         check_whole(self.pid, "pid")
-        check_text(self.tail, "tail", _MAX_TEXT)
+        object.__setattr__(self, "tail", as_prose(self.tail, "tail", _MAX_TEXT, keep="\n\t"))
 
     @classmethod
     def of(cls, answer: Any) -> RoleEnd | None:

@@ -1,0 +1,58 @@
+"""Output of the commands to a terminal, which obeys nothing that a file or another host says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pdqn.text import printable_lines
+
+if TYPE_CHECKING:  # commands that print one line need not wait for it
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+
+class Printable:
+    """A renderable whose texts hold no escapes but those of rich's own styles.
+
+    It is the last line of defence, behind the checks of messages and files. An escape that is made
+    here takes more columns than the layout gave it.
+
+    Args:
+        renderable: what to render.
+    """
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Segment]:
+        """Render, and escape what a terminal would obey."""
+        from rich.segment import Segment
+
+        for text, style, control in console.render(self._renderable, options):
+            yield Segment(text if control else printable_lines(text), style, control)
+
+
+def terminal(**settings: Any) -> Console:
+    """Make a console for which ``[red]`` and ``:smile:`` in a text are just characters.
+
+    Args:
+        settings: further arguments of rich's console.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, **settings)
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print tables and texts on standard output."""
+    console = terminal()
+    for renderable in renderables:
+        console.print(Printable(renderable))
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print a text on standard output, or on standard error."""
+    click.echo(printable_lines(str(text)), err=err)

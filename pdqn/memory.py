@@ -1,0 +1,83 @@
+"""The limit of a process's own memory, which ends it before the machine swaps."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pdqn.errors import RunError
+
+# What the interpreter, its libraries and the allocator may take beside the plan.
+SLACK_BYTES = 10**9
+_STATUS = Path("/proc/self/status")
+_OWN = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
+_ADVICE = {
+    "actor": "its environment may keep what it should free, or need more than was planned",
+    "evaluator": "its environment may keep what it should free, or need more than was planned",
+    "replay": "more waits or is stored than was planned",
+    "learner": "its network or its batches may need more than was planned",
+    "launcher": "end the run in time, and go on with --resume",
+    "run": "its environment may keep what it should free; --resume goes on from the last save",
+}
+
+
+class MemoryLimitError(RunError):
+    """The end of a process that holds more memory than its limit."""
+
+
+@dataclass
+class MemoryLimit:
+    """A limit of memory: a multiple of what is planned, and a fixed slack. Pure.
+
+    Attributes:
+        role: role of the process, ``launcher``, or ``run`` for all roles in one process.
+        planned_bytes: memory that is planned for the process; 0 if nothing is, without a limit.
+        multiple: ``system.memory_limit``; 0 turns the limit off.
+    """
+
+    role: str
+    planned_bytes: int = 0
+    multiple: float = 0.0
+
+    @property
+    def limit_bytes(self) -> int:
+        """The limit; 0 if there is none."""
+        if not self.planned_bytes or not self.multiple:
+            return 0
+        return int(self.multiple * self.planned_bytes) + SLACK_BYTES
+
+    def settle(self, held_bytes: int) -> None:
+        """Count as planned what a process holds once it works: an environment may be large."""
+        if self.planned_bytes:
+            self.planned_bytes = max(self.planned_bytes, held_bytes)
+
+    def excess(self, held_bytes: int) -> str:
+        """Say that a process holds more than its limit, and what helps; empty if it does not."""
+        if not self.limit_bytes or held_bytes <= self.limit_bytes:
+            return ""
+        return (
+            f"holds {_shown(held_bytes)} of memory, more than its limit of "
+            f"{_shown(self.limit_bytes)} (system.memory_limit = {self.multiple:g} times the "
+            f"expected {_shown(self.planned_bytes)}, and {_shown(SLACK_BYTES)}): "
+            f"{_ADVICE[self.role]}; a higher system.memory_limit allows more, 0 any amount"
+        )
+
+
+def held_bytes() -> int:
+    """Measure the memory that this process holds, without pages of files, which can be dropped.
+
+    Memory that processes share counts in each of them.
+    """
+    try:
+        found = _OWN.findall(_STATUS.read_bytes())
+    except OSError:
+        found = []  # not on every system
+    return 1024 * sum(map(int, found)) if found else psutil.Process().memory_info().rss
+
+
+def _shown(amount_bytes: int) -> str:
+    unit, name = (10**9, "GB") if amount_bytes >= 10**9 else (10**6, "MB")
+    return f"{amount_bytes / unit:.3g} {name}"
