@@ -25,7 +25,11 @@ import psutil
 import zmq
 
 import pdqn
+from launcher.hosts.access import Door, find_door
+from launcher.hosts.address import ADDRESS, find_endpoint
+from pdqn import transport
 from pdqn.messages import TO_MEMBER, Episode, Join, Leave, Message, Refuse, Report, decode
+from pdqn.transport import Context
 
 JOINS_PER_SECOND, LEAVES_PER_SECOND = 1000, 1000
 SERVERS = ("replay", "learner", "evaluator")
@@ -49,9 +53,10 @@ def main() -> None:
 
 def measure(members: int, seconds: float, console: str) -> list[str]:
     """Run a launcher with this many actors and return the cells of its row."""
-    with launcher(console) as (process, address), watcher(address):
-        actors = Members(address, members)
-        servers = [Members(address, 1, role) for role in SERVERS]
+    with launcher(console) as (process, run), watcher(run):
+        door = find_door(str(run), key=None, insecure=False)
+        actors = Members(door, members)
+        servers = [Members(door, 1, role) for role in SERVERS]
         everybody = [actors, *servers]
         for server in servers:
             server.join(1)
@@ -77,18 +82,19 @@ class Members:
     """Members of one role on one socket, with one connection for each.
 
     Args:
-        address: of the coordinator.
+        door: the way into the run.
         count: number of members.
         role: of all members.
     """
 
-    def __init__(self, address: str, count: int, role: str = "actor") -> None:
+    def __init__(self, door: Door, count: int, role: str = "actor") -> None:
         self._role, self._count = role, count
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = Context(door.network)
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         for _ in range(count):
-            self._socket.connect(address)  # messages go to the connections in turns
+            # Messages go to the connections in turns.
+            transport.connect(self._socket, door.endpoint)
         self._steps = 0
         self.reports = 0
 
@@ -180,26 +186,25 @@ def spent(process: psutil.Process, work: Callable[[], None]) -> tuple[float, flo
 
 
 @contextmanager
-def launcher(console: str) -> Iterator[tuple[psutil.Process, str]]:
-    """Start a launcher whose roles all come from elsewhere; yield process and address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def launcher(console: str) -> Iterator[tuple[psutil.Process, Path]]:
+    """Start a launcher whose roles all come from elsewhere; yield process and run directory."""
     terminal, end = pty.openpty()
     reader = threading.Thread(target=drain, args=(terminal,), daemon=True)
     reader.start()
     with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "run"
         command = [
             sys.executable, "-m", "pdqn", "launch", "--env", "CartPole-v1",
-            "--actors", "0", "--no-learner", "--no-replay", "--bind", f"127.0.0.1:{port}",
-            "--time", "1h", "--console", console, "--run-dir", str(Path(folder) / "run"),
+            "--actors", "0", "--no-learner", "--no-replay", "--bind", "127.0.0.1",
+            "--time", "1h", "--console", console, "--run-dir", str(directory),
             "--set", "system.pictures=false",
         ]  # fmt: skip
         environment = {**os.environ, "COLUMNS": str(COLUMNS), "LINES": str(LINES)}
         environment["TERM"] = "xterm-256color"
         with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment) as run:
-            await_port(port)
+            await_address(directory)
             try:
-                yield psutil.Process(run.pid), f"tcp://127.0.0.1:{port}"
+                yield psutil.Process(run.pid), directory
             finally:
                 run.kill()
                 run.wait()
@@ -208,9 +213,11 @@ def launcher(console: str) -> Iterator[tuple[psutil.Process, str]]:
 
 
 @contextmanager
-def watcher(address: str) -> Iterator[None]:
-    """Watch the run from a second console."""
-    command = [sys.executable, "-m", "pdqn", "watch", address, "--console", "json"]
+def watcher(run: Path) -> Iterator[None]:
+    """Watch the run from a second console, over TCP."""
+    address = find_endpoint(run).partition("|")[0]
+    key = str(run / "keys" / "local.key")
+    command = [sys.executable, "-m", "pdqn", "watch", address, "--key", key, "--console", "json"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as watch:
         try:
             yield
@@ -220,16 +227,12 @@ def watcher(address: str) -> Iterator[None]:
             watch.wait()
 
 
-def await_port(port: int) -> None:
-    """Wait until the launcher listens."""
+def await_address(run: Path) -> None:
+    """Wait until others can join."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1.0).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"nobody listens on {port}")
+    while not (run / ADDRESS).exists():
+        assert time.monotonic() < deadline, "the launcher does not open its run"
+        time.sleep(0.1)
 
 
 def drain(terminal: int) -> None:

@@ -33,7 +33,7 @@ SUMMARY, SNAPSHOT, EVENTS = "summary.json", "snapshot.json", "events.jsonl"
 METRICS = "metrics.jsonl"
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.02
 _TEMPORARY = re.compile(
-    r"\.(run_id|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
+    r"\.(run_id|address\.json|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
     r"learner\.pth|(training_results|strategy)\.png)\.\d+"
 )
 

@@ -182,7 +182,11 @@ def test_the_place_of_a_learner_that_ended_is_free_although_its_hosts_reports_ar
 
     try:
         command = pdqn_command(
-            "learner", "--join", coordinator.endpoint, directory=tmp_path / "elsewhere"
+            "learner",
+            "--join",
+            coordinator.endpoint,
+            "--insecure",
+            directory=tmp_path / "elsewhere",
         )
         with command:
             first = eventually(lambda: learner(0), 60)

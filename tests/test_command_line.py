@@ -110,9 +110,9 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "no such file": (["--config", "none.toml"], ["none.toml", "No such file"]),
     "unknown environment": (["--env", "Nowhere-v0"], ["Nowhere-v0", "doesn't exist"]),
     "bad env-arg value": (["--env-arg", "map_size=abc"], ["map_size='abc'", "whole number"]),
-    "not on loopback": (
-        ["--bind", "0.0.0.0:7777", "--advertise", "head"],
-        ["--bind 0.0.0.0:7777", "not on loopback", "pdqn keys", "--insecure"],
+    "keys for everybody": (
+        ["--bind", "0.0.0.0:7777", "--advertise", "head", "--insecure", "--keys", "none"],
+        ["--insecure uses no keys, got --keys none; give one of the two"],
     ),
     "no such address here": (
         ["--bind", "192.0.2.7:7777", "--insecure"],
@@ -160,13 +160,17 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "join without a port": (["actor", "--join", "tcp://head"], ["tcp://head has no port"]),
     "join without a key": (
         ["actor", "--join", "tcp://10.0.0.1:7"],
-        ["tcp://10.0.0.1:7 is not on loopback", "--key", "--insecure"],
+        ["tcp://10.0.0.1:7 needs a key", "--key", "--insecure"],
+    ),
+    "join on loopback without a key": (
+        ["actor", "--join", "tcp://127.0.0.1:7"],
+        ["tcp://127.0.0.1:7 needs a key", "the run's directory", "--key", "--insecure"],
     ),
     "join with a key that is none": (
         ["actor", "--join", "tcp://10.0.0.1:7", "--key", "none.key"],
         ["none.key: no such key file"],
     ),
-    "watch without a key": (["watch", "tcp://10.0.0.1:7"], ["not on loopback", "--key"]),
+    "watch without a key": (["watch", "tcp://10.0.0.1:7"], ["needs a key", "--key"]),
     "revoke and make": (["keys", "keys", "one", "--revoke", "two"], ["--revoke two", "one"]),
     "join how many": (["actor", "--join", "tcp://127.0.0.1:1", "--count", "0"], ["--count"]),
     "eval what": (["eval", "nowhere"], ["nowhere is neither a model file nor a run directory"]),

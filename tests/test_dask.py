@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -21,8 +24,14 @@ if TYPE_CHECKING:
 
 pytest.importorskip("distributed", reason="needs pdqn[dask]")
 
+from distributed import Security
+from distributed.comm.core import connect
+
+from launcher.hosts.access import Access
 from launcher.hosts.dask.answers import WorkerDescription
 from launcher.hosts.dask.cluster import DaskCluster, Ending
+from launcher.run.launch import _warnings_of_access
+from pdqn.errors import UsageError
 
 Eventually = Callable[..., Any]
 ReadLines = Callable[[Path], list[dict[str, Any]]]
@@ -212,6 +221,79 @@ def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
     assert (seen.path / "final_model.pth").exists()
 
 
+def test_a_local_cluster_listens_only_to_holders_of_its_certificate(interpreter: str):
+    before = {connection.laddr for connection in listening()}
+    with contextlib.closing(DaskCluster("local", interpreter)) as seen:
+        assert seen.is_encrypted
+        workers = len(seen.workers)
+        found = [c for c in listening() if c.laddr not in before]
+        assert len(found) == 1 + 2 * workers, "the scheduler, workers and their nannies"
+        for connection in found:
+            assert connection.laddr.ip == "127.0.0.1"
+            assert says_who_it_is(connection.laddr.port, seen.address, None) == ""
+            own = Security.temporary().get_connection_args("client")
+            assert says_who_it_is(connection.laddr.port, seen.address, own) == ""
+        own = seen._client.security.get_connection_args("client")
+        port = int(seen.address.rpartition(":")[2])
+        assert "Scheduler" in says_who_it_is(port, seen.address, own), "the question is right"
+        folders = [
+            info["local_directory"] for info in seen._client.scheduler_info()["workers"].values()
+        ]
+        (private,) = {Path(folder).parents[1] for folder in folders}
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert not private.exists()
+
+
+def listening() -> list[Any]:
+    """List the sockets of TCP that this process and its children listen to."""
+    own = psutil.Process()
+    return [
+        connection
+        for process in (own, *own.children(recursive=True))
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+
+
+def says_who_it_is(port: int, scheduler: str, own: dict[str, Any] | None) -> str:
+    """Ask a port as Dask does, in the clear without arguments; empty if it does not answer."""
+
+    async def ask() -> Any:
+        protocol = "tcp" if own is None else urlsplit(scheduler).scheme
+        comm = await connect(f"{protocol}://127.0.0.1:{port}", timeout=1.0, **(own or {}))
+        try:
+            await comm.write({"op": "identity", "reply": True})
+            return await asyncio.wait_for(comm.read(), 5.0)
+        finally:
+            comm.abort()
+
+    try:
+        return str(asyncio.run(ask()))
+    except (OSError, TimeoutError, ValueError):
+        return ""
+
+
+def test_without_cryptography_a_local_cluster_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, interpreter: str
+):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(UsageError, match=r"^--dask local needs cryptography.*'pdqn\[dask\]'$"):
+        DaskCluster("local", interpreter)
+
+
+def test_a_scheduler_that_is_not_encrypted_is_told_once(
+    cluster: Cluster, interpreter: str, eventually: Eventually
+):
+    cluster.add("a")
+    with contextlib.closing(DaskCluster(str(cluster.file), interpreter)) as seen:
+        assert not seen.is_encrypted
+        (said,) = _warnings_of_access(Access(), seen)
+        assert said == (
+            f"the Dask scheduler at {seen.address} is not encrypted: whoever reaches it can run "
+            "code on its workers and here"
+        )
+
+
 def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):
     options = ("--dask", "local", "--actors", "2", "--episodes", "40")
     with (
@@ -223,6 +305,7 @@ def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):
             taken.listen()
         assert run.wait(120.0) == 0, run.stderr
     assert not run.stderr
+    assert "is not encrypted" not in run.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["exit_reason"] == "episodes"
     assert summary["transitions"]["lost"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,8 +138,8 @@ def test_only_listed_keys_get_anything_or_change_anything_at_any_socket(
     options = ("--bind", "127.0.0.1", "--keys", "keys")
     with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
         seen = observe(run)
-        found = eventually(lambda: [x for x in run.stdout.splitlines() if "--join tcp://" in x])
-        head = transport.endpoint_of(found[0].split()[-1], key.head)
+        found = eventually(lambda: re.findall(r"--join (tcp://\S+)", run.stdout))
+        head = transport.endpoint_of(found[0], key.head)
         insider = Insider(head, key.keys)
         closing.append(insider)
         eventually(lambda: DOORS.keys() - {"coordinator"} <= insider.pulse.endpoints.keys())

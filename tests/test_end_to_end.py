@@ -274,15 +274,14 @@ def test_actors_join_a_run_from_another_command(
 ):
     address = f"127.0.0.1:{free_port()}"
     options = ["--bind", address, "--actors", "0", "--steps", "2000", *NO_EVALUATOR]
-    joining = ["actor", "--join", f"tcp://{address}", "--count", "2"]
-    with (
-        pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command,
-        pdqn_command(*joining, directory=tmp_path / "elsewhere") as other,
-    ):
+    joining = ["actor", "--join", str(tmp_path / "run"), "--count", "2"]
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
         run = observe(command)
-        run.until(lambda: other.role("actor", 1))
-        assert command.wait() == 0, command.stderr
-        assert other.wait(STOP_SECONDS) == 0, other.stderr
+        run.until((run.path / "address.json").exists)
+        with pdqn_command(*joining, directory=tmp_path / "elsewhere") as other:
+            run.until(lambda: other.role("actor", 1))
+            assert command.wait() == 0, command.stderr
+            assert other.wait(STOP_SECONDS) == 0, other.stderr
     assert f"--join tcp://{address}" in command.stdout
     summary = run.summary()
     assert summary["exit_reason"] == "steps"
@@ -300,20 +299,20 @@ def test_a_learner_of_another_command_that_is_killed_is_started_again_there(
 ):
     address = f"127.0.0.1:{free_port()}"
     options = ["--bind", address, "--no-learner", "--actors", "1", *NO_EVALUATOR]
-    with (
-        pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command,
-        pdqn_command("learner", "--join", f"tcp://{address}", directory=tmp_path / "x") as other,
-    ):
+    joining = ["learner", "--join", f"tcp://{address}", "--key", "../run/keys/local.key"]
+    with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
         run = observe(command)
-        run.learns()
-        first = other.role("learner")
-        assert first is not None
-        assert command.role("learner") is None
-        first.send_signal(signal.SIGKILL)
-        run.until(lambda: run.joined("learner", 1))
-        run.grows("learner_steps")
-        run.interrupt()
-        assert other.wait(STOP_SECONDS) == 0, other.stderr
+        run.until((run.path / "address.json").exists)
+        with pdqn_command(*joining, directory=tmp_path / "x") as other:
+            run.learns()
+            first = other.role("learner")
+            assert first is not None
+            assert command.role("learner") is None
+            first.send_signal(signal.SIGKILL)
+            run.until(lambda: run.joined("learner", 1))
+            run.grows("learner_steps")
+            run.interrupt()
+            assert other.wait(STOP_SECONDS) == 0, other.stderr
     assert "killed by SIGKILL; starts again" in other.stderr
 
 

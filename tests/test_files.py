@@ -19,6 +19,7 @@ import zmq
 from actors.environments.describe import describe_environment
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
+from launcher.hosts.access import open_run
 from launcher.metrics.metrics import RunMetrics
 from learner.checkpoint import save_checkpoint
 from learner.learner import Learner
@@ -127,6 +128,27 @@ def test_pieces_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, Any
     with pytest.raises(WireError):
         take()
     assert not (tmp_path / FINAL_MODEL).exists()
+
+
+KEY_FILES = ("head.key", "local.key", "allowed.toml", ".lock")
+
+
+@pytest.mark.parametrize("name", [f"keys/{name}" for name in KEY_FILES])
+def test_the_keys_of_a_run_are_neither_given_nor_taken(tmp_path: Path, name: str):
+    access = open_run(
+        "127.0.0.1", keys=None, insecure=False, advertise=None, ports=None, elsewhere=frozenset()
+    )
+    access.with_keys(tmp_path)
+    before = (tmp_path / name).read_bytes()
+    store = FileStore(tmp_path, keep=2)
+    for spelling in (name, f"./{name}", f"checkpoints/../{name}", str(tmp_path / name)):
+        with pytest.raises(WireError):
+            store.give("learner", Fetch(spelling, 0, 0))
+        for role in ("actor", "replay", "learner", "evaluator", "host"):
+            with pytest.raises(WireError):
+                store.take(role, piece(spelling, b"x"))
+    assert (tmp_path / name).read_bytes() == before
+    assert {path.name for path in (tmp_path / "keys").iterdir()} == set(KEY_FILES)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +422,12 @@ def test_what_a_role_that_was_killed_has_left_is_removed_by_its_host(
     with (
         tempfile.TemporaryDirectory(prefix="t-") as folder,
         pdqn_command(
-            "learner", "--join", host.endpoint, directory=tmp_path / "elsewhere", TMPDIR=folder
+            "learner",
+            "--join",
+            host.endpoint,
+            "--insecure",
+            directory=tmp_path / "elsewhere",
+            TMPDIR=folder,
         ) as command,
     ):
         (path,) = eventually(lambda: list(Path(folder).glob("pdqn-*/pdqn-*")))
@@ -424,7 +451,7 @@ def test_a_learner_elsewhere_tries_every_checkpoint_and_sets_the_damaged_ones_as
         if step > 1:
             (path / "learner.pth").write_bytes(b"damaged")
     with pdqn_command(
-        "learner", "--join", host.endpoint, directory=tmp_path / "elsewhere"
+        "learner", "--join", host.endpoint, "--insecure", directory=tmp_path / "elsewhere"
     ) as command:
         eventually(lambda: host.serves("parameters"))
         command.interrupt()

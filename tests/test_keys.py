@@ -235,13 +235,26 @@ def test_a_cluster_gets_a_key_in_a_directory_of_keys_and_keeps_it(tmp_path: Path
     assert keys.read_allowed(tmp_path / "keys") == {"dask": anew.keys.public}
 
 
-def test_a_cluster_on_this_host_needs_no_keys(tmp_path: Path):
-    assert on_cluster("127.0.0.1", keys=None).clients is None
+def test_a_cluster_on_this_host_has_keys_as_any_other(tmp_path: Path):
+    access = on_cluster("127.0.0.1", keys=None)
+    assert access.clients is not None
+    assert access.key_text
+    assert access.with_keys(tmp_path) is access
+    assert list(tmp_path.iterdir()) == []
+    without = on_cluster("127.0.0.1", keys=None, insecure=True)
+    assert without.clients is None
+    assert not without.key_text
 
 
-def on_cluster(here: str, *, keys: Path | None) -> Access:
+def test_nobody_can_ask_for_keys_and_for_none(tmp_path: Path):
+    said = refused(lambda: on_cluster("127.0.0.1", keys=tmp_path / "keys", insecure=True))
+    assert "--insecure uses no keys" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def on_cluster(here: str, *, keys: Path | None, insecure: bool = False) -> Access:
     return open_on_cluster(
-        here, None, keys=keys, insecure=False, advertise="10.0.0.1", ports=None, pins={}
+        here, None, keys=keys, insecure=insecure, advertise="10.0.0.1", ports=None, pins={}
     )
 
 
@@ -263,6 +276,33 @@ def test_what_others_can_read_or_write_is_refused(tmp_path: Path):
     assert "mode 0604" in refused(keys.read_head, tmp_path)
     (tmp_path / keys.ALLOWED).chmod(0o620)
     assert "others can write to it" in refused(keys.read_allowed, tmp_path)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o710, 0o701, 0o777])
+def test_a_directory_that_others_can_open_is_refused(tmp_path: Path, mode: int):
+    directory = tmp_path / "keys"
+    keys.make_keys(directory, ("one",))
+    clients = keys.AllowedClients(directory)
+    directory.chmod(mode)
+    expected = f"{directory}: others can open it (mode {mode:04o}); chmod 700 {directory}"
+    assert refused(keys.read_head, directory) == expected
+    assert refused(keys.read_allowed, directory) == expected
+    assert refused(keys.make_keys, directory, ("two",)) == expected
+    assert refused(keys.revoke, directory, "one") == expected
+    assert sorted(path.name for path in directory.glob("*.key")) == ["head.key", "one.key"]
+    clients._next_look = 0.0
+    clients.look()
+    assert expected in clients.trouble
+
+
+def test_a_directory_of_another_user_is_refused(tmp_path: Path):
+    if os.geteuid():
+        pytest.skip("only root can give a directory to another user")
+    directory = tmp_path / "keys"
+    keys.make_keys(directory, ())
+    os.chown(directory, 65534, 65534)
+    assert "belongs to another user (uid 65534)" in refused(keys.read_head, directory)
+    assert "belongs to another user (uid 65534)" in refused(keys.make_keys, directory, ("two",))
 
 
 def test_what_is_no_key_file_is_refused(tmp_path: Path):

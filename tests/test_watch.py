@@ -187,7 +187,7 @@ def test_an_address_that_is_none_is_refused_and_one_without_a_run_is_given_up(
     with pytest.raises(UsageError, match=r"tcp://nowhere has no port; expected tcp://HOST:PORT"):
         Address("tcp://nowhere")
     monkeypatch.setattr("launcher.console.watch._PATIENCE_SECONDS", 0.0)
-    source = Address("tcp://127.0.0.1:9")
+    source = Address("tcp://127.0.0.1:9", insecure=True)
     with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:9: no run answers"):
         source.look()
     source.close()
@@ -197,11 +197,12 @@ def test_a_run_is_watched_by_directory_and_by_address_until_it_ends(
     pdqn_command: StartCommand, eventually: Eventually, tmp_path: Path
 ):
     with pdqn_command(*RUN, "--bind", "127.0.0.1", directory=tmp_path) as run:
-        eventually(lambda: "other processes join with --join tcp://" in run.stdout, 60)
-        address = run.stdout.split("--join ")[1].split()[0]
+        eventually(lambda: "others with --join tcp://" in run.stdout, 60)
+        address = run.stdout.split("others with --join ")[1].split()[0]
         eventually((tmp_path / "run" / "snapshot.json").exists, 60)
         by_path = ["watch", "run", "--console", "json"]
-        by_address = ["watch", address, "--console", "plain"]
+        key = ["--key", "run/keys/local.key"]
+        by_address = ["watch", address, *key, "--console", "plain"]
         with (
             pdqn_command(*by_path, directory=tmp_path) as first,
             pdqn_command(*by_address, directory=tmp_path) as second,

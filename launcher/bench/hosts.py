@@ -210,7 +210,7 @@ def _measure_coordinator(config: Config, spec: EnvironmentSpec) -> float:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     coordinator = Coordinator(
         context, "inproc://coordinator",
-        welcome=Welcome(_RUN, 0, 0, config, spec, "tcp://127.0.0.1:*", ""),
+        welcome=Welcome(_RUN, 0, 0, config, spec, "inproc://nowhere", ""),
         metrics=RunMetrics(spec.headline_metric),
     )  # fmt: skip
     coordinator.command(["actor"], "run")

@@ -1,8 +1,9 @@
 """The benchmark ``pdqn bench replay``: the speed of replay, stage by stage and all together.
 
 It first measures each stage by itself in one process. Then the real processes work together over
-TCP. A writer records, compresses and sends as an actor does, to the replay that a run would have. A
-client draws batches from it and updates their priorities as a learner does.
+the sockets that a run on one host has. A writer records, compresses and sends as an actor does, to
+the replay that a run would have. A client draws batches from it and updates their priorities as a
+learner does.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from replay.samples import SampleLayout
 from replay.sender import TransitionSender
 
 _RUN = "bench"
+# A path of ZeroMQ's own in a folder that only this user can open.
+_SOCKET = "ipc://*"
 _CAPACITY = 100_000
 _MIN_SIZE = 1000
 _BATCH_SIZE = 256
@@ -283,7 +286,7 @@ def _consume(counts: Iterator[int], seconds: float) -> tuple[int, float]:
 
 
 def _wire_rate(encoded: list[bytes], decoded: list[wire.TransitionBatch], seconds: float) -> float:
-    """Measure transitions per second from one process to another over TCP, without decoding."""
+    """Measure transitions per second from one process to another, without decoding."""
     with _process(_receive_all) as (process, pipe), zmq.Context() as context:
         push = context.socket(zmq.PUSH)
         push.setsockopt(zmq.LINGER, 0)
@@ -304,7 +307,7 @@ def _receive_all(pipe: Connection) -> None:
     """Take messages until the other side has gone."""
     with zmq.Context() as context, context.socket(zmq.PULL) as pull:
         pull.setsockopt(zmq.RCVHWM, 16)
-        pull.bind("tcp://127.0.0.1:*")
+        pull.bind(_SOCKET)
         pipe.send(pull.getsockopt_string(zmq.LAST_ENDPOINT))
         while not pipe.poll():
             if pull.poll(100):
@@ -315,7 +318,7 @@ def _receive_all(pipe: Connection) -> None:
 
 
 def run_together(recording: Recording, config: Config, seconds: float, transport: str) -> Together:
-    """Insert, then sample, then both at once, with real processes over TCP loopback."""
+    """Insert, then sample, then both at once, with real processes over local sockets."""
     with _Bench(recording, _changed(config, "replay", {"transport": transport})) as bench:
         # Replay loads its compiled kernels with the first batch.
         bench.phase({"writer": _WARM_UP_SECONDS})
@@ -372,8 +375,8 @@ class _Bench:
         self._metrics = RunMetrics(None)
         self._coordinator = Coordinator(
             self._context,
-            "tcp://127.0.0.1:*",
-            welcome=Welcome(_RUN, 0, 0, config, recording.spec, "tcp://127.0.0.1:*", ""),
+            _SOCKET,
+            welcome=Welcome(_RUN, 0, 0, config, recording.spec, _SOCKET, ""),
             metrics=self._metrics,
         )
         self._recording = recording
@@ -585,7 +588,7 @@ def _received(pipe: Connection, process: BaseProcess) -> Any:
 _NAMES = {"auto": "shared memory", "socket": "socket"}
 _STAGES = {
     "client": "record, cut, compress",
-    "wire": "TCP to a process",
+    "wire": "socket to a process",
     "decode": "check, decompress",
     "insert, dense": "",
     "insert, compressed": "",

@@ -109,13 +109,20 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
     help="live view; auto: rich on a terminal, else plain lines",
 )
 @click.option(
-    "--bind", metavar="HOST[:PORT]", help="let other processes join over TCP; *: all addresses"
+    "--bind",
+    metavar="HOST[:PORT]",
+    help="let other processes join over TCP, encrypted; *: all addresses",
 )
 @click.option(
-    "--keys", type=PATH, metavar="DIR", help="encrypt, and admit only hosts whose keys are in DIR"
+    "--keys",
+    type=PATH,
+    metavar="DIR",
+    help="admit the hosts whose keys are in DIR  [default: keys that the run makes itself]",
 )
 @click.option(
-    "--insecure", is_flag=True, help="bind beyond loopback without keys: anybody can read and join"
+    "--insecure",
+    is_flag=True,
+    help="encrypt nothing: whoever reaches the ports, every user of this host too, can join",
 )
 @reaching
 @click.option("--no-learner", is_flag=True, help="start no learner here; one joins from elsewhere")
@@ -133,7 +140,7 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
-    help="serve the metrics to Prometheus on loopback (pdqn[prometheus])",
+    help="serve the metrics on loopback, in plain HTTP, to Prometheus (pdqn[prometheus])",
 )
 def launch(
     force: bool,
@@ -157,6 +164,7 @@ def launch(
     pdqn launch --env ALE/Breakout-v5 --preset rainbow --time 2h
     pdqn launch --set replay.memory=50%
     pdqn launch --resume runs/CartPole-v1__seed0__20260101-120000 --time 1h
+    pdqn launch --bind 127.0.0.1                      (open to processes of this user alone)
     pdqn launch --bind 10.0.0.1:7777 --keys keys --no-learner
     pdqn launch --actors 120 --dask tcp://scheduler:8786
     """
@@ -255,7 +263,7 @@ def _role_command(role: str, summary: str, more: str = "") -> None:
         f"{summary}\n\n"
         "A role that ends is started again. Ctrl-C takes this host's roles out of the run in "
         "order; otherwise they end with the run.\n\n"
-        f"\b\npdqn {role} --join tcp://127.0.0.1:7777{more}\n"
+        f"\b\npdqn {role} --join runs/CartPole-v1__seed0__20260101-120000{more}\n"
         f"pdqn {role} --join tcp://10.0.0.1:7777 --key this-host.key{more}\n"
         f"pdqn {role} --join ... --env my_environment:make        (a run of your own environment)"
     )
@@ -272,7 +280,10 @@ def _role_options(role: str) -> list[Callable[..., Any]]:
     )
     return [
         click.option(
-            "--join", required=True, metavar="ADDRESS", help="the run's address: tcp://HOST:PORT"
+            "--join",
+            required=True,
+            metavar="RUN-or-ADDRESS",
+            help="the run: its directory if it is on this host, or its address tcp://HOST:PORT",
         ),
         *([several] if role == "actor" else []),
         joining,
@@ -299,6 +310,7 @@ def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
     """Make the keys with which hosts take part in a run, one file for each host.
 
     Keep DIR on the host that launches, and copy each HOST.key to its host over a secure channel.
+    DIR may be the folder "keys" of a run that made its own.
     A key is for actors unless ROLE says otherwise: actor, replay, learner, evaluator, or watch for
     a host that only looks on. Hosts can be added, given other roles, and revoked while a run goes
     on.
@@ -308,6 +320,7 @@ def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
     scp keys/gpu-host.key gpu-host:
     pdqn launch --bind 10.0.0.1:7777 --keys keys
     pdqn keys keys --revoke actors-2
+    pdqn keys runs/CartPole-v1__seed0__20260101-120000/keys actors-1
     """
     from launcher.hosts import keys as making
 
@@ -341,7 +354,6 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 
     \b
     pdqn watch runs/CartPole-v1__seed0__20260101-120000
-    pdqn watch tcp://127.0.0.1:7777
     pdqn watch tcp://10.0.0.1:7777 --key this-host.key
     pdqn watch runs/... --console json
     """
@@ -498,7 +510,7 @@ def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
     """Measure every stage that transitions pass between an actor and the learner.
 
     Each stage first runs by itself on one core. Then a writer, a replay and a client work together
-    over TCP: inserting, sampling, and both. The table names the bottleneck of each phase.
+    over local sockets: inserting, sampling, and both. The table names the bottleneck of each phase.
 
     \b
     pdqn bench replay

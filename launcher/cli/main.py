@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from launcher.caches import keep_caches_private
 from launcher.cli.commands import cli
 from launcher.terminal import echo
 from pdqn.errors import RunError, UsageError
@@ -20,6 +21,7 @@ from pdqn.process import PrintableFormatter
 def main() -> None:
     """Run a command, and report bad input and failed runs in one line, without a traceback."""
     _make_streams_usable()
+    keep_caches_private()
     if logging.lastResort is not None:  # which prints warnings where no log is open
         logging.lastResort.setFormatter(PrintableFormatter())
     try:

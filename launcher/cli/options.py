@@ -131,11 +131,12 @@ def reaching(command: Callable[..., Any]) -> Callable[..., Any]:
 def joining(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a command that joins another host's run."""
     key = click.option(
-        "--key", type=PATH, metavar="FILE", help="this host's key file, from pdqn keys"
+        "--key",
+        type=PATH,
+        metavar="FILE",
+        help="this host's key file, from pdqn keys  [default: the one in the run's directory]",
     )
-    insecure = click.option(
-        "--insecure", is_flag=True, help="join a run beyond loopback that has no keys"
-    )
+    insecure = click.option("--insecure", is_flag=True, help="join a run that has no keys")
     return key(insecure(command))
 
 

@@ -130,6 +130,7 @@ def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[st
         ("evaluation", _scores(summary.get("eval"))),
         ("transitions", _counts(summary.get("transitions"))),
         ("restarts", _restarts(summary)),
+        ("security", "NOT ENCRYPTED" if summary.get("insecure") else ""),
         ("results", str(summary.get("run_dir") or "")),
         ("error", error or ""),
     ]

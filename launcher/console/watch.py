@@ -175,7 +175,7 @@ def watch(
         console: how to show it.
         interrupts: Ctrl-C leaves.
         key: file with which a run on another host admits this one.
-        insecure: allow a run beyond loopback without a key.
+        insecure: look at a run that has no keys.
     """
     remote = "://" in target
     source = Address(target, key, insecure=insecure) if remote else Directory(Path(target))

@@ -9,12 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launcher.hosts.keys import AllowedClients, ensure_key, parse_key, read_head, read_key
+from launcher.hosts.address import LOCAL_KEY, find_endpoint, find_key
+from launcher.hosts.keys import (
+    KEYS,
+    AllowedClients,
+    HostKey,
+    ensure_key,
+    parse_key,
+    read_head,
+    read_key,
+)
 from launcher.plan.machine import port_error
 from pdqn import transport
 from pdqn.errors import RunError, UsageError
 from pdqn.transport import Network
-from pdqn.trust import Trust
+from pdqn.trust import EVERYTHING, Trust
 
 EVERYWHERE = "0.0.0.0"
 CLUSTER_KEY = "dask"
@@ -29,7 +38,9 @@ class Access:
     Attributes:
         address: HOST:PORT where processes join; None for a run of this host's roles only.
         network: keys, advertised address and ports of the launcher's own roles.
-        clients: the keys that may join; None if nothing is encrypted.
+        insecure: nothing is encrypted, as a person wants it.
+        clients: the keys that may join; None if nothing is encrypted, or until ``with_keys``.
+        keys: directory of the keys; None if their files are removed at once, or without keys.
         elsewhere: roles that are not started here, and join from other hosts.
         pins: hosts of a cluster that roles must be placed on, by role.
         key_text: text of the key file for a cluster's hosts; empty without keys.
@@ -37,7 +48,9 @@ class Access:
 
     address: str | None = None
     network: Network = field(default_factory=Network)
+    insecure: bool = False
     clients: AllowedClients | None = None
+    keys: Path | None = None
     elsewhere: frozenset[str] = frozenset()
     pins: Mapping[str, str] = field(default_factory=dict)
     key_text: str = ""
@@ -47,11 +60,37 @@ class Access:
         """The address where this host's own roles join."""
         return None if self.address is None else self.address.replace(EVERYWHERE, "127.0.0.1")
 
-    @property
-    def insecure(self) -> bool:
-        """Return whether data leaves this host neither encrypted nor authenticated."""
-        outside = self.address is not None and not transport.is_loopback(f"tcp://{self.address}")
-        return outside and self.clients is None
+    def with_keys(self, run_dir: Path) -> Access:
+        """Return the same terms, with keys of the run's own if it needs some and was given none.
+
+        They are in the run's directory, and serve a session that resumes the run as well.
+
+        Raises:
+            UsageError: keys that are there cannot be trusted, or none can be made.
+        """
+        if self.address is None or self.insecure or self.clients is not None:
+            return self
+        keys = run_dir / KEYS
+        ensure_key(keys, LOCAL_KEY)
+        network = replace(self.network, keys=read_head(keys))
+        return replace(self, network=network, clients=AllowedClients(keys), keys=keys)
+
+    def invitation(self, endpoint: str, run_dir: Path) -> str:
+        """Tell a person how other processes join; empty if none can.
+
+        Args:
+            endpoint: the coordinator's.
+            run_dir: the run's directory.
+        """
+        join = f"--join {transport.split(endpoint)[0]}"
+        if self.insecure:
+            return f"other processes join with {join} --insecure"
+        if self.keys is None:
+            return ""
+        others = f"with {join} --key FILE, made by: pdqn keys {self.keys} HOST"
+        if self.keys != run_dir / KEYS:
+            return f"other processes join {others}"
+        return f"processes of this host join with --join {run_dir}; others {others}"
 
 
 def open_run(
@@ -67,8 +106,8 @@ def open_run(
 
     Args:
         bind: HOST[:PORT], or None.
-        keys: directory of the run's keys.
-        insecure: allow an address beyond loopback without keys.
+        keys: directory of the run's keys; None for keys of its own, unless it is insecure.
+        insecure: encrypt nothing, and admit everybody.
         advertise: address at which other hosts reach this one.
         ports: first and last port that roles may bind.
         elsewhere: roles that will join from other hosts.
@@ -83,6 +122,8 @@ def open_run(
         for name in (name for name, value in given.items() if value is not None):
             raise UsageError(f"{name} is for a run that others join: give --bind HOST:PORT")
         return Access()
+    if insecure:
+        _refuse_keys(keys)
     address = parse_bind(bind)
     clients, pair = None, None
     if keys is not None:
@@ -90,13 +131,13 @@ def open_run(
     host = address.rpartition(":")[0]
     if host == EVERYWHERE and advertise is None:
         advertise = _own_address(bind)
-    access = Access(address, Network(pair, advertise, ports), clients, elsewhere)
-    if access.insecure and not insecure:
-        raise UsageError(
-            f"--bind {bind}: {host} is not on loopback, so the run must be encrypted. Make keys "
-            "with 'pdqn keys DIR' and give --keys DIR, or do without by --insecure"
-        )
-    return access
+    network = Network(pair, advertise, ports)
+    return Access(address, network, insecure, clients, keys, elsewhere)
+
+
+def _refuse_keys(keys: Path | None) -> None:
+    if keys is not None:
+        raise UsageError(f"--insecure uses no keys, got --keys {keys}; give one of the two")
 
 
 def open_on_cluster(
@@ -115,8 +156,8 @@ def open_on_cluster(
         here: this host's address on the way to the cluster.
         bind: HOST[:PORT]; by default a free port at ``here``.
         keys: directory of the run's keys; missing keys are made there. None for keys of this
-            run alone, if it needs any: their files are removed at once.
-        insecure: allow an address beyond loopback without keys.
+            session alone: their files are removed at once.
+        insecure: encrypt nothing, and admit everybody.
         advertise: address at which workers reach this host.
         ports: first and last port that roles here may bind.
         pins: hosts that roles must be placed on, by role.
@@ -125,7 +166,6 @@ def open_on_cluster(
         UsageError: as from ``open_run``.
     """
     bind = bind or here
-    on_loopback = transport.is_loopback(f"tcp://{parse_bind(bind)}")
     elsewhere = frozenset({"actor", "learner", "replay"})
 
     def open_with(used: Path | None) -> Access:
@@ -140,13 +180,16 @@ def open_on_cluster(
         )
         return replace(access, pins=dict(pins), key_text=text)
 
-    if keys is not None or insecure or on_loopback:
-        return open_with(None if insecure else keys)
+    if insecure:
+        _refuse_keys(keys)
+        return open_with(None)
+    if keys is not None:
+        return open_with(keys)
     with tempfile.TemporaryDirectory(prefix="pdqn-") as folder:
         access = open_with(Path(folder) / "keys")
         assert access.clients is not None
         access.clients.settle()
-    return access
+    return replace(access, keys=None)
 
 
 def _cluster_key(keys: Path) -> str:
@@ -169,7 +212,12 @@ class Door:
     network: Network
 
     def trusting(self, trust: Trust) -> Door:
-        """Return this door for processes that may run what the trust permits."""
+        """Return this door for processes that may run what the trust permits.
+
+        What a run of one's own on this host names is permitted already.
+        """
+        if self.network.trust.everything:
+            return self
         return replace(self, network=replace(self.network, trust=trust))
 
 
@@ -184,29 +232,55 @@ def find_door(
     """Find the way into a run, as the options of a command that joins say.
 
     Args:
-        address: the run's.
-        key: this host's key file, or its text.
-        insecure: allow an address beyond loopback without a key.
+        address: the run's, or its directory on this host.
+        key: this host's key file, or its text; by default the one in the run's directory.
+        insecure: join without a key.
         advertise: address at which other hosts reach this one.
         ports: first and last port that roles may bind.
 
     Raises:
-        UsageError: an address that is not one, or a run beyond loopback without a key.
+        UsageError: an address that is not one, a directory without a run in progress, or no key.
     """
+    if "://" not in address:
+        return _find_door_here(Path(address), key, insecure, Network(None, advertise, ports))
     if not address.startswith(("tcp://", "ipc://")):
-        raise UsageError(f"{address}: expected tcp://HOST:PORT or ipc://PATH")
+        raise UsageError(f"{address}: expected tcp://HOST:PORT, ipc://PATH or a run directory")
     if address.startswith("tcp://") and not address.rpartition(":")[2].isdecimal():
         raise UsageError(f"{address} has no port; expected tcp://HOST:PORT")
+    network = Network(None, advertise, ports)
+    if key is not None:
+        host_key = _given_key(key)
+        endpoint = transport.endpoint_of(address, host_key.head)
+        return Door(endpoint, replace(network, keys=host_key.keys))
+    if address.startswith("tcp://") and not insecure:
+        raise UsageError(
+            f"{address} needs a key: give the run's directory if it is on this host, --key with a "
+            "file of 'pdqn keys', or --insecure"
+        )
+    return Door(address, network)
+
+
+def _find_door_here(
+    directory: Path, key: Path | str | None, insecure: bool, network: Network
+) -> Door:
+    """Find the way into a run on this host by its directory."""
+    endpoint = find_endpoint(directory)
+    is_encrypted = transport.split(endpoint)[1] is not None
+    if insecure == is_encrypted:
+        why = "is encrypted: leave out" if insecure else "has no keys, and admits everybody: give"
+        raise UsageError(f"--join {directory}: the run {why} --insecure")
+    if insecure:
+        return Door(endpoint, network)
     if key is None:
-        if not transport.is_loopback(address) and not insecure:
-            raise UsageError(
-                f"{address} is not on loopback: give --key with the file that 'pdqn keys' made for "
-                "this host, or --insecure if the run has no keys"
-            )
-        return Door(address, Network(None, advertise, ports))
-    host_key = read_key(key) if isinstance(key, Path) else parse_key(key)
-    endpoint = transport.endpoint_of(address, host_key.head)
-    return Door(endpoint, Network(host_key.keys, advertise, ports))
+        host_key, network = find_key(directory, endpoint), replace(network, trust=EVERYTHING)
+    else:
+        host_key = _given_key(key)
+    endpoint = transport.endpoint_of(transport.split(endpoint)[0], host_key.head)
+    return Door(endpoint, replace(network, keys=host_key.keys))
+
+
+def _given_key(key: Path | str) -> HostKey:
+    return read_key(key) if isinstance(key, Path) else parse_key(key)
 
 
 def parse_bind(bind: str) -> str:

@@ -7,10 +7,14 @@ A directory holds them::
                     give it to ``--key``
     allowed.toml    public keys that may join, by name, and the roles that they may take
 
+A run without such a directory makes one in its own. ``local.key`` there is for commands of the same
+user on the same host.
+
 A key may take the role ``actor`` unless other roles are named when it is made (``NAME:ROLE,ROLE``).
 The launcher's own key may take every role.
 
 Key files are secret: only their owner can read them, and a file that others can read is refused.
+So is a directory that others can open, or that belongs to somebody else.
 
 A key file is first written as a *draft*; then its key is listed, and then the draft gets its name.
 A file that exists is therefore complete and its key is listed, unless its revocation was
@@ -44,6 +48,8 @@ from pdqn.silence import ListeningClock
 from pdqn.transport import KeyPair
 
 HEAD, ALLOWED, _LOCK = "head.key", "allowed.toml", ".lock"
+# The directory of keys that a run makes for itself, in its own.
+KEYS = "keys"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}")
 _LOOK_SECONDS = 1.0
@@ -140,7 +146,8 @@ def ensure_key(directory: Path, name: str) -> Path:
     """Return the key file of a name, for every role; make it if there is none.
 
     Raises:
-        UsageError: the file belongs to another run, or the directory cannot be written to.
+        UsageError: the file belongs to another run, or the directory cannot be written to or
+            trusted.
     """
     path = _key_path(directory, name)
     with _changing(directory, make=True):
@@ -170,12 +177,38 @@ def revoke(directory: Path, name: str) -> None:
             each.unlink(missing_ok=True)
 
 
+def check_private(directory: Path) -> None:
+    """Check that nobody else can open or replace what a directory of keys holds.
+
+    A directory that is missing passes: reading from it reports that.
+
+    Raises:
+        UsageError: it belongs to another user, or others can open it.
+    """
+    try:
+        status = directory.stat()
+    except OSError:
+        return
+    if status.st_uid != os.geteuid():
+        raise UsageError(
+            f"{directory} belongs to another user (uid {status.st_uid}); keys are read only from "
+            "a directory of your own"
+        )
+    if status.st_mode & 0o077:
+        mode = status.st_mode & 0o777
+        raise UsageError(
+            f"{directory}: others can open it (mode {mode:04o}); chmod 700 {directory}"
+        )
+
+
 def read_head(directory: Path) -> KeyPair:
     """Read the run's own keys.
 
     Raises:
-        UsageError: there is no such file, others can read it, or it holds no keys.
+        UsageError: there is no such file, others can read it or open the directory, or it holds no
+            keys.
     """
+    check_private(directory)
     return _pair(directory / HEAD, _read_secret(directory / HEAD))
 
 
@@ -285,6 +318,7 @@ def _changing(directory: Path, *, make: bool = False) -> Iterator[None]:
     try:
         if make:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(directory)
         # Open to write, which NFS wants of a file that is to be locked.
         lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -379,8 +413,10 @@ def _read_list(directory: Path) -> _List | None:
     """Read the public keys that may join, and their roles; return None if there is no list.
 
     Raises:
-        UsageError: the file can be written by others, or cannot be read.
+        UsageError: the file can be written by others, or cannot be read; or the directory cannot be
+            trusted.
     """
+    check_private(directory)
     path = directory / ALLOWED
     try:
         if path.stat().st_mode & 0o022:

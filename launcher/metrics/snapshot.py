@@ -81,7 +81,7 @@ class Snapshot:
         rejected: messages that replay refused, by reason.
         first_error: first line of the first error of the run, and the log that contains it.
         members: one by one: all but actors, and as many actors as ``MOST_LISTED`` leaves room for.
-        insecure: what leaves the launcher's host is neither encrypted nor authenticated.
+        insecure: other processes join neither encrypted nor authenticated.
         groups: all members, by role and host.
         history: recent values of the drawn figures by name, oldest first, for sparklines; None
             where a value was not finite.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -63,19 +64,31 @@ def launch(
     if single and access.address is not None:
         raise UsageError("--bind: mode single is one process that nobody can join")
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
+    access = access.with_keys(directory.path)
     directory.write_config(resolved, config)
     view = make_console(console, sys.stdout)
     for text in (*(f"warning: {warning}" for warning in plan.warnings), plan.replay):
         view.message(text)
-    if access.insecure:
-        view.message(
-            f"warning: nothing is encrypted, and whoever reaches {access.address} can join"
-        )
+    for warning in _warnings_of_access(access, cluster):
+        view.message(f"warning: {warning}")
     raise_open_file_limit(plan.open_files)
     if past is not None:
         _tell_resumed(directory, view, state, past.config, resolved)
     session = Session(resolved, spec, directory, view, interrupts, state, insecure=access.insecure)
     return SingleRun(session).execute() if single else Run(session, access, cluster).execute()
+
+
+def _warnings_of_access(access: Access, cluster: DaskCluster | None) -> Iterator[str]:
+    if access.insecure:
+        yield (
+            f"nothing is encrypted: whoever reaches {access.address}, every user of this host "
+            "included, can join"
+        )
+    if cluster is not None and not cluster.is_encrypted:
+        yield (
+            f"the Dask scheduler at {cluster.address} is not encrypted: whoever reaches it can run "
+            "code on its workers and here"
+        )
 
 
 def connect(where: str, python: str, slots: int | None) -> DaskCluster:

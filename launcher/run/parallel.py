@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from actors.environments.making import package_versions
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.hosts.access import Access
+from launcher.hosts.address import RunAddress, remove_address
 from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.roles import DaskRoles, Wanted
 from launcher.hosts.supervisor import Supervisor
@@ -58,12 +60,13 @@ class Run:
         self._session = session
         self._config = session.config
         self._metrics = session.metrics
+        self._run = uuid.uuid4().hex
         self._sockets = Path(tempfile.mkdtemp(prefix="pdqn-"))
         self._context = transport.Context(self._access.network)
         try:
             self._coordinator = self._make_coordinator()
         except BaseException:
-            self._remove_sockets()
+            self._close_doors()
             raise
         logs, allowed = session.run_dir.logs, self._config.system.restarts
         network = self._access.network
@@ -118,7 +121,7 @@ class Run:
             if self._relay is not None:
                 self._relay.close()
             self._coordinator.close()
-            self._remove_sockets()
+            self._close_doors()
         return session.conclude(reason, Roster.of(self._views.present()))
 
     def _make_coordinator(self) -> Coordinator:
@@ -132,13 +135,13 @@ class Run:
         if self._access.clients is not None:
             # Before anybody can connect: a host that is refused does not try again.
             self._context.allow(self._access.clients.clients)
-        directory, run = self._session.run_dir, uuid.uuid4().hex
-        directory.name_run(run)
+        directory = self._session.run_dir
+        directory.name_run(self._run)
         coordinator = Coordinator(
             self._context,
             address,
             welcome=Welcome(
-                run,
+                self._run,
                 0,
                 0,
                 self._config,
@@ -173,9 +176,7 @@ class Run:
         return transport.endpoint_of(f"tcp://{host}:{port}", key)
 
     def _start_roles(self) -> None:
-        if self._access.address is not None:
-            where = transport.split(self._coordinator.endpoint)[0]
-            self._session.say(f"other processes join with --join {where}")
+        self._invite()
         elsewhere = self._access.elsewhere
         if "replay" not in elsewhere:
             for shard in range(self._config.replay.shards):
@@ -191,6 +192,15 @@ class Run:
                 return
             self._supervisor.start("actor", index)
             self._turn(0.0)
+
+    def _invite(self) -> None:
+        """Let other processes find the run, and tell a person how they join."""
+        if self._access.address is None:
+            return
+        directory = self._session.run_dir.path
+        RunAddress(self._run, self._local_endpoint()).write(directory)
+        if invitation := self._access.invitation(self._coordinator.endpoint, directory):
+            self._session.say(invitation)
 
     @property
     def _actors_here(self) -> int:
@@ -328,8 +338,13 @@ class Run:
         """End at once, after a second Ctrl-C."""
         self._supervisor.kill_all()
         self._session.console.stop()
-        self._remove_sockets()
+        self._close_doors()
+        if self._cluster is not None:
+            self._cluster.remove_files()
         os._exit(EXIT_INTERRUPTED_TWICE)
 
-    def _remove_sockets(self) -> None:
+    def _close_doors(self) -> None:
+        """Remove the ways in, which nobody serves any more."""
+        with contextlib.suppress(OSError):
+            remove_address(self._session.run_dir.path)
         shutil.rmtree(self._sockets, ignore_errors=True)

@@ -41,7 +41,7 @@ class Session:
         controls: what each key does, beside those for the end and for help.
         stage: starting, running, paused, stopping or done. ``enter`` and ``pause`` set it.
         waiting_for: what the run cannot start without, in words; ``wait_for`` sets it.
-        insecure: what leaves this host is neither encrypted nor authenticated.
+        insecure: other processes join neither encrypted nor authenticated.
         failure: why the run cannot go on; None while it can. ``fail`` sets it.
         restarts: restarts by role, those of earlier sessions included.
         seen: what watchers are shown; None before there is anything.
@@ -346,6 +346,7 @@ class Session:
             **measured,
             "actors": resolved(self.config.actor.count),
             "mode": self.config.run.mode,
+            "insecure": self.insecure,
             "seed": self.config.run.seed,
             "restarts": {role: self.restarts.get(role, 0) for role in roles},
             "sessions": self.state.sessions,

@@ -85,6 +85,11 @@ class DaskCluster:
         return str(self._client.scheduler.address)
 
     @property
+    def is_encrypted(self) -> bool:
+        """Return whether only holders of a certificate can reach the scheduler."""
+        return urlsplit(self.address).scheme in ("tls", "wss")
+
+    @property
     def workers(self) -> dict[str, ClusterWorker]:
         """The present workers, by address."""
         return self._workers
@@ -185,7 +190,12 @@ class DaskCluster:
             self.stop(key)
         self._client.close(timeout=5)
         if self._local is not None:
-            self._local.close(timeout=10)
+            self._local.close()
+
+    def remove_files(self) -> None:
+        """Remove the files of a local cluster, when this process ends at once."""
+        if self._local is not None:
+            self._local.remove_files()
 
     def _ending(self, key: str, future: Any) -> Ending:
         if future.status != "finished":
@@ -233,8 +243,8 @@ class DaskCluster:
                 logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         arguments: dict[str, Any] = {"address": self._where}
         if self._where == LOCAL:
-            self._local = _local_cluster(self._distributed)
-            arguments = {"address": self._local}
+            self._local = importlib.import_module("launcher.hosts.dask.local").LocalCluster()
+            arguments = {"address": self._local.cluster}
         elif not self._where.startswith(("tcp://", "tls://")):
             if not Path(self._where).is_file():
                 raise UsageError(
@@ -273,22 +283,6 @@ class DaskCluster:
             for address, worker in found.items()
             if address not in self._excluded
         }
-
-
-def _local_cluster(distributed: Any) -> Any:
-    """Start workers on this host, as processes, since roles are their child processes."""
-    from launcher.plan.machine import detect
-
-    cores = detect().cores
-    workers = min(4, cores)
-    return distributed.LocalCluster(
-        n_workers=workers,
-        threads_per_worker=max(1, cores // workers),
-        processes=True,
-        # Dask starts HTTP servers even without dashboards: on loopback, at free ports.
-        dashboard_address="127.0.0.1:0",
-        worker_dashboard_address="127.0.0.1:0",
-    )
 
 
 def _netloc(address: str) -> str:
