@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from pdqn.clients import KEY_ROLES, Clients, losers
+from pdqn.clients import KEY_ROLES, Clients, losers, name_of
 from pdqn.connections import Connections, Cut, Penalties
 from pdqn.errors import RunError
 from pdqn.trust import NOTHING, Trust
@@ -122,16 +122,15 @@ class Context(zmq.Context[Socket]):
         is_out = self._penalties.is_out(user, time.monotonic())
         if client is not None and client.roles & set(domain.split()) and not is_out:
             return True
-        who = "a stranger" if client is None else client.described
-        self._note_turned_away(f"{who}: a connection")
+        self._note_turned_away(f"{name_of(self._clients, user)}: a connection")
         return False
 
     def punish(self, cuts: Iterable[Cut]) -> None:
         """Count connections that were cut, and shut out a key whose connections are cut often."""
         own = "" if self.network.keys is None else self.network.keys.public
         for cut in cuts:
-            client = self._clients.get(cut.user)
-            self._note_turned_away(f"{client.described if client else 'a stranger'}: {cut.why}")
+            who = name_of(self._clients, cut.user) if cut.user else "an unnamed connection"
+            self._note_turned_away(f"{who}: {cut.why}")
             if cut.user not in ("", own):
                 self._penalties.note(cut.user, time.monotonic())
 

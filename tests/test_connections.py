@@ -288,10 +288,7 @@ def test_whoever_sends_faster_than_is_read_is_cut_and_others_are_not(
     server.read.clear()
     honest.send(b"data")
     eventually(lambda: server.serve() or b"data" in server.read)
-    assert f"host-0 ({ALL}): more than {20 * MB} unread bytes" in server.context.turned_away()
-
-
-ALL = ", ".join(sorted(EVERY_ROLE))
+    assert f"host-0: more than {20 * MB} unread bytes" in server.context.turned_away()
 
 
 def test_a_flood_of_connections_is_cut_and_its_key_is_shut_out(
@@ -311,10 +308,8 @@ def test_a_flood_of_connections_is_cut_and_its_key_is_shut_out(
     eventually(lambda: server.serve() or server.cut())
     eventually(lambda: server.serve() or server.cut() or open_connections() <= 5)
     refused = server.context.turned_away()
-    assert refused[f"host-0 ({ALL}): more than 5 connections"] >= 5
-    eventually(
-        lambda: server.serve() or f"host-0 ({ALL}): a connection" in server.context.turned_away()
-    )
+    assert refused["host-0: more than 5 connections"] >= 5
+    eventually(lambda: server.serve() or "host-0: a connection" in server.context.turned_away())
     server.read.clear()
     connected(closing, other, zmq.PUSH, server.endpoint).send(b"data")
     eventually(lambda: server.serve() or b"data" in server.read)

@@ -201,8 +201,7 @@ def test_a_key_gets_in_only_where_its_roles_have_business(context: Any):
     assert not any(door.poll(QUIET_MILLISECONDS) for door in doors.values())
     # A refused client tries once and gives up.
     assert one.turned_away() == {
-        "host-0 (actor): a connection": 1,
-        "host-0 (learner, watch): a connection": 1,
+        "host-0: a connection": 2,
     }
     assert one.turned_away() == {}
     push(context(actor), endpoints["actor"])

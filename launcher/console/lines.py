@@ -14,6 +14,8 @@ from launcher.metrics.snapshot import Snapshot
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
 from pdqn.text import printable
 
+_MOST_REASONS = 3
+
 
 def progress_line(snapshot: Snapshot) -> str:
     """Format everything that matters in a snapshot as one line of plain text."""
@@ -43,10 +45,16 @@ def _parts(snapshot: Snapshot) -> Iterator[str]:
     yield snapshot.replay_waits
     rejected = sum(snapshot.rejected.values())
     lost = int(snapshot.amount("system/lost"))
-    yield f"restarts {snapshot.restarts}, lost {lost}, rejected {rejected}"
+    yield f"restarts {snapshot.restarts}, lost {lost}, rejected {rejected}{_reasons(snapshot)}"
     if snapshot.value("replay/priorities_clipped"):
         yield f"priorities clipped {snapshot.text('replay/priorities_clipped')}"
     yield f"first error: {snapshot.first_error}" if snapshot.first_error else ""
+
+
+def _reasons(snapshot: Snapshot) -> str:
+    """List what was rejected most often, and of whom where that is known."""
+    most = sorted(snapshot.rejected.items(), key=lambda item: -item[1])[:_MOST_REASONS]
+    return f" ({', '.join(f'{reason} {count}' for reason, count in most)})" if most else ""
 
 
 def _counted(snapshot: Snapshot, label: str, total: str, rate: str) -> str:

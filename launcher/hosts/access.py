@@ -214,7 +214,7 @@ class Door:
     def trusting(self, trust: Trust) -> Door:
         """Return this door for processes that may run what the trust permits.
 
-        What a run of one's own on this host names is permitted already.
+        The directory of a run permits all that this run names.
         """
         if self.network.trust.everything:
             return self
