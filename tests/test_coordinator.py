@@ -789,7 +789,8 @@ class Keyed(Hub):
 
     def host(self, name: str, agent: str | None = None) -> Context:
         """Make the context of a process on a host."""
-        context = Context(Network(self._keys[name], agent=name if agent is None else agent))
+        agent = name if agent is None else agent
+        context = Context(Network(self._keys[name], agent=agent, trust=EVERYTHING))
         self.contexts.append(context)
         return context
 
