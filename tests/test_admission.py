@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,7 +272,8 @@ def test_a_command_that_joins_a_hostile_head_says_so_in_one_line(
 ):
     mark = tmp_path / "mark"
     head = heads(welcome(settings("os:system", command=f"touch {mark}")))
-    with pdqn_command(role, "--join", head.endpoint, directory=tmp_path / "host") as command:
+    join = (role, "--join", head.endpoint, "--insecure")
+    with pdqn_command(*join, directory=tmp_path / "host") as command:
         assert command.wait() == 2
     assert command.stderr == (
         f"pdqn: {head.endpoint}: its environment is os:system, which would run code; if you trust "
@@ -302,10 +304,11 @@ def test_a_host_takes_part_once_it_has_named_the_environment(
     with pdqn_command("launch", *RUN, directory=tmp_path / "head") as head:
         seen = observe(head)
         said = seen.until(lambda: [x for x in head.stdout.splitlines() if "--join tcp://" in x])
-        address = said[0].split()[-1]
+        address = next(word for word in said[0].split() if word.startswith("tcp://"))
+        key = str(tmp_path / "head" / "run" / "keys" / "local.key")
 
-        def join(*options: str) -> Command:
-            return pdqn_command("actor", "--join", address, *options, directory=tmp_path / "host")
+        def join(*options: str, at: tuple[str, ...] = (address, "--key", key)) -> Command:
+            return pdqn_command("actor", "--join", *at, *options, directory=tmp_path / "host")
 
         with join() as refused:
             assert refused.wait() == 2, refused.stderr
@@ -315,9 +318,14 @@ def test_a_host_takes_part_once_it_has_named_the_environment(
         seen.until(lambda: "its environment is mine:make" in head.stdout)
         (line,) = [x for x in head.stdout.splitlines() if "its environment is mine:make" in x]
         assert "host 0: " in line
-        for options in (["--env", "mine:make"], ["--allow-list", "allowed"], ["--trust"]):
+        own = ("../head/run",)
+        joins = [
+            partial(join, "--env", "mine:make"), partial(join, "--allow-list", "allowed"),
+            partial(join, "--trust"), partial(join, at=own),
+        ]  # fmt: skip
+        for joining in joins:
             steps = seen.metric("environment_steps")
-            with join(*options) as actor:
+            with joining() as actor:
                 seen.until(lambda before=steps: seen.metric("environment_steps") > before)
                 actor.interrupt()
                 assert actor.wait() == 0, actor.stderr

@@ -25,6 +25,7 @@ from pdqn.networks import QNetwork, build_network, network_sizes
 from pdqn.networks.fused import FusedNetwork
 from pdqn.networks.qmap import QMap, disc_sums, transformed_disc_sums
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
+from pdqn.trust import EVERYTHING
 
 CIRCLES = "pdqn/CirclePlacement-v0"
 VECTOR = EnvironmentSpec(
@@ -462,7 +463,7 @@ class TestModelFile:
         config = dataclasses.replace(CONFIG, network=NetworkConfig(kind=kind))
         save_model(path, config, map_spec(16), torch.nn.Linear(1, 1), 1)
         with pytest.raises(UsageError) as caught:
-            load_model(path)
+            load_model(path, EVERYTHING)
         assert str(caught.value) == (
             f"{path}: network.kind = {kind}: No module named 'a_network_of_mine'; its module must "
             "be importable: run this in its folder, or add that folder to PYTHONPATH"
