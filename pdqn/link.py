@@ -16,7 +16,7 @@ import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -133,8 +133,14 @@ class CoordinatorLink:
         """Seconds since the last message of the coordinator, counting only time spent listening."""
         return self._listening.seconds - self._heard
 
-    def join(self, timeout_seconds: float = 60.0) -> Welcome:
+    def join(
+        self, timeout_seconds: float = 60.0, is_given_up: Callable[[], bool] = lambda: False
+    ) -> Welcome:
         """Ask for a place in the run until the coordinator answers.
+
+        Args:
+            timeout_seconds: longest time to wait.
+            is_given_up: function that returns whether a person has given up waiting.
 
         Raises:
             JoinRefusedError: the coordinator refuses, with its reason, or does not accept the keys.
@@ -146,6 +152,8 @@ class CoordinatorLink:
         while time.monotonic() < deadline:
             if self._parent is not None and self._parent.gone:
                 raise RunError("the launcher ended before this role joined")
+            if is_given_up():
+                raise RunError(f"interrupted before the run at {self._shown} answered")
             if refusal := self._refusals.reason():
                 raise JoinRefusedError(f"{self._shown} {refusal}")
             asked = asked or self._try_to_send(self._request())

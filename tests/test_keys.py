@@ -94,6 +94,11 @@ def test_a_key_is_given_other_roles_and_keeps_its_file(tmp_path: Path):
     assert roles_of(tmp_path) == {"head": EVERY_ROLE, "one": "evaluator", "two": "learner"}
 
 
+def test_without_names_the_keys_and_their_roles_are_listed(tmp_path: Path):
+    keys.make_keys(tmp_path, ("one", "gpu:learner,replay"))
+    assert keys.described(tmp_path) == ["one (actor)", "gpu (learner, replay)"]
+
+
 def test_a_name_that_comes_back_after_a_revocation_has_none_of_its_old_roles(tmp_path: Path):
     keys.make_keys(tmp_path, ("one:learner",))
     keys.revoke(tmp_path, "one")

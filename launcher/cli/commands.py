@@ -316,6 +316,7 @@ def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
     on.
 
     \b
+    pdqn keys keys                                    (list the keys and their roles)
     pdqn keys keys gpu-host:learner,replay actors-1 actors-2
     scp keys/gpu-host.key gpu-host:
     pdqn launch --bind 10.0.0.1:7777 --keys keys
@@ -333,10 +334,9 @@ def keys(directory: Path, names: tuple[str, ...], revoke: str | None) -> int:
     made = making.make_keys(directory, names)
     for path in made:
         echo(path)
-    for name in (name for name in names if ":" in name):
-        echo(f"{name.replace(':', ' may take: ').replace(',', ', ')}", err=True)
-    if not made and not names:
-        echo(f"{directory} already has its keys; name hosts to make more", err=True)
+    if not made:
+        for line in making.described(directory):
+            echo(line)
     return 0
 
 

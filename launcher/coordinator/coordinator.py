@@ -166,7 +166,9 @@ class Coordinator:
         self.rejected[kind] += 1
         self._metrics.count("control_rejected")
         self._metrics.count(f"control_rejected/{kind}")
-        if self.rejected.total() < _MOST_WARNINGS:
+        # Whoever is revoked speaks on until it has heard of that: one line is enough.
+        is_news = kind != "revoked" or self.rejected[kind] == 1
+        if is_news and self.rejected.total() < _MOST_WARNINGS:
             _log.warning("rejected a message: %s", error, exc_info=kind == "unforeseen")
 
     def _user(self, frame: zmq.Frame) -> str:
@@ -178,8 +180,7 @@ class Coordinator:
         user = transport.user_of(frame, self._context)
         encrypted = transport.network_of(self._context).keys is not None
         if encrypted and user not in self.membership.orders.clients:
-            text = f"a message of {user}, whose key is no longer admitted"
-            raise MessageError("revoked", wire.WireError("malformed", text))
+            raise MessageError("revoked", wire.WireError("malformed", "of a revoked key"))
         return user
 
     def _receive(self, identity: bytes, message: Message, user: str, size_bytes: int) -> None:

@@ -92,6 +92,10 @@ class Orders:
             return "its key was revoked"
         if client.may_join_as(role):
             return ""
+        if role == "host":
+            return (
+                f"its key, {client.name}, may only watch; 'pdqn keys DIR {client.name}:actor' helps"
+            )
         return f"its key, {client.described}, is not for the role {role}"
 
     def resize(self, agent: str, count: int) -> bool:

@@ -91,7 +91,7 @@ def take_part(
             # Before joining: afterwards the run must hear from this host every second.
             supervisor.warm_up()
             link = CoordinatorLink(context, endpoint, "host")
-            welcome = link.join()
+            welcome = link.join(is_given_up=lambda: interrupts.count > 0)
             try:
                 agent = _Agent(link, welcome, supervisor, relay, part, say)
             except (RunError, UsageError) as error:

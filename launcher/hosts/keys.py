@@ -233,6 +233,16 @@ def parse_key(text: str) -> HostKey:
         raise UsageError(f"the text of the key file is not TOML: {error}") from error
 
 
+def described(directory: Path) -> list[str]:
+    """List the keys that may join, each with its roles, for a person.
+
+    Raises:
+        UsageError: as from ``read_allowed``.
+    """
+    clients = (_read_list(directory) or _List()).clients
+    return [client.described for client in clients.values()]
+
+
 def read_allowed(directory: Path) -> dict[str, str]:
     """Read the public keys that may join, by name.
 
