@@ -44,6 +44,8 @@ _GATHER_SECONDS = 0.02
 _WATCHED_SECONDS = 5.0
 _MOST_WARNINGS = 100
 _MOST_UNREAD = 64
+# Of an actor and its host, which may have one key with all others: a minute of their reports.
+_UNREAD_BYTES_FOR_ACTOR = 64 << 10
 _log = logging.getLogger("coordinator")
 
 
@@ -87,7 +89,9 @@ class Coordinator:
         self._seal = new_seal()
         self._socket = context.socket(zmq.ROUTER)
         config = welcome.config
-        bounds = Bounds(most_connections(config.actor.count or 0))
+        actors = config.actor.count or 0
+        waiting = max(Bounds.key_bytes, actors * _UNREAD_BYTES_FOR_ACTOR)
+        bounds = Bounds(most_connections(actors), key_bytes=waiting)
         self._connections = Connections(self._socket, address, bounds)
         self.endpoint = self._bind(address)
         self._welcome, self._metrics, self._files = welcome, metrics, files
