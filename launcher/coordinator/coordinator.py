@@ -194,17 +194,18 @@ class Coordinator:
             self._exchange_file(identity, message)
         else:
             now = time.monotonic()
-            self._do(self.membership.receive(identity, message, now, user, size_bytes))
+            self._do(self.membership.receive(identity, message, now, user, size_bytes), user)
 
-    def _do(self, instructions: Instructions) -> None:
+    def _do(self, instructions: Instructions, user: str = "") -> None:
+        """Carry out what follows from a message of a public key, or from the launcher's wishes."""
         for instruction in instructions:
-            self._carry_out(instruction)
+            self._carry_out(instruction, user)
 
-    def _carry_out(self, instruction: Instruction) -> None:
+    def _carry_out(self, instruction: Instruction, user: str) -> None:
         if isinstance(instruction, SendPulse):
             self._pulse(instruction.member)
         elif isinstance(instruction, Event):
-            self._write_down(instruction)
+            self._write_down(instruction, user)
         elif isinstance(instruction, Send):
             self._send(instruction.identity, instruction.message)
         elif isinstance(instruction, Admit):
@@ -213,9 +214,9 @@ class Coordinator:
             for member in self.membership.members():
                 self._pulse(member)
 
-    def _write_down(self, event: Event) -> None:
-        """Keep an event for the run's records, unless its place has had too many."""
-        kept = self._flood.take(event, time.monotonic())
+    def _write_down(self, event: Event, user: str) -> None:
+        """Keep an event for the run's records, unless its place or its key has had too many."""
+        kept = self._flood.take(event, time.monotonic(), user)
         self.events.extend(kept)
         if event not in kept:
             self._metrics.count("control_rejected")
@@ -281,7 +282,7 @@ class Coordinator:
             else:
                 self._send(identity, self._files.give(role, message))
         except wire.WireError:
-            self._do(self.membership.refuse(member.key, member.user, "a file"))
+            self._do(self.membership.refuse(member.key, member.user, "a file"), member.user)
             raise
 
     # ---- what the run wants ----
