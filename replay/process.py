@@ -19,7 +19,7 @@ from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
 from replay.buffer import make_buffer
-from replay.intake import MOST_STREAMS, Intake, Stream
+from replay.intake import Intake, Stream, bound_streams
 from replay.limiter import make_limiter
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
 from replay.sender import Hello, encode_acknowledgement
@@ -255,8 +255,7 @@ class ReplayServer:
         """Acknowledge a stream to this connection from now on."""
         self._hellos.pop(stream, None)  # the newest are last
         self._hellos[stream] = identity
-        if len(self._hellos) > MOST_STREAMS:
-            del self._hellos[next(iter(self._hellos))]
+        bound_streams(self._hellos)
 
     def _follow_target(self) -> None:
         """Aim at the run's present samples_per_insert."""
