@@ -84,7 +84,7 @@ class Publisher:
                 break
             event = self._socket.recv(copy=False)
             self._wanted |= event.bytes[:1] == b"\x01"
-            self._connections.read(event, len(event))
+            self._connections.read(event, len(event), several=event.more)
         if self._wanted and time.monotonic() - self._sent >= _REPEAT_SECONDS:
             self._send()
 

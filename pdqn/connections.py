@@ -53,6 +53,8 @@ class Bounds:
         connection_bytes: backlog of one connection.
         key_bytes: backlog of all connections of one key.
         messages: number of messages that a connection may send; None for any.
+
+    A message has one frame with content. One of many costs its reader seconds.
     """
 
     connections: int = MOST_CONNECTIONS
@@ -93,6 +95,7 @@ class _Connection:
     peer: Any = None
     user: str | None = None
     messages: int = 0
+    has_sent_several: bool = False
     received_bytes: int = _HANDSHAKE_BYTES
     read_bytes: int = 0  # since the last look
     looked: float = 0.0
@@ -123,7 +126,7 @@ class Ledger:
         connection = self._connections.get(descriptor)
         return None if connection is None else connection.peer
 
-    def read(self, descriptor: int, nbytes: int, user: str) -> None:
+    def read(self, descriptor: int, nbytes: int, user: str, *, several: bool = False) -> None:
         """Note a message that was read.
 
         A message of a connection that has ended names a descriptor that may be another one's by
@@ -133,12 +136,14 @@ class Ledger:
             descriptor: of its connection.
             nbytes: size of the message.
             user: public key of its sender; empty if nothing is encrypted.
+            several: whether it has several frames with content.
         """
         connection = self._connections.get(descriptor)
         if connection is None:
             return
         if connection.user != user:
-            connection.user, connection.messages = user, 0
+            connection.user, connection.messages, connection.has_sent_several = user, 0, False
+        connection.has_sent_several |= several
         connection.messages += 1
         connection.read_bytes += nbytes + _MESSAGE_BYTES
 
@@ -202,6 +207,8 @@ class Ledger:
             return f"more than {bounds.connection_bytes} unread bytes in a connection"
         if bounds.messages is not None and connection.messages > bounds.messages:
             return f"more than {bounds.messages} messages in a connection"
+        if connection.has_sent_several:
+            return "a message of several frames"
         return ""
 
 
@@ -250,12 +257,13 @@ class Connections:
         if address.startswith("tcp://"):
             self._monitor = _monitor(socket)
 
-    def read(self, frame: zmq.Frame, nbytes: int) -> None:
+    def read(self, frame: zmq.Frame, nbytes: int, *, several: bool = False) -> None:
         """Note a message that was read from the socket.
 
         Args:
             frame: its first frame with content.
             nbytes: size of all its frames.
+            several: whether there are several frames with content.
         """
         if self._monitor is None:
             return
@@ -265,7 +273,7 @@ class Connections:
         with self._lock:
             if not self._ledger.is_known(descriptor):
                 self._note_events()
-            self._ledger.read(descriptor, nbytes, user_of(frame))
+            self._ledger.read(descriptor, nbytes, user_of(frame), several=several)
 
     def tend(self, now: float | None = None) -> list[Cut]:
         """Cut the connections that are beyond the bounds; return them. Call this often."""

@@ -166,7 +166,7 @@ class ReplayServer:
                 frame = self._pull.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            self._connections["transitions"].read(frame, len(frame))
+            self._connections["transitions"].read(frame, len(frame), several=frame.more)
             user = transport.user_of(frame, self._context)
             inserted, stream = self._intake.take(frame.buffer, user)
             self._limiter.count_inserted(inserted)
@@ -199,7 +199,7 @@ class ReplayServer:
             any_taken = True
             frame = self._router.recv(copy=False)
             several, nbytes = frame.more, len(frame) + _drain(self._router, frame)
-            self._connections["samples"].read(frame, nbytes)
+            self._connections["samples"].read(frame, nbytes, several=several)
             if several:
                 self._outlet.reject(wire.WireError("malformed", "several frames"))
             else:
@@ -241,7 +241,7 @@ class ReplayServer:
                 return
             frame = self._acks.recv(copy=False)
             several, nbytes = frame.more, len(frame) + _drain(self._acks, frame)
-            self._connections["acknowledgements"].read(frame, nbytes)
+            self._connections["acknowledgements"].read(frame, nbytes, several=several)
             hello = None if several else Hello.decode(frame.bytes)
             if hello is None:
                 self._telemetry.count("rejected/hello")

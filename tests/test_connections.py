@@ -100,6 +100,16 @@ def test_a_connection_may_send_only_so_many_messages():
     assert reasons(book) == {7: "more than 2 messages in a connection"}
 
 
+def test_a_message_of_several_frames_ends_its_connection():
+    book = ledger()
+    joined(book, 7)
+    joined(book, 8, OTHER)
+    book.read(7, 1, ONE, several=True)
+    assert reasons(book) == {7: "a message of several frames"}
+    book.read(7, 1, OTHER)  # an ended connection had sent that
+    assert reasons(book) == {}
+
+
 def test_a_descriptor_that_is_used_again_begins_anew():
     book = ledger(messages=1)
     joined(book, 7)

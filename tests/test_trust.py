@@ -545,6 +545,22 @@ def test_plots_of_another_users_directory_run_no_code(folder: Folder, pdqn_main:
     assert folder.ran
 
 
+@needs_root
+def test_arguments_of_training_alone_are_looked_at_before_a_picture(
+    folder: Folder, pdqn_main: Main
+):
+    """The model has those of evaluation, which may replace them."""
+    run, config = placement_run(folder)
+    theirs = replace(
+        config,
+        run=replace(config.run, env_args={"map_size": "os:system", "radii": [2, 1]}),
+        evaluation=replace(config.evaluation, env_args={"map_size": 16}),
+    )
+    (run / CONFIG).write_text(theirs.to_toml())
+    give_away(run)
+    assert is_refused(pdqn_main("plot", run), "its argument map_size is os:system")
+
+
 def test_the_best_score_is_read_without_building_what_the_file_names(folder: Folder):
     """A host's evaluator gets this file from the head."""
     path = folder.model("best_model.pth", kind="stranger:network")

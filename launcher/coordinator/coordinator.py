@@ -40,7 +40,7 @@ from pdqn.tickets import new_seal, ticket_of
 
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 50_000  # more than the limit lets through at once
-_GATHER_SECONDS = 0.02
+_GATHER_SECONDS, _TURN_SECONDS = 0.02, 0.5
 _WATCHED_SECONDS = 5.0
 _MOST_WARNINGS = 100
 _MOST_UNREAD = 64
@@ -144,12 +144,16 @@ class Coordinator:
             time.sleep(_GATHER_SECONDS)
         self._listening.turn()
         self.membership.listened_seconds = self._listening.seconds
+        end = time.monotonic() + _TURN_SECONDS
         for _ in range(_MOST_MESSAGES_PER_TURN if arrived else 0):
+            if time.monotonic() >= end:
+                return  # the launcher has other work, and one member may send what takes long
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._connections.read(frames[-1], sum(map(len, frames[1:])))
+            several = len(frames) > 2
+            self._connections.read(frames[-1], sum(map(len, frames[1:])), several=several)
             self._handle(frames)
 
     def _handle(self, frames: list[zmq.Frame]) -> None:
