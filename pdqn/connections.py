@@ -66,7 +66,7 @@ class Bounds:
 def most_connections(actors: int) -> int:
     """Return the number of connections of one key.
 
-    Every actor may be alone on its host, which has a connection too. Both may come anew before
+    Every actor may be alone on its host, which has a connection too. Both may come again before
     their old connections are known to have ended.
     """
     return max(MOST_CONNECTIONS, 4 * actors + _SPARE_CONNECTIONS)
@@ -130,7 +130,7 @@ class Ledger:
         """Note a message that was read.
 
         A message of a connection that has ended names a descriptor that may be another one's by
-        now. What one key sent must not count against another, so a change of keys begins anew.
+        now. What one key sent must not count against another, so a change of keys begins again.
 
         Args:
             descriptor: of its connection.

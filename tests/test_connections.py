@@ -262,9 +262,7 @@ def connected(
 class RawPush:
     """A peer that speaks ZMTP by hand, without encryption, and so can do what libzmq cannot."""
 
-    def __init__(
-        self, address: str, kind: bytes = b"PUSH", frame_bytes: int = 64 * 1024
-    ) -> None:
+    def __init__(self, address: str, kind: bytes = b"PUSH", frame_bytes: int = 64 * 1024) -> None:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         self._socket = sockets.create_connection((host, int(port)))
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)

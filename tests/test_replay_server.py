@@ -478,7 +478,6 @@ class TestSequences:
         assert sequences.expected((0, 0)) == -1
         assert sequences.expected((1, 0)) == 6
 
-
     def test_an_actor_that_joins_again_and_again_drives_out_no_other(self):
         sequences = Sequences(4)
         sequences.take((0, 0), 5)
