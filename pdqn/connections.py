@@ -14,15 +14,17 @@ acknowledged. A key whose connections are cut again and again is shut out for a 
 
 from __future__ import annotations
 
+import fcntl
 import socket as sockets
 import struct
 import sys
+import termios
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -40,6 +42,7 @@ _LOOKS_PER_TURN = 100
 _CUTS_FORGIVEN, _FORGIVEN_SECONDS = 5, 60.0
 # The field tcpi_bytes_received of the kernel's struct tcp_info, since Linux 4.1.
 _BYTES_RECEIVED = struct.Struct("=128xQ")
+_WORD = struct.Struct("=i")
 _RESET = struct.pack("ii", 1, 0)  # linger on, for no time
 _numbers = count()
 
@@ -112,6 +115,10 @@ class Ledger:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._connections: dict[int, _Connection] = {}
+
+    def set_key_bytes(self, key_bytes: int) -> None:
+        """Change the bound on the backlog of a key."""
+        self._bounds = replace(self._bounds, key_bytes=key_bytes)
 
     def open(self, descriptor: int, peer: Any, now: float) -> None:
         """Note a new connection."""
@@ -257,6 +264,10 @@ class Connections:
         if address.startswith("tcp://"):
             self._monitor = _monitor(socket)
 
+    def set_key_bytes(self, key_bytes: int) -> None:
+        """Change the bound on the backlog of a key."""
+        self._ledger.set_key_bytes(key_bytes)
+
     def read(self, frame: zmq.Frame, nbytes: int, *, several: bool = False) -> None:
         """Note a message that was read from the socket.
 
@@ -377,14 +388,20 @@ def _peer(descriptor: int) -> Any:
 
 
 def _received_bytes(descriptor: int) -> int | None:
-    """Ask the kernel for the bytes that a connection has received; None if it cannot tell."""
+    """Ask for the bytes that this process has received of a connection; None if nobody can tell.
+
+    What still lies in the kernel's buffer does not count.
+    """
     if sys.platform != "linux":
         return None
-    told = b""
+    told, left = b"", _WORD.pack(0)
     with suppress(OSError), _seen(descriptor) as connection:
+        left = fcntl.ioctl(descriptor, termios.FIONREAD, left)
         size = _BYTES_RECEIVED.size
         told = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, size)
-    return _BYTES_RECEIVED.unpack(told)[0] if len(told) == _BYTES_RECEIVED.size else None
+    if len(told) < _BYTES_RECEIVED.size:
+        return None
+    return _BYTES_RECEIVED.unpack(told)[0] - _WORD.unpack(left)[0]
 
 
 def _shut_down(descriptor: int, peer: Any) -> None:

@@ -35,7 +35,7 @@ from pdqn.errors import (
     RunError,
     type_and_first_line,
 )
-from pdqn.memory import MemoryLimit, MemoryLimitError, held_bytes
+from pdqn.memory import MemoryLimit, MemoryLimitError, held_bytes, machine_bytes
 from pdqn.messages import (
     MAX_REASON,
     MAX_TEXT,
@@ -252,7 +252,7 @@ class CoordinatorLink:
         self._period_seconds = config.system.telemetry_seconds
         self._timeout_seconds = config.system.heartbeat_timeout_seconds
         planned, multiple = welcome.memory_bytes, config.system.memory_limit
-        self._memory = MemoryLimit(self._role, planned, multiple)
+        self._memory = MemoryLimit(self._role, planned, multiple, machine_bytes())
         self._listening = ListeningClock(self._timeout_seconds)
         self._heard = self._listening.seconds
         self._follow(welcome.pulse)

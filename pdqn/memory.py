@@ -12,6 +12,7 @@ from pdqn.errors import RunError
 
 # What the interpreter, its libraries and the allocator may take beside the plan.
 SLACK_BYTES = 10**9
+_MACHINE_SHARE = 0.9
 _STATUS = Path("/proc/self/status")
 _OWN = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
 _ADVICE = {
@@ -36,18 +37,28 @@ class MemoryLimit:
         role: role of the process, ``launcher``, or ``run`` for all roles in one process.
         planned_bytes: memory that is planned for the process; 0 if nothing is, without a limit.
         multiple: ``system.memory_limit``; 0 turns the limit off.
+        machine_bytes: memory of the whole machine; 0 if it is not known. Beyond nine tenths of it
+            the machine would swap, however much was planned.
     """
 
     role: str
     planned_bytes: int = 0
     multiple: float = 0.0
+    machine_bytes: int = 0
 
     @property
     def limit_bytes(self) -> int:
         """The limit; 0 if there is none."""
         if not self.planned_bytes or not self.multiple:
             return 0
-        return int(self.multiple * self.planned_bytes) + SLACK_BYTES
+        limit = int(self.multiple * self.planned_bytes) + SLACK_BYTES
+        room = int(_MACHINE_SHARE * self.machine_bytes)
+        return min(limit, max(room, self.planned_bytes)) if room else limit
+
+    @property
+    def _within(self) -> str:
+        unbounded = self.multiple * self.planned_bytes + SLACK_BYTES
+        return "" if self.limit_bytes == int(unbounded) else ", within this machine's memory"
 
     def settle(self, held_bytes: int) -> None:
         """Count as planned what a process holds once it works: an environment may be large."""
@@ -61,9 +72,14 @@ class MemoryLimit:
         return (
             f"holds {_shown(held_bytes)} of memory, more than its limit of "
             f"{_shown(self.limit_bytes)} (system.memory_limit = {self.multiple:g} times the "
-            f"expected {_shown(self.planned_bytes)}, and {_shown(SLACK_BYTES)}): "
+            f"expected {_shown(self.planned_bytes)}, and {_shown(SLACK_BYTES)}{self._within}): "
             f"{_ADVICE[self.role]}; a higher system.memory_limit allows more, 0 any amount"
         )
+
+
+def machine_bytes() -> int:
+    """Return the memory of this machine."""
+    return psutil.virtual_memory().total
 
 
 def held_bytes() -> int:

@@ -31,8 +31,9 @@ _POLL_MILLISECONDS = 50
 _TURN_SECONDS = 0.001
 _ATTEND_SECONDS = 0.01
 _MOST_GREETINGS_PER_TURN = 100
-# The kernel's receive buffer, which counts as unread, is at most this large by default.
-_KERNEL_BYTES = 8 << 20
+# What an actor may have waiting beside its window: handshakes, and what a broken connection left.
+_SLACK_BYTES = 1 << 20
+_SPARE_ACTORS = 16
 # Of one connection; an actor says hello once.
 _MOST_HELLOS = 8
 _MOST_STATES_IN_PIPE = 16
@@ -103,6 +104,7 @@ class ReplayServer:
             "acknowledgements": self._acks,
         }
         bounds = _bounds(welcome.spec, config)
+        self._actor_bytes = bounds["transitions"].connection_bytes
         self._connections = {
             name: Connections(socket, welcome.address(name), bounds[name])
             for name, socket in served.items()
@@ -223,6 +225,7 @@ class ReplayServer:
     def _attend(self) -> None:
         """Do the work that is not needed in every turn."""
         self._link.poll()
+        self._connections["transitions"].set_key_bytes(self._most_waiting_bytes)
         for connections in self._connections.values():
             transport.tend(self._context, connections)
         if self._revocations != self._link.revocations:
@@ -231,6 +234,17 @@ class ReplayServer:
         self._follow_target()
         self._outlet.attend()
         self._report()
+
+    @property
+    def _most_waiting_bytes(self) -> int:
+        """The bytes of batches that may wait here: of all actors, which may share one key.
+
+        It is not more than is planned for this process, however many actors join.
+        """
+        actors = max(self._link.pulse.actor_slots, self._welcome.config.actor.count or 0)
+        spare_bytes = _SPARE_ACTORS * self._actor_bytes
+        waiting_bytes = actors * self._actor_bytes + spare_bytes
+        return min(waiting_bytes, max(spare_bytes, self._welcome.memory_bytes or waiting_bytes))
 
     def _greet(self) -> None:
         """Answer actors that say hello with the present state."""
@@ -309,9 +323,9 @@ def _drain(socket: zmq.Socket[bytes], frame: zmq.Frame) -> int:
 def _bounds(spec: EnvironmentSpec, config: Config) -> dict[str, Bounds]:
     """Return the bounds of each socket's connections."""
     most = most_connections(config.actor.count or 0)
-    each = window_bytes(spec, config) + largest_batch_bytes(spec, config) + _KERNEL_BYTES
+    each = window_bytes(spec, config) + largest_batch_bytes(spec, config) + _SLACK_BYTES
     return {
-        "transitions": Bounds(most, each, max(1, config.actor.count or 0) * each),
+        "transitions": Bounds(most, each, most * each),
         "samples": Bounds(most),
         "acknowledgements": Bounds(most, 1 << 20, 8 << 20, _MOST_HELLOS),
     }

@@ -49,6 +49,14 @@ def test_without_a_multiple_or_a_plan_there_is_no_limit(planned: int, multiple: 
     assert limit.excess(10**15) == ""
 
 
+def test_a_role_ends_before_it_fills_the_machine_however_large_its_plan_is():
+    limit = MemoryLimit("replay", 50 * GB, 3.0, machine_bytes=100 * GB)
+    assert limit.limit_bytes == 90 * GB
+    assert "the expected 50 GB, and 1 GB, within this machine's memory)" in limit.excess(91 * GB)
+    assert MemoryLimit("replay", 95 * GB, 3.0, 100 * GB).limit_bytes == 95 * GB, "it was planned"
+    assert MemoryLimit("replay", GB, 3.0, 100 * GB).limit_bytes == 3 * GB + SLACK_BYTES
+
+
 def test_what_a_role_holds_once_it_works_counts_as_planned():
     limit = MemoryLimit("actor", planned_bytes=GB, multiple=2.0)
     limit.settle(5 * GB)

@@ -27,7 +27,7 @@ from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner
 from pdqn.config import resolved
 from pdqn.errors import RunError, type_and_first_line
-from pdqn.memory import MemoryLimit, held_bytes
+from pdqn.memory import MemoryLimit, held_bytes, machine_bytes
 from pdqn.networks import build_network, set_noise
 from pdqn.schedules import is_due
 from pdqn.telemetry import Telemetry
@@ -98,7 +98,7 @@ class SingleRun:
     def _memory_limit(self) -> MemoryLimit:
         parameters = parameter_bytes(self._acting)
         planned = Estimates(self._config, self._session.spec, parameters).together
-        limit = MemoryLimit("run", planned, self._config.system.memory_limit)
+        limit = MemoryLimit("run", planned, self._config.system.memory_limit, machine_bytes())
         # The plan does not know how large the environments are.
         limit.settle(held_bytes())
         return limit
