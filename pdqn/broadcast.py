@@ -35,6 +35,7 @@ _REPEAT_SECONDS = 0.25
 _TRY_AGAIN_SECONDS = 1.0
 _TURN_SECONDS = 0.05
 _CLOSE_SECONDS = 5.0
+_TEND_SECONDS = 0.1
 _MOST_SUBSCRIPTIONS_PER_TURN = 1000
 _MOST_SUBSCRIPTIONS = 16  # of one connection; every one costs memory until the connection ends
 _BOUNDS = Bounds(connection_bytes=1 << 20, key_bytes=8 << 20, messages=_MOST_SUBSCRIPTIONS)
@@ -43,6 +44,9 @@ MAX_MESSAGE_BYTES = 1 << 30
 
 class Publisher:
     """Sender to all subscribers; it repeats its last message for those that subscribe later.
+
+    A learner may serve it only after minutes, while it compiles its network or saves to a slow
+    disk. A thread of its own therefore cuts the connections that send too much meanwhile.
 
     Attributes:
         endpoint: where subscribers connect.
@@ -64,6 +68,9 @@ class Publisher:
         self._last: bytes | None = None
         self._sent = -_REPEAT_SECONDS
         self._wanted = False
+        self._closing = threading.Event()
+        self._tending = threading.Thread(target=self._tend, name="subscribers", daemon=True)
+        self._tending.start()
 
     def send(self, data: bytes | memoryview) -> None:
         """Send to all subscribers."""
@@ -77,10 +84,13 @@ class Publisher:
                 break
             event = self._socket.recv(copy=False)
             self._wanted |= event.bytes[:1] == b"\x01"
-            self._connections.read(event, len(event))
-        transport.tend(self._context, self._connections)
+            self._connections.read(event, len(event), several=event.more)
         if self._wanted and time.monotonic() - self._sent >= _REPEAT_SECONDS:
             self._send()
+
+    def _tend(self) -> None:
+        while not self._closing.wait(_TEND_SECONDS):
+            transport.tend(self._context, self._connections)
 
     def _send(self) -> None:
         if self._last is not None:
@@ -93,6 +103,8 @@ class Publisher:
 
     def close(self) -> None:
         """Close the socket; queued messages are still sent for up to three seconds."""
+        self._closing.set()
+        self._tending.join()
         self._connections.close()
         self._socket.close()
 

@@ -19,6 +19,7 @@ import socket as sockets
 import struct
 import sys
 import termios
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ class Bounds:
         connection_bytes: backlog of one connection.
         key_bytes: backlog of all connections of one key.
         messages: number of messages that a connection may send; None for any.
+
+    A message has one frame with content. One of many costs its reader seconds.
     """
 
     connections: int = MOST_CONNECTIONS
@@ -64,17 +67,29 @@ class Bounds:
 
 
 def most_connections(actors: int) -> int:
-    """Return the number of connections of one key, of which all actors of a run may have two."""
-    return max(MOST_CONNECTIONS, 2 * actors + _SPARE_CONNECTIONS)
+    """Return the number of connections of one key.
+
+    Every actor may be alone on its host, which has a connection too. Both may come again before
+    their old connections are known to have ended.
+    """
+    return max(MOST_CONNECTIONS, 4 * actors + _SPARE_CONNECTIONS)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A connection that is to be cut, the key behind it if known, and the reason."""
+    """A connection that is to be cut.
+
+    Attributes:
+        descriptor: of the connection.
+        user: the public key behind it; empty if that is not known.
+        why: the reason.
+        counts: whether it counts against the key; of several that go for one reason, one does.
+    """
 
     descriptor: int
     user: str
     why: str
+    counts: bool = True
 
 
 @dataclass
@@ -83,6 +98,7 @@ class _Connection:
     peer: Any = None
     user: str | None = None
     messages: int = 0
+    has_sent_several: bool = False
     received_bytes: int = _HANDSHAKE_BYTES
     read_bytes: int = 0  # since the last look
     looked: float = 0.0
@@ -117,28 +133,31 @@ class Ledger:
         connection = self._connections.get(descriptor)
         return None if connection is None else connection.peer
 
-    def read(self, descriptor: int, nbytes: int) -> None:
+    def read(self, descriptor: int, nbytes: int, user: str, *, several: bool = False) -> None:
         """Note a message that was read.
+
+        A message of a connection that has ended names a descriptor that may be another one's by
+        now. What one key sent must not count against another, so a change of keys begins again.
 
         Args:
             descriptor: of its connection.
             nbytes: size of the message.
+            user: public key of its sender; empty if nothing is encrypted.
+            several: whether it has several frames with content.
         """
         connection = self._connections.get(descriptor)
-        if connection is not None:
-            connection.messages += 1
-            connection.read_bytes += nbytes + _MESSAGE_BYTES
+        if connection is None:
+            return
+        if connection.user != user:
+            connection.user, connection.messages, connection.has_sent_several = user, 0, False
+        connection.has_sent_several |= several
+        connection.messages += 1
+        connection.read_bytes += nbytes + _MESSAGE_BYTES
 
     def is_known(self, descriptor: int) -> bool:
         """Return whether the key behind a connection is known."""
         connection = self._connections.get(descriptor)
         return connection is not None and connection.user is not None
-
-    def identify(self, descriptor: int, user: str) -> None:
-        """Note the public key behind a connection."""
-        connection = self._connections.get(descriptor)
-        if connection is not None:
-            connection.user = user
 
     def longest_unseen(self, most: int) -> list[int]:
         """List the connections whose received bytes were noted longest ago."""
@@ -164,16 +183,27 @@ class Ledger:
             if why := self._too_much(connection):
                 cuts[descriptor] = Cut(descriptor, connection.user or "", why)
         for user, descriptors in by_user.items():
-            # Of an unknown user the oldest go, which had the most time to say something.
-            beyond = descriptors[bounds.connections :]
             if user is None:
-                beyond = descriptors[: -bounds.connections]
-            why = f"more than {bounds.connections} connections"
+                descriptors = self._unknown_in_order(descriptors)
+            beyond = descriptors[bounds.connections :]
+            why, together = f"more than {bounds.connections} connections", False
             if user and sum(map(self._backlog, descriptors)) > bounds.key_bytes:
                 beyond, why = descriptors, f"more than {bounds.key_bytes} unread bytes"
-            for descriptor in beyond:
-                cuts.setdefault(descriptor, Cut(descriptor, user or "", why))
+                together = True
+            for number, descriptor in enumerate(beyond):
+                counts = not (together and number)
+                cuts.setdefault(descriptor, Cut(descriptor, user or "", why, counts))
         return list(cuts.values())
+
+    def _unknown_in_order(self, descriptors: list[int]) -> list[int]:
+        """Order connections of unknown users: those that are cut first are last.
+
+        Who has sent something waits for its reader, and had a key to get so far. Among the silent
+        ones the oldest go, which had the most time.
+        """
+        spoke = [d for d in descriptors if self._connections[d].received_bytes > _HANDSHAKE_BYTES]
+        spoken = set(spoke)
+        return spoke + [d for d in reversed(descriptors) if d not in spoken]
 
     def _backlog(self, descriptor: int) -> float:
         return self._connections[descriptor].backlog
@@ -184,6 +214,8 @@ class Ledger:
             return f"more than {bounds.connection_bytes} unread bytes in a connection"
         if bounds.messages is not None and connection.messages > bounds.messages:
             return f"more than {bounds.messages} messages in a connection"
+        if connection.has_sent_several:
+            return "a message of several frames"
         return ""
 
 
@@ -213,6 +245,8 @@ class Penalties:
 class Connections:
     """The connections of one bound socket. Make it before the socket is bound.
 
+    Another thread than the socket's may call ``tend``.
+
     On other addresses than TCP, only this user's processes connect, and it does nothing. On other
     systems than Linux, it bounds only the number of connections.
 
@@ -225,6 +259,7 @@ class Connections:
     def __init__(self, socket: zmq.Socket[bytes], address: str, bounds: Bounds) -> None:
         self._socket, self._ledger = socket, Ledger(bounds)
         self._next_turn = 0.0
+        self._lock = threading.Lock()  # of the ledger, and the monitor's socket
         self._monitor: zmq.Socket[bytes] | None = None
         if address.startswith("tcp://"):
             self._monitor = _monitor(socket)
@@ -233,22 +268,23 @@ class Connections:
         """Change the bound on the backlog of a key."""
         self._ledger.set_key_bytes(key_bytes)
 
-    def read(self, frame: zmq.Frame, nbytes: int) -> None:
+    def read(self, frame: zmq.Frame, nbytes: int, *, several: bool = False) -> None:
         """Note a message that was read from the socket.
 
         Args:
             frame: its first frame with content.
             nbytes: size of all its frames.
+            several: whether there are several frames with content.
         """
         if self._monitor is None:
             return
         descriptor = _descriptor_of(frame)
         if descriptor is None:
             return
-        if not self._ledger.is_known(descriptor):
-            self._note_events()
-            self._ledger.identify(descriptor, user_of(frame))
-        self._ledger.read(descriptor, nbytes)
+        with self._lock:
+            if not self._ledger.is_known(descriptor):
+                self._note_events()
+            self._ledger.read(descriptor, nbytes, user_of(frame), several=several)
 
     def tend(self, now: float | None = None) -> list[Cut]:
         """Cut the connections that are beyond the bounds; return them. Call this often."""
@@ -256,6 +292,10 @@ class Connections:
         if self._monitor is None or now < self._next_turn:
             return []
         self._next_turn = now + _TEND_SECONDS
+        with self._lock:
+            return self._cut(now)
+
+    def _cut(self, now: float) -> list[Cut]:
         self._note_events()
         for descriptor in self._ledger.longest_unseen(_LOOKS_PER_TURN):
             received = _received_bytes(descriptor)

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pdqn.config import Config
 from pdqn.errors import UsageError
@@ -75,14 +75,19 @@ def from_map(values: Layer, here: Layer | None = None) -> Config:
     return build(("received configuration", values), ("this host", here or {}))
 
 
-def read_toml(path: Path) -> Layer:
+def read_toml(path: Path, file: IO[bytes] | None = None) -> Layer:
     """Read a layer from a TOML file.
+
+    Args:
+        path: of the file.
+        file: the same, if it is open.
 
     Raises:
         UsageError: the file cannot be read, is not TOML, or has values outside a section.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes() if file is None else file.read()
+        values = tomllib.loads(content.decode("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"configuration file {path}: {error}") from error
     for section, content in values.items():

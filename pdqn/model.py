@@ -83,6 +83,7 @@ class ModelFile:
         parameters: tensors of the network, by name.
         parameter_version: learner steps of the parameters.
         score: score of the evaluation for which it was kept, if any.
+        is_own: whether the file that was read is this user's own.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class ModelFile:
     parameters: dict[str, torch.Tensor]
     parameter_version: int
     score: float | None
+    is_own: bool = False
 
     @property
     def names_code(self) -> bool:
@@ -117,7 +119,7 @@ class ModelFile:
             if plays:
                 trust.check_environment(f"{self.path}:", self.spec.id, self.env_args)
         except NotTrustedError:
-            if not self._is_own():
+            if not self._is_of_own_run():
                 raise
 
     def differences(self, config: Config) -> list[str]:
@@ -152,8 +154,8 @@ class ModelFile:
         set_noise(network, False)
         return Model(network.eval(), self.spec, self.env_args, self.parameter_version, self.score)
 
-    def _is_own(self) -> bool:
-        config = own_config(self.path.parent) if is_own(self.path) else None
+    def _is_of_own_run(self) -> bool:
+        config = own_config(self.path.parent) if self.is_own else None
         return config is not None and not self.differences(config)
 
 
@@ -164,7 +166,8 @@ def read_model(path: Path) -> ModelFile:
         UsageError: the file is not a model, or has another format.
     """
     try:
-        content = _content(path)
+        with path.open("rb") as file:
+            own, content = is_own(file), _content(path, file)
         network = NetworkConfig(**content["network"])
         network_kind(network.kind)
         return ModelFile(
@@ -175,6 +178,7 @@ def read_model(path: Path) -> ModelFile:
             parameters=content["parameters"],
             parameter_version=int(content["parameter_version"]),
             score=None if content["score"] is None else float(content["score"]),
+            is_own=own,
         )
     except UNREADABLE as error:
         raise _not_read(path, error) from error
@@ -198,8 +202,8 @@ def load_model(path: Path, trust: Trust = NOTHING, *, plays: bool = False) -> Mo
     return file.build()
 
 
-def _content(path: Path) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+def _content(path: Path, file: BinaryIO) -> dict[str, Any]:
+    content = torch.load(file, map_location="cpu", weights_only=True)
     if content.get("format") != FORMAT:
         raise UsageError(f"{path}: model format {content.get('format')!r:.40}, not {FORMAT}")
     return content

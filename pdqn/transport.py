@@ -131,7 +131,7 @@ class Context(zmq.Context[Socket]):
         for cut in cuts:
             who = name_of(self._clients, cut.user) if cut.user else "an unnamed connection"
             self._note_turned_away(f"{who}: {cut.why}")
-            if cut.user not in ("", own):
+            if cut.counts and cut.user not in ("", own):
                 self._penalties.note(cut.user, time.monotonic())
 
     def _note_turned_away(self, who: str) -> None:

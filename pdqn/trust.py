@@ -7,19 +7,21 @@ name, or for everything.
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pdqn import layers
 from pdqn.config import Config
-from pdqn.errors import NotTrustedError
-from pdqn.layers import CONFIG
+from pdqn.errors import NotTrustedError, UsageError
+from pdqn.layers import CONFIG, Layer
 from pdqn.text import printable
 
 # Texts that a library could import: module:name, and package.module.name.
@@ -119,16 +121,52 @@ def own_config(run_dir: Path) -> Config | None:
     path = run_dir / CONFIG
     if not (is_own(run_dir) and is_own(path)):
         return None
-    return layers.build((f"file {path}", layers.read_toml(path)))
+    layer, own = read_settings(path)
+    return layers.build((f"file {path}", layer)) if own else None
 
 
-def is_own(path: Path) -> bool:
-    """Tell whether a file is there, is this user's, and cannot be written by everybody."""
+def read_settings(path: Path) -> tuple[Layer, bool]:
+    """Read a layer from a TOML file; return it, and whether the file is this user's own.
+
+    Raises:
+        UsageError: see ``read_toml``.
+    """
     try:
-        found = path.stat()
+        with path.open("rb") as file:
+            return layers.read_toml(path, file), is_own(file)
+    except OSError as error:
+        raise UsageError(f"configuration file {path}: {error}") from error
+
+
+def is_own(file: Path | IO[bytes]) -> bool:
+    """Tell whether a file is there, is this user's, and cannot be written by anybody else.
+
+    Args:
+        file: its path, or the open file. Only of that one it is certain that what is read is what
+            was looked at: whoever can write a directory above may exchange the file in between.
+    """
+    try:
+        found = file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
     except OSError:
         return False
-    return found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWOTH
+    return found.st_uid == os.geteuid() and not _others_may_write(found)
+
+
+def _others_may_write(found: os.stat_result) -> bool:
+    """Tell whether another user may write a file; a group of this user alone has no others."""
+    if found.st_mode & stat.S_IWOTH:
+        return True
+    return bool(found.st_mode & stat.S_IWGRP) and not _is_private_group(found.st_gid)
+
+
+def _is_private_group(gid: int) -> bool:
+    """Tell whether a group has this user's name and no other members, as many systems make one."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    is_named = gid == user.pw_gid and group.gr_name == user.pw_name
+    return is_named and set(group.gr_mem) <= {user.pw_name}
 
 
 def shown(text: str) -> str:

@@ -28,6 +28,23 @@ Stream = tuple[int, int]
 Columns = Mapping[str, NDArray[Any]]
 
 
+def bound_streams(streams: dict[Stream, Any]) -> None:
+    """Forget streams beyond ``MOST_STREAMS``: earlier incarnations first, and then the oldest.
+
+    One actor that joins again and again would otherwise drive out those that have long been there.
+    """
+    if len(streams) <= MOST_STREAMS:
+        return
+    newest: dict[int, int] = {}
+    for actor, incarnation in streams:
+        newest[actor] = max(incarnation, newest.get(actor, 0))
+    for actor, incarnation in list(streams):
+        if incarnation < newest[actor]:
+            del streams[actor, incarnation]
+    while len(streams) > MOST_STREAMS:
+        del streams[next(iter(streams))]
+
+
 class Sequences:
     """The next expected sequence number of each stream, an (actor, incarnation).
 
@@ -67,8 +84,7 @@ class Sequences:
         if expected - 8 * self._window <= sequence < expected:
             return None
         self._expected[stream] = sequence + 1
-        if len(self._expected) > MOST_STREAMS:
-            del self._expected[next(iter(self._expected))]
+        bound_streams(self._expected)
         missing = sequence - expected
         return missing if 0 <= missing <= self._window else 0
 
@@ -108,8 +124,7 @@ class TicketCheck:
         if not is_valid(self._seal, ticket, actor, incarnation, user):
             raise ForeignBatchError("ticket", f"not that of actor {actor}")
         self._verified[stream] = (user, ticket)
-        if len(self._verified) > MOST_STREAMS:
-            del self._verified[next(iter(self._verified))]
+        bound_streams(self._verified)
 
 
 class Insertion:

@@ -19,7 +19,7 @@ from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
 from replay.buffer import make_buffer
-from replay.intake import MOST_STREAMS, Intake, Stream
+from replay.intake import Intake, Stream, bound_streams
 from replay.limiter import make_limiter
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
 from replay.sender import Hello, encode_acknowledgement
@@ -168,7 +168,7 @@ class ReplayServer:
                 frame = self._pull.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            self._connections["transitions"].read(frame, len(frame))
+            self._connections["transitions"].read(frame, len(frame), several=frame.more)
             user = transport.user_of(frame, self._context)
             inserted, stream = self._intake.take(frame.buffer, user)
             self._limiter.count_inserted(inserted)
@@ -201,7 +201,7 @@ class ReplayServer:
             any_taken = True
             frame = self._router.recv(copy=False)
             several, nbytes = frame.more, len(frame) + _drain(self._router, frame)
-            self._connections["samples"].read(frame, nbytes)
+            self._connections["samples"].read(frame, nbytes, several=several)
             if several:
                 self._outlet.reject(wire.WireError("malformed", "several frames"))
             else:
@@ -255,7 +255,7 @@ class ReplayServer:
                 return
             frame = self._acks.recv(copy=False)
             several, nbytes = frame.more, len(frame) + _drain(self._acks, frame)
-            self._connections["acknowledgements"].read(frame, nbytes)
+            self._connections["acknowledgements"].read(frame, nbytes, several=several)
             hello = None if several else Hello.decode(frame.bytes)
             if hello is None:
                 self._telemetry.count("rejected/hello")
@@ -269,8 +269,7 @@ class ReplayServer:
         """Acknowledge a stream to this connection from now on."""
         self._hellos.pop(stream, None)  # the newest are last
         self._hellos[stream] = identity
-        if len(self._hellos) > MOST_STREAMS:
-            del self._hellos[next(iter(self._hellos))]
+        bound_streams(self._hellos)
 
     def _follow_target(self) -> None:
         """Aim at the run's present samples_per_insert."""

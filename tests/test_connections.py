@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket as sockets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +32,7 @@ def ledger(**bounds: Any) -> Ledger:
 def joined(book: Ledger, descriptor: int, user: str = ONE, now: float = 0.0) -> None:
     """Open a connection, read its first message, and look at what it has received."""
     book.open(descriptor, ("127.0.0.1", descriptor), now)
-    book.identify(descriptor, user)
+    book.read(descriptor, -42, user)  # which leaves the bytes that these tests count
     book.look(descriptor, 2000, now)
 
 
@@ -43,7 +44,7 @@ def test_what_was_read_does_not_wait():
     book = ledger()
     joined(book, 7)
     for second in range(1, 100):
-        book.read(7, 900 - 42)
+        book.read(7, 900 - 42, ONE)
         book.look(7, 2000 + 900 * second, float(second))
     assert reasons(book) == {}
 
@@ -53,7 +54,7 @@ def test_bytes_that_nobody_read_are_a_backlog_until_they_are_read():
     joined(book, 7)
     book.look(7, 2000 + 1001, 0.0)
     assert reasons(book) == {7: "more than 1000 unread bytes in a connection"}
-    book.read(7, 500)
+    book.read(7, 500, ONE)
     book.look(7, 2000 + 1001, 0.0)
     assert reasons(book) == {}
 
@@ -94,23 +95,57 @@ def test_of_connections_that_say_nothing_the_oldest_are_cut():
 def test_a_connection_may_send_only_so_many_messages():
     book = ledger(messages=2)
     joined(book, 7)
-    for _ in range(2):
-        book.read(7, 1)
+    book.read(7, 1, ONE)
     assert reasons(book) == {}
-    book.read(7, 1)
+    book.read(7, 1, ONE)
     assert reasons(book) == {7: "more than 2 messages in a connection"}
+
+
+def test_a_message_of_several_frames_ends_its_connection():
+    book = ledger()
+    joined(book, 7)
+    joined(book, 8, OTHER)
+    book.read(7, 1, ONE, several=True)
+    assert reasons(book) == {7: "a message of several frames"}
+    book.read(7, 1, OTHER)  # an ended connection had sent that
+    assert reasons(book) == {}
 
 
 def test_a_descriptor_that_is_used_again_begins_anew():
     book = ledger(messages=1)
     joined(book, 7)
     for _ in range(2):
-        book.read(7, 1)
+        book.read(7, 1, ONE)
     book.close(7)
     assert book.peer(7) is None
     joined(book, 7, OTHER)
     assert reasons(book) == {}
-    book.read(8, 1)  # of a connection that has ended, and whose message came late
+    book.read(8, 1, ONE)  # of a connection that has ended, and whose message came late
+
+
+def test_what_an_ended_connection_left_behind_does_not_count_against_another_key():
+    book = ledger(messages=8)
+    book.open(7, ("127.0.0.1", 7), 0.0)  # ANOTHER's, under the descriptor that ONE's had
+    for _ in range(8):
+        book.read(7, 1, ONE)
+    book.read(7, 1, OTHER)
+    assert reasons(book) == {}
+    for _ in range(8):
+        book.read(7, 1, ONE)
+    assert reasons(book) == {}
+    for _ in range(9):
+        book.read(7, 1, OTHER)
+    assert [cut.user for cut in book.excess()] == [OTHER]
+
+
+def test_connections_that_wait_for_their_reader_are_not_cut_for_silent_ones():
+    book = ledger(connections=3, connection_bytes=1 << 20)
+    for descriptor in range(2):  # such as actors, while replay takes nothing
+        book.open(descriptor, None, 0.0)
+        book.look(descriptor, 2000 + 500, 0.0)
+    for descriptor in range(2, 8):
+        book.open(descriptor, None, float(descriptor))
+    assert sorted(reasons(book)) == [2, 3, 4, 5, 6]
 
 
 def test_the_connections_that_nobody_looked_at_for_longest_are_next():
@@ -139,6 +174,30 @@ def test_a_key_is_shut_out_for_a_minute_after_five_cuts_within_one():
 def test_every_actor_of_a_run_may_have_two_connections():
     assert most_connections(0) == 1024
     assert most_connections(10_000) >= 2 * 10_000
+
+
+def test_hosts_with_one_key_that_all_come_back_at_once_are_within_the_bound():
+    actors = hosts = 5000
+    assert most_connections(actors) >= 2 * (actors + hosts), "new ones, and those that broke"
+
+
+def test_one_mishap_of_many_connections_shuts_no_key_out():
+    public = new_keys().public
+    context = Context(Network(new_keys()))
+    context.allow({public: Client("actors-1", EVERY_ROLE)})
+    book = ledger()
+    for descriptor in range(100):
+        joined(book, descriptor, public)
+        book.look(descriptor, 2000 + 20, 0.0)
+    try:
+        context.punish(book.excess())
+        assert context.turned_away() == {"actors-1: more than 1500 unread bytes": 100}
+        assert not context._penalties.is_out(public, time.monotonic())
+        for _ in range(4):
+            context.punish(book.excess())
+        assert context._penalties.is_out(public, time.monotonic())
+    finally:
+        context.destroy(linger=0)
 
 
 # ---- real sockets ----
@@ -204,13 +263,14 @@ def connected(
 class RawPush:
     """A peer that speaks ZMTP by hand, without encryption, and so can do what libzmq cannot."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, kind: bytes = b"PUSH", frame_bytes: int = 64 * 1024) -> None:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         self._socket = sockets.create_connection((host, int(port)))
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
         self._socket.sendall(greeting)
         self._receive(64)  # the other's greeting
-        ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x04PUSH"
+        self._frame = b"\x03" + frame_bytes.to_bytes(8, "big") + b"\x05" * frame_bytes
+        ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
         self._socket.sendall(bytes([4, len(ready)]) + ready)
         self._receive(self._receive(2)[1])  # the other is ready
         self.sent = 0
@@ -223,11 +283,10 @@ class RawPush:
         return data
 
     def send_frames_without_end(self) -> None:
-        frame = b"\x03" + (64 * 1024).to_bytes(8, "big") + bytes(64 * 1024)  # long, more follow
         try:
             while True:
-                self._socket.sendall(frame)
-                self.sent += len(frame)
+                self._socket.sendall(self._frame)  # which says that more follow
+                self.sent += len(self._frame)
         except OSError:
             self.is_cut.set()
 
@@ -346,3 +405,20 @@ def test_a_publisher_cuts_whoever_subscribes_again_and_again(
     assert psutil.Process().memory_info().rss - before < 100 * MB
     publisher.send(b"parameters")
     assert listening.poll(10_000)
+
+
+def test_a_publisher_that_nobody_serves_cuts_a_message_that_never_ends(
+    closing: contextlib.ExitStack, eventually: Eventually
+):
+    """A learner that compiles its network does nothing else for minutes."""
+    context = zmq.Context[Any]()
+    closing.callback(context.destroy, linger=0)
+    publisher = Publisher(context, "tcp://127.0.0.1:*")
+    closing.callback(publisher.close)
+    hostile = RawPush(publisher.endpoint, b"XSUB", 900)
+    thread = threading.Thread(target=hostile.send_frames_without_end)
+    thread.start()
+    closing.callback(thread.join)
+    closing.callback(hostile.close)
+    eventually(hostile.is_cut.is_set)
+    assert 1 * MB < hostile.sent < 500 * MB

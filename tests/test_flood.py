@@ -78,6 +78,24 @@ def test_a_flood_takes_nothing_from_what_others_have_to_say():
         assert limit.take(event, 1000.0) == [event]
 
 
+def test_a_key_with_many_places_takes_nothing_from_what_other_keys_have_to_say():
+    limit = EventLimit()
+    for index in range(4000):
+        for _ in range(20):
+            limit.take(Event("seeds", "actor", index, "x" * 4000), 1000.0, "its key")
+    for user in ("another key", ""):
+        event = Event("failed", "learner", 0, "it broke", error=True)
+        assert limit.take(event, 1000.0, user) == [event]
+
+
+def test_requests_for_a_place_leave_its_holder_everything_that_it_has_to_say():
+    limit = EventLimit()
+    for _ in range(10_000):
+        limit.take(Event("refused", "learner", 0, "a request for another's place"), 1000.0, "one")
+    event = Event("saved", "learner", 0, "step 1000")
+    assert limit.take(event, 1000.0, "the learner's") == [event]
+
+
 def test_ten_thousand_actors_that_join_at_once_are_all_written_down():
     limit = EventLimit()
     for index in range(10_000):

@@ -583,11 +583,12 @@ def test_only_the_launchers_own_processes_join_without_a_supervisor_and_choose_a
 
 def test_a_key_has_only_so_many_members_and_joins_only_so_often():
     run = Encrypted()
-    for number in range(4096):
+    most = 4096 + 2 * 2
+    for number in range(most):
         run.joined(b"%d" % number, ACTORS, pid=number)
-    assert refusal_of(run.join(b"x", ACTORS)) == "its key, actors-1, has 4096 members already"
+    assert refusal_of(run.join(b"x", ACTORS)) == "its key, actors-1, has 4100 members already"
     run.joined(b"o", OTHERS)
-    for _ in range(4096):  # each of them again, over its own connection
+    for _ in range(most):  # each of them again, over its own connection
         run.say(b"7", ACTORS, Leave())
         run.joined(b"7", ACTORS)
     run.say(b"7", ACTORS, Leave())
@@ -599,6 +600,31 @@ def test_a_key_has_only_so_many_members_and_joins_only_so_often():
     run.joined(b"7", ACTORS)
     for number in range(5):
         run.joined(b"h%d" % number, HEAD, "host", agent=f"{number}")
+
+
+def test_hosts_of_one_key_join_less_often_than_actors():
+    run = Encrypted()
+    for number in range(2 * (200 + 2)):
+        run.joined(b"h", ACTORS, "host", agent=f"{number}")
+    refused = run.join(b"h", ACTORS, "host", agent="one more")
+    assert refusal_of(refused) == (
+        "its key, actors-1, has joined too often; it may do so again in 20 s"
+    )
+    run.joined(b"a", ACTORS, agent="0")
+    run.wait(20.5)
+    run.joined(b"h", ACTORS, "host", agent="one more")
+
+
+def test_a_cluster_with_one_key_and_a_worker_for_every_actor_joins_at_once_and_again():
+    actors = 3000
+    run = Encrypted(actor={"count": actors})
+    for session in range(2):
+        for number in range(actors):
+            agent = f"worker {number} of {session}"
+            run.joined(b"h%d" % number, ACTORS, "host", agent=agent)
+            run.joined(b"a%d" % number, ACTORS, agent=agent)
+        for number in range(actors):
+            run.membership.lose_host(f"worker {number} of {session}", for_good=True)
 
 
 def test_of_an_actors_incarnations_only_the_last_two_are_remembered():

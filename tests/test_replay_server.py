@@ -478,6 +478,14 @@ class TestSequences:
         assert sequences.expected((0, 0)) == -1
         assert sequences.expected((1, 0)) == 6
 
+    def test_an_actor_that_joins_again_and_again_drives_out_no_other(self):
+        sequences = Sequences(4)
+        sequences.take((0, 0), 5)
+        for incarnation in range((1 << 16) + 10):
+            sequences.take((1, incarnation), 7)
+        assert sequences.expected((0, 0)) == 6
+        assert sequences.expected((1, (1 << 16) + 9)) == 8
+
 
 def test_policy_lag_is_the_learners_steps_since_the_parameters_that_acted(bench: Bench):
     dealer, sender = bench.dealer(), bench.sender()
@@ -768,6 +776,21 @@ def test_nobody_hears_the_acknowledgements_of_another_actor_or_takes_them_from_i
     bench.send(sender, actor=3)
     bench.flush(sender)
     assert not stranger.poll(0)
+
+
+def test_one_that_joins_again_and_again_takes_nobodys_acknowledgements(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("replay.intake.MOST_STREAMS", 20)
+    sender, restless = bench.sender(actor=3), bench.socket(zmq.DEALER, "acknowledgements/0")
+    bench.send(sender, actor=3)
+    bench.flush(sender)
+    for incarnation in range(50):
+        restless.send(Hello(7, incarnation, ticket_of(SEAL, 7, incarnation, "")).encode())
+        assert restless.poll(10_000)
+        restless.recv()
+    bench.send(sender, actor=3)
+    bench.flush(sender)
 
 
 # ---- garbage ----

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Callable
@@ -350,6 +352,51 @@ def test_what_another_user_owns_is_not_own(folder: Folder, pdqn_main: Main, thei
     assert not folder.ran
 
 
+@needs_root
+@pytest.mark.parametrize("open_to_group", [".", CONFIG, "final_model.pth"])
+def test_what_a_group_may_write_is_not_own(folder: Folder, pdqn_main: Main, open_to_group: str):
+    run = folder.run(env="stranger:make")
+    os.chown(run / open_to_group, os.geteuid(), STRANGER)
+    (run / open_to_group).chmod(0o770)
+    assert is_refused(pdqn_main("eval", run), "--env stranger:make")
+    assert not folder.ran
+
+
+def test_what_a_group_of_one_may_write_is_own(folder: Folder, pdqn_main: Main):
+    """Some systems give every user a group, and everything is open to it."""
+    user = pwd.getpwuid(os.geteuid())
+    group = grp.getgrgid(user.pw_gid)
+    run = folder.run(env="stranger:make")
+    for path in (run, *run.iterdir()):
+        os.chown(path, -1, user.pw_gid)
+        path.chmod(0o770)
+    alone = group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+    assert is_own(run) == alone
+
+
+@needs_root
+def test_a_file_that_is_exchanged_while_it_is_looked_at_is_not_own(
+    folder: Folder, pdqn_main: Main, monkeypatch: pytest.MonkeyPatch
+):
+    """Its directory is another user's, who has it lead to an own run while that is looked at."""
+    run = folder.run("own", env="stranger:make")
+    theirs = folder.run("theirs", env="os:system", command=folder.command)
+    give_away(theirs)
+    link = folder.path / "link"
+    link.symlink_to(theirs)
+    stat = Path.stat
+
+    def honest(path: Path, **how: Any) -> os.stat_result:
+        return stat(run / path.name if path.parent == link else run if path == link else path)
+
+    monkeypatch.setattr(Path, "stat", honest)
+    assert is_refused(pdqn_main("eval", link), "its environment is os:system")
+    assert is_refused(pdqn_main("launch", "--resume", link, "--steps", "99"), "os:system")
+    config = link / CONFIG
+    assert is_refused(pdqn_main("launch", "--config", config), "os:system")
+    assert not folder.ran
+
+
 def test_what_is_missing_is_not_own(tmp_path: Path):
     assert not is_own(tmp_path / "nowhere")
 
@@ -496,6 +543,22 @@ def test_plots_of_another_users_directory_run_no_code(folder: Folder, pdqn_main:
     assert not folder.ran
     assert is_refused(pdqn_main("plot", run, "--trust"), "no single CirclePlacementEnv to draw")
     assert folder.ran
+
+
+@needs_root
+def test_arguments_of_training_alone_are_looked_at_before_a_picture(
+    folder: Folder, pdqn_main: Main
+):
+    """The model has those of evaluation, which may replace them."""
+    run, config = placement_run(folder)
+    theirs = replace(
+        config,
+        run=replace(config.run, env_args={"map_size": "os:system", "radii": [2, 1]}),
+        evaluation=replace(config.evaluation, env_args={"map_size": 16}),
+    )
+    (run / CONFIG).write_text(theirs.to_toml())
+    give_away(run)
+    assert is_refused(pdqn_main("plot", run), "its argument map_size is os:system")
 
 
 def test_the_best_score_is_read_without_building_what_the_file_names(folder: Folder):

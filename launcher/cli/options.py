@@ -17,7 +17,7 @@ from launcher.run.resume import PastRun
 from pdqn import layers as configuration
 from pdqn.config import Config
 from pdqn.errors import UsageError
-from pdqn.trust import is_own
+from pdqn.trust import read_settings
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
@@ -242,7 +242,7 @@ def _layers_of(options: Mapping[str, Any]) -> list[Authored]:
         path = Path(__file__).parents[1] / "presets" / f"{options['preset']}.toml"
         layers.append((f"preset {options['preset']}", configuration.read_toml(path), True))
     if file is not None:
-        layers.append((f"file {file}", configuration.read_toml(file), is_own(file)))
+        layers.append((f"file {file}", *read_settings(file)))
         _check_preset(layers)
     layers.append(("environment variable", configuration.from_environment(os.environ), True))
     layers.append(("--set", configuration.from_assignments(options["assignments"]), True))

@@ -29,8 +29,9 @@ _PROOF_REPORTS = 10
 # Members of one key: more than the actors of the largest machines.
 _MOST_MEMBERS = 4096
 # A key may fill all its places twice at once, and later join once in a second. Nothing is ever
-# forgotten about a host, which therefore counts as several joins.
-_JOINS_PER_SECOND, _JOINS_OF_HOST = 1.0, 20
+# forgotten about a host. Hosts therefore join less often; but every actor may be alone on its own.
+_JOINS_PER_SECOND, _HOSTS_PER_SECOND = 1.0, 1 / 20
+_LEAST_HOSTS = 200
 _MOST_AGENTS = 10_000
 
 Place = tuple[str, int]
@@ -72,11 +73,14 @@ class Admission:
         self._places, self._orders, self._incarnations = places, orders, incarnations
         self._shards = config.replay.shards
         self._period_seconds = config.system.telemetry_seconds
-        self._most_members = max(_MOST_MEMBERS, 2 * (config.actor.count or 0))
+        actors = config.actor.count or 0
+        # Of replays, a learner and an evaluator there are few.
+        self._most_members = _MOST_MEMBERS + 2 * actors
+        self._most_hosts = _LEAST_HOSTS + actors
         self._gone: set[str] = set()
         self._agents: defaultdict[str, dict[str, None]] = defaultdict(dict)  # by key, oldest first
         self._owners: dict[str, str] = {}  # keys, by agent
-        self._joins: dict[str, Allowance] = {}
+        self._joins: dict[tuple[str, bool], Allowance] = {}  # by key, apart for hosts
         self._holders: dict[Place, _Holder] = {}
         self._claims: dict[Place, tuple[bytes, float]] = {}  # connection, and time of its first
 
@@ -135,12 +139,14 @@ class Admission:
         name = name_of(self._orders.clients, user)
         if self._places.count_of(user) >= self._most_members:
             return f"its key, {name}, has {self._most_members} members already"
-        joins = self._joins.setdefault(user, Allowance(2 * self._most_members, _JOINS_PER_SECOND))
-        cost = _JOINS_OF_HOST if role == "host" else 1
-        if (left := joins.left(now)) < cost:
-            wait = (cost - left) / _JOINS_PER_SECOND
+        is_host = role == "host"
+        most = self._most_hosts if is_host else self._most_members
+        rate = _HOSTS_PER_SECOND if is_host else _JOINS_PER_SECOND
+        joins = self._joins.setdefault((user, is_host), Allowance(2 * most, rate))
+        if (left := joins.left(now)) < 1:
+            wait = (1 - left) / rate
             return f"its key, {name}, has joined too often; it may do so again in {wait:.0f} s"
-        joins.use(cost, now)
+        joins.use(1, now)
         return ""
 
     def wanted_index(self, join: Join) -> int | None:

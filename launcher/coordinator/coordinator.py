@@ -40,10 +40,12 @@ from pdqn.tickets import new_seal, ticket_of
 
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 50_000  # more than the limit lets through at once
-_GATHER_SECONDS = 0.02
+_GATHER_SECONDS, _TURN_SECONDS = 0.02, 0.5
 _WATCHED_SECONDS = 5.0
 _MOST_WARNINGS = 100
 _MOST_UNREAD = 64
+# Of an actor and its host, which may have one key with all others: a minute of their reports.
+_UNREAD_BYTES_FOR_ACTOR = 64 << 10
 _log = logging.getLogger("coordinator")
 
 
@@ -87,7 +89,9 @@ class Coordinator:
         self._seal = new_seal()
         self._socket = context.socket(zmq.ROUTER)
         config = welcome.config
-        bounds = Bounds(most_connections(config.actor.count or 0))
+        actors = config.actor.count or 0
+        waiting = max(Bounds.key_bytes, actors * _UNREAD_BYTES_FOR_ACTOR)
+        bounds = Bounds(most_connections(actors), key_bytes=waiting)
         self._connections = Connections(self._socket, address, bounds)
         self.endpoint = self._bind(address)
         self._welcome, self._metrics, self._files = welcome, metrics, files
@@ -140,12 +144,16 @@ class Coordinator:
             time.sleep(_GATHER_SECONDS)
         self._listening.turn()
         self.membership.listened_seconds = self._listening.seconds
+        end = time.monotonic() + _TURN_SECONDS
         for _ in range(_MOST_MESSAGES_PER_TURN if arrived else 0):
+            if time.monotonic() >= end:
+                return  # the launcher has other work, and one member may send what takes long
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._connections.read(frames[-1], sum(map(len, frames[1:])))
+            several = len(frames) > 2
+            self._connections.read(frames[-1], sum(map(len, frames[1:])), several=several)
             self._handle(frames)
 
     def _handle(self, frames: list[zmq.Frame]) -> None:
@@ -191,17 +199,18 @@ class Coordinator:
             self._exchange_file(identity, message)
         else:
             now = time.monotonic()
-            self._do(self.membership.receive(identity, message, now, user, size_bytes))
+            self._do(self.membership.receive(identity, message, now, user, size_bytes), user)
 
-    def _do(self, instructions: Instructions) -> None:
+    def _do(self, instructions: Instructions, user: str = "") -> None:
+        """Carry out what follows from a message of a public key, or from the launcher's wishes."""
         for instruction in instructions:
-            self._carry_out(instruction)
+            self._carry_out(instruction, user)
 
-    def _carry_out(self, instruction: Instruction) -> None:
+    def _carry_out(self, instruction: Instruction, user: str) -> None:
         if isinstance(instruction, SendPulse):
             self._pulse(instruction.member)
         elif isinstance(instruction, Event):
-            self._write_down(instruction)
+            self._write_down(instruction, user)
         elif isinstance(instruction, Send):
             self._send(instruction.identity, instruction.message)
         elif isinstance(instruction, Admit):
@@ -210,9 +219,9 @@ class Coordinator:
             for member in self.membership.members():
                 self._pulse(member)
 
-    def _write_down(self, event: Event) -> None:
-        """Keep an event for the run's records, unless its place has had too many."""
-        kept = self._flood.take(event, time.monotonic())
+    def _write_down(self, event: Event, user: str) -> None:
+        """Keep an event for the run's records, unless its place or its key has had too many."""
+        kept = self._flood.take(event, time.monotonic(), user)
         self.events.extend(kept)
         if event not in kept:
             self._metrics.count("control_rejected")
@@ -278,7 +287,7 @@ class Coordinator:
             else:
                 self._send(identity, self._files.give(role, message))
         except wire.WireError:
-            self._do(self.membership.refuse(member.key, member.user, "a file"))
+            self._do(self.membership.refuse(member.key, member.user, "a file"), member.user)
             raise
 
     # ---- what the run wants ----

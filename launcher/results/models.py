@@ -11,7 +11,7 @@ from launcher.safe_path import find_own_modules
 from pdqn import layers
 from pdqn.errors import UsageError
 from pdqn.model import Model, ModelFile, read_model
-from pdqn.trust import Trust
+from pdqn.trust import Trust, own_config
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ def open_model_of_run(path: Path, trust: Trust) -> Model:
     config = layers.build((f"file {settings}", layers.read_toml(settings)))
     if different := file.differences(config):
         raise UsageError(f"{path} is not of this run: {'; '.join(different)}")
+    # The model does not have the arguments of training.
+    if own_config(path.parent) is None:
+        trust.check_environment(f"{settings}:", config.run.env, config.run.env_args)
     return _built(file, env_args=config.run.env_args, checked=False)
 
 

@@ -16,7 +16,7 @@ from pdqn import layers
 from pdqn.config import Config
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import Layer
-from pdqn.trust import is_own
+from pdqn.trust import is_own, read_settings
 
 _LIMITS = ("episodes", "steps", "time_seconds")
 _REACHED = {
@@ -163,18 +163,19 @@ def read_run(path: Path) -> PastRun:
         raise UsageError(f"--resume {path}: {error.strerror}") from error
     if not is_run:
         raise UsageError(f"--resume {path}: not a run directory (needs {CONFIG} and {CONFIGURED})")
-    configured, chosen = _read_settings(path / CONFIGURED), _read_settings(path / CONFIG)
+    configured, first_own = _read_settings(path / CONFIGURED)
+    chosen, second_own = _read_settings(path / CONFIG)
     config = layers.build((f"file {path / CONFIG}", chosen))
-    own = all(map(is_own, (path, path / CONFIG, path / CONFIGURED)))
+    own = first_own and second_own and is_own(path)
     return PastRun(path, configured, config, read_state(path), own)
 
 
-def _read_settings(path: Path) -> Layer:
-    """Read the settings that a run has written; they have all sections."""
-    layer = layers.read_toml(path)
+def _read_settings(path: Path) -> tuple[Layer, bool]:
+    """Read the settings that a run has written, all sections, and whether they are own."""
+    layer, own = read_settings(path)
     if "run" not in layer:
         raise UsageError(f"--resume {path.parent}: {path.name} is damaged: it has no [run]")
-    return layer
+    return layer, own
 
 
 def _value(config: Config, section: str, key: str) -> Any:
