@@ -35,7 +35,7 @@ MOST_CONNECTIONS, _SPARE_CONNECTIONS = 1024, 64
 # Bytes of a message beside its content: the headers of ZMTP and CURVE.
 _MESSAGE_BYTES = 42
 # Heartbeats are not messages, and come to less than this.
-_HEARTBEAT_BYTES_PER_SECOND = 200.0
+_HEARTBEAT_BYTES_PER_SECOND = 60.0
 _HANDSHAKE_BYTES = 2000
 _TEND_SECONDS = 0.1
 _LOOKS_PER_TURN = 100
