@@ -70,7 +70,8 @@ class Publisher:
         self._wanted = False
         self._closing = threading.Event()
         self._tending = threading.Thread(target=self._tend, name="subscribers", daemon=True)
-        self._tending.start()
+        if self._connections.are_bounded:
+            self._tending.start()
 
     def send(self, data: bytes | memoryview) -> None:
         """Send to all subscribers."""
@@ -84,7 +85,8 @@ class Publisher:
                 break
             event = self._socket.recv(copy=False)
             self._wanted |= event.bytes[:1] == b"\x01"
-            self._connections.read(event, len(event), several=event.more)
+            user = transport.user_of(event, self._context)
+            self._connections.read(event, len(event), user, several=event.more)
         if self._wanted and time.monotonic() - self._sent >= _REPEAT_SECONDS:
             self._send()
 
@@ -104,7 +106,8 @@ class Publisher:
     def close(self) -> None:
         """Close the socket; queued messages are still sent for up to three seconds."""
         self._closing.set()
-        self._tending.join()
+        if self._tending.is_alive():
+            self._tending.join()
         self._connections.close()
         self._socket.close()
 

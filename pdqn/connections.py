@@ -94,14 +94,13 @@ class Cut:
 
 @dataclass
 class _Connection:
-    opened: float
-    peer: Any = None
+    peer: Any
+    looked: float
     user: str | None = None
     messages: int = 0
     has_sent_several: bool = False
     received_bytes: int = _HANDSHAKE_BYTES
     read_bytes: int = 0  # since the last look
-    looked: float = 0.0
     backlog: float = 0.0
 
 
@@ -122,7 +121,7 @@ class Ledger:
 
     def open(self, descriptor: int, peer: Any, now: float) -> None:
         """Note a new connection."""
-        self._connections[descriptor] = _Connection(now, peer, looked=now)
+        self._connections[descriptor] = _Connection(peer, now)
 
     def close(self, descriptor: int) -> None:
         """Forget a connection that has ended."""
@@ -268,12 +267,18 @@ class Connections:
         """Change the bound on the backlog of a key."""
         self._ledger.set_key_bytes(key_bytes)
 
-    def read(self, frame: zmq.Frame, nbytes: int, *, several: bool = False) -> None:
+    @property
+    def are_bounded(self) -> bool:
+        """Return whether there is anything to tend."""
+        return self._monitor is not None
+
+    def read(self, frame: zmq.Frame, nbytes: int, user: str, *, several: bool = False) -> None:
         """Note a message that was read from the socket.
 
         Args:
             frame: its first frame with content.
             nbytes: size of all its frames.
+            user: public key of its sender; empty if nothing is encrypted.
             several: whether there are several frames with content.
         """
         if self._monitor is None:
@@ -284,7 +289,7 @@ class Connections:
         with self._lock:
             if not self._ledger.is_known(descriptor):
                 self._note_events()
-            self._ledger.read(descriptor, nbytes, user_of(frame), several=several)
+            self._ledger.read(descriptor, nbytes, user, several=several)
 
     def tend(self, now: float | None = None) -> list[Cut]:
         """Cut the connections that are beyond the bounds; return them. Call this often."""
@@ -332,14 +337,6 @@ class Connections:
                 return
             event = parse_monitor_message(message)
             yield event["event"], int(event["value"])
-
-
-def user_of(frame: zmq.Frame) -> str:
-    """Read the public key of a message's sender; empty where nothing is encrypted."""
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:
-        return ""
 
 
 def _descriptor_of(frame: zmq.Frame) -> int | None:

@@ -237,9 +237,8 @@ class CoordinatorLink:
 
     def _count_turned_away(self) -> None:
         """Count the refusals of this process's sockets, by who was refused and for what."""
-        if isinstance(self._context, Context):
-            for who, times in self._context.turned_away().items():
-                self.telemetry.count(f"refused/{who}"[:MAX_NAME], times)
+        for who, times in transport.turned_away(self._context).items():
+            self.telemetry.count(f"refused/{who}"[:MAX_NAME], times)
 
     def _figures(self) -> Report:
         self.telemetry.gauge("cpu_percent", self._process.cpu_percent())

@@ -20,7 +20,7 @@ import ipaddress
 import logging
 import socket as sockets
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Socket = zmq.Socket[bytes]
 _KEY = "|"
 _MOST_TURNED_AWAY = 1000
+_NOTHING_TURNED_AWAY: deque[str] = deque(maxlen=0)
 _KEY_CHARACTERS = 40
 # A silent connection counts as broken after this time and is made again. Otherwise TCP would notice
 # a vanished host only after a quarter of an hour.
@@ -57,6 +58,12 @@ class KeyPair:
 
     public: str
     secret: str = field(repr=False)
+
+    @classmethod
+    def new(cls) -> KeyPair:
+        """Make a random pair."""
+        public, secret = zmq.curve_keypair()
+        return cls(public.decode("ascii"), secret.decode("ascii"))
 
 
 @dataclass(frozen=True)
@@ -92,13 +99,15 @@ class Context(zmq.Context[Socket]):
     network: Network = Network()
     _clients: Clients = MappingProxyType({})
     _authenticator: ThreadAuthenticator | None = None
-    _turned_away: tuple[str, ...] = ()
+    _turned_away: deque[str] = _NOTHING_TURNED_AWAY
     _penalties: Penalties = Penalties()
 
     def __init__(self, network: Network | None = None) -> None:
         super().__init__()
         self.network = network or Network()
         self._penalties = Penalties()
+        # Two threads write: a flood of refusals must neither cost memory nor lose what was counted.
+        self._turned_away = deque(maxlen=_MOST_TURNED_AWAY)
 
     def allow(self, clients: Clients) -> bool:
         """Allow only these clients, by public key, from the next handshake on.
@@ -122,7 +131,7 @@ class Context(zmq.Context[Socket]):
         is_out = self._penalties.is_out(user, time.monotonic())
         if client is not None and client.roles & set(domain.split()) and not is_out:
             return True
-        self._note_turned_away(f"{name_of(self._clients, user)}: a connection")
+        self._turned_away.append(f"{name_of(self._clients, user)}: a connection")
         return False
 
     def punish(self, cuts: Iterable[Cut]) -> None:
@@ -130,21 +139,16 @@ class Context(zmq.Context[Socket]):
         own = "" if self.network.keys is None else self.network.keys.public
         for cut in cuts:
             who = name_of(self._clients, cut.user) if cut.user else "an unnamed connection"
-            self._note_turned_away(f"{who}: {cut.why}")
+            self._turned_away.append(f"{who}: {cut.why}")
             if cut.counts and cut.user not in ("", own):
                 self._penalties.note(cut.user, time.monotonic())
-
-    def _note_turned_away(self, who: str) -> None:
-        if len(self._turned_away) < _MOST_TURNED_AWAY:
-            self._turned_away = (*self._turned_away, who)
 
     def turned_away(self) -> dict[str, int]:
         """Return the number of refusals since the last call, by who was refused and for what.
 
-        It is at most ``_MOST_TURNED_AWAY`` together: a flood of them must not cost memory.
+        It is at most ``_MOST_TURNED_AWAY`` together.
         """
-        who, self._turned_away = self._turned_away, ()
-        return dict(Counter(who))
+        return Counter(self._turned_away.popleft() for _ in range(len(self._turned_away)))
 
     def authenticate(self, domain: str) -> None:
         """Answer ZAP for a domain from now on."""
@@ -281,6 +285,11 @@ def bind(socket: Socket, address: str, roles: Collection[str] = KEY_ROLES) -> st
     return endpoint_of(_seen_from_elsewhere(socket, network), keys.public if keys else None)
 
 
+def turned_away(context: zmq.Context[Any]) -> Mapping[str, int]:
+    """Return what the sockets of a context have refused; see ``Context.turned_away``."""
+    return context.turned_away() if isinstance(context, Context) else {}
+
+
 def tend(context: zmq.Context[Any], connections: Connections) -> None:
     """Cut the connections of a socket that are beyond its bounds, and count them."""
     cuts = connections.tend()
@@ -294,8 +303,16 @@ def network_of(context: zmq.Context[Any]) -> Network:
 
 
 def user_of(frame: zmq.Frame, context: zmq.Context[Any]) -> str:
-    """Read the public key of a message's sender; empty if this process encrypts nothing."""
-    return "" if network_of(context).keys is None else str(frame.get("User-Id"))
+    """Read the public key of a message's sender.
+
+    It is empty if this process encrypts nothing, or if an ended connection left the message behind.
+    """
+    if network_of(context).keys is None:
+        return ""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
 
 
 def route_to(endpoint: str) -> str:

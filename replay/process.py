@@ -168,8 +168,8 @@ class ReplayServer:
                 frame = self._pull.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            self._connections["transitions"].read(frame, len(frame), several=frame.more)
             user = transport.user_of(frame, self._context)
+            self._connections["transitions"].read(frame, len(frame), user, several=frame.more)
             inserted, stream = self._intake.take(frame.buffer, user)
             self._limiter.count_inserted(inserted)
             if stream is not None:
@@ -201,7 +201,8 @@ class ReplayServer:
             any_taken = True
             frame = self._router.recv(copy=False)
             several, nbytes = frame.more, len(frame) + _drain(self._router, frame)
-            self._connections["samples"].read(frame, nbytes, several=several)
+            user = transport.user_of(frame, self._context)
+            self._connections["samples"].read(frame, nbytes, user, several=several)
             if several:
                 self._outlet.reject(wire.WireError("malformed", "several frames"))
             else:
@@ -255,13 +256,14 @@ class ReplayServer:
                 return
             frame = self._acks.recv(copy=False)
             several, nbytes = frame.more, len(frame) + _drain(self._acks, frame)
-            self._connections["acknowledgements"].read(frame, nbytes, several=several)
+            user = transport.user_of(frame, self._context)
+            self._connections["acknowledgements"].read(frame, nbytes, user, several=several)
             hello = None if several else Hello.decode(frame.bytes)
             if hello is None:
                 self._telemetry.count("rejected/hello")
                 continue
             stream = (hello.actor, hello.incarnation)
-            if self._intake.greets(transport.user_of(frame, self._context), stream, hello.ticket):
+            if self._intake.greets(user, stream, hello.ticket):
                 self._remember(stream, identity)
                 self._acknowledge(stream, greeting=True)
 

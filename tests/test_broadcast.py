@@ -15,11 +15,6 @@ from pdqn.errors import RunError
 from pdqn.transport import Context, KeyPair, Network
 
 
-def new_keys() -> KeyPair:
-    public, secret = zmq.curve_keypair()
-    return KeyPair(public.decode(), secret.decode())
-
-
 class Net:
     """Sockets that a test opens, closed at its end."""
 
@@ -128,7 +123,7 @@ def test_it_follows_a_sender_that_moves(net: Net):
 
 
 def test_what_came_from_a_sender_that_is_revoked_reaches_nobody_new(net: Net):
-    ours, thiefs, learners = new_keys(), new_keys(), new_keys()
+    ours, thiefs, learners = KeyPair.new(), KeyPair.new(), KeyPair.new()
     thief, learner = net.publisher(thiefs, ours), net.publisher(learners, ours)
     relay = net.relay(thief, ours)
     thief.send(b"forged")
@@ -145,7 +140,7 @@ def test_what_came_from_a_sender_that_is_revoked_reaches_nobody_new(net: Net):
 
 
 def test_only_the_hosts_own_processes_are_let_in(net: Net):
-    ours, learners, others = new_keys(), new_keys(), new_keys()
+    ours, learners, others = KeyPair.new(), KeyPair.new(), KeyPair.new()
     publisher = net.publisher(learners, ours)
     relay = net.relay(publisher, ours)
     publisher.send(b"secret")
@@ -165,7 +160,7 @@ def test_only_the_hosts_own_processes_are_let_in(net: Net):
 
 def test_a_relay_that_fails_says_so(net: Net, eventually: Any):
     relay = net.relay(None)
-    endpoint = "tcp://127.0.0.1:1|" + new_keys().public  # a relay without keys
+    endpoint = "tcp://127.0.0.1:1|" + KeyPair.new().public  # a relay without keys
 
     def failure() -> str:
         try:

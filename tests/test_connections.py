@@ -182,8 +182,8 @@ def test_hosts_with_one_key_that_all_come_back_at_once_are_within_the_bound():
 
 
 def test_one_mishap_of_many_connections_shuts_no_key_out():
-    public = new_keys().public
-    context = Context(Network(new_keys()))
+    public = KeyPair.new().public
+    context = Context(Network(KeyPair.new()))
     context.allow({public: Client("actors-1", EVERY_ROLE)})
     book = ledger()
     for descriptor in range(100):
@@ -203,11 +203,6 @@ def test_one_mishap_of_many_connections_shuts_no_key_out():
 # ---- real sockets ----
 
 
-def new_keys() -> KeyPair:
-    public, secret = zmq.curve_keypair()
-    return KeyPair(public.decode(), secret.decode())
-
-
 @pytest.fixture
 def closing() -> Iterator[contextlib.ExitStack]:
     with contextlib.ExitStack() as stack:
@@ -220,7 +215,7 @@ class Server:
     def __init__(
         self, closing: contextlib.ExitStack, kind: int, bounds: Bounds, *clients: KeyPair
     ) -> None:
-        self.context = Context(Network(new_keys() if clients else None))
+        self.context = Context(Network(KeyPair.new() if clients else None))
         closing.callback(self.context.destroy, linger=0)
         self.context.allow(
             {keys.public: Client(f"host-{n}", EVERY_ROLE) for n, keys in enumerate(clients)}
@@ -238,7 +233,8 @@ class Server:
         with contextlib.suppress(zmq.Again):
             while True:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-                self.connections.read(frames[-1], sum(map(len, frames)))
+                user = transport.user_of(frames[-1], self.context)
+                self.connections.read(frames[-1], sum(map(len, frames)), user)
                 self.read.append(frames[-1].bytes)
 
     def cut(self) -> list[Cut]:
@@ -327,7 +323,7 @@ def test_a_message_that_never_ends_is_cut_and_its_memory_is_given_back(
 def test_whoever_sends_faster_than_is_read_is_cut_and_others_are_not(
     closing: contextlib.ExitStack, eventually: Eventually
 ):
-    loud, quiet = new_keys(), new_keys()
+    loud, quiet = KeyPair.new(), KeyPair.new()
     bounds = Bounds(connection_bytes=100 * MB, key_bytes=20 * MB)
     server = Server(closing, zmq.PULL, bounds, loud, quiet)
     honest = connected(closing, quiet, zmq.PUSH, server.endpoint)
@@ -354,7 +350,7 @@ def test_whoever_sends_faster_than_is_read_is_cut_and_others_are_not(
 def test_a_flood_of_connections_is_cut_and_its_key_is_shut_out(
     closing: contextlib.ExitStack, eventually: Eventually
 ):
-    many, other = new_keys(), new_keys()
+    many, other = KeyPair.new(), KeyPair.new()
     server = Server(closing, zmq.PULL, Bounds(connections=5), many, other)
     for number in range(30):
         connected(closing, many, zmq.PUSH, server.endpoint).send(b"%d" % number)
@@ -384,9 +380,9 @@ def test_a_flood_of_connections_is_cut_and_its_key_is_shut_out(
 def test_a_publisher_cuts_whoever_subscribes_again_and_again(
     closing: contextlib.ExitStack, eventually: Eventually
 ):
-    serving = Context(Network(new_keys()))
+    serving = Context(Network(KeyPair.new()))
     closing.callback(serving.destroy, linger=0)
-    hostile, honest = new_keys(), new_keys()
+    hostile, honest = KeyPair.new(), KeyPair.new()
     serving.allow(
         {k.public: Client(n, EVERY_ROLE) for k, n in ((hostile, "bad"), (honest, "good"))}
     )

@@ -769,7 +769,7 @@ class Keyed(Hub):
     """A hub of an encrypted run, and contexts of hosts with keys for some roles."""
 
     def __init__(self, eventually: Eventually, *, telemetry_seconds: float = 0.01) -> None:
-        self._keys = {name: new_keys() for name in ("head", "gpu", "actors")}
+        self._keys = {name: KeyPair.new() for name in ("head", "gpu", "actors")}
         self._context = Context(Network(self._keys["head"]))
         config = dataclasses.replace(
             CONFIG, system=dataclasses.replace(CONFIG.system, telemetry_seconds=telemetry_seconds)
@@ -809,10 +809,6 @@ def keyed(eventually: Eventually) -> Iterator[Keyed]:
     hub = Keyed(eventually)
     yield hub
     hub.close()
-
-
-def new_keys() -> KeyPair:
-    return KeyPair(*(part.decode() for part in zmq.curve_keypair()))
 
 
 def connect_again(link: CoordinatorLink) -> None:

@@ -22,11 +22,6 @@ LOOPBACK = "tcp://127.0.0.1:*"
 QUIET_MILLISECONDS = 300
 
 
-def new_keys() -> KeyPair:
-    public, secret = zmq.curve_keypair()
-    return KeyPair(public.decode(), secret.decode())
-
-
 def admitted(*pairs: KeyPair, roles: frozenset[str] = EVERY_ROLE) -> dict[str, Client]:
     return {keys.public: Client(f"host-{index}", roles) for index, keys in enumerate(pairs)}
 
@@ -86,7 +81,7 @@ def push(context: zmq.Context[Any], endpoint: str, data: bytes = SECRET) -> zmq.
 
 
 def test_an_endpoint_has_the_address_and_the_key_of_who_serves_there(context: Any):
-    keys = new_keys()
+    keys = KeyPair.new()
     server = Server(context(keys))
     assert transport.split(server.endpoint) == (server.address, keys.public)
     assert transport.split("tcp://10.0.0.1:7") == ("tcp://10.0.0.1:7", None)
@@ -94,7 +89,7 @@ def test_an_endpoint_has_the_address_and_the_key_of_who_serves_there(context: An
 
 
 def test_the_secret_key_is_in_no_representation():
-    keys = new_keys()
+    keys = KeyPair.new()
     assert keys.secret not in repr(Network(keys))
 
 
@@ -134,8 +129,8 @@ def test_what_stays_on_this_host(address: str, loopback: bool):
 
 
 def test_who_is_listed_gets_through_and_is_known_by_the_key(context: Any):
-    client = new_keys()
-    server = Server(context(new_keys()), client)
+    client = KeyPair.new()
+    server = Server(context(KeyPair.new()), client)
     push(context(client), server.endpoint)
     assert server.pull.poll(5000)
     frame = server.pull.recv(copy=False)
@@ -144,8 +139,8 @@ def test_who_is_listed_gets_through_and_is_known_by_the_key(context: Any):
 
 
 def test_an_unlisted_a_wrong_and_no_key_get_nothing_through(context: Any):
-    listed, stranger = new_keys(), new_keys()
-    server = Server(context(new_keys()), listed)
+    listed, stranger = KeyPair.new(), KeyPair.new()
+    server = Server(context(KeyPair.new()), listed)
     push(context(stranger), server.endpoint)
     push(context(listed), transport.endpoint_of(server.address, stranger.public))
     push(context(), server.address)
@@ -155,8 +150,8 @@ def test_an_unlisted_a_wrong_and_no_key_get_nothing_through(context: Any):
 
 
 def test_a_publisher_tells_strangers_nothing(context: Any):
-    listed, stranger = new_keys(), new_keys()
-    one = context(new_keys())
+    listed, stranger = KeyPair.new(), KeyPair.new()
+    one = context(KeyPair.new())
     one.allow(admitted(listed))
     publisher = one.socket(zmq.XPUB)
     endpoint = transport.bind(publisher, LOOPBACK)
@@ -178,18 +173,18 @@ def test_a_publisher_tells_strangers_nothing(context: Any):
 
 
 def test_a_revoked_key_gets_in_no_more_and_who_serves_is_told_to_bind_anew(context: Any):
-    kept, revoked = new_keys(), new_keys()
-    server = Server(context(new_keys()), kept, revoked)
+    kept, revoked = KeyPair.new(), KeyPair.new()
+    server = Server(context(KeyPair.new()), kept, revoked)
     assert not server.context.allow(admitted(kept, revoked)), "nothing was revoked"
-    assert not server.context.allow(admitted(kept, revoked, new_keys()))
+    assert not server.context.allow(admitted(kept, revoked, KeyPair.new()))
     assert server.context.allow(admitted(kept))
     push(context(revoked), server.endpoint)
     assert not server.pull.poll(QUIET_MILLISECONDS)
 
 
 def test_a_key_gets_in_only_where_its_roles_have_business(context: Any):
-    actor, learner = new_keys(), new_keys()
-    one = context(new_keys())
+    actor, learner = KeyPair.new(), KeyPair.new()
+    one = context(KeyPair.new())
     one.allow(
         admitted(actor, roles=frozenset({"actor"}))
         | admitted(learner, roles=frozenset({"learner", "watch"}))
@@ -210,7 +205,7 @@ def test_a_key_gets_in_only_where_its_roles_have_business(context: Any):
 
 
 def test_a_key_that_loses_a_role_counts_as_revoked(context: Any):
-    keys, one = new_keys(), context(new_keys())
+    keys, one = KeyPair.new(), context(KeyPair.new())
     one.allow(admitted(keys))
     assert not one.allow(admitted(keys))
     assert one.allow(admitted(keys, roles=frozenset({"actor"})))
@@ -219,8 +214,8 @@ def test_a_key_that_loses_a_role_counts_as_revoked(context: Any):
 
 def test_with_keys_nothing_is_sent_in_the_clear_and_without_none_to_who_has_some(context: Any):
     with pytest.raises(RunError, match=r"tcp://10.0.0.1:1 has no key: nothing is sent there"):
-        transport.connect(context(new_keys()).socket(zmq.PUSH), "tcp://10.0.0.1:1")
-    endpoint = transport.endpoint_of("tcp://10.0.0.1:1", new_keys().public)
+        transport.connect(context(KeyPair.new()).socket(zmq.PUSH), "tcp://10.0.0.1:1")
+    endpoint = transport.endpoint_of("tcp://10.0.0.1:1", KeyPair.new().public)
     with pytest.raises(RunError, match="has a key, but this process has none"):
         transport.connect(context().socket(zmq.PUSH), endpoint)
 
@@ -237,13 +232,13 @@ def test_with_keys_nothing_is_sent_in_the_clear_and_without_none_to_who_has_some
 def test_who_is_not_let_in_hears_why(
     context: Any, eventually: Eventually, client: str | None, asks: str, said: str
 ):
-    keys = {"listed": new_keys(), "stranger": new_keys(), "server": new_keys()}
+    keys = {"listed": KeyPair.new(), "stranger": KeyPair.new(), "server": KeyPair.new()}
     server = Server(context(keys["server"]), keys["listed"])
     plain = Server(context())
     endpoints = {
         "server": server.endpoint if client else server.address,
-        "other": transport.endpoint_of(server.address, new_keys().public),
-        "plain": transport.endpoint_of(plain.address, new_keys().public),
+        "other": transport.endpoint_of(server.address, KeyPair.new().public),
+        "plain": transport.endpoint_of(plain.address, KeyPair.new().public),
     }
     socket = context(keys[client] if client else None).socket(zmq.PUSH)
     refusals = transport.Refusals(socket)
@@ -292,8 +287,8 @@ class Breaking:
 def test_a_handshake_that_the_network_cuts_is_no_refusal(
     context: Any, eventually: Eventually, encrypted: bool
 ):
-    ours = new_keys() if encrypted else None
-    server = Server(context(new_keys() if encrypted else None), *([ours] if ours else []))
+    ours = KeyPair.new() if encrypted else None
+    server = Server(context(KeyPair.new() if encrypted else None), *([ours] if ours else []))
     way = Breaking(server.port, cuts=2)
     client = context(ours).socket(zmq.PUSH)
     refusals = transport.Refusals(client)
@@ -317,8 +312,8 @@ def test_a_handshake_that_the_network_cuts_is_no_refusal(
 
 
 def test_scanners_and_garbage_do_no_harm(context: Any):
-    client = new_keys()
-    server = Server(context(new_keys()), client)
+    client = KeyPair.new()
+    server = Server(context(KeyPair.new()), client)
     for sent in (b"", b"GET / HTTP/1.1\r\nHost: head\r\n\r\n", bytes(range(256)) * 64, b"\xff" * 9):
         with sockets.create_connection(("127.0.0.1", server.port)) as scanner:
             scanner.sendall(sent)
@@ -367,8 +362,8 @@ class Tap:
 
 @pytest.mark.parametrize("encrypted", [True, False])
 def test_on_the_wire_nothing_can_be_read(context: Any, encrypted: bool):
-    client = new_keys() if encrypted else None
-    server = Server(context(new_keys() if encrypted else None), *[client] if client else [])
+    client = KeyPair.new() if encrypted else None
+    server = Server(context(KeyPair.new() if encrypted else None), *[client] if client else [])
     tap = Tap(server.port)
     key = transport.split(server.endpoint)[1]
     one = context(client)

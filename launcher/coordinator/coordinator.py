@@ -138,6 +138,8 @@ class Coordinator:
     def poll(self, timeout_seconds: float) -> None:
         """Handle what roles sent; wait up to the timeout for the first message."""
         transport.tend(self._context, self._connections)
+        for who, times in transport.turned_away(self._context).items():
+            self._metrics.count(f"refused/{who}", times)
         arrived = self._socket.poll(int(timeout_seconds * 1000))
         if arrived and timeout_seconds >= _GATHER_SECONDS:
             # Of a thousand members one speaks every millisecond: a turn is not for it alone.
@@ -152,18 +154,18 @@ class Coordinator:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            several = len(frames) > 2
-            self._connections.read(frames[-1], sum(map(len, frames[1:])), several=several)
-            self._handle(frames)
+            several, user = len(frames) > 2, transport.user_of(frames[-1], self._context)
+            self._connections.read(frames[-1], sum(map(len, frames[1:])), user, several=several)
+            self._handle(frames, user)
 
-    def _handle(self, frames: list[zmq.Frame]) -> None:
+    def _handle(self, frames: list[zmq.Frame], user: str) -> None:
         """Handle a message, whatever it is: no message ends the run."""
         try:
             if len(frames) != 2:
                 error = wire.WireError("malformed", f"{len(frames)} frames")
                 raise MessageError("unreadable", error)
             identity, data = frames[0].bytes, frames[1].bytes
-            user = self._user(frames[1])
+            self._check_key(user)
             self._receive(identity, messages.decode(data, messages.TO_COORDINATOR), user, len(data))
         except wire.WireError as error:
             self._reject(error.kind if isinstance(error, MessageError) else "file", error)
@@ -172,24 +174,21 @@ class Coordinator:
 
     def _reject(self, kind: str, error: Exception) -> None:
         self.rejected[kind] += 1
-        self._metrics.count("control_rejected")
-        self._metrics.count(f"control_rejected/{kind}")
+        self._metrics.counters.reject(kind)
         # Whoever is revoked speaks on until it has heard of that: one line is enough.
         is_news = kind != "revoked" or self.rejected[kind] == 1
         if is_news and self.rejected.total() < _MOST_WARNINGS:
             _log.warning("rejected a message: %s", error, exc_info=kind == "unforeseen")
 
-    def _user(self, frame: zmq.Frame) -> str:
-        """Read the public key of a message's sender; empty where nothing is encrypted.
+    def _check_key(self, user: str) -> None:
+        """Check the public key of a message's sender.
 
         Raises:
             MessageError: the key has been revoked since the connection was made.
         """
-        user = transport.user_of(frame, self._context)
         encrypted = transport.network_of(self._context).keys is not None
         if encrypted and user not in self.membership.orders.clients:
             raise MessageError("revoked", wire.WireError("malformed", "of a revoked key"))
-        return user
 
     def _receive(self, identity: bytes, message: Message, user: str, size_bytes: int) -> None:
         if isinstance(message, Watch):
@@ -224,8 +223,7 @@ class Coordinator:
         kept = self._flood.take(event, time.monotonic(), user)
         self.events.extend(kept)
         if event not in kept:
-            self._metrics.count("control_rejected")
-            self._metrics.count(f"control_rejected/{LEFT_OUT}")
+            self._metrics.counters.reject(LEFT_OUT)
 
     def _admit(self, member: Member) -> None:
         key, bind = member.key, self._welcome.bind
@@ -295,8 +293,6 @@ class Coordinator:
     def allow(self, clients: Clients) -> None:
         """Admit these clients only, by public key, and remove members that they do not cover."""
         if isinstance(self._context, transport.Context):
-            for who, times in self._context.turned_away().items():
-                self._metrics.count(f"refused/{who}", times)
             self._context.allow(clients)
             self._do(self.membership.allow(clients))
 

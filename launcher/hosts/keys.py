@@ -34,7 +34,7 @@ import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -354,7 +354,7 @@ def _make_keys(directory: Path, roles: Mapping[str, frozenset[str] | None]) -> l
     if (changed := allowed.with_roles(roles)) != allowed:
         _allow(directory, changed)
     if not head.exists():
-        _write_draft(head, _secret_text({"name": "head", **_new_pair()}))
+        _write_draft(head, _secret_text({"name": "head", **asdict(KeyPair.new())}))
         made.append(_draft(head).replace(head))
     public = read_head(directory).public
     made.extend(_make_key(directory, name, public) for name in names)
@@ -386,9 +386,9 @@ def _make_key(directory: Path, name: str, head: str) -> Path:
     """Make the key file of a checked name, or finish it; return the file."""
     path, allowed = _key_path(directory, name), _read_list(directory) or _List()
     if name not in allowed.keys:
-        pair = _new_pair()
-        _write_draft(path, _secret_text({"name": name, **pair, "head": head}))
-        _allow(directory, allowed.with_key(name, pair["public"]))
+        pair = KeyPair.new()
+        _write_draft(path, _secret_text({"name": name, **asdict(pair), "head": head}))
+        _allow(directory, allowed.with_key(name, pair.public))
     return _draft(path).replace(path)
 
 
@@ -465,11 +465,6 @@ def _host_key(path: Path, content: dict[str, object]) -> HostKey:
     if not _is_key(head):
         raise UsageError(f"{path} names no run that it is for; expected a file made by pdqn keys")
     return HostKey(str(content.get("name")), _pair(path, content), str(head))
-
-
-def _new_pair() -> dict[str, str]:
-    public, secret = zmq.curve_keypair()
-    return {"public": public.decode("ascii"), "secret": secret.decode("ascii")}
 
 
 def _allow(directory: Path, allowed: _List) -> None:

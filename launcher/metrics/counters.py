@@ -70,6 +70,11 @@ class Counters:
             name = "figures_dropped"
         self._totals[role, name] = min(largest(role), self._totals[role, name] + amount)
 
+    def reject(self, kind: str) -> None:
+        """Count a message that the coordinator refused, by its kind."""
+        self.count("coordinator", "control_rejected")
+        self.count("coordinator", f"control_rejected/{kind}")
+
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """Return the counters of one incarnation, as it reported them last."""
         return self._last.get(key, {})

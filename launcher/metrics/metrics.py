@@ -100,8 +100,7 @@ class RunMetrics:
         if report.evaluation is not None:
             size, lines = _line_characters(report.evaluation), self._evaluation_lines[key.role]
             if size > lines.left(now):
-                self.count("control_rejected")
-                self.count("control_rejected/evaluation")
+                self.counters.reject("evaluation")
                 return
             lines.use(size, now)
             self.evaluation = report.evaluation
