@@ -10,16 +10,17 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from actors.environments.infos import FAILED, SUGGESTED, no_number
+from actors.environments.interface import is_number, shown
 from pdqn import seeds
 from pdqn.errors import RunError
 
-FAILED = "environment_failed"
 _FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
 _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
@@ -121,8 +122,9 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         backoff: waits, shared by a batch.
         check: function of an observation and of whether it is an episode's last. It raises if no
             policy could act on the observation or learn from it.
-        told: keys of the info that are read. Others are left out: a batch cannot hold values whose
-            shape or type differs between environments.
+        headline: key of the info that must hold a number, if it holds anything; None for no key.
+            Of all other keys only the suggestion is kept: a batch cannot hold values whose shape or
+            type differs between environments.
         rests: whether it rests after an episode. It then shows the episode's first observation
             until it is reset with a seed.
     """
@@ -133,7 +135,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         allowed: int,
         backoff: Backoff,
         check: Callable[[Any, bool], None],
-        told: Collection[str],
+        headline: str | None,
         *,
         rests: bool,
     ) -> None:
@@ -141,7 +143,10 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._make = make
         self._backoff = backoff
         self._check = check
-        self._told = tuple(told)
+        self._headline = headline
+        self._keys = (SUGGESTED,) if headline is None else (SUGGESTED, headline)
+        self.odd_suggestion = ""  # the first that is not a number
+        self.metadata = {}  # a batch copies it, and an environment may have anything in its place
         self._rests = rests
         self._resting = False
         self.record = FailureRecord(allowed)
@@ -184,7 +189,6 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             return self._first, 0.0, False, False, {}
         try:
             self._last, reward, terminated, truncated, info = self.env.step(action)
-            reward = float(np.asarray(reward).item())
             if not terminated:
                 self._check(self._last, truncated)
             told = self._read(info)
@@ -196,6 +200,11 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             self.record.finished()
         return self._last, reward, terminated, truncated, told
 
+    @property
+    def render_mode(self) -> None:
+        """Return None: nobody looks at a batch, and an environment may have anything here."""
+        return
+
     def close(self) -> None:
         """Close the environment; errors of a broken one go to the log."""
         if self._broken:
@@ -203,10 +212,20 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         else:
             super().close()
 
-    def _read(self, info: dict[str, Any]) -> dict[str, float]:
+    def _read(self, info: Mapping[str, Any]) -> dict[str, float]:
         """Convert the values read to one type: a batch would round all to the type of the first."""
-        told = {key: info[key] for key in self._told if info.get(key) is not None}
-        return {key: float(np.asarray(value).item()) for key, value in told.items()}
+        told = {}
+        for key in self._keys:
+            value = info.get(key)
+            if value is None:
+                continue
+            if is_number(value):
+                told[key] = float(np.asarray(value).item())
+            elif key == self._headline:
+                raise no_number(key, shown(value))
+            else:  # nobody may have asked for suggestions
+                self.odd_suggestion = self.odd_suggestion or shown(value)
+        return told
 
     def _note_failure(self) -> None:
         self._broken = True
