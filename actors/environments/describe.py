@@ -94,7 +94,11 @@ def _refused(env_id: str) -> Iterator[None]:
     except InterfaceError as error:
         raise UsageError(f"environment {env_id}: {error}") from error
     except gymnasium.error.Error as error:
-        advice = "" if _is_registered(env_id) else advice_for(env_id, gymnasium.registry)
+        advice = (
+            ""
+            if _is_registered(env_id)
+            else advice_for(env_id.rpartition(":")[2], gymnasium.registry)
+        )
         said = first_line(error)
         if advice:
             said = f"{said.partition(' Did you mean')[0].rstrip('.')}; {advice}"
@@ -289,9 +293,19 @@ def _actions(env_id: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
     if not isinstance(space, spaces.Discrete):
         raise UsageError(
             f"environment {env_id} has the actions {space}; only Discrete is supported: a "
-            "Q-network has one value for each of a finite set of actions"
+            f"Q-network has one value for each of a finite set of actions{_made_discrete(space)}"
         )
     return int(space.n), int(space.start)
+
+
+def _made_discrete(space: gymnasium.Space[Any]) -> str:
+    """Advise how to make an action space discrete."""
+    if isinstance(space, spaces.Box):
+        return "; choose a few of them, for example with gymnasium.wrappers.DiscretizeAction"
+    if isinstance(space, spaces.MultiDiscrete):
+        number = int(np.prod(space.nvec, dtype=object))
+        return f"; number all {number} combinations, as spaces.Discrete({number})"
+    return ""
 
 
 def _check_mask(env_id: str, fields: tuple[FieldSpec, ...], num_actions: int) -> None:

@@ -13,7 +13,15 @@ from pdqn import own_modules
 from pdqn.errors import UsageError
 
 # The games of many tutorials. ale-py knows the others, where it is installed.
-_GAMES = ["Adventure", "AirRaid", "Alien", "Amidar", "Assault", "Asterix", "Asteroids", "Atlantis", "BankHeist", "BattleZone", "BeamRider", "Berzerk", "Bowling", "Boxing", "Breakout", "Carnival", "Centipede", "ChopperCommand", "CrazyClimber", "Defender", "DemonAttack", "DoubleDunk", "ElevatorAction", "Enduro", "FishingDerby", "Freeway", "Frostbite", "Gopher", "Gravitar", "Hero", "IceHockey", "Jamesbond", "JourneyEscape", "Kangaroo", "Krull", "KungFuMaster", "MontezumaRevenge", "MsPacman", "NameThisGame", "Phoenix", "Pitfall", "Pong", "Pooyan", "PrivateEye", "Qbert", "Riverraid", "RoadRunner", "Robotank", "Seaquest", "Skiing", "Solaris", "SpaceInvaders", "StarGunner", "Tennis", "TimePilot", "Tutankham", "UpNDown", "Venture", "VideoPinball", "WizardOfWor", "YarsRevenge", "Zaxxon"]
+_GAMES = (
+    "Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis BankHeist BattleZone "
+    "BeamRider Berzerk Bowling Boxing Breakout Carnival Centipede ChopperCommand CrazyClimber "
+    "Defender DemonAttack DoubleDunk ElevatorAction Enduro FishingDerby Freeway Frostbite "
+    "Gopher Gravitar Hero IceHockey Jamesbond JourneyEscape Kangaroo Krull KungFuMaster "
+    "MontezumaRevenge MsPacman NameThisGame Phoenix Pitfall Pong Pooyan PrivateEye Qbert "
+    "Riverraid RoadRunner Robotank Seaquest Skiing Solaris SpaceInvaders StarGunner Tennis "
+    "TimePilot Tutankham UpNDown Venture VideoPinball WizardOfWor YarsRevenge Zaxxon"
+)
 _ATARI = re.compile(r"(ALE/)?(\w+?)(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?")
 _INSTALL = "python -m pip install 'pdqn[atari]'"
 
@@ -63,7 +71,7 @@ def advice_for(env_id: str, registered: Iterable[str]) -> str:
     match = _ATARI.fullmatch(env_id)
     if match is not None and not env_id.startswith("MinAtar"):
         _, written, ram, old, _ = match.groups()
-        games = {game.lower(): game for game in (*_GAMES, *_games_of(known))}
+        games = {game.lower(): game for game in (*_GAMES.split(), *_games_of(known))}
         game = games.get(written.lower(), written if old else None)
         if game is not None:
             seen = "frames are observed, not the memory; " if ram else ""
