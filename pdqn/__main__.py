@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +45,9 @@ def _put_packages_first() -> None:
     """
     if any(_place_of(name) != _ROOT / name for name in _PACKAGES):
         sys.path.insert(0, str(_ROOT))
+        # Also in the processes of a run, which begin with this variable.
+        given = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *([given] if given else [])])
 
 
 def _place_of(name: str) -> Path | None:
