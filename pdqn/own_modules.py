@@ -16,7 +16,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import spec_from_file_location
+from importlib.util import resolve_name, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -104,8 +104,9 @@ def _import(
 
 def _import_by_name(name: str, package: str | None = None) -> ModuleType:
     """Import as ``importlib.import_module`` does."""
+    name = resolve_name(name, package)
     if name.partition(".")[0] not in _own:
-        return _import_function(name, package)
+        return _import_function(name)
     return _chosen(name, sys._getframe(1).f_globals, _import_function)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -143,13 +144,32 @@ def _explained(env: Any) -> Iterator[None]:
 def _one(env_id: str, made: Makers) -> Any:
     """Make one environment, or a batch of one if there is no single form."""
     if made.single is not None:
-        env = made.single()
+        env = _single(made.single)
     else:
         assert made.vector is not None
         env = made.vector(1)
     if not isinstance(env, gymnasium.Env if made.vector is None else gymnasium.Env | VectorEnv):
         raise UsageError(f"environment {env_id}: {_another_thing(env)}")
     return env
+
+
+def _single(make: Callable[[], Any]) -> Any:
+    """Make one environment; if gymnasium's checker refuses it, say why in other words."""
+    try:
+        return make()
+    except Exception as error:
+        if not isinstance(make, partial) or make.func is not gymnasium.make:
+            raise
+        with _quiet():
+            try:
+                env = make(disable_env_checker=True)
+            except Exception:  # noqa: BLE001 - then it was not the checker
+                raise error from None
+            fault = fault_behind(env, error)
+            close_broken(env)
+        if fault is not None:
+            raise fault from error
+        raise
 
 
 def _another_thing(made: Any) -> str:

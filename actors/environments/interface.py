@@ -310,18 +310,18 @@ def _copied_array(observation: Any, space: gymnasium.Space[Any], name: str) -> A
         raise InterfaceError(f"the {name} {shown(observation)} is not an array") from None
     is_array = isinstance(observation, np.ndarray)
     fits = np.can_cast(copy.dtype, space.dtype, "same_kind") if is_array else True
-    if copy.dtype.kind in "biufO" and (copy.shape != space.shape or not fits):
+    if copy.dtype.kind in "biuf" and (copy.shape != space.shape or not fits):
         said = f"an {name} {copy.dtype}{list(copy.shape)} is not in {space}"
         if copy.shape == space.shape:
             said += f"; convert it by .astype(np.{space.dtype}), or give the space its dtype"
         raise InterfaceError(said)
-    if fits and (is_array or copy.dtype == space.dtype):
+    if copy.shape == space.shape and fits and (is_array or copy.dtype == space.dtype):
         return copy
     try:
-        cast = copy.astype(space.dtype)
+        cast = copy.astype(space.dtype) if fits else None
     except (TypeError, ValueError):
         cast = None
     whole = cast is None or cast.dtype.kind not in "iu" or np.array_equal(cast, copy)
-    if cast is None or copy.dtype.kind not in "biufO" or not whole:
+    if cast is None or copy.shape != space.shape or copy.dtype.kind not in "biufO" or not whole:
         raise InterfaceError(f"the {name} {shown(observation)} is not in {space}")
     return cast
