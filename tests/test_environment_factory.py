@@ -633,7 +633,8 @@ class TestOddEnvironments:
     @pytest.mark.parametrize("name", ["forgot_to_return", "NoEnvironment"])
     def test_what_is_no_environment_is_refused_by_its_type(self, name: str):
         advice = {
-            "forgot_to_return": "None, not a gymnasium.Env: does the function return the environment?",
+            "forgot_to_return": "None, not a gymnasium.Env: does the function return the "
+            "environment?",
             "NoEnvironment": "NoEnvironment, not a gymnasium.Env: derive it: class NoEnvironment("
             "gymnasium.Env)",
         }
