@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -561,3 +562,25 @@ def test_arguments_are_compared_with_those_of_the_factory(
 ):
     assert refusal(f"{HERE}:{name}", **env_args) == words
     assert describe_environment(f"{HERE}:needs", {"size": 1, "colour": "blue"}).num_actions == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import gymnasium\ndef make(:\n", "SyntaxError: invalid syntax ({}:2)"),
+        ("import pigame\n", "No module named 'pigame' ({}:1)"),
+        ("def make():\n    return {}['size']\n", "KeyError: 'size' ({}:2)"),
+        ("def make():\n    assert False\n", "AssertionError ({}:2)"),
+        ("import numpy as np\ndef make():\n    np.zeros(-1)\n",
+         "negative dimensions are not allowed ({}:3)"),
+        ("def make():\n    return mkae()\n", "NameError: name 'mkae' is not defined ({}:2)"),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_persons_file_is_told_with_its_line(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "erring_module.py"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "erring_module", raising=False)
+    assert refusal("erring_module:make") == words.format(file)

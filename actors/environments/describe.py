@@ -23,12 +23,17 @@ from numpy.typing import NDArray
 from actors.environments.fields import fields_of
 from actors.environments.guard import EnvironmentFailedError, close_broken
 from actors.environments.infos import RESERVED
-from actors.environments.interface import InterfaceError, check_spaces, fault_behind
+from actors.environments.interface import (
+    InterfaceError,
+    check_spaces,
+    fault_behind,
+    told_with_place,
+)
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import tells_mask, with_mask_observed
 from actors.environments.naming import advice_for
 from actors.environments.vector import VectorEnvironment, native_batch
-from pdqn.errors import UsageError, first_line, with_place
+from pdqn.errors import UsageError, first_line
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
 _log = logging.getLogger("environment")
@@ -105,15 +110,15 @@ def _refused(env_id: str) -> Iterator[None]:
             said = f"{said.partition(' Did you mean')[0].rstrip('.')}; {advice}"
         raise UsageError(f"environment {env_id}: {said}") from error
     except _NOT_MADE as error:
-        said = first_line(error) if str(error) else with_place(error)
+        said = told_with_place(error, with_type=isinstance(error, LookupError))
         raise UsageError(f"environment {env_id}: {said}") from error
     except EnvironmentFailedError as error:
         # The original error of the environment, which the guard has counted.
         cause = error.__context__ or error
-        said = str(cause) if isinstance(cause, InterfaceError) else with_place(cause)
+        said = str(cause) if isinstance(cause, InterfaceError) else told_with_place(cause)
         raise UsageError(f"environment {env_id}: {said}") from error
     except Exception as error:
-        raise UsageError(f"environment {env_id}: {with_place(error)}") from error
+        raise UsageError(f"environment {env_id}: {told_with_place(error)}") from error
 
 
 def _is_registered(env_id: str) -> bool:
@@ -243,7 +248,7 @@ def _batch_around(one: Any, made: Makers, spec: EnvironmentSpec) -> VectorEnviro
     except UsageError:
         raise
     except Exception as error:
-        said = error if isinstance(error, InterfaceError) else with_place(error)
+        said = error if isinstance(error, InterfaceError) else told_with_place(error)
         raise UsageError(f"environment {spec.id}: its own batch cannot be made: {said}") from error
     if native is None:
         return VectorEnvironment(spec, {}, 1, made=Makers(lambda: one, None))

@@ -6,6 +6,7 @@ A fault names the method of the person's class, its value, and the values that a
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
+
+from pdqn.errors import first_line, type_and_first_line
 
 _RESET = "return observation, info"
 _STEP = "return observation, reward, terminated, truncated, info"
@@ -25,7 +28,7 @@ _SPACES = {
     "observation_space": "spaces.Box(low, high, shape, dtype)",
     "action_space": "spaces.Discrete(n)",
 }
-_LIBRARIES = ("gymnasium", "numpy", "actors", "pdqn")
+_LIBRARIES = ("gymnasium", "numpy", "actors", "launcher", "pdqn")
 _SHOWN_CHARACTERS = 60
 
 
@@ -208,6 +211,19 @@ def _check_method(env: gymnasium.Env[Any, Any], method: str, definition: str) ->
         raise _fault(env, method, said, f"write {definition}") from None
     except ValueError:  # native code has no signature
         return
+
+
+def told_with_place(error: BaseException, *, with_type: bool = True) -> str:
+    """Return the first line of an error, and the innermost place in a person's own file, if any."""
+    said = type_and_first_line(error) if with_type or not str(error) else first_line(error)
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        top = str(frame.f_globals.get("__name__")).partition(".")[0]
+        file = frame.f_code.co_filename
+        if top not in (*_LIBRARIES, *sys.stdlib_module_names) and not file.startswith("<"):
+            return f"{said} ({file}:{line})"
+    return said
 
 
 def _is_raised_by_library(error: BaseException) -> bool:

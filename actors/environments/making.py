@@ -15,6 +15,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 
 from actors.environments import atari, registration
+from actors.environments.interface import told_with_place
 from actors.environments.naming import advice_for_import, check_arguments, check_name
 from pdqn import own_modules
 from pdqn.errors import UsageError
@@ -115,7 +116,8 @@ def _factory(env_id: str, module_name: str, name: str) -> Callable[..., Any] | N
     try:
         module = own_modules.import_module(module_name)
     except ImportError as error:
-        raise UsageError(f"environment {env_id}: {error}{advice_for_import(error)}") from error
+        said = told_with_place(error, with_type=False)
+        raise UsageError(f"environment {env_id}: {said}{advice_for_import(error)}") from error
     factory: Any = getattr(module, name, None)
     if callable(factory):
         return factory
