@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from pdqn import handlers
+from pdqn.errors import Interrupted
+
 EXIT_INTERRUPTED_TWICE = 130
 _SAME_SECONDS = 1.0
 
@@ -22,7 +25,7 @@ class Interrupts:
     Attributes:
         count: number of signals so far.
         on_second: called in the main thread when the second signal arrives; must not return. By
-            default it raises KeyboardInterrupt.
+            default it raises Interrupted.
     """
 
     def __init__(self) -> None:
@@ -34,7 +37,7 @@ class Interrupts:
         """Take over the signals."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._handle)
+                handlers.install(number, self._handle)
         return self
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
@@ -47,4 +50,4 @@ class Interrupts:
 
     @staticmethod
     def _exit() -> None:
-        raise KeyboardInterrupt
+        raise Interrupted

@@ -20,7 +20,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from actors.environments.fields import fields_of
-from actors.environments.guard import EnvironmentFailedError, close_broken
+from actors.environments.guard import EnvironmentFailedError, close_quietly
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import tells_mask, with_mask_observed
 from actors.environments.vector import VectorEnvironment, native_batch
@@ -114,7 +114,7 @@ def _closed_if_refused(env: Any) -> Iterator[None]:
         yield
     except BaseException:
         with _quiet():
-            close_broken(env)
+            close_quietly(env)
         raise
 
 

@@ -8,6 +8,7 @@ mode use it. gymnasium's SyncVectorEnv steps all others one after another, each 
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,18 +24,19 @@ from numpy.typing import NDArray
 from actors.environments.fields import field_name, leaves_of, part_of
 from actors.environments.guard import (
     FAILED,
-    RAISED,
     Backoff,
     FailureRecord,
     GuardedEnvironment,
-    close_broken,
+    close_quietly,
 )
+from actors.environments.guest import Guest
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import with_mask_observed
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 SUGGESTED = "suggested_action"
+_CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 10.0, 0.5
 _log = logging.getLogger("environment")
 
 
@@ -97,7 +99,9 @@ class VectorEnvironment:
         self.spec = spec
         self.num_envs = num_envs
         self.suggested: NDArray[np.int64] | None = None
-        self._made = makers(spec.id, env_args) if made is None else made
+        self._guest = Guest()
+        with self._guest:
+            self._made = makers(spec.id, env_args) if made is None else made
         self._allowed = failures_allowed
         self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
@@ -105,7 +109,9 @@ class VectorEnvironment:
         self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
-        self._make()
+        with self._guest:
+            self._make()
+        self._guest.settle()
         leaves = leaves_of(self._env.single_observation_space)
         self._paths = {field_name(path): path for path, _ in leaves}
         self._dtypes = {field.name: np.dtype(field.dtype) for field in spec.fields}
@@ -127,7 +133,8 @@ class VectorEnvironment:
         self._seeds = [int(seed) for seed in seeds]
         self._backoff.begin_step()
         every: Any = self._seeds  # the base class declares only one int
-        observation, infos = self._env.reset(seed=every)
+        with self._guest:
+            observation, infos = self._env.reset(seed=every)
         self._infos = infos
         self.suggested = self._suggested(infos)
         named = self._named(observation)
@@ -146,12 +153,13 @@ class VectorEnvironment:
             return self._step(actions)
         try:
             return self._step(actions)
-        except RAISED:
+        except Exception:
             _log.exception("a batch of environments failed")
             return self._rebuilt(traceback.format_exc())
 
     def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
-        observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
+        with self._guest:
+            observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
         terminated, truncated = (np.asarray(end, bool) for end in ends)
         failed = self._failed(infos)
         truncated = truncated & ~failed
@@ -183,7 +191,7 @@ class VectorEnvironment:
             self._backoff.wait(self._record, trace)
             try:
                 observation = self._begin_anew()
-            except RAISED:
+            except Exception:
                 _log.exception("a batch of environments could not be built anew")
                 trace = traceback.format_exc()
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
@@ -194,8 +202,9 @@ class VectorEnvironment:
         )
 
     def _begin_anew(self) -> Observation:
-        close_broken(self._env)
-        self._make()
+        with self._guest:
+            close_quietly(self._env)
+            self._make()
         seeds = [rebuilt_seed(s, self._record.total) for s in self._seeds]
         _log.info("a batch of environments was built anew; its seeds are %s", seeds)
         return self.reset(seeds)
@@ -257,15 +266,18 @@ class VectorEnvironment:
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Score the environment's own baselines on these seeds, by name; empty without any."""
         env = self._guarded[0] if self._guarded else self._env
-        compute = attribute(env, "baselines")
-        if not callable(compute):
-            return {}
-        scores: Any = compute(list(seeds))
+        with self._guest:
+            compute = attribute(env, "baselines")
+            scores: Any = compute(list(seeds)) if callable(compute) else {}
         return dict(scores)
 
     def close(self) -> None:
-        """Close all environments."""
-        self._env.close()
+        """Close all environments within a bounded time; errors go to the log."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        with self._guest:
+            for env in self._guarded:
+                env.close(max(_LEAST_CLOSE_SECONDS, deadline - time.monotonic()))
+            close_quietly(self._env)
 
     def _named(self, observation: Any) -> Observation:
         return {name: part_of(observation, path) for name, path in self._paths.items()}
