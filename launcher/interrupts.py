@@ -15,6 +15,19 @@ EXIT_INTERRUPTED_TWICE = 130
 _SAME_SECONDS = 1.0
 
 
+def end_at_once() -> None:
+    """Let Ctrl-C end this command at once, unless whoever started it has that ignored."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        handlers.install(signal.SIGINT, _interrupt)
+    # An environment must not replace it.
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        handlers.install(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
+
+
 class Interrupts:
     """A counter of SIGINT, SIGTERM and SIGHUP, from the moment it is installed.
 

@@ -36,7 +36,7 @@ class PlaceTakenError(JoinRefusedError):
     """Refusal because another process has the place: it helps to try again once that is gone."""
 
 
-class Interrupted(KeyboardInterrupt):  # noqa: N818 - it is an event, and the base has no such name
+class Interrupted(KeyboardInterrupt):
     """A person's wish to end this command, as opposed to what an environment raises."""
 
 

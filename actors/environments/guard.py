@@ -25,8 +25,8 @@ FAILED = "environment_failed"
 _FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
 _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
-# Environments may raise anything. Games end the process when their window is closed, and timeouts of
-# some libraries are not an Exception. Only a person's interrupt is never an environment's.
+# Environments may raise anything. Games end the process when their window is closed, and some
+# libraries' timeouts are not an Exception. Only a person's interrupt is never an environment's.
 RAISED = BaseException
 _CLOSE_SECONDS = 10.0
 _LATE = signal.SIGUSR2

@@ -1,8 +1,8 @@
 """The process as an environment wants it, and as our own code needs it.
 
-An environment runs in the process that acts, learns or evaluates, and turns switches that hold for
-all of it: gradients off, another default dtype, warnings as errors. Each side keeps its own
-settings. An environment finds its own ones when it is called again, and our code never sees them.
+An environment runs in the process that acts, learns or evaluates. It may turn switches that hold
+for all of it: gradients off, another default dtype, warnings as errors. Each side keeps its own
+settings: an environment finds its own when it is called again, and our code never sees them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pdqn.errors import Interrupted, type_and_first_line
 
 _SIGNALS_SECONDS = 0.1
 
-Read, Turn = Callable[[], Any], Callable[[Any], object]
+_Switch = tuple[Callable[[], Any], Callable[[Any], object]]
 
 
 class EnvironmentQuitError(RuntimeError):
@@ -55,8 +55,13 @@ def _set_log_handlers(wanted: tuple[logging.Handler, ...]) -> None:
     logging.root.handlers[:] = wanted
 
 
+def _set_device(device: torch.device) -> None:
+    # Without any, torch need not look at it in every call.
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
 # They cost about a microsecond together.
-_QUICK: tuple[tuple[Read, Turn], ...] = (
+_QUICK: tuple[_Switch, ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_num_threads, torch.set_num_threads),
@@ -68,7 +73,7 @@ _QUICK: tuple[tuple[Read, Turn], ...] = (
     (_log_handlers, _set_log_handlers),
 )
 # This one costs more, and nobody changes it from step to step.
-_DEVICE: tuple[Read, Turn] = (torch.get_default_device, torch.set_default_device)
+_DEVICE: _Switch = (torch.get_default_device, _set_device)
 
 
 class Guest:
@@ -76,20 +81,20 @@ class Guest:
 
     Our signal handlers return after it. Something that is not an ``Exception`` ends the context as
     an ``EnvironmentQuitError``, but for a person's interrupt.
-
-    Args:
-        switches: functions that read and set what each side has as it wants it.
     """
 
-    def __init__(self, switches: tuple[tuple[Read, Turn], ...] = (*_QUICK, _DEVICE)) -> None:
-        self._switches = switches
+    def __init__(self) -> None:
+        self._switches = (*_QUICK, _DEVICE)
         self._theirs: dict[int, Any] = {}
         self._ours: list[Any] = []
         self._signals_due = 0.0
 
     def settle(self) -> None:
         """Leave out what is too slow for every call, once the environment is made."""
-        self._switches = tuple(pair for pair in self._switches if pair is not _DEVICE)
+        if len(self._switches) - 1 not in self._theirs:
+            self._switches = _QUICK
+        self._signals_due = 0.0
+        self._take_signals()
 
     def __enter__(self) -> None:
         """Turn the switches as the environment left them."""

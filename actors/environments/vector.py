@@ -153,7 +153,7 @@ class VectorEnvironment:
             return self._step(actions)
         try:
             return self._step(actions)
-        except Exception:
+        except Exception:  # noqa: BLE001 - environments raise anything
             _log.exception("a batch of environments failed")
             return self._rebuilt(traceback.format_exc())
 
@@ -191,7 +191,7 @@ class VectorEnvironment:
             self._backoff.wait(self._record, trace)
             try:
                 observation = self._begin_anew()
-            except Exception:
+            except Exception:  # noqa: BLE001 - environments raise anything
                 _log.exception("a batch of environments could not be built anew")
                 trace = traceback.format_exc()
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from launcher import streams
 from launcher.console.console import Console, Kind, make_console
 from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
@@ -66,16 +67,19 @@ def launch(
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
     directory.write_config(resolved, config)
-    view = make_console(console, sys.stdout)
-    for text in (*(f"warning: {warning}" for warning in plan.warnings), plan.replay):
-        view.message(text)
-    for warning in _warnings_of_access(access, cluster):
-        view.message(f"warning: {warning}")
-    raise_open_file_limit(plan.open_files)
-    if past is not None:
-        _tell_resumed(directory, view, state, past.config, resolved)
-    session = Session(resolved, spec, directory, view, interrupts, state, insecure=access.insecure)
-    return SingleRun(session).execute() if single else Run(session, access, cluster).execute()
+    log = directory.log_path("actor", 0)
+    # In mode single the environment is in this process, and has its standard streams.
+    with streams.apart(log) if single else contextlib.nullcontext():
+        view = make_console(console, streams.out())
+        for warning in (*plan.warnings, *_warnings_of_access(access, cluster)):
+            view.message(f"warning: {warning}")
+        view.message(plan.replay)
+        raise_open_file_limit(plan.open_files)
+        if past is not None:
+            _tell_resumed(directory, view, state, past.config, resolved)
+        insecure = access.insecure
+        session = Session(resolved, spec, directory, view, interrupts, state, insecure=insecure)
+        return SingleRun(session).execute() if single else Run(session, access, cluster).execute()
 
 
 def _warnings_of_access(access: Access, cluster: DaskCluster | None) -> Iterator[str]:

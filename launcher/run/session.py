@@ -288,7 +288,7 @@ class Session:
         progress, remaining = self._progress(metrics.counts())
         waiting = f"{self.waiting_for}, {self.session_seconds:.0f} s" if self.waiting_for else ""
         return Snapshot(
-            run_dir=str(self.run_dir.path),
+            run_dir=self.run_dir.shown,
             env=self.spec.id,
             mode=run.mode,
             seed=run.seed,
@@ -352,7 +352,7 @@ class Session:
             "sessions": self.state.sessions,
             "error": self._error(),
             "first_error": self.state.first_error or self._first_error,
-            "run_dir": str(self.run_dir.path),
+            "run_dir": self.run_dir.shown,
         }
 
     def _error(self) -> str | None:
