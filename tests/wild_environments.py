@@ -102,6 +102,7 @@ class Elsewhere(Doing):
         if not any(thread.name == "its own" for thread in threading.enumerate()):
             threading.Thread(target=time.sleep, args=(600,), name="its own").start()
 
+
 class Timeout(BaseException):
     """The time limit of a simulator's own library."""
 
@@ -160,3 +161,42 @@ class Turning(Doing):
 
     def __init__(self) -> None:
         super().__init__(lambda: turn_everything())
+
+
+class Judged(Walk):
+    """A walk with baselines of some kind."""
+
+    def __init__(self, baselines: str = "good", path: str = "") -> None:
+        super().__init__()
+        self._kind, self._path = baselines, Path(path)
+
+    @property
+    def baselines(self) -> Any:
+        if self._kind == "property":
+            raise KeyError("baselines")
+        return self._judge
+
+    def _judge(self, seeds: Any) -> Any:
+        match self._kind:
+            case "raises":
+                raise ZeroDivisionError("of nothing")
+            case "quits":
+                sys.exit(3)
+            case "ends":
+                os._exit(3)
+            case "list":
+                return [0.5] * len(seeds)
+            case "words":
+                return {"standing still": ["half"] * len(seeds)}
+            case "few":
+                return {"standing still": [0.5]}
+            case "nan":
+                return {"standing still": [float("nan")] * len(seeds)}
+            case "hangs":
+                time.sleep(600)
+            case "waits":
+                deadline = time.monotonic() + 60
+                while not self._path.exists():
+                    assert time.monotonic() < deadline, "the evaluator is silent"
+                    time.sleep(0.02)
+        return {"standing still": np.full(len(seeds), 0.5)}

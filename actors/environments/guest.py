@@ -8,6 +8,7 @@ settings: an environment finds its own when it is called again, and our code nev
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 
 from pdqn import handlers
 from pdqn.errors import Interrupted, type_and_first_line
@@ -38,15 +38,6 @@ def _filter_warnings(filters: tuple[Any, ...]) -> None:
     warnings.filters[:] = filters  # pyright: ignore[reportIndexIssue]
 
 
-def _deterministic() -> tuple[bool, bool]:
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    return torch.are_deterministic_algorithms_enabled(), only_warns
-
-
-def _set_deterministic(how: tuple[bool, bool]) -> None:
-    torch.use_deterministic_algorithms(how[0], warn_only=how[1])
-
-
 def _log_handlers() -> tuple[logging.Handler, ...]:
     return tuple(logging.root.handlers)
 
@@ -55,25 +46,39 @@ def _set_log_handlers(wanted: tuple[logging.Handler, ...]) -> None:
     logging.root.handlers[:] = wanted
 
 
-def _set_device(device: torch.device) -> None:
-    # Without any, torch need not look at it in every call.
-    torch.set_default_device(None if device.type == "cpu" else device)
-
-
-# They cost about a microsecond together.
-_QUICK: tuple[_Switch, ...] = (
-    (torch.is_grad_enabled, torch.set_grad_enabled),
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_num_threads, torch.set_num_threads),
-    (_deterministic, _set_deterministic),
+_PYTHONS: tuple[_Switch, ...] = (
     (np.geterr, _set_numpy_errors),
     (lambda: tuple(warnings.filters), _filter_warnings),
     (lambda: logging.root.manager.disable, logging.disable),
     (lambda: logging.root.level, logging.root.setLevel),
     (_log_handlers, _set_log_handlers),
 )
-# This one costs more, and nobody changes it from step to step.
-_DEVICE: _Switch = (torch.get_default_device, _set_device)
+
+
+def _torchs() -> list[_Switch]:
+    """List torch's switches, if this process uses it; the last one is slow to read."""
+    if "torch" not in sys.modules:
+        return []
+    import torch
+
+    def deterministic() -> tuple[bool, bool]:
+        only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.are_deterministic_algorithms_enabled(), only_warns
+
+    def set_deterministic(how: tuple[bool, bool]) -> None:
+        torch.use_deterministic_algorithms(how[0], warn_only=how[1])
+
+    def set_device(device: torch.device) -> None:
+        # Without any, torch need not look at it in every call.
+        torch.set_default_device(None if device.type == "cpu" else device)
+
+    return [
+        (torch.is_grad_enabled, torch.set_grad_enabled),
+        (torch.get_default_dtype, torch.set_default_dtype),
+        (torch.get_num_threads, torch.set_num_threads),
+        (deterministic, set_deterministic),
+        (torch.get_default_device, set_device),
+    ]
 
 
 class Guest:
@@ -84,15 +89,16 @@ class Guest:
     """
 
     def __init__(self) -> None:
-        self._switches = (*_QUICK, _DEVICE)
+        self._switches: list[_Switch] = [*_PYTHONS, *_torchs()]
         self._theirs: dict[int, Any] = {}
         self._ours: list[Any] = []
         self._signals_due = 0.0
 
     def settle(self) -> None:
         """Leave out what is too slow for every call, once the environment is made."""
-        if len(self._switches) - 1 not in self._theirs:
-            self._switches = _QUICK
+        last = len(self._switches) - 1
+        if last >= len(_PYTHONS) and last not in self._theirs:
+            self._switches.pop()
         self._signals_due = 0.0
         self._take_signals()
 

@@ -263,6 +263,13 @@ class VectorEnvironment:
         values[known] = given[known]
         return values
 
+    @property
+    def has_baselines(self) -> bool:
+        """Whether the environment can score baselines of its own; asking it may raise anything."""
+        env = self._guarded[0] if self._guarded else self._env
+        with self._guest:
+            return callable(attribute(env, "baselines"))
+
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Score the environment's own baselines on these seeds, by name; empty without any."""
         env = self._guarded[0] if self._guarded else self._env

@@ -29,6 +29,7 @@ from launcher.results.models import NO_PERMISSION, Permission, open_model
 from launcher.terminal import echo, echo_json, show
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
+from pdqn.errors import RunError, first_line
 from pdqn.model import Model
 from pdqn.policy import greedy, model_path
 
@@ -158,8 +159,11 @@ def _baselines(
     If the random policy is cut before its headline metric is known, it is left out. The seeds of
     its short episodes alone would not compare the two fairly.
     """
-    if own := baseline_scores(model.spec, model.env_args, held_out):
-        return own
+    try:
+        if own := baseline_scores(model.spec, model.env_args, held_out):
+            return own
+    except RunError as error:  # they are an addition to the policy's score
+        echo(f"pdqn: {first_line(error)}", err=True)
     scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))
     assert scores is not None
     values = scored(scores, model.spec)
