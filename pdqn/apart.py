@@ -47,12 +47,12 @@ class ApartError(RunError):
     """Failure of a function, or the end of its process, in one line that says how it came about.
 
     Attributes:
-        last_words: the last line that the process printed, or an empty string.
+        hangs: whether there was no answer in time.
     """
 
-    def __init__(self, text: str, last_words: str = "") -> None:
+    def __init__(self, text: str, last_words: str = "", *, hangs: bool = False) -> None:
         super().__init__(f"{text}; it printed last: {last_words}" if last_words else text)
-        self.last_words = last_words
+        self.hangs = hangs
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,14 @@ class _Answer:
 
 
 class Task(Generic[T]):
-    """A function that runs apart: ask ``done`` in a loop that stays in touch, then ``result``."""
+    """A function that runs apart: ask ``done`` in a loop that stays in touch, then ``result``.
+
+    Attributes:
+        seconds: time after which the function counts as hanging.
+    """
 
     def __init__(self, apart: Apart, seconds: float) -> None:
-        self._apart, self._seconds = apart, seconds
+        self._apart, self.seconds = apart, seconds
         self._began = time.monotonic()
         self._answer: _Answer | None = None
         self._error: ApartError | None = None
@@ -141,9 +145,9 @@ class Task(Generic[T]):
             self._answer = self._apart.receive(wait_seconds)
         except ApartError as error:
             self._error = error
-        over = self.waited_seconds > self._seconds + _TELL_SECONDS
+        over = self.waited_seconds > self.seconds + _TELL_SECONDS
         if over and self._answer is None and self._error is None:
-            self._error = self._apart.overdue(self._seconds)
+            self._error = self._apart.overdue(self.seconds)
 
 
 class Apart:
@@ -248,7 +252,8 @@ class Apart:
 
     def overdue(self, seconds: float) -> ApartError:
         """Describe a function that has not answered in time."""
-        return ApartError(f"has not answered for {seconds:.0f} s{self._at()}", self.last_words)
+        text = f"no answer for {seconds:g} s{self._at()}"
+        return ApartError(text, self.last_words, hangs=True)
 
     @property
     def output(self) -> str:
@@ -289,10 +294,10 @@ class Apart:
         found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         assert found is not None
         if found.si_code == os.CLD_EXITED:
-            return f"ended with exit code {found.si_status}"
+            return f"its process ended with exit code {found.si_status}"
         name = signal.Signals(found.si_status).name
         memory = " (out of memory?)" if found.si_status == signal.SIGKILL else ""
-        return f"was ended by {name}{memory}"
+        return f"its process was ended by {name}{memory}"
 
     def _at(self) -> str:
         self._trace.read()

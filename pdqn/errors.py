@@ -55,6 +55,8 @@ def type_and_first_line(error: BaseException) -> str:
 def with_place(error: BaseException) -> str:
     """Return the type, the first line, and the person's place where the error was raised."""
     frames = [(at.filename, at.lineno or 0) for at in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0))
     place = own_place(frames[::-1])
     return f"{type_and_first_line(error)} ({place})" if place else type_and_first_line(error)
 

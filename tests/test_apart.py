@@ -60,9 +60,9 @@ def test_a_function_that_asks_for_the_end_is_told_with_what_it_printed_last(apar
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("exit", "ended with exit code 7"),
-        ("segfault", f"was ended by SIGSEGV {place('end', 5)}"),
-        ("kill", re.escape("was ended by SIGKILL (out of memory?)")),
+        ("exit", "its process ended with exit code 7"),
+        ("segfault", f"its process was ended by SIGSEGV {place('end', 5)}"),
+        ("kill", re.escape("its process was ended by SIGKILL (out of memory?)")),
     ],
 )
 def test_a_process_that_ends_is_told_with_what_it_printed_last(apart: Apart, how: str, told: str):
@@ -74,7 +74,7 @@ def test_a_process_that_ends_is_told_with_what_it_printed_last(apart: Apart, how
 def test_a_function_that_hangs_is_told_with_its_place_and_ended(apart: Apart):
     task = apart.begin(functions.hang, seconds=1.0)
     assert not task.done()
-    where = f"^has not answered for 1 s {place('hang', 3)}; it printed last: loading level 1$"
+    where = f"^no answer for 1 s {place('hang', 3)}; it printed last: loading level 1$"
     with pytest.raises(ApartError, match=where):
         task.result()
     apart.close()

@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -19,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from actors.environments.examination import Examination
 from actors.environments.fields import fields_of
 from actors.environments.guard import EnvironmentFailedError, close_quietly
 from actors.environments.making import Makers, attribute, makers
@@ -32,19 +32,6 @@ _log = logging.getLogger("environment")
 _NOT_MADE = (
     gymnasium.error.Error, TypeError, ValueError, ImportError, AssertionError, LookupError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Examination:
-    """The findings about an environment.
-
-    Attributes:
-        spec: spec of the environment, with single frames.
-        suggests: whether its info holds an expert's action, at the beginning or after a step.
-    """
-
-    spec: EnvironmentSpec
-    suggests: bool
 
 
 def describe_environment(
@@ -69,13 +56,20 @@ def examine_environment(env_id: str, env_args: Mapping[str, Any]) -> Examination
         UsageError: it cannot be made, its spaces are not supported, or no actor could use its
             observations; the message gives the reason.
     """
+    with contextmanager(examining)(env_id, env_args) as found:
+        return found
+
+
+def examining(env_id: str, env_args: Mapping[str, Any]) -> Iterator[Examination]:
+    """Examine an environment, and close it once the findings are taken."""
     with _refused(env_id):
         made = makers(env_id, env_args)
         one = _one(env_id, made)
         with _closed_if_refused(one):
             spec = _spec_of(env_id, one)
             batch = _batch_around(one, made, spec)
-        return Examination(spec, _try_once(batch))
+        with _quiet(), closing(batch):
+            yield Examination(spec, _try_once(batch))
 
 
 @contextmanager
@@ -92,7 +86,7 @@ def _refused(env_id: str) -> Iterator[None]:
         raise UsageError(
             f"environment {env_id}: {with_place(error.__context__ or error)}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"environment {env_id}: {with_place(error)}") from error
 
 
@@ -170,14 +164,13 @@ def _try_once(batch: VectorEnvironment) -> bool:
 
     One error now is better than one from every actor.
     """
-    with _quiet(), closing(batch):
-        first = batch.reset([0])
-        _check_finite(batch.spec, first, np.zeros(1))
-        suggested_first = batch.suggested is not None
-        mask = first.get(ACTION_MASK)
-        step = batch.step(np.zeros(1, np.int64) if mask is None else mask.argmax(axis=1))
-        _check_finite(batch.spec, step.observation, step.rewards)
-        return suggested_first or step.suggested is not None
+    first = batch.reset([0])
+    _check_finite(batch.spec, first, np.zeros(1))
+    suggested_first = batch.suggested is not None
+    mask = first.get(ACTION_MASK)
+    step = batch.step(np.zeros(1, np.int64) if mask is None else mask.argmax(axis=1))
+    _check_finite(batch.spec, step.observation, step.rewards)
+    return suggested_first or step.suggested is not None
 
 
 def _check_finite(

@@ -17,6 +17,7 @@ from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.report import cluster_rows, cluster_table
 from launcher.interrupts import Interrupts
 from launcher.numbers import duration
+from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Machine, raise_open_file_limit
 from launcher.plan.plan import Plan
 from launcher.plan.prepare import prepare
@@ -25,7 +26,6 @@ from launcher.plan.report import report
 from launcher.run.parallel import Run
 from launcher.run.resume import PastRun
 from launcher.run.session import Session
-from launcher.run.single import SingleRun
 from launcher.run.sinks import check_sinks
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
@@ -46,12 +46,14 @@ def launch(
     agreed: bool,
     check_only: bool,
     cluster: DaskCluster | None = None,
+    inspector: Inspector | None = None,
 ) -> int:
     """Check, then train; return the exit code."""
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
-    spec, here, plan = prepare(config, access.elsewhere)
+    with inspector or Inspector(config.system) as inspector:
+        spec, here, plan = prepare(config, access.elsewhere, inspector)
     resolved = plan.config
     if past is not None:
         past.check(resolved)
@@ -79,7 +81,14 @@ def launch(
             _tell_resumed(directory, view, state, past.config, resolved)
         insecure = access.insecure
         session = Session(resolved, spec, directory, view, interrupts, state, insecure=insecure)
-        return SingleRun(session).execute() if single else Run(session, access, cluster).execute()
+        return _run_alone(session) if single else Run(session, access, cluster).execute()
+
+
+def _run_alone(session: Session) -> int:
+    # It imports gymnasium, of which other runs need nothing here.
+    from launcher.run.single import SingleRun
+
+    return SingleRun(session).execute()
 
 
 def _warnings_of_access(access: Access, cluster: DaskCluster | None) -> Iterator[str]:
@@ -160,10 +169,11 @@ def _tell_resumed(
     view.message(f"goes on after {duration(state.elapsed_seconds)} of training{what}")
 
 
-def check(config: Config, *, as_json: bool) -> int:
+def check(config: Config, *, as_json: bool, inspector: Inspector | None = None) -> int:
     """Print the machine and the plan; return the exit code."""
     check_sinks(config)
-    _, here, plan = prepare(config)
+    with inspector or Inspector(config.system) as inspector:
+        _, here, plan = prepare(config, inspector=inspector)
     return _print_check(here, plan, as_json=as_json)
 
 
