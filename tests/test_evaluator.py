@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from actors.baselines import Baselines
 from actors.best import BestKeeper
 from actors.environments.describe import describe_environment
+from actors.environments.vector import VectorEnvironment
 from actors.evaluator import Evaluator
 from actors.greedy import GreedyEvaluation
 from launcher.plan import prepare as preparation
@@ -229,13 +231,31 @@ def test_slow_baselines_are_played_elsewhere_while_the_evaluator_stays_in_touch(
     evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     polled = tmp_path / "polled"
-    # Not before the policy has played: from then on the evaluator only waits.
-    waited = "actors.baselines.BaselinesApart._give_up"
-    monkeypatch.setattr(waited, lambda *_: polled.touch(), raising=False)
     monkeypatch.setattr(Link, "waited", lambda _: polled.touch())
     notes, evaluations = evaluations_of(evaluated, "waits", path=str(polled))
     assert [e["baselines"] for e in evaluations] == [{"standing still": 0.5}] * 2
     assert notes == []
+
+
+def check_told(notes: Any, words: str) -> None:
+    ((kind, text),) = notes
+    assert kind == "baselines"
+    assert text.startswith(f"the baselines of environment {JUDGED} cannot be played: ")
+    assert words in text
+    assert text.endswith("; evaluations go on without them")
+
+
+@pytest.mark.parametrize(
+    ("baselines", "words"),
+    [("ends", "ended with exit code 3"), ("hangs", "no answer for 2 s")],
+)
+def test_baselines_that_end_or_hang_are_told_once_and_evaluations_go_on_without(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, baselines: str, words: str
+):
+    monkeypatch.setattr("actors.baselines._SECONDS", 2.0 if baselines == "hangs" else 60.0)
+    notes, evaluations = evaluations_of(evaluated, baselines)
+    assert [e["baselines"] for e in evaluations] == [{}, {}]
+    check_told(notes, words)
 
 
 @pytest.mark.parametrize(
@@ -243,27 +263,23 @@ def test_slow_baselines_are_played_elsewhere_while_the_evaluator_stays_in_touch(
     [
         ("raises", "ZeroDivisionError: of nothing"),
         ("quits", "EnvironmentQuitError: SystemExit: 3"),
-        ("ends", "ended with exit code 3"),
-        ("list", "'list' object has no attribute 'items'"),
-        ("words", "could not convert string to float"),
+        ("list", "TypeError: cannot convert dictionary"),
+        ("words", "ValueError: could not convert string to float"),
         ("few", "standing still gave [0.5], not a score for each of 3 seeds"),
         ("nan", "standing still gave [nan, nan, nan], not a score"),
         ("property", "KeyError: 'baselines'"),
-        ("hangs", "has not answered for 2 s"),
     ],
 )
-def test_baselines_that_fail_are_told_once_and_evaluations_go_on_without(
-    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, baselines: str, words: str
-):
-    if baselines == "hangs":
-        monkeypatch.setattr("actors.baselines._SECONDS", 2.0)
-    notes, evaluations = evaluations_of(evaluated, baselines)
-    assert [e["baselines"] for e in evaluations] == [{}, {}]
-    ((kind, text),) = notes
-    assert kind == "baselines"
-    assert text.startswith(f"the baselines of environment {JUDGED} cannot be played: ")
-    assert words in text
-    assert text.endswith("; evaluations go on without them")
+def test_baselines_that_fail_cost_no_evaluation(baselines: str, words: str):
+    spec, telemetry = describe_environment(JUDGED, {}), Telemetry()
+    arguments = {"baselines": baselines}
+    played = Baselines(spec, arguments, range(3), telemetry)
+    with closing(VectorEnvironment(spec, arguments, 1)) as env:
+        for _ in range(2):
+            played.begin(env)
+            assert played.wait()
+    assert played.scores == {}
+    check_told(telemetry.report().notes, words)
 
 
 @pytest.mark.parametrize("kind", ["alarm", "loop"])
