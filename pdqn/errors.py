@@ -36,6 +36,10 @@ class PlaceTakenError(JoinRefusedError):
     """Refusal because another process has the place: it helps to try again once that is gone."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A person's wish to end this command, as opposed to what an environment raises."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its type if the text is empty."""
     lines = str(error).strip().splitlines()
@@ -51,6 +55,8 @@ def type_and_first_line(error: BaseException) -> str:
 def with_place(error: BaseException) -> str:
     """Return the type, the first line, and the person's place where the error was raised."""
     frames = [(at.filename, at.lineno or 0) for at in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0))
     place = own_place(frames[::-1])
     return f"{type_and_first_line(error)} ({place})" if place else type_and_first_line(error)
 

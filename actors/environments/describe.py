@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,8 +19,9 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from actors.environments.examination import Examination
 from actors.environments.fields import fields_of
-from actors.environments.guard import EnvironmentFailedError, close_broken
+from actors.environments.guard import EnvironmentFailedError, close_quietly
 from actors.environments.infos import RESERVED
 from actors.environments.interface import (
     InterfaceError,
@@ -41,21 +41,6 @@ _log = logging.getLogger("environment")
 _NOT_MADE = (
     gymnasium.error.Error, TypeError, ValueError, ImportError, AssertionError, LookupError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Examination:
-    """The findings about an environment.
-
-    Attributes:
-        spec: spec of the environment, with single frames.
-        suggests: whether its info holds an expert's action, at the beginning or after a step.
-        odd_suggestion: text of a suggestion that is not an action; empty without any.
-    """
-
-    spec: EnvironmentSpec
-    suggests: bool
-    odd_suggestion: str = ""
 
 
 def describe_environment(
@@ -80,6 +65,12 @@ def examine_environment(env_id: str, env_args: Mapping[str, Any]) -> Examination
         UsageError: it cannot be made, its spaces are not supported, or no actor could use its
             observations; the message gives the reason.
     """
+    with contextmanager(examining)(env_id, env_args) as found:
+        return found
+
+
+def examining(env_id: str, env_args: Mapping[str, Any]) -> Iterator[Examination]:
+    """Examine an environment, and close it once the findings are taken."""
     with _refused(env_id):
         made = makers(env_id, env_args)
         one = _one(env_id, made)
@@ -87,7 +78,8 @@ def examine_environment(env_id: str, env_args: Mapping[str, Any]) -> Examination
             check_spaces(one)
             spec = _spec_of(env_id, one)
             batch = _batch_around(one, made, spec)
-        return _try_once(batch, one if made.vector is None else None)
+        with _quiet(), closing(batch):
+            yield _try_once(batch, one if made.vector is None else None)
 
 
 @contextmanager
@@ -117,7 +109,7 @@ def _refused(env_id: str) -> Iterator[None]:
         cause = error.__context__ or error
         said = str(cause) if isinstance(cause, InterfaceError) else told_with_place(cause)
         raise UsageError(f"environment {env_id}: {said}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"environment {env_id}: {told_with_place(error)}") from error
 
 
@@ -171,7 +163,7 @@ def _single(make: Callable[[], Any]) -> Any:
             except Exception:  # noqa: BLE001 - then it was not the checker
                 raise error from None
             fault = fault_behind(env, error)
-            close_broken(env)
+            close_quietly(env)
         if fault is not None:
             raise fault from error
         raise
@@ -204,7 +196,7 @@ def _closed_if_refused(env: Any) -> Iterator[None]:
         yield
     except BaseException:
         with _quiet():
-            close_broken(env)
+            close_quietly(env)
         raise
 
 
@@ -275,7 +267,7 @@ def _try_once(batch: VectorEnvironment, env: Any) -> Examination:
         batch: the batch, which is closed afterwards.
         env: the environment in it to look into after an error; None for none.
     """
-    with _quiet(), closing(batch), _explained(env):
+    with _explained(env):
         first = batch.reset([0])
         _check_finite(batch.spec, first, np.zeros(1))
         suggested_first = batch.suggested is not None

@@ -7,6 +7,8 @@ broken one as truncated, with a mark in its info. ``VectorEnvironment`` removes 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 import traceback
 from collections import Counter
@@ -19,13 +21,16 @@ import numpy as np
 from actors.environments.infos import FAILED, SUGGESTED, no_number
 from actors.environments.interface import is_number, shown
 from pdqn import seeds
-from pdqn.errors import RunError
+from pdqn.errors import Interrupted, RunError
 
 _FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
 _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
-# Environments may raise anything. Games end the process when their window is closed.
-RAISED = (Exception, SystemExit)
+# Environments may raise anything. Games end the process when their window is closed, and some
+# libraries' timeouts are not an Exception. Only a person's interrupt is never an environment's.
+RAISED = BaseException
+_CLOSE_SECONDS = 10.0
+_LATE = signal.SIGUSR2
 
 
 class EnvironmentFailedError(RunError):
@@ -105,12 +110,48 @@ class Backoff:
             self._waited_seconds[turn] = seconds
 
 
-def close_broken(env: Any) -> None:
-    """Close a failed environment: it may hold a port or a process that its successor needs."""
+class CloseTimeout(BaseException):
+    """The end of a call of ``close`` that took too long."""
+
+
+def close_quietly(env: Any, seconds: float = _CLOSE_SECONDS) -> None:
+    """Close an environment: it may hold a port or a process that its successor needs.
+
+    An error goes to the log. So does a call that takes too long, as far as Python can end it.
+    """
     try:
-        env.close()
+        _call_within(seconds, env.close)
+    except Interrupted:
+        raise
     except RAISED:
-        _log.exception("an environment that had failed could not be closed")
+        _log.exception("an environment could not be closed")
+
+
+def _call_within(seconds: float, call: Callable[[], object]) -> None:
+    """Call a function, and raise ``CloseTimeout`` in it after a time, if this is the main thread.
+
+    Another thread could not call it: some libraries close only in the thread that opened.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        call()
+        return
+    is_over = False
+
+    def late(_number: int, _frame: object) -> None:
+        if not is_over:
+            raise CloseTimeout(f"not closed within {seconds:g} s")
+
+    before = signal.signal(_LATE, late)
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), _LATE))
+    timer.daemon = True
+    timer.start()
+    try:
+        call()
+    finally:
+        is_over = True
+        timer.cancel()
+        timer.join()
+        signal.signal(_LATE, signal.SIG_DFL if before is None else before)
 
 
 class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -150,7 +191,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._rests = rests
         self._resting = False
         self.record = FailureRecord(allowed)
-        self._broken = False
+        self._broken = self._closed = False
         self._seed: int | None = None
         self._first: Any = None
         self._last: Any = None
@@ -167,7 +208,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         while True:
             try:
                 if self._broken:
-                    close_broken(self.env)
+                    close_quietly(self.env)
                     self.env, self._broken = self._make(), False
                     if goes_on:
                         seed = None if self._seed is None else self._next_seed(self._seed)
@@ -175,6 +216,8 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
                 self._last, info = self.env.reset(seed=seed, options=options)
                 self._check(self._last, False)
                 told = self._read(info)
+            except Interrupted:
+                raise
             except RAISED:
                 _log.exception("an environment failed in reset")
                 goes_on = True
@@ -192,6 +235,8 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             if not terminated:
                 self._check(self._last, truncated)
             told = self._read(info)
+        except Interrupted:
+            raise
         except RAISED:
             _log.exception("an environment failed in step")
             self._note_failure()
@@ -205,12 +250,11 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Return None: nobody looks at a batch, and an environment may have anything here."""
         return
 
-    def close(self) -> None:
-        """Close the environment; errors of a broken one go to the log."""
-        if self._broken:
-            close_broken(self.env)
-        else:
-            super().close()
+    def close(self, seconds: float = _CLOSE_SECONDS) -> None:
+        """Close the environment once, within these seconds; errors go to the log."""
+        if not self._closed:
+            self._closed = True
+            close_quietly(self.env, seconds)
 
     def _read(self, info: Mapping[str, Any]) -> dict[str, float]:
         """Convert the values read to one type: a batch would round all to the type of the first."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,7 +20,8 @@ from actors.environments import atari, registration
 from actors.environments.interface import told_with_place
 from actors.environments.naming import advice_for_import, check_arguments, check_name
 from pdqn import own_modules
-from pdqn.errors import UsageError
+from pdqn.errors import UsageError, with_place
+from pdqn.specs import ATARI_NAMESPACE
 
 MINATAR = "MinAtar/"
 _log = logging.getLogger("environment")
@@ -54,7 +57,7 @@ def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
     """
     registration.register()
     check_name(env_id)
-    if env_id.startswith(atari.NAMESPACE):
+    if env_id.startswith(ATARI_NAMESPACE):
         return Makers(None, partial(atari.make_vector, env_id, **env_args))
     if env_id.startswith(MINATAR):
         _register_minatar(env_id)
@@ -104,7 +107,7 @@ def package_versions(env_id: str) -> dict[str, str]:
         registration.register()
         spec = gymnasium.registry.get(env_id)
         module = spec.entry_point if spec is not None and isinstance(spec.entry_point, str) else ""
-    prefixes = {atari.NAMESPACE: "ale_py", MINATAR: "minatar"}
+    prefixes = {ATARI_NAMESPACE: "ale_py", MINATAR: "minatar"}
     known = next((package for start, package in prefixes.items() if env_id.startswith(start)), None)
     top = known or module.partition(":")[0].partition(".")[0]
     names = ["gymnasium", *metadata.packages_distributions().get(top, [])]
@@ -118,6 +121,12 @@ def _factory(env_id: str, module_name: str, name: str) -> Callable[..., Any] | N
     except ImportError as error:
         said = told_with_place(error, with_type=False)
         raise UsageError(f"environment {env_id}: {said}{advice_for_import(error)}") from error
+    except SystemExit as error:
+        raise UsageError(
+            f"environment {env_id}: importing {module_name} ended the program "
+            f"({with_place(error)}{_parser(error)}); put what only a script does below "
+            "`if __name__ == '__main__':`"
+        ) from error
     factory: Any = getattr(module, name, None)
     if callable(factory):
         return factory
@@ -169,6 +178,12 @@ def _accepts(function: Callable[..., Any], *arguments: Any) -> bool:
     except ValueError:  # native code has no signature
         return True
     return True
+
+
+def _parser(error: SystemExit) -> str:
+    """Say that a script's parser did not know the arguments of ours, if that was the reason."""
+    files = {Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)}
+    return ", its own argparse" if "argparse.py" in files else ""
 
 
 def _registered(name: str) -> bool:

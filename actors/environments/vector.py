@@ -8,6 +8,7 @@ mode use it. gymnasium's SyncVectorEnv steps all others one after another, each 
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ from numpy.typing import NDArray
 from actors.environments.fields import field_name, leaves_of, part_of
 from actors.environments.guard import (
     FAILED,
-    RAISED,
     Backoff,
     FailureRecord,
     GuardedEnvironment,
-    close_broken,
+    close_quietly,
 )
+from actors.environments.guest import Guest
 from actors.environments.infos import checked_scores, headlines, suggestions
 from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
@@ -34,6 +35,7 @@ from actors.environments.masks import with_mask_observed
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
+_CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 10.0, 0.5
 _log = logging.getLogger("environment")
 
 
@@ -102,7 +104,9 @@ class VectorEnvironment:
         self.num_envs = num_envs
         self.suggested: NDArray[np.int64] | None = None
         self.odd_suggestion = ""
-        self._made = makers(spec.id, env_args) if made is None else made
+        self._guest = Guest()
+        with self._guest:
+            self._made = makers(spec.id, env_args) if made is None else made
         self._allowed = failures_allowed
         self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
@@ -110,7 +114,9 @@ class VectorEnvironment:
         self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
-        self._make()
+        with self._guest:
+            self._make()
+        self._guest.settle()
         leaves = leaves_of(self._env.single_observation_space)
         self._paths = {field_name(path): path for path, _ in leaves}
         self._dtypes = {field.name: np.dtype(field.dtype) for field in spec.fields}
@@ -132,7 +138,8 @@ class VectorEnvironment:
         self._seeds = [int(seed) for seed in seeds]
         self._backoff.begin_step()
         every: Any = self._seeds  # the base class declares only one int
-        observation, infos = self._env.reset(seed=every)
+        with self._guest:
+            observation, infos = self._env.reset(seed=every)
         self._infos = infos
         self.suggested = self._suggested(infos)
         named = self._named(observation)
@@ -151,12 +158,13 @@ class VectorEnvironment:
             return self._step(actions)
         try:
             return self._step(actions)
-        except RAISED:
+        except Exception:  # noqa: BLE001 - environments raise anything
             _log.exception("a batch of environments failed")
             return self._rebuilt(traceback.format_exc())
 
     def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
-        observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
+        with self._guest:
+            observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
         terminated, truncated = (np.asarray(end, bool) for end in ends)
         failed = self._failed(infos)
         truncated = truncated & ~failed
@@ -188,7 +196,7 @@ class VectorEnvironment:
             self._backoff.wait(self._record, trace)
             try:
                 observation = self._begin_anew()
-            except RAISED:
+            except Exception:  # noqa: BLE001 - environments raise anything
                 _log.exception("a batch of environments could not be built anew")
                 trace = traceback.format_exc()
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
@@ -199,8 +207,9 @@ class VectorEnvironment:
         )
 
     def _begin_anew(self) -> Observation:
-        close_broken(self._env)
-        self._make()
+        with self._guest:
+            close_quietly(self._env)
+            self._make()
         seeds = [rebuilt_seed(s, self._record.total) for s in self._seeds]
         _log.info("a batch of environments was built anew; its seeds are %s", seeds)
         return self.reset(seeds)
@@ -248,17 +257,28 @@ class VectorEnvironment:
             return np.full(self.num_envs, np.nan)
         return headlines(self._infos, name, self.num_envs)
 
+    @property
+    def has_baselines(self) -> bool:
+        """Whether the environment can score baselines of its own; asking it may raise anything."""
+        env = self._guarded[0] if self._guarded else self._env
+        with self._guest:
+            return baselines_of(env) is not None
+
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Score the environment's own baselines on these seeds, by name; empty without any."""
         env = self._guarded[0] if self._guarded else self._env
-        compute = baselines_of(env)
-        if compute is None:
-            return {}
-        return checked_scores(compute(list(seeds)), len(seeds))
+        with self._guest:
+            compute = baselines_of(env)
+            scores: Any = {} if compute is None else compute(list(seeds))
+        return checked_scores(scores, len(seeds))
 
     def close(self) -> None:
-        """Close all environments."""
-        self._env.close()
+        """Close all environments within a bounded time; errors go to the log."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        with self._guest:
+            for env in self._guarded:
+                env.close(max(_LEAST_CLOSE_SECONDS, deadline - time.monotonic()))
+            close_quietly(self._env)
 
     def _named(self, observation: Any) -> Observation:
         return {name: part_of(observation, path) for name, path in self._paths.items()}
