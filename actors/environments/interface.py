@@ -30,6 +30,9 @@ _SPACES = {
 }
 _LIBRARIES = ("gymnasium", "numpy", "actors", "launcher", "pdqn")
 _SHOWN_CHARACTERS = 60
+# Every step looks at these.
+_NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
+_SEQUENCES = (tuple, list)
 
 
 class InterfaceError(ValueError):
@@ -90,7 +93,7 @@ def step_result(env: Any, result: Any) -> tuple[Any, float, bool, bool, Any]:
     Raises:
         InterfaceError: it gave something else.
     """
-    if not isinstance(result, tuple | list) or len(result) != 5:
+    if not isinstance(result, _SEQUENCES) or len(result) != 5:
         said = f"gave {_count(result)}"
         if isinstance(result, tuple | list) and len(result) == 4:
             said += " (observation, reward, done, info): the old gym interface"
@@ -105,13 +108,16 @@ def step_result(env: Any, result: Any) -> tuple[Any, float, bool, bool, Any]:
         if not is_number(value):
             needed = f"{_STEP}, where {name} is True or False"
             raise _fault(env, "step", f"gave {shown(value)} as {name}", needed)
-    ends = bool(np.asarray(terminated).item()), bool(np.asarray(truncated).item())
-    return observation, float(np.asarray(reward).item()), *ends, info
+    return observation, _number(reward), bool(_number(terminated)), bool(_number(truncated)), info
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, _NUMBERS) else float(np.asarray(value).item())
 
 
 def is_number(value: Any) -> bool:
     """Tell whether a value is one real number or truth value, in any form that numpy knows."""
-    if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
+    if isinstance(value, _NUMBERS):
         return True
     try:
         array = np.asarray(value)
