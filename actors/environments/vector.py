@@ -36,7 +36,8 @@ from pdqn.seeds import rebuilt_seed
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 SUGGESTED = "suggested_action"
-_CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 10.0, 0.5
+# Less than an actor has for leaving in order.
+_CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 8.0, 0.5
 _log = logging.getLogger("environment")
 
 
