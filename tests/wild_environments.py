@@ -204,7 +204,7 @@ class Judged(Walk):
 
 
 class Moody(Walk):
-    """A walk that fails at every step, if it is told to."""
+    """A walk that fails at every step, if its argument says so."""
 
     def __init__(self, fails: bool = False) -> None:
         super().__init__()
