@@ -266,7 +266,7 @@ class VectorEnvironment:
 
     @property
     def has_baselines(self) -> bool:
-        """Return whether the environment can score baselines of its own; this may raise anything."""
+        """Return whether the environment has baselines of its own; this may raise anything."""
         env = self._guarded[0] if self._guarded else self._env
         with self._guest:
             return callable(attribute(env, "baselines"))
