@@ -116,7 +116,7 @@ def test_a_run_learns_the_same_in_one_process_whatever_its_environment_turns(tmp
     for name in ("Walk", "Turning"):
         config = config_of({"env": f"wild_environments:{name}", "steps": 600})
         directory = RunDirectory(tmp_path / name)
-        spec = describe_environment(WALK, {})
+        spec = dataclasses.replace(describe_environment(WALK, {}), id=config.run.env)
         session = Session(config, spec, directory, SilentConsole(), Interrupts())
         assert SingleRun(session).execute() == 0
         model = torch.load(tmp_path / name / "final_model.pth", weights_only=True)
