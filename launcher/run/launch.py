@@ -52,7 +52,7 @@ def launch(
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
-    with inspector or Inspector(config.system) as inspector:
+    with inspector or contextlib.nullcontext():
         spec, here, plan = prepare(config, access.elsewhere, inspector)
     resolved = plan.config
     if past is not None:
@@ -172,7 +172,7 @@ def _tell_resumed(
 def check(config: Config, *, as_json: bool, inspector: Inspector | None = None) -> int:
     """Print the machine and the plan; return the exit code."""
     check_sinks(config)
-    with inspector or Inspector(config.system) as inspector:
+    with inspector or contextlib.nullcontext():
         _, here, plan = prepare(config, inspector=inspector)
     return _print_check(here, plan, as_json=as_json)
 
