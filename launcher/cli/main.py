@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from launcher.caches import keep_caches_private
 from launcher.cli.commands import cli
 from launcher.terminal import echo
+from pdqn.caches import keep_caches_private
 from pdqn.errors import RunError, UsageError
 from pdqn.process import PrintableFormatter
 
