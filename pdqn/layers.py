@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import re
 import tomllib
 import types
 import typing
@@ -16,6 +17,8 @@ from pdqn.config import Config
 from pdqn.errors import UsageError
 
 Layer = Mapping[str, Mapping[str, Any]]
+
+_OF_SERVICE = re.compile(r"_SERVICE_(HOST|PORT\w*)|_PORT_\d+_(TCP|UDP|SCTP)\w*")
 
 # In a run directory: the configuration as filled in for the machine, and as a person wrote it.
 CONFIG, CONFIGURED = "config.toml", "configured.toml"
@@ -105,13 +108,21 @@ def from_environment(variables: Mapping[str, str]) -> Layer:
         section, separator, key = name.removeprefix("PDQN_").lower().partition("__")
         if separator:
             layer.setdefault(section, {})[key] = value
-        elif meant := next((s for s in _SECTIONS if section.startswith(f"{s}_")), None):
+            continue
+        if _is_of_service(name, value):
+            continue
+        if meant := next((s for s in _SECTIONS if section.startswith(f"{s}_")), None):
             key = section.removeprefix(f"{meant}_")
             raise UsageError(
                 f"environment variable {name}: two underscores are needed after the section: "
                 f"PDQN_{meant.upper()}__{key.upper()}"
             )
     return layer
+
+
+def _is_of_service(name: str, value: str) -> bool:
+    """Tell whether Kubernetes made a variable for a service whose name begins with ``pdqn``."""
+    return bool(_OF_SERVICE.search(name)) or value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def from_assignments(assignments: Iterable[str]) -> Layer:

@@ -22,6 +22,7 @@ def main() -> None:
     """Run a command, and report bad input and failed runs in one line, without a traceback."""
     _make_streams_usable()
     keep_caches_private()
+    _draw_without_display()
     if logging.lastResort is not None:  # which prints warnings where no log is open
         logging.lastResort.setFormatter(PrintableFormatter())
     try:
@@ -42,6 +43,15 @@ def main() -> None:
     except Exception:  # noqa: BLE001 - a fault: Python itself would print it with its escapes
         echo(traceback.format_exc().rstrip(), err=True)
         sys.exit(1)
+
+
+def _draw_without_display() -> None:
+    """Replace another backend of Matplotlib, such as a notebook's, which may not exist here.
+
+    Matplotlib cannot be imported if ``MPLBACKEND`` names one that is missing.
+    """
+    if "MPLBACKEND" in os.environ:
+        os.environ["MPLBACKEND"] = "agg"
 
 
 def _make_streams_usable() -> None:
