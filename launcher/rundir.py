@@ -159,10 +159,7 @@ def check_path(path: Path) -> None:
     Raises:
         UsageError: its bytes are not UTF-8, or this locale gives its characters other bytes.
     """
-    try:
-        whole = str(path.absolute())
-    except OSError as error:
-        raise UsageError(f"the current directory cannot be used: {error.strerror}") from error
+    whole = str(path.absolute())
     if whole.encode("utf-8", "replace") == os.fsencode(whole):
         return
     encoding = sys.getfilesystemencoding()

@@ -6,6 +6,7 @@ name. It is used there only if it belongs to this user and nobody else can renam
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TORCH, _NUMBA, _MATPLOTLIB = "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR", "MPLCONFIGDIR"
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def keep_caches_private() -> None:
@@ -37,7 +39,8 @@ def keep_caches_private() -> None:
 def own_cache() -> Path | None:
     """Return the folder of this user's caches, made if necessary; None if there is none.
 
-    It is ``pdqn`` in ``XDG_CACHE_HOME`` or ``~/.cache``, or else one of the temporary directory.
+    It is ``pdqn`` in ``XDG_CACHE_HOME`` or ``~/.cache``, or else one of the temporary directory
+    or of the shared memory.
     """
     return _of_home() or _of_temporary_directory()
 
@@ -58,11 +61,20 @@ def _of_home() -> Path | None:
 
 
 def _of_temporary_directory() -> Path | None:
-    try:
-        folder = Path(tempfile.gettempdir()) / f"cache-pdqn-{os.geteuid()}"
-    except OSError:  # there is none in which this process may write
-        return None
-    return folder if _is_private(folder) else None
+    name = f"cache-pdqn-{os.geteuid()}"
+    found = (around / name for around in _shared_directories() if _is_private(around / name))
+    return next(found, None)
+
+
+def _shared_directories() -> Iterator[Path]:
+    """Yield directories that all users may share, in the order of preference."""
+    with contextlib.suppress(OSError):
+        around = Path(tempfile.gettempdir())
+        if around != Path.cwd():  # Python's last resort
+            yield around
+    # Where a container's files are read-only, this can usually still be written.
+    if _SHARED_MEMORY.is_dir():
+        yield _SHARED_MEMORY
 
 
 def _homes() -> Iterator[Path]:

@@ -54,6 +54,7 @@ def build(*layers: tuple[str, Layer]) -> Config:
                         f"{section} has {', '.join(sorted(known))}"
                     )
                 converted = _convert(f"{section}.{key}", value, known[key], source)
+                _check_texts(f"{source}: {section}.{key}", converted)
                 if isinstance(converted, dict):  # each layer may add some of the arguments
                     converted = {**merged[section].get(key, {}), **converted}
                 merged[section][key] = converted
@@ -193,6 +194,27 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
     if isinstance(converted, (int, float)) and not _within(converted, bounds):
         raise UsageError(f"{source}: {name} = {value}; expected {accepted}")
     return converted
+
+
+def _check_texts(name: str, value: Any) -> None:
+    """Refuse texts that no file and no message can hold, as from a terminal that is not UTF-8."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_texts(name, key)
+            _check_texts(f"{name}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_texts(name, item)
+    elif isinstance(value, str) and not _is_utf8(value):
+        raise UsageError(f"{name} = {value!r}; expected a text in UTF-8")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_type(value: Any, kind: Any) -> Any:

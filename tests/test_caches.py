@@ -28,6 +28,7 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr("pdqn.caches._SHARED_MEMORY", tmp_path / "shm")
 
 
 def leave_without_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -94,6 +95,16 @@ def test_a_user_without_an_entry_and_without_a_home_gets_no_folder_named_by_a_ti
     assert {path.name for path in tmp_path.iterdir()} == {"tmp"}
 
 
+def test_where_only_shared_memory_can_be_written_all_caches_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    leave_without_home(monkeypatch, tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    (tmp_path / "shm").mkdir()
+    keep_caches_private()
+    assert all(Path(os.environ[name]).is_relative_to(tmp_path / "shm") for name in NAMES)
+
+
 def test_without_any_folder_nothing_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     leave_without_home(monkeypatch, tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
@@ -116,6 +127,14 @@ def test_a_folder_of_the_temporary_directory_must_be_the_users_alone(
     assert own_cache() == mine
     mine.rename(tmp_path / "elsewhere")
     mine.symlink_to(tmp_path / "elsewhere")
+    assert own_cache() is None
+
+
+def test_the_working_directory_does_not_stand_in_for_a_temporary_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    leave_without_home(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path / "tmp")
     assert own_cache() is None
 
 
@@ -205,3 +224,34 @@ def test_the_choice_leaves_numbas_own_setting_as_it_was():
 def test_a_name_that_cannot_be_written_is_not_writable(tmp_path: Path):
     assert not may_write(tmp_path / "a\0b")
     assert may_write(tmp_path / "new" / "folder")
+
+
+READ_ONLY = "mount -o remount,bind,ro / && mount -t tmpfs -o ro none /dev/shm && exec "
+
+
+def read_only(*command: str) -> list[str]:
+    """Return a command that runs where no file can be written; a separate /tmp may be writable."""
+    return ["unshare", "--mount", "sh", "-c", f'{READ_ONLY} "$@"', "sh", *command]
+
+
+@pytest.fixture
+def _mounts() -> None:
+    if subprocess.run(read_only("true"), capture_output=True, check=False).returncode:
+        pytest.skip("needs root's right to mount")
+
+
+@pytest.mark.usefixtures("_mounts")
+def test_everything_is_imported_where_nothing_can_be_written():
+    code = (
+        "import learner.process, actors.process, actors.evaluator, replay.process\n"
+        "import launcher.cli.main, pdqn.discs\n"
+        "print('imported', pdqn.discs.half_widths(2).tolist())"
+    )
+    done = subprocess.run(
+        read_only(sys.executable, "-c", code),
+        env={**os.environ, "HOME": "/nonexistent", "TMPDIR": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "imported [0, 1, 2, 1, 0]\n", done.stderr

@@ -22,10 +22,11 @@ def main() -> None:
     """Run a command, and report bad input and failed runs in one line, without a traceback."""
     _make_streams_usable()
     keep_caches_private()
-    _draw_without_display()
+    _settle_variables()
     if logging.lastResort is not None:  # which prints warnings where no log is open
         logging.lastResort.setFormatter(PrintableFormatter())
     try:
+        _check_directory()
         sys.exit(cli.main(prog_name="pdqn", standalone_mode=False) or 0)
     except UsageError as error:
         _fail(error, 2)
@@ -45,13 +46,30 @@ def main() -> None:
         sys.exit(1)
 
 
-def _draw_without_display() -> None:
-    """Replace another backend of Matplotlib, such as a notebook's, which may not exist here.
-
-    Matplotlib cannot be imported if ``MPLBACKEND`` names one that is missing.
-    """
+def _settle_variables() -> None:
+    """Replace environment variables that are meant for others, and that would do harm here."""
+    # A notebook's backend, or one for a display, may not exist here. Matplotlib cannot be imported
+    # then.
     if "MPLBACKEND" in os.environ:
         os.environ["MPLBACKEND"] = "agg"
+    # Some services and editors have a terminal of no size: tables would be empty.
+    for name in ("COLUMNS", "LINES"):
+        if not os.environ.get(name, "1").strip("0"):
+            del os.environ[name]
+
+
+def _check_directory() -> None:
+    """Refuse to start in a directory that was removed: libraries end the process then.
+
+    Raises:
+        UsageError: the current directory does not exist.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(
+            f"the current directory cannot be used ({error.strerror}); change to another one"
+        ) from error
 
 
 def _make_streams_usable() -> None:
