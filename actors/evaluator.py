@@ -111,7 +111,7 @@ class Evaluator:
         welcome: Welcome,
         files: RunFiles,
     ) -> None:
-        self._link = link
+        self._link, self._files = link, files
         self._welcome = welcome
         run_seed = welcome.config.run.seed
         randomness.seed(run_seed, "evaluator", welcome.index, welcome.incarnation)
@@ -129,11 +129,13 @@ class Evaluator:
             link.telemetry,
             give_up=self._interrupted,
             failed=lambda text, error: _log.error("%s", text, exc_info=error),
+            may_keep=self._check_home,
             # The run's directory may be on another host.
             kept=lambda: files.push(BEST_MODEL),
             prepare=lambda: baselines.wait(self._interrupted),
             baselines=baselines.scores,
         )
+        self._has_home = True
         self._began = -math.inf
         self._evaluated: int | None = None
 
@@ -172,6 +174,17 @@ class Evaluator:
             # end.
             self._evaluated = version
             self._link.report()
+
+    def _check_home(self) -> None:
+        """Write nothing into another run's directory.
+
+        Raises:
+            RunError: another run is in this run's place.
+        """
+        if self._files.has_lost_home():
+            self._has_home = False
+        if not self._has_home:
+            raise RunError("another run has taken this run's directory")
 
     def _interrupted(self) -> bool:
         """Stay in touch between steps; return whether to give up this evaluation."""

@@ -38,6 +38,7 @@ class GreedyEvaluation:
         telemetry: telemetry of the evaluator.
         give_up: called at every step of the environments; True gives up.
         failed: called with a sentence and the error if a policy has no score.
+        may_keep: called before the best parameters are saved; raises a RunError to prevent it.
         kept: called when the best parameters have been saved.
         prepare: called before a policy plays; False gives the evaluation up.
         baselines: function that returns float64[episodes] of each baseline by name. By default this
@@ -54,6 +55,7 @@ class GreedyEvaluation:
         *,
         give_up: Callable[[], bool],
         failed: Callable[[str, RunError], object],
+        may_keep: Callable[[], object] = lambda: None,
         kept: Callable[[], object] = lambda: None,
         prepare: Callable[[], bool] = lambda: True,
         baselines: Callable[[], Scores] | None = None,
@@ -65,7 +67,7 @@ class GreedyEvaluation:
             telemetry.note("checkpoint", self._best.unread)
         self._seeds = held_out_seeds(config)
         self._give_up, self._failed, self._kept = give_up, failed, kept
-        self._prepare = prepare
+        self._may_keep, self._prepare = may_keep, prepare
         self._baselines = baselines or cache(self._play_baselines)
 
     def evaluate(self, version: int) -> bool:
@@ -113,6 +115,7 @@ class GreedyEvaluation:
 
     def _keep_best(self, result: Mapping[str, Any], version: int) -> None:
         try:
+            self._may_keep()
             if self._best.offer(result, self._network, version):
                 self._kept()
         except (OSError, RunError) as error:

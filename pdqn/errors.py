@@ -45,3 +45,10 @@ def with_place(error: BaseException) -> str:
     """Return the type, the first line, and the place where the error was raised."""
     at = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type_and_first_line(error)} ({at.filename}:{at.lineno})"
+
+
+def reason_of(error: Exception) -> str:
+    """Phrase an error in one line: of the system's, the file, if it is known, and the reason."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
