@@ -22,6 +22,7 @@ from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, CONFIGURED
+from pdqn.logs import Bound, keep_within
 
 STATE_FILE = "state.json"
 # The meaning of the parameters depends on these settings, among them all of the network's.
@@ -32,6 +33,8 @@ STRUCTURAL = (
 
 SUMMARY, SNAPSHOT, EVENTS = "summary.json", "snapshot.json", "events.jsonl"
 METRICS = "metrics.jsonl"
+# A run of a month has a few megabytes; an environment that fails at every step has more.
+_MOST_EVENTS = Bound(64 << 20, 16 << 20, 16 << 20, '{"event": "cut", "bytes": {}}\n')
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.02
 _TEMPORARY = re.compile(
     r"\.(run_id|address\.json|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
@@ -137,6 +140,7 @@ class RunDirectory:
         Raises:
             OSError: the directory cannot be made again; a later call tries once more.
         """
+        keep_within(self.path / EVENTS, _MOST_EVENTS)
         self._folder.renew()
         if self._folder.is_in_place():
             return self._look_at_files()

@@ -65,4 +65,4 @@ class LocalDoor:
             self._trouble = str(error)
         else:
             self._trouble = ""
-            _log.warning("the socket %s was removed: it is made again", self._path)
+            _log.info("the socket %s was removed: it is made again", self._path)

@@ -24,6 +24,7 @@ from actors.environments.describe import describe_environment
 from actors.environments.making import package_versions
 from launcher.hosts.access import Door, find_door
 from launcher.hosts.leash import Leash
+from launcher.hosts.sockets import SocketsFolder
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
@@ -79,7 +80,7 @@ def take_part(
     network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
     try:
-        with _folder_of_roles() as folder, _relay_for(part, network, folder) as relay:
+        with _folder_of_roles() as folder, _relay_for(part, network, folder.path) as relay:
             supervisor = Supervisor(
                 endpoint,
                 part.logs,
@@ -93,7 +94,7 @@ def take_part(
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join(is_given_up=lambda: interrupts.count > 0)
             try:
-                agent = _Agent(link, welcome, supervisor, relay, part, say)
+                agent = _Agent(link, welcome, supervisor, relay, part, say, folder)
             except (RunError, UsageError) as error:
                 link.leave(str(error))
                 raise
@@ -103,15 +104,16 @@ def take_part(
 
 
 @contextmanager
-def _folder_of_roles() -> Iterator[Path]:
+def _folder_of_roles() -> Iterator[SocketsFolder]:
     """Make a folder for the files of this host's roles: a killed role cannot remove its own."""
-    with tempfile.TemporaryDirectory(prefix="pdqn-", ignore_cleanup_errors=True) as folder:
-        # All processes inherit this variable; the forkserver does so from the one that starts it.
-        os.environ[FOLDER_VARIABLE] = folder
-        try:
-            yield Path(folder)
-        finally:
-            del os.environ[FOLDER_VARIABLE]
+    folder = SocketsFolder(Path(tempfile.mkdtemp(prefix="pdqn-")))
+    # All processes inherit this variable; the forkserver does so from the one that starts it.
+    os.environ[FOLDER_VARIABLE] = str(folder.path)
+    try:
+        yield folder
+    finally:
+        del os.environ[FOLDER_VARIABLE]
+        folder.remove()
 
 
 @contextmanager
@@ -136,9 +138,10 @@ class _Agent:
         relay: Relay | None,
         part: Part,
         say: Callable[[str], None],
+        folder: SocketsFolder,
     ) -> None:
         self._link, self._supervisor, self._part, self._say = link, supervisor, part, say
-        self._relay = relay
+        self._relay, self._folder = relay, folder
         self._count = self._prepare(welcome)
         supervisor.set_restarts(welcome.config.system.restarts)
         self._resized = 0
@@ -193,6 +196,8 @@ class _Agent:
         return self._code
 
     def _turn(self) -> None:
+        if line := self._folder.look():
+            self._say(line)
         self._gauge()
         self._link.poll(_TURN_SECONDS)
         self._follow_learner()

@@ -19,11 +19,12 @@ class SocketsFolder:
         path: the folder, which exists.
 
     Attributes:
+        path: the folder.
         is_open: whether processes can be reached through the folder.
     """
 
     def __init__(self, path: Path) -> None:
-        self._folder = Folder(path)
+        self.path, self._folder = path, Folder(path)
         self.is_open = True
 
     def look(self) -> str:
@@ -31,11 +32,10 @@ class SocketsFolder:
         self._folder.renew()
         if self._folder.is_in_place():
             return ""
-        path = self._folder.path
-        what = f"{path}, the folder of the run's sockets, was removed"
+        what = f"{self.path}, the folder of the run's sockets, was removed"
         try:
-            make_private(path)
-            self._folder.take(path)
+            make_private(self.path)
+            self._folder.take(self.path)
         except OSError as error:
             told, self.is_open = not self.is_open, False
             why = f"it cannot be made again ({reason_of(error)}): a role that ends cannot come back"
@@ -46,4 +46,4 @@ class SocketsFolder:
     def remove(self) -> None:
         """Remove the folder."""
         self._folder.close()
-        shutil.rmtree(self._folder.path, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)

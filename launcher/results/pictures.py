@@ -16,6 +16,7 @@ from launcher.rundir import CONFIG, STATE_FILE
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import read_toml
+from pdqn.logs import LOG, keep_within
 from pdqn.trust import NOTHING, Trust
 
 _NICENESS = 15
@@ -46,6 +47,7 @@ class PictureDrawer:
             return
         self._next = time.monotonic() + self._period_seconds
         self._log.parent.mkdir(exist_ok=True)
+        keep_within(self._log, LOG)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(self._run_dir), *self._named],

@@ -24,7 +24,7 @@ def unsaved(run_dir: Path, learner_steps: int, reason: str) -> str:
     model, trouble = _model_steps(run_dir / FINAL_MODEL)
     checkpoint = newest_steps(run_dir)
     lacks = [
-        f"{name} {_age(steps)}"
+        f"{name} {'cannot be read' if trouble and name == FINAL_MODEL else _age(steps)}"
         for name, steps in ((FINAL_MODEL, model), ("the newest checkpoint", checkpoint))
         if steps is None or steps < learner_steps
     ]

@@ -254,7 +254,8 @@ class Run:
             self._supervise()
         if self._session.tick():
             if line := self._sockets_folder.look():
-                self._session.note("sockets", "launcher", 0, line)
+                self._session.run_dir.event("sockets", text=line)
+                self._session.say(line)
             self._look_at_keys()
             self._look_at_memory()
             self._ends.look()
