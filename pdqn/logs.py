@@ -52,6 +52,9 @@ class OutputLog:
     def __init__(self, path: Path, bound: Bound = LOG) -> None:
         self._path, self._bound = path, bound
         self._open()
+        # Of a role that starts again and again, each process may end before it is tended.
+        with suppress(OSError):
+            keep_within(path, bound)
 
     def tend(self) -> None:
         """Cut a file that has grown beyond the bound, and begin another if it was removed.
