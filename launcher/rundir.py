@@ -46,11 +46,12 @@ class RunDirectory:
     """The files of one run; while it is open, no other process can open it.
 
     Args:
-        path: the directory.
+        path: the directory, which stays the same if this process goes to another one.
         resumed_at: seconds for which the run has run already; None for a new run.
 
     Attributes:
-        path: the directory; another one once another run has taken its place.
+        path: the directory's absolute path; another one once another run has taken its place.
+        shown: the path as the person gave it.
         taken: why the run cannot go on here; empty while it can.
         event_trouble: why the newest event is not written; None if it is.
         restore: called once the directory was made again, for what others have written there.
@@ -60,7 +61,9 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, resumed_at: float | None = None) -> None:
-        self.path = path
+        self.shown = str(path)
+        # An environment in this process may change the directory that relative paths begin from.
+        self.path = path = path.absolute()
         self.taken = ""
         self.event_trouble: OSError | None = None
         self.restore: Callable[[], None] = lambda: None
@@ -70,8 +73,8 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             if resumed_at is None and (path / CONFIG).exists():
                 raise UsageError(
-                    f"run directory {path} already holds a run; choose another, or continue it: "
-                    f"--resume {path}"
+                    f"run directory {self.shown} already holds a run; choose another, or continue "
+                    f"it: --resume {self.shown}"
                 )
             self._events = _open_alone(path / EVENTS)
             self._make_folders()
@@ -80,7 +83,9 @@ class RunDirectory:
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
             self._folder = Folder(path)
         except OSError as error:
-            raise UsageError(f"run directory {path} cannot be written: {error.strerror}") from error
+            raise UsageError(
+                f"run directory {self.shown} cannot be written: {error.strerror}"
+            ) from error
         self._started = time.monotonic() - (resumed_at or 0.0)
 
     @property

@@ -17,6 +17,7 @@ from types import FrameType
 
 import setproctitle
 
+from pdqn import handlers
 from pdqn.logs import OutputLog
 from pdqn.text import printable, printable_lines
 
@@ -56,7 +57,7 @@ class ParentWatch:
     def __init__(self, log: OutputLog | None = None) -> None:
         self.gone = False
         self._log = log
-        signal.signal(LEAVE, self._told)
+        handlers.install(LEAVE, self._told)
         self._parent = multiprocessing.parent_process()
         if self._parent is not None:
             threading.Thread(target=self._watch, name="parent watch", daemon=True).start()
@@ -98,7 +99,7 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
     set_title(role, index)
     # Only the launcher decides what Ctrl-C or a closed terminal means.
     for number in OF_GROUP:
-        signal.signal(number, signal.SIG_IGN)
+        handlers.install(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUP)
     log = None if log_path is None else OutputLog(log_path)
     lines = logging.StreamHandler(sys.stderr)
