@@ -21,6 +21,7 @@ from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.coordinator.membership import Membership
 from launcher.hosts.agent import Part, _Agent, check_environment
+from launcher.hosts.sockets import SocketsFolder
 from launcher.interrupts import Interrupts
 from launcher.metrics.metrics import RunMetrics
 from launcher.plan.machine import Machine
@@ -137,9 +138,10 @@ class Line:
         self.left.append(reason)
 
 
-def test_a_host_that_cannot_go_on_lets_its_roles_leave_and_says_why():
+def test_a_host_that_cannot_go_on_lets_its_roles_leave_and_says_why(tmp_path: Path):
     supervised, line = Supervised(), Line()
-    here: Any = (line, welcome(), supervised, None, Part("actor", 2), str)
+    folder = SocketsFolder(tmp_path)
+    here: Any = (line, welcome(), supervised, None, Part("actor", 2), str, folder)
     agent = _Agent(*here)
     line.over = True
     with pytest.raises(RunError, match="it is over"):
