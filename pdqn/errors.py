@@ -36,6 +36,10 @@ class PlaceTakenError(JoinRefusedError):
     """Refusal because another process has the place: it helps to try again once that is gone."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A person's wish to end this command, as opposed to what an environment raises."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its type if the text is empty."""
     lines = str(error).strip().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -631,8 +632,14 @@ class TestOddEnvironments:
 
     @pytest.mark.parametrize("name", ["forgot_to_return", "NoEnvironment"])
     def test_what_is_no_environment_is_refused_by_its_type(self, name: str):
-        made = "NoneType" if name == "forgot_to_return" else name
-        with pytest.raises(UsageError, match=rf"odd:{name}: it made {made}, not a gymnasium Env$"):
+        advice = {
+            "forgot_to_return": "None, not a gymnasium.Env: does the function return the "
+            "environment?",
+            "NoEnvironment": "NoEnvironment, not a gymnasium.Env: derive it: class NoEnvironment("
+            "gymnasium.Env)",
+        }
+        words = re.escape(f"odd:{name}: it made {advice[name]}") + "$"
+        with pytest.raises(UsageError, match=words):
             describe_environment(f"odd:{name}", {})
 
     def test_a_module_that_cannot_be_read_is_refused_in_one_line(

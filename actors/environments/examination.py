@@ -14,7 +14,9 @@ class Examination:
     Attributes:
         spec: spec of the environment, with single frames.
         suggests: whether its info holds an expert's action, at the beginning or after a step.
+        odd_suggestion: text of a suggestion that is not an action; empty without any.
     """
 
     spec: EnvironmentSpec
     suggests: bool
+    odd_suggestion: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from actors.environments.examination import Examination
 from launcher.plan import plan as planning
 from launcher.plan.inspector import Here, Inspector
 from launcher.plan.machine import Machine, detect
@@ -36,11 +37,7 @@ def prepare(
     if config.evaluation.env_args:
         _check_evaluation(config, spec, network, inspector)
     check_combinations(config)
-    if (config.actor.guidance or config.actor.guidance_final) and not examined.suggests:
-        raise UsageError(
-            f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives no "
-            'info["suggested_action"] to follow; circle placement does with --env-arg suggest=true'
-        )
+    _check_guidance(config, examined)
     here = detect()
     parameters = parameter_bytes(network)
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
@@ -54,6 +51,25 @@ def prepare(
                 "they could not be compressed"
             )
     return spec, here, plan
+
+
+def _check_guidance(config: Config, examined: Examination) -> None:
+    """Refuse to follow an expert who says nothing, or nothing that is an action."""
+    if not (config.actor.guidance or config.actor.guidance_final):
+        return
+    spec, odd = examined.spec, examined.odd_suggestion
+    guidance = f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives"
+    if odd:
+        last = spec.first_action + spec.num_actions - 1
+        raise UsageError(
+            f'{guidance} {odd} as info["suggested_action"]; the number of an action, '
+            f"{spec.first_action} to {last}, is needed, or -1 or None for no suggestion"
+        )
+    if not examined.suggests:
+        raise UsageError(
+            f'{guidance} no info["suggested_action"] to follow; circle placement does with '
+            "--env-arg suggest=true"
+        )
 
 
 def parameter_bytes(network: QNetwork) -> int:

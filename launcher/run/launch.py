@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from launcher import streams
 from launcher.console.console import Console, Kind, make_console
 from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
@@ -68,20 +69,24 @@ def launch(
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
     directory.write_config(resolved, config)
-    view = make_console(console, sys.stdout)
-    for text in (*(f"warning: {warning}" for warning in plan.warnings), plan.replay):
-        view.message(text)
-    for warning in _warnings_of_access(access, cluster):
-        view.message(f"warning: {warning}")
-    raise_open_file_limit(plan.open_files)
-    if past is not None:
-        _tell_resumed(directory, view, state, past.config, resolved)
-    session = Session(resolved, spec, directory, view, interrupts, state, insecure=access.insecure)
-    if not single:
-        return Run(session, access, cluster).execute()
-    from launcher.run.single import (
-        SingleRun,  # with gymnasium, of which other runs need nothing here
-    )
+    log = directory.log_path("actor", 0)
+    # In mode single the environment is in this process, and has its standard streams.
+    with streams.apart(log) if single else contextlib.nullcontext():
+        view = make_console(console, streams.out())
+        for warning in (*plan.warnings, *_warnings_of_access(access, cluster)):
+            view.message(f"warning: {warning}")
+        view.message(plan.replay)
+        raise_open_file_limit(plan.open_files)
+        if past is not None:
+            _tell_resumed(directory, view, state, past.config, resolved)
+        insecure = access.insecure
+        session = Session(resolved, spec, directory, view, interrupts, state, insecure=insecure)
+        return _run_alone(session) if single else Run(session, access, cluster).execute()
+
+
+def _run_alone(session: Session) -> int:
+    # It imports gymnasium, of which other runs need nothing here.
+    from launcher.run.single import SingleRun
 
     return SingleRun(session).execute()
 
