@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import re
 import tomllib
 import types
 import typing
@@ -16,6 +17,8 @@ from pdqn.config import Config
 from pdqn.errors import UsageError
 
 Layer = Mapping[str, Mapping[str, Any]]
+
+_OF_SERVICE = re.compile(r"_SERVICE_(HOST|PORT\w*)|_PORT_\d+_(TCP|UDP|SCTP)\w*")
 
 # In a run directory: the configuration as filled in for the machine, and as a person wrote it.
 CONFIG, CONFIGURED = "config.toml", "configured.toml"
@@ -51,6 +54,7 @@ def build(*layers: tuple[str, Layer]) -> Config:
                         f"{section} has {', '.join(sorted(known))}"
                     )
                 converted = _convert(f"{section}.{key}", value, known[key], source)
+                _check_texts(f"{source}: {section}.{key}", converted)
                 if isinstance(converted, dict):  # each layer may add some of the arguments
                     converted = {**merged[section].get(key, {}), **converted}
                 merged[section][key] = converted
@@ -105,13 +109,21 @@ def from_environment(variables: Mapping[str, str]) -> Layer:
         section, separator, key = name.removeprefix("PDQN_").lower().partition("__")
         if separator:
             layer.setdefault(section, {})[key] = value
-        elif meant := next((s for s in _SECTIONS if section.startswith(f"{s}_")), None):
+            continue
+        if _is_of_service(name, value):
+            continue
+        if meant := next((s for s in _SECTIONS if section.startswith(f"{s}_")), None):
             key = section.removeprefix(f"{meant}_")
             raise UsageError(
                 f"environment variable {name}: two underscores are needed after the section: "
                 f"PDQN_{meant.upper()}__{key.upper()}"
             )
     return layer
+
+
+def _is_of_service(name: str, value: str) -> bool:
+    """Tell whether Kubernetes made a variable for a service whose name begins with ``pdqn``."""
+    return bool(_OF_SERVICE.search(name)) or value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def from_assignments(assignments: Iterable[str]) -> Layer:
@@ -182,6 +194,27 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
     if isinstance(converted, (int, float)) and not _within(converted, bounds):
         raise UsageError(f"{source}: {name} = {value}; expected {accepted}")
     return converted
+
+
+def _check_texts(name: str, value: Any) -> None:
+    """Refuse texts that no file and no message can hold, as from a terminal that is not UTF-8."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_texts(name, key)
+            _check_texts(f"{name}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_texts(name, item)
+    elif isinstance(value, str) and not _is_utf8(value):
+        raise UsageError(f"{name} = {value!r}; expected a text in UTF-8")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_type(value: Any, kind: Any) -> Any:

@@ -197,7 +197,7 @@ def test_a_policy_without_a_score_is_noted_once_and_a_later_one_is_evaluated(
 ):
     notes, evaluations = evaluated(mood, time_passes, time_passes, recovers, finishes)
     ((kind, text),) = notes
-    assert kind == "unscored"
+    assert kind == "evaluation"
     assert text.startswith(f"step 1 has no score: {cause}")
     assert "\n" not in text
     assert [(e["parameter_version"], e["return_mean"]) for e in evaluations] == [(2, 5.0)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from launcher import streams
+from launcher import sockets, streams
 from launcher.console.console import Console, Kind, make_console
 from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
@@ -66,6 +66,8 @@ def launch(
     single = resolved.run.mode == "single"
     if single and access.address is not None:
         raise UsageError("--bind: mode single is one process that nobody can join")
+    if not single:
+        sockets.find_parent()  # refuses before anything is made
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
     directory.write_config(resolved, config)
