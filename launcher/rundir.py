@@ -104,6 +104,10 @@ class RunDirectory:
         """Return the path of one role's log."""
         return self.logs / f"{role}-{index}.log"
 
+    def named(self, path: Path) -> str:
+        """Return a path in this directory as a person who named the directory would write it."""
+        return str(Path(self.shown) / path.relative_to(self.path))
+
     def write_config(self, config: Config, configured: Config) -> None:
         """Write the configuration as filled in, and as a person wrote it."""
         self._keep(CONFIGURED, configured.to_toml())

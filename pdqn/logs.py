@@ -58,7 +58,7 @@ class OutputLog:
             keep_within(path, bound)
 
     def copy(self) -> int:
-        """Return one more descriptor of the log, which stays open if a program closes the others."""
+        """Return one more descriptor of the log, for lines of our own: others may close 1 and 2."""
         self._descriptors.append(os.dup(2))
         return self._descriptors[-1]
 

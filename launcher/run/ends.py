@@ -80,7 +80,7 @@ class Ends:
     def _see_log(self, role: str, index: int) -> str:
         """Point to the role's log, if it is on this host."""
         log = self._session.run_dir.log_path(role, index)
-        return f" (see {log})" if log.is_file() else ""
+        return f" (see {self._session.run_dir.named(log)})" if log.is_file() else ""
 
     def _lose_hosts(self) -> None:
         """Notice hosts that have vanished; they may come back, and their roles with them."""

@@ -275,8 +275,9 @@ class Session:
         last = self.snapshot(members)
         self.console.update(last)
         self.save_state()
+        summary = self._summary(reason)
         with self._unwritten.attempt(SUMMARY):
-            self.run_dir.write_summary(self._summary(reason))
+            self.run_dir.write_summary(summary)
         self._recorder.close()
         self._drawer.close()
         if self.config.system.pictures:
@@ -288,7 +289,9 @@ class Session:
         self.console.stop()
         if why := self._unwritten.reason(SUMMARY):
             self.fail(f"{SUMMARY} is not written: {why}")
-        self.console.finish(self._summary(reason), self._error())
+        # As written, and what could not be written since.
+        summary |= {"error": self._error(), "unwritten": self._unwritten.lines()}
+        self.console.finish(summary, self._error())
         return 1 if self.failure else 0
 
     def _check_saved(self, reason: str) -> None:
