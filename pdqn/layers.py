@@ -96,6 +96,15 @@ def read_toml(path: Path, file: IO[bytes] | None = None) -> Layer:
     return values
 
 
+def of_run(values: Layer) -> Layer:
+    """Add the settings that a file of an earlier version lacks, with their meaning at that time.
+
+    Args:
+        values: ``config.toml`` or ``configured.toml`` of a run, or its network in a model file.
+    """
+    return {**values, "network": {"images": "dtype", **values.get("network", {})}}
+
+
 def from_environment(variables: Mapping[str, str]) -> Layer:
     """Read a layer from ``PDQN_SECTION__KEY`` variables."""
     layer: dict[str, dict[str, Any]] = {}

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from pdqn import layers
 from pdqn.atomic import replacing
 from pdqn.config import Config, NetworkConfig, network_kind
 from pdqn.errors import NotTrustedError, UsageError, first_line
@@ -168,7 +169,7 @@ def read_model(path: Path) -> ModelFile:
     try:
         with path.open("rb") as file:
             own, content = is_own(file), _content(path, file)
-        network = NetworkConfig(**content["network"])
+        network = NetworkConfig(**layers.of_run({"network": content["network"]})["network"])
         network_kind(network.kind)
         return ModelFile(
             path=path,

@@ -122,7 +122,7 @@ def own_config(run_dir: Path) -> Config | None:
     if not (is_own(run_dir) and is_own(path)):
         return None
     layer, own = read_settings(path)
-    return layers.build((f"file {path}", layer)) if own else None
+    return layers.build((f"file {path}", layers.of_run(layer))) if own else None
 
 
 def read_settings(path: Path) -> tuple[Layer, bool]:

@@ -588,8 +588,8 @@ class TestOddEnvironments:
     @pytest.mark.parametrize(
         ("how", "words"),
         [
-            ("too large", r"the observation \[1, 2, 300\] is not in Box"),
-            ("too short", r"an observation uint8\[2\] is not in Box"),
+            ("too large", r"the observation \[1, 2, 300\] of int64 is not uint8\[3\], which Box"),
+            ("too short", r"the observation uint8\[2\] is not uint8\[3\], which Box"),
             ("broken", r"ZeroDivisionError: nobody has thought of this"),
             ("nothing valid", r"no action is valid, and the episode has not ended"),
             ("mask alone", r"odd:Odd shows nothing but its action mask"),

@@ -19,6 +19,8 @@ from pdqn.specs import ACTION_MASK, ALLOWED_DTYPES, MAX_CATEGORIES, PLAIN_FIELD,
 
 # The keys and positions that lead to a part of an observation, from the outside in.
 Path = tuple[Any, ...]
+# A larger bound of a Box says nothing about its values, such as that of a whole int32.
+_LARGEST_BOUND = (1 << 16) - 1
 
 
 def leaves_of(space: gymnasium.Space[Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -80,6 +82,7 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
     binary = (
         isinstance(space, spaces.MultiBinary) or str(space.dtype) == "bool" or name == ACTION_MASK
     )
+    scale = _scale(space)
     if isinstance(space, spaces.Discrete):
         categories, start = (int(space.n),), (int(space.start),)
     elif isinstance(space, spaces.MultiDiscrete):
@@ -90,4 +93,16 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
     if sum(categories) > MAX_CATEGORIES:  # one-hot, they would make by far the largest layer
         categories = start = ()
     shape, dtype = tuple(space.shape), str(space.dtype)
-    return FieldSpec(name, shape, dtype, binary, categories=categories, start=start)
+    return FieldSpec(name, shape, dtype, binary, categories=categories, start=start, scale=scale)
+
+
+def _scale(space: gymnasium.Space[Any]) -> float | None:
+    """Return the number that brings the values of a picture to -1..1; None for other spaces.
+
+    It is the largest magnitude that the space allows, and 1 if the values are smaller or not
+    bounded.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) < 2 or not space.low.size:
+        return None
+    bound = max(abs(float(end)) for end in (space.low.min(), space.high.max()))
+    return bound if 1 < bound <= _LARGEST_BOUND else 1.0

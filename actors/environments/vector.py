@@ -31,8 +31,9 @@ from actors.environments.guard import (
 )
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import with_mask_observed
+from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
-from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
+from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
 SUGGESTED = "suggested_action"
 _log = logging.getLogger("environment")
@@ -102,13 +103,12 @@ class VectorEnvironment:
         self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
         self._backoff = Backoff(pause)
-        self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
+        self._checked = [f for f in spec.fields if f.categories or f.binary]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
         self._make()
         leaves = leaves_of(self._env.single_observation_space)
         self._paths = {field_name(path): path for path, _ in leaves}
-        self._dtypes = {field.name: np.dtype(field.dtype) for field in spec.fields}
 
     @property
     def failures(self) -> int:
@@ -130,10 +130,7 @@ class VectorEnvironment:
         observation, infos = self._env.reset(seed=every)
         self._infos = infos
         self.suggested = self._suggested(infos)
-        named = self._named(observation)
-        if not self._guarded:  # a guard has already checked
-            self._check(named)
-        return named
+        return self._batch(observation)
 
     def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         """Step with actions [num_envs], each 0 .. num_actions - 1.
@@ -160,10 +157,9 @@ class VectorEnvironment:
             self._record.finished()
         self._infos = infos
         self.suggested = self._suggested(infos)
-        named = self._named(observation)
+        named = self._batch(observation)
         final = self._final(infos, np.flatnonzero(truncated & ~terminated))
         if not self._guarded:  # a guard has already checked
-            self._check(named)
             self._check(final, ended=True)
         return Transition(
             observation=named,
@@ -270,18 +266,27 @@ class VectorEnvironment:
     def _named(self, observation: Any) -> Observation:
         return {name: part_of(observation, path) for name, path in self._paths.items()}
 
+    def _batch(self, observation: Any) -> Observation:
+        """Name the parts of a batch's observation, and check those of a native batch."""
+        named = self._named(observation)
+        if self._guarded:  # a guard has already checked
+            return named
+        named = {f.name: _fitting(named[f.name], f, self.num_envs) for f in self.spec.fields}
+        self._check(named)
+        return named
+
     def _check(self, observation: Observation, *, ended: bool = False) -> None:
         """Reject observations of one or several environments that no policy could use."""
         if not observation:
             return
         for field in self._checked:
             values = observation[field.name]
-            if field.name != ACTION_MASK:
-                if not field.is_known(values):
-                    shown = f"{np.asarray(values).tolist()!s:.80}"
-                    raise ValueError(f"the {field.name} {shown} is outside of its space")
-            elif not ended and not np.any(values, axis=-1).all():
-                raise ValueError("no action is valid, and the episode has not ended")
+            if field.name == ACTION_MASK:
+                if not as_mask(values).any(axis=-1).all() and not ended:
+                    raise ValueError("no action is valid, and the episode has not ended")
+            elif not (is_binary(np.asarray(values)) if field.binary else field.is_known(values)):
+                given = f"{np.asarray(values).tolist()!s:.80}"
+                raise ValueError(f"the {field.name} {given} is outside of its space")
 
     def _final(self, infos: Mapping[str, Any], which: NDArray[np.intp]) -> Observation:
         if len(which) == 0:
@@ -291,8 +296,8 @@ class VectorEnvironment:
         finals = [self._named(infos["final_obs"][i]) for i in which]
         return {
             # They are as the environment made them: a Discrete may be a Python int.
-            name: np.stack([final[name] for final in finals]).astype(dtype, copy=False)
-            for name, dtype in self._dtypes.items()
+            f.name: _fitting(np.stack([final[f.name] for final in finals]), f, len(which))
+            for f in self.spec.fields
         }
 
     def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -345,17 +350,28 @@ def _copied(observation: Any, space: gymnasium.Space[Any]) -> Any:
         return {name: _copied(observation[name], part) for name, part in space.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(_copied(o, s) for o, s in zip(observation, space, strict=True))
-    copy, array = np.array(observation), isinstance(observation, np.ndarray)
     assert space.dtype is not None, "fields have one"
-    fits = not array or np.can_cast(copy.dtype, space.dtype, "same_kind")
-    if copy.shape != space.shape or not fits:
-        raise ValueError(f"an observation {copy.dtype}{list(copy.shape)} is not in {space}")
-    if array or copy.dtype == space.dtype:
-        return copy
-    cast = copy.astype(space.dtype)
-    if cast.dtype.kind in "iu" and not np.array_equal(cast, copy):
-        raise ValueError(f"the observation {observation!r:.80} is not in {space}")
-    return cast
+    try:
+        return as_array(observation, space.dtype, space.shape or ())
+    except ValueError as error:
+        raise ValueError(f"the observation {error}, which {space} says") from error
+
+
+def _fitting(values: Any, field: FieldSpec, count: int) -> NDArray[Any]:
+    """Return the values of a batch, copied only if they are not of the field's dtype.
+
+    Raises:
+        ValueError: the space does not have them.
+    """
+    shape = (count, *field.shape)
+    if isinstance(values, np.ndarray) and values.dtype == field.dtype and values.shape == shape:
+        return values
+    if field.name == ACTION_MASK:
+        return as_mask(values).astype(field.dtype)
+    try:
+        return as_array(values, field.dtype, shape)
+    except ValueError as error:
+        raise ValueError(f"the {field.name} is outside of its space: {error}") from error
 
 
 def _given(env: GuardedEnvironment) -> GuardedEnvironment:

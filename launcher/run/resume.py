@@ -175,7 +175,7 @@ def _read_settings(path: Path) -> tuple[Layer, bool]:
     layer, own = read_settings(path)
     if "run" not in layer:
         raise UsageError(f"--resume {path.parent}: {path.name} is damaged: it has no [run]")
-    return layer, own
+    return layers.of_run(layer), own
 
 
 def _value(config: Config, section: str, key: str) -> Any:
