@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pdqn.arguments import plain_arguments
 from pdqn.config import Config
 from pdqn.errors import UsageError
 
@@ -88,7 +89,7 @@ def read_toml(path: Path, file: IO[bytes] | None = None) -> Layer:
     try:
         content = path.read_bytes() if file is None else file.read()
         values = tomllib.loads(content.decode("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"configuration file {path}: {error}") from error
     for section, content in values.items():
         if not isinstance(content, dict):
@@ -140,6 +141,10 @@ def parse_value(text: str) -> Any:
 
     ``True`` and ``False`` have their meaning in Python. Dates stay texts, because no setting
     accepts a date.
+
+    Raises:
+        ValueError: it is a value that Python does not read: a number of thousands of digits, or
+            lists in lists in lists.
     """
     if text in ("True", "False"):
         return text == "True"
@@ -147,6 +152,8 @@ def parse_value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except RecursionError:
+        raise ValueError("too many lists in one another") from None
     # A text of several lines may be more than one value.
     is_value = len(parsed) == 1 and not _holds_time(parsed["value"])
     return parsed["value"] if is_value else text
@@ -188,9 +195,18 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
             bounds["check"](converted)
     except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{source}: {name} = {value!r}; expected {accepted}") from None
+    if isinstance(converted, dict):
+        return _arguments(name, converted, source)
     if isinstance(converted, (int, float)) and not _within(converted, bounds):
         raise UsageError(f"{source}: {name} = {value}; expected {accepted}")
     return converted
+
+
+def _arguments(name: str, values: Mapping[Any, Any], source: str) -> dict[str, Any]:
+    try:
+        return plain_arguments(name, values)
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
 
 
 def _as_type(value: Any, kind: Any) -> Any:

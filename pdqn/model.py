@@ -13,13 +13,14 @@ from typing import Any, BinaryIO
 import torch
 
 from pdqn import layers
+from pdqn.arguments import same
 from pdqn.atomic import replacing
 from pdqn.config import Config, NetworkConfig, network_kind
 from pdqn.errors import NotTrustedError, UsageError, first_line
 from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
 from pdqn.text import printable
-from pdqn.trust import NOTHING, Trust, is_own, listed, names_code, own_config, shown
+from pdqn.trust import NOTHING, Trust, is_own, names_code, own_config, shown
 
 FORMAT = 3
 # Model files in a run directory: the last parameters, and those with the best evaluation.
@@ -127,13 +128,13 @@ class ModelFile:
         """List in words what the file has otherwise than a run's configuration."""
         pairs = [
             ("environment", self.spec.id, config.run.env),
-            ("arguments", listed(self.env_args), listed(config.evaluation_env_args)),
+            ("arguments", self.env_args, config.evaluation_env_args),
             ("network", self.network, config.network),
         ]
         return [
             f"its {what} is {shown(str(ours))}, the run's {shown(str(theirs))}"
             for what, ours, theirs in pairs
-            if ours != theirs
+            if not same(ours, theirs)
         ]
 
     def build(self) -> Model:

@@ -175,13 +175,6 @@ def shown(text: str) -> str:
     return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
 
 
-def listed(value: Any) -> Any:
-    """Copy plain data with lists in place of tuples, as TOML and msgpack give it back."""
-    if isinstance(value, Mapping):
-        return {key: listed(item) for key, item in value.items()}
-    return [listed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def _quoted(name: str) -> str:
     """Quote a name for a shell; a name that would not fit in the message is left out."""
     fits = shown(name) == name

@@ -112,7 +112,10 @@ class KeyValue(click.ParamType[tuple[str, Any]]):
             self.fail(f"{value!r}; expected KEY=VALUE", param, ctx)
         if text.strip() == "None":
             self.fail(f"{value!r}; no setting can be None: leave it out", param, ctx)
-        return key.strip(), configuration.parse_value(text.strip())
+        try:
+            return key.strip(), configuration.parse_value(text.strip())
+        except ValueError as error:
+            self.fail(f"{key.strip()} = {text.strip():.40}...: {error}", param, ctx)
 
 
 def reaching(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from actors.evaluation import (
 )
 from launcher.results.films import check_camera, check_film, record_film
 from launcher.results.models import NO_PERMISSION, Permission, open_model
+from launcher.strict_json import to_json
 from launcher.terminal import echo, show
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
@@ -84,7 +84,7 @@ def evaluate(
     )
     result = _scored(model, held_out, playing)
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(to_json(result))
     else:
         show(table(model, result))
     if film is not None:
