@@ -18,6 +18,7 @@ from pdqn.errors import UsageError
 
 Layer = Mapping[str, Mapping[str, Any]]
 
+LARGEST_INTEGER = (1 << 63) - 1  # the largest that messages and other readers of TOML hold
 # In a run directory: the configuration as filled in for the machine, and as a person wrote it.
 CONFIG, CONFIGURED = "config.toml", "configured.toml"
 
@@ -88,8 +89,8 @@ def read_toml(path: Path, file: IO[bytes] | None = None) -> Layer:
     """
     try:
         content = path.read_bytes() if file is None else file.read()
-        values = tomllib.loads(content.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = _loads(content.decode("utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"configuration file {path}: {error}") from error
     for section, content in values.items():
         if not isinstance(content, dict):
@@ -143,20 +144,33 @@ def parse_value(text: str) -> Any:
     accepts a date.
 
     Raises:
-        ValueError: it is a value that Python does not read: a number of thousands of digits, or
-            lists in lists in lists.
+        ValueError: it is a value that Python does not read, see ``_loads``.
     """
     if text in ("True", "False"):
         return text == "True"
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = _loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
-    except RecursionError:
-        raise ValueError("too many lists in one another") from None
     # A text of several lines may be more than one value.
     is_value = len(parsed) == 1 and not _holds_time(parsed["value"])
     return parsed["value"] if is_value else text
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """Read TOML.
+
+    Raises:
+        ValueError: it is not TOML, has a number of thousands of digits, or lists nested too deeply.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # Python's limit, which it explains to programmers
+        raise ValueError("it has a number of thousands of digits") from None
+    except RecursionError:
+        raise ValueError("it has lists or tables that are nested too deeply") from None
 
 
 def _holds_time(value: Any) -> bool:
@@ -193,7 +207,9 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
         converted = _as_type(value, kind)
         if bounds["check"] is not None:
             bounds["check"](converted)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError) as error:
+        if kind is int and isinstance(error, OverflowError):
+            accepted = f"a whole number of at most {LARGEST_INTEGER}"
         raise UsageError(f"{source}: {name} = {value!r}; expected {accepted}") from None
     if isinstance(converted, dict):
         return _arguments(name, converted, source)
@@ -245,7 +261,9 @@ def _as_int(value: Any) -> int:
     number = int(str(value).replace("_", "")) if isinstance(value, str) else int(value)
     if not isinstance(value, str) and number != value:
         raise ValueError
-    if abs(number) >= 1 << 63:  # beyond the range of msgpack and TOML
+    if number > LARGEST_INTEGER:
+        raise OverflowError
+    if number < -LARGEST_INTEGER:
         raise ValueError
     return number
 

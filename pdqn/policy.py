@@ -122,9 +122,9 @@ class Policy:
             needed = f"{self.model.spec.id} needs {field.dtype} {list(field.shape)}"
             raise ValueError(f"{field.name}: {error}; {needed}") from None
         if not field.is_known(array):
-            ends = np.add(field.start, field.categories) - 1
-            known = f"{list(field.start)} to {ends.tolist()}"
-            raise ValueError(f"{field.name}: {shown(values)} is not a category of {known}")
+            pairs = zip(field.start, field.categories, strict=True)
+            known = ", ".join(f"{first} to {first + count - 1}" for first, count in pairs)
+            raise ValueError(f"{field.name}: {shown(values)} is not a category: {known:.80}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{field.name}: {shown(values)} is not finite")
         return array
