@@ -5,8 +5,8 @@ two of three axes are equal, they are the height and the width; else the channel
 outer axis. The frames of a stack become channels. Pictures are divided by the largest magnitude
 that their space allows. All other fields are flattened to one vector, with categories one-hot.
 
-Models of earlier versions keep their reading (``network.images = dtype``): the channels are always
-the shorter outer axis, and ``uint8`` images are divided by 255 whatever their space says.
+Models of earlier versions keep their reading (``network.images = dtype``). The channels are always
+the shorter outer axis there, and ``uint8`` images are divided by 255.
 """
 
 from __future__ import annotations
