@@ -208,8 +208,8 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
         if bounds["check"] is not None:
             bounds["check"](converted)
     except (TypeError, ValueError, OverflowError) as error:
-        if kind is int and isinstance(error, OverflowError):
-            accepted = f"a whole number of at most {LARGEST_INTEGER}"
+        if isinstance(error, OverflowError) and kind is int and bounds["at_most"] is None:
+            accepted = _accepted(known[0], {**bounds, "at_most": LARGEST_INTEGER})
         raise UsageError(f"{source}: {name} = {value!r}; expected {accepted}") from None
     if isinstance(converted, dict):
         return _arguments(name, converted, source)

@@ -213,24 +213,7 @@ class EnvironmentSpec:
             for f in values["fields"]
         )
         for field in fields:
-            if field.dtype not in ALLOWED_DTYPES:
-                raise ValueError(f"observation field {field.name} has dtype {field.dtype}")
-            if any(size < 0 for size in field.shape):
-                raise ValueError(f"observation field {field.name} has the shape {field.shape}")
-            if not 1 <= field.stack <= MAX_FRAME_STACK:
-                raise ValueError(f"observation field {field.name} has a stack of {field.stack}")
-            if field.scale is not None and not 0 < field.scale < math.inf:
-                raise ValueError(f"observation field {field.name} has the scale {field.scale}")
-            values_of = math.prod(field.shape) if field.categories else 0
-            if not len(field.categories) == len(field.start) == values_of:
-                raise ValueError(
-                    f"observation field {field.name} has {len(field.categories)} "
-                    f"categories and {len(field.start)} starts for {values_of} values"
-                )
-            if any(size < 1 for size in field.categories) or sum(field.categories) > MAX_CATEGORIES:
-                raise ValueError(
-                    f"observation field {field.name} has {field.categories} categories"
-                )
+            _check_field(field)
         env_id, headline = str(values["id"]), values.get("headline_metric")
         names = (env_id, "" if headline is None else headline, *(field.name for field in fields))
         for name in names:
@@ -244,3 +227,22 @@ class EnvironmentSpec:
             int(values.get("first_action", 0)),
             bool(values.get("circle_placement", False)),
         )
+
+
+def _check_field(field: FieldSpec) -> None:
+    if field.dtype not in ALLOWED_DTYPES:
+        raise ValueError(f"observation field {field.name} has dtype {field.dtype}")
+    if any(size < 0 for size in field.shape):
+        raise ValueError(f"observation field {field.name} has the shape {field.shape}")
+    if not 1 <= field.stack <= MAX_FRAME_STACK:
+        raise ValueError(f"observation field {field.name} has a stack of {field.stack}")
+    if field.scale is not None and not 0 < field.scale < math.inf:
+        raise ValueError(f"observation field {field.name} has the scale {field.scale}")
+    values_of = math.prod(field.shape) if field.categories else 0
+    if not len(field.categories) == len(field.start) == values_of:
+        raise ValueError(
+            f"observation field {field.name} has {len(field.categories)} "
+            f"categories and {len(field.start)} starts for {values_of} values"
+        )
+    if any(size < 1 for size in field.categories) or sum(field.categories) > MAX_CATEGORIES:
+        raise ValueError(f"observation field {field.name} has {field.categories} categories")
