@@ -458,6 +458,7 @@ class Odd(gymnasium.Env[Any, Any]):
             "off the board at the end": spaces.Discrete(9),
             "not finite": spaces.Box(0, 1, (2,)),
             "flags of 2": spaces.MultiBinary(3),
+            "foreign bytes": spaces.Box(0, 9, (3,), np.dtype(">f4")),  # pyright: ignore
         }
         self.observation_space = shown.get(how, box)
         self.action_space = spaces.Discrete(2)
@@ -588,6 +589,7 @@ class TestOddEnvironments:
         ("how", "first"),
         [
             ("list", {"observation": [1, 2, 3]}),
+            ("foreign bytes", {"observation": [1, 2, 3]}),
             ("small category", {"observation": 8}),
             ("tuple as list", {"0": [1, 2, 3], "1": 4}),
             ("tuple and mask", {"0": [1, 1, 1], "1": [0, 0, 0], "action_mask": [False, True]}),

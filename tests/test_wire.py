@@ -805,7 +805,7 @@ for message in messages[1:]:
     except wire.WireError as error:
         print(error.reason)
 try:
-    bytearray(int(sys.argv[1]))
+    bytearray(2 * int(sys.argv[1]))  # more than the spare bytes and those freed since
 except MemoryError:
     print("limited")
 """

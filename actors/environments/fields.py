@@ -74,14 +74,13 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
     supported = isinstance(
         space, spaces.Box | spaces.MultiBinary | spaces.Discrete | spaces.MultiDiscrete
     )
-    if not supported or space.shape is None or str(space.dtype) not in ALLOWED_DTYPES:
+    dtype = "" if space.dtype is None else space.dtype.name  # whatever the order of its bytes
+    if not supported or space.shape is None or dtype not in ALLOWED_DTYPES:
         raise UsageError(
             f"environment {env_id} has the observation {name}: {space}; Box, MultiBinary, "
             "Discrete and MultiDiscrete, alone or in Dict and Tuple, are supported"
         )
-    binary = (
-        isinstance(space, spaces.MultiBinary) or str(space.dtype) == "bool" or name == ACTION_MASK
-    )
+    binary = isinstance(space, spaces.MultiBinary) or dtype == "bool" or name == ACTION_MASK
     scale = _scale(space)
     if isinstance(space, spaces.Discrete):
         categories, start = (int(space.n),), (int(space.start),)
@@ -92,7 +91,7 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
         categories = start = ()
     if sum(categories) > MAX_CATEGORIES:  # one-hot, they would make by far the largest layer
         categories = start = ()
-    shape, dtype = tuple(space.shape), str(space.dtype)
+    shape = tuple(space.shape)
     return FieldSpec(name, shape, dtype, binary, categories=categories, start=start, scale=scale)
 
 

@@ -267,12 +267,11 @@ class VectorEnvironment:
         return {name: part_of(observation, path) for name, path in self._paths.items()}
 
     def _batch(self, observation: Any) -> Observation:
-        """Name the parts of a batch's observation, and check those of a native batch."""
+        """Name the parts of a batch's observation, each of its field's dtype."""
         named = self._named(observation)
-        if self._guarded:  # a guard has already checked
-            return named
         named = {f.name: _fitting(named[f.name], f, self.num_envs) for f in self.spec.fields}
-        self._check(named)
+        if not self._guarded:  # a guard has already checked
+            self._check(named)
         return named
 
     def _check(self, observation: Observation, *, ended: bool = False) -> None:
