@@ -51,6 +51,7 @@ def play(
     seeds: Sequence[int],
     should_stop: Callable[[], bool] = lambda: False,
     max_episode_steps: int = MAX_EPISODE_STEPS,
+    begun: Callable[[VectorEnvironment], object] = lambda _: None,
 ) -> Scores | None:
     """Play one episode for every seed; None if stopped before the end.
 
@@ -63,6 +64,7 @@ def play(
         seeds: seeds of the episodes.
         should_stop: called at every step; True stops.
         max_episode_steps: steps after which an episode is cut off and counts as it is.
+        begun: called with the environments once they are made.
 
     Raises:
         RunError: no episode counts, an environment failed for several seeds in a row, or no
@@ -74,6 +76,7 @@ def play(
             spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
         )
     with closing(env):
+        begun(env)
         scores = _play_all(act, env, seeds, should_stop, max_episode_steps)
     if scores is not None and not _counted(scores, spec).any():
         raise RunError(
@@ -89,11 +92,24 @@ def baseline_scores(
     """Score the environment's own baselines on these seeds, by name; empty without baselines.
 
     Raises:
-        RunError: the environment cannot be made, or its baselines fail.
+        RunError: the environment cannot be made, or its baselines fail or are not scores.
     """
-    what = f"the baselines of environment {spec.id} cannot be played"
-    with _in_one_line(what), closing(VectorEnvironment(spec, env_args, 1)) as env:
-        return env.baselines(seeds)
+    with _in_one_line(unplayed(spec)), closing(VectorEnvironment(spec, env_args, 1)) as env:
+        scores = {
+            str(name): np.array(values, np.float64) for name, values in env.baselines(seeds).items()
+        }
+        for name, values in scores.items():
+            if values.shape != (len(seeds),) or not np.isfinite(values).any():
+                raise RunError(
+                    f"{unplayed(spec)}: {name} gave {values.tolist()!s:.80}, not a score for each "
+                    f"of {len(seeds)} seeds"
+                )
+        return scores
+
+
+def unplayed(spec: EnvironmentSpec) -> str:
+    """Begin the sentence that says why there are no baselines."""
+    return f"the baselines of environment {spec.id} cannot be played"
 
 
 @contextmanager

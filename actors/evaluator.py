@@ -4,101 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import torch
 import zmq
 
+from actors.baselines import BaselinesApart
 from actors.environments import randomness
-from actors.evaluation import baseline_scores
 from actors.follower import ParameterFollower
-from actors.greedy import GreedyEvaluation, Scores, held_out_seeds
-from pdqn.config import Config
-from pdqn.errors import RunError, UsageError
+from actors.greedy import GreedyEvaluation, held_out_seeds
 from pdqn.files import RunFiles
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.model import BEST_MODEL
 from pdqn.networks import build_network, set_noise
 from pdqn.schedules import is_due
-from pdqn.specs import EnvironmentSpec
-from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
 
 _WAIT_SECONDS = 0.1
-_TURN_SECONDS = 0.05
-_BASELINES_SECONDS = 600.0
 _log = logging.getLogger("evaluator")
-
-
-class _Baselines:
-    """The environment's baselines on the held-out seeds, computed in a thread.
-
-    They may be slow: an environment plays whole episodes in one call, while this process must stay
-    in touch. If they take too long, evaluations omit them until they arrive.
-    """
-
-    def __init__(self, config: Config, spec: EnvironmentSpec, telemetry: Telemetry) -> None:
-        self._config, self._spec, self._telemetry = config, spec, telemetry
-        self._found: Scores | RunError | UsageError = {}
-        self._thread: threading.Thread | None = None
-        self._ends = math.inf
-        self._is_late = False
-
-    def wait(self, give_up: Callable[[], bool]) -> bool:
-        """Wait until the baselines arrive or take too long; False if the caller gives up.
-
-        Raises:
-            RunError, UsageError: the baselines fail; another attempt may succeed.
-        """
-        thread = self._thread or self._begin()
-        while True:
-            thread.join(_TURN_SECONDS)
-            if not thread.is_alive():
-                self._check()
-                return True
-            if time.monotonic() >= self._ends:
-                self._go_without()
-                return True
-            if give_up():
-                return False
-
-    def scores(self) -> Scores:
-        """Return float64[episodes] of each baseline by name; empty until they arrive."""
-        return self._found if isinstance(self._found, Mapping) else {}
-
-    def _begin(self) -> threading.Thread:
-        self._ends = time.monotonic() + _BASELINES_SECONDS
-        # The end of the process does not wait for this thread.
-        self._thread = threading.Thread(target=self._play, daemon=True)
-        self._thread.start()
-        return self._thread
-
-    def _play(self) -> None:
-        try:
-            self._found = baseline_scores(
-                self._spec, self._config.evaluation_env_args, held_out_seeds(self._config)
-            )
-        except (RunError, UsageError) as error:
-            self._found = error
-
-    def _check(self) -> None:
-        if isinstance(self._found, Exception):
-            self._thread = None  # the next evaluation tries again
-            raise self._found
-
-    def _go_without(self) -> None:
-        if not self._is_late:
-            self._is_late = True
-            self._telemetry.note(
-                "evaluation",
-                f"the environment's baselines are not there after {_BASELINES_SECONDS:g} s: "
-                "evaluations go on without them",
-            )
 
 
 class Evaluator:
@@ -120,7 +46,15 @@ class Evaluator:
         set_noise(self._network, False)
         if not files.here:
             files.fetch(BEST_MODEL)
-        baselines = _Baselines(welcome.config, welcome.spec, link.telemetry)
+        config = welcome.config
+        self._baselines = BaselinesApart(
+            welcome.spec,
+            config.evaluation_env_args,
+            held_out_seeds(config),
+            link.telemetry,
+            run_seed=run_seed,
+            give_up=self._interrupted,
+        )
         self._evaluation = GreedyEvaluation(
             welcome.config,
             welcome.spec,
@@ -131,8 +65,7 @@ class Evaluator:
             failed=lambda text, error: _log.error("%s", text, exc_info=error),
             # The run's directory may be on another host.
             kept=lambda: files.push(BEST_MODEL),
-            prepare=lambda: baselines.wait(self._interrupted),
-            baselines=baselines.scores,
+            baselines=self._baselines,
         )
         self._began = -math.inf
         self._evaluated: int | None = None
@@ -155,7 +88,8 @@ class Evaluator:
                 self._link.poll(_WAIT_SECONDS)
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the sockets, and end what plays the baselines."""
+        self._baselines.close()
         self._follower.close()
 
     def _is_due(self, version: int) -> bool:
@@ -191,7 +125,6 @@ def run_evaluator(
     with (
         role("evaluator", address, index, log_path, network) as (context, link, welcome),
         closing(RunFiles(link, welcome)) as files,
+        closing(Evaluator(context, link, welcome, files)) as evaluator,
     ):
-        evaluator = Evaluator(context, link, welcome, files)
         evaluator.run()
-        evaluator.close()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from actors.baselines import Baselines
 from actors.best import BestKeeper, not_kept
-from actors.evaluation import baseline_scores, describe, dropped_text, play
+from actors.evaluation import describe, dropped_text, play
 from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, first_line
@@ -21,8 +18,6 @@ from pdqn.networks import QNetwork
 from pdqn.policy import greedy
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
-
-Scores = Mapping[str, NDArray[np.float64]]
 
 
 class GreedyEvaluation:
@@ -39,9 +34,8 @@ class GreedyEvaluation:
         give_up: called at every step of the environments; True gives up.
         failed: called with a sentence and the error if a policy has no score.
         kept: called when the best parameters have been saved.
-        prepare: called before a policy plays; False gives the evaluation up.
-        baselines: function that returns float64[episodes] of each baseline by name. By default this
-            class plays them once, as soon as a policy has a score.
+        baselines: the environment's own ones. By default this process plays them once, as soon as
+            a policy has a score.
     """
 
     def __init__(
@@ -55,8 +49,7 @@ class GreedyEvaluation:
         give_up: Callable[[], bool],
         failed: Callable[[str, RunError], object],
         kept: Callable[[], object] = lambda: None,
-        prepare: Callable[[], bool] = lambda: True,
-        baselines: Callable[[], Scores] | None = None,
+        baselines: Baselines | None = None,
     ) -> None:
         self._config, self._spec = config, spec
         self._network, self._telemetry = network, telemetry
@@ -65,8 +58,9 @@ class GreedyEvaluation:
             telemetry.note("checkpoint", self._best.unread)
         self._seeds = held_out_seeds(config)
         self._give_up, self._failed, self._kept = give_up, failed, kept
-        self._prepare = prepare
-        self._baselines = baselines or cache(self._play_baselines)
+        self._baselines = baselines or Baselines(
+            spec, config.evaluation_env_args, self._seeds, telemetry
+        )
 
     def evaluate(self, version: int) -> bool:
         """Evaluate the network's present parameters; False if given up before the end.
@@ -80,7 +74,7 @@ class GreedyEvaluation:
             result = self._play()
         except RunError as error:
             text = f"step {version} has no score: {first_line(error)}"
-            self._telemetry.note("evaluation", text)
+            self._telemetry.note("unscored", text)
             self._failed(text, error)
             return True
         if result is None:
@@ -96,8 +90,6 @@ class GreedyEvaluation:
 
     def _play(self) -> dict[str, Any] | None:
         """Play the policy and compare it with the baselines; None if given up."""
-        if not self._prepare():
-            return None
         scores = play(
             lambda observation: greedy(self._network, observation),
             self._spec,
@@ -105,11 +97,11 @@ class GreedyEvaluation:
             self._seeds,
             self._give_up,
             self._config.evaluation.max_episode_steps,
+            self._baselines.begin,
         )
-        return None if scores is None else describe(scores, self._spec, self._baselines())
-
-    def _play_baselines(self) -> Scores:
-        return baseline_scores(self._spec, self._config.evaluation_env_args, self._seeds)
+        if scores is None or not self._baselines.wait():
+            return None
+        return describe(scores, self._spec, self._baselines.scores)
 
     def _keep_best(self, result: Mapping[str, Any], version: int) -> None:
         try:

@@ -8,8 +8,24 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from pdqn import handlers
+from pdqn.errors import Interrupted
+
 EXIT_INTERRUPTED_TWICE = 130
 _SAME_SECONDS = 1.0
+
+
+def end_at_once() -> None:
+    """Let Ctrl-C end this command at once, unless whoever started it has that ignored."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        handlers.install(signal.SIGINT, _interrupt)
+    # An environment must not replace it.
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        handlers.install(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
 
 
 class Interrupts:
@@ -22,7 +38,7 @@ class Interrupts:
     Attributes:
         count: number of signals so far.
         on_second: called in the main thread when the second signal arrives; must not return. By
-            default it raises KeyboardInterrupt.
+            default it raises Interrupted.
     """
 
     def __init__(self) -> None:
@@ -34,7 +50,7 @@ class Interrupts:
         """Take over the signals."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._handle)
+                handlers.install(number, self._handle)
         return self
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
@@ -47,4 +63,4 @@ class Interrupts:
 
     @staticmethod
     def _exit() -> None:
-        raise KeyboardInterrupt
+        raise Interrupted

@@ -41,23 +41,29 @@ class RunDirectory:
     """The files of one run; while it is open, no other process can open it.
 
     Args:
-        path: the directory.
+        path: the directory, which stays the same if this process goes to another one.
         resumed_at: seconds for which the run has run already; None for a new run.
 
     Raises:
         UsageError: the directory cannot be written, is in use, or holds another run.
+
+    Attributes:
+        path: the directory's absolute path.
+        shown: the path as the person gave it.
     """
 
     def __init__(self, path: Path, resumed_at: float | None = None) -> None:
-        self.path = path
+        self.shown = str(path)
+        # An environment in this process may change the directory that relative paths begin from.
+        self.path = path = path.absolute()
         self.metrics_path = path / METRICS
         self.logs = path / "logs"
         try:
             path.mkdir(parents=True, exist_ok=True)
             if resumed_at is None and (path / CONFIG).exists():
                 raise UsageError(
-                    f"run directory {path} already holds a run; choose another, or continue it: "
-                    f"--resume {path}"
+                    f"run directory {self.shown} already holds a run; choose another, or continue "
+                    f"it: --resume {self.shown}"
                 )
             self._events = _open_alone(path / EVENTS)
             self.logs.mkdir(exist_ok=True)
@@ -66,7 +72,9 @@ class RunDirectory:
                 _tidy(path)
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"run directory {path} cannot be written: {error.strerror}") from error
+            raise UsageError(
+                f"run directory {self.shown} cannot be written: {error.strerror}"
+            ) from error
         self._started = time.monotonic() - (resumed_at or 0.0)
 
     def log_path(self, role: str, index: int) -> Path:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher import streams
+from launcher.strict_json import to_json
 from pdqn.text import printable_lines
 
 if TYPE_CHECKING:  # commands that print one line need not wait for it
@@ -48,11 +50,16 @@ def terminal(**settings: Any) -> Console:
 
 def show(*renderables: RenderableType) -> None:
     """Print tables and texts on standard output."""
-    console = terminal()
+    console = terminal(file=streams.out())
     for renderable in renderables:
         console.print(Printable(renderable))
 
 
 def echo(text: object, *, err: bool = False) -> None:
     """Print a text on standard output, or on standard error."""
-    click.echo(printable_lines(str(text)), err=err)
+    click.echo(printable_lines(str(text)), file=streams.err() if err else streams.out())
+
+
+def echo_json(value: object, indent: int | None = None) -> None:
+    """Print a value as strict JSON, which escapes by itself, on standard output."""
+    click.echo(to_json(value, indent=indent), file=streams.out())

@@ -29,7 +29,7 @@ def as_array(given: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[An
     """
     try:
         array = np.array(given, order="C")
-    except ValueError as error:  # lists of different lengths
+    except Exception as error:  # lists of different lengths, and any object's own conversion
         raise ValueError(f"{shown(given)} is not an array") from error
     wanted = np.dtype(dtype)
     needed = f"{wanted}{list(shape)}"

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+_OTHERS = ("gymnasium", "numpy")
+_OURS = ("pdqn", "actors", "replay", "learner", "launcher")
+_PYTHON, _HERE = Path(sysconfig.get_path("stdlib")), Path(__file__).parents[1]
 
 
 class UsageError(ValueError):
@@ -29,6 +36,10 @@ class PlaceTakenError(JoinRefusedError):
     """Refusal because another process has the place: it helps to try again once that is gone."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A person's wish to end this command, as opposed to what an environment raises."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its type if the text is empty."""
     lines = str(error).strip().splitlines()
@@ -42,6 +53,33 @@ def type_and_first_line(error: BaseException) -> str:
 
 
 def with_place(error: BaseException) -> str:
-    """Return the type, the first line, and the place where the error was raised."""
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type_and_first_line(error)} ({at.filename}:{at.lineno})"
+    """Return the type, the first line, and the person's place where the error was raised."""
+    frames = [(at.filename, at.lineno or 0) for at in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0))
+    place = own_place(frames[::-1])
+    return f"{type_and_first_line(error)} ({place})" if place else type_and_first_line(error)
+
+
+def own_place(frames: Sequence[tuple[str, int]]) -> str:
+    """Return the place that a person would look at, as ``file:line``; empty without frames.
+
+    Args:
+        frames: file and line of each, innermost first. The first that is in a file of neither
+            Python, nor gymnasium or numpy, nor pdqn counts; without one, the innermost.
+    """
+    for name, line in frames:
+        if not name.startswith("<") and not _is_others(Path(name)):
+            return f"{name}:{line}"
+    return "{}:{}".format(*frames[0]) if frames else ""
+
+
+def _is_others(path: Path) -> bool:
+    """Return whether a file is of Python, of gymnasium or numpy, or of pdqn."""
+    for folder in ("site-packages", "dist-packages"):
+        if folder in path.parts:
+            after = path.parts[path.parts.index(folder) + 1 :]
+            return after[0] in (*_OTHERS, *_OURS)
+    if path.is_relative_to(_PYTHON):
+        return True
+    return path.is_relative_to(_HERE) and path.relative_to(_HERE).parts[0] in _OURS

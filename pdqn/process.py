@@ -17,6 +17,7 @@ from types import FrameType
 
 import setproctitle
 
+from pdqn import handlers
 from pdqn.text import printable, printable_lines
 
 # The signal with which a supervisor asks a role to leave. It is not SIGTERM: `timeout`, systemd and
@@ -50,7 +51,7 @@ class ParentWatch:
 
     def __init__(self) -> None:
         self.gone = False
-        signal.signal(LEAVE, self._told)
+        handlers.install(LEAVE, self._told)
         self._parent = multiprocessing.parent_process()
         if self._parent is not None:
             threading.Thread(target=self._watch, name="parent watch", daemon=True).start()
@@ -90,7 +91,7 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
     set_title(role, index)
     # Only the launcher decides what Ctrl-C or a closed terminal means.
     for number in OF_GROUP:
-        signal.signal(number, signal.SIG_IGN)
+        handlers.install(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUP)
     if log_path is not None:
         _redirect_output(log_path)

@@ -27,6 +27,7 @@ from pdqn.text import is_printable
 Observation = dict[str, NDArray[Any]]
 
 ACTION_MASK = "action_mask"
+ATARI_NAMESPACE = "ALE/"
 PLAIN_FIELD = "observation"  # name of the field of an observation without parts
 ALLOWED_DTYPES = (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",

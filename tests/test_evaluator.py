@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from actors.baselines import Baselines
 from actors.best import BestKeeper
 from actors.environments.describe import describe_environment
+from actors.environments.vector import VectorEnvironment
 from actors.evaluator import Evaluator
 from actors.greedy import GreedyEvaluation
 from launcher.plan import prepare as preparation
@@ -64,9 +67,6 @@ class Moody(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         return self.reset()[0], Moody.mood, True, False, {}
 
-    def baselines(self, seeds: Any) -> dict[str, Any]:
-        return {"nothing": np.zeros(len(seeds))}
-
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -78,9 +78,9 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gymnasium.registry.pop(MOODY)
 
 
-def config_of(**evaluation: Any) -> Config:
+def config_of(env: str = MOODY, **evaluation: Any) -> Config:
     layer = {
-        "run": {"env": MOODY},
+        "run": {"env": env},
         "network": {"hidden": 4, "layers": 1},
         "evaluation": {"episodes": 3, "period_seconds": 1e-6, **evaluation},
     }
@@ -157,16 +157,17 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     """Provide ``evaluated(mood, *happens)``: an evaluator's notes and evaluations."""
 
     def run(
-        mood: Any, *happens: Callable[[Link], None], **evaluation: Any
+        mood: Any, *happens: Callable[[Link], None], env: str = MOODY, **evaluation: Any
     ) -> tuple[list[Any], list[Any]]:
         link = Link(*happens)
         monkeypatch.setattr("actors.evaluator.ParameterFollower", lambda *_: link)
         monkeypatch.setattr("actors.environments.guard.time.sleep", lambda _: None)
-        config, spec = config_of(**evaluation), describe_environment(MOODY, {})
+        config, spec = config_of(env, **evaluation), describe_environment(env, {})
         welcome = Welcome("r", 0, 0, config, spec, "", "")
         monkeypatch.setattr(Moody, "mood", mood)
         stand_ins: list[Any] = [None, link, welcome, Here(tmp_path)]
-        Evaluator(*stand_ins).run()
+        with closing(Evaluator(*stand_ins)) as evaluator:
+            evaluator.run()
         link.report()
         notes = [note for report in link.reports for note in report.notes]
         return notes, [r.evaluation.to_map() for r in link.reports if r.evaluation]
@@ -175,7 +176,7 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
 
 
 UNPLAYED = f"none of 3 held-out episodes of {MOODY} could be played to its end"
-BUSY = f"the baselines of environment {MOODY} cannot be played: OSError: the license server is busy"
+BUSY = f"environment {MOODY} cannot be made: OSError: the license server is busy"
 UPSET = "an environment failed 5 times in a row: RuntimeError: it is not begun"
 BAD_MOODS = pytest.mark.parametrize(
     ("mood", "cause"),
@@ -196,7 +197,7 @@ def test_a_policy_without_a_score_is_noted_once_and_a_later_one_is_evaluated(
 ):
     notes, evaluations = evaluated(mood, time_passes, time_passes, recovers, finishes)
     ((kind, text),) = notes
-    assert kind == "evaluation"
+    assert kind == "unscored"
     assert text.startswith(f"step 1 has no score: {cause}")
     assert "\n" not in text
     assert [(e["parameter_version"], e["return_mean"]) for e in evaluations] == [(2, 5.0)]
@@ -218,35 +219,85 @@ def test_a_run_whose_last_policy_has_no_score_ends_all_the_same(
     assert evaluations == []
 
 
-def test_slow_baselines_are_waited_for_in_touch_with_the_run(
-    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+JUDGED = "wild_environments:Judged"
+
+
+def evaluations_of(evaluated: Evaluated, baselines: str, **arguments: Any) -> tuple[Any, Any]:
+    env_args = {"baselines": baselines, **arguments}
+    return evaluated(3.0, recovers, finishes, env=JUDGED, env_args=env_args)
+
+
+def test_slow_baselines_are_played_elsewhere_while_the_evaluator_stays_in_touch(
+    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    polled = threading.Event()
-    monkeypatch.setattr(Link, "waited", lambda _: polled.set())
-
-    def slow(self: Moody, seeds: Any) -> dict[str, Any]:
-        assert polled.wait(30), "the evaluator is silent"
-        return {"nothing": np.zeros(len(seeds))}
-
-    monkeypatch.setattr(Moody, "baselines", slow)
-    _, evaluations = evaluated(3.0, finishes)
-    assert [e["baselines"] for e in evaluations] == [{"nothing": 0.0}]
+    polled = tmp_path / "polled"
+    monkeypatch.setattr(Link, "waited", lambda _: polled.touch())
+    notes, evaluations = evaluations_of(evaluated, "waits", path=str(polled))
+    assert [e["baselines"] for e in evaluations] == [{"standing still": 0.5}] * 2
+    assert notes == []
 
 
-def test_baselines_that_never_come_are_done_without(
-    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
-):
-    for_ever = threading.Event()
-    monkeypatch.setattr("actors.evaluator._BASELINES_SECONDS", 0.0)
-    monkeypatch.setattr(Moody, "baselines", lambda *_: for_ever.wait(60))
-    try:
-        notes, evaluations = evaluated(3.0, recovers, finishes)
-    finally:
-        for_ever.set()
-    assert [e["baselines"] for e in evaluations] == [{}, {}]
+def check_told(notes: Any, words: str) -> None:
     ((kind, text),) = notes
-    assert kind == "evaluation"
-    assert text.startswith("the environment's baselines are not there after 0 s")
+    assert kind == "baselines"
+    assert text.startswith(f"the baselines of environment {JUDGED} cannot be played: ")
+    assert words in text
+    assert text.endswith("; evaluations go on without them")
+
+
+@pytest.mark.parametrize(
+    ("baselines", "words"),
+    [("ends", "ended with exit code 3"), ("hangs", "no answer for 2 s")],
+)
+def test_baselines_that_end_or_hang_are_told_once_and_evaluations_go_on_without(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, baselines: str, words: str
+):
+    monkeypatch.setattr("actors.baselines._SECONDS", 2.0 if baselines == "hangs" else 60.0)
+    notes, evaluations = evaluations_of(evaluated, baselines)
+    assert [e["baselines"] for e in evaluations] == [{}, {}]
+    check_told(notes, words)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "words"),
+    [
+        ("raises", "ZeroDivisionError: of nothing"),
+        ("quits", "EnvironmentQuitError: SystemExit: 3"),
+        ("list", "TypeError: cannot convert dictionary"),
+        ("words", "ValueError: could not convert string to float"),
+        ("few", "standing still gave [0.5], not a score for each of 3 seeds"),
+        ("nan", "standing still gave [nan, nan, nan], not a score"),
+        ("property", "KeyError: 'baselines'"),
+    ],
+)
+def test_baselines_that_fail_cost_no_evaluation(baselines: str, words: str):
+    spec, telemetry = describe_environment(JUDGED, {}), Telemetry()
+    arguments = {"baselines": baselines}
+    played = Baselines(spec, arguments, range(3), telemetry)
+    with closing(VectorEnvironment(spec, arguments, 1)) as env:
+        for _ in range(2):
+            played.begin(env)
+            assert played.wait()
+    assert played.scores == {}
+    check_told(telemetry.report().notes, words)
+
+
+@pytest.mark.parametrize("kind", ["alarm", "loop"])
+def test_an_environment_for_a_main_thread_is_evaluated_and_costs_no_process(
+    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    monkeypatch.setattr("actors.baselines.Apart", lambda *_: pytest.fail("it has no baselines"))
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        args = {"kind": kind}
+        notes, evaluations = evaluated(
+            3.0, finishes, env="wild_environments:Watchdog", env_args=args
+        )
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [e["episodes"] for e in evaluations] == [3]
+    assert notes == []
+    assert (tmp_path / BEST_MODEL).is_file()
 
 
 def test_an_evaluation_is_given_up_when_the_run_ends_and_the_last_policy_has_its_own(

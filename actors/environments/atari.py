@@ -17,8 +17,6 @@ from gymnasium.vector.utils import batch_space
 
 from pdqn.errors import UsageError
 
-NAMESPACE = "ALE/"
-
 
 def make_vector(
     env_id: str,

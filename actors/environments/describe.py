@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -19,12 +19,21 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from actors.environments.examination import Examination
 from actors.environments.fields import fields_of
-from actors.environments.guard import EnvironmentFailedError, close_broken
+from actors.environments.guard import EnvironmentFailedError, close_quietly
+from actors.environments.infos import RESERVED
+from actors.environments.interface import (
+    InterfaceError,
+    check_spaces,
+    fault_behind,
+    told_with_place,
+)
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import tells_mask, with_mask_observed
+from actors.environments.naming import advice_for
 from actors.environments.vector import VectorEnvironment, native_batch
-from pdqn.errors import UsageError, first_line, with_place
+from pdqn.errors import UsageError, first_line
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
 _log = logging.getLogger("environment")
@@ -32,19 +41,6 @@ _log = logging.getLogger("environment")
 _NOT_MADE = (
     gymnasium.error.Error, TypeError, ValueError, ImportError, AssertionError, LookupError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Examination:
-    """The findings about an environment.
-
-    Attributes:
-        spec: spec of the environment, with single frames.
-        suggests: whether its info holds an expert's action, at the beginning or after a step.
-    """
-
-    spec: EnvironmentSpec
-    suggests: bool
 
 
 def describe_environment(
@@ -69,13 +65,21 @@ def examine_environment(env_id: str, env_args: Mapping[str, Any]) -> Examination
         UsageError: it cannot be made, its spaces are not supported, or no actor could use its
             observations; the message gives the reason.
     """
+    with contextmanager(examining)(env_id, env_args) as found:
+        return found
+
+
+def examining(env_id: str, env_args: Mapping[str, Any]) -> Iterator[Examination]:
+    """Examine an environment, and close it once the findings are taken."""
     with _refused(env_id):
         made = makers(env_id, env_args)
         one = _one(env_id, made)
-        with _closed_if_refused(one):
+        with _closed_if_refused(one), _explained(one):
+            check_spaces(one)
             spec = _spec_of(env_id, one)
             batch = _batch_around(one, made, spec)
-        return Examination(spec, _try_once(batch))
+        with _quiet(), closing(batch):
+            yield _try_once(batch, one if made.vector is None else None)
 
 
 @contextmanager
@@ -85,27 +89,105 @@ def _refused(env_id: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
+    except InterfaceError as error:
+        raise UsageError(f"environment {env_id}: {error}") from error
+    except gymnasium.error.Error as error:
+        advice = (
+            ""
+            if _is_registered(env_id)
+            else advice_for(env_id.rpartition(":")[2], gymnasium.registry)
+        )
+        said = first_line(error)
+        if advice:
+            said = f"{said.partition(' Did you mean')[0].rstrip('.')}; {advice}"
+        raise UsageError(f"environment {env_id}: {said}") from error
     except _NOT_MADE as error:
-        raise UsageError(f"environment {env_id}: {first_line(error)}") from error
+        said = told_with_place(error, with_type=isinstance(error, LookupError))
+        raise UsageError(f"environment {env_id}: {said}") from error
     except EnvironmentFailedError as error:
         # The original error of the environment, which the guard has counted.
-        raise UsageError(
-            f"environment {env_id}: {with_place(error.__context__ or error)}"
-        ) from error
+        cause = error.__context__ or error
+        said = str(cause) if isinstance(cause, InterfaceError) else told_with_place(cause)
+        raise UsageError(f"environment {env_id}: {said}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"environment {env_id}: {told_with_place(error)}") from error
+
+
+def _is_registered(env_id: str) -> bool:
+    return env_id.rpartition(":")[2] in gymnasium.registry
+
+
+@contextmanager
+def _explained(env: Any) -> Iterator[None]:
+    """Replace an error that gymnasium or pdqn raised by the fault of the environment behind it.
+
+    Args:
+        env: the environment to look into; None for none.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
     except Exception as error:
-        raise UsageError(f"environment {env_id}: {with_place(error)}") from error
+        failed = isinstance(error, EnvironmentFailedError)
+        cause = error.__context__ if failed and error.__context__ is not None else error
+        with _quiet():
+            fault = fault_behind(env, cause)
+        if fault is not None:
+            raise fault from error
+        raise
 
 
 def _one(env_id: str, made: Makers) -> Any:
     """Make one environment, or a batch of one if there is no single form."""
     if made.single is not None:
-        env = made.single()
+        env = _single(made.single)
     else:
         assert made.vector is not None
         env = made.vector(1)
-    if not isinstance(env, gymnasium.Env | VectorEnv):
-        raise UsageError(f"environment {env_id}: it made {type(env).__name__}, not a gymnasium Env")
+    if not isinstance(env, gymnasium.Env if made.vector is None else gymnasium.Env | VectorEnv):
+        raise UsageError(f"environment {env_id}: {_another_thing(env)}")
     return env
+
+
+def _single(make: Callable[[], Any]) -> Any:
+    """Make one environment; if gymnasium's checker refuses it, say why in other words."""
+    try:
+        return make()
+    except Exception as error:
+        if not isinstance(make, partial) or make.func is not gymnasium.make:
+            raise
+        with _quiet():
+            try:
+                env = make(disable_env_checker=True)
+            except Exception:  # noqa: BLE001 - then it was not the checker
+                raise error from None
+            fault = fault_behind(env, error)
+            close_quietly(env)
+        if fault is not None:
+            raise fault from error
+        raise
+
+
+def _another_thing(made: Any) -> str:
+    """Describe what was made instead of an environment, and what to change."""
+    name, said = type(made).__name__, "not a gymnasium.Env"
+    if made is None:
+        return f"it made None, {said}: does the function return the environment?"
+    if isinstance(made, type):
+        return f"it made the class {made.__name__}, {said}: return {made.__name__}(), an instance"
+    libraries = {kind.__module__.partition(".")[0] for kind in type(made).__mro__}
+    if "gym" in libraries:
+        advice = "it is of the old package gym; write import gymnasium as gym"
+    elif "pettingzoo" in libraries:
+        advice = "pdqn trains one agent; give it an environment of one"
+    elif isinstance(made, VectorEnv) or "stable_baselines3" in libraries:
+        advice = "it is a batch; pdqn makes its own batch, from a function that makes one of them"
+    elif isinstance(made, tuple | list):
+        advice = "return the environment alone"
+    else:
+        advice = f"derive it: class {name}(gymnasium.Env)"
+    return f"it made {name}, {said}: {advice}"
 
 
 @contextmanager
@@ -114,14 +196,21 @@ def _closed_if_refused(env: Any) -> Iterator[None]:
         yield
     except BaseException:
         with _quiet():
-            close_broken(env)
+            close_quietly(env)
         raise
 
 
 def _spec_of(env_id: str, one: Any) -> EnvironmentSpec:
     """Read the attributes and the spaces of one environment, or of a batch of one."""
     headline = attribute(one, "headline_metric")
-    placement = bool(attribute(one, "circle_placement"))
+    if not isinstance(headline, str) or not headline:
+        headline = None  # somebody else's attribute of this name
+    if headline in RESERVED:
+        raise UsageError(
+            f"environment {env_id}: headline_metric = {headline!r} is a key of gymnasium's and "
+            "pdqn's own; choose another for it"
+        )
+    placement = attribute(one, "circle_placement") is True
     fields, num_actions, first_action = _spaces_of(env_id, one, masked=tells_mask(one))
     return EnvironmentSpec(env_id, fields, num_actions, headline, first_action, placement)
 
@@ -146,7 +235,13 @@ def _batch_around(one: Any, made: Makers, spec: EnvironmentSpec) -> VectorEnviro
     """
     if made.single is None:
         return VectorEnvironment(spec, {}, 1, made=Makers(None, lambda _: one))
-    native = native_batch(made, 1, masked=spec.masked)
+    try:
+        native = native_batch(made, 1, masked=spec.masked)
+    except UsageError:
+        raise
+    except Exception as error:
+        said = error if isinstance(error, InterfaceError) else told_with_place(error)
+        raise UsageError(f"environment {spec.id}: its own batch cannot be made: {said}") from error
     if native is None:
         return VectorEnvironment(spec, {}, 1, made=Makers(lambda: one, None))
     with _closed_if_refused(native):
@@ -165,19 +260,22 @@ def _check_batch(native: VectorEnv, spec: EnvironmentSpec) -> None:
         )
 
 
-def _try_once(batch: VectorEnvironment) -> bool:
-    """Reset it and step it as an actor does; return whether it suggests actions.
+def _try_once(batch: VectorEnvironment, env: Any) -> Examination:
+    """Reset it and step it as an actor does; one error now is better than one from every actor.
 
-    One error now is better than one from every actor.
+    Args:
+        batch: the batch, which is closed afterwards.
+        env: the environment in it to look into after an error; None for none.
     """
-    with _quiet(), closing(batch):
+    with _explained(env):
         first = batch.reset([0])
         _check_finite(batch.spec, first, np.zeros(1))
         suggested_first = batch.suggested is not None
         mask = first.get(ACTION_MASK)
         step = batch.step(np.zeros(1, np.int64) if mask is None else mask.argmax(axis=1))
         _check_finite(batch.spec, step.observation, step.rewards)
-        return suggested_first or step.suggested is not None
+        suggests = suggested_first or step.suggested is not None
+        return Examination(batch.spec, suggests, batch.odd_suggestion)
 
 
 def _check_finite(
@@ -212,9 +310,19 @@ def _actions(env_id: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
     if not isinstance(space, spaces.Discrete):
         raise UsageError(
             f"environment {env_id} has the actions {space}; only Discrete is supported: a "
-            "Q-network has one value for each of a finite set of actions"
+            f"Q-network has one value for each of a finite set of actions{_made_discrete(space)}"
         )
     return int(space.n), int(space.start)
+
+
+def _made_discrete(space: gymnasium.Space[Any]) -> str:
+    """Advise how to make an action space discrete."""
+    if isinstance(space, spaces.Box):
+        return "; choose a few of them, for example with gymnasium.wrappers.DiscretizeAction"
+    if isinstance(space, spaces.MultiDiscrete):
+        number = int(np.prod(space.nvec, dtype=object))
+        return f"; number all {number} combinations, as spaces.Discrete({number})"
+    return ""
 
 
 def _check_mask(env_id: str, fields: tuple[FieldSpec, ...], num_actions: int) -> None:

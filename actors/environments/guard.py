@@ -7,24 +7,30 @@ broken one as truncated, with a mark in its info. ``VectorEnvironment`` removes 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from actors.environments.infos import FAILED, SUGGESTED, no_number
+from actors.environments.interface import is_number, shown
 from pdqn import seeds
-from pdqn.errors import RunError
+from pdqn.errors import Interrupted, RunError
 
-FAILED = "environment_failed"
 _FIRST_BACKOFF_SECONDS, _LARGEST_BACKOFF_SECONDS = 0.1, 2.0
 _MOST_TRACEBACK_CHARACTERS = 4000
 _log = logging.getLogger("environment")
-# Environments may raise anything. Games end the process when their window is closed.
-RAISED = (Exception, SystemExit)
+# Environments may raise anything. Games end the process when their window is closed, and some
+# libraries' timeouts are not an Exception. Only a person's interrupt is never an environment's.
+RAISED = BaseException
+_CLOSE_SECONDS = 10.0
+_LATE = signal.SIGUSR2
 
 
 class EnvironmentFailedError(RunError):
@@ -104,12 +110,48 @@ class Backoff:
             self._waited_seconds[turn] = seconds
 
 
-def close_broken(env: Any) -> None:
-    """Close a failed environment: it may hold a port or a process that its successor needs."""
+class CloseTimeout(BaseException):
+    """The end of a call of ``close`` that took too long."""
+
+
+def close_quietly(env: Any, seconds: float = _CLOSE_SECONDS) -> None:
+    """Close an environment: it may hold a port or a process that its successor needs.
+
+    An error goes to the log. So does a call that takes too long, as far as Python can end it.
+    """
     try:
-        env.close()
+        _call_within(seconds, env.close)
+    except Interrupted:
+        raise
     except RAISED:
-        _log.exception("an environment that had failed could not be closed")
+        _log.exception("an environment could not be closed")
+
+
+def _call_within(seconds: float, call: Callable[[], object]) -> None:
+    """Call a function, and raise ``CloseTimeout`` in it after a time, if this is the main thread.
+
+    Another thread could not call it: some libraries close only in the thread that opened.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        call()
+        return
+    is_over = False
+
+    def late(_number: int, _frame: object) -> None:
+        if not is_over:
+            raise CloseTimeout(f"not closed within {seconds:g} s")
+
+    before = signal.signal(_LATE, late)
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), _LATE))
+    timer.daemon = True
+    timer.start()
+    try:
+        call()
+    finally:
+        is_over = True
+        timer.cancel()
+        timer.join()
+        signal.signal(_LATE, signal.SIG_DFL if before is None else before)
 
 
 class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -121,8 +163,9 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         backoff: waits, shared by a batch.
         check: function of an observation and of whether it is an episode's last. It raises if no
             policy could act on the observation or learn from it.
-        told: keys of the info that are read. Others are left out: a batch cannot hold values whose
-            shape or type differs between environments.
+        headline: key of the info that must hold a number, if it holds anything; None for no key.
+            Of all other keys only the suggestion is kept: a batch cannot hold values whose shape or
+            type differs between environments.
         rests: whether it rests after an episode. It then shows the episode's first observation
             until it is reset with a seed.
     """
@@ -133,7 +176,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         allowed: int,
         backoff: Backoff,
         check: Callable[[Any, bool], None],
-        told: Collection[str],
+        headline: str | None,
         *,
         rests: bool,
     ) -> None:
@@ -141,11 +184,14 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._make = make
         self._backoff = backoff
         self._check = check
-        self._told = tuple(told)
+        self._headline = headline
+        self._keys = (SUGGESTED,) if headline is None else (SUGGESTED, headline)
+        self.odd_suggestion = ""  # the first that is not a number
+        self.metadata = {}  # a batch copies it, and an environment may have anything in its place
         self._rests = rests
         self._resting = False
         self.record = FailureRecord(allowed)
-        self._broken = False
+        self._broken = self._closed = False
         self._seed: int | None = None
         self._first: Any = None
         self._last: Any = None
@@ -162,7 +208,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         while True:
             try:
                 if self._broken:
-                    close_broken(self.env)
+                    close_quietly(self.env)
                     self.env, self._broken = self._make(), False
                     if goes_on:
                         seed = None if self._seed is None else self._next_seed(self._seed)
@@ -170,6 +216,8 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
                 self._last, info = self.env.reset(seed=seed, options=options)
                 self._check(self._last, False)
                 told = self._read(info)
+            except Interrupted:
+                raise
             except RAISED:
                 _log.exception("an environment failed in reset")
                 goes_on = True
@@ -184,10 +232,11 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             return self._first, 0.0, False, False, {}
         try:
             self._last, reward, terminated, truncated, info = self.env.step(action)
-            reward = float(np.asarray(reward).item())
             if not terminated:
                 self._check(self._last, truncated)
             told = self._read(info)
+        except Interrupted:
+            raise
         except RAISED:
             _log.exception("an environment failed in step")
             self._note_failure()
@@ -196,17 +245,31 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             self.record.finished()
         return self._last, reward, terminated, truncated, told
 
-    def close(self) -> None:
-        """Close the environment; errors of a broken one go to the log."""
-        if self._broken:
-            close_broken(self.env)
-        else:
-            super().close()
+    @property
+    def render_mode(self) -> None:
+        """Return None: nobody looks at a batch, and an environment may have anything here."""
+        return
 
-    def _read(self, info: dict[str, Any]) -> dict[str, float]:
+    def close(self, seconds: float = _CLOSE_SECONDS) -> None:
+        """Close the environment once, within these seconds; errors go to the log."""
+        if not self._closed:
+            self._closed = True
+            close_quietly(self.env, seconds)
+
+    def _read(self, info: Mapping[str, Any]) -> dict[str, float]:
         """Convert the values read to one type: a batch would round all to the type of the first."""
-        told = {key: info[key] for key in self._told if info.get(key) is not None}
-        return {key: float(np.asarray(value).item()) for key, value in told.items()}
+        told = {}
+        for key in self._keys:
+            value = info.get(key)
+            if value is None:
+                continue
+            if is_number(value):
+                told[key] = float(np.asarray(value).item())
+            elif key == self._headline:
+                raise no_number(key, shown(value))
+            else:  # nobody may have asked for suggestions
+                self.odd_suggestion = self.odd_suggestion or shown(value)
+        return told
 
     def _note_failure(self) -> None:
         self._broken = True

@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from actors.environments.interface import InterfaceError, is_number, reset_result, shown
 from pdqn.casting import as_mask
 from pdqn.specs import ACTION_MASK, PLAIN_FIELD
 
@@ -21,13 +22,44 @@ Environment = gymnasium.Env[Any, Any]
 def tells_mask(env: Environment | VectorEnv) -> bool:
     """Find out whether an environment has action masks, in its observation or in its info.
 
-    If the observation has no mask, it resets the environment: only then are infos known.
+    If the observation has no mask, it resets the environment: only then are infos known. An info
+    may also have something else under the mask's key, such as a function or names of actions.
+
+    Raises:
+        InterfaceError: the mask of the info does not fit the actions.
     """
     if _observes_mask(env):
         return True
     every_zero: Any = [0]  # one seed for the batch of one; the base class declares only an int
-    _, info = env.reset(seed=every_zero if isinstance(env, VectorEnv) else 0)
-    return ACTION_MASK in info
+    is_batch = isinstance(env, VectorEnv)
+    _, info = reset_result(env, env.reset(seed=every_zero if is_batch else 0))
+    actions = env.single_action_space if is_batch else env.action_space
+    if ACTION_MASK not in info or not isinstance(actions, spaces.Discrete):
+        return False
+    told = info[ACTION_MASK]
+    return _is_mask(told[0] if is_batch else told, int(actions.n))
+
+
+def _is_mask(told: Any, num_actions: int) -> bool:
+    """Tell whether a value of the info is a mask: a row of numbers, and not something else.
+
+    Raises:
+        InterfaceError: it is a row of numbers, but not one from 0 to 1 for each action.
+    """
+    if not isinstance(told, list | tuple | np.ndarray):
+        return False
+    try:
+        mask = np.asarray(told)
+    except Exception:  # noqa: BLE001 - lists of different lengths
+        return False
+    if mask.ndim != 1 or not all(map(is_number, mask)):
+        return False
+    if mask.shape != (num_actions,) or not ((mask >= 0) & (mask <= 1)).all():
+        raise InterfaceError(
+            f'info["{ACTION_MASK}"] is {shown(told)}; one 0 or 1 for each of the {num_actions} '
+            "actions is needed"
+        )
+    return True
 
 
 def with_mask_observed(env: Any) -> Any:
@@ -55,12 +87,24 @@ class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         observation, info = self.env.reset(**arguments)
-        return _with_mask(observation, _told_mask(info)), info
+        return _with_mask(observation, self._mask(info)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return _with_mask(observation, _told_mask(info)), reward, terminated, truncated, info
+        return _with_mask(observation, self._mask(info)), reward, terminated, truncated, info
+
+    def _mask(self, info: Mapping[str, Any]) -> NDArray[np.int8]:
+        mask = _told_mask(info)
+        space = self.observation_space
+        assert isinstance(space, spaces.Dict)
+        if mask.shape != space[ACTION_MASK].shape:
+            told, (number,) = shown(info[ACTION_MASK]), space[ACTION_MASK].shape or (0,)
+            raise InterfaceError(
+                f'info["{ACTION_MASK}"] is {told}; one value for each of the {number} actions is '
+                "needed at every step, as at the first reset"
+            )
+        return mask
 
 
 class MaskedBatch(VectorWrapper):

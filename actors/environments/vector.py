@@ -8,34 +8,35 @@ mode use it. gymnasium's SyncVectorEnv steps all others one after another, each 
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from actors.environments.fields import field_name, leaves_of, part_of
 from actors.environments.guard import (
     FAILED,
-    RAISED,
     Backoff,
     FailureRecord,
     GuardedEnvironment,
-    close_broken,
+    close_quietly,
 )
-from actors.environments.making import Makers, attribute, makers
+from actors.environments.guest import Guest
+from actors.environments.infos import checked_scores, headlines, suggestions
+from actors.environments.interface import CheckedEnvironment, InterfaceError
+from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
 from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
-SUGGESTED = "suggested_action"
+_CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 10.0, 0.5
 _log = logging.getLogger("environment")
 
 
@@ -68,7 +69,12 @@ class Transition:
 
 
 class VectorEnvironment:
-    """A batch of environments that uses maps of named arrays."""
+    """A batch of environments that uses maps of named arrays.
+
+    Attributes:
+        suggested: an expert's actions for the present observations, as in ``Transition``.
+        odd_suggestion: text of the first suggestion that is not an action; empty without any.
+    """
 
     def __init__(
         self,
@@ -98,7 +104,10 @@ class VectorEnvironment:
         self.spec = spec
         self.num_envs = num_envs
         self.suggested: NDArray[np.int64] | None = None
-        self._made = makers(spec.id, env_args) if made is None else made
+        self.odd_suggestion = ""
+        self._guest = Guest()
+        with self._guest:
+            self._made = makers(spec.id, env_args) if made is None else made
         self._allowed = failures_allowed
         self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
@@ -106,7 +115,9 @@ class VectorEnvironment:
         self._checked = [f for f in spec.fields if f.categories or f.binary]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
-        self._make()
+        with self._guest:
+            self._make()
+        self._guest.settle()
         leaves = leaves_of(self._env.single_observation_space)
         self._paths = {field_name(path): path for path, _ in leaves}
 
@@ -127,7 +138,8 @@ class VectorEnvironment:
         self._seeds = [int(seed) for seed in seeds]
         self._backoff.begin_step()
         every: Any = self._seeds  # the base class declares only one int
-        observation, infos = self._env.reset(seed=every)
+        with self._guest:
+            observation, infos = self._env.reset(seed=every)
         self._infos = infos
         self.suggested = self._suggested(infos)
         return self._batch(observation)
@@ -143,12 +155,13 @@ class VectorEnvironment:
             return self._step(actions)
         try:
             return self._step(actions)
-        except RAISED:
+        except Exception:  # noqa: BLE001 - environments raise anything
             _log.exception("a batch of environments failed")
             return self._rebuilt(traceback.format_exc())
 
     def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
-        observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
+        with self._guest:
+            observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
         terminated, truncated = (np.asarray(end, bool) for end in ends)
         failed = self._failed(infos)
         truncated = truncated & ~failed
@@ -179,7 +192,7 @@ class VectorEnvironment:
             self._backoff.wait(self._record, trace)
             try:
                 observation = self._begin_anew()
-            except RAISED:
+            except Exception:  # noqa: BLE001 - environments raise anything
                 _log.exception("a batch of environments could not be built anew")
                 trace = traceback.format_exc()
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
@@ -190,8 +203,9 @@ class VectorEnvironment:
         )
 
     def _begin_anew(self) -> Observation:
-        close_broken(self._env)
-        self._make()
+        with self._guest:
+            close_quietly(self._env)
+            self._make()
         seeds = [rebuilt_seed(s, self._record.total) for s in self._seeds]
         _log.info("a batch of environments was built anew; its seeds are %s", seeds)
         return self.reset(seeds)
@@ -209,13 +223,12 @@ class VectorEnvironment:
 
     def _guard(self) -> GuardedEnvironment:
         """Make a guarded environment for stepping one after another."""
-        headline = self.spec.headline_metric
         return GuardedEnvironment(
             partial(_single, self._made, masked=self.spec.masked),
             self._allowed,
             self._backoff,
             check=lambda observation, ended: self._check(self._named(observation), ended=ended),
-            told=(SUGGESTED,) if headline is None else (SUGGESTED, headline),
+            headline=self.spec.headline_metric,
             rests=self._rests,
         )
 
@@ -224,14 +237,10 @@ class VectorEnvironment:
         return np.zeros(self.num_envs, bool) if marks is None else np.asarray(marks, bool)
 
     def _suggested(self, infos: Mapping[str, Any]) -> NDArray[np.int64] | None:
-        if SUGGESTED not in infos:
-            return None
-        told = np.asarray(infos[SUGGESTED])
-        known = np.asarray(infos.get(f"_{SUGGESTED}", np.ones(self.num_envs, bool)), bool)
-        if told.dtype == object:  # None for environments without a suggestion
-            known = known & [value is not None for value in told]
-        suggested = np.full(self.num_envs, -1, np.int64)
-        suggested[known] = told[known].astype(np.int64) - self.spec.first_action
+        first, number = self.spec.first_action, self.spec.num_actions
+        suggested, odd = suggestions(infos, self.num_envs, first, number)
+        told = next((env.odd_suggestion for env in self._guarded if env.odd_suggestion), odd)
+        self.odd_suggestion = self.odd_suggestion or told
         return suggested
 
     def present_headline(self) -> NDArray[np.float64]:
@@ -239,29 +248,33 @@ class VectorEnvironment:
 
         It is NaN where the info of the last step or reset does not have the metric.
         """
-        values = np.full(self.num_envs, np.nan)
         name = self.spec.headline_metric
-        if name is None or name not in self._infos:
-            return values
-        given = np.asarray(self._infos[name])
-        known = np.asarray(self._infos.get(f"_{name}", np.ones(self.num_envs, bool)), bool)
-        if given.dtype == object:  # None for environments without the metric
-            known = known & [value is not None for value in given]
-        values[known] = given[known]
-        return values
+        if name is None:
+            return np.full(self.num_envs, np.nan)
+        return headlines(self._infos, name, self.num_envs)
+
+    @property
+    def has_baselines(self) -> bool:
+        """Whether the environment can score baselines of its own; asking it may raise anything."""
+        env = self._guarded[0] if self._guarded else self._env
+        with self._guest:
+            return baselines_of(env) is not None
 
     def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Score the environment's own baselines on these seeds, by name; empty without any."""
         env = self._guarded[0] if self._guarded else self._env
-        compute = attribute(env, "baselines")
-        if not callable(compute):
-            return {}
-        scores: Any = compute(list(seeds))
-        return dict(scores)
+        with self._guest:
+            compute = baselines_of(env)
+            scores: Any = {} if compute is None else compute(list(seeds))
+        return checked_scores(scores, len(seeds))
 
     def close(self) -> None:
-        """Close all environments."""
-        self._env.close()
+        """Close all environments within a bounded time; errors go to the log."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        with self._guest:
+            for env in self._guarded:
+                env.close(max(_LEAST_CLOSE_SECONDS, deadline - time.monotonic()))
+            close_quietly(self._env)
 
     def _named(self, observation: Any) -> Observation:
         return {name: part_of(observation, path) for name, path in self._paths.items()}
@@ -300,12 +313,10 @@ class VectorEnvironment:
         }
 
     def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
-        values = np.full(self.num_envs, np.nan)
         name, told = self.spec.headline_metric, infos.get("final_info", {})
-        if name in told:
-            known = ended & told.get(f"_{name}", True)
-            values[known] = told[name][known]
-        return values
+        if name is None or not ended.any():
+            return np.full(self.num_envs, np.nan)
+        return np.where(ended, headlines(told, name, self.num_envs), np.nan)
 
 
 # ---- from makers to gymnasium's batches ----
@@ -321,8 +332,15 @@ def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | No
     """
     if made.vector is None:
         return None
-    native = made.vector(num_envs)
-    if native.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+    native: Any = made.vector(num_envs)
+    if not isinstance(native, VectorEnv):
+        raise InterfaceError(
+            f"the attribute vector of its factory made {type(native).__name__}, not a gymnasium "
+            "VectorEnv; give a function of (num_envs, **env_args) that makes one, or rename vector"
+        )
+    metadata: Any = native.metadata
+    mode = metadata.get("autoreset_mode") if isinstance(metadata, Mapping) else None
+    if mode != AutoresetMode.SAME_STEP:
         native.close()
         return None
     return with_mask_observed(native) if masked else native
@@ -330,30 +348,8 @@ def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | No
 
 def _single(made: Makers, *, masked: bool) -> Any:
     assert made.single is not None, "a batch that is the only way resets within a step"
-    env = _CopiedObservation(made.single())
+    env = CheckedEnvironment(made.single())
     return with_mask_observed(env) if masked else env
-
-
-class _CopiedObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Wrapper that copies observations: a reset may reuse the environment's own array.
-
-    Lists and Python numbers become arrays of the space's dtype.
-    """
-
-    def observation(self, observation: Any) -> Any:
-        return _copied(observation, self.observation_space)
-
-
-def _copied(observation: Any, space: gymnasium.Space[Any]) -> Any:
-    if isinstance(space, spaces.Dict):
-        return {name: _copied(observation[name], part) for name, part in space.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_copied(o, s) for o, s in zip(observation, space, strict=True))
-    assert space.dtype is not None, "fields have one"
-    try:
-        return as_array(observation, space.dtype, space.shape or ())
-    except ValueError as error:
-        raise ValueError(f"the observation {error}, which {space} says") from error
 
 
 def _fitting(values: Any, field: FieldSpec, count: int) -> NDArray[Any]:

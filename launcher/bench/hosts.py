@@ -22,6 +22,7 @@ from launcher.bench.saturation import Costs, limits
 from launcher.coordinator.coordinator import Coordinator
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
+from launcher.plan.inspector import Inspector
 from launcher.plan.prepare import prepare
 from launcher.strict_json import to_json
 from launcher.terminal import show
@@ -49,7 +50,8 @@ _MEMBERS = _REPORTS = 2000
 
 def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bool) -> int:
     """Measure and print; return the exit code."""
-    spec, _, plan = prepare(config)
+    with Inspector(config.system) as inspector:
+        spec, _, plan = prepare(config, inspector=inspector)
     costs = measure(plan.config, spec, seconds, host_actors)
     found = limits(costs)
     if as_json:

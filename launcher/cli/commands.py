@@ -46,6 +46,8 @@ from pdqn.trust import Trust
 if TYPE_CHECKING:
     from launcher.hosts.access import Access
     from launcher.hosts.dask.cluster import DaskCluster
+    from launcher.plan.inspector import Inspector
+    from pdqn.config import Config
 
 
 @click.group(
@@ -176,7 +178,10 @@ def launch(
     config = configuration_of(options, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
         echo("pdqn: getting ready", err=True)
-    with _opened(hosts, dask) as (access, cluster):
+    with (
+        _inspecting(config, interrupts) as inspector,
+        _opened(hosts, dask) as (access, cluster),
+    ):
         from launcher.run import launch as running
 
         return running.launch(
@@ -189,7 +194,22 @@ def launch(
             agreed=force or yes,
             check_only=check_only,
             cluster=cluster,
+            inspector=inspector,
         )
+
+
+@contextlib.contextmanager
+def _inspecting(config: Config, interrupts: Interrupts | None = None) -> Iterator[Inspector]:
+    """Have another process look at the environment, while this one imports what a run needs."""
+    from launcher.plan.inspector import Inspector
+
+    def give_up_if_interrupted() -> None:
+        if interrupts is not None and interrupts.count:
+            raise KeyboardInterrupt
+
+    with Inspector(config.system, give_up_if_interrupted) as inspector:
+        inspector.begin(config.run.env, config.run.env_args)
+        yield inspector
 
 
 @contextlib.contextmanager
@@ -232,14 +252,17 @@ def check(
     pdqn check --actors 120 --dask tcp://scheduler:8786
     """
     dask = take(DaskOptions, options)
-    from launcher.run import launch as running
-
     config = configuration_of(options)
     if dask.dask is not None:
+        from launcher.run import launch as running
+
         return running.check_cluster(
             config, dask.dask, dask.python, dask.dask_slots, as_json=as_json
         )
-    return running.check(config, as_json=as_json)
+    with _inspecting(config) as inspector:
+        from launcher.run import launch as running
+
+        return running.check(config, as_json=as_json, inspector=inspector)
 
 
 def _role_command(role: str, summary: str, more: str = "") -> None:

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
 import click
 
+from launcher import streams
 from launcher.caches import keep_caches_private
 from launcher.cli.commands import cli
+from launcher.interrupts import end_at_once
 from launcher.terminal import echo
 from pdqn.errors import RunError, UsageError
 from pdqn.process import PrintableFormatter
 
+_THREADS_SECONDS = 2.0
+
 
 def main() -> None:
     """Run a command, and report bad input and failed runs in one line, without a traceback."""
+    try:
+        _run()
+    except SystemExit as end:
+        if streams.were_shared():
+            _end_with_guest(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _run() -> None:
     _make_streams_usable()
+    end_at_once()
     keep_caches_private()
     if logging.lastResort is not None:  # which prints warnings where no log is open
         logging.lastResort.setFormatter(PrintableFormatter())
@@ -42,6 +59,18 @@ def main() -> None:
     except Exception:  # noqa: BLE001 - a fault: Python itself would print it with its escapes
         echo(traceback.format_exc().rstrip(), err=True)
         sys.exit(1)
+
+
+def _end_with_guest(code: int) -> None:
+    """End this process, although an environment in it may have left threads that go on."""
+    streams.end_with_errors()
+    deadline = time.monotonic() + _THREADS_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                atexit._run_exitfuncs()
+                os._exit(code)
 
 
 def _make_streams_usable() -> None:

@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from launcher import streams
 from launcher.console.dashboard import render
 from launcher.console.keyboard import KEYS, Keyboard
 from launcher.console.lines import dumps, progress_line, progress_map, summary_rows
@@ -217,7 +218,8 @@ class RichConsole:
 
     The alternate screen makes resizing clean: every frame starts at its top left corner. Messages
     are shown there as events, and printed for good when the console leaves the screen. Whatever
-    else this process writes to standard output or error meanwhile also becomes a message.
+    else this process writes to standard output or error meanwhile also becomes a message, unless an
+    environment has them.
     """
 
     def __init__(self, stream: TextIO, clock: Clock, keys: Mapping[str, str] = KEYS) -> None:
@@ -240,7 +242,7 @@ class RichConsole:
         self._redirected = contextlib.ExitStack()
         self._drawing = False
         self._screen = self._terminal.size
-        self._keyboard = Keyboard()
+        self._keyboard = Keyboard(streams.keys())
         self._help = False
 
     def start(self) -> None:
@@ -252,8 +254,9 @@ class RichConsole:
         self._drawing = True
         # However this process ends, the terminal must be as it was.
         atexit.register(self.stop)
-        self._redirected.enter_context(contextlib.redirect_stdout(_Lines(self.message)))
-        self._redirected.enter_context(contextlib.redirect_stderr(_Lines(self.message)))
+        if not streams.are_apart():
+            self._redirected.enter_context(contextlib.redirect_stdout(_Lines(self.message)))
+            self._redirected.enter_context(contextlib.redirect_stderr(_Lines(self.message)))
 
     def update(self, snapshot: Snapshot) -> None:
         """Draw, unless the last frame is younger than a quarter of a second."""

@@ -15,18 +15,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.environments.describe import describe_environment
-from actors.environments.making import package_versions
 from launcher.hosts.access import Door, find_door
 from launcher.hosts.leash import Leash
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
+from launcher.plan.inspector import Here, Inspector
 from launcher.safe_path import find_own_modules
 from launcher.terminal import echo
 from pdqn.broadcast import Relay
@@ -93,8 +91,8 @@ def take_part(
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join(is_given_up=lambda: interrupts.count > 0)
             try:
-                agent = _Agent(link, welcome, supervisor, relay, part, say)
-            except (RunError, UsageError) as error:
+                agent = _Agent(link, welcome, supervisor, relay, part, say, interrupts)
+            except (RunError, UsageError, KeyboardInterrupt) as error:
                 link.leave(str(error))
                 raise
             return agent.run(interrupts)
@@ -136,37 +134,36 @@ class _Agent:
         relay: Relay | None,
         part: Part,
         say: Callable[[str], None],
+        interrupts: Interrupts | None = None,
     ) -> None:
         self._link, self._supervisor, self._part, self._say = link, supervisor, part, say
         self._relay = relay
-        self._count = self._prepare(welcome)
+        self._count = self._prepare(welcome, interrupts)
         supervisor.set_restarts(welcome.config.system.restarts)
         self._resized = 0
         self._next_gauge = 0.0
         self._code = 0
 
-    def _prepare(self, welcome: Welcome) -> int:
+    def _prepare(self, welcome: Welcome, interrupts: Interrupts | None) -> int:
         """Check that the host fits the run, settle what the run leaves to it, and count processes.
 
-        It works in a thread: making an environment can take longer than the run waits for a sign
-        of life.
+        Making an environment can take longer than the run waits for a sign of life.
         """
+        config, spec = welcome.config, welcome.spec
+        if names_code(config.run.env, config.network.kind, config.evaluation_env_args):
+            find_own_modules()  # also those of the roles, which search where this process does
 
-        def prepare() -> int:
-            run, kind = welcome.config.run, welcome.config.network.kind
-            if names_code(run.env, kind, welcome.config.evaluation_env_args):
-                find_own_modules()  # also those of the roles, which search where this process does
-            check_environment(welcome)
-            here, config, spec = machine.detect(), welcome.config, welcome.spec
-            if self._part.role == "learner":
-                self._supervisor.settings = plan.learner_settings(here, config, spec)
-            return self._part.count or plan.actors_for_host(here, config, spec)
+        def stay_in_touch() -> None:
+            self._link.poll()
+            if interrupts is not None and interrupts.count:
+                raise KeyboardInterrupt
 
-        with ThreadPoolExecutor(1) as pool:
-            count = pool.submit(prepare)
-            while not count.done():
-                self._link.poll(_TURN_SECONDS)
-            return count.result()
+        with Inspector(config.system, stay_in_touch) as inspector:
+            check_environment(welcome, inspector)
+        here = machine.detect()
+        if self._part.role == "learner":
+            self._supervisor.settings = plan.learner_settings(here, config, spec)
+        return self._part.count or plan.actors_for_host(here, config, spec)
 
     def run(self, interrupts: Interrupts) -> int:
         """Start the roles and keep them running; return the exit code.
@@ -271,19 +268,19 @@ def recent_ends(
     return tuple(pid for pid in known if pid not in present)[-MAX_ENDED:]
 
 
-def check_environment(welcome: Welcome) -> None:
+def check_environment(welcome: Welcome, inspector: Inspector | Here | None = None) -> None:
     """Check that the run's environment is the same on this host.
 
     Raises:
         UsageError: it cannot be made, has another version, or has other observations or actions.
     """
-    run = welcome.config.run
-    versions = package_versions(run.env)
+    run, inspector = welcome.config.run, inspector or Here()
+    versions = inspector.versions(run.env)
     for name, theirs in welcome.versions.items():
         if (ours := versions.get(name, "no")) != theirs:
             name, theirs = shown(name), shown(theirs)
             raise UsageError(f"this host has {ours} {name}, the run {theirs}: install that here")
-    here = describe_environment(run.env, run.env_args).stacked(welcome.spec.frame_stack)
+    here = inspector.examine(run.env, run.env_args).spec.stacked(welcome.spec.frame_stack)
     if difference := here.difference(welcome.spec):
         raise UsageError(f"{run.env} is another environment on this host: {difference}")
 

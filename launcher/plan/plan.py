@@ -12,7 +12,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from actors.environments import atari
 from launcher.numbers import plural, size
 from launcher.plan.machine import (
     COMPILERS,
@@ -24,7 +23,7 @@ from launcher.plan.memory import GB, LAUNCHER_BYTES, MB, REPLAY_BYTES, Estimates
 from launcher.plan.storage import COMPRESSED_HEADROOM, STORES, Storage, Store
 from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
-from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
+from pdqn.specs import ACTION_MASK, ATARI_NAMESPACE, EnvironmentSpec, FieldSpec
 from pdqn.wire import MAX_TRANSITION_BYTES
 from replay.limiter import make_limiter
 
@@ -297,7 +296,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     draft.settle("actor", "batch_transitions", batch)
     _check_segment(draft)
     draft.settle("actor", "discount", _discount(spec))
-    is_atari = spec.id.startswith(atari.NAMESPACE)
+    is_atari = spec.id.startswith(ATARI_NAMESPACE)
     draft.settle("actor", "reward_clip", ATARI_REWARD_CLIP if is_atari else 0.0)
     if is_atari:
         _score_whole_games(draft)

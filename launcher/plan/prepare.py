@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from actors.environments.describe import describe_environment, examine_environment
+from actors.environments.examination import Examination
 from launcher.plan import plan as planning
+from launcher.plan.inspector import Here, Inspector
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import Plan
-from launcher.plan.probe import block_bytes_per_transition
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.networks import QNetwork, build_network
@@ -16,34 +16,33 @@ from pdqn.specs import EnvironmentSpec
 
 
 def prepare(
-    config: Config, elsewhere: frozenset[str] = frozenset()
+    config: Config,
+    elsewhere: frozenset[str] = frozenset(),
+    inspector: Inspector | Here | None = None,
 ) -> tuple[EnvironmentSpec, Machine, Plan]:
     """Fill in every automatic setting for this machine and environment, and check the whole.
 
     Args:
         config: as a person wrote it.
         elsewhere: roles that will join from other hosts.
+        inspector: looks at the environment; by default, this process does.
 
     Raises:
         UsageError: settings that cannot work on any machine.
     """
-    run = config.run
-    examined = examine_environment(run.env, run.env_args)
+    run, inspector = config.run, inspector or Here()
+    examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
     network = build_network(spec, config.network)
     if config.evaluation.env_args:
-        _check_evaluation(config, spec, network)
+        _check_evaluation(config, spec, network, inspector)
     check_combinations(config)
-    if (config.actor.guidance or config.actor.guidance_final) and not examined.suggests:
-        raise UsageError(
-            f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives no "
-            'info["suggested_action"] to follow; circle placement does with --env-arg suggest=true'
-        )
+    _check_guidance(config, examined)
     here = detect()
     parameters = parameter_bytes(network)
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
     if planning.measures_frames(here, config, spec, parameters):
-        measured = block_bytes_per_transition(plan.config, spec)
+        measured = inspector.measure(plan.config, spec)
         size = measured or float(spec.observation_bytes)
         plan = planning.plan(here, config, spec, size, elsewhere, parameters)
         if measured is None:
@@ -54,19 +53,40 @@ def prepare(
     return spec, here, plan
 
 
+def _check_guidance(config: Config, examined: Examination) -> None:
+    """Refuse to follow an expert who says nothing, or nothing that is an action."""
+    if not (config.actor.guidance or config.actor.guidance_final):
+        return
+    spec, odd = examined.spec, examined.odd_suggestion
+    guidance = f"actor.guidance = {config.actor.guidance:g}: {spec.id} gives"
+    if odd:
+        last = spec.first_action + spec.num_actions - 1
+        raise UsageError(
+            f'{guidance} {odd} as info["suggested_action"]; the number of an action, '
+            f"{spec.first_action} to {last}, is needed, or -1 or None for no suggestion"
+        )
+    if not examined.suggests:
+        raise UsageError(
+            f'{guidance} no info["suggested_action"] to follow; circle placement does with '
+            "--env-arg suggest=true"
+        )
+
+
 def parameter_bytes(network: QNetwork) -> int:
     """Return the size of a network's parameters, as the learner publishes them."""
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def _check_evaluation(config: Config, spec: EnvironmentSpec, network: QNetwork) -> None:
+def _check_evaluation(
+    config: Config, spec: EnvironmentSpec, network: QNetwork, inspector: Inspector | Here
+) -> None:
     """Refuse evaluations that show the network something other than it is trained on.
 
     Shapes and the number of actions may differ if the network can take them.
     """
     where, env_args = "evaluation.env_args", config.evaluation_env_args
     try:
-        found = describe_environment(spec.id, env_args, spec.frame_stack)
+        found = inspector.examine(spec.id, env_args).spec.stacked(spec.frame_stack)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     seen, trained = _essentials(found), _essentials(spec)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,22 +23,24 @@ from actors.evaluation import (
     random_act,
     scored,
 )
+from launcher import streams
 from launcher.results.films import check_camera, check_film, record_film
 from launcher.results.models import NO_PERMISSION, Permission, open_model
-from launcher.strict_json import to_json
-from launcher.terminal import echo, show
+from launcher.terminal import echo, echo_json, show
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
+from pdqn.errors import RunError, first_line
 from pdqn.model import Model
 from pdqn.policy import greedy, model_path
 
 
 @dataclass(frozen=True)
 class Film:
-    """A film to make: its file, and the number of episodes in it."""
+    """A film to make: its path as a person gave it, its number of episodes, and its file."""
 
     path: Path
     episodes: int
+    file: Path | None = None
 
 
 def evaluate(
@@ -70,9 +71,24 @@ def evaluate(
     torch.set_num_threads(1)
     if film is not None:
         check_film(film.path)
-    model = open_model(model_path(path, best=best), permission, plays=True)
-    if film is not None:
-        check_camera(model)
+        # Before an environment in this process changes the directory.
+        film = replace(film, file=film.path.absolute())
+    with streams.apart():
+        model = open_model(model_path(path, best=best), permission, plays=True)
+        if film is not None:
+            check_camera(model)
+        result = _scored(model, episodes, max_episode_steps)
+        if as_json:
+            echo_json(result)
+        else:
+            show(table(model, result))
+        if film is not None:
+            echo(_filmed(model, film), err=as_json)
+    return 0
+
+
+def _scored(model: Model, episodes: int, max_episode_steps: int) -> dict[str, Any]:
+    """Play the policy and its baselines, and describe both."""
     # The best parameters of many evaluations look better on the seeds that chose them.
     held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
     playing = partial(
@@ -82,20 +98,6 @@ def evaluate(
         seeds=held_out,
         max_episode_steps=max_episode_steps,
     )
-    result = _scored(model, held_out, playing)
-    if as_json:
-        click.echo(to_json(result))
-    else:
-        show(table(model, result))
-    if film is not None:
-        echo(_filmed(model, film), err=as_json)
-    return 0
-
-
-def _scored(
-    model: Model, held_out: list[int], playing: Callable[[Act], Scores | None]
-) -> dict[str, Any]:
-    """Play the policy and its baselines, and describe both."""
     scores = playing(partial(greedy, model.network))
     assert scores is not None, "nothing stops it"
     result = describe(scores, model.spec, _baselines(model, held_out, playing))
@@ -104,7 +106,7 @@ def _scored(
 
 def _filmed(model: Model, film: Film) -> str:
     """Record the film, and describe it in a line."""
-    frames, whole = record_film(model, film.path, film.episodes)
+    frames, whole = record_film(model, film.file or film.path, film.episodes)
     cut = "" if whole else ", then cut: the film would be too large"
     return f"{film.path}: {frames} frames{cut}"
 
@@ -157,8 +159,11 @@ def _baselines(
     If the random policy is cut before its headline metric is known, it is left out. The seeds of
     its short episodes alone would not compare the two fairly.
     """
-    if own := baseline_scores(model.spec, model.env_args, held_out):
-        return own
+    try:
+        if own := baseline_scores(model.spec, model.env_args, held_out):
+            return own
+    except RunError as error:  # they are an addition to the policy's score
+        echo(f"pdqn: {first_line(error)}", err=True)
     scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))
     assert scores is not None
     values = scored(scores, model.spec)

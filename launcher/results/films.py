@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from actors.environments.guard import close_quietly
+from actors.environments.guest import Guest
 from actors.environments.making import makers
 from actors.environments.vector import VectorEnvironment
 from launcher.results.checks import check_output
@@ -86,31 +88,35 @@ def record_film(model: Model, path: Path, episodes: int) -> tuple[int, bool]:
 class _Rendered:
     """A camera for one environment that renders."""
 
-    def __init__(self, env: Any, policy: Policy) -> None:
-        self._env, self._policy = env, policy
+    def __init__(self, env: Any, policy: Policy, guest: Guest) -> None:
+        self._env, self._policy, self._guest = env, policy, guest
         self.fps = float(env.metadata.get("render_fps") or _DEFAULT_FPS)
 
     def episode(self, seed: int) -> Iterator[Picture]:
         """Yield the pictures of an episode, its first and its last one included."""
         self._policy.reset()
-        observation, info = self._env.reset(seed=seed)
+        with self._guest:
+            observation, info = self._env.reset(seed=seed)
         yield self._picture()
         ended = False
         while not ended:
             action = self._policy.act(observation, info.get(ACTION_MASK))
-            observation, _, terminated, truncated, info = self._env.step(action)
+            with self._guest:
+                observation, _, terminated, truncated, info = self._env.step(action)
             yield self._picture()
             ended = terminated or truncated
 
     def _picture(self) -> Picture:
-        rendered = self._env.render()
+        with self._guest:
+            rendered = self._env.render()
         try:
             return _as_picture(rendered)
         except ValueError as error:
             raise UsageError(_no_pictures(self._policy.model, error)) from error
 
     def close(self) -> None:
-        self._env.close()
+        with self._guest:
+            close_quietly(self._env)
 
 
 class _Seen:
@@ -144,10 +150,13 @@ class _Seen:
 
 def _camera(model: Model) -> _Rendered | _Seen:
     """Make the camera that fits the environment."""
-    made = makers(model.spec.id, {**model.env_args, "render_mode": "rgb_array"})
-    policy = Policy(model)
+    policy, guest = Policy(model), Guest()
+    with guest:
+        made = makers(model.spec.id, {**model.env_args, "render_mode": "rgb_array"})
     try:
-        return _Rendered(_rendering(made.single), policy)
+        with guest:
+            env = _rendering(made.single)
+        return _Rendered(env, policy, guest)
     except Exception as error:  # noqa: BLE001 - environments raise anything
         refusal = error
     seen = _image_field(model.spec)
@@ -166,7 +175,7 @@ def _rendering(make: Callable[[], Any] | None) -> Any:
         env.reset(seed=seeds.held_out_seeds(1)[0])
         _as_picture(env.render())
     except BaseException:
-        env.close()
+        close_quietly(env)
         raise
     return env
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.environments.describe import describe_environment
+from launcher.plan.inspector import Here, Inspector
 from launcher.rundir import CONFIG
 from launcher.safe_path import find_own_modules
 from pdqn import layers
+from pdqn.config import SystemConfig
 from pdqn.errors import UsageError
 from pdqn.model import Model, ModelFile, read_model
 from pdqn.trust import Trust, own_config
@@ -57,7 +58,10 @@ def open_model(path: Path, permission: Permission, *, plays: bool = False) -> Mo
     if network is not None:
         named = replace(named, network=replace(file.network, kind=network))
     named.check(permission.trust, plays=plays)
-    return _built(named, checked=file.spec.id == named.spec.id)
+    if file.spec.id != named.spec.id:
+        with Inspector(SystemConfig()) as inspector:
+            _compare(named, named.env_args, inspector)
+    return _built(named)
 
 
 def open_model_of_run(path: Path, trust: Trust) -> Model:
@@ -84,18 +88,22 @@ def open_model_of_run(path: Path, trust: Trust) -> Model:
     # The model does not have the arguments of training.
     if own_config(path.parent) is None:
         trust.check_environment(f"{settings}:", config.run.env, config.run.env_args)
-    return _built(file, env_args=config.run.env_args, checked=False)
+    # The process that draws pictures of the run makes its environment anyway.
+    _compare(file, config.run.env_args, Here())
+    return _built(file)
 
 
-def _built(
-    file: ModelFile, *, env_args: dict[str, object] | None = None, checked: bool = True
-) -> Model:
-    """Build a model that may run, after comparing its spec with the environment unless checked."""
+def _built(file: ModelFile) -> Model:
+    """Build a model that may run, and let imports find the code that it names."""
     if file.names_code:
         find_own_modules()
-    if not checked:
-        arguments = file.env_args if env_args is None else env_args
-        here = describe_environment(file.spec.id, arguments, file.spec.frame_stack)
-        if difference := here.difference(file.spec):
-            raise UsageError(f"{file.path} is for another environment than {here.id}: {difference}")
     return file.build()
+
+
+def _compare(file: ModelFile, env_args: dict[str, object], inspector: Inspector | Here) -> None:
+    """Refuse a model that is for another environment than the one that it would play here."""
+    if file.names_code:
+        find_own_modules()
+    here = inspector.examine(file.spec.id, env_args).spec.stacked(file.spec.frame_stack)
+    if difference := here.difference(file.spec):
+        raise UsageError(f"{file.path} is for another environment than {here.id}: {difference}")

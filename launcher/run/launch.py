@@ -9,12 +9,14 @@ from pathlib import Path
 
 import click
 
+from launcher import streams
 from launcher.console.console import Console, Kind, make_console
 from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.report import cluster_rows, cluster_table
 from launcher.interrupts import Interrupts
 from launcher.numbers import duration
+from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Machine, raise_open_file_limit
 from launcher.plan.plan import Plan
 from launcher.plan.prepare import prepare
@@ -23,7 +25,6 @@ from launcher.plan.report import report
 from launcher.run.parallel import Run
 from launcher.run.resume import PastRun
 from launcher.run.session import Session
-from launcher.run.single import SingleRun
 from launcher.run.sinks import check_sinks
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
@@ -46,12 +47,14 @@ def launch(
     agreed: bool,
     check_only: bool,
     cluster: DaskCluster | None = None,
+    inspector: Inspector | None = None,
 ) -> int:
     """Check, then train; return the exit code."""
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
-    spec, here, plan = prepare(config, access.elsewhere)
+    with inspector or Inspector(config.system) as inspector:
+        spec, here, plan = prepare(config, access.elsewhere, inspector)
     resolved = plan.config
     if past is not None:
         past.check(resolved)
@@ -67,16 +70,26 @@ def launch(
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
     directory.write_config(resolved, config)
-    view = make_console(console, sys.stdout)
-    for text in (*(f"warning: {warning}" for warning in plan.warnings), plan.replay):
-        view.message(text)
-    for warning in _warnings_of_access(access, cluster):
-        view.message(f"warning: {warning}")
-    raise_open_file_limit(plan.open_files)
-    if past is not None:
-        _tell_resumed(directory, view, state, past.config, resolved)
-    session = Session(resolved, spec, directory, view, interrupts, state, insecure=access.insecure)
-    return SingleRun(session).execute() if single else Run(session, access, cluster).execute()
+    log = directory.log_path("actor", 0)
+    # In mode single the environment is in this process, and has its standard streams.
+    with streams.apart(log) if single else contextlib.nullcontext():
+        view = make_console(console, streams.out())
+        for warning in (*plan.warnings, *_warnings_of_access(access, cluster)):
+            view.message(f"warning: {warning}")
+        view.message(plan.replay)
+        raise_open_file_limit(plan.open_files)
+        if past is not None:
+            _tell_resumed(directory, view, state, past.config, resolved)
+        insecure = access.insecure
+        session = Session(resolved, spec, directory, view, interrupts, state, insecure=insecure)
+        return _run_alone(session) if single else Run(session, access, cluster).execute()
+
+
+def _run_alone(session: Session) -> int:
+    # It imports gymnasium, of which other runs need nothing here.
+    from launcher.run.single import SingleRun
+
+    return SingleRun(session).execute()
 
 
 def _warnings_of_access(access: Access, cluster: DaskCluster | None) -> Iterator[str]:
@@ -159,10 +172,11 @@ def _tell_resumed(
     view.message(f"goes on after {duration(state.elapsed_seconds)} of training{what}")
 
 
-def check(config: Config, *, as_json: bool) -> int:
+def check(config: Config, *, as_json: bool, inspector: Inspector | None = None) -> int:
     """Print the machine and the plan; return the exit code."""
     check_sinks(config)
-    _, here, plan = prepare(config)
+    with inspector or Inspector(config.system) as inspector:
+        _, here, plan = prepare(config, inspector=inspector)
     return _print_check(here, plan, as_json=as_json)
 
 

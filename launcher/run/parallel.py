@@ -11,7 +11,6 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from actors.environments.making import package_versions
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.hosts.access import Access
@@ -21,6 +20,7 @@ from launcher.hosts.dask.roles import DaskRoles, Wanted
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.roster import Roster
+from launcher.plan.inspector import Inspector
 from launcher.plan.memory import LAUNCHER_BYTES, Estimates
 from launcher.plan.prepare import parameter_bytes
 from launcher.run.controls import Controls
@@ -131,7 +131,8 @@ class Run:
         if bind is not None:
             address, role_bind = f"tcp://{bind}", "tcp://{host}:*"
             # Only other hosts compare versions, and looking through all packages takes a moment.
-            versions = package_versions(self._config.run.env)
+            with Inspector(self._config.system) as inspector:
+                versions = inspector.versions(self._config.run.env)
         if self._access.clients is not None:
             # Before anybody can connect: a host that is refused does not try again.
             self._context.allow(self._access.clients.clients)

@@ -31,7 +31,7 @@ _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
 _MOST_SHOWN = 500  # characters of a note
 _SHOWN_NOTES = {"out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked"}
 # These may come again and again: the console shows the first of each, events have them all.
-_SHOWN_ONCE = {"evaluation", "rejected"}
+_SHOWN_ONCE = {"evaluation", "unscored", "baselines", "rejected"}
 
 
 class Session:
@@ -288,7 +288,7 @@ class Session:
         progress, remaining = self._progress(metrics.counts())
         waiting = f"{self.waiting_for}, {self.session_seconds:.0f} s" if self.waiting_for else ""
         return Snapshot(
-            run_dir=str(self.run_dir.path),
+            run_dir=self.run_dir.shown,
             env=self.spec.id,
             mode=run.mode,
             seed=run.seed,
@@ -352,7 +352,7 @@ class Session:
             "sessions": self.state.sessions,
             "error": self._error(),
             "first_error": self.state.first_error or self._first_error,
-            "run_dir": str(self.run_dir.path),
+            "run_dir": self.run_dir.shown,
         }
 
     def _error(self) -> str | None:

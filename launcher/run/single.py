@@ -16,6 +16,7 @@ from actors.environments import randomness
 from actors.greedy import GreedyEvaluation
 from actors.rollout import Identity, Rollout
 from actors.segments import join_segments
+from launcher import streams
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import MemberView, Roster
@@ -122,9 +123,11 @@ class SingleRun:
         if not session.is_hurried and not session.failure:
             self._evaluate()
         self._report()
-        self._rollout.close()
         self._buffer.close()
-        return session.conclude(reason, self._members())
+        code = session.conclude(reason, self._members())
+        # Last: what closes an environment may hang.
+        self._rollout.close()
+        return code
 
     def _train(self) -> str:
         """Act and learn until the run is to end; return the reason."""
@@ -157,7 +160,10 @@ class SingleRun:
             version = self._acting_version
             self._limiter.inserted(self._insertion.check_and_insert(columns, blocks, version))
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def _learn(self) -> None:
+        """Learn as often as the limiter lets it, whatever an environment has left in force."""
         batch_size = self._config.learner.batch_size
         telemetry = self._telemetry["learner"]
         while self._limiter.can_sample(batch_size):
@@ -213,6 +219,7 @@ class SingleRun:
             for kind, text in report.notes:
                 session.note(kind, role, 0, text)
             session.metrics.ingest(MemberKey(role, 0, 0), report, time.monotonic())
+        streams.bound_log()
         if excess := self._memory.excess(held_bytes()):
             session.fail(f"this process {excess}")
         session.tick()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
 import torch
 
+from pdqn import own_modules
 from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError, with_place
 from pdqn.networks.encoders import NATURE_SIDE_MIN
@@ -152,7 +152,7 @@ def _build_own(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
 def _call_factory(where: str, spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     module, _, name = config.kind.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), name)
+        factory = getattr(own_modules.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{where}: {error}") from error
     try:

@@ -1,0 +1,156 @@
+"""The environment's own baselines, on the held-out seeds of a run's evaluations.
+
+They are an addition to an evaluation. If they fail, a note says so, and evaluations go on without.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.environments.vector import VectorEnvironment
+from actors.evaluation import baseline_scores, unplayed
+from pdqn import seeds
+from pdqn.apart import Apart, Task
+from pdqn.errors import RunError, UsageError, type_and_first_line
+from pdqn.specs import EnvironmentSpec
+from pdqn.telemetry import Telemetry
+
+_SECONDS, _TURN_SECONDS = 600.0, 0.05
+
+Scores = dict[str, NDArray[np.float64]]
+
+
+class Baselines:
+    """Baselines that are played once, in this process.
+
+    Args:
+        spec: spec of the environment.
+        env_args: keyword arguments of the environment.
+        held_out: seeds of the episodes.
+        telemetry: takes a note if they fail.
+
+    Attributes:
+        scores: float64[episodes] of each baseline by name; empty without any, and before they are
+            known.
+    """
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        env_args: Mapping[str, Any],
+        held_out: Sequence[int],
+        telemetry: Telemetry,
+    ) -> None:
+        self._spec, self._env_args, self._held_out = spec, env_args, held_out
+        self._telemetry = telemetry
+        self.scores: Scores = {}
+        self._has_looked = self._is_pending = self._is_told = False
+
+    def begin(self, env: VectorEnvironment) -> None:
+        """Look for baselines on an environment that is made in any case."""
+        if not self._has_looked:
+            self._has_looked = True
+            try:
+                self._is_pending = env.has_baselines
+            except Exception as error:  # noqa: BLE001 - environments raise anything
+                self._fail(RunError(type_and_first_line(error)))
+
+    def wait(self) -> bool:
+        """Wait until they are known, or have failed; return False if the caller gives up."""
+        if not self._is_pending:
+            return True
+        try:
+            return self._play()
+        except (RunError, UsageError) as error:
+            self._fail(error)  # the next evaluation tries again
+            return True
+
+    def close(self) -> None:
+        """End what still plays."""
+
+    def _play(self) -> bool:
+        self._finish(baseline_scores(self._spec, self._env_args, self._held_out))
+        return True
+
+    def _finish(self, scores: Scores) -> None:
+        self.scores, self._is_pending = scores, False
+
+    def _fail(self, error: Exception) -> None:
+        if self._is_told:
+            return
+        self._is_told = True
+        text, what = str(error).partition("\n")[0], unplayed(self._spec)
+        text = text if text.startswith(what) else f"{what}: {text}"
+        self._telemetry.note("baselines", f"{text}; evaluations go on without them")
+
+
+class BaselinesApart(Baselines):
+    """Baselines that are played in a process of their own, while this one stays in touch.
+
+    They may be slow: an environment plays whole episodes in one call. That process has a main
+    thread, which some environments need. An environment without baselines costs no process.
+
+    Args:
+        run_seed: the run's seed.
+        give_up: called now and then; True gives up.
+    """
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        env_args: Mapping[str, Any],
+        held_out: Sequence[int],
+        telemetry: Telemetry,
+        *,
+        run_seed: int,
+        give_up: Callable[[], bool],
+    ) -> None:
+        super().__init__(spec, env_args, held_out, telemetry)
+        self._run_seed, self._give_up = run_seed, give_up
+        self._apart: Apart | None = None
+        self._task: Task[Scores] | None = None
+
+    def begin(self, env: VectorEnvironment) -> None:
+        """Look for baselines, and begin to play them."""
+        super().begin(env)
+        if self._is_pending and self._task is None:
+            self._apart = Apart("baselines")
+            arguments = (self._run_seed, self._spec, self._env_args, self._held_out)
+            self._task = self._apart.begin(_play_seeded, *arguments, seconds=_SECONDS)
+
+    def close(self) -> None:
+        """End their process."""
+        self._task = None
+        if self._apart is not None:
+            self._apart.close()
+            self._apart = None
+
+    def _play(self) -> bool:
+        task = self._task
+        if task is None:  # they failed, and no environment could be made since
+            return True
+        while not task.done(_TURN_SECONDS):
+            if self._give_up():
+                return False
+        # Those that have hung once would hang again.
+        self._is_pending = task.waited_seconds < _SECONDS
+        try:
+            self._finish(task.result())
+        finally:
+            self.close()
+        return True
+
+
+def _play_seeded(
+    run_seed: int, spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]
+) -> Scores:
+    """Play them with global random states that follow from the run's seed."""
+    rng = seeds.generator(run_seed, "baselines")
+    random.seed(int(rng.integers(1 << 62)))
+    np.random.seed(int(rng.integers(1 << 32)))
+    return baseline_scores(spec, env_args, held_out)

@@ -1,0 +1,104 @@
+"""Numbers from the infos of a batch: one for each environment, of the keys that pdqn reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.environments.interface import InterfaceError, is_number, shown
+
+SUGGESTED = "suggested_action"
+# gymnasium's batches, or pdqn's guard, put something else under these keys.
+FAILED = "environment_failed"
+RESERVED = ("final_info", "final_obs", FAILED)
+
+
+def headlines(infos: Mapping[str, Any], name: str, num_envs: int) -> NDArray[np.float64]:
+    """Read the headline metric, float64[num_envs]; NaN where the infos do not have it.
+
+    Raises:
+        InterfaceError: it is not a number.
+    """
+    values, odd = _numbers(infos, name, num_envs)
+    if odd:
+        raise no_number(name, odd)
+    return values
+
+
+def no_number(name: str, text: str) -> InterfaceError:
+    """Make the error for a headline metric that is not a number."""
+    return InterfaceError(
+        f'info["{name}"] is {text}; headline_metric = "{name}" makes it the score, so one number '
+        "is needed"
+    )
+
+
+def checked_scores(scores: Any, count: int) -> dict[str, NDArray[np.float64]]:
+    """Check the scores of an environment's baselines: ``count`` numbers by each name.
+
+    Raises:
+        InterfaceError: they are something else.
+    """
+    try:
+        checked = {str(name): np.asarray(each, np.float64) for name, each in scores.items()}
+    except Exception:  # noqa: BLE001 - of any object that is not a mapping, or not of numbers
+        checked = None
+    if checked is None or any(each.shape != (count,) for each in checked.values()):
+        raise InterfaceError(
+            f"baselines(seeds) gave {shown(scores)}; a dict of names and scores is needed, one "
+            f"score for each of the {count} seeds"
+        )
+    return checked
+
+
+def suggestions(
+    infos: Mapping[str, Any], num_envs: int, first_action: int, num_actions: int
+) -> tuple[NDArray[np.int64] | None, str]:
+    """Read an expert's actions.
+
+    Returns:
+        They are int64[num_envs], 0 .. num_actions - 1, and -1 where there is none; None if there is
+        none at all. The text shows a suggestion that is not an action, if there is one; such a one
+        counts as none.
+    """
+    if SUGGESTED not in infos:
+        return None, ""
+    values, odd = _numbers(infos, SUGGESTED, num_envs)
+    actions = values - first_action
+    is_action = (actions >= 0) & (actions < num_actions) & (actions == np.floor(actions))
+    meant = np.isfinite(values) & ~is_action & (values != -1)
+    if meant.any():
+        odd = odd or f"{values[meant][0]:g}"
+    if odd and not is_action.any():
+        return None, odd
+    suggested = np.full(num_envs, -1, np.int64)
+    suggested[is_action] = actions[is_action].astype(np.int64)
+    return suggested, odd
+
+
+def _numbers(infos: Mapping[str, Any], name: str, num_envs: int) -> tuple[NDArray[np.float64], str]:
+    """Read one number for each environment; NaN for none. Show one that is not a number."""
+    values = np.full(num_envs, np.nan)
+    if name not in infos:
+        return values, ""
+    known = np.asarray(infos.get(f"_{name}", np.ones(num_envs, bool)), bool)
+    try:
+        given = np.asarray(infos[name])
+    except Exception:  # noqa: BLE001 - lists of different lengths, and any object's own conversion
+        return values, shown(infos[name])
+    if given.shape[:1] != (num_envs,):
+        return values, shown(infos[name])
+    if given.dtype.kind in "biuf" and given.ndim == 1:
+        values[known] = given[known]
+        return values, ""
+    odd = ""
+    for index in np.flatnonzero(known):
+        value = given[index]
+        if value is not None and is_number(value):
+            values[index] = float(np.asarray(value).item())
+        elif value is not None:  # None for environments without the key
+            odd = odd or shown(value)
+    return values, odd

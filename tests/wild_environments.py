@@ -1,0 +1,203 @@
+"""Environments that do to their process what simulators and their libraries do.
+
+Commands under test find this module in the directory that they are started in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    """A walk on a line of 5 places: +1 at the right end."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 4, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.place = 2
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.place = 2
+        return self.seen(), {}
+
+    def step(self, action: Any) -> Any:
+        self.place += 1 if action == 1 else -1
+        return self.seen(), float(self.place == 4), self.place in (0, 4), False, {}
+
+    def seen(self) -> Any:
+        return np.array([self.place, 1], np.float32)
+
+
+class Doing(Walk):
+    """A walk that does something to its process when it is made, reset and stepped."""
+
+    def __init__(self, does: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.does = does
+        self.does()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.does()
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        self.does()
+        return super().step(action)
+
+
+def turn_everything() -> None:
+    """Turn every switch that an environment could turn by mistake."""
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_num_threads(3)
+    torch.use_deterministic_algorithms(True)
+    np.seterr(all="raise")
+    warnings.simplefilter("error")
+    logging.disable()
+    logging.root.handlers.clear()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def take_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, signal.SIG_IGN)
+
+
+def speak() -> None:
+    """Print from Python, past Python, and on standard error."""
+    print("loading a level")  # noqa: T201
+    os.write(1, b"from C\n")
+    print("a warning", file=sys.stderr)  # noqa: T201
+
+
+class Elsewhere(Doing):
+    """An environment in the folder of its simulator, whose thread outlives it."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(speak)
+        atexit.register(print, "goodbye")
+        os.chdir(folder)
+        take_signals()
+        if not any(thread.name == "its own" for thread in threading.enumerate()):
+            threading.Thread(target=time.sleep, args=(600,), name="its own").start()
+
+
+class Timeout(BaseException):
+    """The time limit of a simulator's own library."""
+
+
+class Quits(Walk):
+    """An environment whose every other episode is ended by this."""
+
+    def __init__(self, how: str = "Timeout") -> None:
+        super().__init__()
+        self._how, self._episodes = how, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._episodes += 1
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        if self._episodes % 2 == 0:
+            raise {
+                "Timeout": Timeout("a frame took too long"),
+                "KeyboardInterrupt": KeyboardInterrupt(),
+                "SystemExit": SystemExit(3),
+                "CancelledError": asyncio.CancelledError(),
+                "GeneratorExit": GeneratorExit(),
+            }[self._how]
+        return super().step(action)
+
+
+class Unclosed(Walk):
+    """An environment that cannot be closed: it raises, quits, or hangs."""
+
+    def __init__(self, how: str = "raises") -> None:
+        super().__init__()
+        self._how = how
+
+    def close(self) -> None:
+        if self._how == "hangs":
+            time.sleep(600)
+        raise Timeout("the simulator does not answer")
+
+
+class Watchdog(Walk):
+    """An environment for a main thread: with a handler of SIGALRM, or with asyncio's loop."""
+
+    def __init__(self, kind: str = "alarm") -> None:
+        super().__init__()
+        if kind == "alarm":
+            signal.signal(signal.SIGALRM, lambda *_: None)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.loop = asyncio.get_event_loop()
+
+
+class Turning(Doing):
+    """A walk that turns every switch of its process."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: turn_everything())
+
+
+class Judged(Walk):
+    """A walk with baselines of some kind."""
+
+    def __init__(self, baselines: str = "good", path: str = "") -> None:
+        super().__init__()
+        self._kind, self._path = baselines, Path(path)
+
+    @property
+    def baselines(self) -> Any:
+        if self._kind == "property":
+            raise KeyError("baselines")
+        return self._judge
+
+    def _judge(self, seeds: Any) -> Any:
+        match self._kind:
+            case "raises":
+                raise ZeroDivisionError("of nothing")
+            case "quits":
+                sys.exit(3)
+            case "ends":
+                os._exit(3)
+            case "list":
+                return [0.5] * len(seeds)
+            case "words":
+                return {"standing still": ["half"] * len(seeds)}
+            case "few":
+                return {"standing still": [0.5]}
+            case "nan":
+                return {"standing still": [float("nan")] * len(seeds)}
+            case "hangs":
+                time.sleep(600)
+            case "waits":
+                deadline = time.monotonic() + 60
+                while not self._path.exists():
+                    assert time.monotonic() < deadline, "the evaluator is silent"
+                    time.sleep(0.02)
+        return {"standing still": np.full(len(seeds), 0.5)}
