@@ -74,7 +74,7 @@ class GreedyEvaluation:
             result = self._play()
         except RunError as error:
             text = f"step {version} has no score: {first_line(error)}"
-            self._telemetry.note("unscored", text)
+            self._telemetry.note("evaluation", text)
             self._failed(text, error)
             return True
         if result is None:

@@ -8,6 +8,7 @@ import fcntl
 import itertools
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, resumed_at: float | None = None) -> None:
+        check_path(path)
         self.shown = str(path)
         # An environment in this process may change the directory that relative paths begin from.
         self.path = path = path.absolute()
@@ -145,6 +147,7 @@ def new_path(env_id: str, seed: int) -> Path:
     The path is that of ``default_path``, with a number appended if that directory already exists.
     """
     first = default_path(env_id, seed)
+    check_path(first)
     for number in itertools.count(1):
         path = first if number == 1 else first.with_name(f"{first.name}-{number}")
         try:
@@ -155,6 +158,24 @@ def new_path(env_id: str, seed: int) -> Path:
             pass  # opening the run directory reports why
         return path
     raise AssertionError
+
+
+def check_path(path: Path) -> None:
+    """Refuse a run directory whose path is not UTF-8, which TensorBoard and torch write.
+
+    Raises:
+        UsageError: its bytes are not UTF-8, or this locale gives its characters other bytes.
+    """
+    whole = str(path.absolute())
+    if whole.encode("utf-8", "replace") == os.fsencode(whole):
+        return
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        raise UsageError(f"run directory {path}: its path is not UTF-8; choose another --run-dir")
+    raise UsageError(
+        f"run directory {path}: this locale writes paths in {encoding}; set LC_ALL=C.UTF-8, or "
+        "choose a --run-dir whose whole path is ASCII"
+    )
 
 
 def _open_alone(path: Path) -> TextIO:

@@ -45,12 +45,13 @@ def terminal(**settings: Any) -> Console:
     """
     from rich.console import Console
 
+    settings = {"file": streams.out(), **settings}
     return Console(markup=False, emoji=False, highlight=False, **settings)
 
 
 def show(*renderables: RenderableType) -> None:
     """Print tables and texts on standard output."""
-    console = terminal(file=streams.out())
+    console = terminal()
     for renderable in renderables:
         console.print(Printable(renderable))
 

@@ -223,7 +223,11 @@ class Apart:
         """Wait for at most this time; return whether the last function has ended altogether."""
         deadline = time.monotonic() + wait_seconds
         with contextlib.suppress(ApartError):
-            while not self._ready and (left := deadline - time.monotonic()) > 0:
+            while (
+                self._process.returncode is None
+                and not self._ready
+                and (left := deadline - time.monotonic()) > 0
+            ):
                 self.receive(min(left, _TURN_SECONDS))
         return self._ready
 

@@ -83,14 +83,14 @@ def _list(name: str, values: Sequence[Any], depth: int) -> list[Any]:
 def _key(name: str, key: Any) -> str:
     if not isinstance(key, str):
         raise ValueError(f"{name} has the key {_shown(key)}; keys are texts")
-    return _text(f"a key of {name}", key)
+    return _text(name, key)
 
 
 def _text(name: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} = {text!a:.60} is not a text of valid characters") from None
+        raise ValueError(f"{name} = {text!a:.60}; expected a text in UTF-8") from None
     return str(text)
 
 

@@ -8,8 +8,9 @@ the disc therefore costs one difference per row rather than one addition per cel
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from pdqn.jit import compiled
 
 
 def disc_sums(maps: NDArray[np.floating], radii: ArrayLike) -> NDArray[np.float32]:
@@ -41,7 +42,7 @@ def disc_sums(maps: NDArray[np.floating], radii: ArrayLike) -> NDArray[np.float3
     return sums
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def half_widths(radius):
     """Return int64[2 * radius + 1]: for each row, the disc's extent from its middle column."""
     widths = np.empty(2 * radius + 1, np.int64)
@@ -52,7 +53,7 @@ def half_widths(radius):
     return widths
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def padded_prefix_sums(grid, padding):
     """Return the running sums of every row, continued to both sides.
 
@@ -72,7 +73,7 @@ def padded_prefix_sums(grid, padding):
     return prefixes
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def disc_sums_of_row(prefixes, padding, widths, x, sums):
     """Fill sums, float64[N], with the disc sums around the cells (x, 0), ..., (x, N - 1).
 
@@ -94,7 +95,7 @@ def disc_sums_of_row(prefixes, padding, widths, x, sums):
             sums[y] += upper[y] - lower[y]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _fill_disc_sums(grids, radii, sums):
     """Fill sums, float32[B, N, N], as documented in ``disc_sums``."""
     size = grids.shape[1]

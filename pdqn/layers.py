@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import re
 import tomllib
 import types
 import typing
@@ -19,6 +20,8 @@ from pdqn.errors import UsageError
 Layer = Mapping[str, Mapping[str, Any]]
 
 LARGEST_INTEGER = (1 << 63) - 1  # the largest that messages and other readers of TOML hold
+_OF_SERVICE = re.compile(r"_SERVICE_(HOST|PORT\w*)|_PORT_\d+_(TCP|UDP|SCTP)\w*")
+
 # In a run directory: the configuration as filled in for the machine, and as a person wrote it.
 CONFIG, CONFIGURED = "config.toml", "configured.toml"
 
@@ -53,6 +56,7 @@ def build(*layers: tuple[str, Layer]) -> Config:
                         f"{section} has {', '.join(sorted(known))}"
                     )
                 converted = _convert(f"{section}.{key}", value, known[key], source)
+                _check_text(f"{source}: {section}.{key}", converted)
                 if isinstance(converted, dict):  # each layer may add some of the arguments
                     converted = {**merged[section].get(key, {}), **converted}
                 merged[section][key] = converted
@@ -116,13 +120,21 @@ def from_environment(variables: Mapping[str, str]) -> Layer:
         section, separator, key = name.removeprefix("PDQN_").lower().partition("__")
         if separator:
             layer.setdefault(section, {})[key] = value
-        elif meant := next((s for s in _SECTIONS if section.startswith(f"{s}_")), None):
+            continue
+        if _is_of_service(name, value):
+            continue
+        if meant := next((s for s in _SECTIONS if section.startswith(f"{s}_")), None):
             key = section.removeprefix(f"{meant}_")
             raise UsageError(
                 f"environment variable {name}: two underscores are needed after the section: "
                 f"PDQN_{meant.upper()}__{key.upper()}"
             )
     return layer
+
+
+def _is_of_service(name: str, value: str) -> bool:
+    """Tell whether Kubernetes made a variable for a service whose name begins with ``pdqn``."""
+    return bool(_OF_SERVICE.search(name)) or value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def from_assignments(assignments: Iterable[str]) -> Layer:
@@ -223,6 +235,20 @@ def _arguments(name: str, values: Mapping[Any, Any], source: str) -> dict[str, A
         return plain_arguments(name, values)
     except ValueError as error:
         raise UsageError(f"{source}: {error}") from None
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Refuse a text that no file and no message can hold, as from a terminal that is not UTF-8."""
+    if isinstance(value, str) and not _is_utf8(value):
+        raise UsageError(f"{name} = {value!r}; expected a text in UTF-8")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_type(value: Any, kind: Any) -> Any:

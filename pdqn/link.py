@@ -55,6 +55,7 @@ from pdqn.messages import (
     Unknown,
     Welcome,
 )
+from pdqn.patterns import fill
 from pdqn.process import ParentWatch
 from pdqn.silence import ListeningClock
 from pdqn.telemetry import Telemetry
@@ -313,11 +314,11 @@ class CoordinatorLink:
         return transport.split(self._address)[0]
 
     def _bind_pattern(self, pattern: str) -> str:
-        if "{host}" not in pattern:
+        if not pattern.startswith("tcp://{host}:"):
             return pattern
         everywhere = self._network.advertise is not None
         host = "0.0.0.0" if everywhere else transport.route_to(self._address)
-        return pattern.replace("{host}", host)
+        return fill(pattern, "host", host)
 
     def _read(self) -> Message | None:
         """Read a message; count a malformed one and return None."""

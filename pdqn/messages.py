@@ -53,6 +53,7 @@ from pdqn.checks import (
 from pdqn.clients import Client, as_clients, to_map
 from pdqn.config import Config
 from pdqn.errors import UsageError
+from pdqn.patterns import fill
 from pdqn.specs import EnvironmentSpec
 from pdqn.tickets import SEAL_BYTES, TICKET_BYTES
 from pdqn.wire import WireError, shown
@@ -575,7 +576,7 @@ class Welcome(Message):
 
     def address(self, name: str) -> str:
         """Return the address to which this role binds its socket of that name."""
-        return self.bind.replace("{name}", name)
+        return fill(self.bind, "name", name)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from multiprocessing.connection import wait
@@ -95,7 +94,12 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUP)
     if log_path is not None:
         _redirect_output(log_path)
-    lines = logging.StreamHandler(sys.stderr)
+    # A stream of its own: an environment may close the standard ones.
+    lines = logging.StreamHandler(
+        open(  # noqa: SIM115 - to the end
+            os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+        )
+    )
     lines.setFormatter(PrintableFormatter(_LOG_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
     return ParentWatch()

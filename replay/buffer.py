@@ -23,12 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
+from pdqn.jit import compiled
 from pdqn.specs import MAX_FRAME_STACK, EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock
 from replay.priorities import PriorityScale
@@ -499,7 +499,7 @@ def _stratified_points(total: float, count: int, rng: np.random.Generator) -> ND
     return (np.arange(count) + rng.random(count)) / count * total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _accepted(keys, priorities, oldest, beyond, capacity):
     """Return slots int64[m] and priorities float32[m] of valid updates, and the count of live keys.
 

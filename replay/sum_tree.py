@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from pdqn.jit import compiled
 
 
 class SumTree:
@@ -157,7 +158,7 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _all_between(values, lowest, highest):
     """Return whether lowest <= v <= highest for every value, int64[n] or float64[n]; NaN fails."""
     for value in values:  # noqa: SIM110 (numba compiles no generator)
@@ -166,7 +167,7 @@ def _all_between(values, lowest, highest):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _refresh_ancestors(nodes, first, last):
     """Recompute all nodes above the leaf nodes first .. last, level by level."""
     while first > 1:
@@ -176,7 +177,7 @@ def _refresh_ancestors(nodes, first, last):
             nodes[node] = nodes[2 * node] + nodes[2 * node + 1]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _set_leaves(nodes, indices, priorities):
     """Walk from all leaves to the root, one level at a time.
 
@@ -202,7 +203,7 @@ def _set_leaves(nodes, indices, priorities):
         level //= 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _set_leaf_range(nodes, start, priorities):
     if len(priorities) == 0:
         return
@@ -211,7 +212,7 @@ def _set_leaf_range(nodes, start, priorities):
     _refresh_ancestors(nodes, first, first + len(priorities) - 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _clear_leaf_range(nodes, start, stop):
     if start == stop:
         return
@@ -220,7 +221,7 @@ def _clear_leaf_range(nodes, start, stop):
     _refresh_ancestors(nodes, first_leaf + start, first_leaf + stop - 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_leaves(nodes, prefix_sums):
     """Walk from the root to all leaves, one level at a time, without a branch in the inner loop.
 

@@ -346,6 +346,29 @@ def test_a_variable_with_one_underscore_too_few_is_refused_with_the_right_name()
     assert from_environment({"PDQN_FOLDER": "/tmp", "PDQN": "1", "LEARNER_BATCH_SIZE": "3"}) == {}
 
 
+@pytest.mark.parametrize(
+    "value", ["\udcff", ["a", "\udcff"], {"\udcff": 1}, {"b": {"c": "\udcff"}}]
+)
+def test_texts_that_are_not_utf8_are_refused_by_name(value: object):
+    with pytest.raises(
+        UsageError, match=r"^--set: run\.env_args.*udcff.*; expected a text in UTF-8$"
+    ):
+        build(("--set", {"run": {"env_args": {"name": value}}}))
+    with pytest.raises(UsageError, match=r"^option: run\.env = .*; expected a text in UTF-8$"):
+        build(("option", {"run": {"env": "\udcff"}}))
+
+
+def test_variables_that_kubernetes_makes_for_services_are_not_settings():
+    ports = ("PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR", "PORT_80_TCP_PORT", "PORT_80_TCP_PROTO")
+    values = ("tcp://10.0.0.1:80", "tcp://10.0.0.1:80", "10.0.0.1", "80", "tcp")
+    for service in ("PDQN", "PDQN_REPLAY", "PDQN_LEARNER_1"):
+        variables = {f"{service}_{port}": value for port, value in zip(ports, values, strict=True)}
+        variables |= {f"{service}_SERVICE_HOST": "10.0.0.1", f"{service}_SERVICE_PORT": "80"}
+        assert from_environment(variables | {f"{service}_SERVICE_PORT_HTTP": "80"}) == {}
+    with pytest.raises(UsageError, match=r"PDQN_SYSTEM__METRICS_PORT$"):
+        from_environment({"PDQN_SYSTEM_METRICS_PORT": "9100"})
+
+
 def test_arguments_of_another_environment_are_not_kept():
     first = {"run": {"env": "one", "env_args": {"level": 2}}, "evaluation": {"env_args": {"x": 1}}}
 

@@ -620,7 +620,10 @@ class TestOddEnvironments:
             ("no number", r"its reward is not finite from the start"),
             ("broken", r"nobody has thought of this \(.*test_environment_factory\.py:\d+\)"),
             ("flags of 2", r"the observation \[0, 2, 1\] is outside of its space"),
-            ("added mask", r"action_mask.* is \[0\.0, -inf\]; one 0 or 1 for each of the 2 actions"),
+            (
+                "added mask",
+                r"action_mask.* is \[0\.0, -inf\]; one 0 or 1 for each of the 2 actions",
+            ),
             ("one more", r"the observation 9 is outside of its space"),
             ("one less", r"the observation \[8, 0\] is outside of its space"),
         ],

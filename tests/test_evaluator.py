@@ -197,7 +197,7 @@ def test_a_policy_without_a_score_is_noted_once_and_a_later_one_is_evaluated(
 ):
     notes, evaluations = evaluated(mood, time_passes, time_passes, recovers, finishes)
     ((kind, text),) = notes
-    assert kind == "unscored"
+    assert kind == "evaluation"
     assert text.startswith(f"step 1 has no score: {cause}")
     assert "\n" not in text
     assert [(e["parameter_version"], e["return_mean"]) for e in evaluations] == [(2, 5.0)]
@@ -407,7 +407,7 @@ def prepare(env_args: dict[str, Any], run: dict[str, Any]) -> None:
         ({"size": 4}, {}, ["observation [4]", "observation [3]", "does not fit"]),
         ({"dtype": "float64"}, {}, ["observation float64", "observation float32"]),
         ({"first": 1}, {}, ["the first action 1", "the first action 0"]),
-        ({"headline": None}, {"headline": "won"}, ["metric None", "metric won"]),
+        ({"headline": "won"}, {}, ["metric won", "metric None"]),
         ({"categories": 9}, {"categories": 4}, ["of [9] categories", "of [4] categories"]),
         ({"categories": 9}, {}, ["observation int64 of [9]", "observation float32"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from actors.environments.making import Makers
 from actors.environments.vector import VectorEnvironment
 from launcher import streams
 from launcher.console.console import SilentConsole
+from launcher.console.lines import summary_rows
 from launcher.interrupts import Interrupts
 from launcher.run.session import Session
 from launcher.run.single import SingleRun
@@ -51,7 +53,7 @@ def batch_of(make: Any, failures_allowed: int = 0, size: int = 2) -> VectorEnvir
 def switches() -> list[Any]:
     return [
         torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(),
-        torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), np.geterr(),
+        torch.get_num_threads(), torch.get_deterministic_debug_mode(), np.geterr(),
         list(warnings.filters), logging.root.manager.disable, list(logging.root.handlers),
     ]  # fmt: skip
 
@@ -114,7 +116,7 @@ def test_a_run_learns_the_same_in_one_process_whatever_its_environment_turns(tmp
     for name in ("Walk", "Turning"):
         config = config_of({"env": f"wild_environments:{name}", "steps": 600})
         directory = RunDirectory(tmp_path / name)
-        spec = describe_environment(WALK, {})
+        spec = dataclasses.replace(describe_environment(WALK, {}), id=config.run.env)
         session = Session(config, spec, directory, SilentConsole(), Interrupts())
         assert SingleRun(session).execute() == 0
         model = torch.load(tmp_path / name / "final_model.pth", weights_only=True)
@@ -293,3 +295,40 @@ def test_a_run_in_one_process_keeps_its_place_its_signals_and_its_output(
         assert command.wait() == 0, command.stderr
         assert lines_of(command)[0]["episodes"] == 2
         assert "goodbye" in command.stderr
+
+
+def test_a_run_of_many_processes_ends_in_order_whatever_its_environments_do(
+    pdqn_command: StartCommand, tmp_path: Path
+):
+    (tmp_path / "simulator").mkdir()
+    options = [
+        "--env", "wild_environments:Everything", "--env-arg", f"folder={tmp_path / 'simulator'}",
+        "--actors", "2", "--envs-per-actor", "2", "--steps", "1500", "--run-dir", "run",
+        "--console", "json", "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
+        "--set", "network.hidden=16", "--set", "evaluation.episodes=2",
+    ]  # fmt: skip
+    path = {"PYTHONPATH": str(Path(__file__).parent)}
+    with pdqn_command("launch", *options, directory=tmp_path, **path) as command:
+        assert command.wait() == 0, command.stderr
+        summary = lines_of(command)[-1]["summary"]
+    assert (summary["exit_reason"], summary["warning"]) == ("steps", None)
+    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["environment_failures"] >= 1
+    assert summary["transitions"]["sent"] == summary["transitions"]["received"] > 0
+    assert (tmp_path / "run" / "best_model.pth").is_file()
+    assert list((tmp_path / "simulator").iterdir()) == []
+    log = (tmp_path / "run" / "logs" / "actor-0.log").read_text()
+    assert "an environment could not be closed" in log
+
+
+def test_a_run_says_at_its_end_that_no_evaluation_worked(tmp_path: Path):
+    config = config_of({"env": "wild_environments:Moody", "steps": 400})
+    evaluation = dataclasses.replace(config.evaluation, env_args={"fails": True})
+    config = dataclasses.replace(config, evaluation=evaluation)
+    spec = describe_environment(config.run.env, {})
+    session = Session(config, spec, RunDirectory(tmp_path / "run"), SilentConsole(), Interrupts())
+    assert SingleRun(session).execute() == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    warning = dict(summary_rows(summary, None))["warning"]
+    assert warning.startswith("no evaluation worked, so there is no best model: step ")
+    assert "none of 2 held-out episodes" in warning

@@ -11,7 +11,8 @@ import pytest
 from gymnasium import spaces
 
 from actors.environments.describe import describe_environment
-from launcher.plan import probe
+from launcher.plan import inspector, probe
+from launcher.plan.inspector import Inspector
 from pdqn.config import Config
 from pdqn.errors import RunError
 from pdqn.layers import build
@@ -100,7 +101,8 @@ def measured_apart(timeout_seconds: float, **env_args: Any) -> float | None:
         "actor": {"environment_failures": 1},
     }
     config = build(("first", config.to_map()), ("then", patient))
-    return probe.block_bytes_per_transition(config, describe_environment(FRAIL, env_args))
+    with Inspector(config.system) as process:
+        return process.measure(config, describe_environment(FRAIL, env_args))
 
 
 @pytest.mark.usefixtures("frail")
@@ -114,7 +116,7 @@ def test_a_process_of_its_own_finds_the_same() -> None:
 def test_an_environment_that_ends_or_keeps_its_process_is_not_measured(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_START_SECONDS", 6.0)
+    monkeypatch.setattr(inspector, "_MEASURE_SECONDS", 6.0)
     assert measured_apart(1.0 if how == "hang" else 60.0, how=how) is None
 
 

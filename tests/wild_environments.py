@@ -201,3 +201,38 @@ class Judged(Walk):
                     assert time.monotonic() < deadline, "the evaluator is silent"
                     time.sleep(0.02)
         return {"standing still": np.full(len(seeds), 0.5)}
+
+
+class Moody(Walk):
+    """A walk that fails at every step, if its argument says so."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self._fails = fails
+
+    def step(self, action: Any) -> Any:
+        if self._fails:
+            raise Timeout("the license server is busy")
+        return super().step(action)
+
+
+class Everything(Watchdog):
+    """A walk whose library does all of it at once."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        speak()
+        os.chdir(folder)
+        take_signals()
+        turn_everything()
+        self._steps = 0
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if self._steps == 50:
+            raise Timeout("a frame took too long")
+        return super().step(action)
+
+    def close(self) -> None:
+        raise Timeout("the simulator does not answer")

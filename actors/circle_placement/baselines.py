@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from actors.circle_placement import kernels
 from actors.circle_placement.kernels import POLICY_STREAM, below, drawn, seeded
 from actors.circle_placement.problem import Instance, Problem
 from pdqn.discs import disc_sums_of_row, half_widths, padded_prefix_sums
+from pdqn.jit import compiled
 
 
 def baselines(problem: Problem, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
@@ -62,7 +62,7 @@ def _heaviest_cells(instance: Instance) -> float:
     return float(np.partition(cells, -num_cells)[-num_cells:].sum(dtype=np.float64))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _play(weights, radii, count, overlap, greedy, seed):
     """Play an episode and return the collected weight; collected cells of weights become 0.
 
@@ -91,7 +91,7 @@ def _play(weights, radii, count, overlap, greedy, seed):
     return collected
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def heaviest(weights, mask, radius):
     """Return the valid action with the largest disc sum, the lowest among equals."""
     size = len(weights)
@@ -107,7 +107,7 @@ def heaviest(weights, mask, radius):
     return best_action
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _random_valid(mask, bits):
     """Return a uniformly random valid action, decided by 64 random bits."""
     to_skip = below(bits, mask.sum())
@@ -119,7 +119,7 @@ def _random_valid(mask, bits):
     return -1  # unreachable: callers have a valid action
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _choose_at_random(masks, bits, actions):
     """Fill actions, int64[B], from masks, int8[B, num_actions], and bits, uint64[B]."""
     for b in range(len(masks)):

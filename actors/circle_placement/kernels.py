@@ -1,9 +1,9 @@
 """Compiled kernels of the circle placement problem: maps, circles, valid centres, placements.
 
 They are single-threaded and without global state, hence safe after a fork and next to other
-threads. Numba compiles each at its first call and caches it next to this file. It renews a file's
+threads. Numba compiles each at its first call and caches it (``pdqn.jit``). It renews a file's
 cache when that file changes. A changed kernel that is called from another file needs more: delete
-``__pycache__`` there.
+that file's cache, which is usually in ``__pycache__`` next to it.
 
 A cell is (x, y), row and column of the map; an action is its index, x * N + y.
 """
@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pdqn.discs import half_widths
+from pdqn.jit import compiled
 
 MAX_CIRCLES = 20
 # Results of an episode's step, and the rules that an action can break.
@@ -53,7 +53,7 @@ class Episodes(NamedTuple):
 # --- random numbers -------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _mixed(x):
     """Apply the output function of splitmix64: every bit of x affects every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
@@ -61,20 +61,20 @@ def _mixed(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def seeded(seed, stream):
     """Return the generator's state, two uint64, for one stream of a seed."""
     x = _mixed(_mixed(np.uint64(seed) + _GOLDEN) + np.uint64(stream))
     return _mixed(x + _GOLDEN), _mixed(x + _GOLDEN + _GOLDEN)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rotated(x, bits):
     """Rotate x to the left."""
     return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def drawn(s0, s1):
     """Draw 64 random bits; return them and the next state (xoroshiro128++)."""
     bits = _rotated(s0 + s1, 17) + s0
@@ -82,13 +82,13 @@ def drawn(s0, s1):
     return bits, _rotated(s0, 49) ^ s1 ^ (s1 << np.uint64(21)), _rotated(s1, 28)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def below(bits, limit):
     """Return an int64 uniform over 0..limit - 1, from the upper 32 of 64 random bits."""
     return np.int64(((bits >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _uniform(bits):
     """Return a float32 uniform over [0, 1), from the lower 24 bits."""
     return np.float32(bits & np.uint64(0xFFFFFF)) * _U24
@@ -97,7 +97,7 @@ def _uniform(bits):
 # --- instances of the problem ---------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def generate_map(seed, walk_steps, weights):
     """Fill weights, float32[N, N], with map number ``seed``: noise under a teleporting random walk.
 
@@ -123,14 +123,14 @@ def generate_map(seed, walk_steps, weights):
             y = _moved(y, size, bits >> np.uint64(26), bits >> np.uint64(27))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _random_cell(bits, size):
     """Return a uniformly random cell (x, y), both uint64."""
     cell = np.uint64(below(bits, size * size))
     return cell // size, cell % size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _moved(x, size, forth, back):
     """Return x, a uint64, moved by the lowest bit of forth less that of back, within the map.
 
@@ -141,7 +141,7 @@ def _moved(x, size, forth, back):
     return target if target < size else x
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def draw_radii(seed, scaled, radii):
     """Draw the circles of a seed, in no order; return their number.
 
@@ -169,7 +169,7 @@ def draw_radii(seed, scaled, radii):
 # --- placements -----------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def find_valid_centres(centres, radii, placed, overlap, size, mask):
     """Mark the valid centres of circle number ``placed``; return whether there are any.
 
@@ -196,7 +196,7 @@ def find_valid_centres(centres, radii, placed, overlap, size, mask):
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _forbid_around(grid, centre, distance):
     """Zero the cells of grid, int8[N, N], that are closer than distance to centre."""
     size = len(grid)
@@ -207,7 +207,7 @@ def _forbid_around(grid, centre, distance):
         grid[x, max(0, centre[1] - reach) : min(size, centre[1] + reach + 1)] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def broken_rule(centres, radii, placed, overlap, size, action):
     """Return the rule that an action breaks, or VALID, and the circle that it overlaps, or -1."""
     if not 0 <= action < size * size:
@@ -224,7 +224,7 @@ def broken_rule(centres, radii, placed, overlap, size, action):
     return VALID, -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def collect(weights, x, y, radius):
     """Zero the disc around (x, y) in weights, float32[N, N]; return its former sum in float64."""
     widths = half_widths(radius)
@@ -237,7 +237,7 @@ def collect(weights, x, y, radius):
     return collected
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _clear_disc(bits, x, y, radius):
     """Zero the disc around (x, y) in bits, uint16[N, N]; without any bit, a float16 is also 0."""
     widths = half_widths(radius)
@@ -245,7 +245,7 @@ def _clear_disc(bits, x, y, radius):
         bits[x - radius + row, y - widths[row] : y + widths[row] + 1] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def first_invalid(episodes, overlap, actions):
     """Return the first episode with an invalid action, the broken rule, and the overlapped circle.
 
@@ -261,7 +261,7 @@ def first_invalid(episodes, overlap, actions):
     return -1, VALID, -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def place_circles(episodes, overlap, actions, rewards, masks, ends):
     """Place the next circle of every episode, or change nothing if any action is invalid.
 
@@ -294,7 +294,7 @@ def place_circles(episodes, overlap, actions, rewards, masks, ends):
     return invalid
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def find_next_centres(episodes, overlap, b, mask):
     """Fill mask, int8[N * N], for episode b in its present state; return its end or GOING_ON."""
     if episodes.placed[b] == episodes.counts[b]:

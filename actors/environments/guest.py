@@ -38,20 +38,9 @@ def _filter_warnings(filters: tuple[Any, ...]) -> None:
     warnings.filters[:] = filters  # pyright: ignore[reportIndexIssue]
 
 
-def _log_handlers() -> tuple[logging.Handler, ...]:
-    return tuple(logging.root.handlers)
-
-
-def _set_log_handlers(wanted: tuple[logging.Handler, ...]) -> None:
-    logging.root.handlers[:] = wanted
-
-
 _PYTHONS: tuple[_Switch, ...] = (
     (np.geterr, _set_numpy_errors),
     (lambda: tuple(warnings.filters), _filter_warnings),
-    (lambda: logging.root.manager.disable, logging.disable),
-    (lambda: logging.root.level, logging.root.setLevel),
-    (_log_handlers, _set_log_handlers),
 )
 
 
@@ -61,13 +50,6 @@ def _torchs() -> list[_Switch]:
         return []
     import torch
 
-    def deterministic() -> tuple[bool, bool]:
-        only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-        return torch.are_deterministic_algorithms_enabled(), only_warns
-
-    def set_deterministic(how: tuple[bool, bool]) -> None:
-        torch.use_deterministic_algorithms(how[0], warn_only=how[1])
-
     def set_device(device: torch.device) -> None:
         # Without any, torch need not look at it in every call.
         torch.set_default_device(None if device.type == "cpu" else device)
@@ -76,7 +58,7 @@ def _torchs() -> list[_Switch]:
         (torch.is_grad_enabled, torch.set_grad_enabled),
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_num_threads, torch.set_num_threads),
-        (deterministic, set_deterministic),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
         (torch.get_default_device, set_device),
     ]
 
@@ -92,6 +74,7 @@ class Guest:
         self._switches: list[_Switch] = [*_PYTHONS, *_torchs()]
         self._theirs: dict[int, Any] = {}
         self._ours: list[Any] = []
+        self._logs: tuple[int, list[logging.Handler]] = (0, [])
         self._signals_due = 0.0
 
     def settle(self) -> None:
@@ -105,6 +88,7 @@ class Guest:
     def __enter__(self) -> None:
         """Turn the switches as the environment left them."""
         self._ours = [read() for read, _ in self._switches]
+        self._logs = logging.root.manager.disable, logging.root.handlers[:]
         for which, value in self._theirs.items():
             self._switches[which][1](value)
 
@@ -122,9 +106,19 @@ class Guest:
                 turn(ours)
             else:
                 self._theirs.pop(which, None)
+        self._repair_logs()
         self._take_signals()
         if error is not None and not isinstance(error, Exception | Interrupted):
             raise EnvironmentQuitError(type_and_first_line(error)) from error
+
+    def _repair_logs(self) -> None:
+        """Let our log lines be written, within its calls too; it may have handlers of its own."""
+        disabled, wanted = self._logs
+        if logging.root.manager.disable != disabled:
+            logging.disable(disabled)
+        if logging.root.handlers != wanted:
+            for handler in wanted:
+                logging.root.addHandler(handler)  # once
 
     def _take_signals(self) -> None:
         """Install our handlers again: now and then, or after every call if they were replaced."""

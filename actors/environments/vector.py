@@ -36,7 +36,8 @@ from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
-_CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 10.0, 0.5
+# Less than an actor has for leaving in order.
+_CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 8.0, 0.5
 _log = logging.getLogger("environment")
 
 
@@ -255,7 +256,7 @@ class VectorEnvironment:
 
     @property
     def has_baselines(self) -> bool:
-        """Whether the environment can score baselines of its own; asking it may raise anything."""
+        """Return whether the environment has baselines of its own; this may raise anything."""
         env = self._guarded[0] if self._guarded else self._env
         with self._guest:
             return baselines_of(env) is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.segments import Segment, join_segments
+from launcher import sockets
 from launcher.bench.recordings import RECORDINGS, Recording, record
 from launcher.coordinator.coordinator import Coordinator
 from launcher.metrics.metrics import RunMetrics
@@ -47,8 +49,6 @@ from replay.samples import SampleLayout
 from replay.sender import TransitionSender
 
 _RUN = "bench"
-# A path of ZeroMQ's own in a folder that only this user can open.
-_SOCKET = "ipc://*"
 _CAPACITY = 100_000
 _MIN_SIZE = 1000
 _BATCH_SIZE = 256
@@ -305,9 +305,9 @@ def _wire_rate(encoded: list[bytes], decoded: list[wire.TransitionBatch], second
 
 def _receive_all(pipe: Connection) -> None:
     """Take messages until the other side has gone."""
-    with zmq.Context() as context, context.socket(zmq.PULL) as pull:
+    with sockets.folder() as folder, zmq.Context() as context, context.socket(zmq.PULL) as pull:
         pull.setsockopt(zmq.RCVHWM, 16)
-        pull.bind(_SOCKET)
+        pull.bind(f"ipc://{folder}/pull")
         pipe.send(pull.getsockopt_string(zmq.LAST_ENDPOINT))
         while not pipe.poll():
             if pull.poll(100):
@@ -373,10 +373,13 @@ class _Bench:
     def __init__(self, recording: Recording, config: Config) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._metrics = RunMetrics(None)
+        self._sockets = sockets.make_folder()
         self._coordinator = Coordinator(
             self._context,
-            _SOCKET,
-            welcome=Welcome(_RUN, 0, 0, config, recording.spec, _SOCKET, ""),
+            f"ipc://{self._sockets}/coordinator",
+            welcome=Welcome(
+                _RUN, 0, 0, config, recording.spec, f"ipc://{self._sockets}/{{role}}-{{name}}", ""
+            ),
             metrics=self._metrics,
         )
         self._recording = recording
@@ -416,6 +419,7 @@ class _Bench:
             process.join()
         self._coordinator.close()
         self._context.destroy(linger=0)
+        shutil.rmtree(self._sockets, ignore_errors=True)
 
     def phase(self, seconds: dict[str, float]) -> dict[str, Load]:
         """Let each process work for its seconds; return its load, and that of replay."""

@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 
 from launcher import streams
-from launcher.caches import keep_caches_private
 from launcher.cli.commands import cli
 from launcher.interrupts import end_at_once
 from launcher.terminal import echo
+from pdqn.caches import keep_caches_private
 from pdqn.errors import RunError, UsageError
 from pdqn.process import PrintableFormatter
 
@@ -39,9 +39,11 @@ def _run() -> None:
     _make_streams_usable()
     end_at_once()
     keep_caches_private()
+    _settle_variables()
     if logging.lastResort is not None:  # which prints warnings where no log is open
         logging.lastResort.setFormatter(PrintableFormatter())
     try:
+        _check_directory()
         sys.exit(cli.main(prog_name="pdqn", standalone_mode=False) or 0)
     except UsageError as error:
         _fail(error, 2)
@@ -59,6 +61,32 @@ def _run() -> None:
     except Exception:  # noqa: BLE001 - a fault: Python itself would print it with its escapes
         echo(traceback.format_exc().rstrip(), err=True)
         sys.exit(1)
+
+
+def _settle_variables() -> None:
+    """Replace environment variables that are meant for others, and that would do harm here."""
+    # A notebook's backend, or one for a display, may not exist here. Matplotlib cannot be imported
+    # then.
+    if "MPLBACKEND" in os.environ:
+        os.environ["MPLBACKEND"] = "agg"
+    # Some services and editors have a terminal of no size: tables would be empty.
+    for name in ("COLUMNS", "LINES"):
+        if not os.environ.get(name, "1").strip("0"):
+            del os.environ[name]
+
+
+def _check_directory() -> None:
+    """Refuse to start in a directory that was removed: libraries end the process then.
+
+    Raises:
+        UsageError: the current directory does not exist.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(
+            f"the current directory cannot be used ({error.strerror}); change to another one"
+        ) from error
 
 
 def _end_with_guest(code: int) -> None:

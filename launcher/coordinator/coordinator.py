@@ -35,6 +35,7 @@ from pdqn.config import resolved
 from pdqn.connections import Bounds, Connections, most_connections
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
+from pdqn.patterns import fill
 from pdqn.silence import ListeningClock
 from pdqn.tickets import new_seal, ticket_of
 
@@ -231,7 +232,7 @@ class Coordinator:
             self._welcome,
             index=key.index,
             incarnation=key.incarnation,
-            bind=bind.replace("{role}", f"{key.role}-{key.index}-{key.incarnation}"),
+            bind=fill(bind, "role", f"{key.role}-{key.index}-{key.incarnation}"),
             pulse=self.membership.orders.pulse(member),
             memory_bytes=self._memory.get(key.role, 0),
             **self._secrets_for(member),

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher import sockets
 from launcher.hosts.access import Door, find_door
 from launcher.hosts.leash import Leash
 from launcher.hosts.supervisor import Supervisor
@@ -77,7 +78,7 @@ def take_part(
     network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
     try:
-        with _folder_of_roles() as folder, _relay_for(part, network, folder) as relay:
+        with _folder_of_roles(), _relay_for(part, network) as relay:
             supervisor = Supervisor(
                 endpoint,
                 part.logs,
@@ -101,28 +102,29 @@ def take_part(
 
 
 @contextmanager
-def _folder_of_roles() -> Iterator[Path]:
+def _folder_of_roles() -> Iterator[None]:
     """Make a folder for the files of this host's roles: a killed role cannot remove its own."""
     with tempfile.TemporaryDirectory(prefix="pdqn-", ignore_cleanup_errors=True) as folder:
         # All processes inherit this variable; the forkserver does so from the one that starts it.
         os.environ[FOLDER_VARIABLE] = folder
         try:
-            yield Path(folder)
+            yield
         finally:
             del os.environ[FOLDER_VARIABLE]
 
 
 @contextmanager
-def _relay_for(part: Part, network: Network, folder: Path) -> Iterator[Relay | None]:
+def _relay_for(part: Part, network: Network) -> Iterator[Relay | None]:
     """Open a relay that receives parameters once for all actors of a host; None for other roles."""
     if part.role != "actor":
         yield None
         return
-    relay = Relay(network, f"ipc://{folder}/parameters")
-    try:
-        yield relay
-    finally:
-        relay.close()
+    with sockets.folder() as folder:
+        relay = Relay(network, f"ipc://{folder}/parameters")
+        try:
+            yield relay
+        finally:
+            relay.close()
 
 
 class _Agent:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from launcher import safe_path
 from pdqn.errors import JoinRefusedError, PlaceTakenError
@@ -32,21 +34,28 @@ def run_role(
         _main_of(role)(address, index, log_path, network)
     except JoinRefusedError as error:
         _tell(printable(str(error)))
-        sys.exit(EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED)
+        _end(EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED)
     except Exception:  # noqa: BLE001 - multiprocessing would print it with its escapes
         _tell(f"this role failed:\n{printable_lines(traceback.format_exc())}")
-        sys.exit(1)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+        _end(1)
     # The role has closed everything it opened. The interpreter's own teardown of a hundred actors
     # on a few cores would take longer than a person waits after Ctrl-C.
-    os._exit(0)
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """End this process, whatever threads and streams an environment has left."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # it may be closed, or something else
+            stream.flush()
+    os._exit(code)
 
 
 def _tell(text: str) -> None:
     """Tell the log of this role, or the person who joined."""
-    print(f"pdqn: {text}", file=sys.stderr)  # noqa: T201 - there may be no log
+    with contextlib.suppress(Exception):
+        print(f"pdqn: {text}", file=sys.stderr)  # noqa: T201 - there may be no log
 
 
 def _main_of(role: str) -> _Main:

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from launcher import sockets
 from launcher.hosts import role_process
 from launcher.metrics.roster import MemberState
 from launcher.safe_path import safe_path
@@ -303,6 +304,7 @@ def _context(warm: bool) -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *(["launcher.hosts.forkserver"] if warm else [])])
+    sockets.settle_multiprocessing()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
     try:
         with safe_path():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from launcher import streams
+from launcher import sockets, streams
 from launcher.console.console import Console, Kind, make_console
 from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
@@ -53,7 +53,7 @@ def launch(
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
-    with inspector or Inspector(config.system) as inspector:
+    with inspector or contextlib.nullcontext():
         spec, here, plan = prepare(config, access.elsewhere, inspector)
     resolved = plan.config
     if past is not None:
@@ -67,6 +67,8 @@ def launch(
     single = resolved.run.mode == "single"
     if single and access.address is not None:
         raise UsageError("--bind: mode single is one process that nobody can join")
+    if not single:
+        sockets.find_parent()  # refuses before anything is made
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
     directory.write_config(resolved, config)
@@ -175,7 +177,7 @@ def _tell_resumed(
 def check(config: Config, *, as_json: bool, inspector: Inspector | None = None) -> int:
     """Print the machine and the plan; return the exit code."""
     check_sinks(config)
-    with inspector or Inspector(config.system) as inspector:
+    with inspector or contextlib.nullcontext():
         _, here, plan = prepare(config, inspector=inspector)
     return _print_check(here, plan, as_json=as_json)
 

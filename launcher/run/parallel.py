@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from dataclasses import replace
-from pathlib import Path
 
+from launcher import sockets
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.hosts.access import Access
@@ -61,7 +60,7 @@ class Run:
         self._config = session.config
         self._metrics = session.metrics
         self._run = uuid.uuid4().hex
-        self._sockets = Path(tempfile.mkdtemp(prefix="pdqn-"))
+        self._sockets = sockets.make_folder()
         self._context = transport.Context(self._access.network)
         try:
             self._coordinator = self._make_coordinator()

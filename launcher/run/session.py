@@ -31,7 +31,7 @@ _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
 _MOST_SHOWN = 500  # characters of a note
 _SHOWN_NOTES = {"out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked"}
 # These may come again and again: the console shows the first of each, events have them all.
-_SHOWN_ONCE = {"evaluation", "unscored", "baselines", "rejected"}
+_SHOWN_ONCE = {"evaluation", "baselines", "rejected"}
 
 
 class Session:
@@ -79,6 +79,7 @@ class Session:
         self._first_error: str | None = None
         self._shown_once = set(_SHOWN_ONCE)
         self._traced = False
+        self._evaluation_note = ""
         self._unwritable = False
         self._recorder = Recorder(run_dir, make_sinks(config, run_dir.path, self.say))
         log = run_dir.logs / "pictures.log"
@@ -125,6 +126,8 @@ class Session:
     def note(self, kind: str, role: str, index: int, text: str) -> None:
         """Record a role's note, and show it if a person should see it."""
         self.run_dir.event(kind, role=role, index=index, text=text)
+        if kind == "evaluation":
+            self._evaluation_note = text
         if kind in _SHOWN_NOTES or kind in self._shown_once:
             self._shown_once.discard(kind)
             more = "" if len(text) <= _MOST_SHOWN else "... (events.jsonl has the rest)"
@@ -351,6 +354,7 @@ class Session:
             "restarts": {role: self.restarts.get(role, 0) for role in roles},
             "sessions": self.state.sessions,
             "error": self._error(),
+            "warning": unevaluated(self.config, self.metrics, reason, self._evaluation_note),
             "first_error": self.state.first_error or self._first_error,
             "run_dir": self.run_dir.shown,
         }
@@ -361,6 +365,22 @@ class Session:
         if self._first_error is None or self._first_error in self.failure:
             return self.failure
         return f"{self.failure}; first error: {self._first_error}"
+
+
+def unevaluated(config: Config, metrics: RunMetrics, reason: str, note: str) -> str | None:
+    """Say that no evaluation has worked in a run that came to its end; None if one has.
+
+    Args:
+        config: the run's.
+        metrics: the run's.
+        reason: why it ended.
+        note: what the evaluator said last.
+    """
+    expected = config.evaluation.enabled and metrics.learner_steps() > 0
+    if not expected or reason in ("interrupted", "failed") or metrics.evaluation_view() is not None:
+        return None
+    last = f": {note}" if note else ""
+    return f"no evaluation worked, so there is no best model{last}"
 
 
 def limit_reached(run: RunConfig, counts: Mapping[str, int], trained_seconds: float) -> str:

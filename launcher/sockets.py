@@ -1,0 +1,112 @@
+"""The folder of the sockets of a run, whose paths must be short.
+
+A system limits a socket's path to about a hundred bytes, and TMPDIR alone can be longer. Only this
+user may enter the folder, so sockets without a path, which anybody can reach, are not an option.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import util
+from pathlib import Path
+
+from pdqn.errors import UsageError
+from pdqn.transport import can_be_address
+
+_PREFIX = "pdqn-"
+# The longest name of a socket, such as "replay-12-3456-transitions", with room to spare. That of
+# multiprocessing, in a folder of its own, has 32 characters.
+_NAME = "x" * 40
+
+
+def make_folder() -> Path:
+    """Make a new folder for sockets, which only this user can enter.
+
+    It is in the temporary directory, or, if that takes no sockets, in another one.
+
+    Raises:
+        UsageError: no directory takes sockets.
+    """
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=find_parent()))
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Make such a folder for the block, and remove it afterwards."""
+    made = make_folder()
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def find_parent() -> str:
+    """Find a directory in which sockets can be made.
+
+    Raises:
+        UsageError: there is none; the message says why not.
+    """
+    reasons: list[str] = []
+    for parent in _candidates():
+        reason = why_not(parent)
+        if not reason:
+            return parent
+        reasons.append(f"{parent}: {reason}")
+    raise UsageError(
+        f"no directory takes the sockets of a run ({'; '.join(reasons)}); set TMPDIR to a short "
+        "path in which you may write"
+    )
+
+
+def why_not(parent: str) -> str:
+    """Say why sockets cannot be made in a folder of a directory; empty if they can.
+
+    Args:
+        parent: an absolute path.
+    """
+    if not can_be_address(parent):
+        return "its name cannot be part of an address"
+    try:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent) as name:
+            return _why_not_bound(f"{name}/{_NAME}")
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def settle_multiprocessing() -> None:
+    """Have multiprocessing, whose sockets are in the temporary directory, use a short path as well.
+
+    Raises:
+        UsageError: no directory takes sockets.
+    """
+    before = tempfile.tempdir
+    tempfile.tempdir = find_parent()
+    try:
+        util.get_temp_dir()  # made once, and removed when this process ends
+    finally:
+        tempfile.tempdir = before
+
+
+def _candidates() -> Iterator[str]:
+    """Yield directories in the order of preference, each once."""
+    found: list[str] = []
+    with contextlib.suppress(OSError):  # nothing can be written anywhere
+        found.append(tempfile.gettempdir())
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    found += [path for path in (given, "/tmp", "/var/tmp", "/dev/shm") if Path(path).is_absolute()]
+    yield from dict.fromkeys(found)
+
+
+def _why_not_bound(path: str) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(path)
+        except OSError as error:
+            return error.strerror or "its path is too long"
+    return ""
