@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from pdqn.config import Config
-from pdqn.errors import UsageError
-from pdqn.model import read_model, save_model
+from pdqn.errors import UsageError, reason_of
+from pdqn.model import NOT_SAVED, read_model, save_model
 from pdqn.networks import QNetwork
 from pdqn.specs import EnvironmentSpec
 
 
 def not_kept(error: Exception) -> str:
     """Phrase an evaluator's note about parameters that it could not keep."""
-    return f"the best parameters are not saved: {error}"
+    return f"the best parameters are {NOT_SAVED}: {reason_of(error)}"
 
 
 class BestKeeper:

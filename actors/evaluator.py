@@ -15,6 +15,7 @@ from actors.baselines import BaselinesApart
 from actors.environments import randomness
 from actors.follower import ParameterFollower
 from actors.greedy import GreedyEvaluation, held_out_seeds
+from pdqn.errors import RunError
 from pdqn.files import RunFiles
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
@@ -37,7 +38,7 @@ class Evaluator:
         welcome: Welcome,
         files: RunFiles,
     ) -> None:
-        self._link = link
+        self._link, self._files = link, files
         self._welcome = welcome
         run_seed = welcome.config.run.seed
         randomness.seed(run_seed, "evaluator", welcome.index, welcome.incarnation)
@@ -63,10 +64,12 @@ class Evaluator:
             link.telemetry,
             give_up=self._interrupted,
             failed=lambda text, error: _log.error("%s", text, exc_info=error),
+            may_keep=self._check_home,
             # The run's directory may be on another host.
             kept=lambda: files.push(BEST_MODEL),
             baselines=self._baselines,
         )
+        self._has_home = True
         self._began = -math.inf
         self._evaluated: int | None = None
 
@@ -106,6 +109,17 @@ class Evaluator:
             # end.
             self._evaluated = version
             self._link.report()
+
+    def _check_home(self) -> None:
+        """Write nothing into another run's directory.
+
+        Raises:
+            RunError: another run is in this run's place.
+        """
+        if self._files.has_lost_home():
+            self._has_home = False
+        if not self._has_home:
+            raise RunError("another run has taken this run's directory")
 
     def _interrupted(self) -> bool:
         """Stay in touch between steps; return whether to give up this evaluation."""

@@ -33,6 +33,7 @@ class GreedyEvaluation:
         telemetry: telemetry of the evaluator.
         give_up: called at every step of the environments; True gives up.
         failed: called with a sentence and the error if a policy has no score.
+        may_keep: called before the best parameters are saved; raises a RunError to prevent it.
         kept: called when the best parameters have been saved.
         baselines: the environment's own ones. By default this process plays them once, as soon as
             a policy has a score.
@@ -48,6 +49,7 @@ class GreedyEvaluation:
         *,
         give_up: Callable[[], bool],
         failed: Callable[[str, RunError], object],
+        may_keep: Callable[[], object] = lambda: None,
         kept: Callable[[], object] = lambda: None,
         baselines: Baselines | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class GreedyEvaluation:
             telemetry.note("checkpoint", self._best.unread)
         self._seeds = held_out_seeds(config)
         self._give_up, self._failed, self._kept = give_up, failed, kept
+        self._may_keep = may_keep
         self._baselines = baselines or Baselines(
             spec, config.evaluation_env_args, self._seeds, telemetry
         )
@@ -105,6 +108,7 @@ class GreedyEvaluation:
 
     def _keep_best(self, result: Mapping[str, Any], version: int) -> None:
         try:
+            self._may_keep()
             if self._best.offer(result, self._network, version):
                 self._kept()
         except (OSError, RunError) as error:

@@ -10,10 +10,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from launcher.folders import Folder
 from launcher.locking import take_lock
 from launcher.strict_json import to_json
 from pdqn.atomic import replacing
@@ -21,6 +22,7 @@ from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, CONFIGURED
+from pdqn.logs import Bound, keep_within
 
 STATE_FILE = "state.json"
 # The meaning of the parameters depends on these settings, among them all of the network's.
@@ -31,6 +33,8 @@ STRUCTURAL = (
 
 SUMMARY, SNAPSHOT, EVENTS = "summary.json", "snapshot.json", "events.jsonl"
 METRICS = "metrics.jsonl"
+# A run of a month has a few megabytes; an environment that fails at every step has more.
+_MOST_EVENTS = Bound(64 << 20, 16 << 20, 16 << 20, '{"event": "cut", "bytes": {}}\n')
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.02
 _TEMPORARY = re.compile(
     r"\.(run_id|address\.json|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
@@ -45,12 +49,15 @@ class RunDirectory:
         path: the directory, which stays the same if this process goes to another one.
         resumed_at: seconds for which the run has run already; None for a new run.
 
+    Attributes:
+        path: the directory's absolute path; another one once another run has taken its place.
+        shown: the path as the person gave it.
+        taken: why the run cannot go on here; empty while it can.
+        event_trouble: why the newest event is not written; None if it is.
+        restore: called once the directory was made again, for what others have written there.
+
     Raises:
         UsageError: the directory cannot be written, is in use, or holds another run.
-
-    Attributes:
-        path: the directory's absolute path.
-        shown: the path as the person gave it.
     """
 
     def __init__(self, path: Path, resumed_at: float | None = None) -> None:
@@ -58,8 +65,11 @@ class RunDirectory:
         self.shown = str(path)
         # An environment in this process may change the directory that relative paths begin from.
         self.path = path = path.absolute()
-        self.metrics_path = path / METRICS
-        self.logs = path / "logs"
+        self.taken = ""
+        self.event_trouble: OSError | None = None
+        self.restore: Callable[[], None] = lambda: None
+        self._kept: dict[str, str] = {}
+        self._is_link = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             if resumed_at is None and (path / CONFIG).exists():
@@ -68,16 +78,26 @@ class RunDirectory:
                     f"it: --resume {self.shown}"
                 )
             self._events = _open_alone(path / EVENTS)
-            self.logs.mkdir(exist_ok=True)
-            (path / "checkpoints").mkdir(exist_ok=True)
+            self._make_folders()
             if resumed_at is not None:
                 _tidy(path)
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
+            self._folder = Folder(path)
         except OSError as error:
             raise UsageError(
                 f"run directory {self.shown} cannot be written: {error.strerror}"
             ) from error
         self._started = time.monotonic() - (resumed_at or 0.0)
+
+    @property
+    def metrics_path(self) -> Path:
+        """The file of the lines of figures."""
+        return self.path / METRICS
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the roles' logs."""
+        return self.path / "logs"
 
     def log_path(self, role: str, index: int) -> Path:
         """Return the path of one role's log."""
@@ -85,12 +105,12 @@ class RunDirectory:
 
     def write_config(self, config: Config, configured: Config) -> None:
         """Write the configuration as filled in, and as a person wrote it."""
-        self._replace(CONFIGURED, configured.to_toml())
-        self._replace(CONFIG, config.to_toml())
+        self._keep(CONFIGURED, configured.to_toml())
+        self._keep(CONFIG, config.to_toml())
 
     def name_run(self, run: str) -> None:
         """Write the run's identifier: roles that find it here work in this directory."""
-        self._replace(RUN_ID, run)
+        self._keep(RUN_ID, run)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl."""
@@ -99,9 +119,12 @@ class RunDirectory:
     def event(self, kind: str, **details: Any) -> None:
         """Append to events.jsonl, with the time since the start and the time of day."""
         stamp = {"time_seconds": round(time.monotonic() - self._started, 3), "clock": time.time()}
-        # On a full disk the line stays in memory until there is room; the figures report the disk.
-        with contextlib.suppress(OSError):
+        self.event_trouble = None
+        try:
             _append(self._events, {**stamp, "event": kind, **details})
+        except OSError as error:
+            # On a full disk the line stays in memory until there is room.
+            self.event_trouble = error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json; a reader never sees a part of it."""
@@ -111,13 +134,107 @@ class RunDirectory:
         """Replace the snapshot that ``pdqn watch`` shows; a reader never sees a part of it."""
         self._replace(SNAPSHOT, to_json(seen, separators=(",", ":")))
 
+    def look(self) -> str:
+        """Notice that the directory or one of its files has gone, and make it again.
+
+        A moved directory stays in use, through a link in its old place. A run is only moved out,
+        and ``taken`` set, if another run is in its place.
+
+        Returns:
+            a line about what happened; empty if nothing did.
+
+        Raises:
+            OSError: the directory cannot be made again; a later call tries once more.
+        """
+        keep_within(self.path / EVENTS, _MOST_EVENTS)
+        self._folder.renew()
+        if self._folder.is_in_place():
+            return self._look_at_files()
+        if self._holds_another():
+            return self._move_out()
+        moved = self._folder.now_at()
+        if moved is not None and not os.path.lexists(self.path):
+            self.path.symlink_to(moved)
+            self._is_link = True
+            return f"{self.path} was moved: the run goes on in {moved}, to which {self.path} leads"
+        return self._make_again(moved)
+
+    def _look_at_files(self) -> str:
+        """Open the files of lines again if others are in their places, or none."""
+        gone = [
+            name
+            for name, file in ((EVENTS, self._events), (METRICS, self._metrics))
+            if not _is_at(self.path / name, file)
+        ]
+        if not gone:
+            return ""
+        self._open_files()
+        return f"{self.path}: {' and '.join(gone)} removed: what was written there is lost"
+
+    def _make_again(self, moved: Path | None) -> str:
+        if self._is_link:  # to where the directory was moved, and has been removed since
+            self.path.unlink(missing_ok=True)
+            self._is_link = False
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._make_folders()
+        self._open_files()
+        for name, text in self._kept.items():
+            self._replace(name, text)
+        self._folder.take(self.path)
+        self.restore()
+        where = "lost" if moved is None else f"in {moved}"
+        return (
+            f"{self.path} was removed while the run went on: it is made again, and --resume needs "
+            f"what is saved from now on; all that was written before is {where}"
+        )
+
+    def _holds_another(self) -> bool:
+        """Return whether another run is in this run's place."""
+        try:
+            found = (self.path / RUN_ID).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        return found != self._kept.get(RUN_ID)
+
+    def _move_out(self) -> str:
+        """Go to where the directory is now, or to a new one, to save what was learned."""
+        before, moved = self.path, self._folder.now_at()
+        self.path = moved or _free_path(before)
+        if moved is None:
+            self._make_again(None)
+        else:
+            self._folder.take(moved)
+            self.restore()
+        self.taken = f"{before} holds another run by now: what is saved last is in {self.path}"
+        return self.taken
+
+    def _make_folders(self) -> None:
+        self.logs.mkdir(exist_ok=True)
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+
+    def _open_files(self) -> None:
+        events = _open_alone(self.path / EVENTS)
+        metrics = self.metrics_path.open("a", encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk, perhaps, where the old ones were
+            self._close_files()
+        self._events, self._metrics = events, metrics
+
+    def _keep(self, name: str, text: str) -> None:
+        """Write a file that is written again if the directory is made again."""
+        self._kept[name] = text
+        self._replace(name, text)
+
     def _replace(self, name: str, text: str) -> None:
         replace_text(self.path / name, text)
 
     def close(self) -> None:
         """Close the files, and so let another process open the directory."""
-        self._metrics.close()
-        self._events.close()
+        self._folder.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        with contextlib.closing(self._events):
+            self._metrics.close()
 
 
 def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
@@ -186,6 +303,20 @@ def _open_alone(path: Path) -> TextIO:
         return file
     file.close()
     raise UsageError(f"run directory {path.parent} is in use: its run goes on")
+
+
+def _free_path(path: Path) -> Path:
+    """Return the path with the first number at its end that leads to nothing."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(found for found in numbered if not os.path.lexists(found))
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    """Tell whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def is_open(path: Path) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-_MOST_LOG_BYTES = 100_000_000
+from pdqn import logs
 
 
 @dataclass
@@ -25,7 +25,7 @@ class _Own:
     keys: TextIO | None
     out: TextIO
     err: TextIO
-    log: int | None
+    log: Path | None
 
 
 class _State:
@@ -82,7 +82,7 @@ def apart(log: Path | None = None) -> Iterator[None]:
         _private(sys.stdin, before[0], "r"),
         _private(sys.stdout, before[1], "w"),
         _private(sys.stderr, before[2], "w"),
-        None if log is None else target,
+        log,
     )
     _State.shared = True
     try:
@@ -106,15 +106,11 @@ def apart(log: Path | None = None) -> Iterator[None]:
 
 
 def bound_log() -> None:
-    """Begin the environment's log again when it has become too large."""
+    """Keep the environment's log within its bound."""
     own = _State.own
-    if own is None or own.log is None:
-        return
-    with contextlib.suppress(OSError):
-        size = os.fstat(own.log).st_size
-        if size > _MOST_LOG_BYTES:
-            os.ftruncate(own.log, 0)
-            os.write(own.log, f"the first {size} bytes are left out here\n".encode())
+    if own is not None and own.log is not None:
+        with contextlib.suppress(OSError):
+            logs.keep_within(own.log, logs.LOG)
 
 
 def end_with_errors() -> None:

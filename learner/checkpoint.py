@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 
 from learner.learner import Learner
 from pdqn.config import Config
-from pdqn.errors import RunError
+from pdqn.errors import RunError, reason_of
 from pdqn.model import (
     FINAL_MODEL,
+    NOT_SAVED,
     UNREADABLE,
     save_model,
     unreadable_reason,
@@ -30,9 +32,9 @@ _FOLDER, _FILE = "checkpoints", "learner.pth"
 _ASIDE = "unreadable-"
 
 
-def not_saved(error: Exception) -> str:
-    """Phrase a learner's note about a save that failed."""
-    return f"not saved: {error}; tries again next time"
+def not_saved(error: Exception, *, last: bool = False) -> str:
+    """Phrase a learner's note about a save that failed; the last one is not tried again."""
+    return f"{NOT_SAVED}: {reason_of(error)}" + ("" if last else "; tries again next time")
 
 
 def saved(learner: Learner) -> str:
@@ -72,18 +74,29 @@ class Saver:
             self._saved_steps = learner.learner_steps
             say(f"goes on from learner step {learner.learner_steps}")
 
+    def move_to(self, run_dir: Path) -> None:
+        """Save to another directory from now on."""
+        self._run_dir = run_dir
+
     def due(self, learner_steps: int) -> bool:
         """Return whether enough time or enough steps have passed for the next save."""
         steps, seconds = learner_steps - self._saved_steps, time.monotonic() - self._saved
         return steps > 0 and is_due(self._config.checkpoint, seconds, steps)
 
     def save(self, learner: Learner) -> tuple[str, str]:
-        """Save now; return the paths of the files written, relative to the directory."""
+        """Save now; return the paths of the files written, relative to the directory.
+
+        Raises:
+            OSError: one of them cannot be written. The model is smaller, and is written even if
+                the checkpoint is not.
+        """
         self._saved, self._saved_steps = time.monotonic(), learner.learner_steps
         keep = self._config.checkpoint.keep
-        checkpoint = save_checkpoint(self._run_dir, learner.get_state(), keep)
-        path = self._run_dir / FINAL_MODEL
-        save_model(path, self._config, self._spec, learner.online, learner.learner_steps)
+        try:
+            checkpoint = save_checkpoint(self._run_dir, learner.get_state(), keep)
+        finally:
+            path = self._run_dir / FINAL_MODEL
+            save_model(path, self._config, self._spec, learner.online, learner.learner_steps)
         return (checkpoint / _FILE).relative_to(self._run_dir).as_posix(), FINAL_MODEL
 
 
@@ -97,7 +110,12 @@ def save_checkpoint(run_dir: Path, state: Mapping[str, Any], keep: int) -> Path:
     """
     path = run_dir / _FOLDER / f"step-{state['learner_steps']:09d}"
     path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / _FILE, dict(state))
+    try:
+        write_atomically(path / _FILE, dict(state))
+    except OSError:
+        with suppress(OSError):
+            path.rmdir()  # it stays if it holds an earlier save of this step
+        raise
     prune(run_dir, keep, path)
     return path
 
@@ -136,6 +154,12 @@ def _set_aside(path: Path) -> None:
 def checkpoints(run_dir: Path) -> Iterator[Path]:
     """Yield complete checkpoints, newest first."""
     yield from (path for path in _directories(run_dir) if (path / _FILE).exists())
+
+
+def newest_steps(run_dir: Path) -> int | None:
+    """Return the learner steps of the newest complete checkpoint; None if there is none."""
+    newest = next(checkpoints(run_dir), None)
+    return None if newest is None else _steps(newest)
 
 
 def load_newest(run_dir: Path, say: Callable[[str], None] = _log.warning) -> dict[str, Any] | None:

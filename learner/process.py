@@ -83,7 +83,7 @@ class LearnerProcess:
         self._publish()
         self._link.telemetry.activity = LAST_SAVE
         self._link.report()
-        self._save()
+        self._save(last=True)
         # Publish again: on a slow connection, the last parameters may have found no room in the
         # queue.
         self._publish()
@@ -182,12 +182,14 @@ class LearnerProcess:
         elif self._saver.due(self._learner.learner_steps):
             self._save()
 
-    def _save(self) -> bool:
+    def _save(self, *, last: bool = False) -> bool:
         """Save, also to the run's host if that is another one; return whether this succeeded."""
+        if self._files.has_lost_home():
+            self._saver.move_to(self._files.path)
         try:
             self._files.push(*self._saver.save(self._learner))
         except (OSError, RunError) as error:
-            self._link.telemetry.note("checkpoint", not_saved(error))
+            self._link.telemetry.note("checkpoint", not_saved(error, last=last))
             return False
         self._link.telemetry.count("checkpoints")
         return True

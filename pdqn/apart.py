@@ -255,9 +255,11 @@ class Apart:
         return None
 
     def overdue(self, seconds: float) -> ApartError:
-        """Describe a function that has not answered in time."""
+        """Describe a function that has not answered in time, and end its process."""
         text = f"no answer for {seconds:g} s{self._at()}"
-        return ApartError(text, self.last_words, hangs=True)
+        error = ApartError(text, self.last_words, hangs=True)
+        self.close()
+        return error
 
     @property
     def output(self) -> str:

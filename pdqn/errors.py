@@ -83,3 +83,10 @@ def _is_others(path: Path) -> bool:
     if path.is_relative_to(_PYTHON):
         return True
     return path.is_relative_to(_HERE) and path.relative_to(_HERE).parts[0] in _OURS
+
+
+def reason_of(error: Exception) -> str:
+    """Phrase an error in one line: of the system's, the file, if it is known, and the reason."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -53,10 +53,19 @@ class RunFiles:
     """
 
     def __init__(self, link: CoordinatorLink, welcome: Welcome) -> None:
-        self._link = link
+        self._link, self._welcome = link, welcome
         self.here = is_here(welcome)
         self._pushes = 0
         self.path = Path(welcome.run_dir) if self.here else _own_directory()
+
+    def has_lost_home(self) -> bool:
+        """Work elsewhere if the run's directory holds another run by now; tell whether it does."""
+        if not self.here or is_here(self._welcome):
+            return False
+        if not (self.path / RUN_ID).exists():
+            return False  # it was removed, and is being made again
+        self.here, self.path = False, _own_directory()
+        return True
 
     def push(self, *names: str) -> None:
         """Copy files to the run's directory, where each appears whole or not at all.

@@ -23,6 +23,8 @@ from pdqn.text import printable
 from pdqn.trust import NOTHING, Trust, is_own, names_code, own_config, shown
 
 FORMAT = 3
+# What a role's note says when it could not save.
+NOT_SAVED = "not saved"
 # Model files in a run directory: the last parameters, and those with the best evaluation.
 FINAL_MODEL, BEST_MODEL = "final_model.pth", "best_model.pth"
 # Errors of torch.load for damaged and foreign files, and those that strange contents cause later.
@@ -228,12 +230,16 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
     """Save content with ``torch.save`` to a file that is either whole or not there.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; the error names it.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        _save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            _save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # A person knows the file, and not the temporary one; a failed write names neither.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _save(content: dict[str, Any], file: BinaryIO) -> None:

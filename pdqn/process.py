@@ -17,6 +17,7 @@ from types import FrameType
 import setproctitle
 
 from pdqn import handlers
+from pdqn.logs import OutputLog
 from pdqn.text import printable, printable_lines
 
 # The signal with which a supervisor asks a role to leave. It is not SIGTERM: `timeout`, systemd and
@@ -25,6 +26,7 @@ LEAVE = signal.SIGUSR1
 # Signals that usually reach the whole process group.
 OF_GROUP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _ORPHAN_GRACE_SECONDS = 5.0
+_LOG_SECONDS = 1.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _MOST_HOST_CHARACTERS = 80
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -44,12 +46,16 @@ class ParentWatch:
     The pipe to the parent closes when the parent ends, whatever the cause. The role sees ``gone``
     and leaves in order. If it hangs, the watch ends the process after a few seconds.
 
+    Args:
+        log: the log that the watch keeps within its bound meanwhile, if there is one.
+
     Attributes:
         gone: whether the parent has ended, or has asked this process to leave with ``LEAVE``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: OutputLog | None = None) -> None:
         self.gone = False
+        self._log = log
         handlers.install(LEAVE, self._told)
         self._parent = multiprocessing.parent_process()
         if self._parent is not None:
@@ -60,7 +66,9 @@ class ParentWatch:
 
     def _watch(self) -> None:
         assert self._parent is not None
-        wait([self._parent.sentinel])
+        while not wait([self._parent.sentinel], _LOG_SECONDS):
+            if self._log is not None:
+                self._log.tend()
         self.gone = True
         time.sleep(_ORPHAN_GRACE_SECONDS)
         os._exit(1)
@@ -92,17 +100,17 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
     for number in OF_GROUP:
         handlers.install(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUP)
-    if log_path is not None:
-        _redirect_output(log_path)
+    log = None if log_path is None else OutputLog(log_path)
     # A stream of its own: an environment may close the standard ones.
+    own = os.dup(2) if log is None else log.copy()
     lines = logging.StreamHandler(
         open(  # noqa: SIM115 - to the end
-            os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+            own, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
         )
     )
     lines.setFormatter(PrintableFormatter(_LOG_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
-    return ParentWatch()
+    return ParentWatch(log)
 
 
 def keep_little_free_memory() -> None:
@@ -115,11 +123,3 @@ def keep_little_free_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 4 << 20)
         mallopt(_M_TRIM_THRESHOLD, 2 << 20)
-
-
-def _redirect_output(log_path: Path) -> None:
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for descriptor in (1, 2):
-        os.dup2(log, descriptor)
-    os.close(log)

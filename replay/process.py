@@ -13,6 +13,7 @@ from pdqn import transport, wire
 from pdqn.clients import name_of
 from pdqn.config import Config, resolved
 from pdqn.connections import Bounds, Connections, most_connections
+from pdqn.doors import LocalDoor
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.specs import EnvironmentSpec
@@ -109,12 +110,12 @@ class ReplayServer:
             name: Connections(socket, welcome.address(name), bounds[name])
             for name, socket in served.items()
         }
-        self._link.serve_at(
-            {
-                f"{name}/{shard}": transport.bind(socket, welcome.address(name), _ROLES[name])
-                for name, socket in served.items()
-            }
-        )
+        bound = {
+            name: transport.bind(socket, welcome.address(name), _ROLES[name])
+            for name, socket in served.items()
+        }
+        self._doors = [LocalDoor(served[name], endpoint) for name, endpoint in bound.items()]
+        self._link.serve_at({f"{name}/{shard}": endpoint for name, endpoint in bound.items()})
         self._all, self._learner_only = zmq.Poller(), zmq.Poller()
         for poller in (self._all, self._learner_only):
             self._link.register(poller)
@@ -229,6 +230,8 @@ class ReplayServer:
         self._connections["transitions"].set_key_bytes(self._most_waiting_bytes)
         for connections in self._connections.values():
             transport.tend(self._context, connections)
+        for door in self._doors:
+            door.tend()
         if self._revocations != self._link.revocations:
             self._bind_anew()
         self._greet()

@@ -363,11 +363,24 @@ def test_settings_lists_every_setting_with_its_default(run: Run):
 
 CHECKS = {
     "check": ["check", "--env", "CartPole-v1", "--actors", "2"],
-    "json": ["check", "--env", "CartPole-v1", "--actors", "2", "--replays", "2", "--json"],
+    "json": ["check", "--env", "loud:make", "--actors", "2", "--replays", "2", "--json"],
     "large": ["check", "--set", "replay.store=compressed", "--set", "replay.memory=500MB"],
     "too large": ["check", "--env", "CartPole-v1", "--set", "replay.capacity=10000000000"],
     "check only": ["launch", "--env", "CartPole-v1", "--check-only"],
 }
+
+
+# An environment that prints, and whose simulator does.
+LOUD = """
+import os
+import gymnasium
+
+print("Hello from the simulator's community.")
+
+def make():
+    os.write(1, b"loading level 1 ...")
+    return gymnasium.make("CartPole-v1")
+"""
 
 
 @pytest.fixture
@@ -399,7 +412,14 @@ def test_check_shows_the_store_and_measures_what_it_is_to_compress(check: Callab
     assert " of 500 MB (measured " in line
 
 
-def test_check_as_json_is_nothing_but_json(check: Callable[[str], Answer]):
+def test_check_as_json_is_nothing_but_json(
+    check: Callable[[str], Answer],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    folder = tmp_path_factory.mktemp("person")
+    (folder / "loud.py").write_text(LOUD, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
     code, stdout, stderr = check("json")
     assert (code, stderr) == (0, "")
     answer = json.loads(stdout)

@@ -133,6 +133,9 @@ class Here:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def has_lost_home(self) -> bool:
+        return False
+
     def push(self, name: str) -> None:
         assert (self.path / name).is_file()
 

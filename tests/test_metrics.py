@@ -16,6 +16,7 @@ from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.run.recorder import Recorder
 from launcher.rundir import RunDirectory, default_path, new_path
+from launcher.unwritten import Unwritten
 from pdqn.errors import UsageError
 from pdqn.layers import build
 from pdqn.messages import Evaluation, Report
@@ -544,7 +545,7 @@ def test_a_line_goes_to_metrics_and_its_numbers_to_tensorboard(
     tmp_path: Path, read_lines: ReadLines
 ):
     directory = RunDirectory(tmp_path)
-    recorder = Recorder(directory)
+    recorder = Recorder(directory, Unwritten(print))
     metrics = RunMetrics("coverage")
     report(metrics, "actor", episodes=[[1.0, 3, 0.25]], environment_steps=30)
     recorder.write(metrics.line(1.0, capacity=50))

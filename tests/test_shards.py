@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -844,7 +845,8 @@ def learn_without_looking(run: Run, done: list[str]) -> None:
         process._client.release = release_with_priorities
         process._await_batch = take
         process._publish = noted("publish", process._publish)
-        process._save = noted("save", process._save)
+        save = noted("save", partial(process._save, last=True))
+        process._save = lambda *, last=False: save()
         process.learn()
         process.close()
         link.leave()

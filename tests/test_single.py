@@ -541,3 +541,27 @@ def test_what_a_run_waits_for_is_shown_until_it_enters_the_next_stage(tmp_path: 
         "",
     )
     session.run_dir.close()
+
+
+def test_a_run_that_could_save_nothing_fails_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pdqn.model.os.fsync", full)
+    session = session_of(config_of({"env": "CartPole-v1", "steps": 200}, {}), tmp_path)
+    assert SingleRun(session).execute() == 1
+    error = json.loads((tmp_path / "summary.json").read_text())["error"]
+    assert "final_model.pth does not exist" in error
+    assert "No space left on device" in error
+    assert "tries again" not in error
+    assert not list(tmp_path.rglob("*.pth"))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_run_whose_summary_cannot_be_written_fails(tmp_path: Path):
+    (tmp_path / "summary.json" / "in the way").mkdir(parents=True)
+    session = session_of(config_of({"env": "CartPole-v1", "steps": 200}, {}), tmp_path)
+    assert SingleRun(session).execute() == 1
+    assert "summary.json is not written" in (session.failure or "")

@@ -178,10 +178,7 @@ def launch(
     config = configuration_of(options, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
         echo("pdqn: getting ready", err=True)
-    with (
-        _inspecting(config, interrupts) as inspector,
-        _opened(hosts, dask) as (access, cluster),
-    ):
+    with _inspecting(config, interrupts) as inspector, _opened(hosts, dask) as (access, cluster):
         from launcher.run import launch as running
 
         return running.launch(

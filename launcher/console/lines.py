@@ -131,6 +131,7 @@ def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[st
         ("security", "NOT ENCRYPTED" if summary.get("insecure") else ""),
         ("results", str(summary.get("run_dir") or "")),
         ("warning", str(summary.get("warning") or "")),
+        ("files", "; ".join(map(str, summary.get("unwritten") or ()))),
         ("error", error or ""),
     ]
     return [(title, text) for title, text in rows if text]

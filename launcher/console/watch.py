@@ -73,6 +73,8 @@ class Directory:
         except OSError as error:
             raise RunError(f"{self._path}: {error.strerror}") from error
         found = self._read()
+        if found is None and not (self._path / CONFIG).exists():
+            raise RunError(f"{self._path} is not a run directory any more: it was removed or moved")
         if found is None and not alive and not _is_done(self._last):
             raise RunError(f"{self._path}: its run ended without a last snapshot (killed?)")
         self._last = found or self._last

@@ -32,10 +32,13 @@ class FileStore:
     Args:
         run_dir: the directory.
         keep: number of checkpoints to keep.
+
+    Attributes:
+        run_dir: the directory; the launcher changes it if another run takes its place.
     """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
-        self._run_dir, self._keep = run_dir, keep
+        self.run_dir, self._keep = run_dir, keep
         self._took: dict[str, float] = {}
 
     def receives(self, role: str) -> bool:
@@ -51,7 +54,7 @@ class FileStore:
         allowed = _WRITABLE.get(role)
         if allowed is None or not allowed.fullmatch(piece.name):
             raise WireError("malformed", f"a file {piece.name!r:.60} of {role}")
-        path = self._run_dir / piece.name
+        path = self.run_dir / piece.name
         # Named like the temporary files of processes on this host, with 0 in place of their pid.
         temporary = path.with_name(f".{path.name}.0")
         error = ""
@@ -61,7 +64,7 @@ class FileStore:
             if last:
                 temporary.replace(path)
                 if CHECKPOINT_NAME.fullmatch(piece.name):
-                    prune(self._run_dir, self._keep, path.parent)
+                    prune(self.run_dir, self._keep, path.parent)
         except OSError as failure:
             error = f"{failure.filename or path}: {failure.strerror}"
         self._took[role] = time.monotonic()
@@ -76,16 +79,16 @@ class FileStore:
         if wanted.name != _READABLE.get(role):
             raise WireError("malformed", f"a request of {role} for {wanted.name!r:.60}")
         if wanted.name == _CHECKPOINT:
-            found = list(checkpoints(self._run_dir))
+            found = list(checkpoints(self.run_dir))
             path = found[wanted.index] / "learner.pth" if wanted.index < len(found) else None
         else:
-            path = self._run_dir / wanted.name
+            path = self.run_dir / wanted.name
         if path is None or not path.is_file():
             return Piece(wanted.name, wanted.index, wanted.offset)
         with path.open("rb") as file:
             file.seek(wanted.offset)
             data = file.read(PIECE_BYTES)
-        name, size = path.relative_to(self._run_dir).as_posix(), path.stat().st_size
+        name, size = path.relative_to(self.run_dir).as_posix(), path.stat().st_size
         return Piece(wanted.name, wanted.index, wanted.offset, name, size, data)
 
     def _write(self, path: Path, offset: int, data: bytes, *, last: bool) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -22,6 +21,7 @@ from pathlib import Path
 from launcher import sockets
 from launcher.hosts.access import Door, find_door
 from launcher.hosts.leash import Leash
+from launcher.hosts.sockets import SocketsFolder
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
@@ -78,7 +78,7 @@ def take_part(
     network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
     try:
-        with _folder_of_roles(), _relay_for(part, network) as relay:
+        with _folder_of_roles() as folder, _relay_for(part, network, folder.path) as relay:
             supervisor = Supervisor(
                 endpoint,
                 part.logs,
@@ -92,7 +92,7 @@ def take_part(
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join(is_given_up=lambda: interrupts.count > 0)
             try:
-                agent = _Agent(link, welcome, supervisor, relay, part, say, interrupts)
+                agent = _Agent(link, welcome, supervisor, relay, part, say, folder, interrupts)
             except (RunError, UsageError, KeyboardInterrupt) as error:
                 link.leave(str(error))
                 raise
@@ -102,29 +102,29 @@ def take_part(
 
 
 @contextmanager
-def _folder_of_roles() -> Iterator[None]:
+def _folder_of_roles() -> Iterator[SocketsFolder]:
     """Make a folder for the files of this host's roles: a killed role cannot remove its own."""
-    with tempfile.TemporaryDirectory(prefix="pdqn-", ignore_cleanup_errors=True) as folder:
-        # All processes inherit this variable; the forkserver does so from the one that starts it.
-        os.environ[FOLDER_VARIABLE] = folder
-        try:
-            yield
-        finally:
-            del os.environ[FOLDER_VARIABLE]
+    folder = SocketsFolder(sockets.make_folder())
+    # All processes inherit this variable; the forkserver does so from the one that starts it.
+    os.environ[FOLDER_VARIABLE] = str(folder.path)
+    try:
+        yield folder
+    finally:
+        del os.environ[FOLDER_VARIABLE]
+        folder.remove()
 
 
 @contextmanager
-def _relay_for(part: Part, network: Network) -> Iterator[Relay | None]:
+def _relay_for(part: Part, network: Network, folder: Path) -> Iterator[Relay | None]:
     """Open a relay that receives parameters once for all actors of a host; None for other roles."""
     if part.role != "actor":
         yield None
         return
-    with sockets.folder() as folder:
-        relay = Relay(network, f"ipc://{folder}/parameters")
-        try:
-            yield relay
-        finally:
-            relay.close()
+    relay = Relay(network, f"ipc://{folder}/parameters")
+    try:
+        yield relay
+    finally:
+        relay.close()
 
 
 class _Agent:
@@ -136,10 +136,11 @@ class _Agent:
         relay: Relay | None,
         part: Part,
         say: Callable[[str], None],
+        folder: SocketsFolder,
         interrupts: Interrupts | None = None,
     ) -> None:
         self._link, self._supervisor, self._part, self._say = link, supervisor, part, say
-        self._relay = relay
+        self._relay, self._folder = relay, folder
         self._count = self._prepare(welcome, interrupts)
         supervisor.set_restarts(welcome.config.system.restarts)
         self._resized = 0
@@ -192,6 +193,8 @@ class _Agent:
         return self._code
 
     def _turn(self) -> None:
+        if line := self._folder.look():
+            self._say(line)
         self._gauge()
         self._link.poll(_TURN_SECONDS)
         self._follow_learner()

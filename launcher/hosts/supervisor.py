@@ -13,17 +13,22 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
+from multiprocessing.context import BaseContext, ForkServerContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
 from launcher import sockets
+from launcher.folders import Folder
 from launcher.hosts import role_process
 from launcher.metrics.roster import MemberState
 from launcher.safe_path import safe_path
+from pdqn.doors import make_private
 from pdqn.process import LEAVE, OF_GROUP
 from pdqn.transport import Network
 
@@ -143,14 +148,21 @@ class Supervisor:
         slot = self._slots.setdefault((role, index), _Slot(RestartPolicy(self._restarts)))
         log = None if self._logs is None else self._logs / f"{role}-{index}.log"
         wanted = index if self._own_indices else None
+        network = replace(self._network, settings=self.settings)
+        try:
+            slot.process = self._started(role, index, (role, self._address, wanted, log, network))
+        except (FileNotFoundError, ConnectionRefusedError):
+            # The socket of the forkserver was removed. Without it, processes share less memory.
+            self._context = multiprocessing.get_context("spawn")
+            slot.process = self._started(role, index, (role, self._address, wanted, log, network))
+        slot.started, slot.start_at = time.monotonic(), None
+
+    def _started(self, role: str, index: int, arguments: tuple[Any, ...]) -> BaseProcess:
         process = self._context.Process(  # pyright: ignore[reportAttributeAccessIssue]
-            target=role_process.run_role,
-            args=(role, self._address, wanted, log, replace(self._network, settings=self.settings)),
-            name=f"{role} {index}",
+            target=role_process.run_role, args=arguments, name=f"{role} {index}"
         )
         process.start()
-        slot.process = process
-        slot.started, slot.start_at = time.monotonic(), None
+        return process
 
     def check(self, *, may_start: bool = True) -> list[Ended]:
         """List the processes that ended since the last call, and start again what is due.
@@ -158,6 +170,8 @@ class Supervisor:
         Args:
             may_start: False while no role could join, so that nothing is started.
         """
+        if isinstance(self._context, ForkServerContext):
+            _look_after_forkserver()
         ended = []
         for (role, index), slot in list(self._slots.items()):
             process = slot.process
@@ -296,6 +310,22 @@ def _cause(exit_code: int | None) -> str:
     return "refused" if refused else f"exit code {exit_code}"
 
 
+@cache
+def _forkserver_folder() -> Folder:
+    """Keep the folder of the forkserver's socket from cleaners, until this process ends."""
+    return Folder(Path(get_temp_dir()))
+
+
+def _look_after_forkserver() -> None:
+    """Make that folder again if it was removed; this process removes it when it ends."""
+    folder = _forkserver_folder()
+    folder.renew()
+    if not folder.is_in_place():
+        with suppress(OSError):
+            make_private(folder.path)
+            folder.take(folder.path)
+
+
 def _context(warm: bool) -> BaseContext:
     """Start the forkserver, which blocks the group's signals for itself and its children."""
     for name in _SINGLE_THREADED:
@@ -312,6 +342,7 @@ def _context(warm: bool) -> BaseContext:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
             forkserver.ensure_running()
+            _forkserver_folder()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context

@@ -1,7 +1,7 @@
 """A process that looks at a run's environments before anything else makes them.
 
-The launcher imports no environment and none of gymnasium: an environment may do to its process
-whatever it likes, and the launcher has to show the run and to end it in order.
+The launcher imports neither environments nor gymnasium. An environment may do anything to its
+process, and the launcher has to show the run and to end it in order.
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher.rundir import CONFIG, STATE_FILE
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import read_toml
+from pdqn.logs import LOG, keep_within
 from pdqn.trust import NOTHING, Trust
 
 _NICENESS = 15
@@ -44,6 +46,8 @@ class PictureDrawer:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._period_seconds
+        self._log.parent.mkdir(exist_ok=True)
+        keep_within(self._log, LOG)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(self._run_dir), *self._named],
@@ -94,6 +98,16 @@ def draw_pictures(run_dir: Path, trust: Trust = NOTHING) -> list[Path]:
     if path.exists() and (told is True or read_model(path).spec.circle_placement):
         drawn.append(draw_strategy(open_model_of_run(path, trust), run_dir / STRATEGY_PICTURE))
     return drawn
+
+
+def draw_last(run_dir: Path, config: Config, say: Callable[[str], None]) -> None:
+    """Draw the pictures of a run that has ended."""
+    try:
+        trust = may_run(config.run.env, config.network.kind)
+        draw_pictures(run_dir, trust)
+    except Exception as error:  # noqa: BLE001 - networks and environments raise anything
+        # A full disk, or a picture that cannot be drawn, must not hide how the run went.
+        say(f"the pictures could not be drawn: {type(error).__name__}: {error}")
 
 
 def _check_config(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 import uuid
 from dataclasses import replace
@@ -16,6 +15,7 @@ from launcher.hosts.access import Access
 from launcher.hosts.address import RunAddress, remove_address
 from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.roles import DaskRoles, Wanted
+from launcher.hosts.sockets import SocketsFolder
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.roster import Roster
@@ -61,7 +61,9 @@ class Run:
         self._metrics = session.metrics
         self._run = uuid.uuid4().hex
         self._sockets = sockets.make_folder()
+        self._sockets_folder = SocketsFolder(self._sockets)
         self._context = transport.Context(self._access.network)
+        self._files = FileStore(session.run_dir.path, self._config.checkpoint.keep)
         try:
             self._coordinator = self._make_coordinator()
         except BaseException:
@@ -137,6 +139,7 @@ class Run:
             self._context.allow(self._access.clients.clients)
         directory = self._session.run_dir
         directory.name_run(self._run)
+        directory.restore = self._restore
         coordinator = Coordinator(
             self._context,
             address,
@@ -151,7 +154,7 @@ class Run:
                 versions,
             ),
             metrics=self._metrics,
-            files=FileStore(directory.path, self._config.checkpoint.keep),
+            files=self._files,
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
             memory=self._planned_memory(),
@@ -202,6 +205,16 @@ class Run:
         if invitation := self._access.invitation(self._coordinator.endpoint, directory):
             self._session.say(invitation)
 
+    def _restore(self) -> None:
+        """Write the way in again, into a directory that was removed.
+
+        Keys are not written again: without the list of them, only this host is admitted.
+        """
+        directory = self._session.run_dir
+        self._files.run_dir = directory.path
+        if self._access.address is not None:
+            RunAddress(self._run, self._local_endpoint()).write(directory.path)
+
     @property
     def _actors_here(self) -> int:
         elsewhere = "actor" in self._access.elsewhere
@@ -240,6 +253,9 @@ class Run:
             self._next_check = now + _CHECK_SECONDS
             self._supervise()
         if self._session.tick():
+            if line := self._sockets_folder.look():
+                self._session.run_dir.event("sockets", text=line)
+                self._session.say(line)
             self._look_at_keys()
             self._look_at_memory()
             self._ends.look()
@@ -288,7 +304,7 @@ class Run:
 
     def _supervise(self) -> None:
         session = self._session
-        for ended in self._supervisor.check():
+        for ended in self._supervisor.check(may_start=self._sockets_folder.is_open):
             self._coordinator.lost(ended.role, ended.index, ended.pid)
             if session.stage != "stopping":
                 self._ends.handle(ended)
@@ -347,4 +363,4 @@ class Run:
         """Remove the ways in, which nobody serves any more."""
         with contextlib.suppress(OSError):
             remove_address(self._session.run_dir.path)
-        shutil.rmtree(self._sockets, ignore_errors=True)
+        self._sockets_folder.remove()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tensorboard.summary import Writer
-
+from launcher.results.scalars import ScalarWriter
 from launcher.run.sinks import Sink
-from launcher.rundir import RunDirectory
+from launcher.rundir import METRICS, RunDirectory
+from launcher.unwritten import Unwritten
 
 
 class Recorder:
@@ -16,27 +16,31 @@ class Recorder:
 
     Args:
         run_dir: the run's.
+        unwritten: records the files that cannot be written.
         sinks: further receivers of the lines.
     """
 
-    def __init__(self, run_dir: RunDirectory, sinks: Iterable[Sink] = ()) -> None:
+    def __init__(
+        self, run_dir: RunDirectory, unwritten: Unwritten, sinks: Iterable[Sink] = ()
+    ) -> None:
         self._run_dir = run_dir
+        self._unwritten = unwritten
         self._sinks = tuple(sinks)
-        self._writer = Writer(str(run_dir.path / "tensorboard"))
+        self._scalars = ScalarWriter(run_dir.path / "tensorboard")
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write one line everywhere."""
-        self._run_dir.metrics(line)
+        with self._unwritten.attempt(METRICS):
+            self._run_dir.metrics(line)
         for sink in self._sinks:
             sink.write(line)
-        step = line["environment_steps"]
-        for name, value in line.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        figures = {name: v for name, v in line.items() if isinstance(v, int | float)}
+        with self._unwritten.attempt("tensorboard"):
+            self._scalars.folder = self._run_dir.path / "tensorboard"
+            self._scalars.write(figures, line["environment_steps"])
 
     def close(self) -> None:
         """Close TensorBoard's file and the sinks."""
-        self._writer.close()
+        self._scalars.close()
         for sink in self._sinks:
             sink.close()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.console.console import Console
@@ -17,12 +15,15 @@ from launcher.metrics.roster import Roster
 from launcher.metrics.snapshot import Seen, Snapshot
 from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.results import pictures
+from launcher.results.saved import unsaved
 from launcher.run.controls import Controls, keys_of
 from launcher.run.recorder import Recorder
 from launcher.run.sinks import make_sinks
 from launcher.run.state import RunState
-from launcher.rundir import RunDirectory
+from launcher.rundir import EVENTS, METRICS, SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory
+from launcher.unwritten import Unwritten
 from pdqn.config import Config, RunConfig, resolved
+from pdqn.model import BEST_MODEL, NOT_SAVED
 from pdqn.specs import EnvironmentSpec
 
 _TICK_SECONDS = 1.0
@@ -69,6 +70,7 @@ class Session:
         self.metrics = RunMetrics(spec.headline_metric)
         if self.state.metrics:
             self.metrics.set_state(self.state.metrics)
+        self._steps_before = self.metrics.learner_steps()
         self.console = console
         self.controls: Mapping[str, Callable[[], object]] = {}
         self.stage = "starting"
@@ -80,8 +82,10 @@ class Session:
         self._shown_once = set(_SHOWN_ONCE)
         self._traced = False
         self._evaluation_note = ""
-        self._unwritable = False
-        self._recorder = Recorder(run_dir, make_sinks(config, run_dir.path, self.say))
+        self._unwritten = Unwritten(self.say)
+        self._not_saved: dict[str, str] = {}  # the last such note of each role
+        sinks = make_sinks(config, run_dir.path, self.say)
+        self._recorder = Recorder(run_dir, self._unwritten, sinks)
         log = run_dir.logs / "pictures.log"
         self._drawer = pictures.PictureDrawer(run_dir.path, config, log)
         self.state.sessions += 1
@@ -128,6 +132,8 @@ class Session:
         self.run_dir.event(kind, role=role, index=index, text=text)
         if kind == "evaluation":
             self._evaluation_note = text
+        if NOT_SAVED in text:
+            self._not_saved[role] = text
         if kind in _SHOWN_NOTES or kind in self._shown_once:
             self._shown_once.discard(kind)
             more = "" if len(text) <= _MOST_SHOWN else "... (events.jsonl has the rest)"
@@ -200,19 +206,33 @@ class Session:
 
     def record(self) -> None:
         """Write whatever is due: lines, state and pictures."""
+        self._look_at_directory()
         self._write_evaluations()
         now = time.monotonic()
         if now >= self._next_line and self.metrics.moves:
             self._next_line = now + self.config.system.metrics_seconds
             self._write_line()
             self.save_state()
-        if self.config.system.pictures:
-            with self._may_fail():
+        if self.config.system.pictures and not self.run_dir.taken:
+            with self._unwritten.attempt("pictures.log"):
                 self._drawer.turn()
+
+    def _look_at_directory(self) -> None:
+        """Notice a directory that was removed, which must not cost a day's policy."""
+        with self._unwritten.attempt(str(self.run_dir.path)):
+            if line := self.run_dir.look():
+                self.run_dir.event("directory", text=line)
+                self.say(line)
+                self._unwritten.tell_at_end(line)
+        with self._unwritten.attempt(EVENTS):
+            if self.run_dir.event_trouble is not None:
+                raise self.run_dir.event_trouble
+        if self.run_dir.taken:
+            self.fail(self.run_dir.taken)
 
     def _write_evaluations(self) -> None:
         for evaluation in self.metrics.take_evaluations():
-            self._write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
+            self._recorder.write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
 
     def save_state(self) -> None:
         """Write the state from which a later session resumes."""
@@ -220,7 +240,7 @@ class Session:
         state.elapsed_seconds = self.elapsed_seconds
         state.first_error = state.first_error or self._first_error
         state.metrics = self.metrics.get_state()
-        with self._may_fail():
+        with self._unwritten.attempt(STATE_FILE):
             state.write(self.run_dir.path)
 
     def show(self, members: Callable[[], Roster]) -> None:
@@ -242,44 +262,44 @@ class Session:
     def _publish(self, snapshot: Snapshot) -> None:
         """Give watchers the snapshot, the newest messages, and how many there have been."""
         self.seen = Seen(snapshot, self._said, tuple(self._messages))
-        with self._may_fail():
+        with self._unwritten.attempt(SNAPSHOT):
             self.run_dir.write_snapshot(self.seen.to_map())
-
-    @contextlib.contextmanager
-    def _may_fail(self) -> Iterator[None]:
-        """Report a full disk once: it must not end a run, and the next time may be better."""
-        try:
-            yield
-        except OSError as error:
-            if not self._unwritable:
-                self._unwritable = True
-                self.say(
-                    f"{error.filename or self.run_dir.path}: {error.strerror}; the run goes on"
-                )
 
     def conclude(self, reason: str, members: Roster) -> int:
         """Write the last figures, the summary and the picture; the exit code."""
+        self._look_at_directory()
         self._write_evaluations()
         self._write_line()
+        self._check_saved(reason)
         self.enter("done")
         last = self.snapshot(members)
         self.console.update(last)
-        summary = self._summary(reason)
-        with self._may_fail():
-            self.run_dir.write_summary(summary)
         self.save_state()
-        with self._may_fail():
-            self._recorder.close()
+        with self._unwritten.attempt(SUMMARY):
+            self.run_dir.write_summary(self._summary(reason))
+        self._recorder.close()
         self._drawer.close()
         if self.config.system.pictures:
-            draw_last(self.run_dir.path, self.config, self.say)
+            pictures.draw_last(self.run_dir.path, self.config, self.say)
         self.run_dir.event("ended", reason=reason)
         self._publish(last)
-        with self._may_fail():
+        with self._unwritten.attempt(f"{METRICS} or {EVENTS}"):
             self.run_dir.close()
         self.console.stop()
-        self.console.finish(summary, self._error())
+        if why := self._unwritten.reason(SUMMARY):
+            self.fail(f"{SUMMARY} is not written: {why}")
+        self.console.finish(self._summary(reason), self._error())
         return 1 if self.failure else 0
+
+    def _check_saved(self, reason: str) -> None:
+        """Fail a run whose files lack what it learned, if it had the time to learn."""
+        steps = self.metrics.learner_steps()
+        if reason in ("interrupted", "failed") and steps == self._steps_before:
+            return
+        if "evaluator" in self._not_saved and not (self.run_dir.path / BEST_MODEL).exists():
+            self._unwritten.lose(BEST_MODEL, self._not_saved["evaluator"])
+        if lack := unsaved(self.run_dir.path, steps, self._not_saved.get("learner", "")):
+            self.failure = f"{self.failure}; {lack}" if self.failure else lack
 
     def snapshot(self, members: Roster) -> Snapshot:
         """Return the run at this moment."""
@@ -333,11 +353,7 @@ class Session:
 
     def _write_line(self) -> None:
         capacity = resolved(self.config.replay.capacity)
-        self._write(self.metrics.line(self.elapsed_seconds, capacity))
-
-    def _write(self, line: dict[str, Any]) -> None:
-        with self._may_fail():
-            self._recorder.write(line)
+        self._recorder.write(self.metrics.line(self.elapsed_seconds, capacity))
 
     def _summary(self, reason: str) -> dict[str, Any]:
         measured = self.metrics.summary()
@@ -355,6 +371,7 @@ class Session:
             "sessions": self.state.sessions,
             "error": self._error(),
             "warning": unevaluated(self.config, self.metrics, reason, self._evaluation_note),
+            "unwritten": self._unwritten.lines(),
             "first_error": self.state.first_error or self._first_error,
             "run_dir": self.run_dir.shown,
         }
@@ -392,13 +409,3 @@ def limit_reached(run: RunConfig, counts: Mapping[str, int], trained_seconds: fl
     if run.time_seconds is not None and trained_seconds >= run.time_seconds:
         return "time"
     return ""
-
-
-def draw_last(run_dir: Path, config: Config, say: Callable[[str], None]) -> None:
-    """Draw the pictures of a run that has ended."""
-    try:
-        trust = pictures.may_run(config.run.env, config.network.kind)
-        pictures.draw_pictures(run_dir, trust)
-    except Exception as error:  # noqa: BLE001 - networks and environments raise anything
-        # A full disk, or a picture that cannot be drawn, must not hide how the run went.
-        say(f"the pictures could not be drawn: {type(error).__name__}: {error}")

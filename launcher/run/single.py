@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 
 import torch
 
@@ -40,6 +41,7 @@ from replay.samples import SampleLayout
 _REPORT_SECONDS = 0.5
 _PAUSED_SECONDS = 0.1
 _ACTOR = ("actor", 0)
+_ROLES = ("actor", "replay", "learner")
 
 
 class SingleRun:
@@ -69,8 +71,7 @@ class SingleRun:
         layout = SampleLayout(spec, config.learner.batch_size)
         # One memory for all SampleBatches: a step is over before the next one is drawn.
         self._sample = layout.view(bytearray(layout.nbytes))
-        self._telemetry = {role: Telemetry() for role in ("actor", "replay", "learner")}
-        self._telemetry["evaluator"] = Telemetry()
+        self._telemetry = {role: Telemetry() for role in (*_ROLES, "evaluator")}
         self._telemetry["learner"].gauge("learner_steps", self._learner.learner_steps)
         self._rollout.note_seeds(self._telemetry["actor"])
         self._insertion = Insertion(spec, self._buffer, self._telemetry["replay"])
@@ -81,6 +82,7 @@ class SingleRun:
             session.run_dir.path,
             self._telemetry["evaluator"],
             give_up=self._has_no_time,
+            may_keep=self._check_directory,
             failed=lambda text, error: session.note_error(text, _trace(error)),
         )
         self._counted_before = session.metrics.counts()
@@ -107,6 +109,7 @@ class SingleRun:
     def execute(self) -> int:
         """Run to the end; return the exit code."""
         session = self._session
+        session.run_dir.name_run(uuid.uuid4().hex)
         session.start(self._end_now)
         session.enter("running")
         try:
@@ -118,7 +121,7 @@ class SingleRun:
             self._save()
             raise
         session.enter("stopping")
-        self._save()
+        self._save(last=True)
         self._refresh()
         if not session.is_hurried and not session.failure:
             self._evaluate()
@@ -237,6 +240,15 @@ class SingleRun:
             self._evaluation.evaluate(self._acting_version)
         set_noise(self._acting, True)
 
+    def _check_directory(self) -> None:
+        """Write nothing into another run's directory.
+
+        Raises:
+            RunError: another run is in this run's place.
+        """
+        if taken := self._session.run_dir.taken:
+            raise RunError(taken)
+
     def _has_no_time(self) -> bool:
         """Return whether to give an evaluation up: the run ends, or a person hurries its end."""
         session = self._session
@@ -250,12 +262,13 @@ class SingleRun:
         if self._save():
             self._session.note("saved", "learner", 0, saved(self._learner))
 
-    def _save(self) -> bool:
+    def _save(self, *, last: bool = False) -> bool:
         """Save; return whether that was possible."""
+        self._saver.move_to(self._session.run_dir.path)
         try:
             self._saver.save(self._learner)
         except OSError as error:
-            self._session.note("checkpoint", "learner", 0, not_saved(error))
+            self._session.note("checkpoint", "learner", 0, not_saved(error, last=last))
             return False
         self._telemetry["learner"].count("checkpoints")
         return True
@@ -267,8 +280,7 @@ class SingleRun:
 
     def _members(self) -> Roster:
         return Roster.of(
-            MemberView(role, 0, "", os.getpid(), "alive", "in lockstep")
-            for role in ("actor", "replay", "learner")
+            MemberView(role, 0, "", os.getpid(), "alive", "in lockstep") for role in _ROLES
         )
 
 

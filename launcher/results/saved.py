@@ -1,0 +1,53 @@
+"""The check at a run's end that its files hold all that was learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.numbers import plural
+from learner.checkpoint import newest_steps
+from pdqn.errors import UsageError
+from pdqn.model import FINAL_MODEL, read_model
+
+
+def unsaved(run_dir: Path, learner_steps: int, reason: str) -> str:
+    """Describe what a run's files lack of what was learned, and what there is instead.
+
+    Args:
+        run_dir: the run's directory.
+        learner_steps: number of learner steps that the run has taken.
+        reason: the learner's last words about a save that failed; empty if it said nothing.
+
+    Returns:
+        one line; empty if both the model and the newest checkpoint are of this step.
+    """
+    model, trouble = _model_steps(run_dir / FINAL_MODEL)
+    checkpoint = newest_steps(run_dir)
+    lacks = [
+        f"{name} {'cannot be read' if trouble and name == FINAL_MODEL else _age(steps)}"
+        for name, steps in ((FINAL_MODEL, model), ("the newest checkpoint", checkpoint))
+        if steps is None or steps < learner_steps
+    ]
+    if not lacks:
+        return ""
+    what = f"what {plural(learner_steps, 'learner step')} learned is not saved"
+    what += f": {' and '.join(lacks)}"
+    usable = [f"{FINAL_MODEL} can be evaluated"] if model is not None else []
+    usable += [f"--resume goes on from step {checkpoint}"] if checkpoint is not None else []
+    return "; ".join(
+        filter(None, [what, reason, trouble, *(usable or ["nothing of it can be used"])])
+    )
+
+
+def _age(steps: int | None) -> str:
+    return "does not exist" if steps is None else f"is of step {steps}"
+
+
+def _model_steps(path: Path) -> tuple[int | None, str]:
+    """Return the learner steps of a model file, and why it cannot be read."""
+    try:
+        if not path.exists():
+            return None, ""
+        return read_model(path).parameter_version, ""
+    except (OSError, UsageError) as error:
+        return None, str(error)
