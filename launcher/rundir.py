@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import fcntl
 import itertools
-import json
-import math
 import os
 import re
 import sys
@@ -18,6 +16,7 @@ from typing import Any, TextIO
 
 from launcher.folders import Folder
 from launcher.locking import take_lock
+from launcher.strict_json import to_json
 from pdqn.atomic import replacing
 from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
@@ -133,11 +132,11 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json; a reader never sees a part of it."""
-        self._replace(SUMMARY, json.dumps(_plain(summary), indent=2) + "\n")
+        self._replace(SUMMARY, to_json(summary, indent=2) + "\n")
 
     def write_snapshot(self, seen: Mapping[str, Any]) -> None:
         """Replace the snapshot that ``pdqn watch`` shows; a reader never sees a part of it."""
-        self._replace(SNAPSHOT, json.dumps(_plain(seen), separators=(",", ":")))
+        self._replace(SNAPSHOT, to_json(seen, separators=(",", ":")))
 
     def look(self) -> str:
         """Notice that the directory or one of its files has gone, and make it again.
@@ -352,14 +351,5 @@ def _tidy(path: Path) -> None:
 
 
 def _append(file: TextIO, line: Mapping[str, Any]) -> None:
-    file.write(json.dumps(_plain(line)) + "\n")
+    file.write(to_json(line) + "\n")
     file.flush()
-
-
-def _plain(value: Any) -> Any:
-    """Copy a value with None in place of NaN and infinity, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher import streams
+from launcher.strict_json import to_json
 from pdqn.text import printable_lines
 
 if TYPE_CHECKING:  # commands that print one line need not wait for it
@@ -62,5 +62,5 @@ def echo(text: object, *, err: bool = False) -> None:
 
 
 def echo_json(value: object, indent: int | None = None) -> None:
-    """Print a value as JSON, which escapes by itself, on standard output."""
-    click.echo(json.dumps(value, indent=indent), file=streams.out())
+    """Print a value as strict JSON, which escapes by itself, on standard output."""
+    click.echo(to_json(value, indent=indent), file=streams.out())

@@ -251,6 +251,10 @@ class NetworkConfig:
         check=network_kind,
         words="auto, mlp, conv, nature, impala, spatial, qmap, or package.module:factory",
     )
+    images: Literal["space", "dtype"] = setting(
+        "space",
+        "images are read by the bounds of their space, or by their dtype as earlier versions did",
+    )
     dueling: bool = setting(True, "separate value and advantage streams")
     layer_norm: bool = setting(False, "normalise hidden layers, which steadies large step sizes")
     noisy: bool = setting(False, "noisy dense layers, which replace epsilon")

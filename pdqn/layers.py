@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pdqn.arguments import plain_arguments
 from pdqn.config import Config
 from pdqn.errors import UsageError
 
 Layer = Mapping[str, Mapping[str, Any]]
 
+LARGEST_INTEGER = (1 << 63) - 1  # the largest that messages and other readers of TOML hold
 _OF_SERVICE = re.compile(r"_SERVICE_(HOST|PORT\w*)|_PORT_\d+_(TCP|UDP|SCTP)\w*")
 
 # In a run directory: the configuration as filled in for the machine, and as a person wrote it.
@@ -54,7 +56,7 @@ def build(*layers: tuple[str, Layer]) -> Config:
                         f"{section} has {', '.join(sorted(known))}"
                     )
                 converted = _convert(f"{section}.{key}", value, known[key], source)
-                _check_texts(f"{source}: {section}.{key}", converted)
+                _check_text(f"{source}: {section}.{key}", converted)
                 if isinstance(converted, dict):  # each layer may add some of the arguments
                     converted = {**merged[section].get(key, {}), **converted}
                 merged[section][key] = converted
@@ -91,13 +93,22 @@ def read_toml(path: Path, file: IO[bytes] | None = None) -> Layer:
     """
     try:
         content = path.read_bytes() if file is None else file.read()
-        values = tomllib.loads(content.decode("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = _loads(content.decode("utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"configuration file {path}: {error}") from error
     for section, content in values.items():
         if not isinstance(content, dict):
             raise UsageError(f"configuration file {path}: {section} is outside a [section]")
     return values
+
+
+def of_run(values: Layer) -> Layer:
+    """Add the settings that a file of an earlier version lacks, with their meaning at that time.
+
+    Args:
+        values: ``config.toml`` or ``configured.toml`` of a run, or its network in a model file.
+    """
+    return {**values, "network": {"images": "dtype", **values.get("network", {})}}
 
 
 def from_environment(variables: Mapping[str, str]) -> Layer:
@@ -143,16 +154,35 @@ def parse_value(text: str) -> Any:
 
     ``True`` and ``False`` have their meaning in Python. Dates stay texts, because no setting
     accepts a date.
+
+    Raises:
+        ValueError: it is a value that Python does not read, see ``_loads``.
     """
     if text in ("True", "False"):
         return text == "True"
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = _loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     # A text of several lines may be more than one value.
     is_value = len(parsed) == 1 and not _holds_time(parsed["value"])
     return parsed["value"] if is_value else text
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """Read TOML.
+
+    Raises:
+        ValueError: it is not TOML, has a number of thousands of digits, or lists nested too deeply.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # Python's limit, which it explains to programmers
+        raise ValueError("it has a number of thousands of digits") from None
+    except RecursionError:
+        raise ValueError("it has lists or tables that are nested too deeply") from None
 
 
 def _holds_time(value: Any) -> bool:
@@ -189,23 +219,27 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
         converted = _as_type(value, kind)
         if bounds["check"] is not None:
             bounds["check"](converted)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, OverflowError) and kind is int and bounds["at_most"] is None:
+            accepted = _accepted(known[0], {**bounds, "at_most": LARGEST_INTEGER})
         raise UsageError(f"{source}: {name} = {value!r}; expected {accepted}") from None
+    if isinstance(converted, dict):
+        return _arguments(name, converted, source)
     if isinstance(converted, (int, float)) and not _within(converted, bounds):
         raise UsageError(f"{source}: {name} = {value}; expected {accepted}")
     return converted
 
 
-def _check_texts(name: str, value: Any) -> None:
-    """Refuse texts that no file and no message can hold, as from a terminal that is not UTF-8."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_texts(name, key)
-            _check_texts(f"{name}.{key}", item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_texts(name, item)
-    elif isinstance(value, str) and not _is_utf8(value):
+def _arguments(name: str, values: Mapping[Any, Any], source: str) -> dict[str, Any]:
+    try:
+        return plain_arguments(name, values)
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Refuse a text that no file and no message can hold, as from a terminal that is not UTF-8."""
+    if isinstance(value, str) and not _is_utf8(value):
         raise UsageError(f"{name} = {value!r}; expected a text in UTF-8")
 
 
@@ -253,7 +287,9 @@ def _as_int(value: Any) -> int:
     number = int(str(value).replace("_", "")) if isinstance(value, str) else int(value)
     if not isinstance(value, str) and number != value:
         raise ValueError
-    if abs(number) >= 1 << 63:  # beyond the range of msgpack and TOML
+    if number > LARGEST_INTEGER:
+        raise OverflowError
+    if number < -LARGEST_INTEGER:
         raise ValueError
     return number
 

@@ -26,6 +26,7 @@ with a ``type`` (its ``KIND``) and a ``version``; see ``pdqn.wire``.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -58,6 +59,8 @@ from pdqn.tickets import SEAL_BYTES, TICKET_BYTES
 from pdqn.wire import WireError, shown
 
 ROLES = ("actor", "replay", "learner", "evaluator", "host")
+# Errors of readers of a configuration or a spec for what they cannot read.
+_UNREADABLE = (UsageError, TypeError, ValueError, LookupError, AttributeError, RecursionError)
 COMMANDS = ("hold", "run", "drain", "finish", "stop")
 # The activity of a learner during its last save, for which the launcher waits.
 LAST_SAVE = "saves for the last time"
@@ -550,22 +553,23 @@ class Welcome(Message):
 
     def to_map(self) -> dict[str, Any]:
         """Convert to plain data."""
-        parts = {name: getattr(self, name).to_map() for name in ("config", "spec", "pulse")}
-        return super().to_map() | parts
+        # Arguments of an environment may be whole numbers that msgpack does not have.
+        parts = {name: getattr(self, name).to_map() for name in ("spec", "pulse")}
+        return super().to_map() | parts | {"config": self.config.to_toml()}
 
     @classmethod
     def from_map(cls, content: Mapping[str, Any]) -> Self:
         """Check plain data and make a message of it."""
         parts: dict[str, dict[str, Any]] = {}
-        for name in ("config", "spec", "pulse"):
+        for name in ("spec", "pulse"):
             part = content.get(name)
             if not isinstance(part, dict):
                 raise refusal(part, name, "a map")
             parts[name] = part
         try:
-            config = layers.from_map(parts["config"])
+            config = layers.from_map(tomllib.loads(content["config"]))
             spec = EnvironmentSpec.from_map(parts["spec"])
-        except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise WireError("malformed", f"{error!s:.200}") from None
         pulse = Pulse.from_map(parts["pulse"])
         return super().from_map({**content, "config": config, "spec": spec, "pulse": pulse})

@@ -12,13 +12,15 @@ from typing import Any, BinaryIO
 
 import torch
 
+from pdqn import layers
+from pdqn.arguments import same
 from pdqn.atomic import replacing
 from pdqn.config import Config, NetworkConfig, network_kind
 from pdqn.errors import NotTrustedError, UsageError, first_line
 from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
 from pdqn.text import printable
-from pdqn.trust import NOTHING, Trust, is_own, listed, names_code, own_config, shown
+from pdqn.trust import NOTHING, Trust, is_own, names_code, own_config, shown
 
 FORMAT = 3
 # What a role's note says when it could not save.
@@ -128,13 +130,13 @@ class ModelFile:
         """List in words what the file has otherwise than a run's configuration."""
         pairs = [
             ("environment", self.spec.id, config.run.env),
-            ("arguments", listed(self.env_args), listed(config.evaluation_env_args)),
+            ("arguments", self.env_args, config.evaluation_env_args),
             ("network", self.network, config.network),
         ]
         return [
             f"its {what} is {shown(str(ours))}, the run's {shown(str(theirs))}"
             for what, ours, theirs in pairs
-            if ours != theirs
+            if not same(ours, theirs)
         ]
 
     def build(self) -> Model:
@@ -170,7 +172,7 @@ def read_model(path: Path) -> ModelFile:
     try:
         with path.open("rb") as file:
             own, content = is_own(file), _content(path, file)
-        network = NetworkConfig(**content["network"])
+        network = NetworkConfig(**layers.of_run({"network": content["network"]})["network"])
         network_kind(network.kind)
         return ModelFile(
             path=path,

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pdqn.casting import as_array, as_mask, shown
 from pdqn.errors import UsageError
 from pdqn.model import BEST_MODEL, FINAL_MODEL, Model, load_model
 from pdqn.networks import QNetwork
-from pdqn.specs import ACTION_MASK, PLAIN_FIELD, Observation
+from pdqn.specs import ACTION_MASK, PLAIN_FIELD, FieldSpec, Observation
 from pdqn.stacking import FrameStacker
 from pdqn.trust import EVERYTHING, IN_PYTHON, Trust
 
@@ -26,7 +27,7 @@ def action_values(network: QNetwork, observation: Observation) -> NDArray[np.flo
         observation: each field as [batch, *stacked_shape], unpacked.
     """
     with torch.inference_mode():
-        tensors = {name: torch.from_numpy(array) for name, array in observation.items()}
+        tensors = {name: _as_tensor(array) for name, array in observation.items()}
         values = network(*network.prepare(tensors)).numpy()
     mask = observation.get(ACTION_MASK)
     return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
@@ -35,6 +36,12 @@ def action_values(network: QNetwork, observation: Observation) -> NDArray[np.flo
 def greedy(network: QNetwork, observation: Observation) -> NDArray[np.int64]:
     """Choose the best valid actions, int64[batch]."""
     return action_values(network, observation).argmax(axis=1)
+
+
+def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Wrap an array; copy one that torch cannot wrap, such as a picture that is upside down."""
+    native = np.asarray(array, array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
 
 
 class Policy:
@@ -57,12 +64,14 @@ class Policy:
         """Choose the best action, in the environment's own numbering.
 
         Args:
-            observation: an observation as the environment returns it: an array, a number, or a Dict
-                or Tuple.
-            action_mask: ``info["action_mask"]`` of an environment that provides it, [num_actions].
+            observation: an observation as the environment returns it: an array, a list, a number,
+                or a Dict or Tuple. Values outside of a Box's bounds are taken, as in training.
+            action_mask: ``info["action_mask"]`` of an environment that provides it, 0 and 1
+                [num_actions].
 
         Raises:
-            ValueError: the observation does not fit the policy's environment.
+            ValueError: the observation or the mask does not fit the policy's environment. Such are
+                floats for whole numbers, unknown categories, and values that are not finite.
         """
         values = self.values(observation, action_mask)
         return int(values.argmax()) + self.model.spec.first_action
@@ -73,32 +82,52 @@ class Policy:
         Like ``act``, it treats the observation as the next one of its episode.
 
         Raises:
-            ValueError: the observation does not fit the policy's environment.
+            ValueError: see ``act``.
         """
-        frame = self._frame(observation, action_mask)
-        stacked = self._stacker.push(frame, np.array([self._began]))
-        self._began = False
-        return action_values(self.model.network, stacked)[0]
-
-    def _frame(self, observation: Any, action_mask: ArrayLike | None) -> Observation:
-        """Make a batch of one from the environment's fields."""
         given = dict(named_parts(observation))
         if action_mask is not None:
             given[ACTION_MASK] = action_mask
+        mask = self._mask(given)
+        if mask is not None:
+            given[ACTION_MASK] = mask
+        stacked = self._stacker.push(self._frame(given), np.array([self._began]))
+        self._began = False
+        values = action_values(self.model.network, stacked)[0]
+        return values if mask is None else np.where(mask, values, np.float32(-np.inf))
+
+    def _mask(self, given: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+        if ACTION_MASK not in given:
+            return None
+        mask, actions = as_mask(given[ACTION_MASK]), self.model.spec.num_actions
+        if mask.shape != (actions,):
+            raise ValueError(f"the action mask has the shape {list(mask.shape)}, not [{actions}]")
+        if not mask.any():
+            raise ValueError("the action mask leaves no action")
+        return mask
+
+    def _frame(self, given: Mapping[str, Any]) -> Observation:
+        """Make a batch of one from the environment's fields."""
         fields = self.model.spec.fields
         if missing := {field.name for field in fields} - given.keys():
             has, lacks = (", ".join(sorted(names)) for names in (given, missing))
             raise ValueError(f"the observation has {has}; {self.model.spec.id} needs {lacks}")
-        arrays = {
-            f.name: np.asarray(given[f.name], "bool" if f.binary else f.dtype) for f in fields
-        }
-        for field in fields:
-            if arrays[field.name].shape != field.shape:
-                raise ValueError(
-                    f"{field.name} has the shape {list(arrays[field.name].shape)}; in "
-                    f"{self.model.spec.id} it has {list(field.shape)}"
-                )
-        return {name: array[None] for name, array in arrays.items()}
+        return {field.name: self._array(field, given)[None] for field in fields}
+
+    def _array(self, field: FieldSpec, given: Mapping[str, Any]) -> NDArray[Any]:
+        """Convert a field without changing its values."""
+        values = given[field.name]
+        try:
+            array = as_array(values, "bool" if field.binary else field.dtype, field.shape)
+        except ValueError as error:
+            needed = f"{self.model.spec.id} needs {field.dtype} {list(field.shape)}"
+            raise ValueError(f"{field.name}: {error}; {needed}") from None
+        if not field.is_known(array):
+            pairs = zip(field.start, field.categories, strict=True)
+            known = ", ".join(f"{first} to {first + count - 1}" for first, count in pairs)
+            raise ValueError(f"{field.name}: {shown(values)} is not a category: {known:.80}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{field.name}: {shown(values)} is not finite")
+        return array
 
 
 def named_parts(observation: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

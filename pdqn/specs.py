@@ -12,6 +12,7 @@ earlier frames.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -49,6 +50,8 @@ class FieldSpec:
         categories: number of categories of each value, in order. Networks get such values one-hot
             (Discrete, MultiDiscrete). Empty for numbers.
         start: the first category of each value.
+        scale: number by which networks divide the values of a picture. None for other fields, and
+            in files of earlier versions. A batch may have other bounds than its environments.
     """
 
     name: str
@@ -58,6 +61,7 @@ class FieldSpec:
     stack: int = 1
     categories: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
+    scale: float | None = dataclasses.field(default=None, compare=False)
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
@@ -159,12 +163,18 @@ class EnvironmentSpec:
 
     def difference(self, other: EnvironmentSpec) -> str:
         """Describe the first difference to another spec; empty if they are equal."""
-        ours, theirs = self.to_map(), other.to_map()
+        ours, theirs = self._comparable(other), other._comparable(self)
         different = (name for name in theirs if ours[name] != theirs[name])
         name = next(different, None)
         if name is None:
             return ""
         return f"its {name} is {ours[name]!r:.200}, not {theirs[name]!r:.200}"
+
+    def _comparable(self, other: EnvironmentSpec) -> dict[str, Any]:
+        """Return the map of this spec without the scales that the other does not know."""
+        known = {field.name for field in other.fields if field.scale is not None}
+        fields = (f if f.name in known else replace(f, scale=None) for f in self.fields)
+        return replace(self, fields=tuple(fields)).to_map()
 
     def blank(self, batch: int) -> Observation:
         """Make a batch of plausible stacked observations with which to try a network."""
@@ -187,7 +197,7 @@ class EnvironmentSpec:
         """Read a map that ``to_map`` wrote.
 
         Raises:
-            ValueError: a dtype is not allowed, or a shape, stack or number of categories is
+            ValueError: a dtype is not allowed, or a shape, stack, scale or number of categories is
                 impossible; a name is not printable.
         """
         fields = tuple(
@@ -199,26 +209,12 @@ class EnvironmentSpec:
                 int(f["stack"]),
                 tuple(map(int, f["categories"])),
                 tuple(map(int, f["start"])),
+                None if f.get("scale") is None else float(f["scale"]),
             )
             for f in values["fields"]
         )
         for field in fields:
-            if field.dtype not in ALLOWED_DTYPES:
-                raise ValueError(f"observation field {field.name} has dtype {field.dtype}")
-            if any(size < 0 for size in field.shape):
-                raise ValueError(f"observation field {field.name} has the shape {field.shape}")
-            if not 1 <= field.stack <= MAX_FRAME_STACK:
-                raise ValueError(f"observation field {field.name} has a stack of {field.stack}")
-            values_of = math.prod(field.shape) if field.categories else 0
-            if not len(field.categories) == len(field.start) == values_of:
-                raise ValueError(
-                    f"observation field {field.name} has {len(field.categories)} "
-                    f"categories and {len(field.start)} starts for {values_of} values"
-                )
-            if any(size < 1 for size in field.categories) or sum(field.categories) > MAX_CATEGORIES:
-                raise ValueError(
-                    f"observation field {field.name} has {field.categories} categories"
-                )
+            _check_field(field)
         env_id, headline = str(values["id"]), values.get("headline_metric")
         names = (env_id, "" if headline is None else headline, *(field.name for field in fields))
         for name in names:
@@ -232,3 +228,22 @@ class EnvironmentSpec:
             int(values.get("first_action", 0)),
             bool(values.get("circle_placement", False)),
         )
+
+
+def _check_field(field: FieldSpec) -> None:
+    if field.dtype not in ALLOWED_DTYPES:
+        raise ValueError(f"observation field {field.name} has dtype {field.dtype}")
+    if any(size < 0 for size in field.shape):
+        raise ValueError(f"observation field {field.name} has the shape {field.shape}")
+    if not 1 <= field.stack <= MAX_FRAME_STACK:
+        raise ValueError(f"observation field {field.name} has a stack of {field.stack}")
+    if field.scale is not None and not 0 < field.scale < math.inf:
+        raise ValueError(f"observation field {field.name} has the scale {field.scale}")
+    values_of = math.prod(field.shape) if field.categories else 0
+    if not len(field.categories) == len(field.start) == values_of:
+        raise ValueError(
+            f"observation field {field.name} has {len(field.categories)} "
+            f"categories and {len(field.start)} starts for {values_of} values"
+        )
+    if any(size < 1 for size in field.categories) or sum(field.categories) > MAX_CATEGORIES:
+        raise ValueError(f"observation field {field.name} has {field.categories} categories")

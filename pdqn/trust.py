@@ -122,7 +122,7 @@ def own_config(run_dir: Path) -> Config | None:
     if not (is_own(run_dir) and is_own(path)):
         return None
     layer, own = read_settings(path)
-    return layers.build((f"file {path}", layer)) if own else None
+    return layers.build((f"file {path}", layers.of_run(layer))) if own else None
 
 
 def read_settings(path: Path) -> tuple[Layer, bool]:
@@ -173,13 +173,6 @@ def shown(text: str) -> str:
     """Return a text as a line that does nothing to a terminal, cut to 80 characters."""
     line = printable(text)
     return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
-
-
-def listed(value: Any) -> Any:
-    """Copy plain data with lists in place of tuples, as TOML and msgpack give it back."""
-    if isinstance(value, Mapping):
-        return {key: listed(item) for key, item in value.items()}
-    return [listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _quoted(name: str) -> str:

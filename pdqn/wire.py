@@ -56,7 +56,7 @@ from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, Observation
 from pdqn.text import printable
 from pdqn.tickets import TICKET_BYTES
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_CONTROL_BYTES = 1 << 20
 MAX_TRANSITION_BYTES = 64 << 20
 MAX_ARRAYS_BYTES = 1 << 30

@@ -458,6 +458,8 @@ class Odd(gymnasium.Env[Any, Any]):
             "one less": spaces.MultiDiscrete([9, 9], start=[0, 1]),
             "off the board at the end": spaces.Discrete(9),
             "not finite": spaces.Box(0, 1, (2,)),
+            "flags of 2": spaces.MultiBinary(3),
+            "foreign bytes": spaces.Box(0, 9, (3,), np.dtype(">f4")),  # pyright: ignore
         }
         self.observation_space = shown.get(how, box)
         self.action_space = spaces.Discrete(2)
@@ -467,6 +469,7 @@ class Odd(gymnasium.Env[Any, Any]):
         odd = {
             "list": [1, 2, 3], "tuple as list": [[1, 2, 3], 4], "small category": 8,
             "too large": [1, 2, 300], "too short": np.zeros(2, np.uint8),
+            "flags of 2": np.array([0, 2, 1], np.int8),
             "tuple and mask": (np.ones(3, np.uint8), np.zeros(3, np.uint8)),
             "mask alone": {"action_mask": np.ones(2, np.int8)},
             "not finite": np.array([0, np.nan], np.float32),
@@ -477,6 +480,7 @@ class Odd(gymnasium.Env[Any, Any]):
 
     def _info(self) -> dict[str, Any]:
         masks = {"tuple and mask": [0, 1], "nothing valid": [0, 0], "fractions": [0.0, 0.5]}
+        masks["added mask"] = [0.0, -np.inf]
         mask = masks.get(self.how)
         begins = self.how == "nothing valid" and self._steps == 0
         return {} if mask is None else {"action_mask": [1, 1] if begins else mask}
@@ -554,6 +558,23 @@ uint_ends.vector = lambda num_envs: UintEnds(  # pyright: ignore[reportFunctionM
 )
 
 
+class Halved(SyncVectorEnv):
+    """A native batch that shows floats, although its space has whole numbers."""
+
+    def reset(self, **arguments: Any) -> Any:
+        observation, infos = super().reset(**arguments)
+        return observation / 2, infos
+
+
+def halved() -> gymnasium.Env[Any, Any]:
+    return Odd("")
+
+
+halved.vector = lambda num_envs: Halved(  # pyright: ignore[reportFunctionMemberAccess]
+    [halved] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+)
+
+
 def suggests(spec: EnvironmentSpec, env_args: dict[str, Any]) -> bool:
     return examine_environment(spec.id, env_args).suggests
 
@@ -569,6 +590,7 @@ class TestOddEnvironments:
         ("how", "first"),
         [
             ("list", {"observation": [1, 2, 3]}),
+            ("foreign bytes", {"observation": [1, 2, 3]}),
             ("small category", {"observation": 8}),
             ("tuple as list", {"0": [1, 2, 3], "1": 4}),
             ("tuple and mask", {"0": [1, 1, 1], "1": [0, 0, 0], "action_mask": [False, True]}),
@@ -597,6 +619,11 @@ class TestOddEnvironments:
             ("not finite", r"its observation is not finite from the start"),
             ("no number", r"its reward is not finite from the start"),
             ("broken", r"nobody has thought of this \(.*test_environment_factory\.py:\d+\)"),
+            ("flags of 2", r"the observation \[0, 2, 1\] is outside of its space"),
+            (
+                "added mask",
+                r"action_mask.* is \[0\.0, -inf\]; one 0 or 1 for each of the 2 actions",
+            ),
             ("one more", r"the observation 9 is outside of its space"),
             ("one less", r"the observation \[8, 0\] is outside of its space"),
         ],
@@ -607,6 +634,11 @@ class TestOddEnvironments:
         with pytest.raises(UsageError, match=words):
             describe_environment("odd:Odd", {"how": how})
         assert caplog.text == ""
+
+    def test_a_batch_that_shows_other_numbers_than_its_space_says_is_refused(self):
+        words = r"the observation is outside of its space: .* of float64 is not uint8\[1, 3\]"
+        with pytest.raises(UsageError, match=words):
+            describe_environment("odd:halved", {})
 
     def test_none_suggests_nothing_in_any_batch(self):
         for env_id in ("odd:Advised", "odd:advised"):

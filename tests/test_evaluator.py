@@ -410,7 +410,7 @@ def prepare(env_args: dict[str, Any], run: dict[str, Any]) -> None:
         ({"size": 4}, {}, ["observation [4]", "observation [3]", "does not fit"]),
         ({"dtype": "float64"}, {}, ["observation float64", "observation float32"]),
         ({"first": 1}, {}, ["the first action 1", "the first action 0"]),
-        ({"headline": None}, {"headline": "won"}, ["metric None", "metric won"]),
+        ({"headline": "won"}, {}, ["metric won", "metric None"]),
         ({"categories": 9}, {"categories": 4}, ["of [9] categories", "of [4] categories"]),
         ({"categories": 9}, {}, ["observation int64 of [9]", "observation float32"]),
     ],

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
+from actors.environments.fields import fields_of
 from learner.learner import Learner
 from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
@@ -102,6 +104,18 @@ class TestImages:
             ((84, 84), (1, 84, 84, True)),
             ((10, 10, 4), (4, 10, 10, True)),
             ((3, 64, 48), (3, 64, 48, False)),
+            # Two of three sides that are equal are height and width, however many planes there are.
+            ((8, 8, 20), (20, 8, 8, True)),
+            ((20, 8, 8), (20, 8, 8, False)),
+            ((17, 9, 9), (17, 9, 9, False)),
+            ((10, 10, 27), (27, 10, 10, True)),
+            ((19, 19, 17), (17, 19, 19, True)),
+            ((1, 84, 84), (1, 84, 84, False)),
+            ((4, 84, 84), (4, 84, 84, False)),
+            ((8, 8, 8), (8, 8, 8, True)),
+            ((84, 3, 84), None),
+            ((3, 3, 84), None),
+            ((8, 8, 0), None),
             ((4, 10), None),
             ((9,), None),
             ((20, 20, 20, 3), None),
@@ -118,6 +132,63 @@ class TestImages:
             full = torch.full((1, 8, 8), 255, dtype=getattr(torch, dtype))
             (prepared,) = network.prepare({"observation": full})
             assert prepared.max().item() == pytest.approx(largest)
+
+    @pytest.mark.parametrize(
+        ("low", "high", "dtype", "scale"),
+        [
+            (0, 255, "uint8", 255.0),
+            (0, 1, "uint8", 1.0),
+            (0, 15, "uint8", 15.0),
+            (-128, 127, "int8", 128.0),
+            (0, 65535, "uint16", 65535.0),
+            (0, 255, "int64", 255.0),
+            (0.0, 255.0, "float32", 255.0),
+            (-1.0, 1.0, "float32", 1.0),
+            (0.0, 0.5, "float32", 1.0),
+            (0.0, np.inf, "float32", 1.0),
+            (-np.inf, np.inf, "int32", 1.0),
+            (0, 10**6, "int32", 1.0),
+            (np.zeros((8, 8)), np.eye(8) * 255, "uint8", 255.0),
+            (0, 1, "bool", 1.0),
+        ],
+    )
+    def test_pictures_are_divided_by_what_their_space_allows(
+        self, low: Any, high: Any, dtype: str, scale: float
+    ):
+        box = spaces.Box(low, high, (8, 8), np.dtype(dtype).type)
+        (field,) = fields_of("x", box)
+        network = fused(spec_of(field))
+        full = torch.from_numpy(box.high.astype(float).clip(max=1000).astype(dtype)[None])
+        (prepared,) = network.prepare({"observation": full})
+        assert prepared.max().item() == pytest.approx(full.double().max().item() / scale)
+        # A network without convolutions, for which a picture is a vector, gets the same numbers.
+        (flat,) = fused(spec_of(field), kind="mlp").prepare({"observation": full})
+        assert torch.equal(flat, prepared.flatten(1))
+
+    def test_vectors_and_numbers_stay_as_they_are(self):
+        for shape in ((128,), ()):
+            (field,) = fields_of("x", spaces.Box(0, 255, shape, np.uint8))
+            full = torch.full((1, *shape), 200, dtype=torch.uint8)
+            (prepared,) = fused(spec_of(field)).prepare({"observation": full})
+            assert prepared.max() == 200
+
+    def test_models_of_earlier_versions_are_read_as_before(self):
+        (field,) = fields_of("x", spaces.Box(0, 1, (20, 8, 8), np.uint8))
+        (before,) = fused(spec_of(field), images="dtype").prepare(
+            {"observation": torch.ones(1, 20, 8, 8, dtype=torch.uint8)}
+        )
+        assert before.shape == (1, 8, 20, 8)
+        assert before.max().item() == pytest.approx(1 / 255)
+        (flat,) = fused(spec_of(field), images="dtype", kind="mlp").prepare(
+            {"observation": torch.full((1, 20, 8, 8), 7, dtype=torch.uint8)}
+        )
+        assert flat.max() == 7
+
+    def test_boards_with_more_planes_than_fields_a_side_have_a_value_for_every_place(self):
+        for shape in ((8, 8, 20), (20, 8, 8)):
+            field = FieldSpec("observation", shape, "float32")
+            assert network_sizes(spec_of(field, actions=64), NetworkConfig()).kind == "spatial"
+            assert network_sizes(spec_of(field, actions=65), NetworkConfig()).kind == "conv"
 
     def test_channels_and_frames_of_a_stack_become_channels_oldest_first(self):
         field = FieldSpec("observation", (8, 9, 2), "float32", stack=3)

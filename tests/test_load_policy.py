@@ -18,12 +18,14 @@ import pdqn
 from actors.environments.describe import describe_environment
 from actors.evaluation import Scores, play
 from launcher.results.evaluate import evaluate
+from launcher.results.films import record_film
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
-from pdqn.model import load_model, save_model
+from pdqn.model import load_model, read_model, save_model
 from pdqn.networks import build_network
-from pdqn.policy import greedy, named_parts
+from pdqn.policy import Policy, greedy, named_parts
 from pdqn.specs import EnvironmentSpec
+from pdqn.trust import EVERYTHING
 
 
 def saved(
@@ -156,11 +158,130 @@ def test_an_observation_of_another_environment_is_refused(tmp_path: Path):
     saved(tmp_path / "m.pth", "CartPole-v1")
     policy = pdqn.load_policy(tmp_path / "m.pth")
     with pytest.raises(
-        ValueError, match=r"observation has the shape \[3\]; in CartPole-v1 .* \[4\]"
+        ValueError, match=r"observation: float64\[3\] is not float32\[4\]; CartPole-v1 needs"
     ):
         policy.act(np.zeros(3))
     with pytest.raises(ValueError, match=r"the observation has x; CartPole-v1 needs observation"):
         policy.act({"x": np.zeros(4)})
+
+
+class Sight(gymnasium.Env[Any, Any]):
+    """A picture that is upside down, and a category; both say what it shows."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, *, picture: bool = True, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        box = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+        self.observation_space = box if picture else spaces.Discrete(5)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        super().reset(seed=seed)
+        self._steps = 0
+        return self._seen(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, Any]:
+        self._steps += 1
+        return self._seen(), 1.0, self._steps == 3, False, {}
+
+    def _seen(self) -> Any:
+        if self.observation_space.shape == ():
+            return self._steps
+        return np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(16, 16, 3)[::-1, :, ::-1]
+
+    def render(self) -> Any:
+        return self._seen()
+
+
+@pytest.fixture
+def sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sight_environment", sys.modules[__name__])
+
+
+@pytest.mark.usefixtures("sight")
+@pytest.mark.parametrize(
+    ("picture", "given"),
+    [
+        (True, np.full((16, 16, 3), 0.5)),
+        (True, np.full((16, 16, 3), 0.5, np.float32)),
+        (True, np.full((16, 16, 3), 300)),
+        (True, np.full((16, 16, 3), -1)),
+        (True, np.zeros((16, 16), np.uint8)),
+        (True, np.zeros((3, 16, 16), np.uint8)),
+        (True, None),
+        (False, 2.7),
+        (False, "3"),
+        (False, 5),
+        (False, -1),
+        (False, np.int64(1 << 40)),
+        (False, None),
+        (False, [1]),
+    ],
+)
+def test_what_is_not_of_the_space_is_refused(tmp_path: Path, picture: bool, given: Any):
+    saved(tmp_path / "m.pth", "sight_environment:Sight", picture=picture)
+    policy = pdqn.load_policy(tmp_path / "m.pth", trust=True)
+    with pytest.raises(ValueError, match=r"^observation: .* is not .*"):
+        policy.act(given)
+
+
+def test_values_that_are_not_finite_are_refused_and_those_beyond_the_bounds_are_not(tmp_path: Path):
+    saved(tmp_path / "m.pth", "CartPole-v1")
+    policy = pdqn.load_policy(tmp_path / "m.pth")
+    assert policy.act([100, -100.0, 0, True]) in (0, 1)
+    for odd in (np.nan, np.inf, 1e300):
+        with pytest.raises(ValueError, match=r"^observation: .* is not finite"):
+            policy.act([odd, 0, 0, 0])
+
+
+def test_masks_apply_or_are_refused(tmp_path: Path):
+    saved(tmp_path / "m.pth", "CartPole-v1")
+    policy = pdqn.load_policy(tmp_path / "m.pth")
+    # An environment whose observations hold no mask may still forbid an action.
+    assert [policy.act(np.zeros(4), mask) for mask in ([1, 0], [False, True])] == [0, 1]
+    for mask, words in (
+        ([0, 0], "leaves no action"),
+        ([1, 1, 1], r"has the shape \[3\], not \[2\]"),
+        (1, r"has the shape \[\], not \[2\]"),
+        ([-1, 1], "0 and 1 are needed"),
+        ([0, -np.inf], "0 and 1 are needed"),
+    ):
+        with pytest.raises(ValueError, match=f"the action mask .*{words}"):
+            policy.act(np.zeros(4), mask)
+
+
+@pytest.mark.usefixtures("sight")
+def test_views_are_taken_by_the_policy_and_by_films(tmp_path: Path):
+    saved(tmp_path / "m.pth", "sight_environment:Sight")
+    model = load_model(tmp_path / "m.pth", EVERYTHING)
+    seen, _ = Sight().reset()
+    frozen = seen.copy()
+    frozen.flags.writeable = False
+    values = [Policy(model).values(one) for one in (seen, frozen, seen.tolist())]
+    assert (values[0] == values[1]).all()
+    assert (values[0] == values[2]).all()
+    assert record_film(model, tmp_path / "film.gif", 1) == (4, True)
+    batch = {"observation": np.stack([seen] * 2)[:, ::-1]}
+    assert greedy(model.network, batch).shape == (2,)
+
+
+def test_a_model_of_an_earlier_version_acts_as_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "sight_environment", sys.modules[__name__])
+    path = tmp_path / "m.pth"
+    spec = saved(path, "sight_environment:Sight")
+    content = torch.load(path, weights_only=True)
+    del content["network"]["images"]
+    for field in content["spec"]["fields"]:
+        del field["scale"]
+    torch.save(content, path)
+    file = read_model(path)
+    assert file.network.images == "dtype"
+    assert spec.difference(file.spec) == file.spec.difference(spec) == ""
+    seen, _ = Sight().reset()
+    assert np.isfinite(pdqn.load_policy(path, trust=True).values(seen)).all()
 
 
 def test_the_best_parameters_are_had_by_asking(tmp_path: Path):

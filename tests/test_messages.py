@@ -163,7 +163,9 @@ REFUSED: dict[type[Message], dict[str, list[Any]]] = {
     },
     Welcome: {
         "run": [7], "index": [-1], "incarnation": [None], "bind": [None], "run_dir": [LONG],
-        "config": [None, 7, {"run": {"seed": "x"}}, {"run": 7}], "spec": [None, {}, {"id": 7}],
+        "config": [None, 7, {"run": {"seed": "x"}}, "[run]\nseed = 'x'", "run = 7", "[", "[other]",
+                   "x=" + "[" * 9999, "[run]\nseed = " + "1" * 5000, LONG],
+        "spec": [None, {}, {"id": 7}],
         "pulse": [None, {"command": "explode"}], "versions": [[1], {"a": 1}],
         "ticket": ["text", b"x", b"x" * 17, None], "seal": ["text", b"x" * 16, None],
     },

@@ -29,6 +29,7 @@ from launcher.run.resume import read_run
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory
 from learner.checkpoint import checkpoints, load_newest
+from pdqn.arguments import same
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import Layer, build
@@ -274,6 +275,30 @@ def test_what_another_version_chose_for_a_run_stays_whatever_auto_stands_for_now
     assert summary["environment_steps"] >= 400
     after = read_run(tmp_path).config.to_map()
     assert (after["network"], after["run"]["frame_stack"]) == (before["network"], 1)
+
+
+def written(directory: Path, config: Config, *, without: str = "nothing") -> Config:
+    """Write the settings of a run that has not begun, and return those with which it resumes."""
+    for name in ("config.toml", "configured.toml"):
+        lines = config.to_toml().splitlines()
+        kept = [line for line in lines if not line.startswith(f"{without} = ")]
+        (directory / name).write_text("\n".join(kept))
+    past = read_run(directory)
+    resumed = build(*past.layers())
+    past.check(resumed)
+    return resumed
+
+
+def test_nan_and_infinity_among_the_arguments_are_not_a_contradiction(tmp_path: Path):
+    arguments = {"limit": float("nan"), "inner": [{"bound": float("-inf"), "odd": [float("nan")]}]}
+    config = build(("test", {**SETTINGS, "run": {**SETTINGS["run"], "env_args": arguments}}))
+    assert same(written(tmp_path, config).run.env_args, arguments)
+
+
+def test_a_run_of_an_earlier_version_goes_on_reading_images_as_it_did(tmp_path: Path):
+    config = build(("test", SETTINGS))
+    assert written(tmp_path, config).network.images == "space"
+    assert written(tmp_path, config, without="images").network.images == "dtype"
 
 
 # ---- limits ----

@@ -151,6 +151,9 @@ def test_a_spec_goes_through_msgpack_and_back():
     assert EnvironmentSpec.from_map(SPEC.stacked(3).to_map()) == SPEC.stacked(3)
     plain = EnvironmentSpec("x", (FieldSpec("observation", (4,), "float32"),), 2)
     assert EnvironmentSpec.from_map(plain.to_map()) == plain
+    picture = FieldSpec("x", (8, 8), "uint8", scale=15.0)
+    (field,) = EnvironmentSpec.from_map(EnvironmentSpec("x", (picture,), 2).to_map()).fields
+    assert field.scale == 15
 
 
 @pytest.mark.parametrize("dtype", ["object", "S8", "datetime64[s]", "complex64", ">f4", "nonsense"])

@@ -19,6 +19,8 @@ from pdqn.specs import ACTION_MASK, ALLOWED_DTYPES, MAX_CATEGORIES, PLAIN_FIELD,
 
 # The keys and positions that lead to a part of an observation, from the outside in.
 Path = tuple[Any, ...]
+# A larger bound of a Box says nothing about its values, such as that of a whole int32.
+_LARGEST_BOUND = (1 << 16) - 1
 
 
 def leaves_of(space: gymnasium.Space[Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -72,14 +74,14 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
     supported = isinstance(
         space, spaces.Box | spaces.MultiBinary | spaces.Discrete | spaces.MultiDiscrete
     )
-    if not supported or space.shape is None or str(space.dtype) not in ALLOWED_DTYPES:
+    dtype = "" if space.dtype is None else space.dtype.name  # whatever the order of its bytes
+    if not supported or space.shape is None or dtype not in ALLOWED_DTYPES:
         raise UsageError(
             f"environment {env_id} has the observation {name}: {space}; Box, MultiBinary, "
             "Discrete and MultiDiscrete, alone or in Dict and Tuple, are supported"
         )
-    binary = (
-        isinstance(space, spaces.MultiBinary) or str(space.dtype) == "bool" or name == ACTION_MASK
-    )
+    binary = isinstance(space, spaces.MultiBinary) or dtype == "bool" or name == ACTION_MASK
+    scale = _scale(space)
     if isinstance(space, spaces.Discrete):
         categories, start = (int(space.n),), (int(space.start),)
     elif isinstance(space, spaces.MultiDiscrete):
@@ -89,5 +91,17 @@ def _field(env_id: str, name: str, space: gymnasium.Space[Any]) -> FieldSpec:
         categories = start = ()
     if sum(categories) > MAX_CATEGORIES:  # one-hot, they would make by far the largest layer
         categories = start = ()
-    shape, dtype = tuple(space.shape), str(space.dtype)
-    return FieldSpec(name, shape, dtype, binary, categories=categories, start=start)
+    shape = tuple(space.shape)
+    return FieldSpec(name, shape, dtype, binary, categories=categories, start=start, scale=scale)
+
+
+def _scale(space: gymnasium.Space[Any]) -> float | None:
+    """Return the number that brings the values of a picture to -1..1; None for other spaces.
+
+    It is the largest magnitude that the space allows, and 1 if the values are smaller or not
+    bounded.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) < 2 or not space.low.size:
+        return None
+    bound = max(abs(float(end)) for end in (space.low.min(), space.high.max()))
+    return bound if 1 < bound <= _LARGEST_BOUND else 1.0

@@ -15,7 +15,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
+from pdqn.casting import as_array
 from pdqn.errors import first_line, type_and_first_line
 
 _RESET = "return observation, info"
@@ -323,27 +325,27 @@ def _part(observation: Any, key: str, name: str, space: spaces.Dict) -> Any:
         raise InterfaceError(f"the {name} {had}; its space has the keys {keys}") from None
 
 
-def _copied_array(observation: Any, space: gymnasium.Space[Any], name: str) -> Any:
+def _copied_array(observation: Any, space: gymnasium.Space[Any], name: str) -> NDArray[Any]:
     assert space.dtype is not None, "fields have one"
+    try:
+        return as_array(observation, space.dtype, space.shape or ())
+    except ValueError:
+        raise InterfaceError(_not_in(observation, space, name)) from None
+
+
+def _not_in(observation: Any, space: gymnasium.Space[Any], name: str) -> str:
+    """Tell the fault of an observation that its space does not have."""
     convert: Callable[..., Any] = np.array
     try:
-        copy = convert(observation)
+        array = convert(observation)
     except Exception:  # noqa: BLE001 - lists of different lengths, and any object's own conversion
-        raise InterfaceError(f"the {name} {shown(observation)} is not an array") from None
-    is_array = isinstance(observation, np.ndarray)
-    fits = np.can_cast(copy.dtype, space.dtype, "same_kind") if is_array else True
-    if copy.dtype.kind in "biuf" and (copy.shape != space.shape or not fits):
-        said = f"an {name} {copy.dtype}{list(copy.shape)} is not in {space}"
-        if copy.shape == space.shape:
-            said += f"; convert it by .astype(np.{space.dtype}), or give the space its dtype"
-        raise InterfaceError(said)
-    if copy.shape == space.shape and fits and (is_array or copy.dtype == space.dtype):
-        return copy
-    try:
-        cast = copy.astype(space.dtype) if fits else None
-    except (TypeError, ValueError):
-        cast = None
-    whole = cast is None or cast.dtype.kind not in "iu" or np.array_equal(cast, copy)
-    if cast is None or copy.shape != space.shape or copy.dtype.kind not in "biufO" or not whole:
-        raise InterfaceError(f"the {name} {shown(observation)} is not in {space}")
-    return cast
+        return f"the {name} {shown(observation)} is not an array"
+    is_cast = isinstance(observation, np.ndarray) and not np.can_cast(
+        array.dtype, space.dtype or object, "same_kind"
+    )
+    if array.dtype.kind in "biuf" and (array.shape != space.shape or is_cast):
+        said = f"an {name} {array.dtype}{list(array.shape)} is not in {space}"
+        if array.shape != space.shape:
+            return said
+        return f"{said}; convert it by .astype(np.{space.dtype}), or give the space its dtype"
+    return f"the {name} {shown(observation)} is not in {space}"

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from actors.environments.interface import InterfaceError, is_number, reset_result, shown
+from pdqn.casting import as_mask
 from pdqn.specs import ACTION_MASK, PLAIN_FIELD
 
 Environment = gymnasium.Env[Any, Any]
@@ -159,7 +160,7 @@ def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
     if mask.dtype == object:  # a batch: lists, and None for environments without a mask
         known = next(len(row) for row in mask if row is not None)
         mask = np.array([np.zeros(known) if row is None else row for row in mask])
-    return (mask != 0).astype(np.int8)
+    return as_mask(mask).astype(np.int8)
 
 
 def _with_mask(observation: Any, mask: NDArray[np.int8]) -> dict[str, Any]:

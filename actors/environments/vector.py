@@ -32,8 +32,9 @@ from actors.environments.infos import checked_scores, headlines, suggestions
 from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
+from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
-from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
+from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
 # Less than an actor has for leaving in order.
 _CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 8.0, 0.5
@@ -112,7 +113,7 @@ class VectorEnvironment:
         self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
         self._backoff = Backoff(pause)
-        self._checked = [f for f in spec.fields if f.categories or f.name == ACTION_MASK]
+        self._checked = [f for f in spec.fields if f.categories or f.binary]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
         with self._guest:
@@ -120,7 +121,6 @@ class VectorEnvironment:
         self._guest.settle()
         leaves = leaves_of(self._env.single_observation_space)
         self._paths = {field_name(path): path for path, _ in leaves}
-        self._dtypes = {field.name: np.dtype(field.dtype) for field in spec.fields}
 
     @property
     def failures(self) -> int:
@@ -143,10 +143,7 @@ class VectorEnvironment:
             observation, infos = self._env.reset(seed=every)
         self._infos = infos
         self.suggested = self._suggested(infos)
-        named = self._named(observation)
-        if not self._guarded:  # a guard has already checked
-            self._check(named)
-        return named
+        return self._batch(observation)
 
     def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         """Step with actions [num_envs], each 0 .. num_actions - 1.
@@ -174,10 +171,9 @@ class VectorEnvironment:
             self._record.finished()
         self._infos = infos
         self.suggested = self._suggested(infos)
-        named = self._named(observation)
+        named = self._batch(observation)
         final = self._final(infos, np.flatnonzero(truncated & ~terminated))
         if not self._guarded:  # a guard has already checked
-            self._check(named)
             self._check(final, ended=True)
         return Transition(
             observation=named,
@@ -284,18 +280,26 @@ class VectorEnvironment:
     def _named(self, observation: Any) -> Observation:
         return {name: part_of(observation, path) for name, path in self._paths.items()}
 
+    def _batch(self, observation: Any) -> Observation:
+        """Name the parts of a batch's observation, each of its field's dtype."""
+        named = self._named(observation)
+        named = {f.name: _fitting(named[f.name], f, self.num_envs) for f in self.spec.fields}
+        if not self._guarded:  # a guard has already checked
+            self._check(named)
+        return named
+
     def _check(self, observation: Observation, *, ended: bool = False) -> None:
         """Reject observations of one or several environments that no policy could use."""
         if not observation:
             return
         for field in self._checked:
             values = observation[field.name]
-            if field.name != ACTION_MASK:
-                if not field.is_known(values):
-                    shown = f"{np.asarray(values).tolist()!s:.80}"
-                    raise ValueError(f"the {field.name} {shown} is outside of its space")
-            elif not ended and not np.any(values, axis=-1).all():
-                raise ValueError("no action is valid, and the episode has not ended")
+            if field.name == ACTION_MASK:
+                if not as_mask(values).any(axis=-1).all() and not ended:
+                    raise ValueError("no action is valid, and the episode has not ended")
+            elif not (is_binary(np.asarray(values)) if field.binary else field.is_known(values)):
+                given = f"{np.asarray(values).tolist()!s:.80}"
+                raise ValueError(f"the {field.name} {given} is outside of its space")
 
     def _final(self, infos: Mapping[str, Any], which: NDArray[np.intp]) -> Observation:
         if len(which) == 0:
@@ -305,8 +309,8 @@ class VectorEnvironment:
         finals = [self._named(infos["final_obs"][i]) for i in which]
         return {
             # They are as the environment made them: a Discrete may be a Python int.
-            name: np.stack([final[name] for final in finals]).astype(dtype, copy=False)
-            for name, dtype in self._dtypes.items()
+            f.name: _fitting(np.stack([final[f.name] for final in finals]), f, len(which))
+            for f in self.spec.fields
         }
 
     def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -347,6 +351,23 @@ def _single(made: Makers, *, masked: bool) -> Any:
     assert made.single is not None, "a batch that is the only way resets within a step"
     env = CheckedEnvironment(made.single())
     return with_mask_observed(env) if masked else env
+
+
+def _fitting(values: Any, field: FieldSpec, count: int) -> NDArray[Any]:
+    """Return the values of a batch, copied only if they are not of the field's dtype.
+
+    Raises:
+        ValueError: the space does not have them.
+    """
+    shape = (count, *field.shape)
+    if isinstance(values, np.ndarray) and values.dtype == field.dtype and values.shape == shape:
+        return values
+    if field.name == ACTION_MASK:
+        return as_mask(values).astype(field.dtype)
+    try:
+        return as_array(values, field.dtype, shape)
+    except ValueError as error:
+        raise ValueError(f"the {field.name} is outside of its space: {error}") from error
 
 
 def _given(env: GuardedEnvironment) -> GuardedEnvironment:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.inspector import Inspector
 from launcher.plan.prepare import prepare
+from launcher.strict_json import to_json
 from launcher.terminal import show
 from learner.learner import Learner
 from pdqn import parameters, transport, wire
@@ -56,7 +56,7 @@ def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bo
     found = limits(costs)
     if as_json:
         shown = {"costs": dataclasses.asdict(costs), "limits": [vars(one) for one in found]}
-        click.echo(json.dumps(shown, indent=2))
+        click.echo(to_json(shown, indent=2))
         return 0
     table = Table(title="actors that saturate", title_justify="left", box=None, pad_edge=False)
     for name, justify in (("one of", "left"), ("actors", "right"), ("because", "left")):

@@ -8,7 +8,6 @@ learner does.
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import shutil
@@ -36,6 +35,7 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import plan as plan_run
+from launcher.strict_json import to_json
 from launcher.terminal import echo, show
 from pdqn import layers, wire
 from pdqn.config import Config, resolved
@@ -119,7 +119,7 @@ def bench_replay(data: Sequence[str], seconds: float, *, as_json: bool) -> int:
         echo(f"{name}: {recording.origin}", err=True)
         results[name] = measure(recording, seconds)
     if as_json:
-        click.echo(json.dumps(results, indent=2))
+        click.echo(to_json(results, indent=2))
     else:
         show(_table(results))
     return 0

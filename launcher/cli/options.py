@@ -25,7 +25,6 @@ PRESETS = ("dqn", "apex", "rainbow", "placement")
 
 
 PATH = click.Path(path_type=Path)
-_LARGEST = (1 << 63) - 1  # the most that both msgpack and TOML hold
 
 
 class Duration(click.ParamType[float]):
@@ -59,8 +58,12 @@ class Limit(click.types.IntParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number."""
         number = super().convert(value, param, ctx)
-        if number > _LARGEST:
-            self.fail(f"{value}; expected a whole number from 1 to {_LARGEST}", param, ctx)
+        if number > configuration.LARGEST_INTEGER:
+            self.fail(
+                f"{value}; expected a whole number from 1 to {configuration.LARGEST_INTEGER}",
+                param,
+                ctx,
+            )
         return number
 
 
@@ -112,7 +115,10 @@ class KeyValue(click.ParamType[tuple[str, Any]]):
             self.fail(f"{value!r}; expected KEY=VALUE", param, ctx)
         if text.strip() == "None":
             self.fail(f"{value!r}; no setting can be None: leave it out", param, ctx)
-        return key.strip(), configuration.parse_value(text.strip())
+        try:
+            return key.strip(), configuration.parse_value(text.strip())
+        except ValueError as error:
+            self.fail(f"{key.strip()} = {text.strip():.40}...: {error}", param, ctx)
 
 
 def reaching(command: Callable[..., Any]) -> Callable[..., Any]:

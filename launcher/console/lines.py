@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -12,6 +10,7 @@ from typing import Any
 from launcher.console.dashboard import evaluation_score
 from launcher.metrics.snapshot import Snapshot
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
+from launcher.strict_json import to_json
 from pdqn.text import printable
 
 _MOST_REASONS = 3
@@ -110,17 +109,8 @@ def progress_map(snapshot: Snapshot) -> dict[str, Any]:
 
 def dumps(values: Mapping[str, Any]) -> str:
     """Write one line of strict JSON, without NaN and infinity."""
-    line = json.dumps(_strict(values), separators=(",", ":"), allow_nan=False, default=str)
+    line = to_json(values, separators=(",", ":"), default=str)
     return line.replace("\x7f", "\\u007f")  # the one control character that JSON allows
-
-
-def _strict(value: Any) -> Any:
-    """Copy a value with None in place of NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _restarts(summary: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from launcher.results.training import (
 )
 from launcher.rundir import CONFIG, CONFIGURED, STRUCTURAL
 from pdqn.errors import UsageError
-from pdqn.layers import read_toml
+from pdqn.layers import of_run, read_toml
 
 _POINTS = 200
 _SHORT_LABEL = 60  # characters of a label of which two fit side by side
@@ -133,7 +133,7 @@ def _settings(run_dir: Path) -> Settings:
     path = run_dir / CONFIGURED
     if not path.is_file() or not (run_dir / "metrics.jsonl").is_file():
         raise UsageError(f"{run_dir} is not a run directory (needs {CONFIGURED} and metrics.jsonl)")
-    values, chosen = _flat(read_toml(path)), _flat(read_toml(run_dir / CONFIG))
+    values, chosen = (_flat(of_run(read_toml(file))) for file in (path, run_dir / CONFIG))
     # A resumed run has these as they were chosen for it; in any other run they may be open.
     return {**values, **{name: chosen[name] for name in STRUCTURAL if name in chosen}}
 

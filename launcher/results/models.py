@@ -82,7 +82,7 @@ def open_model_of_run(path: Path, trust: Trust) -> Model:
     settings = path.parent / CONFIG
     if not settings.exists():
         return _built(file)
-    config = layers.build((f"file {settings}", layers.read_toml(settings)))
+    config = layers.build((f"file {settings}", layers.of_run(layers.read_toml(settings))))
     if different := file.differences(config):
         raise UsageError(f"{path} is not of this run: {'; '.join(different)}")
     # The model does not have the arguments of training.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,8 +28,10 @@ from launcher.run.session import Session
 from launcher.run.sinks import check_sinks
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
+from launcher.strict_json import to_json
 from launcher.terminal import echo, show
 from pdqn import layers
+from pdqn.arguments import same
 from pdqn.config import Config
 from pdqn.errors import UsageError
 
@@ -130,7 +131,7 @@ def check_cluster(
         config = on_cluster(config, cluster)
         rows = cluster_rows(described, cluster.workers, config.actor.count or 0, config)
     if as_json:
-        click.echo(json.dumps({"ok": any(row["roles"] for row in rows), "workers": rows}, indent=2))
+        click.echo(to_json({"ok": any(row["roles"] for row in rows), "workers": rows}, indent=2))
     else:
         show(cluster_table(where, rows))
     return 0 if any(row["roles"] for row in rows) else 1
@@ -164,7 +165,9 @@ def _tell_resumed(
     before, after = old.to_map(), new.to_map()
     names = sorted({(s, k) for side in (before, after) for s in side for k in side[s]})
     changed = [
-        f"{s}.{k} = {after[s].get(k)}" for s, k in names if before[s].get(k) != after[s].get(k)
+        f"{s}.{k} = {after[s].get(k)}"
+        for s, k in names
+        if not same(before[s].get(k), after[s].get(k))
     ]
     directory.event("resumed", session=state.sessions + 1, changed=changed)
     what = f", with {', '.join(changed)}" if changed else ""
@@ -192,7 +195,7 @@ def _agree(plan: Plan, agreed: bool) -> None:
 
 def _print_check(here: Machine, plan: Plan, *, as_json: bool) -> int:
     if as_json:
-        click.echo(json.dumps(plan_as_json(here, plan), indent=2))
+        click.echo(to_json(plan_as_json(here, plan), indent=2))
     else:
         show(report(here, plan))
     return 1 if plan.errors else 0

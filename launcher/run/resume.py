@@ -13,6 +13,7 @@ from launcher.run.state import RunState, read_state
 from launcher.rundir import CONFIG, CONFIGURED, METRICS, STATE_FILE, STRUCTURAL
 from launcher.terminal import echo
 from pdqn import layers
+from pdqn.arguments import same
 from pdqn.config import Config
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import Layer
@@ -107,7 +108,7 @@ class PastRun:
         ]
 
     def _differs(self, config: Config, section: str, key: str) -> bool:
-        return _value(config, section, key) != _value(self.config, section, key)
+        return not same(_value(config, section, key), _value(self.config, section, key))
 
     def _check_limits(self, config: Config) -> None:
         metrics = RunMetrics(None)
@@ -175,14 +176,8 @@ def _read_settings(path: Path) -> tuple[Layer, bool]:
     layer, own = read_settings(path)
     if "run" not in layer:
         raise UsageError(f"--resume {path.parent}: {path.name} is damaged: it has no [run]")
-    return layer, own
+    return layers.of_run(layer), own
 
 
 def _value(config: Config, section: str, key: str) -> Any:
-    value = getattr(getattr(config, section), key)
-    # Arguments come as lists from TOML, and may come as tuples from the command line.
-    return {k: _listed(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return getattr(getattr(config, section), key)

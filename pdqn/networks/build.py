@@ -74,12 +74,12 @@ def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
 
 def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
     names = {field.name for field in spec.fields}
-    sides = [image.side for image in images(spec)]
+    sides = [image.side for image in images(spec, config.images)]
     if config.kind == "auto":
         # A wrapper may have removed fields.
         if spec.circle_placement and names >= QMAP_FIELDS:
             return "qmap"
-        if place_images(spec):
+        if place_images(spec, config.images):
             return "spatial"
         if not sides:
             return "mlp"
@@ -89,7 +89,7 @@ def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
             f"network.kind = qmap needs the observation fields {', '.join(sorted(QMAP_FIELDS))}; "
             f"{spec.id} has {', '.join(sorted(names))}"
         )
-    if config.kind == "spatial" and not place_images(spec):
+    if config.kind == "spatial" and not place_images(spec, config.images):
         raise UsageError(
             f"network.kind = spatial needs images with a pixel for each of {spec.num_actions} "
             f"actions; {spec.id} has {_shapes(spec)}: use auto"

@@ -1,8 +1,12 @@
 """Encoders from the fields of an observation to features: convolutions for images, plain numbers.
 
-An image is a field [H, W], [H, W, C] or [C, H, W]. Its height and width are both at least 8, and
-the channels are the shorter outer axis. The frames of a stack become channels. ``uint8`` images are
-divided by 255. All other fields are flattened to one vector, with categories one-hot.
+An image is a field [H, W], [H, W, C] or [C, H, W]. Its height and width are both at least 8. Where
+two of three axes are equal, they are the height and the width; else the channels are the shorter
+outer axis. The frames of a stack become channels. Pictures are divided by the largest magnitude
+that their space allows. All other fields are flattened to one vector, with categories one-hot.
+
+Models of earlier versions keep their reading (``network.images = dtype``). The channels are always
+the shorter outer axis there, and ``uint8`` images are divided by 255.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ class Image:
         height: in pixels.
         width: in pixels.
         channels_last: whether channels are the last axis; also True for [H, W].
+        scale: number by which the values are divided.
     """
 
     field: FieldSpec
@@ -39,6 +44,7 @@ class Image:
     height: int
     width: int
     channels_last: bool
+    scale: float
 
     @property
     def inputs(self) -> int:
@@ -57,30 +63,45 @@ class Image:
             frames = frames[..., None]
         if self.channels_last:
             frames = frames.permute(0, 1, 4, 2, 3)
-        scale = 1.0 / 255.0 if values.dtype == torch.uint8 else 1.0
-        return frames.flatten(1, 2).float() * scale
+        return frames.flatten(1, 2).float() * (1.0 / self.scale)
 
 
-def as_image(field: FieldSpec) -> Image | None:
-    """Read a field as an image; None if it is not an image."""
+def as_image(field: FieldSpec, reading: str = "space") -> Image | None:
+    """Read a field as an image; None if it is not an image.
+
+    Args:
+        field: the field.
+        reading: ``network.images``.
+    """
     shape = field.shape
     if field.name == ACTION_MASK or field.categories or len(shape) not in (2, 3):
         return None
-    if len(shape) == 2:
-        image = Image(field, 1, shape[0], shape[1], True)
-    elif shape[2] <= min(shape[:2]):
-        image = Image(field, shape[2], shape[0], shape[1], True)
+    square = reading == "space" and len(shape) == 3 and len({*shape}) == 2
+    if square and shape[0] != shape[2]:
+        channels_last = shape[0] == shape[1]
     else:
-        image = Image(field, shape[0], shape[1], shape[2], False)
-    small = image.side < IMAGE_SIDE_MIN or image.channels > image.side
+        square, channels_last = False, len(shape) == 2 or shape[2] <= min(shape[:2])
+    image = with_axes(field, channels_last, reading)
+    small = image.side < IMAGE_SIDE_MIN or (image.channels > image.side and not square)
     return None if small or not image.channels else image
 
 
-class FlatFields:
-    """Fields as one vector: numbers unchanged, categories (Discrete) one-hot."""
+def with_axes(field: FieldSpec, channels_last: bool, reading: str) -> Image:
+    """Read a field [H, W], or one of three axes whose channels are the last or the first."""
+    axes = field.shape if len(field.shape) == 3 else (*field.shape, 1)
+    height, width, channels = axes if channels_last else (*axes[1:], axes[0])
+    scale = field.scale if reading == "space" else None
+    if scale is None:
+        scale = 255.0 if field.dtype == "uint8" else 1.0
+    return Image(field, channels, height, width, channels_last, scale)
 
-    def __init__(self, fields: Sequence[FieldSpec]) -> None:
+
+class FlatFields:
+    """Fields as one vector: numbers divided by their scale, categories (Discrete) one-hot."""
+
+    def __init__(self, fields: Sequence[FieldSpec], reading: str = "space") -> None:
         self._fields = sorted(fields, key=lambda field: field.name)
+        self._scaled = reading == "space"
 
     @property
     def size(self) -> int:
@@ -89,8 +110,13 @@ class FlatFields:
 
     def prepare(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Build float32[batch, size], in the order of names; in a stack, the oldest frame first."""
-        parts = [_flat(field, observation[field.name]) for field in self._fields]
+        parts = [self._part(field, observation[field.name]) for field in self._fields]
         return torch.cat(parts, dim=1)
+
+    def _part(self, field: FieldSpec, values: Tensor) -> Tensor:
+        flat = _flat(field, values)
+        scale = field.scale if self._scaled else None
+        return flat if scale is None or scale == 1 else flat * (1.0 / scale)
 
 
 def _flat_size(field: FieldSpec) -> int:

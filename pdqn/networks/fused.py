@@ -34,9 +34,10 @@ class FusedNetwork(QNetwork):
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         """Build the network for an environment; kind, hidden, layers and channels are resolved."""
         super().__init__()
-        self._images = () if config.kind == "mlp" else images(spec)
+        self._images = () if config.kind == "mlp" else images(spec, config.images)
         seen = {image.field.name for image in self._images} | {ACTION_MASK}
-        self._flat = FlatFields([field for field in spec.fields if field.name not in seen])
+        rest = [field for field in spec.fields if field.name not in seen]
+        self._flat = FlatFields(rest, config.images)
         encoders = [_encoder(image, config) for image in self._images]
         self.encoders = nn.ModuleList(encoders)
         inputs = self._flat.size + sum(encoder.features for encoder in encoders)
@@ -74,9 +75,9 @@ class FusedNetwork(QNetwork):
         return hidden
 
 
-def images(spec: EnvironmentSpec) -> tuple[Image, ...]:
+def images(spec: EnvironmentSpec, reading: str) -> tuple[Image, ...]:
     """List the fields that are read as images, sorted by name."""
-    found = (as_image(field) for field in spec.fields)
+    found = (as_image(field, reading) for field in spec.fields)
     return tuple(image for image in found if image is not None)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pdqn.config import NetworkConfig, resolved
-from pdqn.networks.encoders import IMAGE_SIDE_MIN, FlatFields, Image, as_image
+from pdqn.networks.encoders import IMAGE_SIDE_MIN, FlatFields, Image, as_image, with_axes
 from pdqn.networks.heads import (
     categorical_support,
     dense,
@@ -28,27 +28,26 @@ _BLOCK_SIDES = ((64, 4), (32, 2), (0, 1))
 _DILATIONS = (1, 2, 4, 8)
 
 
-def place_images(spec: EnvironmentSpec) -> tuple[Image, ...]:
+def place_images(spec: EnvironmentSpec, reading: str) -> tuple[Image, ...]:
     """Return the images, sorted by name, if all have one pixel for every action; else ()."""
-    found = [_read(image, spec.num_actions) for image in map(as_image, spec.fields) if image]
+    images = (as_image(field, reading) for field in spec.fields)
+    found = [_read(image, spec.num_actions, reading) for image in images if image]
     sides = {(image.height, image.width) for image in found}
     if len(sides) == 1 and math.prod(sides.pop()) == spec.num_actions:
         return tuple(found)
     return ()
 
 
-def _read(image: Image, places: int) -> Image:
+def _read(image: Image, places: int, reading: str) -> Image:
     """Choose the reading of an image's axes that has ``places`` pixels, if there is one.
 
     A board may have more planes than cells on a side, so that its planes look like a side.
     """
-    shape = image.field.shape
-    if image.height * image.width == places or len(shape) == 2:
+    if image.height * image.width == places or len(image.field.shape) == 2:
         return image
-    channels_last = not image.channels_last
-    channels, sides = (shape[2], shape[:2]) if channels_last else (shape[0], shape[1:])
-    other = Image(image.field, channels, sides[0], sides[1], channels_last)
-    return other if math.prod(sides) == places and other.side >= IMAGE_SIDE_MIN else image
+    other = with_axes(image.field, not image.channels_last, reading)
+    fits = other.height * other.width == places and other.side >= IMAGE_SIDE_MIN
+    return other if fits else image
 
 
 class SpatialNetwork(QNetwork):
@@ -68,11 +67,12 @@ class SpatialNetwork(QNetwork):
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         """Build the network for an environment; channels, hidden and layers are resolved."""
         super().__init__()
-        self._images = place_images(spec)
+        self._images = place_images(spec, config.images)
         self._sides = self._images[0].height, self._images[0].width
         self._block = next(b for side, b in _BLOCK_SIDES if min(self._sides) >= side)
         seen = {image.field.name for image in self._images} | {ACTION_MASK}
-        self._flat = FlatFields([field for field in spec.fields if field.name not in seen])
+        rest = [field for field in spec.fields if field.name not in seen]
+        self._flat = FlatFields(rest, config.images)
         atoms = outputs_per_action(config)
         planes = sum(image.inputs for image in self._images)
         channels, hidden = resolved(config.channels), resolved(config.hidden)
