@@ -281,10 +281,6 @@ class RaisesInProperties(Walk):
     def circle_placement(self) -> bool:
         raise KeyError("no placement")
 
-    @property
-    def baselines(self) -> Any:
-        raise ValueError("no baselines")
-
 
 class StrangersAttributes(Walk):
     headline_metric = ("return", "coverage")

@@ -266,9 +266,9 @@ def test_baselines_that_end_or_hang_are_told_once_and_evaluations_go_on_without(
     [
         ("raises", "ZeroDivisionError: of nothing"),
         ("quits", "EnvironmentQuitError: SystemExit: 3"),
-        ("list", "TypeError: cannot convert dictionary"),
-        ("words", "ValueError: could not convert string to float"),
-        ("few", "standing still gave [0.5], not a score for each of 3 seeds"),
+        ("list", "baselines(seeds) gave [0.5, 0.5, 0.5]; a dict of names and scores is needed"),
+        ("words", "'half']}; a dict of names and scores is needed, one score for each of the 3"),
+        ("few", "[0.5]}; a dict of names and scores is needed, one score for each of the 3 seeds"),
         ("nan", "standing still gave [nan, nan, nan], not a score"),
         ("property", "KeyError: 'baselines'"),
     ],

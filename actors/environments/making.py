@@ -77,6 +77,23 @@ def attribute(env: Any, name: str) -> Any:
 
     Only what an object or its class defines counts: some objects answer to every name.
     """
+    try:
+        return _read(env, name)
+    except Exception:  # noqa: BLE001 - a property may raise anything
+        _log.exception("the attribute %s of an environment cannot be read", name)
+        return None
+
+
+def baselines_of(env: Any) -> Callable[[list[int]], Any] | None:
+    """Return an environment's method ``baselines(seeds)``; None if it has no such method.
+
+    A property of this name may raise anything.
+    """
+    compute = _read(env, "baselines")
+    return compute if callable(compute) and _accepts(compute, [0]) else None
+
+
+def _read(env: Any, name: str) -> Any:
     seen: set[int] = set()
     while isinstance(env, gymnasium.Env | VectorEnv) and id(env) not in seen:
         seen.add(id(env))
@@ -84,20 +101,8 @@ def attribute(env: Any, name: str) -> Any:
             inspect.getattr_static(env, name)
             return getattr(env, name)
         except AttributeError:
-            pass
-        except Exception:  # noqa: BLE001 - a property may raise anything
-            _log.exception("the attribute %s of an environment cannot be read", name)
-        try:
             env = getattr(env, "env", None)
-        except Exception:  # noqa: BLE001 - a stranger's property
-            return None
     return None
-
-
-def baselines_of(env: Any) -> Callable[[list[int]], Any] | None:
-    """Return an environment's method ``baselines(seeds)``; None if it has no such method."""
-    compute = attribute(env, "baselines")
-    return compute if callable(compute) and _accepts(compute, [0]) else None
 
 
 def package_versions(env_id: str) -> dict[str, str]:
