@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -557,6 +558,9 @@ def test_scores_of_baselines_are_checked(scores: Any, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("env_id", "words"),
     [
+        ("", "not a name; write an id such as CartPole-v1, or my_module:make"),
+        ("my_env:Env()", "not a name; write my_env:Env"),
+        ("my/Grid-v0", "; if a module registers it, write that before it: my_module:my/Grid-v0"),
         ("cartpole", "; write CartPole-v1 or CartPole-v0"),
         ("CartPol-v1", "; write CartPole-v1"),
         ("CartPole-v9", "It provides versioned environments"),
@@ -591,6 +595,39 @@ def test_a_module_whose_name_is_misspelt_is_guessed(
     (tmp_path / "my_maze.py").write_text("")
     monkeypatch.chdir(tmp_path)
     assert refusal("my_mase:make") == "No module named 'my_mase'; did you mean my_maze?"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "text"),
+    [
+        ("test:make", "test has no function make, and registers no environment of this name"),
+        ("my_maze:make", "cannot import name 'SPEED' from 'test'"),
+    ],
+)
+def test_a_module_that_another_of_its_name_hides_is_to_be_renamed(
+    env_id: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "test.py").write_text("SPEED = 1\ndef make(): ...\n")
+    (tmp_path / "my_maze.py").write_text("from test import SPEED\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "my_maze", raising=False)
+    told = refusal(env_id)
+    assert text in told
+    assert re.search(r"; another module test \(.*\) hides your test.py, so rename yours$", told)
+
+
+def test_a_file_of_the_current_directory_is_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "my_maze.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert "; for the module my_maze, write my_maze:NAME" in refusal("my_maze")
+
+
+def test_arguments_of_a_game_are_compared_with_those_that_there_are():
+    told = refusal("ALE/Pong-v5", render_mode="human")
+    assert "argument 'render_mode'; it accepts frame_skip, repeat_action_probability" in told
 
 
 @pytest.mark.parametrize(

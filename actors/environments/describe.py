@@ -32,7 +32,7 @@ from actors.environments.interface import (
 )
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import tells_mask, with_mask_observed
-from actors.environments.naming import advice_for
+from actors.environments.naming import advice_for_unknown
 from actors.environments.vector import VectorEnvironment, native_batch
 from pdqn.errors import UsageError, first_line
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
@@ -93,11 +93,7 @@ def _refused(env_id: str) -> Iterator[None]:
     except InterfaceError as error:
         raise UsageError(f"environment {env_id}: {error}") from error
     except gymnasium.error.Error as error:
-        advice = (
-            ""
-            if _is_registered(env_id)
-            else advice_for(env_id.rpartition(":")[2], gymnasium.registry)
-        )
+        advice = "" if _is_registered(env_id) else advice_for_unknown(env_id, gymnasium.registry)
         said = first_line(error)
         if advice:
             said = f"{said.partition(' Did you mean')[0].rstrip('.')}; {advice}"
@@ -185,6 +181,7 @@ def _another_thing(made: Any) -> str:
     elif isinstance(made, VectorEnv) or "stable_baselines3" in libraries:
         advice = "it is a batch; pdqn makes its own batch, from a function that makes one of them"
     elif inspect.iscoroutine(made):
+        made.close()  # or Python warns that nobody awaited it
         advice = "write def, not async def, before the function that makes the environment"
     elif inspect.isgenerator(made):
         advice = "write return, not yield, before the environment"
