@@ -212,10 +212,20 @@ def test_nothing_is_written_into_another_run_in_the_same_place(
 def test_a_removed_file_of_lines_begins_again(run_dir: RunDirectory, read_lines: ReadLines):
     (run_dir.path / "events.jsonl").unlink()
     run_dir.metrics_path.unlink()
-    assert "events.jsonl and metrics.jsonl" in run_dir.look()
+    assert "events.jsonl, metrics.jsonl" in run_dir.look()
     run_dir.event("running")
     assert is_open(run_dir.path)
     assert [event["event"] for event in read_lines(run_dir.path / "events.jsonl")] == ["running"]
+
+
+def test_what_an_rm_has_removed_before_it_met_a_new_file_is_written_again(run_dir: RunDirectory):
+    for path in run_dir.path.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "--resume needs what is saved from now on" in run_dir.look()
+    assert run_dir.look() == ""
+    assert {"config.toml", "configured.toml", RUN_ID} <= {p.name for p in run_dir.path.iterdir()}
+    assert run_dir.logs.is_dir()
+    assert is_open(run_dir.path)
 
 
 def test_a_directory_that_cannot_be_made_again_is_tried_again(run_dir: RunDirectory):
