@@ -218,6 +218,16 @@ def test_a_removed_file_of_lines_begins_again(run_dir: RunDirectory, read_lines:
     assert [event["event"] for event in read_lines(run_dir.path / "events.jsonl")] == ["running"]
 
 
+@pytest.mark.parametrize("name", ["config.toml", "configured.toml", RUN_ID])
+def test_a_removed_file_without_which_nothing_resumes_is_written_again(
+    run_dir: RunDirectory, name: str
+):
+    before = (run_dir.path / name).read_text(encoding="utf-8")
+    (run_dir.path / name).unlink()
+    assert run_dir.look().startswith(f"{name} in {run_dir.path} removed")
+    assert (run_dir.path / name).read_text(encoding="utf-8") == before
+
+
 def test_what_an_rm_has_removed_before_it_met_a_new_file_is_written_again(run_dir: RunDirectory):
     for path in run_dir.path.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
