@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import itertools
 import os
@@ -222,11 +223,29 @@ class RunDirectory:
         (self.path / "checkpoints").mkdir(exist_ok=True)
 
     def _open_files(self) -> None:
-        events = _open_alone(self.path / EVENTS)
-        metrics = self.metrics_path.open("a", encoding="utf-8")
-        with contextlib.suppress(OSError):  # a full disk, perhaps, where the old ones were
-            self._close_files()
-        self._events, self._metrics = events, metrics
+        """Open the files of lines that are not in their places; a lock that is held stays.
+
+        Raises:
+            OSError: one of them cannot be opened, or another process has it locked.
+        """
+        # A full disk, perhaps, where the old ones were, keeps their last lines.
+        if not _is_at(self.path / EVENTS, self._events):
+            events = self._open_events()
+            with contextlib.suppress(OSError):
+                self._events.close()
+            self._events = events
+        if not _is_at(self.metrics_path, self._metrics):
+            metrics = self.metrics_path.open("a", encoding="utf-8")
+            with contextlib.suppress(OSError):
+                self._metrics.close()
+            self._metrics = metrics
+
+    def _open_events(self) -> TextIO:
+        path = self.path / EVENTS
+        try:
+            return _open_alone(path)
+        except UsageError as error:
+            raise OSError(errno.EBUSY, "another process has it open", str(path)) from error
 
     def _keep(self, name: str, text: str) -> None:
         """Write a file that is written again if the directory is made again."""
