@@ -347,9 +347,9 @@ def test_a_tolerance_without_end_does_not_keep_a_run_from_its_end(tmp_path: Path
     run = SingleRun(session_of(config_of({"env": "CartPole-v1"}, wide), tmp_path))
     learn, session = run._learner.step, run._session
 
-    def learn_and_interrupt(batch: Any) -> Any:
+    def learn_and_interrupt(*arguments: Any) -> Any:
         session.interrupts.count = 1
-        return learn(batch)
+        return learn(*arguments)
 
     run._learner.step = learn_and_interrupt
     assert run.execute() == 0
