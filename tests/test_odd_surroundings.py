@@ -93,7 +93,7 @@ def test_without_that_variable_matplotlib_chooses(monkeypatch: pytest.MonkeyPatc
     assert "MPLBACKEND" not in os.environ
 
 
-@pytest.mark.parametrize("number", ["0", "-1", " 00 "])
+@pytest.mark.parametrize("number", ["0", "-1", " 00 ", "many", ""])
 def test_a_number_of_threads_below_one_does_not_keep_numba_from_being_imported(
     number: str, monkeypatch: pytest.MonkeyPatch
 ):

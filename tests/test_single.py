@@ -342,7 +342,9 @@ def test_an_interrupted_run_saves_everything_and_does_not_evaluate(tmp_path: Pat
     assert load_model(tmp_path / "final_model.pth").parameter_version == summary["learner_steps"]
 
 
-def test_a_tolerance_without_end_does_not_keep_a_run_from_its_end(tmp_path: Path):
+def test_a_tolerance_without_end_does_not_keep_a_run_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     wide = {"samples_per_insert_tolerance": 1e30}
     run = SingleRun(session_of(config_of({"env": "CartPole-v1"}, wide), tmp_path))
     learn, session = run._learner.step, run._session
@@ -351,7 +353,7 @@ def test_a_tolerance_without_end_does_not_keep_a_run_from_its_end(tmp_path: Path
         session.interrupts.count = 1
         return learn(*arguments)
 
-    run._learner.step = learn_and_interrupt
+    monkeypatch.setattr(run._learner, "step", learn_and_interrupt)
     assert run.execute() == 0
     assert run._learner.learner_steps == 1
 

@@ -79,7 +79,7 @@ def _settle_variables() -> None:
         if not os.environ.get(name, "1").strip("0"):
             del os.environ[name]
     # Numba cannot be imported with a number of threads below 1; others take it for a default.
-    if re.fullmatch(r"\s*(0+|-\d+)\s*", os.environ.get("NUMBA_NUM_THREADS", "")):
+    if not re.fullmatch(r"\s*0*[1-9]\d*\s*", os.environ.get("NUMBA_NUM_THREADS", "1")):
         del os.environ["NUMBA_NUM_THREADS"]
 
 
