@@ -32,9 +32,10 @@ _SPACES = {
 }
 _LIBRARIES = ("gymnasium", "numpy", "actors", "launcher", "pdqn")
 _SHOWN_CHARACTERS = 60
-# Every step looks at these.
+# Every step looks at these. Unions of types, and abstract ones such as Mapping alone, are slower.
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 _SEQUENCES = (tuple, list)
+_MAPPINGS = (dict, Mapping)
 
 
 class InterfaceError(ValueError):
@@ -101,7 +102,7 @@ def step_result(env: Any, result: Any) -> tuple[Any, float, bool, bool, Any]:
             said += " (observation, reward, done, info): the old gym interface"
         raise _fault(env, "step", said, _STEP)
     observation, reward, terminated, truncated, info = result
-    if not isinstance(info, Mapping):
+    if not isinstance(info, _MAPPINGS):
         raise _fault(env, "step", f"gave {shown(info)} as its info", f"{_STEP}, {_DICT}")
     if not is_number(reward):
         said = f"gave {shown(reward)} as its reward"
