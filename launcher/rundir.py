@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import itertools
 import os
@@ -164,33 +165,38 @@ class RunDirectory:
         return self._make_again(moved)
 
     def _look_at_files(self) -> str:
-        """Open the files of lines again if others are in their places, or none."""
-        gone = [
-            name
-            for name, file in ((EVENTS, self._events), (METRICS, self._metrics))
-            if not _is_at(self.path / name, file)
-        ]
+        """Write files again that were removed alone, as by an rm that met a file being written."""
+        lines = ((EVENTS, self._events), (METRICS, self._metrics))
+        gone = [name for name, file in lines if not _is_at(self.path / name, file)]
+        gone += [name for name in self._kept if not (self.path / name).exists()]
         if not gone:
             return ""
-        self._open_files()
-        return f"{self.path}: {' and '.join(gone)} removed: what was written there is lost"
+        self._fill()
+        return (
+            f"{', '.join(gone)} in {self.path} removed while the run went on: what is written from "
+            "now on is there, and --resume needs what is saved from now on"
+        )
 
     def _make_again(self, moved: Path | None) -> str:
         if self._is_link:  # to where the directory was moved, and has been removed since
             self.path.unlink(missing_ok=True)
             self._is_link = False
         self.path.mkdir(parents=True, exist_ok=True)
-        self._make_folders()
-        self._open_files()
-        for name, text in self._kept.items():
-            self._replace(name, text)
         self._folder.take(self.path)
-        self.restore()
+        self._fill()
         where = "lost" if moved is None else f"in {moved}"
         return (
             f"{self.path} was removed while the run went on: it is made again, and --resume needs "
             f"what is saved from now on; all that was written before is {where}"
         )
+
+    def _fill(self) -> None:
+        """Write again what the directory needs for the run to go on, and to be resumed."""
+        self._make_folders()
+        self._open_files()
+        for name, text in self._kept.items():
+            self._replace(name, text)
+        self.restore()
 
     def _holds_another(self) -> bool:
         """Return whether another run is in this run's place."""
@@ -217,11 +223,29 @@ class RunDirectory:
         (self.path / "checkpoints").mkdir(exist_ok=True)
 
     def _open_files(self) -> None:
-        events = _open_alone(self.path / EVENTS)
-        metrics = self.metrics_path.open("a", encoding="utf-8")
-        with contextlib.suppress(OSError):  # a full disk, perhaps, where the old ones were
-            self._close_files()
-        self._events, self._metrics = events, metrics
+        """Open the files of lines that are not in their places; a lock that is held stays.
+
+        Raises:
+            OSError: one of them cannot be opened, or another process has it locked.
+        """
+        # A full disk, perhaps, where the old ones were, keeps their last lines.
+        if not _is_at(self.path / EVENTS, self._events):
+            events = self._open_events()
+            with contextlib.suppress(OSError):
+                self._events.close()
+            self._events = events
+        if not _is_at(self.metrics_path, self._metrics):
+            metrics = self.metrics_path.open("a", encoding="utf-8")
+            with contextlib.suppress(OSError):
+                self._metrics.close()
+            self._metrics = metrics
+
+    def _open_events(self) -> TextIO:
+        path = self.path / EVENTS
+        try:
+            return _open_alone(path)
+        except UsageError as error:
+            raise OSError(errno.EBUSY, "another process has it open", str(path)) from error
 
     def _keep(self, name: str, text: str) -> None:
         """Write a file that is written again if the directory is made again."""

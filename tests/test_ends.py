@@ -212,10 +212,61 @@ def test_nothing_is_written_into_another_run_in_the_same_place(
 def test_a_removed_file_of_lines_begins_again(run_dir: RunDirectory, read_lines: ReadLines):
     (run_dir.path / "events.jsonl").unlink()
     run_dir.metrics_path.unlink()
-    assert "events.jsonl and metrics.jsonl" in run_dir.look()
+    assert "events.jsonl, metrics.jsonl" in run_dir.look()
     run_dir.event("running")
     assert is_open(run_dir.path)
     assert [event["event"] for event in read_lines(run_dir.path / "events.jsonl")] == ["running"]
+
+
+@pytest.mark.parametrize("name", ["config.toml", "configured.toml", RUN_ID])
+def test_a_removed_file_without_which_nothing_resumes_is_written_again(
+    run_dir: RunDirectory, name: str
+):
+    before = (run_dir.path / name).read_text(encoding="utf-8")
+    (run_dir.path / name).unlink()
+    assert run_dir.look().startswith(f"{name} in {run_dir.path} removed")
+    assert (run_dir.path / name).read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl"])
+def test_one_file_of_lines_that_was_removed_begins_again_and_the_run_stays_locked(
+    run_dir: RunDirectory, read_lines: ReadLines, name: str
+):
+    run_dir.event("before")
+    run_dir.metrics({"environment_steps": 1})
+    (run_dir.path / name).unlink()
+    assert run_dir.look().startswith(f"{name} in {run_dir.path} removed")
+    assert run_dir.look() == ""
+    assert is_open(run_dir.path)
+    run_dir.event("after")
+    run_dir.metrics({"environment_steps": 2})
+    events = [event["event"] for event in read_lines(run_dir.path / "events.jsonl")]
+    steps = [line["environment_steps"] for line in read_lines(run_dir.metrics_path)]
+    assert events == (["after"] if name == "events.jsonl" else ["before", "after"])
+    assert steps == ([2] if name == "metrics.jsonl" else [1, 2])
+
+
+def test_events_that_another_process_has_locked_are_not_taken_and_do_not_end_the_run(
+    run_dir: RunDirectory,
+):
+    events = run_dir.path / "events.jsonl"
+    events.unlink()
+    with events.open("w", encoding="utf-8") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="another process has it open"):
+            run_dir.look()
+    assert "events.jsonl" in run_dir.look()
+    assert is_open(run_dir.path)
+
+
+def test_what_an_rm_has_removed_before_it_met_a_new_file_is_written_again(run_dir: RunDirectory):
+    for path in run_dir.path.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "--resume needs what is saved from now on" in run_dir.look()
+    assert run_dir.look() == ""
+    assert {"config.toml", "configured.toml", RUN_ID} <= {p.name for p in run_dir.path.iterdir()}
+    assert run_dir.logs.is_dir()
+    assert is_open(run_dir.path)
 
 
 def test_a_directory_that_cannot_be_made_again_is_tried_again(run_dir: RunDirectory):
