@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -373,6 +374,14 @@ RUN = [
 ]  # fmt: skip
 
 
+def remove(folder: Path) -> None:
+    """Remove a folder although a run writes into it meanwhile."""
+    for _ in range(100):
+        with contextlib.suppress(OSError):  # a file came or went
+            shutil.rmtree(folder)
+            return
+
+
 def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_not_save(
     pdqn_command: StartCommand, observe: Observe, tmp_path: Path
 ):
@@ -382,7 +391,7 @@ def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_n
         (sockets,) = Path(command._temporary.name).glob("pdqn-*")
         forkserver = list(Path(command._temporary.name).glob("pymp-*"))
         for folder in (run.path, sockets, *forkserver):
-            shutil.rmtree(folder)
+            remove(folder)
         run.until(lambda: (run.path / CONFIG).is_file())
         run.until(lambda: (sockets / "coordinator").exists())
         run.role("actor").kill()
