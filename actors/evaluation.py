@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.environments.beside import CrowdedError
 from actors.environments.vector import VectorEnvironment
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import RunError, UsageError, type_and_first_line
@@ -20,6 +22,7 @@ from pdqn.stacking import FrameStacker
 Act = Callable[[Observation], NDArray[np.int64]]
 MOST_ENVIRONMENTS = 16
 _FAILURES_ALLOWED = 4
+_log = logging.getLogger("environment")
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,7 @@ def play(
     """
     width = min(MOST_ENVIRONMENTS, len(seeds))
     with _in_one_line(f"environment {spec.id} cannot be made"):
-        env = VectorEnvironment(
-            spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
-        )
+        env = _players(spec, env_args, width)
     with closing(env):
         begun(env)
         scores = _play_all(act, env, seeds, should_stop, max_episode_steps)
@@ -84,6 +85,17 @@ def play(
             "with a score that is finite"
         )
     return scores
+
+
+def _players(spec: EnvironmentSpec, env_args: Mapping[str, Any], width: int) -> VectorEnvironment:
+    """Make environments that play one episode each, or one if a process can have only one."""
+    try:
+        return VectorEnvironment(
+            spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
+        )
+    except CrowdedError as error:
+        _log.warning("episodes are played one after another: %s", error)
+        return VectorEnvironment(spec, env_args, 1, failures_allowed=_FAILURES_ALLOWED, rests=True)
 
 
 def baseline_scores(

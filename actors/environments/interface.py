@@ -110,11 +110,17 @@ def step_result(env: Any, result: Any) -> tuple[Any, float, bool, bool, Any]:
         if not is_number(value):
             needed = f"{_STEP}, where {name} is True or False"
             raise _fault(env, "step", f"gave {shown(value)} as {name}", needed)
-    return observation, _number(reward), bool(_number(terminated)), bool(_number(truncated)), info
+    return observation, number(reward), bool(number(terminated)), bool(number(truncated)), info
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, _NUMBERS) else float(np.asarray(value).item())
+def number(value: Any) -> float:
+    """Convert a value of which ``is_number`` is true."""
+    if isinstance(value, _NUMBERS):
+        return float(value)
+    try:
+        return float(np.asarray(value).item())
+    except Exception:  # noqa: BLE001 - such as a tensor of a GPU, or with a gradient
+        return float(value)
 
 
 def is_number(value: Any) -> bool:
@@ -124,13 +130,21 @@ def is_number(value: Any) -> bool:
     try:
         array = np.asarray(value)
     except Exception:  # noqa: BLE001 - any object's own conversion
-        return False
+        return _is_float(value)
     if array.size != 1:
         return False
     if array.dtype.kind in "biuf":
         return True
     # Fractions and decimals are numbers that numpy keeps as objects.
     return array.dtype == object and hasattr(type(array.item()), "__float__")
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        float(value)
+    except Exception:  # noqa: BLE001 - any object's own conversion
+        return False
+    return True
 
 
 def check_spaces(env: Any) -> None:
@@ -334,8 +348,9 @@ def _not_in(observation: Any, space: gymnasium.Space[Any], name: str) -> str:
     convert: Callable[..., Any] = np.array
     try:
         array = convert(observation)
-    except Exception:  # noqa: BLE001 - lists of different lengths, and any object's own conversion
-        return f"the {name} {shown(observation)} is not an array"
+    except Exception as error:  # noqa: BLE001 - lists of different lengths, an object's conversion
+        # torch says what to write for a tensor of a GPU, or with a gradient.
+        return f"the {name} {shown(observation)} is not an array ({first_line(error)})"
     is_cast = isinstance(observation, np.ndarray) and not np.can_cast(
         array.dtype, space.dtype or object, "same_kind"
     )

@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from actors.environments.beside import made_beside
 from actors.environments.fields import field_name, leaves_of, part_of
 from actors.environments.guard import (
     FAILED,
@@ -217,7 +218,7 @@ class VectorEnvironment:
         if native is not None:
             self._env = native
             return
-        self._guarded = [self._guard() for _ in range(self.num_envs)]
+        self._guarded = made_beside(self.spec.id, self._guard, self.num_envs)
         self._env = SyncVectorEnv(
             [partial(_given, env) for env in self._guarded], autoreset_mode=AutoresetMode.SAME_STEP
         )
