@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.environments.beside import CrowdedError
 from actors.environments.vector import VectorEnvironment
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import RunError, UsageError, type_and_first_line
@@ -20,6 +22,7 @@ from pdqn.stacking import FrameStacker
 Act = Callable[[Observation], NDArray[np.int64]]
 MOST_ENVIRONMENTS = 16
 _FAILURES_ALLOWED = 4
+_log = logging.getLogger("environment")
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,7 @@ def play(
     """
     width = min(MOST_ENVIRONMENTS, len(seeds))
     with _in_one_line(f"environment {spec.id} cannot be made"):
-        env = VectorEnvironment(
-            spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
-        )
+        env = _players(spec, env_args, width)
     with closing(env):
         begun(env)
         scores = _play_all(act, env, seeds, should_stop, max_episode_steps)
@@ -86,6 +87,17 @@ def play(
     return scores
 
 
+def _players(spec: EnvironmentSpec, env_args: Mapping[str, Any], width: int) -> VectorEnvironment:
+    """Make environments that play one episode each, or one if a process can have only one."""
+    try:
+        return VectorEnvironment(
+            spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
+        )
+    except CrowdedError as error:
+        _log.warning("episodes are played one after another: %s", error)
+        return VectorEnvironment(spec, env_args, 1, failures_allowed=_FAILURES_ALLOWED, rests=True)
+
+
 def baseline_scores(
     spec: EnvironmentSpec, env_args: Mapping[str, Any], seeds: Sequence[int]
 ) -> dict[str, NDArray[np.float64]]:
@@ -95,11 +107,9 @@ def baseline_scores(
         RunError: the environment cannot be made, or its baselines fail or are not scores.
     """
     with _in_one_line(unplayed(spec)), closing(VectorEnvironment(spec, env_args, 1)) as env:
-        scores = {
-            str(name): np.array(values, np.float64) for name, values in env.baselines(seeds).items()
-        }
+        scores = env.baselines(seeds)
         for name, values in scores.items():
-            if values.shape != (len(seeds),) or not np.isfinite(values).any():
+            if not np.isfinite(values).any():
                 raise RunError(
                     f"{unplayed(spec)}: {name} gave {values.tolist()!s:.80}, not a score for each "
                     f"of {len(seeds)} seeds"

@@ -6,6 +6,7 @@ its own signals, such as SIGALRM, is its own business.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -33,3 +34,19 @@ def install_again() -> bool:
     replaced = [signal.signal(number, handler) != handler for number, handler in _ours.items()]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ours)
     return any(replaced)
+
+
+def _leave_to_child() -> None:
+    """End a forked process by SIGTERM, as whoever forked it expects.
+
+    A person's Ctrl-C reaches it as well; the run needs it until the environment is closed.
+    """
+    for number, handler in _ours.items():
+        if signal.getsignal(number) == handler:
+            ignored = number == signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    _ours.clear()
+
+
+# An environment's own processes: ours would only count the signal that is to end them.
+os.register_at_fork(after_in_child=_leave_to_child)

@@ -9,7 +9,9 @@ from unittest.mock import Mock
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 
 def told(**info: Any) -> dict[str, Any]:
@@ -383,6 +385,64 @@ def returns_a_pair() -> Any:
 
 def returns_a_batch() -> Any:
     return gymnasium.vector.SyncVectorEnv([Walk, Walk])
+
+
+_ONLY = Walk()
+
+
+def returns_the_same() -> Any:
+    return gymnasium.wrappers.TimeLimit(_ONLY, 5)
+
+
+class HoldsAPort(Walk):
+    """An environment whose simulator listens where the first one listens already."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        if HoldsAPort.opened:
+            raise OSError("address already in use")
+        HoldsAPort.opened += 1
+
+    def close(self) -> None:
+        HoldsAPort.opened -= 1
+
+
+async def waits() -> Any:
+    return Walk()
+
+
+def yields() -> Any:
+    yield Walk()
+
+
+def returns_another_batch() -> Any:
+    return gymnasium.make("CartPole-v1")
+
+
+returns_another_batch.vector = (  # pyright: ignore[reportFunctionMemberAccess]
+    lambda num_envs: SyncVectorEnv(
+        [returns_another_batch] * (num_envs + 2), autoreset_mode=AutoresetMode.SAME_STEP
+    )
+)
+
+
+class MaskIsATensor(Walk):
+    info: Any = told(action_mask=torch.tensor([1, 0]))
+
+
+class HasGradients(Walk):
+    """A walk of torch's, whose rewards have gradients."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *others = super().step(action)
+        return observation, torch.tensor(reward, requires_grad=True) * 2, *others
+
+
+class ObservesGradients(Walk):
+    def seen(self) -> Any:
+        return torch.tensor(super().seen(), requires_grad=True)
 
 
 class NotDerived:

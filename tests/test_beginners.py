@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from actors.environments.describe import describe_environment, examine_environment
 from actors.environments.making import attribute, baselines_of, makers
 from actors.environments.vector import VectorEnvironment
+from actors.evaluation import play
 from launcher.plan.prepare import prepare
 from pdqn.config import Config
-from pdqn.errors import UsageError
+from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
 
 HERE = "environments_of_people"
@@ -201,6 +203,20 @@ FAULTS = [
         "returns_the_class",
         "it made the class Walk, not a gymnasium.Env: return Walk(), an instance",
     ),
+    (
+        "waits",
+        "it made coroutine, not a gymnasium.Env: write def, not async def, before the function",
+    ),
+    ("yields", "it made generator, not a gymnasium.Env: write return, not yield, before"),
+    (
+        "returns_another_batch",
+        "its batch for num_envs=1 has 3 environments; make as many as num_envs says",
+    ),
+    (
+        "ObservesGradients",
+        "the observation tensor([2., 1.], requires_grad=True) is not an array (Can't call numpy() "
+        "on Tensor that requires grad. Use tensor.detach().numpy() instead.): Walk.reset() gave it",
+    ),
     ("returns_a_pair", "it made tuple, not a gymnasium.Env: return the environment alone"),
     (
         "returns_a_batch",
@@ -288,6 +304,38 @@ USED = [
     "UserDictInfo",
     "takes_nothing",
 ]
+
+
+def test_a_mask_and_a_reward_may_be_tensors():
+    assert describe_environment(f"{HERE}:MaskIsATensor", {}).masked
+    env = VectorEnvironment(describe_environment(f"{HERE}:HasGradients", {}), {}, 2)
+    env.reset([0, 1])
+    env.step(np.ones(2, np.int64))
+    assert env.step(np.ones(2, np.int64)).rewards.tolist() == [2.0, 2.0]
+    env.close()
+
+
+BESIDE = [
+    (
+        "returns_the_same",
+        "its factory returns the same object each time (Walk); create it in the factory, which is "
+        "called for each of 2 environments, or set actor.envs_per_actor=1",
+    ),
+    ("HoldsAPort", "number 2 of 2 in one process cannot be made: OSError: address already in use"),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), BESIDE, ids=[name for name, _ in BESIDE])
+def test_one_that_cannot_be_beside_another_is_told_and_evaluated_alone(name: str, words: str):
+    spec = describe_environment(f"{HERE}:{name}", {})
+    with pytest.raises(RunError) as caught:
+        VectorEnvironment(spec, {}, 2)
+    told = str(caught.value)
+    assert told.startswith(f"environment {spec.id}: {words}")
+    assert "actor.envs_per_actor=1" in told
+    scores = play(lambda seen: np.ones(len(seen["observation"]), np.int64), spec, {}, [0, 1, 2])
+    assert scores is not None
+    assert scores.returns.tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", USED)
@@ -510,6 +558,9 @@ def test_scores_of_baselines_are_checked(scores: Any, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("env_id", "words"),
     [
+        ("", "not a name; write an id such as CartPole-v1, or my_module:make"),
+        ("my_env:Env()", "not a name; write my_env:Env"),
+        ("my/Grid-v0", "; if a module registers it, write that before it: my_module:my/Grid-v0"),
         ("cartpole", "; write CartPole-v1 or CartPole-v0"),
         ("CartPol-v1", "; write CartPole-v1"),
         ("CartPole-v9", "It provides versioned environments"),
@@ -544,6 +595,39 @@ def test_a_module_whose_name_is_misspelt_is_guessed(
     (tmp_path / "my_maze.py").write_text("")
     monkeypatch.chdir(tmp_path)
     assert refusal("my_mase:make") == "No module named 'my_mase'; did you mean my_maze?"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "text"),
+    [
+        ("test:make", "test has no function make, and registers no environment of this name"),
+        ("my_maze:make", "cannot import name 'SPEED' from 'test'"),
+    ],
+)
+def test_a_module_that_another_of_its_name_hides_is_to_be_renamed(
+    env_id: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "test.py").write_text("SPEED = 1\ndef make(): ...\n")
+    (tmp_path / "my_maze.py").write_text("from test import SPEED\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "my_maze", raising=False)
+    told = refusal(env_id)
+    assert text in told
+    assert re.search(r"; another module test \(.*\) hides your test.py, so rename yours$", told)
+
+
+def test_a_file_of_the_current_directory_is_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "my_maze.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert "; for the module my_maze, write my_maze:NAME" in refusal("my_maze")
+
+
+def test_arguments_of_a_game_are_compared_with_those_that_there_are():
+    told = refusal("ALE/Pong-v5", render_mode="human")
+    assert "argument 'render_mode'; it accepts frame_skip, repeat_action_probability" in told
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import wild_environments as wild
@@ -226,6 +231,52 @@ def test_closing_leaves_the_handlers_of_signals_as_they_were():
     before = signal.getsignal(signal.SIGUSR2)
     close_quietly(wild.Walk())
     assert signal.getsignal(signal.SIGUSR2) == before
+
+
+# ---- processes of an environment's own ----
+
+
+def test_a_process_that_an_environment_forks_can_be_ended(counted: Interrupts):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=lambda: (ready.set(), time.sleep(600)))
+    child.start()
+    assert ready.wait(20)
+    child.terminate()
+    child.join(20)
+    assert child.exitcode == -signal.SIGTERM, "the run's handler would have counted the signal"
+    assert counted.count == 0
+
+
+LEAVES = """
+import atexit, multiprocessing, os, sys, time
+from launcher import streams
+from launcher.cli import main as entry
+
+def stay():
+    os.close(2)
+    time.sleep(600)
+
+entry._END_SECONDS = 0.5
+with streams.apart():
+    child = multiprocessing.get_context("fork").Process(target=stay)
+    child.start()
+    if "hangs" in sys.argv:
+        atexit.register(time.sleep, 600)
+print(child.pid, flush=True)
+entry._run = lambda: sys.exit(3)
+entry.main()
+"""
+
+
+@pytest.mark.parametrize("how", ["stays", "hangs"])
+def test_a_command_ends_although_an_environment_left_what_python_waits_for(how: str):
+    command = subprocess.run(
+        [sys.executable, "-c", LEAVES, how], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert command.returncode == 3, command.stderr
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(command.stdout)).status() == psutil.STATUS_ZOMBIE
 
 
 # ---- what is printed ----

@@ -6,6 +6,7 @@ makes the batch that actors step.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ from actors.environments.interface import (
 )
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import tells_mask, with_mask_observed
-from actors.environments.naming import advice_for
+from actors.environments.naming import advice_for_unknown
 from actors.environments.vector import VectorEnvironment, native_batch
 from pdqn.errors import UsageError, first_line
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
@@ -92,11 +93,7 @@ def _refused(env_id: str) -> Iterator[None]:
     except InterfaceError as error:
         raise UsageError(f"environment {env_id}: {error}") from error
     except gymnasium.error.Error as error:
-        advice = (
-            ""
-            if _is_registered(env_id)
-            else advice_for(env_id.rpartition(":")[2], gymnasium.registry)
-        )
+        advice = "" if _is_registered(env_id) else advice_for_unknown(env_id, gymnasium.registry)
         said = first_line(error)
         if advice:
             said = f"{said.partition(' Did you mean')[0].rstrip('.')}; {advice}"
@@ -183,6 +180,11 @@ def _another_thing(made: Any) -> str:
         advice = "pdqn trains one agent; give it an environment of one"
     elif isinstance(made, VectorEnv) or "stable_baselines3" in libraries:
         advice = "it is a batch; pdqn makes its own batch, from a function that makes one of them"
+    elif inspect.iscoroutine(made):
+        made.close()  # or Python warns that nobody awaited it
+        advice = "write def, not async def, before the function that makes the environment"
+    elif inspect.isgenerator(made):
+        advice = "write return, not yield, before the environment"
     elif isinstance(made, tuple | list):
         advice = "return the environment alone"
     else:
@@ -252,6 +254,11 @@ def _batch_around(one: Any, made: Makers, spec: EnvironmentSpec) -> VectorEnviro
 
 def _check_batch(native: VectorEnv, spec: EnvironmentSpec) -> None:
     """Reject a batch that observes or acts differently from a single environment."""
+    if native.num_envs != 1:
+        raise UsageError(
+            f"environment {spec.id}: its batch for num_envs=1 has {native.num_envs} environments; "
+            "make as many as num_envs says"
+        )
     fields, num_actions, first_action = _spaces_of(spec.id, native, masked=spec.masked)
     if (fields, num_actions, first_action) != (spec.fields, spec.num_actions, spec.first_action):
         raise UsageError(

@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from actors.environments.infos import FAILED, SUGGESTED, no_number
-from actors.environments.interface import is_number, shown
+from actors.environments.interface import is_number, number, shown
 from pdqn import seeds
 from pdqn.errors import Interrupted, RunError
 
@@ -264,7 +263,7 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             if value is None:
                 continue
             if is_number(value):
-                told[key] = float(np.asarray(value).item())
+                told[key] = number(value)
             elif key == self._headline:
                 raise no_number(key, shown(value))
             else:  # nobody may have asked for suggestions

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.environments.interface import InterfaceError, is_number, shown
+from actors.environments.interface import InterfaceError, is_number, number, shown
 
 SUGGESTED = "suggested_action"
 # gymnasium's batches, or pdqn's guard, put something else under these keys.
@@ -98,7 +98,7 @@ def _numbers(infos: Mapping[str, Any], name: str, num_envs: int) -> tuple[NDArra
     for index in np.flatnonzero(known):
         value = given[index]
         if value is not None and is_number(value):
-            values[index] = float(np.asarray(value).item())
+            values[index] = number(value)
         elif value is not None:  # None for environments without the key
             odd = odd or shown(value)
     return values, odd

@@ -6,7 +6,6 @@ A fault names the method of the person's class, its value, and the values that a
 from __future__ import annotations
 
 import inspect
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from pdqn.casting import as_array
-from pdqn.errors import first_line, type_and_first_line
+from pdqn.errors import first_line, frames_of, own_place, type_and_first_line
 
 _RESET = "return observation, info"
 _STEP = "return observation, reward, terminated, truncated, info"
@@ -32,9 +31,10 @@ _SPACES = {
 }
 _LIBRARIES = ("gymnasium", "numpy", "actors", "launcher", "pdqn")
 _SHOWN_CHARACTERS = 60
-# Every step looks at these.
+# Every step looks at these. Unions of types, and abstract ones such as Mapping alone, are slower.
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 _SEQUENCES = (tuple, list)
+_MAPPINGS = (dict, Mapping)
 
 
 class InterfaceError(ValueError):
@@ -101,7 +101,7 @@ def step_result(env: Any, result: Any) -> tuple[Any, float, bool, bool, Any]:
             said += " (observation, reward, done, info): the old gym interface"
         raise _fault(env, "step", said, _STEP)
     observation, reward, terminated, truncated, info = result
-    if not isinstance(info, Mapping):
+    if not isinstance(info, _MAPPINGS):
         raise _fault(env, "step", f"gave {shown(info)} as its info", f"{_STEP}, {_DICT}")
     if not is_number(reward):
         said = f"gave {shown(reward)} as its reward"
@@ -110,11 +110,17 @@ def step_result(env: Any, result: Any) -> tuple[Any, float, bool, bool, Any]:
         if not is_number(value):
             needed = f"{_STEP}, where {name} is True or False"
             raise _fault(env, "step", f"gave {shown(value)} as {name}", needed)
-    return observation, _number(reward), bool(_number(terminated)), bool(_number(truncated)), info
+    return observation, number(reward), bool(number(terminated)), bool(number(truncated)), info
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, _NUMBERS) else float(np.asarray(value).item())
+def number(value: Any) -> float:
+    """Convert a value of which ``is_number`` is true."""
+    if isinstance(value, _NUMBERS):
+        return float(value)
+    try:
+        return float(np.asarray(value).item())
+    except Exception:  # noqa: BLE001 - such as a tensor of a GPU, or with a gradient
+        return float(value)
 
 
 def is_number(value: Any) -> bool:
@@ -124,13 +130,21 @@ def is_number(value: Any) -> bool:
     try:
         array = np.asarray(value)
     except Exception:  # noqa: BLE001 - any object's own conversion
-        return False
+        return _is_float(value)
     if array.size != 1:
         return False
     if array.dtype.kind in "biuf":
         return True
     # Fractions and decimals are numbers that numpy keeps as objects.
     return array.dtype == object and hasattr(type(array.item()), "__float__")
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        float(value)
+    except Exception:  # noqa: BLE001 - any object's own conversion
+        return False
+    return True
 
 
 def check_spaces(env: Any) -> None:
@@ -224,14 +238,10 @@ def _check_method(env: gymnasium.Env[Any, Any], method: str, definition: str) ->
 def told_with_place(error: BaseException, *, with_type: bool = True) -> str:
     """Return the first line of an error, and the innermost place in a person's own file, if any."""
     said = type_and_first_line(error) if with_type or not str(error) else first_line(error)
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        top = str(frame.f_globals.get("__name__")).partition(".")[0]
-        file = frame.f_code.co_filename
-        if top not in (*_LIBRARIES, *sys.stdlib_module_names) and not file.startswith("<"):
-            return f"{said} ({file}:{line})"
-    return said
+    if isinstance(error, SyntaxError):  # whose text has its place already
+        said = f"{type(error).__name__}: {error.msg}"
+    place = own_place(frames_of(error), or_any=False)
+    return f"{said} ({place})" if place else said
 
 
 def _is_raised_by_library(error: BaseException) -> bool:
@@ -338,8 +348,9 @@ def _not_in(observation: Any, space: gymnasium.Space[Any], name: str) -> str:
     convert: Callable[..., Any] = np.array
     try:
         array = convert(observation)
-    except Exception:  # noqa: BLE001 - lists of different lengths, and any object's own conversion
-        return f"the {name} {shown(observation)} is not an array"
+    except Exception as error:  # noqa: BLE001 - lists of different lengths, an object's conversion
+        # torch says what to write for a tensor of a GPU, or with a gradient.
+        return f"the {name} {shown(observation)} is not an array ({first_line(error)})"
     is_cast = isinstance(observation, np.ndarray) and not np.can_cast(
         array.dtype, space.dtype or object, "same_kind"
     )

@@ -18,7 +18,12 @@ from gymnasium.vector import VectorEnv
 
 from actors.environments import atari, registration
 from actors.environments.interface import told_with_place
-from actors.environments.naming import advice_for_import, check_arguments, check_name
+from actors.environments.naming import (
+    advice_for_import,
+    check_arguments,
+    check_name,
+    hidden_module,
+)
 from pdqn import own_modules
 from pdqn.errors import UsageError, with_place
 from pdqn.specs import ATARI_NAMESPACE
@@ -58,7 +63,9 @@ def makers(env_id: str, env_args: Mapping[str, Any]) -> Makers:
     registration.register()
     check_name(env_id)
     if env_id.startswith(ATARI_NAMESPACE):
-        return Makers(None, partial(atari.make_vector, env_id, **env_args))
+        game = partial(atari.make_vector, env_id)
+        check_arguments(env_id, partial(game, 1), env_args)
+        return Makers(None, partial(game, **env_args))
     if env_id.startswith(MINATAR):
         _register_minatar(env_id)
     module_name, _, name = env_id.rpartition(":")
@@ -143,7 +150,7 @@ def _factory(env_id: str, module_name: str, name: str) -> Callable[..., Any] | N
         )
     if name.isidentifier() and not _registered(name):
         close = difflib.get_close_matches(name, [n for n, v in vars(module).items() if callable(v)])
-        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        meant = f"; did you mean {' or '.join(close)}?" if close else hidden_module(module_name)
         raise UsageError(
             f"environment {env_id}: {module_name} has no function {name}, and registers no "
             f"environment of this name{meant}"

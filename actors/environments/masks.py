@@ -46,7 +46,7 @@ def _is_mask(told: Any, num_actions: int) -> bool:
     Raises:
         InterfaceError: it is a row of numbers, but not one from 0 to 1 for each action.
     """
-    if not isinstance(told, list | tuple | np.ndarray):
+    if not isinstance(told, list | tuple) and not hasattr(type(told), "__array__"):
         return False
     try:
         mask = np.asarray(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,6 +34,10 @@ def check_name(env_id: str) -> None:
         UsageError: with the name to write instead.
     """
     module, colon, name = env_id.rpartition(":")
+    bare = env_id.strip().removesuffix("()")
+    if bare != env_id or not env_id:
+        meant = f"write {bare}" if bare else "write an id such as CartPole-v1, or my_module:make"
+        raise UsageError(f"environment {env_id!r}: not a name; {meant}")
     if not colon and not env_id.endswith(".py") and not env_id.startswith((".", "/", "~")):
         return
     if not colon:
@@ -65,7 +70,16 @@ def _of_path(module: str, name: str) -> str:
     return f"{meant}{where}" if name else f"{meant}{where}, where NAME is {_NAMED}"
 
 
-def advice_for(env_id: str, registered: Iterable[str]) -> str:
+def advice_for_unknown(env_id: str, registered: Iterable[str]) -> str:
+    """Advise what to write for a name, with its module if it has one, that is not registered."""
+    _, colon, name = env_id.rpartition(":")
+    advice = _advice_for(name, registered)
+    if not advice and not colon:
+        advice = f"if a module registers it, write that before it: my_module:{name}"
+    return advice
+
+
+def _advice_for(env_id: str, registered: Iterable[str]) -> str:
     """Advise what to write for an id that is not registered, or "" without any advice."""
     known = list(registered)
     match = _ATARI.fullmatch(env_id)
@@ -80,7 +94,7 @@ def advice_for(env_id: str, registered: Iterable[str]) -> str:
     head, dot, tail = env_id.rpartition(".")
     if dot and tail.isidentifier() and all(part.isidentifier() for part in head.split(".")):
         return f"for {tail} in the module {head}, write {head}:{tail}"
-    if env_id.isidentifier() and own_modules.is_there(env_id):
+    if env_id.isidentifier() and (own_modules.is_there(env_id) or _of_this_folder(env_id)):
         return f"for the module {env_id}, write {env_id}:NAME, where NAME is {_NAMED}"
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(env_id.lower(), lower, 3, 0.75)
@@ -123,10 +137,29 @@ def check_arguments(env_id: str, factory: Callable[..., Any], env_args: Mapping[
         raise UsageError(f"environment {env_id}: {called} {problem}; {advice}") from error
 
 
+def hidden_module(name: str) -> str:
+    """Advise about a module of the current directory that another of its name hides, or ""."""
+    mine = _of_this_folder(name)
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if mine is None or file is None or Path(file).resolve() in (mine, mine / "__init__.py"):
+        return ""
+    return f"; another module {name} ({file}) hides your {mine.name}, so rename yours"
+
+
+def _of_this_folder(name: str) -> Path | None:
+    """Return the module or package of this name in the current directory; None without one."""
+    file, folder = Path.cwd() / f"{name}.py", Path.cwd() / name
+    if file.is_file():
+        return file
+    return folder if name and folder.is_dir() and any(folder.glob("*.py")) else None
+
+
 def advice_for_import(error: ImportError) -> str:
     """Advise what to do about a module that is not there; "" without any advice."""
     name = str(error.name or "")
     top = name.partition(".")[0]
+    if hidden := hidden_module(top):
+        return hidden
     if top in own_modules.TAKEN:
         taken = ", ".join(own_modules.TAKEN)
         return f"; pdqn has packages {taken}, so rename yours if it is called {top}"

@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from actors.environments.beside import made_beside
 from actors.environments.fields import field_name, leaves_of, part_of
 from actors.environments.guard import (
     FAILED,
@@ -217,7 +218,7 @@ class VectorEnvironment:
         if native is not None:
             self._env = native
             return
-        self._guarded = [self._guard() for _ in range(self.num_envs)]
+        self._guarded = made_beside(self.spec.id, self._guard, self.num_envs)
         self._env = SyncVectorEnv(
             [partial(_given, env) for env in self._guarded], autoreset_mode=AutoresetMode.SAME_STEP
         )
@@ -228,7 +229,7 @@ class VectorEnvironment:
             partial(_single, self._made, masked=self.spec.masked),
             self._allowed,
             self._backoff,
-            check=lambda observation, ended: self._check(self._named(observation), ended=ended),
+            check=self._check_one,
             headline=self.spec.headline_metric,
             rests=self._rests,
         )
@@ -287,6 +288,11 @@ class VectorEnvironment:
         if not self._guarded:  # a guard has already checked
             self._check(named)
         return named
+
+    def _check_one(self, observation: Any, ended: bool) -> None:
+        """Check what an environment gave; most have nothing to check, and no need of names."""
+        if self._checked:
+            self._check(self._named(observation), ended=ended)
 
     def _check(self, observation: Observation, *, ended: bool = False) -> None:
         """Reject observations of one or several environments that no policy could use."""

@@ -19,12 +19,13 @@ import click
 from launcher import streams
 from launcher.cli.commands import cli
 from launcher.interrupts import end_at_once
+from launcher.leaving import leave
 from launcher.terminal import echo
 from pdqn.caches import keep_caches_private
 from pdqn.errors import RunError, UsageError, type_and_first_line
 from pdqn.process import PrintableFormatter
 
-_THREADS_SECONDS = 2.0
+_THREADS_SECONDS, _END_SECONDS = 2.0, 4.0
 
 
 def main() -> None:
@@ -98,15 +99,21 @@ def _check_directory() -> None:
 
 
 def _end_with_guest(code: int) -> None:
-    """End this process, although an environment in it may have left threads that go on."""
+    """End this process, although an environment in it may have left what goes on.
+
+    Python waits for threads and for processes of multiprocessing, and calls exit functions.
+    """
     streams.end_with_errors()
+    late = threading.Timer(_END_SECONDS, leave, (code,))
+    late.daemon = True
+    late.start()
     deadline = time.monotonic() + _THREADS_SECONDS
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 atexit._run_exitfuncs()
-                os._exit(code)
+                leave(code)
 
 
 def _make_streams_usable() -> None:

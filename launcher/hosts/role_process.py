@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from launcher import safe_path
+from launcher.leaving import leave
 from pdqn.errors import JoinRefusedError, PlaceTakenError
 from pdqn.text import printable, printable_lines
 from pdqn.transport import Network
@@ -34,22 +32,13 @@ def run_role(
         _main_of(role)(address, index, log_path, network)
     except JoinRefusedError as error:
         _tell(printable(str(error)))
-        _end(EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED)
+        leave(EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED)
     except Exception:  # noqa: BLE001 - multiprocessing would print it with its escapes
         _tell(f"this role failed:\n{printable_lines(traceback.format_exc())}")
-        _end(1)
+        leave(1)
     # The role has closed everything it opened. The interpreter's own teardown of a hundred actors
     # on a few cores would take longer than a person waits after Ctrl-C.
-    _end(0)
-
-
-def _end(code: int) -> NoReturn:
-    """End this process, whatever threads and streams an environment has left."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # it may be closed, or something else
-            stream.flush()
-    os._exit(code)
+    leave(0)
 
 
 def _tell(text: str) -> None:
