@@ -22,6 +22,7 @@ from launcher.sockets import SocketsFolder
 from launcher.unwritten import Unwritten
 from learner.checkpoint import Saver
 from learner.learner import Learner
+from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, build
 from pdqn.socket_files import SocketFile
@@ -146,6 +147,32 @@ def run_dir(tmp_path: Path) -> Iterator[RunDirectory]:
     directory.name_run("this")
     yield directory
     directory.close()
+
+
+def no_room(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_directory_on_a_full_disk_is_refused_in_one_line_and_removed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory = RunDirectory(tmp_path / "runs" / "run")
+    monkeypatch.setattr("launcher.rundir.replace_text", no_room)
+    with pytest.raises(UsageError, match=r"/run cannot be written: No space left on device; make"):
+        directory.write_config(CONFIG_OF_TEST, CONFIG_OF_TEST)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_directory_that_held_something_before_is_not_removed_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes").write_text("mine")
+    directory = RunDirectory(tmp_path / "run")
+    monkeypatch.setattr("launcher.rundir.replace_text", no_room)
+    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+        directory.write_config(CONFIG_OF_TEST, CONFIG_OF_TEST)
+    assert (tmp_path / "run" / "notes").read_text() == "mine"
 
 
 def test_a_directory_in_its_place_is_left_alone(run_dir: RunDirectory):
