@@ -107,11 +107,9 @@ def baseline_scores(
         RunError: the environment cannot be made, or its baselines fail or are not scores.
     """
     with _in_one_line(unplayed(spec)), closing(VectorEnvironment(spec, env_args, 1)) as env:
-        scores = {
-            str(name): np.array(values, np.float64) for name, values in env.baselines(seeds).items()
-        }
+        scores = env.baselines(seeds)
         for name, values in scores.items():
-            if values.shape != (len(seeds),) or not np.isfinite(values).any():
+            if not np.isfinite(values).any():
                 raise RunError(
                     f"{unplayed(spec)}: {name} gave {values.tolist()!s:.80}, not a score for each "
                     f"of {len(seeds)} seeds"

@@ -73,6 +73,7 @@ class RunDirectory:
         self._is_link = False
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._was_empty = not any(path.iterdir())
             if resumed_at is None and (path / CONFIG).exists():
                 raise UsageError(
                     f"run directory {self.shown} already holds a run; choose another, or continue "
@@ -84,6 +85,11 @@ class RunDirectory:
                 _tidy(path)
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
             self._folder = Folder(path)
+        except FileExistsError as error:
+            raise UsageError(
+                f"run directory {self.shown} cannot be made: something else has that name; choose "
+                "another --run-dir"
+            ) from error
         except OSError as error:
             raise UsageError(
                 f"run directory {self.shown} cannot be written: {error.strerror}"
@@ -109,9 +115,20 @@ class RunDirectory:
         return str(Path(self.shown) / path.relative_to(self.path))
 
     def write_config(self, config: Config, configured: Config) -> None:
-        """Write the configuration as filled in, and as a person wrote it."""
-        self._keep(CONFIGURED, configured.to_toml())
-        self._keep(CONFIG, config.to_toml())
+        """Write the configuration as filled in, and as a person wrote it.
+
+        Raises:
+            UsageError: that is not possible, as on a full disk; a new directory is removed again.
+        """
+        try:
+            self._keep(CONFIGURED, configured.to_toml())
+            self._keep(CONFIG, config.to_toml())
+        except OSError as error:
+            self._discard()
+            raise UsageError(
+                f"run directory {self.shown} cannot be written: {error.strerror}; make room there, "
+                "or choose another --run-dir"
+            ) from error
 
     def name_run(self, run: str) -> None:
         """Write the run's identifier: roles that find it here work in this directory."""
@@ -246,6 +263,17 @@ class RunDirectory:
             return _open_alone(path)
         except UsageError as error:
             raise OSError(errno.EBUSY, "another process has it open", str(path)) from error
+
+    def _discard(self) -> None:
+        """Close the files, and remove what was made here if the directory was empty before."""
+        self.close()
+        if not self._was_empty:
+            return
+        for name in (CONFIGURED, CONFIG, EVENTS, METRICS):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is there by now
+            for folder in (self.logs, self.path / "checkpoints", self.path):
+                folder.rmdir()
 
     def _keep(self, name: str, text: str) -> None:
         """Write a file that is written again if the directory is made again."""

@@ -1,4 +1,4 @@
-"""The folder of the sockets of a run, whose paths must be short.
+"""The folder of a run's sockets: where it is, and its care while the run goes on.
 
 A system limits a socket's path to about a hundred bytes, and TMPDIR alone can be longer. Only this
 user may enter the folder, so sockets without a path, which anybody can reach, are not an option.
@@ -16,13 +16,54 @@ from contextlib import contextmanager
 from multiprocessing import util
 from pathlib import Path
 
-from pdqn.errors import UsageError
+from launcher.folders import Folder
+from pdqn.errors import UsageError, reason_of
+from pdqn.socket_files import make_private
 from pdqn.transport import can_be_address
 
 _PREFIX = "pdqn-"
 # The longest name of a socket, such as "replay-12-3456-transitions", with room to spare. That of
 # multiprocessing, in a folder of its own, has 32 characters.
 _NAME = "x" * 40
+
+
+class SocketsFolder:
+    """A folder of sockets that is kept from cleaners, and made again if one has removed it.
+
+    Each process binds its own sockets there once more; see ``SocketFile``.
+
+    Args:
+        path: the folder, which exists.
+
+    Attributes:
+        path: the folder.
+        is_open: whether processes can be reached through the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._folder = path, Folder(path)
+        self.is_open = True
+
+    def look(self) -> str:
+        """Look after the folder; return a line about what has changed, or an empty one."""
+        self._folder.renew()
+        if self._folder.is_in_place():
+            return ""
+        what = f"{self.path}, the folder of the run's sockets, was removed"
+        try:
+            make_private(self.path)
+            self._folder.take(self.path)
+        except OSError as error:
+            told, self.is_open = not self.is_open, False
+            why = f"it cannot be made again ({reason_of(error)}): a role that ends cannot come back"
+            return "" if told else f"{what}, and {why}"
+        self.is_open = True
+        return f"{what}: it is made again"
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        self._folder.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def make_folder() -> Path:

@@ -36,7 +36,8 @@ _READ_BYTES = 1 << 16
 _MOST_READS = 16  # of a turn, so that an environment that prints on and on holds nobody up
 _LAST_WORDS_CHARACTERS = 300
 # The time that the process has to tell where it hangs, once its time is over.
-_TELL_SECONDS = 0.5
+_TELL_SECONDS = 2.0
+_LONGEST_SECONDS = 1e9  # an alarm of much more than that is refused by the system
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import pdqn.apart as a; a.serve()"
 )
@@ -374,7 +375,7 @@ def serve() -> None:
         call: _Call = calls.recv()
         sys.path += [entry for entry in call.path if entry not in sys.path]
         sys.argv = call.argv
-        faulthandler.dump_traceback_later(call.seconds, file=trace_fd)
+        faulthandler.dump_traceback_later(min(call.seconds, _LONGEST_SECONDS), file=trace_fd)
         _answer(call, answers)
         faulthandler.cancel_dump_traceback_later()
         answers.send(None)

@@ -26,8 +26,8 @@ import zmq
 from pdqn import transport
 from pdqn.clients import EVERY_ROLE, Client
 from pdqn.connections import Bounds, Connections
-from pdqn.doors import LocalDoor
 from pdqn.errors import RunError
+from pdqn.socket_files import SocketFile
 from pdqn.transport import Context, Network
 
 _TOPIC = b"pdqn-parameters-"
@@ -66,7 +66,7 @@ class Publisher:
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)
         self._connections = Connections(self._socket, address, _BOUNDS)
         self.endpoint = transport.bind(self._socket, address, _SUBSCRIBERS)
-        self._door = LocalDoor(self._socket, self.endpoint)
+        self._socket_file = SocketFile(self._socket, self.endpoint)
         self._last: bytes | None = None
         self._sent = -_REPEAT_SECONDS
         self._wanted = False
@@ -82,7 +82,7 @@ class Publisher:
 
     def serve(self) -> None:
         """Repeat the last message if there are new subscribers; call this often."""
-        self._door.tend()
+        self._socket_file.tend()
         for _ in range(_MOST_SUBSCRIPTIONS_PER_TURN):
             if not self._socket.poll(0):
                 break

@@ -32,19 +32,18 @@ def as_array(given: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[An
     except Exception as error:  # lists of different lengths, and any object's own conversion
         raise ValueError(f"{shown(given)} is not an array") from error
     wanted = np.dtype(dtype)
-    needed = f"{wanted}{list(shape)}"
     if array.shape != shape:
-        raise ValueError(f"{array.dtype}{list(array.shape)} is not {needed}")
+        raise ValueError(f"{array.dtype}{list(array.shape)} is not {wanted}{list(shape)}")
     if array.dtype == wanted:
         return array
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{shown(given)} is not {needed}")
+        raise ValueError(f"{shown(given)} is not {wanted}{list(shape)}")
     with np.errstate(invalid="ignore", over="ignore"):
         converted = array.astype(wanted)
     fraction = array.dtype.kind == "f" and wanted.kind in "iu" and isinstance(given, np.ndarray)
     lossless = wanted.kind == "f" or np.array_equal(converted, array)
     if fraction or not lossless:
-        raise ValueError(f"{shown(given)} of {array.dtype} is not {needed}")
+        raise ValueError(f"{shown(given)} of {array.dtype} is not {wanted}{list(shape)}")
     return converted
 
 

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 
 import tomli_w
 
+from pdqn.seeds import MOST_HELD_OUT
+
 Value = TypeVar("Value")
 
 
@@ -231,14 +233,16 @@ class LearnerConfig:
     munchausen: bool = setting(False, "add the scaled log-policy to the reward; soft targets")
     munchausen_alpha: float = setting(0.9, "scale of the log-policy", at_least=0, at_most=1)
     munchausen_temperature: float = setting(0.03, "entropy temperature", above=0)
-    munchausen_clip: float = setting(-1.0, "least value of the scaled log-policy", at_most=0)
+    munchausen_clip: float = setting(
+        -1.0, "least value of the scaled log-policy", at_least=-1e15, at_most=0
+    )
     prefetch: int = setting(3, "SampleBatches requested ahead", at_least=1, at_most=64)
     publish_period: int = setting(8, "learner steps between parameter publications", at_least=1)
     publish_seconds: float = setting(0.25, "least time between publications", at_least=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device that the learner uses")
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "forward-pass precision")
     compile: bool = setting(False, "compile the networks with torch.compile")
-    threads: int | None = setting(None, "CPU threads of the learner", at_least=1)
+    threads: int | None = setting(None, "CPU threads of the learner", at_least=1, at_most=1024)
 
 
 @dataclass(frozen=True)
@@ -258,16 +262,20 @@ class NetworkConfig:
     dueling: bool = setting(True, "separate value and advantage streams")
     layer_norm: bool = setting(False, "normalise hidden layers, which steadies large step sizes")
     noisy: bool = setting(False, "noisy dense layers, which replace epsilon")
-    noisy_sigma: float = setting(0.5, "initial scale of the noise", above=0)
+    noisy_sigma: float = setting(0.5, "initial scale of the noise", above=0, at_most=1_000_000)
     distribution: Literal["none", "categorical", "quantile"] = setting(
         "none", "learn the mean of the return, or its distribution (C51, quantile regression)"
     )
     atoms: int = setting(51, "atoms, or quantiles, of the distribution", at_least=2, at_most=1024)
-    value_min: float = setting(-10.0, "return of the first atom (categorical)")
-    value_max: float = setting(10.0, "return of the last atom (categorical)")
-    hidden: int | None = setting(None, "units of a hidden layer", at_least=1)
+    value_min: float = setting(
+        -10.0, "return of the first atom (categorical)", at_least=-1e15, at_most=1e15
+    )
+    value_max: float = setting(
+        10.0, "return of the last atom (categorical)", at_least=-1e15, at_most=1e15
+    )
+    hidden: int | None = setting(None, "units of a hidden layer", at_least=1, at_most=65_536)
     layers: int | None = setting(None, "hidden layers", at_least=0, at_most=16)
-    channels: int | None = setting(None, "channels of the convolutions", at_least=4)
+    channels: int | None = setting(None, "channels of the convolutions", at_least=4, at_most=8192)
 
 
 @dataclass(frozen=True)
@@ -275,7 +283,9 @@ class EvaluationConfig:
     """Greedy episodes on held-out seeds while training goes on."""
 
     enabled: bool = setting(True, "run an evaluator")
-    episodes: int | None = setting(None, "episodes per evaluation", at_least=1)
+    episodes: int | None = setting(
+        None, "episodes per evaluation", at_least=1, at_most=MOST_HELD_OUT
+    )
     period_seconds: float = setting(20.0, "longest time between starts of evaluations", above=0)
     period_steps: int = setting(
         0, "most learner steps between evaluations; 0 goes by time alone", at_least=0
@@ -322,6 +332,7 @@ class SystemConfig:
         3.0,
         "memory at which a role is ended: this multiple of its plan, and 1 GB; 0 turns this off",
         at_least=0,
+        at_most=1_000_000,
     )
     restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
     wandb: bool = setting(False, "also log to Weights & Biases (pdqn[wandb])")

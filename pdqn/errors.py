@@ -54,24 +54,31 @@ def type_and_first_line(error: BaseException) -> str:
 
 def with_place(error: BaseException) -> str:
     """Return the type, the first line, and the person's place where the error was raised."""
-    frames = [(at.filename, at.lineno or 0) for at in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        frames.append((error.filename, error.lineno or 0))
-    place = own_place(frames[::-1])
+    place = own_place(frames_of(error))
     return f"{type_and_first_line(error)} ({place})" if place else type_and_first_line(error)
 
 
-def own_place(frames: Sequence[tuple[str, int]]) -> str:
-    """Return the place that a person would look at, as ``file:line``; empty without frames.
+def frames_of(error: BaseException) -> list[tuple[str, int]]:
+    """List file and line of each frame of an error's traceback, innermost first."""
+    frames = traceback.walk_tb(error.__traceback__)
+    found = [(frame.f_code.co_filename, line) for frame, line in frames]
+    if isinstance(error, SyntaxError) and error.filename:
+        found.append((error.filename, error.lineno or 0))
+    return found[::-1]
+
+
+def own_place(frames: Sequence[tuple[str, int]], *, or_any: bool = True) -> str:
+    """Return the place that a person would look at, as ``file:line``; empty without any.
 
     Args:
         frames: file and line of each, innermost first. The first that is in a file of neither
-            Python, nor gymnasium or numpy, nor pdqn counts; without one, the innermost.
+            Python, nor gymnasium or numpy, nor pdqn counts.
+        or_any: whether the innermost counts if no such file is among them.
     """
     for name, line in frames:
         if not name.startswith("<") and not _is_others(Path(name)):
             return f"{name}:{line}"
-    return "{}:{}".format(*frames[0]) if frames else ""
+    return "{}:{}".format(*frames[0]) if frames and or_any else ""
 
 
 def _is_others(path: Path) -> bool:

@@ -20,6 +20,7 @@ from pdqn.errors import UsageError
 Layer = Mapping[str, Mapping[str, Any]]
 
 LARGEST_INTEGER = (1 << 63) - 1  # the largest that messages and other readers of TOML hold
+_MOST_SHOWN = 500  # characters of a value that is refused
 _OF_SERVICE = re.compile(r"_SERVICE_(HOST|PORT\w*)|_PORT_\d+_(TCP|UDP|SCTP)\w*")
 
 # In a run directory: the configuration as filled in for the machine, and as a person wrote it.
@@ -93,10 +94,18 @@ def read_toml(path: Path, file: IO[bytes] | None = None) -> Layer:
     """
     try:
         content = path.read_bytes() if file is None else file.read()
-        values = _loads(content.decode("utf-8"))
-    except (OSError, ValueError) as error:
+        values = _loads(content.decode("utf-8-sig"))  # some editors begin a file with a mark
+    except OSError as error:
+        raise UsageError(f"configuration file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"configuration file {path}: it is not a text in UTF-8; save it as one"
+        ) from error
+    except ValueError as error:
         raise UsageError(f"configuration file {path}: {error}") from error
     for section, content in values.items():
+        if isinstance(content, list) and section in _SECTIONS:
+            raise UsageError(f"configuration file {path}: {section} is a list; write [{section}]")
         if not isinstance(content, dict):
             raise UsageError(f"configuration file {path}: {section} is outside a [section]")
     return values
@@ -222,12 +231,18 @@ def _convert(name: str, value: Any, known: tuple[Any, Mapping[str, Any]], source
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, OverflowError) and kind is int and bounds["at_most"] is None:
             accepted = _accepted(known[0], {**bounds, "at_most": LARGEST_INTEGER})
-        raise UsageError(f"{source}: {name} = {value!r}; expected {accepted}") from None
+        raise UsageError(f"{source}: {name} = {_shown(value)}; expected {accepted}") from None
     if isinstance(converted, dict):
         return _arguments(name, converted, source)
     if isinstance(converted, (int, float)) and not _within(converted, bounds):
         raise UsageError(f"{source}: {name} = {value}; expected {accepted}")
     return converted
+
+
+def _shown(value: Any) -> str:
+    """Write a value as Python does, and no more of it than a person reads."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _arguments(name: str, values: Mapping[Any, Any], source: str) -> dict[str, Any]:

@@ -371,6 +371,8 @@ def role(
     try:
         welcome = link.join()
         process.set_title(name, welcome.index)
+        if parent.log_trouble:
+            link.telemetry.note("log", f"it has no log ({parent.log_trouble})")
         yield context, link, welcome
         link.leave()
     except JoinRefusedError:

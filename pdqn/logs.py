@@ -45,14 +45,20 @@ class OutputLog:
         path: the file; its folder is made if necessary.
         bound: bound on the file, in which ``tend`` keeps it.
 
-    Raises:
-        OSError: the file cannot be opened.
+    Attributes:
+        trouble: why there is no log at first, in one line, as on a full disk; empty if there is
+            one. Until ``tend`` can open it, all output is lost.
     """
 
     def __init__(self, path: Path, bound: Bound = LOG) -> None:
         self._path, self._bound = path, bound
         self._descriptors = [1, 2]
-        self._open()
+        self.trouble = ""
+        try:
+            self._open()
+        except OSError as error:
+            self.trouble = f"{path}: {error.strerror}"
+            self._write_to(os.open(os.devnull, os.O_WRONLY))
         # Of a role that starts again and again, each process may end before it is tended.
         with suppress(OSError):
             keep_within(path, bound)
@@ -74,7 +80,9 @@ class OutputLog:
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._write_to(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+
+    def _write_to(self, log: int) -> None:
         self._opened = os.fstat(log)
         for descriptor in self._descriptors:
             os.dup2(log, descriptor)

@@ -51,10 +51,12 @@ class ParentWatch:
 
     Attributes:
         gone: whether the parent has ended, or has asked this process to leave with ``LEAVE``.
+        log_trouble: why there is no log at first; empty if there is one, or if none was asked for.
     """
 
     def __init__(self, log: OutputLog | None = None) -> None:
         self.gone = False
+        self.log_trouble = "" if log is None else log.trouble
         self._log = log
         handlers.install(LEAVE, self._told)
         self._parent = multiprocessing.parent_process()

@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 
 HELD_OUT_SEED = 1_000_000
-UNSEEN = 1_000_000  # skipped held-out seeds: more than any evaluation uses
+MOST_HELD_OUT = 1_000_000  # held-out episodes of an evaluation
+UNSEEN = MOST_HELD_OUT  # skipped held-out seeds: as many as any evaluation of a run may use
 # Coprime to HELD_OUT_SEED, so consecutive environments get distinct seeds below it.
 _STRIDE = 387_433
 _REBUILT_STRIDE = 7_919

@@ -13,9 +13,9 @@ from pdqn import transport, wire
 from pdqn.clients import name_of
 from pdqn.config import Config, resolved
 from pdqn.connections import Bounds, Connections, most_connections
-from pdqn.doors import LocalDoor
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
+from pdqn.socket_files import SocketFile
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
@@ -114,7 +114,7 @@ class ReplayServer:
             name: transport.bind(socket, welcome.address(name), _ROLES[name])
             for name, socket in served.items()
         }
-        self._doors = [LocalDoor(served[name], endpoint) for name, endpoint in bound.items()]
+        self._socket_files = [SocketFile(served[name], bound[name]) for name in served]
         self._link.serve_at({f"{name}/{shard}": endpoint for name, endpoint in bound.items()})
         self._all, self._learner_only = zmq.Poller(), zmq.Poller()
         for poller in (self._all, self._learner_only):
@@ -230,8 +230,8 @@ class ReplayServer:
         self._connections["transitions"].set_key_bytes(self._most_waiting_bytes)
         for connections in self._connections.values():
             transport.tend(self._context, connections)
-        for door in self._doors:
-            door.tend()
+        for file in self._socket_files:
+            file.tend()
         if self._revocations != self._link.revocations:
             self._bind_anew()
         self._greet()

@@ -21,12 +21,12 @@ from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.coordinator.membership import Membership
 from launcher.hosts.agent import Part, _Agent, check_environment
-from launcher.hosts.sockets import SocketsFolder
 from launcher.interrupts import Interrupts
 from launcher.metrics.metrics import RunMetrics
 from launcher.plan.machine import Machine
 from launcher.plan.memory import ACTOR_BYTES
 from launcher.plan.plan import actors_for_host
+from launcher.sockets import SocketsFolder
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
 from pdqn.messages import Message, Pulse, Welcome

@@ -71,6 +71,10 @@ def test_a_process_that_ends_is_told_with_what_it_printed_last(apart: Apart, how
         task.result()
 
 
+def test_the_longest_of_all_times_is_no_reason_to_fail(apart: Apart):
+    assert asked(apart, functions.add, 1, 1, seconds=1e308) == 2
+
+
 def test_a_function_that_hangs_is_told_with_its_place_and_ended(apart: Apart):
     task = apart.begin(functions.hang, seconds=1.0)
     assert not task.done()

@@ -318,8 +318,8 @@ def test_a_mask_and_a_reward_may_be_tensors():
 BESIDE = [
     (
         "returns_the_same",
-        "its factory returns the same object each time (Walk); create it in the factory, as 2 "
-        "environments are needed. Or if there can be only one, set actor.envs_per_actor=1",
+        "its factory returns the same object each time (Walk); create a new one at each call, or "
+        "set actor.envs_per_actor=1",
     ),
     ("HoldsAPort", "number 2 of 2 in one process cannot be made: OSError: address already in use"),
 ]

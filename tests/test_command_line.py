@@ -134,6 +134,8 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["--config", "command-unknown.toml"],
         ["file command-unknown.toml", "unknown key learner.batchsize"],
     ),
+    "no name of a run directory": (["--run-dir", ""], ["'--run-dir': it is empty; name a file"]),
+    "no name of a file": (["--config", ""], ["'--config': it is empty; name a file"]),
     "no toml in a file": (["--config", "command-broken.toml"], ["command-broken.toml"]),
     "port in use": (["--bind", "127.0.0.1:PORT"], ["--bind 127.0.0.1:", "Address already in use"]),
     "run directory that cannot be written": (
@@ -143,6 +145,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "run directory that holds a run": (
         ["--env", "CartPole-v1", "--run-dir", "command-old"],
         ["run directory command-old already holds a run; choose another"],
+    ),
+    "run directory that is a file": (
+        ["--env", "CartPole-v1", "--run-dir", "command-broken.toml"],
+        ["run directory command-broken.toml cannot be made: something else has that name"],
     ),
     "resume what": (["--resume", "nowhere"], ["--resume nowhere: not a run directory"]),
     "resume elsewhere": (

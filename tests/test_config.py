@@ -310,7 +310,8 @@ def test_a_written_file_is_read_back_the_same(tmp_path):
     [
         (b"[actor\n", "run.toml: "),
         (b"count = 3\n", "count is outside a \\[section\\]"),
-        (b"\xff\xfe[actor]\n", "run.toml: "),
+        (b"\xff\xfe[actor]\n", "run.toml: it is not a text in UTF-8; save it as one$"),
+        (b"[[actor]]\ncount = 3\n", "run.toml: actor is a list; write \\[actor\\]$"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, content, words):
@@ -318,6 +319,17 @@ def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, content, w
     path.write_bytes(content)
     with pytest.raises(UsageError, match=words):
         read_toml(path)
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf[run]\nseed = 7\n", b"[run]\r\nseed = 7\r\n"])
+def test_a_file_of_another_systems_editor_is_read(tmp_path, content):
+    (tmp_path / "run.toml").write_bytes(content)
+    assert read_toml(tmp_path / "run.toml") == {"run": {"seed": 7}}
+
+
+def test_no_more_of_a_refused_value_is_shown_than_a_person_reads():
+    assert len(refusal("run", "seed", "9" * 5000)) < 700
+    assert "'" + 499 * "9" + "...; expected a whole number" in refusal("run", "seed", "9" * 5000)
 
 
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,16 +15,17 @@ import pytest
 import zmq
 
 from launcher.folders import Folder
-from launcher.hosts.sockets import SocketsFolder
 from launcher.results.saved import unsaved
 from launcher.results.scalars import ScalarWriter
 from launcher.rundir import RunDirectory, is_open
+from launcher.sockets import SocketsFolder
 from launcher.unwritten import Unwritten
 from learner.checkpoint import Saver
 from learner.learner import Learner
-from pdqn.doors import LocalDoor
+from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, build
+from pdqn.socket_files import SocketFile
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
 if TYPE_CHECKING:
@@ -145,6 +147,32 @@ def run_dir(tmp_path: Path) -> Iterator[RunDirectory]:
     directory.name_run("this")
     yield directory
     directory.close()
+
+
+def no_room(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_directory_on_a_full_disk_is_refused_in_one_line_and_removed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory = RunDirectory(tmp_path / "runs" / "run")
+    monkeypatch.setattr("launcher.rundir.replace_text", no_room)
+    with pytest.raises(UsageError, match=r"/run cannot be written: No space left on device; make"):
+        directory.write_config(CONFIG_OF_TEST, CONFIG_OF_TEST)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_directory_that_held_something_before_is_not_removed_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes").write_text("mine")
+    directory = RunDirectory(tmp_path / "run")
+    monkeypatch.setattr("launcher.rundir.replace_text", no_room)
+    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+        directory.write_config(CONFIG_OF_TEST, CONFIG_OF_TEST)
+    assert (tmp_path / "run" / "notes").read_text() == "mine"
 
 
 def test_a_directory_in_its_place_is_left_alone(run_dir: RunDirectory):
@@ -337,13 +365,13 @@ def _private(path: Path) -> Path:
 def test_a_socket_that_was_removed_lets_others_in_again_and_keeps_its_connections(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr("pdqn.doors._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("pdqn.socket_files._LOOK_SECONDS", 0.0)
     folder = _private(tmp_path / "s")
     address = f"ipc://{folder}/x"
     with zmq.Context() as context:
         router = context.socket(zmq.ROUTER)
         router.bind(address)
-        door = LocalDoor(router, address)
+        file = SocketFile(router, address)
         before, after = (context.socket(zmq.DEALER) for _ in range(2))
         try:
             for member in (before, after):
@@ -352,7 +380,7 @@ def test_a_socket_that_was_removed_lets_others_in_again_and_keeps_its_connection
                 assert router.poll(5000)
                 router.recv_multipart()
                 shutil.rmtree(folder)
-                door.tend()
+                file.tend()
             before.send(b"still here")
             assert router.poll(5000)
             assert router.recv_multipart()[1] == b"still here"
@@ -373,6 +401,14 @@ RUN = [
 ]  # fmt: skip
 
 
+def remove(folder: Path) -> None:
+    """Remove a folder although a run writes into it meanwhile."""
+    for _ in range(100):
+        with contextlib.suppress(OSError):  # a file came or went
+            shutil.rmtree(folder)
+            return
+
+
 def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_not_save(
     pdqn_command: StartCommand, observe: Observe, tmp_path: Path
 ):
@@ -382,7 +418,7 @@ def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_n
         (sockets,) = Path(command._temporary.name).glob("pdqn-*")
         forkserver = list(Path(command._temporary.name).glob("pymp-*"))
         for folder in (run.path, sockets, *forkserver):
-            shutil.rmtree(folder)
+            remove(folder)
         run.until(lambda: (run.path / CONFIG).is_file())
         run.until(lambda: (sockets / "coordinator").exists())
         run.role("actor").kill()

@@ -124,5 +124,26 @@ def test_what_a_process_and_its_children_print_is_bounded_and_a_removed_log_begi
     assert "of a child" in log.with_name("moved").read_text(encoding="utf-8") + text
 
 
+WITHOUT_ROOM = """
+import os, sys
+from pathlib import Path
+from pdqn.logs import OutputLog
+path = Path(sys.argv[1])
+path.mkdir()  # nothing can be written in its place
+log = OutputLog(path)
+print("lost", flush=True)
+log.tend()
+path.rmdir()
+log.tend()
+print(log.trouble, flush=True)
+"""
+
+
+def test_a_process_whose_log_cannot_be_made_goes_on_and_opens_it_later(tmp_path: Path):
+    log = tmp_path / "actor-0.log"
+    subprocess.run([sys.executable, "-c", WITHOUT_ROOM, str(log)], check=True, timeout=60)
+    assert log.read_text(encoding="utf-8") == f"{log}: Is a directory\n"
+
+
 def test_the_bound_on_a_roles_log_leaves_room_to_cut():
     assert LOG.first_bytes + 2 * LOG.last_bytes < LOG.most_bytes <= 16 << 20

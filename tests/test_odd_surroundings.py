@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -90,6 +91,52 @@ def test_without_that_variable_matplotlib_chooses(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("MPLBACKEND", raising=False)
     call(monkeypatch, "--version")
     assert "MPLBACKEND" not in os.environ
+
+
+@pytest.mark.parametrize("number", ["0", "-1", " 00 ", "many", ""])
+def test_a_number_of_threads_below_one_does_not_keep_numba_from_being_imported(
+    number: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", number)
+    call(monkeypatch, "--version")
+    assert "NUMBA_NUM_THREADS" not in os.environ
+
+
+def test_a_number_of_threads_that_numba_takes_stays(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
+    call(monkeypatch, "--version")
+    assert os.environ["NUMBA_NUM_THREADS"] == "2"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_told_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("launcher.cli.main.cli.main", fail)
+    assert call(monkeypatch, "check") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("pdqn: there is too little memory (")
+    assert str(error) in said
+    assert said.endswith("): free some, or see ulimit -v\n")
+    assert said.count("\n") == 1
+
+
+def test_bad_input_has_its_exit_code_although_nobody_can_read_why(monkeypatch: pytest.MonkeyPatch):
+    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 - closing it fails
+    monkeypatch.setattr(sys, "stderr", full)
+    assert call(monkeypatch, "launch", "--nonsense") == 2
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 @pytest.mark.parametrize("width", ["0", "00", ""])

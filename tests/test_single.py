@@ -342,6 +342,22 @@ def test_an_interrupted_run_saves_everything_and_does_not_evaluate(tmp_path: Pat
     assert load_model(tmp_path / "final_model.pth").parameter_version == summary["learner_steps"]
 
 
+def test_a_tolerance_without_end_does_not_keep_a_run_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wide = {"samples_per_insert_tolerance": 1e30}
+    run = SingleRun(session_of(config_of({"env": "CartPole-v1"}, wide), tmp_path))
+    learn, session = run._learner.step, run._session
+
+    def learn_and_interrupt(*arguments: Any) -> Any:
+        session.interrupts.count = 1
+        return learn(*arguments)
+
+    monkeypatch.setattr(run._learner, "step", learn_and_interrupt)
+    assert run.execute() == 0
+    assert run._learner.learner_steps == 1
+
+
 def test_stored_observations_are_those_of_their_step_and_not_of_a_later_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -19,31 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
-
-
-class Walk(gymnasium.Env[Any, Any]):
-    """A walk on a line of 5 places: +1 at the right end."""
-
-    def __init__(self) -> None:
-        self.observation_space = spaces.Box(0, 4, (2,), np.float32)
-        self.action_space = spaces.Discrete(2)
-        self.place = 2
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.place = 2
-        return self.seen(), {}
-
-    def step(self, action: Any) -> Any:
-        self.place += 1 if action == 1 else -1
-        return self.seen(), float(self.place == 4), self.place in (0, 4), False, {}
-
-    def seen(self) -> Any:
-        return np.array([self.place, 1], np.float32)
+from environments_of_people import Walk
 
 
 class Doing(Walk):

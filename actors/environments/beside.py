@@ -50,8 +50,8 @@ def made_beside(env_id: str, make: Callable[[], E], count: int) -> list[E]:
             if id(inner) in known:
                 raise CrowdedError(
                     f"environment {env_id}: its factory returns the same object each time "
-                    f"({type(inner).__name__}); create it in the factory, as {count} environments "
-                    f"are needed. Or {_ONE}"
+                    f"({type(inner).__name__}); create a new one at each call, or set "
+                    "actor.envs_per_actor=1"
                 )
             known.add(id(inner))
     except BaseException:

@@ -6,7 +6,6 @@ A fault names the method of the person's class, its value, and the values that a
 from __future__ import annotations
 
 import inspect
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from pdqn.casting import as_array
-from pdqn.errors import first_line, type_and_first_line
+from pdqn.errors import first_line, frames_of, own_place, type_and_first_line
 
 _RESET = "return observation, info"
 _STEP = "return observation, reward, terminated, truncated, info"
@@ -32,9 +31,10 @@ _SPACES = {
 }
 _LIBRARIES = ("gymnasium", "numpy", "actors", "launcher", "pdqn")
 _SHOWN_CHARACTERS = 60
-# Every step looks at these.
+# Every step looks at these. Unions of types, and abstract ones such as Mapping alone, are slower.
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 _SEQUENCES = (tuple, list)
+_MAPPINGS = (dict, Mapping)
 
 
 class InterfaceError(ValueError):
@@ -101,7 +101,7 @@ def step_result(env: Any, result: Any) -> tuple[Any, float, bool, bool, Any]:
             said += " (observation, reward, done, info): the old gym interface"
         raise _fault(env, "step", said, _STEP)
     observation, reward, terminated, truncated, info = result
-    if not isinstance(info, Mapping):
+    if not isinstance(info, _MAPPINGS):
         raise _fault(env, "step", f"gave {shown(info)} as its info", f"{_STEP}, {_DICT}")
     if not is_number(reward):
         said = f"gave {shown(reward)} as its reward"
@@ -238,14 +238,10 @@ def _check_method(env: gymnasium.Env[Any, Any], method: str, definition: str) ->
 def told_with_place(error: BaseException, *, with_type: bool = True) -> str:
     """Return the first line of an error, and the innermost place in a person's own file, if any."""
     said = type_and_first_line(error) if with_type or not str(error) else first_line(error)
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        top = str(frame.f_globals.get("__name__")).partition(".")[0]
-        file = frame.f_code.co_filename
-        if top not in (*_LIBRARIES, *sys.stdlib_module_names) and not file.startswith("<"):
-            return f"{said} ({file}:{line})"
-    return said
+    if isinstance(error, SyntaxError):  # whose text has its place already
+        said = f"{type(error).__name__}: {error.msg}"
+    place = own_place(frames_of(error), or_any=False)
+    return f"{said} ({place})" if place else said
 
 
 def _is_raised_by_library(error: BaseException) -> bool:

@@ -71,7 +71,7 @@ def _of_path(module: str, name: str) -> str:
 
 
 def advice_for_unknown(env_id: str, registered: Iterable[str]) -> str:
-    """Advise what to write for an unregistered name, which may have its module."""
+    """Advise what to write for an unregistered name, which may have its module before it."""
     _, colon, name = env_id.rpartition(":")
     advice = _advice_for(name, registered)
     if not advice and not colon:

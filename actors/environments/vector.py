@@ -229,7 +229,7 @@ class VectorEnvironment:
             partial(_single, self._made, masked=self.spec.masked),
             self._allowed,
             self._backoff,
-            check=lambda observation, ended: self._check(self._named(observation), ended=ended),
+            check=self._check_one,
             headline=self.spec.headline_metric,
             rests=self._rests,
         )
@@ -288,6 +288,11 @@ class VectorEnvironment:
         if not self._guarded:  # a guard has already checked
             self._check(named)
         return named
+
+    def _check_one(self, observation: Any, ended: bool) -> None:
+        """Check what an environment gave; most have nothing to check, and no need of names."""
+        if self._checked:
+            self._check(self._named(observation), ended=ended)
 
     def _check(self, observation: Observation, *, ended: bool = False) -> None:
         """Reject observations of one or several environments that no policy could use."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,7 +23,7 @@ from launcher.interrupts import end_at_once
 from launcher.leaving import leave
 from launcher.terminal import echo
 from pdqn.caches import keep_caches_private
-from pdqn.errors import RunError, UsageError
+from pdqn.errors import RunError, UsageError, type_and_first_line
 from pdqn.process import PrintableFormatter
 
 _THREADS_SECONDS, _END_SECONDS = 2.0, 4.0
@@ -60,7 +62,10 @@ def _run() -> None:
         sys.exit(130)
     except OSError as error:
         _fail(_describe(error), 1)
-    except Exception:  # noqa: BLE001 - a fault: Python itself would print it with its escapes
+    except Exception as error:  # noqa: BLE001 - a fault: Python would print it with its escapes
+        if _lacks_memory(error):
+            words = type_and_first_line(error)
+            _fail(f"there is too little memory ({words}): free some, or see ulimit -v", 1)
         echo(traceback.format_exc().rstrip(), err=True)
         sys.exit(1)
 
@@ -75,6 +80,9 @@ def _settle_variables() -> None:
     for name in ("COLUMNS", "LINES"):
         if not os.environ.get(name, "1").strip("0"):
             del os.environ[name]
+    # Numba cannot be imported with a number of threads below 1; others take it for a default.
+    if not re.fullmatch(r"\s*0*[1-9]\d*\s*", os.environ.get("NUMBA_NUM_THREADS", "1")):
+        del os.environ["NUMBA_NUM_THREADS"]
 
 
 def _check_directory() -> None:
@@ -129,6 +137,12 @@ def _make_streams_usable() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def _lacks_memory(error: BaseException) -> bool:
+    """Tell whether memory was refused, also for a library that was to be loaded."""
+    refused = ("failed to map segment", "cannot allocate memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in refused)
+
+
 def _describe(error: OSError) -> str:
     """Say what went wrong, and name the file if there is one."""
     words = error.strerror or str(error)
@@ -136,5 +150,6 @@ def _describe(error: OSError) -> str:
 
 
 def _fail(error: Exception | str, code: int) -> None:
-    echo(f"pdqn: {error}", err=True)
+    with contextlib.suppress(OSError):  # nobody can read it, but the exit code still tells
+        echo(f"pdqn: {error}", err=True)
     sys.exit(code)

@@ -24,7 +24,22 @@ _DEFAULT_SECONDS = 600.0
 PRESETS = ("dqn", "apex", "rainbow", "placement")
 
 
-PATH = click.Path(path_type=Path)
+class NamedPath(click.Path):
+    """A path, which is never the current directory by an empty text, as of an unset variable."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path."""
+        if not os.fspath(value):
+            self.fail("it is empty; name a file or a directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = NamedPath(path_type=Path)
 
 
 class Duration(click.ParamType[float]):

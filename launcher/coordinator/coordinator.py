@@ -33,11 +33,11 @@ from pdqn import messages, process, transport, wire
 from pdqn.clients import Clients
 from pdqn.config import resolved
 from pdqn.connections import Bounds, Connections, most_connections
-from pdqn.doors import LocalDoor
 from pdqn.errors import RunError, UsageError
 from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
 from pdqn.patterns import fill
 from pdqn.silence import ListeningClock
+from pdqn.socket_files import SocketFile
 from pdqn.tickets import new_seal, ticket_of
 
 _MOST_MESSAGES_PER_TURN = 1000
@@ -96,7 +96,7 @@ class Coordinator:
         bounds = Bounds(most_connections(actors), key_bytes=waiting)
         self._connections = Connections(self._socket, address, bounds)
         self.endpoint = self._bind(address)
-        self._door = LocalDoor(self._socket, self.endpoint)
+        self._socket_file = SocketFile(self._socket, self.endpoint)
         self._welcome, self._metrics, self._files = welcome, metrics, files
         keys = transport.network_of(context).keys
         self.membership = Membership(
@@ -141,7 +141,7 @@ class Coordinator:
     def poll(self, timeout_seconds: float) -> None:
         """Handle what roles sent; wait up to the timeout for the first message."""
         transport.tend(self._context, self._connections)
-        self._door.tend()
+        self._socket_file.tend()
         for who, times in transport.turned_away(self._context).items():
             self._metrics.count(f"refused/{who}", times)
         arrived = self._socket.poll(int(timeout_seconds * 1000))

@@ -28,8 +28,8 @@ from launcher.folders import Folder
 from launcher.hosts import role_process
 from launcher.metrics.roster import MemberState
 from launcher.safe_path import safe_path
-from pdqn.doors import make_private
 from pdqn.process import LEAVE, OF_GROUP
+from pdqn.socket_files import make_private
 from pdqn.transport import Network
 
 _FIRST_BACKOFF_SECONDS = 0.5

@@ -8,14 +8,12 @@ import time
 import uuid
 from dataclasses import replace
 
-from launcher import sockets
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.hosts.access import Access
 from launcher.hosts.address import RunAddress, remove_address
 from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.roles import DaskRoles, Wanted
-from launcher.hosts.sockets import SocketsFolder
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.roster import Roster
@@ -27,6 +25,7 @@ from launcher.run.ends import Ends
 from launcher.run.session import Session
 from launcher.run.stopping import Stopping
 from launcher.run.views import MemberViews
+from launcher.sockets import SocketsFolder, make_folder
 from pdqn import transport
 from pdqn.broadcast import Relay
 from pdqn.config import resolved
@@ -60,8 +59,7 @@ class Run:
         self._config = session.config
         self._metrics = session.metrics
         self._run = uuid.uuid4().hex
-        self._sockets = sockets.make_folder()
-        self._sockets_folder = SocketsFolder(self._sockets)
+        self._sockets = SocketsFolder(make_folder())
         self._context = transport.Context(self._access.network)
         self._files = FileStore(session.run_dir.path, self._config.checkpoint.keep)
         try:
@@ -74,7 +72,7 @@ class Run:
         # Parameters from another host cross the network once for all actors here.
         self._relay: Relay | None = None
         if "learner" in self._access.elsewhere and self._actors_here:
-            self._relay = Relay(network, f"ipc://{self._sockets}/parameters")
+            self._relay = Relay(network, f"ipc://{self._sockets.path}/parameters")
             network = replace(network, relay=self._relay.endpoint)
         self._supervisor = Supervisor(
             self._local_endpoint(),
@@ -126,9 +124,9 @@ class Run:
         return session.conclude(reason, Roster.of(self._views.present()))
 
     def _make_coordinator(self) -> Coordinator:
-        address, bind = f"ipc://{self._sockets}/coordinator", self._access.address
+        address, bind = f"ipc://{self._sockets.path}/coordinator", self._access.address
         versions: dict[str, str] = {}
-        role_bind = f"ipc://{self._sockets}/{{role}}-{{name}}"
+        role_bind = f"ipc://{self._sockets.path}/{{role}}-{{name}}"
         if bind is not None:
             address, role_bind = f"tcp://{bind}", "tcp://{host}:*"
             # Only other hosts compare versions, and looking through all packages takes a moment.
@@ -253,7 +251,7 @@ class Run:
             self._next_check = now + _CHECK_SECONDS
             self._supervise()
         if self._session.tick():
-            if line := self._sockets_folder.look():
+            if line := self._sockets.look():
                 self._session.run_dir.event("sockets", text=line)
                 self._session.say(line)
             self._look_at_keys()
@@ -304,7 +302,7 @@ class Run:
 
     def _supervise(self) -> None:
         session = self._session
-        for ended in self._supervisor.check(may_start=self._sockets_folder.is_open):
+        for ended in self._supervisor.check(may_start=self._sockets.is_open):
             self._coordinator.lost(ended.role, ended.index, ended.pid)
             if session.stage != "stopping":
                 self._ends.handle(ended)
@@ -363,4 +361,4 @@ class Run:
         """Remove the ways in, which nobody serves any more."""
         with contextlib.suppress(OSError):
             remove_address(self._session.run_dir.path)
-        self._sockets_folder.remove()
+        self._sockets.remove()

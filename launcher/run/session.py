@@ -32,7 +32,7 @@ _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
 _MOST_SHOWN = 500  # characters of a note
 _SHOWN_NOTES = {"out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked"}
 # These may come again and again: the console shows the first of each, events have them all.
-_SHOWN_ONCE = {"evaluation", "baselines", "rejected"}
+_SHOWN_ONCE = {"evaluation", "baselines", "rejected", "log"}
 
 
 class Session:

@@ -40,6 +40,7 @@ from replay.samples import SampleLayout
 
 _REPORT_SECONDS = 0.5
 _PAUSED_SECONDS = 0.1
+_SPOKEN_STEPS = 256  # learner steps after which the run is shown, whatever the limiter still allows
 _ACTOR = ("actor", 0)
 _ROLES = ("actor", "replay", "learner")
 
@@ -169,7 +170,8 @@ class SingleRun:
         """Learn as often as the limiter lets it, whatever an environment has left in force."""
         batch_size = self._config.learner.batch_size
         telemetry = self._telemetry["learner"]
-        while self._limiter.can_sample(batch_size):
+        # The clock or a person may end the run meanwhile: a wide tolerance allows many steps.
+        while self._limiter.can_sample(batch_size) and not self._session.end_reason():
             sample = self._sample
             self._buffer.sample_into(sample)
             self._limiter.sampled(batch_size)
@@ -179,6 +181,8 @@ class SingleRun:
             self._learner.account(telemetry, result)
             if self._learner.learner_steps % self._config.learner.publish_period == 0:
                 self._refresh()
+            if self._learner.learner_steps % _SPOKEN_STEPS == 0:
+                self._communicate()
 
     def _refresh(self) -> None:
         """Act with the learner's present parameters."""

@@ -61,7 +61,10 @@ def read_state(directory: Path) -> RunState:
             return RunState()
         return _from_map(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: not a state that this version reads ({error})") from error
+        raise UsageError(
+            f"{path}: not a state that this version reads ({error}); "
+            "without this file, the counters start over"
+        ) from error
 
 
 def _from_map(content: Mapping[str, Any]) -> RunState:

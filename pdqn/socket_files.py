@@ -1,4 +1,4 @@
-"""Sockets at paths of files, which cleaners of temporary folders remove under a running process."""
+"""The files of sockets, which cleaners of temporary folders remove under a running process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_private(folder: Path) -> None:
         raise PermissionError(f"{folder} is not a folder for this user alone")
 
 
-class LocalDoor:
+class SocketFile:
     """The file of a bound socket. While it is there, processes of this host can connect.
 
     The socket is bound once more if the file has gone. Connections that exist are not touched.
