@@ -269,13 +269,12 @@ def observe(eventually: Callable[..., Any], read_lines: ReadLines) -> Callable[[
 
 @pytest.fixture
 def same_threads() -> Iterator[None]:
-    """Set back torch's threads and gradients: a run, or its environment, changes them here."""
+    """Set back the number of torch's threads, which a run in this process changes."""
     # Few test modules need torch, which takes seconds to import.
     import torch
 
     before = torch.get_num_threads()
-    with torch.enable_grad():
-        yield
+    yield
     torch.set_num_threads(before)
 
 
