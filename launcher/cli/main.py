@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -104,9 +105,7 @@ def _end_with_guest(code: int) -> None:
     Python waits for threads and for processes of multiprocessing, and calls exit functions.
     """
     streams.end_with_errors()
-    late = threading.Timer(_END_SECONDS, leave, (code,))
-    late.daemon = True
-    late.start()
+    atexit.register(_bound_exit_functions, code)  # the one that is registered last comes first
     deadline = time.monotonic() + _THREADS_SECONDS
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
@@ -114,6 +113,14 @@ def _end_with_guest(code: int) -> None:
             if thread.is_alive():
                 atexit._run_exitfuncs()
                 leave(code)
+
+
+def _bound_exit_functions(code: int) -> None:
+    """Leave in a while, whatever the exit functions that come after this one wait for."""
+    # Python no longer starts threads here.
+    signal.signal(signal.SIGALRM, lambda _number, _frame: leave(code))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    signal.setitimer(signal.ITIMER_REAL, _END_SECONDS)
 
 
 def _make_streams_usable() -> None:
