@@ -112,6 +112,7 @@ def _inferring(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     if entered:
         mode.__exit__(None, None, None)
+        torch.set_grad_enabled(True)  # which the mode has kept as the environment had turned it
 
 
 @pytest.mark.usefixtures("_inferring")
