@@ -65,8 +65,10 @@ class Folder:
                 os.utime(path, follow_symlinks=False)
 
     def close(self) -> None:
-        """Close the folder, which is then left to cleaners."""
-        os.close(self._descriptor)
+        """Close the folder, which is then left to cleaners; closing it again does nothing."""
+        before, self._descriptor = self._descriptor, -1
+        if before >= 0:
+            os.close(before)
 
     def _open(self) -> None:
         self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

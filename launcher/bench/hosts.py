@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
-import click
 import numpy as np
 import torch
 import zmq
@@ -24,8 +23,7 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.inspector import Inspector
 from launcher.plan.prepare import prepare
-from launcher.strict_json import to_json
-from launcher.terminal import show
+from launcher.terminal import echo_json, show
 from learner.learner import Learner
 from pdqn import parameters, transport, wire
 from pdqn.clients import Client
@@ -56,7 +54,7 @@ def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bo
     found = limits(costs)
     if as_json:
         shown = {"costs": dataclasses.asdict(costs), "limits": [vars(one) for one in found]}
-        click.echo(to_json(shown, indent=2))
+        echo_json(shown, indent=2)
         return 0
     table = Table(title="actors that saturate", title_justify="left", box=None, pad_edge=False)
     for name, justify in (("one of", "left"), ("actors", "right"), ("because", "left")):

@@ -20,7 +20,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import click
 import numpy as np
 import psutil
 import zmq
@@ -35,8 +34,7 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import plan as plan_run
-from launcher.strict_json import to_json
-from launcher.terminal import echo, show
+from launcher.terminal import echo, echo_json, show
 from pdqn import layers, wire
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, UsageError
@@ -119,7 +117,7 @@ def bench_replay(data: Sequence[str], seconds: float, *, as_json: bool) -> int:
         echo(f"{name}: {recording.origin}", err=True)
         results[name] = measure(recording, seconds)
     if as_json:
-        click.echo(to_json(results, indent=2))
+        echo_json(results, indent=2)
     else:
         show(_table(results))
     return 0

@@ -151,10 +151,9 @@ class _Seen:
 def _camera(model: Model) -> _Rendered | _Seen:
     """Make the camera that fits the environment."""
     policy, guest = Policy(model), Guest()
-    with guest:
-        made = makers(model.spec.id, {**model.env_args, "render_mode": "rgb_array"})
     try:
         with guest:
+            made = makers(model.spec.id, {**model.env_args, "render_mode": "rgb_array"})
             env = _rendering(made.single)
         return _Rendered(env, policy, guest)
     except Exception as error:  # noqa: BLE001 - environments raise anything

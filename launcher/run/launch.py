@@ -28,8 +28,7 @@ from launcher.run.session import Session
 from launcher.run.sinks import check_sinks
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
-from launcher.strict_json import to_json
-from launcher.terminal import echo, show
+from launcher.terminal import echo, echo_json, show
 from pdqn import layers
 from pdqn.arguments import same
 from pdqn.config import Config
@@ -131,7 +130,7 @@ def check_cluster(
         config = on_cluster(config, cluster)
         rows = cluster_rows(described, cluster.workers, config.actor.count or 0, config)
     if as_json:
-        click.echo(to_json({"ok": any(row["roles"] for row in rows), "workers": rows}, indent=2))
+        echo_json({"ok": any(row["roles"] for row in rows), "workers": rows}, indent=2)
     else:
         show(cluster_table(where, rows))
     return 0 if any(row["roles"] for row in rows) else 1
@@ -195,7 +194,7 @@ def _agree(plan: Plan, agreed: bool) -> None:
 
 def _print_check(here: Machine, plan: Plan, *, as_json: bool) -> int:
     if as_json:
-        click.echo(to_json(plan_as_json(here, plan), indent=2))
+        echo_json(plan_as_json(here, plan), indent=2)
     else:
         show(report(here, plan))
     return 1 if plan.errors else 0
