@@ -198,7 +198,12 @@ class TransitionSender:
         self._acks.setsockopt(zmq.RECONNECT_IVL, -1)
         self._monitors = [self._acks.get_monitor_socket(_BROKEN)]
         transport.connect(self._acks, acknowledgements)
-        self._acks.send(self._hello)  # waits in the new socket until the connection is there
+        try:
+            # It waits in the new socket until the connection is there. If that has failed already,
+            # as with a replay that has just ended, no place is left for it: it would wait forever.
+            self._acks.send(self._hello, zmq.NOBLOCK)
+        except zmq.Again:
+            self._broken = True
         self._push = self._context.socket(zmq.PUSH)
         self._push.setsockopt(zmq.LINGER, 0)
         self._push.setsockopt(zmq.RECONNECT_IVL, -1)

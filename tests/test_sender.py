@@ -582,3 +582,15 @@ def test_a_sender_whose_key_one_of_the_sockets_does_not_know_yet_gets_in(closing
 
     assert sender.send(batch(0), Given(greet))
     assert made["transitions"].poll(5000)
+
+
+def test_a_connection_that_fails_before_the_hello_is_sent_keeps_nobody_waiting(
+    make_sender, start_peer, monkeypatch: pytest.MonkeyPatch
+):
+    # As when the replay has just ended: its refusal can be faster than the next statement.
+    peer, sender = start_peer(), make_sender(2)
+    with monkeypatch.context() as gone:
+        gone.setattr("replay.sender.transport.connect", lambda *_: None)
+        sender.connect(*peer.addresses)
+    connected(sender, peer)
+    assert sender.flush(Given(peer.take_and_acknowledge))
