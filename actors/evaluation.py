@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,13 +90,14 @@ def play(
 
 def _players(spec: EnvironmentSpec, env_args: Mapping[str, Any], width: int) -> VectorEnvironment:
     """Make environments that play one episode each, or one if a process can have only one."""
+    players = partial(
+        VectorEnvironment, spec, env_args, failures_allowed=_FAILURES_ALLOWED, rests=True
+    )
     try:
-        return VectorEnvironment(
-            spec, env_args, width, failures_allowed=_FAILURES_ALLOWED, rests=True
-        )
+        return players(width)
     except CrowdedError as error:
         _log.warning("episodes are played one after another: %s", error)
-        return VectorEnvironment(spec, env_args, 1, failures_allowed=_FAILURES_ALLOWED, rests=True)
+        return players(1)
 
 
 def baseline_scores(

@@ -24,6 +24,7 @@ from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, CONFIGURED
 from pdqn.logs import Bound, keep_within
+from pdqn.text import is_path_utf8
 
 STATE_FILE = "state.json"
 # The meaning of the parameters depends on these settings, among them all of the network's.
@@ -286,9 +287,6 @@ class RunDirectory:
     def close(self) -> None:
         """Close the files, and so let another process open the directory."""
         self._folder.close()
-        self._close_files()
-
-    def _close_files(self) -> None:
         with contextlib.closing(self._events):
             self._metrics.close()
 
@@ -339,8 +337,7 @@ def check_path(path: Path) -> None:
     Raises:
         UsageError: its bytes are not UTF-8, or this locale gives its characters other bytes.
     """
-    whole = str(path.absolute())
-    if whole.encode("utf-8", "replace") == os.fsencode(whole):
+    if is_path_utf8(str(path.absolute())):
         return
     encoding = sys.getfilesystemencoding()
     if encoding == "utf-8":

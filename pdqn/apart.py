@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from types import GeneratorType, TracebackType
+from types import GeneratorType
 from typing import Any, Generic, TypeVar, cast
 
 import setproctitle
@@ -152,7 +152,7 @@ class Task(Generic[T]):
 
 
 class Apart:
-    """A process that runs one function after another; a context manager that ends it.
+    """A process that runs one function after another; ``close`` ends it.
 
     Args:
         title: noun that ps and top show after ``pdqn``.
@@ -183,19 +183,6 @@ class Apart:
             os.close(printed)
             os.close(traced)
         self._ready = True
-
-    def __enter__(self) -> Apart:
-        """Return this."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the process."""
-        self.close()
 
     @property
     def pid(self) -> int:

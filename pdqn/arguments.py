@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from pdqn.text import is_utf8
+
 _ACCEPTED = "texts, numbers, true and false, and lists and tables of them are accepted"
 _MAX_BYTES = 1 << 18  # of a table as TOML; a message that holds two must stay below its limit
 _MAX_DEPTH = 32  # of lists and tables in one another: readers and writers recurse
@@ -87,10 +89,8 @@ def _key(name: str, key: Any) -> str:
 
 
 def _text(name: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} = {text!a:.60}; expected a text in UTF-8") from None
+    if not is_utf8(text):
+        raise ValueError(f"{name} = {text!a:.60}; expected a text in UTF-8")
     return str(text)
 
 

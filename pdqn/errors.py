@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from pdqn.own_modules import PACKAGES
+
 _OTHERS = ("gymnasium", "numpy")
-_OURS = ("pdqn", "actors", "replay", "learner", "launcher")
 _PYTHON, _HERE = Path(sysconfig.get_path("stdlib")), Path(__file__).parents[1]
 
 
@@ -86,10 +87,10 @@ def _is_others(path: Path) -> bool:
     for folder in ("site-packages", "dist-packages"):
         if folder in path.parts:
             after = path.parts[path.parts.index(folder) + 1 :]
-            return after[0] in (*_OTHERS, *_OURS)
+            return after[0] in (*_OTHERS, *PACKAGES)
     if path.is_relative_to(_PYTHON):
         return True
-    return path.is_relative_to(_HERE) and path.relative_to(_HERE).parts[0] in _OURS
+    return path.is_relative_to(_HERE) and path.relative_to(_HERE).parts[0] in PACKAGES
 
 
 def reason_of(error: Exception) -> str:

@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 from pdqn.arguments import plain_arguments
 from pdqn.config import Config
 from pdqn.errors import UsageError
+from pdqn.text import is_utf8
 
 Layer = Mapping[str, Mapping[str, Any]]
 
@@ -254,16 +255,8 @@ def _arguments(name: str, values: Mapping[Any, Any], source: str) -> dict[str, A
 
 def _check_text(name: str, value: Any) -> None:
     """Refuse a text that no file and no message can hold, as from a terminal that is not UTF-8."""
-    if isinstance(value, str) and not _is_utf8(value):
+    if isinstance(value, str) and not is_utf8(value):
         raise UsageError(f"{name} = {value!r}; expected a text in UTF-8")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _as_type(value: Any, kind: Any) -> Any:

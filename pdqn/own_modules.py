@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 TAKEN = ("actors", "launcher", "learner", "replay")
+PACKAGES = ("pdqn", *TAKEN)
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the five packages
 _PREFIX = "own_"
 _LIBRARIES = tuple(
@@ -119,7 +120,7 @@ def _chosen(
     points of both.
     """
     importer_top = str(importer.get("__name__")).partition(".")[0]
-    if name.partition(".")[0] not in _own or importer_top in ("pdqn", *TAKEN):
+    if name.partition(".")[0] not in _own or importer_top in PACKAGES:
         return load(name)
     names = [_PREFIX + name, name]
     if str(importer.get("__file__")).startswith(_LIBRARIES):

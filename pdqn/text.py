@@ -1,7 +1,8 @@
-"""Texts that come from elsewhere, made safe to show: pure functions."""
+"""Texts that come from elsewhere: whether they can be held, and made safe to show."""
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 
@@ -41,6 +42,23 @@ def printable_lines(text: str) -> str:
 def is_printable(text: str) -> bool:
     """Return whether ``printable`` would leave a text as it is."""
     return printable(text) == text
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether files and messages can hold a text, which a terminal may give otherwise."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_path_utf8(path: str) -> bool:
+    """Return whether this process names a file by the path's UTF-8, as other libraries do.
+
+    Some locales give its characters other bytes, and a file's name may be any bytes.
+    """
+    return path.encode("utf-8", "replace") == os.fsencode(path)
 
 
 def _is_visible(character: str) -> bool:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-import os
 import socket as sockets
 import time
 from collections import Counter, deque
@@ -33,7 +32,7 @@ from zmq.utils.monitor import recv_monitor_message
 from pdqn.clients import KEY_ROLES, Clients, losers, name_of
 from pdqn.connections import Connections, Cut, Penalties
 from pdqn.errors import RunError
-from pdqn.text import is_printable
+from pdqn.text import is_path_utf8, is_printable
 from pdqn.trust import NOTHING, Trust
 
 if TYPE_CHECKING:
@@ -232,9 +231,7 @@ def endpoint_of(address: str, key: str | None) -> str:
 
 def can_be_address(path: str) -> bool:
     """Return whether a path can be part of an endpoint: ZeroMQ and messages take it as it is."""
-    # A locale that is not UTF-8 gives files other bytes than ZeroMQ does.
-    same = path.encode("utf-8", "replace") == os.fsencode(path)
-    return same and is_printable(path) and _KEY not in path
+    return is_path_utf8(path) and is_printable(path) and _KEY not in path
 
 
 def split(endpoint: str) -> tuple[str, str | None]:

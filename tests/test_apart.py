@@ -23,7 +23,7 @@ SECONDS = 60.0
 
 @pytest.fixture
 def apart() -> Iterator[Apart]:
-    with Apart("environment") as process:
+    with contextlib.closing(Apart("environment")) as process:
         yield process
 
 

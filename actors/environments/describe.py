@@ -25,7 +25,6 @@ from actors.environments.fields import fields_of
 from actors.environments.guard import EnvironmentFailedError, close_quietly
 from actors.environments.infos import RESERVED
 from actors.environments.interface import (
-    InterfaceError,
     check_spaces,
     fault_behind,
     told_with_place,
@@ -90,8 +89,6 @@ def _refused(env_id: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except InterfaceError as error:
-        raise UsageError(f"environment {env_id}: {error}") from error
     except gymnasium.error.Error as error:
         advice = "" if _is_registered(env_id) else advice_for_unknown(env_id, gymnasium.registry)
         said = first_line(error)
@@ -103,8 +100,7 @@ def _refused(env_id: str) -> Iterator[None]:
         raise UsageError(f"environment {env_id}: {said}") from error
     except EnvironmentFailedError as error:
         # The original error of the environment, which the guard has counted.
-        cause = error.__context__ or error
-        said = str(cause) if isinstance(cause, InterfaceError) else told_with_place(cause)
+        said = told_with_place(error.__context__ or error)
         raise UsageError(f"environment {env_id}: {said}") from error
     except (Exception, SystemExit) as error:
         raise UsageError(f"environment {env_id}: {told_with_place(error)}") from error
@@ -242,7 +238,7 @@ def _batch_around(one: Any, made: Makers, spec: EnvironmentSpec) -> VectorEnviro
     except UsageError:
         raise
     except Exception as error:
-        said = error if isinstance(error, InterfaceError) else told_with_place(error)
+        said = told_with_place(error)
         raise UsageError(f"environment {spec.id}: its own batch cannot be made: {said}") from error
     if native is None:
         return VectorEnvironment(spec, {}, 1, made=Makers(lambda: one, None))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pdqn.casting import as_array
 from pdqn.errors import first_line, frames_of, own_place, type_and_first_line
+from pdqn.own_modules import PACKAGES
 
 _RESET = "return observation, info"
 _STEP = "return observation, reward, terminated, truncated, info"
@@ -29,7 +30,7 @@ _SPACES = {
     "observation_space": "spaces.Box(low, high, shape, dtype)",
     "action_space": "spaces.Discrete(n)",
 }
-_LIBRARIES = ("gymnasium", "numpy", "actors", "launcher", "pdqn")
+_LIBRARIES = ("gymnasium", "numpy", *PACKAGES)
 _SHOWN_CHARACTERS = 60
 # Every step looks at these. Unions of types, and abstract ones such as Mapping alone, are slower.
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
@@ -237,6 +238,8 @@ def _check_method(env: gymnasium.Env[Any, Any], method: str, definition: str) ->
 
 def told_with_place(error: BaseException, *, with_type: bool = True) -> str:
     """Return the first line of an error, and the innermost place in a person's own file, if any."""
+    if isinstance(error, InterfaceError):  # whose text is whole
+        return str(error)
     said = type_and_first_line(error) if with_type or not str(error) else first_line(error)
     if isinstance(error, SyntaxError):  # whose text has its place already
         said = f"{type(error).__name__}: {error.msg}"

@@ -57,11 +57,11 @@ def open_model(path: Path, permission: Permission, *, plays: bool = False) -> Mo
     named = file if env is None else replace(file, spec=replace(file.spec, id=env))
     if network is not None:
         named = replace(named, network=replace(file.network, kind=network))
-    named.check(permission.trust, plays=plays)
+    _admit(named, permission.trust, plays=plays)
     if file.spec.id != named.spec.id:
         with Inspector(SystemConfig()) as inspector:
             _compare(named, named.env_args, inspector)
-    return _built(named)
+    return named.build()
 
 
 def open_model_of_run(path: Path, trust: Trust) -> Model:
@@ -78,10 +78,10 @@ def open_model_of_run(path: Path, trust: Trust) -> Model:
         UsageError: the file differs from the configuration, or names code that may not run here.
     """
     file = read_model(path)
-    file.check(trust, plays=True)
+    _admit(file, trust, plays=True)
     settings = path.parent / CONFIG
     if not settings.exists():
-        return _built(file)
+        return file.build()
     config = layers.build((f"file {settings}", layers.of_run(layers.read_toml(settings))))
     if different := file.differences(config):
         raise UsageError(f"{path} is not of this run: {'; '.join(different)}")
@@ -90,20 +90,18 @@ def open_model_of_run(path: Path, trust: Trust) -> Model:
         trust.check_environment(f"{settings}:", config.run.env, config.run.env_args)
     # The process that draws pictures of the run makes its environment anyway.
     _compare(file, config.run.env_args, Here())
-    return _built(file)
+    return file.build()
 
 
-def _built(file: ModelFile) -> Model:
-    """Build a model that may run, and let imports find the code that it names."""
+def _admit(file: ModelFile, trust: Trust, *, plays: bool) -> None:
+    """Refuse a file that may not run here, and let imports find the code that it names."""
+    file.check(trust, plays=plays)
     if file.names_code:
         find_own_modules()
-    return file.build()
 
 
 def _compare(file: ModelFile, env_args: dict[str, object], inspector: Inspector | Here) -> None:
     """Refuse a model that is for another environment than the one that it would play here."""
-    if file.names_code:
-        find_own_modules()
     here = inspector.examine(file.spec.id, env_args).spec.stacked(file.spec.frame_stack)
     if difference := here.difference(file.spec):
         raise UsageError(f"{file.path} is for another environment than {here.id}: {difference}")
