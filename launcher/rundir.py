@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from launcher.folders import Folder
-from launcher.locking import take_lock
 from launcher.strict_json import to_json
 from pdqn.atomic import replacing
 from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, CONFIGURED
+from pdqn.locking import take_lock
 from pdqn.logs import Bound, keep_within
 from pdqn.text import is_path_utf8
 

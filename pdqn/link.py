@@ -80,6 +80,7 @@ class CoordinatorLink:
         pulse: the newest pulse.
         telemetry: figures for the next report.
         answers: the coordinator's answers to requests, oldest first.
+        reports: number of reports sent.
         revocations: how often keys were removed from the list of allowed keys.
     """
 
@@ -116,6 +117,7 @@ class CoordinatorLink:
         self.pulse = Pulse()
         self.telemetry = Telemetry()
         self.revocations = 0
+        self.reports = 0
         self.answers: deque[Filed | Piece] = deque(maxlen=_MOST_ANSWERS)
 
     @property
@@ -247,7 +249,9 @@ class CoordinatorLink:
         return self.telemetry.report(self._serves)
 
     def _send(self, message: Report | Leave) -> None:
-        if not self._try_to_send(message):
+        if self._try_to_send(message):
+            self.reports += 1
+        else:
             self.telemetry.count("reports_dropped")
 
     def _welcomed(self, welcome: Welcome) -> Welcome:

@@ -461,18 +461,29 @@ def test_an_actor_and_a_learner_that_are_killed_are_started_again(
     assert saved <= continued <= summary["learner_steps"]
 
 
-def test_a_replay_that_is_killed_is_started_again_and_the_run_goes_on(
-    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+def test_a_replay_that_is_killed_again_and_again_loses_nothing_and_the_run_goes_on(
+    pdqn_command: StartCommand, observe: Observe, read_lines: ReadLines, tmp_path: Path
 ):
-    options = ["--actors", "2", *NO_EVALUATOR]
+    options = ["--actors", "2", "--set", "replay.capacity=100000", *NO_EVALUATOR]
     with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
         run = observe(command)
         run.learns()
-        run.role("replay").kill()
-        run.until(lambda: run.joined("replay", 1))
-        run.grows("environment_steps", "learner_steps")
+        stored = 0.0
+        for kill in range(1, 3):
+            before = read_lines(run.path / "metrics.jsonl")
+            stored += before[-1]["replay/size"]
+            run.role("replay").kill()
+            run.until(lambda incarnation=kill: run.joined("replay", incarnation))
+            run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
-    assert summary["restarts"] == {"actor": 0, "replay": 1, "learner": 0, "evaluator": 0}
+    assert summary["restarts"] == {"actor": 0, "replay": 2, "learner": 0, "evaluator": 0}
+    last = read_lines(run.path / "metrics.jsonl")[-1]
+    assert last["replay/transitions_recovered"] >= stored
+    transitions = summary["transitions"]
+    assert transitions["received"] == last["replay/size"], "all is stored and counted once"
+    assert transitions["duplicate"] == 0
+    assert last["system/lost"] == 0, "what was acknowledged leaves no gap in a stream"
+    assert summary["samples_per_insert"] < 4.2, "what was sampled is not due again"
     assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]
 
 

@@ -281,6 +281,26 @@ def test_what_another_version_chose_for_a_run_stays_whatever_auto_stands_for_now
     assert (after["network"], after["run"]["frame_stack"]) == (before["network"], 1)
 
 
+def test_a_session_that_is_killed_before_it_wrote_again_has_its_starts_counted(tmp_path: Path):
+    state = RunState(incarnations={("actor", 0): 3})
+    assert not state.covers("actor", 0, 3)
+    state.reserve_around("actor", 0)
+    state.write(tmp_path)
+    assert state.covers("actor", 0, 3)
+    assert state.covers("actor", 5, 0), "more actors may join before the next write"
+    assert not state.covers("actor", 0, 11)
+    assert not state.covers("replay", 0, 0)
+    later = read_state(tmp_path)
+    assert later.incarnations["actor", 0] == 11
+    assert later.incarnations["actor", 5] == 8
+    state.incarnations["actor", 0] = 20
+    state.write(tmp_path)
+    assert read_state(tmp_path).incarnations["actor", 0] == 20
+    state.reserved.clear()  # at the end of a session nothing more starts
+    state.write(tmp_path)
+    assert read_state(tmp_path).incarnations == {("actor", 0): 20}
+
+
 def written(directory: Path, config: Config, *, without: str = "nothing") -> Config:
     """Write the settings of a run that has not begun, and return those with which it resumes."""
     for name in ("config.toml", "configured.toml"):
@@ -509,6 +529,12 @@ def metric(path: Path, name: str, read_lines: ReadLines) -> float:
     return values[-1] if values else 0
 
 
+def steps_in(path: Path) -> float:
+    """Return the environment steps in the state that a later session resumes from."""
+    totals = read_state(path).metrics.get("totals", [])
+    return sum(n for role, name, n in totals if (role, name) == ("actor", "environment_steps"))
+
+
 def saved_steps(path: Path) -> list[int]:
     return [int(path.name[5:]) for path in checkpoints(path)]
 
@@ -520,14 +546,13 @@ def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_say
     options = ["--env", "CartPole-v1", "--actors", "2", "--run-dir", "run"]
     with pdqn_command(*COMMAND, *options, directory=tmp_path) as command:
         eventually(lambda: len(saved_steps(run)) >= 2, 60)
-        eventually(lambda: (run / "state.json").exists(), 60)
+        eventually(lambda: steps_in(run) > 0, 60)
         os.kill(command.process.pid, signal.SIGKILL)
         eventually(lambda: not command.members(), 20)
     newest, before = saved_steps(run)[:2]
     (run / "checkpoints" / f"step-{newest:09d}" / "learner.pth").write_bytes(b"damaged")
-    steps = read_state(run).metrics["totals"]
-    counted = sum(v for role, name, v in steps if (role, name) == ("actor", "environment_steps"))
-    assert counted > 0
+    counted = steps_in(run)
+    journal = sum(path.stat().st_size for path in (run / "journal" / "replay-0").glob("*.segment"))
     resume = ["launch", "--console", "plain", "--resume", "run", "--actors", "1"]
     with pdqn_command(*resume, directory=tmp_path) as command:
         eventually(lambda: metric(run, "environment_steps", read_lines) > counted + 500, 60)
@@ -540,8 +565,16 @@ def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_say
     summary = json.loads((run / "summary.json").read_text())
     assert summary["sessions"] == 2
     assert summary["environment_steps"] > counted + 500
-    seeds = [e["text"] for e in read_lines(run / "events.jsonl") if e["event"] == "seeds"]
+    events = read_lines(run / "events.jsonl")
+    seeds = [event["text"] for event in events if event["event"] == "seeds"]
     assert len(seeds) == len(set(seeds)) == 3
+    last = read_lines(run / "metrics.jsonl")[-1]
+    assert last["replay/transitions_recovered"] * 20 < journal, "all of it, at 30 to 40 bytes each"
+    assert last["replay/transitions_recovered"] * 60 > journal
+    assert summary["transitions"]["duplicate"] == 0
+    joins = [event["text"] for event in events if event["event"] == "joined"]
+    places = [(text.split(" on ")[0], text.rpartition(" ")[2]) for text in joins]
+    assert len(places) == len(set(places)), "no incarnation is used twice"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from contents import all_of
 
 from actors.environments.describe import describe_environment
 from launcher.console.console import Console, SilentConsole
@@ -371,7 +372,7 @@ def test_stored_observations_are_those_of_their_step_and_not_of_a_later_one(
 
     monkeypatch.setattr(run._rollout._recorder, "record", record_and_copy)
     assert run.execute() == 0
-    stored = {row.tobytes() for row in run._buffer.get_state()["observation.map"]}
+    stored = {row.tobytes() for row in all_of(run._buffer).observation["map"]}
     assert stored <= seen
     # Three placements an episode, four environments: nearly every map is a new one.
     assert len(stored) > 100

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import zmq
@@ -27,7 +27,7 @@ from launcher.coordinator.membership import (
 )
 from launcher.coordinator.places import Member
 from launcher.coordinator.watchers import Watchers
-from launcher.metrics.metrics import RunMetrics
+from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.snapshot import Seen
 from pdqn import messages, process, transport, wire
 from pdqn.clients import Clients
@@ -63,6 +63,7 @@ class Coordinator:
         own_actors: number that the launcher starts itself; by default all that are configured.
         incarnations: number of times that each (role, index) has joined in earlier sessions.
         memory: bytes that are planned for one process of each role; without a limit for the others.
+        before_admission: function that is called before a process learns its place.
 
     Attributes:
         membership: the members of the run.
@@ -86,7 +87,9 @@ class Coordinator:
         own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
         memory: Mapping[str, int] | None = None,
+        before_admission: Callable[[MemberKey], object] = lambda _: None,
     ) -> None:
+        self._before_admission = before_admission
         self._context, self._memory = context, memory or {}
         self._seal = new_seal()
         self._socket = context.socket(zmq.ROUTER)
@@ -231,6 +234,7 @@ class Coordinator:
 
     def _admit(self, member: Member) -> None:
         key, bind = member.key, self._welcome.bind
+        self._before_admission(key)
         welcome = replace(
             self._welcome,
             index=key.index,

@@ -8,6 +8,7 @@ import time
 import uuid
 from dataclasses import replace
 
+from launcher.console.controls import Controls
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.hosts.access import Access
@@ -16,11 +17,11 @@ from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.roles import DaskRoles, Wanted
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import Roster
 from launcher.plan.inspector import Inspector
 from launcher.plan.memory import LAUNCHER_BYTES, Estimates
 from launcher.plan.prepare import parameter_bytes
-from launcher.run.controls import Controls
 from launcher.run.ends import Ends
 from launcher.run.session import Session
 from launcher.run.stopping import Stopping
@@ -121,6 +122,7 @@ class Run:
                 self._relay.close()
             self._coordinator.close()
             self._close_doors()
+        session.state.reserved.clear()  # no process starts any more
         return session.conclude(reason, Roster.of(self._views.present()))
 
     def _make_coordinator(self) -> Coordinator:
@@ -156,6 +158,7 @@ class Run:
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
             memory=self._planned_memory(),
+            before_admission=self._reserve,
         )
         if self._access.clients is not None:
             coordinator.allow(self._access.clients.clients)
@@ -176,7 +179,23 @@ class Run:
         host, port = local.rpartition(":")[0], address.rpartition(":")[2]
         return transport.endpoint_of(f"tcp://{host}:{port}", key)
 
+    def _reserve(self, key: MemberKey) -> None:
+        """Have the next session count this start too, even if this one is killed now."""
+        state = self._session.state
+        if not state.covers(key.role, key.index, key.incarnation):
+            state.reserve_around(key.role, key.index)
+            self._session.save_state()
+
+    def _reserve_own(self) -> None:
+        """Reserve the first starts of all roles that are configured, in one write."""
+        config = self._config
+        counts = {"replay": config.replay.shards, "learner": 1, "evaluator": 1}
+        counts["actor"] = config.actor.count or 0
+        self._session.state.reserve((role, i) for role, n in counts.items() for i in range(n))
+        self._session.save_state()
+
     def _start_roles(self) -> None:
+        self._reserve_own()
         self._invite()
         elsewhere = self._access.elsewhere
         if "replay" not in elsewhere:

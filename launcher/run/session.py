@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.console.console import Console
+from launcher.console.controls import Controls, keys_of
 from launcher.interrupts import Interrupts
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import Roster
@@ -16,7 +17,6 @@ from launcher.metrics.snapshot import Seen, Snapshot
 from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.results import pictures
 from launcher.results.saved import unsaved
-from launcher.run.controls import Controls, keys_of
 from launcher.run.recorder import Recorder
 from launcher.run.sinks import make_sinks
 from launcher.run.state import RunState
@@ -30,7 +30,9 @@ _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
 _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
 _MOST_SHOWN = 500  # characters of a note
-_SHOWN_NOTES = {"out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked"}
+_SHOWN_NOTES = {
+    "out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked", "journal",
+}  # fmt: skip
 # These may come again and again: the console shows the first of each, events have them all.
 _SHOWN_ONCE = {"evaluation", "baselines", "rejected", "log"}
 

@@ -18,12 +18,12 @@ from actors.greedy import GreedyEvaluation
 from actors.rollout import Identity, Rollout
 from actors.segments import join_segments
 from launcher import streams
+from launcher.console.controls import Controls
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import MemberView, Roster
 from launcher.plan.memory import Estimates
 from launcher.plan.prepare import parameter_bytes
-from launcher.run.controls import Controls
 from launcher.run.session import Session
 from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner

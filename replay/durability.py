@@ -1,0 +1,280 @@
+"""The journal's place, and the start of a shard with what its journal holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from pdqn.config import Config
+from pdqn.errors import RunError
+from pdqn.files import FOLDER_VARIABLE, is_here
+from pdqn.link import CoordinatorLink
+from pdqn.locking import take_lock
+from pdqn.messages import Welcome
+from pdqn.specs import EnvironmentSpec
+from replay.buffer import make_buffer
+from replay.contents import Contents
+from replay.journal import Journal, OtherFormatError, SegmentHead, segments_of
+from replay.keeper import Keeper
+from replay.limiter import make_limiter
+from replay.recovery import OtherKindError, Result, Taken, recover
+from replay.sequences import Sequences
+from replay.sharding import ShardLimiter
+
+JOURNAL = "journal"
+_LOCK_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_RETRY_SECONDS = 1.0
+_log = logging.getLogger("replay")
+
+
+class StoppedError(Exception):
+    """The order to stop, before the journal was read to its end."""
+
+
+class Opened(NamedTuple):
+    """A shard that is ready to serve, and the keeper of its journal."""
+
+    contents: Contents
+    keeper: Keeper
+
+
+def open_shard(link: CoordinatorLink, welcome: Welcome) -> Opened:
+    """Make a shard's contents, with what its journal holds.
+
+    Raises:
+        StoppedError: the run ended meanwhile.
+        RunError: another process keeps the journal.
+    """
+    telemetry, config = link.telemetry, welcome.config.replay
+    folder = None
+    if config.journal != "off":
+        folder = journal_folder(welcome, os.environ.get(FOLDER_VARIABLE, ""))
+        if folder is None:
+            telemetry.note(JOURNAL, "no journal: this host has no folder for one; "
+                           "replay.journal_dir names a folder")  # fmt: skip
+    opened = None
+    if folder is not None:
+        try:
+            opened = _open(link, welcome, folder)
+        except OSError as error:
+            telemetry.count("journal_failures")
+            why = f"{error.filename or folder}: {error.strerror}"
+            telemetry.note(JOURNAL, f"no journal: {why}; a replay that ends starts empty")
+    if opened is None:
+        contents = _new_contents(welcome)
+        opened = Opened(contents, Keeper(contents, telemetry))
+    return opened
+
+
+def journal_folder(welcome: Welcome, own_folder: str) -> Path | None:
+    """Choose the folder of a shard's journal; None if this host has no place for it.
+
+    It is in the run's directory where that is reachable. Elsewhere it is where
+    ``replay.journal_dir`` says, or else in the folder of this host's supervisor.
+
+    Args:
+        welcome: the replay's.
+        own_folder: folder of this host's supervisor; empty if there is none.
+    """
+    name = f"replay-{welcome.index}"
+    if welcome.config.replay.journal_dir and welcome.run_dir:
+        run = hashlib.sha256(welcome.run_dir.encode()).hexdigest()[:8]
+        base = Path(welcome.config.replay.journal_dir).expanduser()
+        return base / f"{Path(welcome.run_dir).name}-{run}" / name
+    if is_here(welcome):
+        return Path(welcome.run_dir) / JOURNAL / name
+    return Path(own_folder) / JOURNAL / name if own_folder else None
+
+
+def kind_of(spec: EnvironmentSpec, config: Config) -> str:
+    """Return a text that is equal for runs whose transitions mean the same."""
+    actor = config.actor
+    meaning = [spec.to_map(), actor.n_step, actor.discount, actor.reward_clip]
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+
+
+def _new_contents(welcome: Welcome) -> Contents:
+    config, life = welcome.config, welcome.incarnation
+    buffer = make_buffer(config, welcome.spec, welcome.index, life)
+    return Contents(
+        buffer, ShardLimiter(make_limiter(config)), Sequences(config.actor.window), life
+    )
+
+
+def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = _lock(link, folder.with_suffix(".lock"))
+    _tidy(folder)
+    contents, result = _recovered(link, welcome, folder)
+    replay = welcome.config.replay
+    reported = result if result.run == welcome.run else Result()
+    telemetry = link.telemetry
+    telemetry.count("transitions_recovered", contents.buffer.size)
+    # The process before this one had no time to report them.
+    telemetry.count("transitions_received", reported.unreported)
+    telemetry.count("transitions_refused", reported.unreported_refused)
+    keeper = Keeper(
+        contents,
+        telemetry,
+        _new_journal(link, welcome, folder, contents),
+        sync=replay.journal == "sync",
+        when_full=replay.journal_full,
+        remove=partial(shutil.rmtree, folder, ignore_errors=True),
+        release=partial(os.close, lock),
+        unreported=reported.unreported,
+        unreported_refused=reported.unreported_refused,
+    )
+    keeper.take_snapshot()
+    return Opened(contents, keeper)
+
+
+def _new_journal(
+    link: CoordinatorLink, welcome: Welcome, folder: Path, contents: Contents
+) -> Journal | None:
+    """Continue the journal in its folder; wait, or go on without, where it cannot be written.
+
+    Raises:
+        StoppedError: the run ended meanwhile.
+    """
+    head = partial(contents.head, welcome.run, kind_of(welcome.spec, welcome.config))
+    while True:
+        try:
+            return Journal(folder, head)
+        except OSError as error:
+            why = f"{error.filename or folder}: {error.strerror}"
+        if welcome.config.replay.journal_full == "off":
+            link.telemetry.count("journal_failures")
+            link.telemetry.note(JOURNAL, f"no journal: {why}; a replay that ends starts empty")
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        link.telemetry.activity = f"waits: {why}"
+        link.wait(_RETRY_SECONDS)
+        if link.stopping:
+            raise StoppedError
+
+
+def _lock(link: CoordinatorLink, path: Path) -> int:
+    """Keep other processes from this journal while the returned descriptor is open.
+
+    Raises:
+        RunError: another process keeps it.
+        StoppedError: the run ended meanwhile.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not take_lock(descriptor, 1, 0.0):
+        link.telemetry.activity = "waits for the process that has its journal"
+        if link.stopping:
+            os.close(descriptor)
+            raise StoppedError
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            raise RunError(f"{path}: another process keeps this journal")
+        link.poll(_POLL_SECONDS)
+    return descriptor
+
+
+def _tidy(folder: Path) -> None:
+    """Finish or undo the replacement of a damaged journal that was interrupted."""
+    new, damaged = folder.with_suffix(".new"), folder.with_suffix(".damaged")
+    if damaged.exists() and not folder.exists() and new.exists():
+        new.rename(folder)
+    for left in (new, damaged):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _recovered(link: CoordinatorLink, welcome: Welcome, folder: Path) -> tuple[Contents, Result]:
+    """Read the journal, if there is one that can be used; else remove it."""
+    result = Result()
+    # The first process of a run's shard does not continue a journal that somebody else left.
+    if welcome.incarnation and segments_of(folder):
+        kind = kind_of(welcome.spec, welcome.config)
+        try:
+            contents, result = _read(link, welcome, folder, kind)
+        except OtherKindError:
+            why = "its transitions mean something else"
+        except OtherFormatError as error:
+            why = str(error)
+        else:
+            _tell(link, contents, result)
+            return contents, result
+        link.telemetry.note(JOURNAL, f"the journal is not taken over: {why}")
+    shutil.rmtree(folder, ignore_errors=True)
+    return _new_contents(welcome), result
+
+
+def _read(
+    link: CoordinatorLink, welcome: Welcome, folder: Path, kind: str
+) -> tuple[Contents, Result]:
+    written: list[Journal] = []
+    new = folder.with_suffix(".new")
+
+    def rewrite(contents: Contents) -> Taken:
+        """Write what is left, with its new keys, into a journal beside the damaged one."""
+        run = ""
+
+        def head() -> SegmentHead:
+            return contents.head(run, kind)
+
+        def take(of_run: str, first_key: int, mean: float | None, data: memoryview) -> None:
+            nonlocal run
+            journal = written[0] if written else None
+            if journal is not None:
+                # Segments begin between batches, and each is of one run.
+                journal.write()
+            if of_run != run:
+                run = of_run
+                if journal is None:
+                    written.append(Journal(new, head))
+                else:
+                    journal.begin()
+            written[0].store(first_key, mean, data)
+
+        return take
+
+    def show(share: float) -> None:
+        _show(link, share)
+
+    contents, result = recover(folder, welcome.spec, kind, lambda: _new_contents(welcome), show,
+                               rewrite)  # fmt: skip
+    if written:
+        written[0].write()
+        written[0].snapshot(contents.snapshot())
+        written[0].close()
+        damaged = folder.with_suffix(".damaged")
+        folder.rename(damaged)
+        new.rename(folder)
+        shutil.rmtree(damaged, ignore_errors=True)
+    return contents, result
+
+
+def _show(link: CoordinatorLink, share: float) -> None:
+    """Keep in touch with the coordinator while the journal is read."""
+    link.telemetry.activity = f"reads its journal ({100 * share:.0f}%)"
+    link.poll()
+    if link.stopping:
+        raise StoppedError
+
+
+def _tell(link: CoordinatorLink, contents: Contents, result: Result) -> None:
+    """Report what the journal held, and what it has lost."""
+    telemetry, damage = link.telemetry, result.damage
+    size = contents.buffer.size
+    _log.info("the journal held %d transitions; %d bytes were torn", size, damage.torn_bytes)
+    places = max(damage.damaged, result.holes)
+    telemetry.count("journal_damaged", places)
+    parts = []
+    if places:
+        parts.append(f"{places} places of the journal are damaged")
+    if result.left_out:
+        parts.append(f"{result.left_out} transitions do not fit any more")
+    if parts:
+        telemetry.note(JOURNAL, f"{' and '.join(parts)}; {size} transitions are taken over")
