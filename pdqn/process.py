@@ -40,10 +40,25 @@ class PrintableFormatter(logging.Formatter):
         return printable_lines(super().format(record))
 
 
-class ParentWatch:
-    """A watch on the parent process; it ends this process when the parent is gone.
+class _Parent:
+    """The line to the process that has had this one started; None to the parent of Python's."""
 
-    The pipe to the parent closes when the parent ends, whatever the cause. The role sees ``gone``
+    line: int | None = None
+
+
+def end_with(line: int) -> None:
+    """Have every watch from now on watch a descriptor, which becomes readable at the other's end.
+
+    Args:
+        line: the descriptor, of a pipe or socket.
+    """
+    _Parent.line = line
+
+
+class ParentWatch:
+    """A watch on the process that had this one started; it ends this one when that is gone.
+
+    The line to that process closes when it ends, whatever the cause. The role sees ``gone``
     and leaves in order. If it hangs, the watch ends the process after a few seconds.
 
     Args:
@@ -59,16 +74,18 @@ class ParentWatch:
         self.log_trouble = "" if log is None else log.trouble
         self._log = log
         handlers.install(LEAVE, self._told)
-        self._parent = multiprocessing.parent_process()
-        if self._parent is not None:
+        self._line = _Parent.line
+        if self._line is None and (parent := multiprocessing.parent_process()) is not None:
+            self._line = parent.sentinel
+        if self._line is not None:
             threading.Thread(target=self._watch, name="parent watch", daemon=True).start()
 
     def _told(self, _number: int, _frame: FrameType | None) -> None:
         self.gone = True
 
     def _watch(self) -> None:
-        assert self._parent is not None
-        while not wait([self._parent.sentinel], _LOG_SECONDS):
+        assert self._line is not None
+        while not wait([self._line], _LOG_SECONDS):
             if self._log is not None:
                 self._log.tend()
         self.gone = True

@@ -86,8 +86,6 @@ def take_part(
                 own_indices=False,
                 warm=part.role == "actor",
             )
-            # Before joining: afterwards the run must hear from this host every second.
-            supervisor.warm_up()
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join(is_given_up=lambda: interrupts.count > 0)
             try:
@@ -208,7 +206,7 @@ class _Agent:
                 self._note_ends([pid])
         silent = self._link.silent_seconds
         all_ended = self._supervisor.check(may_start=silent < _HEARD_SECONDS)
-        self._note_ends(ended.pid for ended in all_ended)
+        self._note_ends(ended.pid for ended in all_ended if ended.pid)
         for ended in all_ended:
             again = "" if ended.restart_seconds is None else "; starts again"
             self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pickle
+import socket
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from launcher import safe_path
+from launcher.hosts.children import LENGTH, Order
 from launcher.leaving import leave
+from pdqn import process
 from pdqn.errors import JoinRefusedError, PlaceTakenError
 from pdqn.text import printable, printable_lines
 from pdqn.transport import Network
@@ -19,26 +25,55 @@ EXIT_REFUSED, EXIT_TAKEN = 3, 4
 _Main = Callable[[str, int | None, Path | None, Network | None], None]
 
 
-def run_role(
-    role: str,
-    address: str,
-    index: int | None,
-    log_path: Path | None,
-    network: Network | None = None,
-) -> None:
-    """Run one role, from joining to leaving; the target of its process."""
+def serve(descriptor: int) -> None:
+    """Run the role of a process that was started by itself; its lifeline has this descriptor."""
+    os.set_inheritable(descriptor, False)
     safe_path.forget()
+    run(socket.socket(fileno=descriptor))
+
+
+def run(lifeline: socket.socket) -> NoReturn:
+    """Run the role that the lifeline orders, from joining to leaving, and end this process."""
+    code = 1
     try:
-        _main_of(role)(address, index, log_path, network)
+        order = _read(lifeline)
+        sys.path[:], sys.argv[:] = order.path, order.argv
+        process.end_with(lifeline.fileno())
+        code = _run_role(order)
+        lifeline.send(bytes([code]))
+    except OSError:
+        pass  # nobody is there any more
+    finally:
+        # The role has closed everything it opened. The interpreter's own teardown of a hundred
+        # actors on a few cores would take longer than a person waits after Ctrl-C.
+        leave(code)
+
+
+def _run_role(order: Order) -> int:
+    """Run a role; return its exit code."""
+    try:
+        _main_of(order.role)(order.address, order.index, order.log_path, order.network)
     except JoinRefusedError as error:
         _tell(printable(str(error)))
-        leave(EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED)
-    except Exception:  # noqa: BLE001 - multiprocessing would print it with its escapes
+        return EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED
+    except Exception:  # noqa: BLE001 - Python would print it with its escapes
         _tell(f"this role failed:\n{printable_lines(traceback.format_exc())}")
-        leave(1)
-    # The role has closed everything it opened. The interpreter's own teardown of a hundred actors
-    # on a few cores would take longer than a person waits after Ctrl-C.
-    leave(0)
+        return 1
+    return 0
+
+
+def _read(lifeline: socket.socket) -> Order:
+    """Read the order.
+
+    Raises:
+        OSError: whoever gave it is gone.
+    """
+    with lifeline.makefile("rb") as file:
+        (length,) = LENGTH.unpack(file.read(LENGTH.size).ljust(LENGTH.size, b"\0"))
+        data = file.read(length)
+    if not data:
+        raise OSError("there is no order")
+    return pickle.loads(data)
 
 
 def _tell(text: str) -> None:
