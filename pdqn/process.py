@@ -62,7 +62,7 @@ class ParentWatch:
     and leaves in order. If it hangs, the watch ends the process after a few seconds.
 
     Args:
-        log: the log that the watch keeps within its bound meanwhile, if there is one.
+        log: log that it keeps within its bound meanwhile, if there is one.
 
     Attributes:
         gone: whether the parent has ended, or has asked this process to leave with ``LEAVE``.
@@ -72,25 +72,30 @@ class ParentWatch:
     def __init__(self, log: OutputLog | None = None) -> None:
         self.gone = False
         self.log_trouble = "" if log is None else log.trouble
-        self._log = log
         handlers.install(LEAVE, self._told)
         self._line = _Parent.line
         if self._line is None and (parent := multiprocessing.parent_process()) is not None:
             self._line = parent.sentinel
         if self._line is not None:
             threading.Thread(target=self._watch, name="parent watch", daemon=True).start()
+        # Apart from the watch, since a disk may not answer.
+        if log is not None:
+            threading.Thread(target=self._tend, args=(log,), name="log", daemon=True).start()
 
     def _told(self, _number: int, _frame: FrameType | None) -> None:
         self.gone = True
 
     def _watch(self) -> None:
         assert self._line is not None
-        while not wait([self._line], _LOG_SECONDS):
-            if self._log is not None:
-                self._log.tend()
+        wait([self._line])
         self.gone = True
         time.sleep(_ORPHAN_GRACE_SECONDS)
         os._exit(1)
+
+    def _tend(self, log: OutputLog) -> None:
+        while not self.gone:
+            log.tend()
+            time.sleep(_LOG_SECONDS)
 
 
 def own_host() -> str:

@@ -24,6 +24,7 @@ from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
 from launcher.plan.inspector import Here, Inspector
+from launcher.processes.forkserver import ForkServer
 from launcher.safe_path import find_own_modules
 from launcher.sockets import SocketsFolder, make_folder
 from launcher.terminal import echo
@@ -84,7 +85,7 @@ def take_part(
                 0,
                 network=replace(network, relay=relay.endpoint if relay else ""),
                 own_indices=False,
-                warm=part.role == "actor",
+                forkserver=ForkServer() if part.role == "actor" else None,
             )
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join(is_given_up=lambda: interrupts.count > 0)

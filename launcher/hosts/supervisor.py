@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.hosts import role_process
-from launcher.hosts.children import Child, Direct, Order, can_fork, modules_path
-from launcher.hosts.forkserver import ForkServer
-from launcher.hosts.restarts import Ended, Exit, RestartPolicy
 from launcher.metrics.roster import MemberState
+from launcher.processes import role_process
+from launcher.processes.children import Child, Direct, Order, modules_path
+from launcher.processes.forkserver import ForkServer
+from launcher.processes.restarts import Ended, Exit, RestartPolicy
 from pdqn.process import LEAVE
 from pdqn.transport import Network
 
@@ -55,7 +55,7 @@ class Supervisor:
         network: how the roles reach others; None on the launcher's own host, without keys.
         own_indices: the roles ask for the indices that they have here; otherwise the coordinator
             chooses their indices.
-        warm: there will be actors, for which the forkserver prepares what they share.
+        forkserver: what actors are forked from; None where there are none.
 
     Attributes:
         settings: of this host, for roles that are started from now on.
@@ -70,7 +70,7 @@ class Supervisor:
         network: Network | None = None,
         *,
         own_indices: bool = True,
-        warm: bool = True,
+        forkserver: ForkServer | None = None,
     ) -> None:
         self._address = address
         self._logs = logs
@@ -82,7 +82,7 @@ class Supervisor:
         self._own_indices = own_indices
         for name in _SINGLE_THREADED:
             os.environ.setdefault(name, "1")
-        self._forkserver = ForkServer() if warm and can_fork() else None
+        self._forkserver = forkserver
         self.restarted = {} if restarted is None else restarted
 
     def set_restarts(self, restarts: int) -> None:
@@ -217,7 +217,6 @@ class Supervisor:
                 slot.process.send_signal(signal.SIGKILL)
                 slot.process.abandon()
         if self._forkserver is not None:
-            self._forkserver.turn()
             self._forkserver.close()
         self.join(_KILL_SECONDS, {role for role, _ in self._slots})
 

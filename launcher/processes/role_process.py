@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher import safe_path
-from launcher.hosts.children import LENGTH, Order
 from launcher.leaving import leave
+from launcher.processes.children import LENGTH, Order
 from pdqn import process
 from pdqn.errors import JoinRefusedError, PlaceTakenError
 from pdqn.text import printable, printable_lines
@@ -25,7 +25,7 @@ EXIT_REFUSED, EXIT_TAKEN = 3, 4
 _Main = Callable[[str, int | None, Path | None, Network | None], None]
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, _: str = "") -> None:
     """Run the role of a process that was started by itself; its lifeline has this descriptor."""
     os.set_inheritable(descriptor, False)
     safe_path.forget()
@@ -71,9 +71,10 @@ def _read(lifeline: socket.socket) -> Order:
     with lifeline.makefile("rb") as file:
         (length,) = LENGTH.unpack(file.read(LENGTH.size).ljust(LENGTH.size, b"\0"))
         data = file.read(length)
-    if not data:
-        raise OSError("there is no order")
-    return pickle.loads(data)
+    with contextlib.suppress(BlockingIOError):
+        if not lifeline.recv(1, socket.MSG_DONTWAIT):
+            raise ConnectionResetError  # it is not wanted any more
+    return pickle.loads(data)  # noqa: S301 - through a line without a name, from its parent
 
 
 def _tell(text: str) -> None:

@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,16 +26,16 @@ from dataclasses import dataclass, field
 import setproctitle
 
 from launcher import safe_path
-from launcher.hosts import role_process
-from launcher.hosts.children import LENGTH, Forked, Order, open_python
-from launcher.hosts.restarts import Ended, Exit, RestartPolicy
+from launcher.processes import role_process
+from launcher.processes.children import LENGTH, Forked, Order, can_fork, open_python
+from launcher.processes.restarts import Ended, Exit, RestartPolicy
 from pdqn.errors import reason_of
 from pdqn.silence import ListeningClock
 
 _PRELOAD_SECONDS, _ANSWER_SECONDS = 60.0, 10.0
 _RESTARTS = 4
 _END_SECONDS = 0.5
-_PRELOADED = "launcher.hosts.preload"
+_PRELOADED = "launcher.processes.preload"
 _MESSAGE = struct.Struct("<Bqq")
 _READY, _FORKED, _FAILED, _ENDED = range(4)
 _PR_SET_PDEATHSIG = 1
@@ -89,12 +90,18 @@ class _Server:
 class ForkServer:
     """The forkserver of this process: one that ends is made again. Use it from one thread.
 
+    It begins with the first process that is wanted of it.
+
+    Args:
+        preloaded: name of the module that it imports first.
+
     Attributes:
-        is_given_up: it has ended too often, and nothing can be started through it any more.
+        is_given_up: it has ended too often, or this system has none; it can start nothing.
     """
 
-    def __init__(self) -> None:
-        self.is_given_up = False
+    def __init__(self, preloaded: str = _PRELOADED) -> None:
+        self.is_given_up = not can_fork()
+        self._preloaded = preloaded
         self._server: _Server | None = None
         self._waiting: deque[Forked] = deque()
         self._policy = RestartPolicy(_RESTARTS)
@@ -121,7 +128,7 @@ class ForkServer:
         return child
 
     def turn(self) -> Ended | None:
-        """Take in its answers, pass on what waits, and notice its end or make it anew."""
+        """Take in its answers, pass on what waits, notice its end, or make it again."""
         ended = None
         self._clock.turn()
         if self._server is not None:
@@ -139,10 +146,7 @@ class ForkServer:
         if server is None:
             return
         server.control.close()  # it then ends by itself, with those that it has found ended
-        if server.patience.is_ready:
-            with suppress(subprocess.TimeoutExpired):
-                server.process.wait(_END_SECONDS)
-        _kill(server.process)
+        _end(server.process, of_itself=server.patience.is_ready)
         for child in server.forked.values():
             child.orphan()
         for child in server.asked.values():
@@ -181,7 +185,7 @@ class ForkServer:
             return
         try:
             with theirs:
-                process = open_python(__name__, theirs)
+                process = open_python(__name__, theirs, self._preloaded)
         except OSError as error:
             ours.close()
             self._drop(reason_of(error))
@@ -201,7 +205,8 @@ class ForkServer:
                 return False
             if not message:
                 return False
-            self._take(server, *_MESSAGE.unpack(message), descriptors)
+            kind, number, value = _MESSAGE.unpack(message)
+            self._take(server, kind, number, value, descriptors)
 
     def _take(
         self, server: _Server, kind: int, number: int, value: int, descriptors: list[int]
@@ -221,7 +226,7 @@ class ForkServer:
 
     def _lose(self, server: _Server, lack: str) -> Ended:
         """Note the end of the forkserver, after ending one that hangs."""
-        _kill(server.process)
+        _end(server.process, of_itself=not lack)
         server.control.close()
         cause = lack or Exit(server.process.returncode).cause
         for child in server.forked.values():
@@ -242,24 +247,37 @@ class ForkServer:
             self._waiting.popleft().fail(reason)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_END_SECONDS)
+def _end(process: subprocess.Popen[bytes], *, of_itself: bool) -> None:
+    """Await the end of a process that is about to end of itself; end any other at once."""
+    for is_last in (False, True):
+        if is_last or not of_itself:
+            process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+            return
 
 
 # ---- the other process ----
 
 
-def serve(descriptor: int) -> None:
-    """Fork processes until the process that has started this one ends."""
+def serve(descriptor: int, preloaded: str) -> None:
+    """Fork processes until the process that has started this one ends.
+
+    Args:
+        descriptor: of the socket to that process.
+        preloaded: name of the module to import first.
+    """
     # Also one that is stopped must not outlive it. What is forked here does not inherit this.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     setproctitle.setproctitle("pdqn forkserver")
     safe_path.forget()
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
-    importlib.import_module(_PRELOADED)
+    try:
+        importlib.import_module(preloaded)
+    except Exception:  # noqa: BLE001 - such as one of a library's: at once, without exit functions
+        traceback.print_exc()
+        os._exit(1)
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)

@@ -21,14 +21,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.hosts.restarts import Exit
+from launcher.processes.restarts import Exit
 from launcher.safe_path import safe_path
 from pdqn.errors import reason_of
 from pdqn.process import OF_GROUP
 from pdqn.transport import Network
 
 LENGTH = struct.Struct("<I")
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0}; {0}.serve({1})"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0}; {0}.serve({1}, {2!r})"
+)
 _UNSEEN_SECONDS = 1.0
 
 
@@ -120,7 +122,7 @@ class Direct(Child):
         super().__init__()
         try:
             with self._give(order) as theirs:
-                self._process = open_python("launcher.hosts.role_process", theirs)
+                self._process = open_python("launcher.processes.role_process", theirs)
         except OSError as error:
             self.fail(reason_of(error))
         else:
@@ -141,8 +143,8 @@ class Direct(Child):
 class Forked(Child):
     """A process that a forkserver is to start, and that lives on without it.
 
-    It is known by a descriptor, not by its pid: once the forkserver has ended, the system may give
-    the pid of a process that ended to another one.
+    A descriptor identifies it, not its pid. Once the forkserver has ended, the system may give the
+    pid of a process that ended to another one.
     """
 
     def __init__(self, order: Order) -> None:
@@ -233,20 +235,21 @@ def can_fork() -> bool:
     return True
 
 
-def open_python(module: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
+def open_python(module: str, theirs: socket.socket, argument: str = "") -> subprocess.Popen[bytes]:
     """Start Python with the function ``serve`` of a module, which gets a socket.
 
     It has the signals to the whole group blocked, so that none ends it before it ignores them.
 
     Args:
         module: the module's full name.
-        theirs: the socket, whose descriptor the function is called with.
+        theirs: the socket, whose descriptor is the function's first argument.
+        argument: its second.
 
     Raises:
         OSError: there can be no more processes.
     """
     path = json.dumps(modules_path())
-    start = _START.format(module, theirs.fileno())
+    start = _START.format(module, theirs.fileno(), argument)
     options = (f"-W{option}" for option in sys.warnoptions)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
     try:
@@ -262,7 +265,7 @@ def open_python(module: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
 
 def modules_path() -> tuple[str, ...]:
     """Return where this process searches modules, for a process that it has started."""
-    return tuple(path or str(Path.cwd()) for path in sys.path)
+    return tuple(path or os.curdir for path in sys.path)
 
 
 def _is_readable(descriptor: int) -> bool:
