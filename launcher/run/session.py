@@ -78,8 +78,7 @@ class Session:
         self._steps_before = self.metrics.learner_steps()
         self.console = console
         self.controls: Mapping[str, Callable[[], object]] = {}
-        self.stage = "starting"
-        self.waiting_for = ""
+        self.stage, self.waiting_for = "starting", ""
         self.insecure = insecure
         self.failure: str | None = None
         self.restarts = self.state.restarts
@@ -306,9 +305,8 @@ class Session:
             return
         if "evaluator" in self._not_saved and not (self.run_dir.path / BEST_MODEL).exists():
             self._unwritten.lose(BEST_MODEL, self._not_saved["evaluator"])
-        why = self._not_saved.get("learner", "")
-        lack = unsaved(self.run_dir.path, steps, why)
-        if lack and self.rescued is not None and not why:
+        lack = unsaved(self.run_dir.path, steps, self._not_saved.get("learner", ""))
+        if lack and self.rescued is not None and "learner" not in self._not_saved:
             self._unwritten.tell_at_end(rescued(self.run_dir.path, self.rescued, steps))
         elif lack:
             self.failure = f"{self.failure}; {lack}" if self.failure else lack
