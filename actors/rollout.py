@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from actors.environments.finite import LARGEST, Fault
 from actors.environments.vector import Transition, VectorEnvironment
 from actors.exploration import Guide, epsilon_greedy, epsilon_ladder, guidance_at, masked_values
 from actors.segments import Segment, SegmentRecorder
 from pdqn import seeds
+from pdqn.checks import MAX_NAME
 from pdqn.config import Config, resolved
 from pdqn.messages import Episode
 from pdqn.networks import QNetwork, resample_noise
@@ -67,6 +71,8 @@ class Rollout:
             self._num_envs,
             failures_allowed=actor.environment_failures - 1,
             pause=pause,
+            # Returns, sums of n_step rewards, must fit into float32.
+            largest_reward=math.inf if actor.reward_clip else LARGEST / (2 * actor.n_step),
         )
         self._recorder = SegmentRecorder(
             spec,
@@ -131,11 +137,11 @@ class Rollout:
         self._recorder.record(packed, choice.actions, choice.chosen, choice.values)
         transition = self._env.step(choice.actions)
         self._recorder.drop(transition.failed)
-        self._account(transition, telemetry)
-        segments = self._finish(transition)
+        spoilt = transition.spoilt
+        self._account(transition, spoilt, telemetry)
+        segments = self._finish(transition, spoilt)
         self._frames = transition.observation
-        began = transition.terminated | transition.truncated | transition.failed
-        self._observation = self._stacker.push(self._frames, began)
+        self._observation = self._stacker.push(self._frames, transition.began | spoilt)
         return segments
 
     def _guide(self) -> Guide | None:
@@ -150,7 +156,7 @@ class Rollout:
         """Close the environments."""
         self._env.close()
 
-    def _finish(self, transition: Transition) -> list[Segment]:
+    def _finish(self, transition: Transition, spoilt: NDArray[np.bool_]) -> list[Segment]:
         final = transition.final_observation
         values = np.empty(0, np.float32)
         if final:
@@ -164,9 +170,12 @@ class Rollout:
             transition.truncated,
             self._spec.pack(final) if final else {},
             values,
+            spoilt,
         )
 
-    def _account(self, transition: Transition, telemetry: Telemetry) -> None:
+    def _account(
+        self, transition: Transition, spoilt: NDArray[np.bool_], telemetry: Telemetry
+    ) -> None:
         telemetry.count("environment_steps", self._num_envs)
         failures = self._env.failures
         telemetry.count("environment_failures", failures - self._failures)
@@ -178,6 +187,22 @@ class Rollout:
             headline = float(transition.headline[env])
             known = headline if np.isfinite(headline) else None
             telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
-        began = ended | transition.failed
-        self._scores[began] = 0.0
-        self._lengths[began] = 0
+        for fault in transition.faults.values():
+            _count(fault, telemetry)
+        # An episode that goes on after such a step has no score.
+        self._scores[spoilt] = np.nan
+        self._scores[transition.began] = 0.0
+        self._lengths[transition.began] = 0
+
+
+def _count(fault: Fault, telemetry: Telemetry) -> None:
+    """Count a step that is left out, by its kind, and note the first of each kind."""
+    telemetry.count("steps_not_finite")
+    counter = f"not_finite/{fault.kind}"[:MAX_NAME]
+    telemetry.count(counter)
+    if telemetry.counters[counter] == 1:
+        telemetry.note(
+            "not_finite",
+            f"an environment's {fault.kind} has the value {fault.value:g}: that step is left out, "
+            "and what is recorded of its episode ends before it; the first of its kind",
+        )
