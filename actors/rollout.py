@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from actors.environments.finite import LARGEST, Fault
 from actors.environments.vector import Transition, VectorEnvironment
@@ -137,11 +136,11 @@ class Rollout:
         self._recorder.record(packed, choice.actions, choice.chosen, choice.values)
         transition = self._env.step(choice.actions)
         self._recorder.drop(transition.failed)
-        spoilt = transition.spoilt
-        self._account(transition, spoilt, telemetry)
-        segments = self._finish(transition, spoilt)
+        self._account(transition, telemetry)
+        segments = self._finish(transition)
         self._frames = transition.observation
-        self._observation = self._stacker.push(self._frames, transition.began | spoilt)
+        began = transition.began | transition.spoilt if transition.faults else transition.began
+        self._observation = self._stacker.push(self._frames, began)
         return segments
 
     def _guide(self) -> Guide | None:
@@ -156,7 +155,7 @@ class Rollout:
         """Close the environments."""
         self._env.close()
 
-    def _finish(self, transition: Transition, spoilt: NDArray[np.bool_]) -> list[Segment]:
+    def _finish(self, transition: Transition) -> list[Segment]:
         final = transition.final_observation
         values = np.empty(0, np.float32)
         if final:
@@ -170,12 +169,10 @@ class Rollout:
             transition.truncated,
             self._spec.pack(final) if final else {},
             values,
-            spoilt,
+            transition.spoilt if transition.faults else None,
         )
 
-    def _account(
-        self, transition: Transition, spoilt: NDArray[np.bool_], telemetry: Telemetry
-    ) -> None:
+    def _account(self, transition: Transition, telemetry: Telemetry) -> None:
         telemetry.count("environment_steps", self._num_envs)
         failures = self._env.failures
         telemetry.count("environment_failures", failures - self._failures)
@@ -187,10 +184,9 @@ class Rollout:
             headline = float(transition.headline[env])
             known = headline if np.isfinite(headline) else None
             telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
-        for fault in transition.faults.values():
+        for env, fault in transition.faults.items():
             _count(fault, telemetry)
-        # An episode that goes on after such a step has no score.
-        self._scores[spoilt] = np.nan
+            self._scores[env] = np.nan  # an episode that goes on after such a step has no score
         self._scores[transition.began] = 0.0
         self._lengths[transition.began] = 0
 

@@ -217,7 +217,7 @@ class VectorEnvironment:
             transition = self._without_faults(transition, faults)
         else:
             self._in_a_row = {}
-        if (transition.terminated | transition.truncated).any():
+        if ended.any() and (transition.terminated | transition.truncated).any():
             self._record.finished()
         return transition
 
