@@ -267,24 +267,19 @@ class Journal:
         body = (counts.sampled, counts.reported_key, counts.reported_refused)
         self._updates.add(_COUNTS, _COUNTS_BODY.pack(*body))
 
-    def write(self) -> bool:
+    def write(self) -> None:
         """Append what was collected; it survives a kill of this process from then on.
 
         All collected batches must have been inserted, because a new segment may begin here.
 
-        Returns:
-            Whether there was anything.
-
         Raises:
             OSError: the disk is full, or fails. What was collected is kept, for another attempt.
         """
-        if not (self._segment.has_pending or self._updates.has_pending):
-            return False
-        self._segment.write()
-        self._updates.write()
+        for file in (self._segment, self._updates):
+            if file.has_pending:
+                file.write()
         if self._segment.size_bytes >= self._segment_bytes:
             self.begin()
-        return True
 
     def begin(self) -> None:
         """Begin a new segment.
@@ -325,6 +320,11 @@ class Journal:
         self._retired += [file, self._updates]
         self._updates, self._number = updates, number
         self._find_obsolete(snapshot.oldest_key)
+
+    @property
+    def has_retired(self) -> bool:
+        """Return whether there are files to close or to remove after a sync."""
+        return bool(self._retired or self._obsolete)
 
     def begin_sync(self) -> Sync:
         """Return what must be synced and then finished; finish it at once if power may be lost."""
@@ -503,7 +503,7 @@ def _mean(known: float) -> float | None:
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
-    return np.ascontiguousarray(array).view(np.uint8).data
+    return memoryview(np.ascontiguousarray(array)).cast("B")
 
 
 def _packed(value: Any) -> bytes:

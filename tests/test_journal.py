@@ -182,7 +182,7 @@ class KilledAtAnyByte(RuleBasedStateMachine):
 
     def mean_of_newest(self) -> float | None:
         """Return the mean that the newest record of the journal names."""
-        head = self.shard.journal._segment._pieces[-2]
+        _, _, (head, _) = self.shard.journal._segment._added[-1]
         mean = np.frombuffer(head, np.float64, 1, 8).item()
         return None if np.isnan(mean) else mean
 
