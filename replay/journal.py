@@ -4,7 +4,8 @@ A folder holds *segments*, a *snapshot*, and *updates*:
 
 * Segments, ``<number>-<first key>.segment``, hold the accepted TransitionBatches as they came, in
   order, and a stub for each refused one. Each begins with the streams' next sequence numbers, so
-  that older segments are not needed. A segment is removed once its transitions are evicted.
+  that older segments are not needed. The snapshot repeats them, as that record may be damaged. A
+  segment is removed once its transitions are evicted.
 * The snapshot, ``<number>.snapshot``, holds the priorities of the live transitions and the
   counters. It is replaced every few seconds.
 * Updates, ``<number>.updates``, hold priority updates and counts since the snapshot of that number.
@@ -307,6 +308,8 @@ class Journal:
         file = RecordWriter(temporary)
         try:
             file.add(_SNAPSHOT, head, counters, _bytes_of(snapshot.priorities))
+            # A second one of what a damage may take from a segment.
+            file.add(_HEAD, self._head().encode())
             file.write()
             updates = RecordWriter(_path(self._folder, number, "updates"))
             # Updates are only read together with the snapshots before them.
@@ -425,11 +428,13 @@ class Latest:
 
     Attributes:
         snapshot: the snapshot; None if there is none.
+        head: state of the shard at that moment; None if it is not known.
         updates: priority updates since then, in order.
         counts: the newest counts since then; None if there are none.
     """
 
     snapshot: Snapshot | None = None
+    head: SegmentHead | None = None
     updates: list[Update] = field(default_factory=list)
     counts: Counts | None = None
 
@@ -439,12 +444,15 @@ def read_latest(folder: Path, damage: Damage) -> Latest:
 
     Raises:
         OSError: a file cannot be read.
+        OtherFormatError: another version of this program wrote the journal.
     """
     latest, first = Latest(), 0
     for number in sorted(_numbered(folder, "snapshot"), reverse=True):
         contents = read_records(_path(folder, number, "snapshot"))
         if contents.records and contents.records[0].kind == _SNAPSHOT:
             latest.snapshot, first = _snapshot(contents.records[0].payload), number
+            if len(contents.records) > 1:
+                latest.head = SegmentHead.decode(contents.records[1].payload)
             break
         damage.damaged += 1
     for number in sorted(n for n in _numbered(folder, "updates") if n >= first):
