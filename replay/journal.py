@@ -177,12 +177,14 @@ class Sync:
         retired: files that are complete.
         obsolete: paths that nobody needs once the others are on the disk.
         folder: the folder of all.
+        check: as in ``Journal``.
     """
 
     files: list[RecordWriter]
     retired: list[RecordWriter]
     obsolete: list[Path]
     folder: Path
+    check: Callable[[], object]
 
     def run(self) -> None:
         """Wait for the disk; another thread may go on writing.
@@ -197,6 +199,7 @@ class Sync:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        self.check()
 
     def finish(self) -> None:
         """Close what is complete, and remove what is obsolete."""
@@ -216,18 +219,25 @@ class Journal:
         folder: folder of the shard; it is made if it does not exist.
         head: function that describes the present state for a new segment.
         segment_bytes: size beyond which a new segment begins.
+        check: function that raises an error if another process keeps the journal by now. It is
+            called after each write and each sync.
 
     Raises:
         OSError: the folder cannot be written.
     """
 
     def __init__(
-        self, folder: Path, head: Callable[[], SegmentHead], segment_bytes: int = SEGMENT_BYTES
+        self,
+        folder: Path,
+        head: Callable[[], SegmentHead],
+        segment_bytes: int = SEGMENT_BYTES,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._head = head
         self._segment_bytes = segment_bytes
+        self._check = check
         self._segments = segments_of(folder)
         self._number = max(_numbered(folder, "updates"), default=0)
         self._retired: list[RecordWriter] = []
@@ -276,9 +286,11 @@ class Journal:
         Raises:
             OSError: the disk is full, or fails. What was collected is kept, for another attempt.
         """
-        for file in (self._segment, self._updates):
-            if file.has_pending:
-                file.write()
+        files = [file for file in (self._segment, self._updates) if file.has_pending]
+        for file in files:
+            file.write()
+        if files:
+            self._check()
         if self._segment.size_bytes >= self._segment_bytes:
             self.begin()
 
@@ -299,6 +311,7 @@ class Journal:
             OSError: the disk is full, or fails. The snapshot before it stays valid.
         """
         self._segment.write()
+        self._check()
         number = self._number + 1
         path = _path(self._folder, number, "snapshot")
         temporary = path.with_suffix(".new")
@@ -333,7 +346,8 @@ class Journal:
         """Return what must be synced and then finished; finish it at once if power may be lost."""
         retired, self._retired = self._retired, []
         obsolete, self._obsolete = self._obsolete, []
-        return Sync([self._segment, self._updates], retired, obsolete, self._folder)
+        files = [self._segment, self._updates]
+        return Sync(files, retired, obsolete, self._folder, self._check)
 
     def close(self) -> None:
         """Close the files, without what was not written."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +156,9 @@ class _Recovery:
         latest = read_latest(self._folder, self._result.damage)
         if latest.head is not None:
             self._check_kind(latest.head)
-        for segment in self._segments:
-            self._read_segment(segment)
+        ends = [later.first_key for later in self._segments[1:]]
+        for segment, end in zip_longest(self._segments, ends):
+            self._read_segment(segment, end)
         if self._lost_streams and latest.head is not None:
             self._contents.sequences.advance(latest.head.streams)
         if latest.snapshot is not None and latest.snapshot.next_key > (self._next_key or 0):
@@ -169,10 +171,13 @@ class _Recovery:
 
     # ---- batches ----
 
-    def _read_segment(self, segment: Segment) -> None:
+    def _read_segment(self, segment: Segment, end: int | None) -> None:
         for item in read_segment(segment, self._result.damage):
             if isinstance(item, SegmentHead):
                 self._begin(item)
+            elif isinstance(item, Stored) and end is not None and item.first_key >= end:
+                # Another process had begun the next segment already; this was not acknowledged.
+                continue
             elif isinstance(item, Stored):
                 self._insert(item)
                 self._progress.add(len(item.data))

@@ -27,6 +27,7 @@ from replay.intake import Intake
 from replay.journal import Journal, OtherFormatError, SegmentHead, segments_of
 from replay.keeper import Keeper, Receipt
 from replay.limiter import RateLimiter
+from replay.ownership import Owner, TakenOverError
 from replay.records import RecordWriter, parse_records
 from replay.recovery import OtherKindError, Result, Taken, recover
 from replay.sequences import Sequences
@@ -90,11 +91,12 @@ class Shard:
         *,
         run: str = RUN,
         segment_bytes: int = 700,
+        check: Callable[[], object] = lambda: None,
         **settings: Any,
     ) -> None:
         self.contents, self.buffer = contents, contents.buffer
         self.telemetry = Telemetry()
-        self.journal = Journal(folder, partial(contents.head, run, KIND), segment_bytes)
+        self.journal = Journal(folder, partial(contents.head, run, KIND), segment_bytes, check)
         unreported = 0 if result is None else result.unreported
         self.keeper = Keeper(
             contents, self.telemetry, self.journal, unreported=unreported, **settings
@@ -544,6 +546,42 @@ def test_with_sync_a_batch_is_acknowledged_once_the_disk_has_it(
     shard.keeper.close()
     assert len(segments_of(tmp_path / "journal")) < 8
     assert continued(tmp_path / "journal").buffer.live_keys == shard.buffer.live_keys
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_process_whose_journal_another_one_keeps_acknowledges_nothing_more(
+    tmp_path: Path, eventually: Callable[..., Any], sync: bool
+):
+    folder, path = tmp_path / "journal", tmp_path / "owner"
+    owners = [Owner(path, RUN, incarnation) for incarnation in range(2)]
+    owners[0].claim()
+    first = Shard(folder, contents_of(), check=owners[0].check, sync=sync)
+    first.send(3, batches=2)
+    assert eventually(lambda: owed(first)) == [((0, 0), 2, False)]
+    if sync:
+        first.send(3)  # it is written, and the disk does not have it yet
+    owners[1].claim()
+    second = Shard(folder, *recovered(folder), check=owners[1].check)
+    later = encoded(9, 4, 9, actor=1)
+    if sync:
+        with pytest.raises(TakenOverError, match=f"{tmp_path}: incarnation 1 keeps this journal"):
+            eventually(lambda: owed(first))
+    else:
+        first.take(later)
+        with pytest.raises(TakenOverError, match=f"{tmp_path}: incarnation 1 keeps this journal"):
+            first.keeper.write()
+    with pytest.raises(TakenOverError):
+        first.keeper.take_snapshot()
+    with pytest.raises(TakenOverError):
+        owners[0].claim()
+    second.take(later)
+    second.keeper.write()
+    assert owed(second) == [((1, 0), 10, False)]
+    second.journal.close()
+    first.journal.close()
+    contents, result = recovered(folder, 2)
+    assert state_of(contents.buffer) == state_of(second.buffer), "the batch is there once"
+    assert not result.renumbered
 
 
 class FullDisk:

@@ -21,8 +21,12 @@ from launcher.terminal import echo, echo_json, show
 from pdqn.config import Config
 from pdqn.errors import UsageError
 
-# Two buffers are there at once.
-_CAPACITY = 20_000
+_SETTINGS = {
+    "capacity": 20_000,  # two buffers are there at once
+    # Inserting costs more than sampling, so both must keep the same ratio.
+    "samples_per_insert": 4.0,
+    "samples_per_insert_tolerance": 8192.0,
+}
 # Only large observations are worth compressing.
 _COMPRESSED_BYTES = 1000
 
@@ -61,7 +65,7 @@ def bench_journal(
             echo(f"{name}, {store}: {rounds} rounds", err=True)
             results[f"{name}, {store}"] = compare(
                 recording,
-                changed(config, "replay", {"store": store, "capacity": _CAPACITY}),
+                changed(config, "replay", {"store": store, **_SETTINGS}),
                 seconds,
                 level,
                 rounds,
