@@ -16,11 +16,18 @@ from typing import NamedTuple
 from pdqn.config import Config
 from pdqn.files import FOLDER_VARIABLE, is_here
 from pdqn.link import CoordinatorLink
-from pdqn.messages import Welcome
+from pdqn.messages import MAX_INDEX, Welcome
 from pdqn.specs import EnvironmentSpec
 from replay.buffer import make_buffer
 from replay.contents import Contents
-from replay.journal import Journal, OtherFormatError, SegmentHead, segments_of
+from replay.journal import (
+    Damage,
+    Journal,
+    OtherFormatError,
+    SegmentHead,
+    read_latest,
+    segments_of,
+)
 from replay.keeper import Keeper
 from replay.limiter import make_limiter
 from replay.ownership import Owner, lock
@@ -62,6 +69,8 @@ def open_shard(link: CoordinatorLink, welcome: Welcome) -> Opened:
     opened = None
     if folder is not None:
         try:
+            if welcome.index == 0:
+                _leave_out(link, folder.parent, config.shards)
             opened = _open(link, welcome, folder)
         except OSError as error:
             telemetry.count("journal_failures")
@@ -171,6 +180,23 @@ def _wait_for_lock(link: CoordinatorLink) -> None:
     if link.stopping:
         raise StoppedError
     link.poll(_POLL_SECONDS)
+
+
+def _leave_out(link: CoordinatorLink, folder: Path, shards: int) -> None:
+    """Remove the journals of shards that a resumed run has no more, and tell what they held."""
+    left_out = 0
+    for number in range(shards, MAX_INDEX):
+        journal = folder / f"replay-{number}"
+        if not segments_of(journal):
+            break
+        snapshot = read_latest(journal, Damage()).snapshot
+        left_out += len(snapshot.priorities) if snapshot is not None else 0
+        shutil.rmtree(journal)
+        for suffix in (".lock", ".owner"):
+            journal.with_suffix(suffix).unlink(missing_ok=True)
+    if left_out:
+        link.telemetry.note(JOURNAL, f"{left_out} transitions are left out: the run had more "
+                            "replays, and their journals are removed")  # fmt: skip
 
 
 def _claimed(welcome: Welcome, folder: Path) -> Callable[[], object]:

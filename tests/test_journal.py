@@ -236,6 +236,8 @@ class KilledAtAnyByte(RuleBasedStateMachine):
         _, *later = segments_of(self.folder)
         later = later[:-1]  # the newest may have begun after the snapshot
         assert all(s.first_key > self.shard.buffer.evicted for s in later), "nobody needs these"
+        for suffix in ("snapshot", "updates"):
+            assert len(list(self.folder.glob(f"*.{suffix}"))) == 1
 
     def finish_turn(self) -> None:
         for _, _, apply in self.turn:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -876,6 +877,26 @@ def test_a_journal_that_another_process_keeps_is_left_alone(
     bench.coordinator.lost("replay", 0, os.getpid())
     bench.server = bench.start()
     bench.until(lambda: bench.metrics.gauge("replay", "size") == 4)
+
+
+def test_a_run_with_fewer_replays_tells_what_it_leaves_out_and_removes_it(
+    keep: Callable[..., Bench], tmp_path: Path
+):
+    bench = keep()
+    sender = bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    bench.stop()
+    journals = tmp_path / "journal"
+    for number in (1, 2):
+        shutil.copytree(journals / "replay-0", journals / f"replay-{number}")
+        (journals / f"replay-{number}.lock").touch()
+    bench.coordinator.command(["replay"], "run")
+    bench.server = bench.start()
+    bench.until(lambda: bench.total("transitions_recovered") == 4)
+    assert sorted(path.name for path in journals.iterdir()) == ["replay-0", "replay-0.lock"]
+    text = "8 transitions are left out: the run had more replays, and their journals are removed"
+    assert [e.text for e in bench.coordinator.events if e.kind == "journal"] == [text]
 
 
 @pytest.mark.usefixtures("kill")

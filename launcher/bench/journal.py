@@ -85,10 +85,11 @@ def compare(
     The ratio is the median of the rounds' ratios, with the journal to without it.
     """
     measured: dict[str, list[Rates]] = {"off": [], level: []}
+    others: list[Processes] = []
     with ExitStack() as stack:
         processes = {
             journal: stack.enter_context(
-                Processes(recording, changed(config, "replay", {"journal": journal}))
+                Processes(recording, changed(config, "replay", {"journal": journal}), others)
             )
             for journal in measured
         }

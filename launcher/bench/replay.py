@@ -371,9 +371,20 @@ def changed(config: Config, section: str, values: dict[str, Any]) -> Config:
 
 
 class Processes:
-    """A run with a coordinator and a replay, and a writer and a client for actor and learner."""
+    """A run with a coordinator and a replay, and a writer and a client for actor and learner.
 
-    def __init__(self, recording: Recording, config: Config) -> None:
+    Args:
+        recording: steps that the writer sends.
+        config: the run's.
+        others: list of those that are there at the same time; this one is added. Each of them looks
+            after all coordinators while it waits.
+    """
+
+    def __init__(
+        self, recording: Recording, config: Config, others: list[Processes] | None = None
+    ) -> None:
+        self._all = [] if others is None else others
+        self._all.append(self)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._metrics = RunMetrics(None)
         self._sockets = sockets.make_folder()
@@ -468,7 +479,8 @@ class Processes:
         while not pipe.poll():
             if not process.is_alive() or time.monotonic() > deadline:
                 raise RunError(f"the benchmark's {name} did not answer")
-            self._coordinator.poll(0.05)
+            for each in self._all:
+                each._coordinator.poll(0.05 / len(self._all))
         return pipe.recv()
 
     def _cpu_seconds(self, name: str) -> float:

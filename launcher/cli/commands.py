@@ -531,7 +531,11 @@ def bench() -> None:
     help="measure only the cost of the journal at this level, beside none, in turns",
 )
 @click.option(
-    "--rounds", default=5, type=click.IntRange(1, 100), help="rounds of --journal", show_default=True
+    "--rounds",
+    default=5,
+    type=click.IntRange(1, 100),
+    help="rounds of --journal",
+    show_default=True,
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def bench_replay(
