@@ -525,7 +525,7 @@ def _mean(known: float) -> float | None:
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array)).cast("B")
+    return np.ascontiguousarray(array).data.cast("B")
 
 
 def _packed(value: Any) -> bytes:

@@ -1,6 +1,6 @@
 """The right of one process to keep a shard's journal.
 
-A lock keeps two processes of one host apart. In a folder that several hosts share, that is not
+A lock keeps two processes of one host apart. For a folder that several hosts share it is not
 enough: locks may not work there, or may stay with a host that is gone. There, each process also
 writes its incarnation into a file, the *owner*. The coordinator gives a place to a later
 incarnation only after it has given up the earlier one.

@@ -184,7 +184,7 @@ def _planned(recording: Recording, here: Machine, replay: dict[str, Any]) -> Con
 
 def _stages(recording: Recording, config: Config, seconds: float) -> dict[str, float]:
     """Measure each stage by itself on one core: transitions per second, and their bytes."""
-    encoded = list(islice(_encoded(recording, config), _BATCHES_PREPARED))
+    encoded = list(islice(encoded_batches(recording, config), _BATCHES_PREPARED))
     decoded = [wire.decode_transitions(data, recording.spec, _RUN) for data in encoded]
 
     def decode() -> Iterator[int]:
@@ -234,7 +234,7 @@ def _store_figures(
     return figures
 
 
-def _encoded(recording: Recording, config: Config) -> Iterator[bytes]:
+def encoded_batches(recording: Recording, config: Config) -> Iterator[bytes]:
     """Yield TransitionBatches as an actor makes them, without end."""
     for sequence, segments in enumerate(_batches(recording, config)):
         yield _encode(segments, recording, (0, 0), sequence)
