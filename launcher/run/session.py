@@ -35,7 +35,7 @@ _SHOWN_NOTES = {
     "out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked", "journal",
 }  # fmt: skip
 # These may come again and again: the console shows the first of each, events have them all.
-_SHOWN_ONCE = {"evaluation", "baselines", "rejected", "log"}
+_SHOWN_ONCE = {"evaluation", "baselines", "rejected", "log", "not_finite"}
 
 
 class Session:
