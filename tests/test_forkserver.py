@@ -223,6 +223,20 @@ def test_roles_that_a_run_cannot_do_without_do_not_wait_for_a_forkserver_that_ha
     assert not supervisor.busy()
 
 
+def test_a_learner_does_not_wait_for_a_forkserver_that_has_failed(
+    supervise: Callable[[str], Supervisor], eventually: Eventually
+):
+    supervisor = supervise("no_such_module")
+    supervisor.start("learner", 0)
+    ended: list[Ended] = []
+    eventually(lambda: ended.extend(supervisor.check()) or supervisor.pids())
+    assert [(one.role, one.cause) for one in ended] == [
+        ("forkserver", "exit code 1"),
+        ("learner", "not started: the forkserver ended (exit code 1)"),
+    ]
+    assert supervisor.restarted == {"learner": 1}
+
+
 def test_a_forkserver_killed_while_many_start_leaves_none_of_them_in_between(
     supervise: Callable[[str], Supervisor], eventually: Eventually
 ):

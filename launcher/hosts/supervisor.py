@@ -1,8 +1,9 @@
 """A supervisor that starts roles as processes of this host, and starts them again when they end.
 
-Actors and evaluators are forked from a server, which has imported what they need. So are replay and
-learner if the server is ready; otherwise this process starts them itself, since a run cannot do
-without them. Where nothing can be forked, it does so with all roles. No start is waited for.
+Actors and evaluators are forked from a server, which has imported what they need. So is a learner,
+unless the server has failed and is not ready, and a replay if the server is ready. Otherwise this
+process starts them itself, since a run cannot do without them. Where nothing can be forked, it does
+so with all roles. No start is waited for.
 """
 
 from __future__ import annotations
@@ -98,7 +99,10 @@ class Supervisor:
         argv = tuple(sys.argv)
         order = Order(role, self._address, wanted, log, network, modules_path(), argv)
         server = self._forkserver
-        if server is not None and (server.is_ready or role in _FORKED) and not server.is_given_up:
+        # A learner of its own would import torch a second time, while the server does: on few cores
+        # a run would begin later. A replay needs no torch.
+        waits = role in _FORKED or (role == "learner" and server is not None and server.is_sound)
+        if server is not None and (server.is_ready or waits) and not server.is_given_up:
             slot.process = server.start(order)
         else:
             slot.process = Direct(order)

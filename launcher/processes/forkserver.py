@@ -119,6 +119,11 @@ class ForkServer:
         """Return whether it has imported what it shares, and forks at once."""
         return self._server is not None and self._server.patience.is_ready
 
+    @property
+    def is_sound(self) -> bool:
+        """Return whether it has not ended of late."""
+        return not self._policy.failures
+
     def start(self, order: Order) -> Forked:
         """Have a process started, as soon as the forkserver can."""
         child = Forked(order)
