@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import pdqn
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk, FileStore
 from launcher.coordinator.membership import Event
 from launcher.coordinator.readmission import Readmissions
 from launcher.coordinator.watchers import Watchers
@@ -887,7 +887,7 @@ def test_a_process_without_a_supervisor_is_the_launchers_own(keyed: Keyed):
 def test_a_file_that_a_role_may_not_read_is_refused_by_name(
     keyed: Keyed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(keyed.coordinator, "_files", FileStore(tmp_path, 2))
+    monkeypatch.setattr(keyed.coordinator, "_files", FileDesk(FileStore(tmp_path, 2)))
     actor, _ = keyed.join("actor", context=keyed.host("actors"))
     actor.ask(Fetch("checkpoint", 0, 0))
     keyed.until(lambda: keyed.coordinator.rejected == {"file": 1})

@@ -22,10 +22,10 @@ from launcher.plan.plan import Plan
 from launcher.plan.prepare import prepare
 from launcher.plan.report import as_json as plan_as_json
 from launcher.plan.report import report
+from launcher.results.sinks import check_sinks
 from launcher.run.parallel import Run
 from launcher.run.resume import PastRun
 from launcher.run.session import Session
-from launcher.run.sinks import check_sinks
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
 from launcher.terminal import echo, echo_json, show
