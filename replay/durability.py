@@ -15,6 +15,7 @@ from typing import NamedTuple
 from pdqn.config import Config
 from pdqn.errors import RunError
 from pdqn.files import FOLDER_VARIABLE, is_here
+from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink
 from pdqn.locking import take_lock
 from pdqn.messages import Welcome
@@ -46,8 +47,13 @@ class Opened(NamedTuple):
     keeper: Keeper
 
 
-def open_shard(link: CoordinatorLink, welcome: Welcome) -> Opened:
+def open_shard(link: CoordinatorLink, welcome: Welcome, heartbeat: Heartbeat) -> Opened:
     """Make a shard's contents, with what its journal holds.
+
+    Args:
+        link: link to the coordinator.
+        welcome: the replay's.
+        heartbeat: heartbeat for what waits for the disk, and speaks with nobody meanwhile.
 
     Raises:
         StoppedError: the run ended meanwhile.
@@ -63,7 +69,7 @@ def open_shard(link: CoordinatorLink, welcome: Welcome) -> Opened:
     opened = None
     if folder is not None:
         try:
-            opened = _open(link, welcome, folder)
+            opened = _open(link, welcome, folder, heartbeat)
         except OSError as error:
             telemetry.count("journal_failures")
             why = f"{error.filename or folder}: {error.strerror}"
@@ -109,10 +115,12 @@ def _new_contents(welcome: Welcome) -> Contents:
     )
 
 
-def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = _lock(link, folder.with_suffix(".lock"))
-    _tidy(folder)
+def _open(link: CoordinatorLink, welcome: Welcome, folder: Path, heartbeat: Heartbeat) -> Opened:
+    with heartbeat:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = _lock(link, folder.with_suffix(".lock"), heartbeat)
+    with heartbeat:
+        _tidy(folder)
     contents, result = _recovered(link, welcome, folder)
     replay = welcome.config.replay
     reported = result if result.run == welcome.run else Result()
@@ -124,7 +132,7 @@ def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
     keeper = Keeper(
         contents,
         telemetry,
-        _new_journal(link, welcome, folder, contents),
+        _new_journal(link, welcome, folder, contents, heartbeat),
         sync=replay.journal == "sync",
         when_full=replay.journal_full,
         remove=partial(shutil.rmtree, folder, ignore_errors=True),
@@ -132,12 +140,17 @@ def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
         unreported=reported.unreported,
         unreported_refused=reported.unreported_refused,
     )
-    keeper.take_snapshot()
+    with heartbeat:
+        keeper.take_snapshot()
     return Opened(contents, keeper)
 
 
 def _new_journal(
-    link: CoordinatorLink, welcome: Welcome, folder: Path, contents: Contents
+    link: CoordinatorLink,
+    welcome: Welcome,
+    folder: Path,
+    contents: Contents,
+    heartbeat: Heartbeat,
 ) -> Journal | None:
     """Continue the journal in its folder; wait, or go on without, where it cannot be written.
 
@@ -147,7 +160,8 @@ def _new_journal(
     head = partial(contents.head, welcome.run, kind_of(welcome.spec, welcome.config))
     while True:
         try:
-            return Journal(folder, head)
+            with heartbeat:
+                return Journal(folder, head)
         except OSError as error:
             why = f"{error.filename or folder}: {error.strerror}"
         if welcome.config.replay.journal_full == "off":
@@ -161,14 +175,15 @@ def _new_journal(
             raise StoppedError
 
 
-def _lock(link: CoordinatorLink, path: Path) -> int:
+def _lock(link: CoordinatorLink, path: Path, heartbeat: Heartbeat) -> int:
     """Keep other processes from this journal while the returned descriptor is open.
 
     Raises:
         RunError: another process keeps it.
         StoppedError: the run ended meanwhile.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with heartbeat:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + _LOCK_SECONDS
     while not take_lock(descriptor, 1, 0.0):
         link.telemetry.activity = "waits for the process that has its journal"
