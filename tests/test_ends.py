@@ -345,7 +345,7 @@ def test_a_removed_folder_of_sockets_is_told_and_made_again_for_this_user_alone(
 
 def test_a_folder_that_others_have_put_in_its_place_is_not_used(tmp_path: Path):
     sockets = SocketsFolder(_private(tmp_path / "sockets"))
-    sockets.path.rmdir()
+    shutil.rmtree(sockets.path)
     sockets.path.mkdir()
     sockets.path.chmod(0o777)
     assert "a role that ends cannot come back" in sockets.look()
@@ -380,6 +380,10 @@ def test_a_socket_that_was_removed_lets_others_in_again_and_keeps_its_connection
                 assert router.poll(5000)
                 router.recv_multipart()
                 shutil.rmtree(folder)
+                file.tend()
+                assert not folder.exists(), "only the process that has made it makes it again"
+                file.tend()
+                _private(folder)
                 file.tend()
             before.send(b"still here")
             assert router.poll(5000)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -371,12 +370,13 @@ class _Bench:
     def __init__(self, recording: Recording, config: Config) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._metrics = RunMetrics(None)
-        self._sockets = sockets.make_folder()
+        self._sockets = sockets.SocketsFolder(sockets.make_folder())
+        folder = self._sockets.path
         self._coordinator = Coordinator(
             self._context,
-            f"ipc://{self._sockets}/coordinator",
+            f"ipc://{folder}/coordinator",
             welcome=Welcome(
-                _RUN, 0, 0, config, recording.spec, f"ipc://{self._sockets}/{{role}}-{{name}}", ""
+                _RUN, 0, 0, config, recording.spec, f"ipc://{folder}/{{role}}-{{name}}", ""
             ),
             metrics=self._metrics,
         )
@@ -417,7 +417,7 @@ class _Bench:
             process.join()
         self._coordinator.close()
         self._context.destroy(linger=0)
-        shutil.rmtree(self._sockets, ignore_errors=True)
+        self._sockets.remove()
 
     def phase(self, seconds: dict[str, float]) -> dict[str, Load]:
         """Let each process work for its seconds; return its load, and that of replay."""

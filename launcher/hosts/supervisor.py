@@ -313,7 +313,9 @@ def _cause(exit_code: int | None) -> str:
 @cache
 def _forkserver_folder() -> Folder:
     """Keep the folder of the forkserver's socket from cleaners, until this process ends."""
-    return Folder(Path(get_temp_dir()))
+    folder = Folder(Path(get_temp_dir()))
+    folder.mark()
+    return folder
 
 
 def _look_after_forkserver() -> None:
@@ -324,6 +326,7 @@ def _look_after_forkserver() -> None:
         with suppress(OSError):
             make_private(folder.path)
             folder.take(folder.path)
+            folder.mark()
 
 
 def _context(warm: bool) -> BaseContext:

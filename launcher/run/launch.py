@@ -67,6 +67,7 @@ def launch(
     if single and access.address is not None:
         raise UsageError("--bind: mode single is one process that nobody can join")
     if not single:
+        sockets.remove_left()
         sockets.find_parent()  # refuses before anything is made
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
