@@ -60,6 +60,7 @@ class Records:
         log = run_dir.logs / "pictures.log"
         self._drawer = pictures.PictureDrawer(run_dir.path, config, log)
         self._next_tend = 0.0
+        self._told_left_out = 0
 
     # ---- what is written ----
 
@@ -203,9 +204,13 @@ class Records:
 
     def _append(self, text: str, figures: Mapping[str, float], steps: int) -> None:
         self._attempt(METRICS, partial(self._run_dir.append_metrics, text))
+        left_out = self._scalars.left_out
         with self.unwritten.attempt("tensorboard"):
             self._scalars.folder = self._run_dir.path / "tensorboard"
             self._scalars.write(figures, steps)
+        if left_out and self._scalars.left_out == left_out != self._told_left_out:
+            self._told_left_out = left_out
+            self._said.append(f"tensorboard is written again; it lacks {plural(left_out, 'line')}")
 
     def _tend(self) -> None:
         """Notice a directory that was removed, which must not cost a day's policy."""
