@@ -310,7 +310,7 @@ def test_what_keeping_in_touch_raises_ends_the_role(
         raise RunError("no longer has a place for this role")
 
     heartbeat = Heartbeat(refused)
-    with pytest.raises(RunError, match="no longer has a place"), heartbeat:  # noqa: PT012
+    with pytest.raises(RunError, match="no longer has a place"), heartbeat:
         eventually(lambda: raised)
     with heartbeat:
         pass

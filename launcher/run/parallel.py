@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import uuid
 from dataclasses import replace
+from functools import partial
 
 from launcher.console.controls import Controls
 from launcher.coordinator.coordinator import Coordinator
@@ -389,12 +389,7 @@ class Run:
 
     def _close_doors(self) -> None:
         """Remove the ways in, which nobody serves any more."""
-        records, directory = self._session.records, self._session.run_dir
-
-        def remove() -> None:
-            with contextlib.suppress(OSError):
-                remove_address(directory.path)
-
-        records.aside(remove)
+        records = self._session.records
+        records.aside(partial(remove_address, self._session.run_dir.path))
         records.flush(_FLUSH_SECONDS)  # for a run that fails; another one waits at its end
         self._sockets.remove()
