@@ -90,8 +90,8 @@ class Folder:
 def sweep(parents: Iterable[str]) -> list[Path]:
     """Remove folders that a killed process of this user has left, and return their paths.
 
-    These are the marked ones that no process has open. Anything else is left alone: what is not a
-    folder, belongs to another user, can be entered by others, or is on a file system without locks.
+    These are the marked ones that no process has open. Folders of other users stay, and those that
+    others can enter, and all on a file system without locks. Links are not followed.
 
     Args:
         parents: directories of such folders.

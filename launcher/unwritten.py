@@ -12,7 +12,7 @@ class Unwritten:
     """The record of what could not be written, by name; a later success removes the name.
 
     Args:
-        say: takes a line for the person. Only the first failure of each name is told.
+        say: takes a line for the person. It gets only the first failure of each name.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +19,12 @@ from launcher.strict_json import to_json
 from launcher.unwritten import Unwritten
 from launcher.writer import Stall, Writer
 from pdqn.config import Config
+from pdqn.errors import reason_of
 from pdqn.model import BEST_MODEL
 
 _TEND_SECONDS = 0.1
 _WAIT_SECONDS = 0.1
-# A disk that has not answered for so long at the end of a run is given up.
+# At the end of a run, a disk that has not answered for this time is given up.
 _END_SECONDS = 60.0
 _TENDING = "tend"
 
@@ -136,8 +138,8 @@ class Records:
         put = self._writer.put
         put(self._tend)
         self.replace(SUMMARY, partial(self._run_dir.write_summary, dict(summary)))
-        put(self._scalars.close)
-        put(self._drawer.close)
+        put(partial(_quietly, self._scalars.close))
+        put(partial(_quietly, self._drawer.close))
         if self._config.system.pictures:
             put(self._draw_last, is_long=True)
         self.event("ended", reason=reason)
@@ -196,7 +198,10 @@ class Records:
         path = self._run_dir.path
         if "evaluator" in reasons and not (path / BEST_MODEL).exists():
             self.unwritten.lose(BEST_MODEL, reasons["evaluator"])
-        return unsaved(path, learner_steps, reasons.get("learner", ""))
+        try:
+            return unsaved(path, learner_steps, reasons.get("learner", ""))
+        except OSError as error:
+            return f"nothing tells whether what was learned is saved: {reason_of(error)}"
 
     def _attempt(self, name: str, write: Callable[[], object]) -> None:
         with self.unwritten.attempt(name):
@@ -229,3 +234,9 @@ class Records:
 
     def _draw_last(self) -> None:
         pictures.draw_last(self._run_dir.path, self._config, self._said.append)
+
+
+def _quietly(close: Callable[[], object]) -> None:
+    """Close what is complete: whether that works makes no difference any more."""
+    with contextlib.suppress(OSError):
+        close()
