@@ -10,15 +10,15 @@ import shutil
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pdqn.config import Config
 from pdqn.errors import RunError
 from pdqn.files import FOLDER_VARIABLE, is_here
-from pdqn.link import CoordinatorLink
 from pdqn.locking import take_lock
 from pdqn.messages import Welcome
 from pdqn.specs import EnvironmentSpec
+from pdqn.telemetry import Telemetry
 from replay.buffer import make_buffer
 from replay.contents import Contents
 from replay.journal import Journal, OtherFormatError, SegmentHead, segments_of
@@ -39,6 +39,29 @@ class StoppedError(Exception):
     """The order to stop, before the journal was read to its end."""
 
 
+class Contact(Protocol):
+    """A shard's contact with those who wait for it, such as ``pdqn.link.CoordinatorLink``.
+
+    Attributes:
+        telemetry: figures for the next report.
+    """
+
+    telemetry: Telemetry
+
+    @property
+    def stopping(self) -> bool:
+        """Return whether the shard must end."""
+        ...
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        """Keep in touch, for at least this time."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Wait, and keep in touch meanwhile."""
+        ...
+
+
 class Opened(NamedTuple):
     """A shard that is ready to serve, and the keeper of its journal."""
 
@@ -46,7 +69,7 @@ class Opened(NamedTuple):
     keeper: Keeper
 
 
-def open_shard(link: CoordinatorLink, welcome: Welcome) -> Opened:
+def open_shard(link: Contact, welcome: Welcome) -> Opened:
     """Make a shard's contents, with what its journal holds.
 
     Raises:
@@ -109,7 +132,7 @@ def _new_contents(welcome: Welcome) -> Contents:
     )
 
 
-def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
+def _open(link: Contact, welcome: Welcome, folder: Path) -> Opened:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = _lock(link, folder.with_suffix(".lock"))
     _tidy(folder)
@@ -137,7 +160,7 @@ def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
 
 
 def _new_journal(
-    link: CoordinatorLink, welcome: Welcome, folder: Path, contents: Contents
+    link: Contact, welcome: Welcome, folder: Path, contents: Contents
 ) -> Journal | None:
     """Continue the journal in its folder; wait, or go on without, where it cannot be written.
 
@@ -161,7 +184,7 @@ def _new_journal(
             raise StoppedError
 
 
-def _lock(link: CoordinatorLink, path: Path) -> int:
+def _lock(link: Contact, path: Path) -> int:
     """Keep other processes from this journal while the returned descriptor is open.
 
     Raises:
@@ -191,7 +214,7 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _recovered(link: CoordinatorLink, welcome: Welcome, folder: Path) -> tuple[Contents, Result]:
+def _recovered(link: Contact, welcome: Welcome, folder: Path) -> tuple[Contents, Result]:
     """Read the journal, if there is one that can be used; else remove it."""
     result = Result()
     # The first process of a run's shard does not continue a journal that somebody else left.
@@ -211,9 +234,7 @@ def _recovered(link: CoordinatorLink, welcome: Welcome, folder: Path) -> tuple[C
     return _new_contents(welcome), result
 
 
-def _read(
-    link: CoordinatorLink, welcome: Welcome, folder: Path, kind: str
-) -> tuple[Contents, Result]:
+def _read(link: Contact, welcome: Welcome, folder: Path, kind: str) -> tuple[Contents, Result]:
     written: list[Journal] = []
     new = folder.with_suffix(".new")
 
@@ -256,7 +277,7 @@ def _read(
     return contents, result
 
 
-def _show(link: CoordinatorLink, share: float) -> None:
+def _show(link: Contact, share: float) -> None:
     """Keep in touch with the coordinator while the journal is read."""
     link.telemetry.activity = f"reads its journal ({100 * share:.0f}%)"
     link.poll()
@@ -264,7 +285,7 @@ def _show(link: CoordinatorLink, share: float) -> None:
         raise StoppedError
 
 
-def _tell(link: CoordinatorLink, contents: Contents, result: Result) -> None:
+def _tell(link: Contact, contents: Contents, result: Result) -> None:
     """Report what the journal held, and what it has lost."""
     telemetry, damage = link.telemetry, result.damage
     size = contents.buffer.size

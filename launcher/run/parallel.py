@@ -9,6 +9,7 @@ import uuid
 from dataclasses import replace
 
 from launcher.console.controls import Controls
+from launcher.console.views import MemberViews
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileStore
 from launcher.hosts.access import Access
@@ -25,7 +26,6 @@ from launcher.plan.prepare import parameter_bytes
 from launcher.run.ends import Ends
 from launcher.run.session import Session
 from launcher.run.stopping import Stopping
-from launcher.run.views import MemberViews
 from launcher.sockets import SocketsFolder, make_folder
 from pdqn import transport
 from pdqn.broadcast import Relay
