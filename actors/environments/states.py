@@ -51,7 +51,8 @@ def state_of(env: Any) -> bytes:
     elapsed = [_elapsed(level) for level in wrappers if type(level) is TimeLimit]
     try:
         own = _classic_state(inner) if type(inner) in _CLASSICS else inner.get_state()
-        return plain.pack({"elapsed": elapsed, "own": own}, f"{type(inner).__name__}.get_state()")
+        own = plain.pack(own, f"{type(inner).__name__}.get_state()")
+        return plain.pack({"elapsed": elapsed, "own": own})
     except plain.NotPlainError as error:
         raise StateError(str(error)) from error
     except Exception as error:
@@ -63,7 +64,7 @@ def set_state(env: Any, state: bytes) -> None:
     """Continue from ``state_of`` an environment with the same arguments.
 
     Args:
-        env: environment, or batch, that has been reset.
+        env: environment or batch, after a reset.
         state: what ``state_of`` returned.
 
     Raises:
@@ -73,14 +74,15 @@ def set_state(env: Any, state: bytes) -> None:
     limits: list[Any] = [level for level in wrappers if type(level) is TimeLimit]
     try:
         content = plain.unpack(state)
+        own = plain.unpack(content["own"])
         if len(content["elapsed"]) != len(limits):
             raise ValueError(f"{len(content['elapsed'])} limits of time, not {len(limits)}")
         for limit, steps in zip(limits, content["elapsed"], strict=True):
             limit._elapsed_steps = int(steps)
         if type(inner) in _CLASSICS:
-            _set_classic_state(inner, content["own"])
+            _set_classic_state(inner, own)
         else:
-            inner.set_state(content["own"])
+            inner.set_state(own)
     except Exception as error:
         said = type_and_first_line(error)
         raise StateError(f"{type(inner).__name__}.set_state() failed: {said}") from error
