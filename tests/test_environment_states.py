@@ -60,7 +60,7 @@ def test_an_environment_goes_on_from_the_state_of_another(
 def test_one_placement_goes_on_from_the_state_of_another(placed: int):
     env_id, arguments = PLACEMENT
     first, twin = (gymnasium.make(env_id, **arguments) for _ in range(2))
-    observation, info = first.reset(seed=5)
+    _, info = first.reset(seed=5)
     for _ in range(placed):
         *_, info = first.step(info["suggested_action"])
     twin.reset(seed=6)

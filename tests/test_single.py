@@ -505,6 +505,7 @@ def test_an_error_of_the_programs_own_loses_nothing_that_was_learned(
     with pytest.raises(ZeroDivisionError):
         single.execute()
     assert load_model(tmp_path / "final_model.pth").parameter_version > 20
+    session._recorder.close()
     session.run_dir.close()
 
 

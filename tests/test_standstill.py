@@ -131,6 +131,8 @@ def sampled_next(config: Config, directory: Path) -> tuple[Any, ...]:
     tree = buffer._tree._nodes.tobytes()
     samples = [buffer.sample(16).keys.tolist() for _ in range(5)]
     run._replay.close()
+    run._rollout.close()
+    run._session._recorder.close()
     run._session.run_dir.close()
     return buffer.total_priority, tree, samples
 
