@@ -41,6 +41,7 @@ _UPDATE_HEAD = struct.Struct("<Qd")  # number of updates, mean priority
 _COUNTS_BODY = struct.Struct("<QQQ")  # sampled, reported key, reported refusals
 _SNAPSHOT_HEAD = struct.Struct("<QQ")  # oldest key, bytes of the counters
 _FORMAT = 1
+_SAMPLER = "sampler"  # among the counters
 
 Stream = tuple[int, int]
 
@@ -156,11 +157,13 @@ class Snapshot:
         oldest_key: key of the oldest live transition.
         priorities: float32[n] of the live transitions, in the order of their keys.
         counters: numbers by name.
+        sampler: state of the sampler's random generator; empty if it is not known.
     """
 
     oldest_key: int
     priorities: NDArray[np.float32]
     counters: Mapping[str, float]
+    sampler: bytes = b""
 
     @property
     def next_key(self) -> int:
@@ -316,7 +319,7 @@ class Journal:
         path = _path(self._folder, number, "snapshot")
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
-        counters = _packed(dict(snapshot.counters))
+        counters = _packed({**snapshot.counters, _SAMPLER: snapshot.sampler})
         head = _SNAPSHOT_HEAD.pack(snapshot.oldest_key, len(counters))
         file = RecordWriter(temporary)
         try:
@@ -505,7 +508,9 @@ def _snapshot(payload: memoryview) -> Snapshot:
     oldest_key, size = _SNAPSHOT_HEAD.unpack_from(payload)
     body = _SNAPSHOT_HEAD.size
     counters = msgpack.unpackb(payload[body : body + size])
-    return Snapshot(oldest_key, np.frombuffer(payload[body + size :], np.float32), counters)
+    sampler = counters.pop(_SAMPLER, b"")
+    priorities = np.frombuffer(payload[body + size :], np.float32)
+    return Snapshot(oldest_key, priorities, counters, sampler)
 
 
 def _path(folder: Path, number: int, suffix: str) -> Path:
