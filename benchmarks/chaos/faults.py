@@ -433,12 +433,12 @@ def move_clock(seconds: int) -> Fault:
 # ---- garbage ----
 
 
-def send_raw(make: Callable[[random.Random], bytes], what: str) -> Fault:
-    """Send bytes to every socket of the run, each over a plain connection."""
+def send_raw(make: Callable[[random.Random], bytes], what: str, folders: str = "pdqn-*") -> Fault:
+    """Send bytes to every socket in these folders, and every port, over plain connections."""
 
     def inject(case: Case) -> None:
         count = 0
-        for address in _addresses(case.run):
+        for address in _addresses(case.run, folders):
             with contextlib.suppress(OSError), _connected(address) as connection:
                 connection.sendall(make(case.rng))
                 count += 1
@@ -503,9 +503,10 @@ def other_protocol(_rng: random.Random) -> bytes:
     return b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def _addresses(run: Run) -> list[str | int]:
+def _addresses(run: Run, folders: str = "pdqn-*") -> list[str | int]:
     """List the paths and loopback ports at which the run listens."""
-    found: list[str | int] = [str(p) for p in sorted(run.temporary.glob("*/*")) if p.is_socket()]
+    paths = sorted(run.temporary.glob(f"{folders}/*"))
+    found: list[str | int] = [str(path) for path in paths if path.is_socket()]
     for process in run.members():
         with contextlib.suppress(psutil.Error):
             ports = (c.laddr.port for c in process.net_connections("tcp") if c.status == "LISTEN")

@@ -313,6 +313,9 @@ def _sent() -> list[Kind]:
     return [
         Kind("garbage", "random bytes at every socket", f.send_raw(f.random_bytes, "bytes"),
              combines=True),
+        # It is that of the standard library, which ends with a traceback of its own.
+        Kind("garbage-forkserver", "random bytes at the forkserver's socket",
+             f.send_raw(f.random_bytes, "bytes", "pymp-*"), may_show_trace=True),
         Kind("garbage-messages", "messages of random frames at every socket", f.send_messages,
              combines=True),
         Kind("half-messages", "half messages at every socket",
