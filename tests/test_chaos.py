@@ -76,7 +76,7 @@ def test_shards_follow_each_other_and_not_their_neighbours(tmp_path: Path):
 
 
 def test_a_ledger_must_add_up_and_may_lose_only_what_a_fault_takes():
-    good = {"sent": 10, "received": 7, "refused": 3, "lost": 0}
+    good = {"made": 12, "sent": 11, "received": 7, "refused": 3, "waiting": 0, "lost": 0, "died": 2}
     assert list(check_ledger({"transitions": good}, may_lose=False)) == []
     lost = {**good, "received": 5, "lost": 2}
     assert list(check_ledger({"transitions": lost}, may_lose=True)) == []

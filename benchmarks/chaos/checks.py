@@ -92,10 +92,11 @@ def check_ledger(summary: Mapping[str, Any], *, may_lose: bool) -> Iterator[str]
     if not isinstance(counts, dict):
         yield "summary.json has no transitions"
         return
-    refused = counts.get("refused", counts.get("rejected", 0))
-    settled = counts["received"] + refused + counts["lost"] + counts.get("died", 0)
-    if counts["sent"] != settled:
+    parts = ("received", "refused", "waiting", "lost", "died")
+    if counts["made"] != sum(counts[name] for name in parts):
         yield f"the ledger does not add up: {counts}"
+    if counts["received"] > counts["sent"]:
+        yield f"more was received than sent: {counts}"
     if counts["lost"] and not may_lose:
         yield f"{counts['lost']} transitions are lost"
 

@@ -11,6 +11,7 @@ from benchmarks.chaos.faults import Fault, kill, send, stop
 
 Moment = Literal["starting", "joining", "learning", "saving", "stopping", "between"]
 Loss = Literal["nothing", "transit", "journal", "everything"]
+LOSSES: tuple[Loss, ...] = ("nothing", "transit", "journal", "everything")
 Surrounding = Literal["disk", "ext4", "shm", "pids", "memory", "clock", "time"]
 Output = Literal["files", "unread pipe", "unread terminal", "no output", "no errors", "full"]
 
@@ -27,7 +28,7 @@ class Kind:
         exits: exit codes of the session that are right.
         ends: whether the fault itself ends the session, which is then resumed.
         loses: greatest loss that is right. ``nothing``: all that was acknowledged stays, and all
-            that was sent is accounted for. ``transit``: a host took with it what it had not sent.
+            that was sent is accounted for. ``transit``: a process took with it what was on its way.
             ``journal``: what was stored may be lost. ``everything``: no account can be expected.
         resumes: whether the run must be resumable; None for a choice by the seed.
         resume_exits: exit codes of the resumed session that are right.
@@ -72,18 +73,18 @@ def _killed() -> list[Kind]:
     return [
         Kind("kill-replay", "a replay is killed", kill("replay"), combines=True),
         Kind("kill-learner", "the learner is killed", kill("learner"), combines=True),
-        Kind("kill-actor", "an actor is killed", kill("actor"), combines=True),
+        Kind("kill-actor", "an actor is killed", kill("actor"), combines=True, loses="transit"),
         Kind("kill-evaluator", "the evaluator is killed", kill("evaluator"), combines=True),
         Kind("kill-actors", "all actors are killed at once", kill("actor", every=True),
-             combines=True),
+             combines=True, loses="transit"),
         Kind("kill-one-shard", "one of two replays is killed", kill("replay"), shards=2),
         Kind("kill-shards", "both replays are killed at once", kill("replay", every=True),
              shards=2),
-        Kind("kill-roles", "all roles are killed at once", kill("roles", every=True)),
-        Kind("kill-forkserver", "the forkserver is killed", kill("forkserver"), combines=True),
+        Kind("kill-roles", "all roles are killed at once", kill("roles", every=True), loses="transit"),
+        Kind("kill-forkserver", "the forkserver is killed", kill("forkserver"), combines=True, loses="transit"),
         Kind("kill-tracker", "the resource tracker is killed", kill("tracker"), combines=True),
         Kind("kill-forkserver-starting", "the forkserver is killed while it preloads",
-             kill("forkserver"), "starting"),
+             kill("forkserver"), "starting", loses="transit"),
         Kind("kill-replay-joining", "a replay is killed while the run starts", kill("replay"),
              "joining"),
         Kind("kill-learner-joining", "the learner is killed while the run starts",
@@ -97,21 +98,21 @@ def _killed() -> list[Kind]:
         Kind("kill-learner-stopping", "the learner is killed while the run stops",
              kill("learner"), "stopping", goes_on=False, exits=(0, 1), resumes=True),
         Kind("kill-actor-stopping", "an actor is killed while the run stops", kill("actor"),
-             "stopping", goes_on=False),
+             "stopping", goes_on=False, loses="transit"),
         Kind("kill-storm", "a random role is killed every half second, six times",
-             f.kill_everything_storm),
+             f.kill_everything_storm, loses="transit"),
         Kind("kill-launcher", "the launcher is killed, and the run resumed", kill("launcher"),
-             ends=True, exits=(-9,)),
+             ends=True, exits=(-9,), loses="transit"),
         Kind("kill-launcher-starting", "the launcher is killed while it starts",
              kill("launcher"), "starting", ends=True, exits=(-9,), resumes=False),
         Kind("kill-launcher-joining", "the launcher is killed when the first role is there",
-             kill("launcher"), "joining", ends=True, exits=(-9,)),
+             kill("launcher"), "joining", ends=True, exits=(-9,), loses="transit"),
         Kind("kill-launcher-stopping", "the launcher is killed while the run stops",
-             kill("launcher"), "stopping", ends=True, exits=(-9,)),
+             kill("launcher"), "stopping", ends=True, exits=(-9,), loses="transit"),
         Kind("kill-everything", "all processes are killed at once, and the run resumed",
-             f.kill_everything, ends=True, exits=(-9,)),
+             f.kill_everything, ends=True, exits=(-9,), loses="transit"),
         Kind("kill-everything-sync", "the same with replay.journal = sync", f.kill_everything,
-             ends=True, exits=(-9,), options=("--set", "replay.journal=sync")),
+             ends=True, exits=(-9,), options=("--set", "replay.journal=sync"), loses="transit"),
     ]  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def _signalled() -> list[Kind]:
         Kind("term-learner", "the learner gets SIGTERM", send("learner", SIGTERM),
              combines=True),
         Kind("term-actor", "an actor gets SIGTERM", send("actor", SIGTERM), combines=True),
-        Kind("term-forkserver", "the forkserver gets SIGTERM", send("forkserver", SIGTERM)),
+        Kind("term-forkserver", "the forkserver gets SIGTERM", send("forkserver", SIGTERM), loses="transit"),
         Kind("int-roles", "all roles get SIGINT, which is not for them",
              send("roles", SIGINT, every=True), combines=True),
         Kind("segv-replay", "a replay crashes", send("replay", SIGSEGV), combines=True),
@@ -132,7 +133,7 @@ def _signalled() -> list[Kind]:
         Kind("term-group", "the whole group gets SIGTERM", f.send_group(SIGTERM), ends=True),
         Kind("term-group-forkserver", "the group gets SIGTERM after a kill of the forkserver",
              f.one_after_another(kill("forkserver"), f.send_group(SIGTERM), pause=(3, 8)),
-             ends=True),
+             ends=True, loses="transit"),
         Kind("int-twice", "Ctrl-C twice", f.one_after_another(
              f.send_group(SIGINT), f.send_group(SIGINT), pause=(0.1, 0.5)), ends=True,
              exits=(0, 130), loses="everything"),
@@ -159,12 +160,12 @@ def _stopped() -> list[Kind]:
         Kind("stop-replay-45", "a replay stands still for 45 s: it is ended", stop("replay", 45)),
         Kind("stop-learner-45", "the learner stands still for 45 s: it is ended",
              stop("learner", 45)),
-        Kind("stop-actor-45", "an actor stands still for 45 s: it is ended", stop("actor", 45)),
+        Kind("stop-actor-45", "an actor stands still for 45 s: it is ended", stop("actor", 45), loses="transit"),
         Kind("stop-launcher-45", "the launcher stands still for 45 s: the roles leave",
-             stop("launcher", 45)),
-        Kind("stop-all-45", "everything stands still for 45 s", stop("all", 45, every=True)),
+             stop("launcher", 45), loses="transit"),
+        Kind("stop-all-45", "everything stands still for 45 s", stop("all", 45, every=True), loses="transit"),
         Kind("stop-forkserver-kill", "the forkserver stands still while an actor comes back",
-             f.one_after_another(kill("actor"), stop("forkserver", 20))),
+             f.one_after_another(kill("actor"), stop("forkserver", 20)), loses="transit"),
         Kind("stop-learner-stopping", "the learner stands still for 5 s while the run stops",
              stop("learner", 5), "stopping", goes_on=False, exits=(0, 1)),
     ]  # fmt: skip
@@ -259,7 +260,7 @@ def _cleaned() -> list[Kind]:
         Kind("clean-sockets-kill", "the folder of sockets is removed, and a replay killed",
              f.one_after_another(f.clean_temporary("pdqn-*"), kill("replay"), pause=(0, 2))),
         Kind("clean-pymp", "multiprocessing's folder is removed, and an actor killed",
-             f.one_after_another(f.clean_temporary("pymp-*"), kill("actor"), pause=(0, 2))),
+             f.one_after_another(f.clean_temporary("pymp-*"), kill("actor"), pause=(0, 2)), loses="transit"),
         Kind("clean-temporary", "the temporary directory is emptied", f.clean_temporary("*")),
         Kind("remove-run", "the run's directory is removed", f.remove_run, loses="everything"),
         Kind("move-run", "the run's directory is moved", f.move_run, loses="everything",
@@ -274,12 +275,12 @@ def _cleaned() -> list[Kind]:
              f.one_after_another(f.remove("journal"), kill("replay", every=True)),
              loses="journal"),
         Kind("remove-logs", "the folder of logs is removed, and an actor killed",
-             f.one_after_another(f.remove("logs"), kill("actor"))),
+             f.one_after_another(f.remove("logs"), kill("actor")), loses="transit"),
         Kind("remove-metrics", "the file of metrics is removed", f.remove("metrics.jsonl"),
              resumes=True),
         Kind("log-is-folder", "a folder is in the place of a log", f.one_after_another(
              f.remove("logs/actor-0.log"), f.put_folder("logs/actor-0.log"),
-             kill("actor", every=True))),
+             kill("actor", every=True)), loses="transit"),
     ]  # fmt: skip
 
 
@@ -292,11 +293,11 @@ def _limited() -> list[Kind]:
         Kind("descriptors-learner", "the learner has one descriptor left for 6 s",
              f.take_descriptors("learner", 1, 6)),
         Kind("descriptors-forkserver", "the forkserver has none left, and an actor comes back",
-             f.one_after_another(kill("actor"), f.take_descriptors("forkserver", 0, 6))),
+             f.one_after_another(kill("actor"), f.take_descriptors("forkserver", 0, 6)), loses="transit"),
         Kind("pids-actor", "no process can start while an actor comes back",
-             f.take_processes(kill("actor"), 3), surroundings=("pids",)),
+             f.take_processes(kill("actor"), 3), surroundings=("pids",), loses="transit"),
         Kind("pids-forkserver", "no process can start while the forkserver comes back",
-             f.take_processes(kill("forkserver"), 3), surroundings=("pids",)),
+             f.take_processes(kill("forkserver"), 3), surroundings=("pids",), loses="transit"),
         Kind("pids-replay", "no process can start while replay comes back",
              f.take_processes(kill("replay"), 3), surroundings=("pids",)),
         Kind("clock-forward", "the clock is set forward by a day", f.move_clock(86_400),
@@ -315,7 +316,7 @@ def _sent() -> list[Kind]:
              combines=True),
         # It is that of the standard library, which ends with a traceback of its own.
         Kind("garbage-forkserver", "random bytes at the forkserver's socket",
-             f.send_raw(f.random_bytes, "bytes", "pymp-*"), may_show_trace=True),
+             f.send_raw(f.random_bytes, "bytes", "pymp-*"), may_show_trace=True, loses="transit"),
         Kind("garbage-messages", "messages of random frames at every socket", f.send_messages,
              combines=True),
         Kind("half-messages", "half messages at every socket",
@@ -345,7 +346,8 @@ def _shown() -> list[Kind]:
 def _hostile() -> list[Kind]:
     def env(how: str, words: str, **more: object) -> Kind:
         name = f"env-{how.replace(' ', '-')}"
-        return Kind(name, words, hostile=how, **{"may_show_trace": True, **more})  # pyright: ignore[reportArgumentType]
+        usual = {"may_show_trace": True, "loses": "transit"}
+        return Kind(name, words, hostile=how, **usual, **more)  # pyright: ignore[reportArgumentType]
 
     return [
         env("nan observation", "an environment observes NaN every 300 steps"),

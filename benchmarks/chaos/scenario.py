@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.chaos import checks, surroundings
 from benchmarks.chaos import faults as f
 from benchmarks.chaos.faults import Case
-from benchmarks.chaos.kinds import Kind
+from benchmarks.chaos.kinds import LOSSES, Kind, Loss
 from benchmarks.chaos.run import GaveUpError, Run, wait_until
 
 _START_SECONDS = 90.0
@@ -56,6 +56,11 @@ class Plan:
     journal: str
     console: str
     resumes: bool
+
+    @property
+    def loses(self) -> Loss:
+        """The greatest loss that is right, of all its kinds."""
+        return max((k.loses for k in (self.kind, *self.extras)), key=LOSSES.index)
 
     @property
     def name(self) -> str:
@@ -177,7 +182,7 @@ class Scenario:
         if self._kind.moment == "between" or self._plan.resumes or self._kind.ends:
             self._resume()
         self._outcome.takeovers = checks.takeovers(self._run.witness)
-        if self._kind.loses not in ("journal", "everything"):
+        if self._plan.loses not in ("journal", "everything"):
             self._expect(checks.check_takeovers(self._run))
 
     # ---- surroundings ----
@@ -334,10 +339,10 @@ class Scenario:
         self._expect(checks.check_leftovers(run, temporary=not killed))
         for command in run.commands():
             self._expect(checks.check_output(command, may_show_trace=self._kind.may_show_trace))
-        if not killed and self._kind.loses != "everything":
+        if not killed and self._plan.loses != "everything":
             summary = run.summary()
             self._outcome.transitions = summary.get("transitions", {})
-            self._expect(checks.check_ledger(summary, may_lose=self._kind.loses != "nothing"))
+            self._expect(checks.check_ledger(summary, may_lose=self._plan.loses != "nothing"))
 
     def _resume(self) -> None:
         """Resume the run, see it learn, and end it."""
