@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ def main() -> int:
         for kind in kinds():
             print(f"{kind.name:26} {kind.words}")
         return 0
+    # A shell that starts this in the background lets it ignore Ctrl-C, and runs would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     surroundings.keep_mounts_private()
     base = Path(tempfile.mkdtemp(prefix="c-", dir=options.folder))
     began = time.monotonic()
