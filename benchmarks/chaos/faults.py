@@ -83,11 +83,24 @@ def send(who: str, number: signal.Signals, *, every: bool = False) -> Fault:
 
     def inject(case: Case) -> None:
         found = sorted(case.run.wait_for(who), key=lambda process: process.pid)
-        chosen = found if every else [case.rng.choice(found)]
+        chosen = found if every else case.rng.sample(found, 1)
         for process in chosen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)
         case.note(f"{number.name} to {who}, {len(chosen)} of {len(found)}")
+
+    return inject
+
+
+def send_if_any(who: str, number: signal.Signals) -> Fault:
+    """Send a signal to a process that some systems do without."""
+
+    def inject(case: Case) -> None:
+        found = case.run.processes(who)
+        for process in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+        case.note(f"{number.name} to {len(found)} {who}")
 
     return inject
 

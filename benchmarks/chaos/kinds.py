@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from signal import SIGABRT, SIGHUP, SIGINT, SIGSEGV, SIGTERM, SIGTSTP
+from signal import SIGABRT, SIGHUP, SIGINT, SIGKILL, SIGSEGV, SIGTERM, SIGTSTP
 from typing import Literal
 
 from benchmarks.chaos import faults as f
@@ -84,7 +84,8 @@ def _killed() -> list[Kind]:
              loses="transit"),
         Kind("kill-forkserver", "the forkserver is killed", kill("forkserver"), combines=True,
              loses="transit"),
-        Kind("kill-tracker", "the resource tracker is killed", kill("tracker"), combines=True),
+        Kind("kill-tracker", "the resource tracker is killed", f.send_if_any("tracker", SIGKILL),
+             combines=True),
         Kind("kill-forkserver-starting", "the forkserver is killed while it preloads",
              kill("forkserver"), "starting", loses="transit"),
         Kind("kill-replay-joining", "a replay is killed while the run starts", kill("replay"),

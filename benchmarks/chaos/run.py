@@ -203,8 +203,8 @@ class Run:
             return self.members()
         if who == "roles":
             return [p for p in self.members() if any(_is(p, f"pdqn {role}") for role in ROLES)]
-        title = {"forkserver": "multiprocessing.forkserver", "tracker": "resource_tracker"}
-        return [p for p in self.members() if _is(p, title.get(who, f"pdqn {who}"))]
+        title = "resource_tracker" if who == "tracker" else f"pdqn {who}"
+        return [p for p in self.members() if _is(p, title) or _is(p, f"multiprocessing.{who}")]
 
     def wait_for(self, who: str, seconds: float = 30.0) -> list[psutil.Process]:
         """Wait until there are such processes, and return them."""

@@ -60,7 +60,8 @@ class Plan:
     @property
     def loses(self) -> Loss:
         """The greatest loss that is right, of all its kinds."""
-        return max((k.loses for k in (self.kind, *self.extras)), key=LOSSES.index)
+        losses: list[Loss] = [kind.loses for kind in (self.kind, *self.extras)]
+        return max(losses, key=LOSSES.index)
 
     @property
     def name(self) -> str:
