@@ -10,12 +10,12 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from benchmarks.chaos import surroundings
 from benchmarks.chaos.kinds import kinds
-from benchmarks.chaos.scenario import Outcome, Scenario, as_report, make_plan
+from benchmarks.chaos.scenario import Outcome, Plan, Scenario, as_report, make_plan
 
 # Runs of these take less than a minute, two at a time, on two cores.
 _SHORT = ("kill-everything", "kill-replay", "flip-segment", "garbage")
@@ -29,26 +29,41 @@ def main() -> int:
             print(f"{kind.name:26} {kind.words}")
         return 0
     # A shell that starts this in the background lets it ignore Ctrl-C, and runs would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     surroundings.keep_mounts_private()
     base = Path(tempfile.mkdtemp(prefix="c-", dir=options.folder))
     began = time.monotonic()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        plans = _chosen(options)
-        outcomes = list(pool.map(lambda plan: _play(plan, base, options.seed), plans))
+    outcomes = _play_all(_chosen(options), base, options)
     _print_table(outcomes)
-    report = Path(options.report)
-    content = [as_report(outcome) for outcome in outcomes]
-    report.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     failed = sum(bool(outcome.failures) for outcome in outcomes)
     skipped = sum(bool(outcome.skipped) for outcome in outcomes)
     print(
         f"{len(outcomes)} scenarios of {len({o.plan.kind.name for o in outcomes})} kinds in "
-        f"{time.monotonic() - began:.0f} s: {failed} failed, {skipped} skipped; {report}"
+        f"{time.monotonic() - began:.0f} s: {failed} failed, {skipped} skipped; {options.report}"
     )
     if not failed:
         shutil.rmtree(base, ignore_errors=True)
     return 1 if failed else 0
+
+
+def _play_all(plans: list[Plan], base: Path, options: argparse.Namespace) -> list[Outcome]:
+    """Play the scenarios, several at a time; after Ctrl-C, return those that have ended."""
+    scenarios = [Scenario(plan, base / str(plan.number)) for plan in plans]
+    outcomes: list[Outcome] = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        futures = [pool.submit(_play, scenario, options.seed) for scenario in scenarios]
+        try:
+            for future in as_completed(futures):
+                outcomes.append(future.result())
+                # A campaign takes hours: what it has found so far is always on the disk.
+                content = json.dumps([as_report(outcome) for outcome in outcomes], indent=1)
+                Path(options.report).write_text(content + "\n", encoding="utf-8")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for scenario in scenarios:
+                scenario.abort()
+    return outcomes
 
 
 def _options() -> argparse.Namespace:
@@ -65,7 +80,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _chosen(options: argparse.Namespace) -> list:
+def _chosen(options: argparse.Namespace) -> list[Plan]:
     known = kinds()
     names = options.kind or (_SHORT if options.short else ())
     unknown = set(names) - {kind.name for kind in known}
@@ -77,10 +92,9 @@ def _chosen(options: argparse.Namespace) -> list:
     return [make_plan(known, number, options.seed) for number in numbers]
 
 
-def _play(plan, base: Path, seed: int) -> Outcome:
-    folder = base / str(plan.number)
-    folder.mkdir()
-    outcome = Scenario(plan, folder).play()
+def _play(scenario: Scenario, seed: int) -> Outcome:
+    plan, folder = scenario.plan, scenario.folder
+    outcome = scenario.play()
     state = "FAILED" if outcome.failures else "skipped" if outcome.skipped else "ok"
     recovered = ", ".join(f"{seconds:.1f}" for seconds in outcome.recoveries) or "-"
     print(

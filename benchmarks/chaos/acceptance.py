@@ -54,6 +54,7 @@ def _play(name: str, options: argparse.Namespace) -> bool:
     print(f"{'':>3} {'size before':>11} {'after':>9} {'sum before':>14} {'after':>14} "
           f"{'batches lost':>12} {'s':>6}")  # fmt: skip
     arguments = ["--run-dir", str(run.path), *_OPTIONS, "--actors", str(options.actors)]
+    run.make_folders()
     run.launch(*arguments, "--set", f"replay.journal={options.journal}")
     seconds: list[float] = []
     try:

@@ -54,6 +54,7 @@ def _play(seed: int, journal: str, options: argparse.Namespace, *, kills: bool) 
     folder = Path(tempfile.mkdtemp(prefix="c-", dir=options.folder))
     run = Run(folder, {})
     arguments = ["--run-dir", str(run.path), *_OPTIONS, "--actors", str(options.actors)]
+    run.make_folders()
     run.launch(*arguments, "--seed", str(seed), "--set", f"replay.journal={journal}")
     try:
         _wait_for(run, options.at)

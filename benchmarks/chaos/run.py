@@ -113,8 +113,6 @@ class Run:
         self.folder, self.path = folder, folder / "run"
         self.temporary = folder / "t"
         self.witness = folder / "witness"
-        for made in (self.temporary, self.witness):
-            made.mkdir()
         self.by_metrics = False
         self.prefix: list[str] = []
         self.options: list[str] = []
@@ -130,6 +128,11 @@ class Run:
         }
         self.hosts: list[Command] = []
         self.sessions: list[Command] = []
+
+    def make_folders(self) -> None:
+        """Make the folders that its commands need."""
+        for made in (self.folder, self.temporary, self.witness):
+            made.mkdir(exist_ok=True)
 
     # ---- commands ----
 

@@ -145,12 +145,16 @@ class Scenario:
 
     Args:
         plan: its choices.
-        folder: empty folder with a short path, since sockets lie in it.
+        folder: folder that is made; its path is short, since sockets lie in it.
+
+    Attributes:
+        plan: its choices.
+        folder: its folder.
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
-        self._plan, self._kind = plan, plan.kind
-        self._folder = folder
+        self.plan, self.folder = plan, folder
+        self._kind = plan.kind
         self._outcome = Outcome(plan)
         self._case = Case(Run(folder, {}), random.Random(plan.seed))
         self._run = self._case.run
@@ -163,6 +167,7 @@ class Scenario:
         self._outcome.skipped = next(filter(None, map(surroundings.lacks, self._needs())), "")
         if not self._outcome.skipped:
             try:
+                self._run.make_folders()
                 self._surround()
                 self._play()
             except (GaveUpError, OSError) as error:
@@ -173,6 +178,10 @@ class Scenario:
         self._outcome.notes = self._case.notes
         return self._outcome
 
+    def abort(self) -> None:
+        """Kill its processes, whatever it waits for; it ends then by itself."""
+        self._run.end_all()
+
     def _play(self) -> None:
         self._begin()
         if self._kind.moment == "between":
@@ -180,10 +189,10 @@ class Scenario:
             self._do(self._kind)
         else:
             self._attack()
-        if self._kind.moment == "between" or self._plan.resumes or self._kind.ends:
+        if self._kind.moment == "between" or self.plan.resumes or self._kind.ends:
             self._resume()
         self._outcome.takeovers = checks.takeovers(self._run.witness)
-        if self._plan.loses not in ("journal", "everything"):
+        if self.plan.loses not in ("journal", "everything"):
             self._expect(checks.check_takeovers(self._run))
 
     # ---- surroundings ----
@@ -194,29 +203,29 @@ class Scenario:
 
     @property
     def _kinds(self) -> tuple[Kind, ...]:
-        return (self._kind, *self._plan.extras)
+        return (self._kind, *self.plan.extras)
 
     def _surround(self) -> None:
         case, run = self._case, self._run
         for name in {name for kind in self._kinds for name in kind.surroundings}:
             if name in ("disk", "ext4"):
-                folder = self._folder / "disk"
+                folder = self.folder / "disk"
                 folder.mkdir()
                 kind = "tmpfs" if name == "disk" else "ext4"
                 case.disk = surroundings.Disk(folder, self._kind.size, kind)
                 case.undo.append(case.disk.unmount)
                 run.path = folder / "run"
             elif name == "shm":
-                case.shm = self._folder / "shm"
+                case.shm = self.folder / "shm"
                 case.shm.mkdir()
                 run.prefix += surroundings.own_shared_memory(case.shm, self._kind.size)
-                case.undo.append(lambda: surroundings.unmount(self._folder / "shm"))
+                case.undo.append(lambda: surroundings.unmount(self.folder / "shm"))
             elif name == "pids":
                 case.pids = surroundings.Group("pids", f"pdqn-chaos-{os.getpid()}-{id(self)}")
                 run.prefix += case.pids.prefix()
                 case.undo.append(case.pids.remove)
             elif name == "clock":
-                case.clock = surroundings.Clock(self._folder)
+                case.clock = surroundings.Clock(self.folder)
                 run.variables.update(case.clock.variables)
             elif name == "time":
                 run.prefix += ["unshare", "-T", "--monotonic", "100000000", "--boottime",
@@ -249,11 +258,11 @@ class Scenario:
     # ---- sessions ----
 
     def _begin(self) -> None:
-        plan, kind = self._plan, self._kind
+        plan, kind = self.plan, self._kind
         options = ["--run-dir", str(self._run.path), "--time", "2h", "--seed", str(plan.number)]
         options += [*plan.env, "--console", plan.console]
         if plan.kind.hostile in ("hang", "exit", "end", "segfault"):
-            options += ["--env-arg", f"marker={self._folder / 'marker'}"]
+            options += ["--env-arg", f"marker={self.folder / 'marker'}"]
         if kind.single:
             options += ["--mode", "single"]
             self._run.by_metrics = True
@@ -340,16 +349,16 @@ class Scenario:
         self._expect(checks.check_leftovers(run, temporary=not killed))
         for command in run.commands():
             self._expect(checks.check_output(command, may_show_trace=self._kind.may_show_trace))
-        if not killed and self._plan.loses != "everything":
+        if not killed and self.plan.loses != "everything":
             summary = run.summary()
             self._outcome.transitions = summary.get("transitions", {})
-            self._expect(checks.check_ledger(summary, may_lose=self._plan.loses != "nothing"))
+            self._expect(checks.check_ledger(summary, may_lose=self.plan.loses != "nothing"))
 
     def _resume(self) -> None:
         """Resume the run, see it learn, and end it."""
         run, kind = self._run, self._kind
         run.hosts.clear()
-        run.launch("--resume", str(run.path), "--console", self._plan.console)
+        run.launch("--resume", str(run.path), "--console", self.plan.console)
         if kind.joined:
             self._join()
         try:

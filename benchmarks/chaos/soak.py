@@ -73,6 +73,7 @@ def _soak(case: Case, options: argparse.Namespace) -> Series:
     """Kill and sample for the whole time."""
     run, series = case.run, Series(list)
     sizes = ["--actors", str(options.actors), "--replays", str(options.replays)]
+    run.make_folders()
     run.launch("--run-dir", str(run.path), *_OPTIONS, *sizes, "--seed", str(options.seed))
     run.learns(_LEARN_SECONDS)
     began = time.monotonic()
