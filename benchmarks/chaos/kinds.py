@@ -186,7 +186,7 @@ def _corrupted() -> list[Kind]:
              f.flip_bits(checkpoint, 1), "between"),
         Kind("cut-checkpoint", "the newest checkpoint is cut", f.cut(checkpoint), "between"),
         Kind("cut-checkpoints", "all checkpoints are cut", f.cut(checkpoint, every=True),
-             "between"),
+             "between", resume_exits=(1, 2)),
         Kind("keep-one", "the only checkpoint is damaged", f.flip_bits(checkpoint, 64),
              "between", options=("--set", "checkpoint.keep=1")),
         Kind("flip-final-model", "bits of the last model are flipped",

@@ -298,7 +298,12 @@ class Scenario:
             self._run.interrupt()
             time.sleep(self._case.rng.uniform(0.0, 0.6))
         for one in self._kinds:
-            self._do(one)
+            try:
+                self._do(one)
+            except GaveUpError as error:
+                if moment != "stopping":
+                    raise
+                self._case.note(f"too late: {error}")  # the run has stopped already
             if one.goes_on and not one.ends:
                 self._outcome.recoveries.append(self._learns(one.seconds))
         if kind.goes_on and not kind.ends:

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -99,10 +100,12 @@ def _check_directory() -> None:
         ) from error
 
 
-def _end_with_guest(code: int) -> None:
+def _end_with_guest(code: int) -> NoReturn:
     """End this process, although an environment in it may have left what goes on.
 
-    Python waits for threads and for processes of multiprocessing, and calls exit functions.
+    Python would wait for threads and for processes of multiprocessing, call exit functions, and
+    take modules apart. Objects of an environment can make the last take any time, and handlers of
+    signals are gone by then: it is left out.
     """
     streams.end_with_errors()
     atexit.register(_bound_exit_functions, code)  # the one that is registered last comes first
@@ -110,9 +113,8 @@ def _end_with_guest(code: int) -> None:
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                atexit._run_exitfuncs()
-                leave(code)
+    atexit._run_exitfuncs()
+    leave(code)
 
 
 def _bound_exit_functions(code: int) -> None:
