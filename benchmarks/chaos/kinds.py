@@ -188,7 +188,7 @@ def _corrupted() -> list[Kind]:
         Kind("cut-checkpoints", "all checkpoints are cut", f.cut(checkpoint, every=True),
              "between", resume_exits=(1, 2)),
         Kind("keep-one", "the only checkpoint is damaged", f.flip_bits(checkpoint, 64),
-             "between", options=("--set", "checkpoint.keep=1")),
+             "between", options=("--set", "checkpoint.keep=1"), resume_exits=(0, 1, 2)),
         Kind("flip-final-model", "bits of the last model are flipped",
              f.flip_bits("final_model.pth"), "between"),
         Kind("cut-best-model", "the best model is cut", f.cut("best_model.pth"), "between"),

@@ -329,7 +329,8 @@ class Scenario:
     def _end_session(self) -> None:
         """End the first session, in order or not, with something saved."""
         self._learns(_START_SECONDS)
-        wait_until(lambda: len(self._run.checkpoints()) > 1, 30.0, "two checkpoints")
+        first = self._run.checkpoints()
+        wait_until(lambda: self._run.checkpoints()[-1:] > first[-1:], 60.0, "another checkpoint")
         killed = not self._kind.single and self._case.rng.random() < 0.5
         # An orderly end leaves the last model.
         if killed and "final_model" not in self._kind.name and "flip-final" not in self._kind.name:
