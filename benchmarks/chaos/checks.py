@@ -93,6 +93,9 @@ def check_ledger(summary: Mapping[str, Any], *, may_lose: bool) -> Iterator[str]
         yield "summary.json has no transitions"
         return
     parts = ("received", "refused", "waiting", "lost", "died")
+    if missing := {"made", "sent", *parts} - set(counts):
+        yield f"the ledger has no {', '.join(sorted(missing))}"
+        return
     if counts["made"] != sum(counts[name] for name in parts):
         yield f"the ledger does not add up: {counts}"
     if counts["received"] > counts["sent"]:

@@ -6,11 +6,14 @@ import os
 import pty
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.chaos import checks, surroundings
 from benchmarks.chaos import faults as f
@@ -170,8 +173,8 @@ class Scenario:
                 self._run.make_folders()
                 self._surround()
                 self._play()
-            except (GaveUpError, OSError) as error:
-                self._outcome.failures.append(str(error))
+            except (GaveUpError, OSError, psutil.Error, subprocess.SubprocessError) as error:
+                self._outcome.failures.append(f"{type(error).__name__}: {error}")
             finally:
                 self._clean()
         self._outcome.seconds = time.monotonic() - began
