@@ -42,7 +42,7 @@ class Case:
         shm: folder that is the run's /dev/shm, if it has one of its own.
         pids: control group of the run, if it has one.
         clock: clock of the run, if it has one.
-        healed: monotonic time at which the newest fault ended.
+        leaves_files: whether a process was killed that alone could remove its temporary files.
     """
 
     run: Run
@@ -53,7 +53,7 @@ class Case:
     shm: Path | None = None
     pids: Group | None = None
     clock: Clock | None = None
-    healed: float = 0.0
+    leaves_files: bool = False
 
     def note(self, text: str) -> None:
         """Note a fault."""
@@ -159,6 +159,7 @@ def stop(who: str, seconds: float, *, every: bool = False) -> Fault:
 def kill_host(case: Case) -> None:
     """Kill all processes of a host that joined."""
     case.run.hosts[0].end_all()
+    case.leaves_files = True
     case.note("a host killed")
 
 

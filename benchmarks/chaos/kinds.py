@@ -42,6 +42,8 @@ class Kind:
         shards: number of replays; None for a choice by the seed.
         may_show_trace: whether the output may show the traceback of an environment.
         combines: whether the seed may add other faults, or add this one to others.
+        awaits: pattern of files that the first session must have before it ends.
+        in_order: whether the first session ends in order, and is not killed.
         size: megabytes of a disk or of shared memory.
         seconds: longest time until learning goes on.
     """
@@ -65,6 +67,8 @@ class Kind:
     shards: int | None = None
     may_show_trace: bool = False
     combines: bool = False
+    awaits: str = ""
+    in_order: bool = False
     size: int = 64
     seconds: float = 60.0
 
@@ -190,8 +194,9 @@ def _corrupted() -> list[Kind]:
         Kind("keep-one", "the only checkpoint is damaged", f.flip_bits(checkpoint, 64),
              "between", options=("--set", "checkpoint.keep=1"), resume_exits=(0, 1, 2)),
         Kind("flip-final-model", "bits of the last model are flipped",
-             f.flip_bits("final_model.pth"), "between"),
-        Kind("cut-best-model", "the best model is cut", f.cut("best_model.pth"), "between"),
+             f.flip_bits("final_model.pth"), "between", in_order=True),
+        Kind("cut-best-model", "the best model is cut", f.cut("best_model.pth"),
+             "between", awaits="best_model.pth"),
         Kind("flip-segment", "bits of a journal's segment are flipped", f.flip_bits(segment, 3),
              "between", loses="journal"),
         Kind("cut-segment", "a journal's segment is cut", f.cut(segment), "between",

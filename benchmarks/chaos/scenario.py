@@ -334,9 +334,10 @@ class Scenario:
         self._learns(_START_SECONDS)
         first = self._run.checkpoints()
         wait_until(lambda: self._run.checkpoints()[-1:] > first[-1:], 60.0, "another checkpoint")
+        if pattern := self._kind.awaits:
+            wait_until(lambda: [*self._run.path.glob(pattern)], _START_SECONDS, pattern)
         killed = not self._kind.single and self._case.rng.random() < 0.5
-        # An orderly end leaves the last model.
-        if killed and "final_model" not in self._kind.name and "flip-final" not in self._kind.name:
+        if killed and not self._kind.in_order:
             f.kill_everything(self._case)
             self._run.end(_END_SECONDS)
             return
@@ -351,11 +352,13 @@ class Scenario:
         if code not in exits:
             self._outcome.failures.append(f"exit code {code}, not {exits}; {self._last_words()}")
         killed = code == -signal.SIGKILL
+        # Who is killed cannot clean up; the next run does.
+        leaves = killed or self._case.leaves_files
         if killed:
             # A host that joined waits for minutes whether the run comes back.
             for host in run.hosts:
                 host.end_all()
-        self._expect(checks.check_leftovers(run, temporary=not killed))
+        self._expect(checks.check_leftovers(run, temporary=not leaves))
         for command in run.commands():
             self._expect(checks.check_output(command, may_show_trace=self._kind.may_show_trace))
         if not killed and self.plan.loses != "everything":
