@@ -28,8 +28,8 @@ def main() -> int:
         for kind in kinds():
             print(f"{kind.name:26} {kind.words}")
         return 0
-    # A shell that starts this in the background lets it ignore Ctrl-C, and runs would inherit that.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # A shell or nohup may have this ignore signals, and runs would inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     surroundings.keep_mounts_private()
     base = Path(tempfile.mkdtemp(prefix="c-", dir=options.folder))
