@@ -290,6 +290,28 @@ def test_a_command_ends_although_an_environment_left_what_python_waits_for(
         eventually(lambda: left.status() == psutil.STATUS_ZOMBIE)  # if nobody waits for orphans
 
 
+ENDS_SLOWLY = """
+import sys, time
+from launcher import streams
+from launcher.cli import main as entry
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(2)  # while Python ends, after it has restored the handlers of signals
+
+entry._END_SECONDS = 0.5
+with streams.apart():
+    entry.slow = Slow()
+entry._run = lambda: sys.exit(3)
+entry.main()
+"""
+
+
+def test_a_command_whose_end_takes_long_keeps_its_exit_code():
+    command = subprocess.run([sys.executable, "-c", ENDS_SLOWLY], timeout=60, check=False)
+    assert command.returncode == 3
+
+
 # ---- what is printed ----
 
 

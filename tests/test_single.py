@@ -519,7 +519,8 @@ def test_what_is_noted_again_and_again_is_shown_once_and_written_down_every_time
     for step in range(3):
         session.note("evaluation", "evaluator", 0, f"step {step} has no score")
         session.note("saved", "learner", 0, f"saved at learner step {step}")
-    session.run_dir.close()
+    session.records.close()
+    assert session.records.flush(60)
     assert [text for text in console.said if "score" in text] == [
         "evaluator 0: step 0 has no score"
     ]

@@ -40,6 +40,7 @@ from replay.samples import SampleLayout
 
 _REPORT_SECONDS = 0.5
 _PAUSED_SECONDS = 0.1
+_FLUSH_SECONDS = 2.0
 _SPOKEN_STEPS = 256  # learner steps after which the run is shown, whatever the limiter still allows
 _ACTOR = ("actor", 0)
 _ROLES = ("actor", "replay", "learner")
@@ -120,6 +121,7 @@ class SingleRun:
             # show it.
             session.console.stop()
             self._save()
+            session.records.flush(_FLUSH_SECONDS)
             raise
         session.enter("stopping")
         self._save(last=True)
