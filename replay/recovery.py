@@ -179,6 +179,7 @@ class _Recovery:
             self._buffer.begin_at(head.first_key, head.cursor)
         self._expect(head.first_key)
         self._contents.sequences.recover(head.streams)
+        self._contents.accounts.recover(head.spans)
         self._result.run = head.run
 
     def _expect(self, key: int) -> None:
@@ -201,8 +202,8 @@ class _Recovery:
             self._result.damage.damaged += 1
             return
         self._next_key = stored.first_key + batch.count
-        stream = (batch.actor, batch.incarnation)
-        self._contents.sequences.put(stream, batch.sequence + 1)
+        self._contents.sequences.put(batch.stream, batch.sequence + 1)
+        self._contents.accounts.add(batch.stream, batch.made, batch.count)
         try:
             self._buffer.make_room(batch.count, batch.blocks)
         except ValueError:  # the capacity is smaller than it was
@@ -221,7 +222,9 @@ class _Recovery:
         self._moves.add(stored.first_key, keys)
 
     def _refuse(self, refused: Refused) -> None:
-        self._contents.sequences.put(refused.stream, refused.sequence + 1)
+        contents, stream, count = self._contents, refused.stream, refused.count
+        contents.sequences.put(stream, refused.sequence + 1)
+        contents.accounts.add(stream, refused.made, count, refused=count)
         self._refused = refused.total
 
     # ---- priorities and counts ----

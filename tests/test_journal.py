@@ -61,6 +61,7 @@ def encoded(
     actor: int = 0,
     run: str = RUN,
     broken: bool = False,
+    made: int = 0,
 ) -> bytes:
     """Encode a batch with random numbers; a broken one has an action that does not exist."""
     rng = np.random.default_rng(seed)
@@ -75,7 +76,7 @@ def encoded(
     frames = rng.normal(size=(count + 1, 2)).astype(np.float32)
     block = wire.compress_block({"observation": frames}, SPEC)
     return wire.encode_transitions(
-        wire.TransitionBatch(run, actor, 0, sequence, 7, columns, [block], bytes(16))
+        wire.TransitionBatch(run, actor, 0, sequence, 7, columns, [block], bytes(16), made)
     )
 
 
@@ -398,7 +399,7 @@ def test_the_journal_of_another_version_is_not_taken_over(
     monkeypatch.setattr("replay.journal._FORMAT", 99)
     Shard(tmp_path / "journal", contents_of()).journal.close()
     monkeypatch.undo()
-    with pytest.raises(OtherFormatError, match="has the format 99, not 1"):
+    with pytest.raises(OtherFormatError, match="has the format 99, not 2"):
         recovered(tmp_path / "journal")
 
 

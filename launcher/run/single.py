@@ -33,6 +33,7 @@ from pdqn.memory import MemoryLimit, held_bytes, machine_bytes
 from pdqn.networks import build_network, set_noise
 from pdqn.schedules import is_due
 from pdqn.telemetry import Telemetry
+from replay.accounts import Accounts
 from replay.buffer import make_buffer
 from replay.intake import Insertion
 from replay.limiter import make_limiter
@@ -55,8 +56,8 @@ class SingleRun:
         incarnation = session.state.incarnations.get(_ACTOR, 0)
         session.state.incarnations[_ACTOR] = incarnation + 1
         randomness.seed(config.run.seed, *_ACTOR, incarnation)
-        self._session = session
-        self._config = config
+        self._session, self._config = session, config
+        self._stream, self._accounts = (0, incarnation), Accounts()
         self._learner = Learner(config, spec)
         # Acts on the CPU, wherever the learner computes.
         self._acting = build_network(spec, config.network)
@@ -74,6 +75,7 @@ class SingleRun:
         self._sample = layout.view(bytearray(layout.nbytes))
         self._telemetry = {role: Telemetry() for role in (*_ROLES, "evaluator")}
         self._telemetry["learner"].gauge("learner_steps", self._learner.learner_steps)
+        self._telemetry["replay"].take_spans = self._accounts.take
         self._rollout.note_seeds(self._telemetry["actor"])
         self._insertion = Insertion(spec, self._buffer, self._telemetry["replay"])
         self._evaluation = GreedyEvaluation(
@@ -86,9 +88,8 @@ class SingleRun:
             may_keep=self._check_directory,
             failed=lambda text, error: session.note_error(text, _trace(error)),
         )
-        self._counted_before = session.metrics.counts()
+        self._counted_before, self._next_report = session.metrics.counts(), 0.0
         self._evaluated, self._evaluated_steps = time.monotonic(), self._learner.learner_steps
-        self._next_report = 0.0
         self._memory = self._memory_limit()
         session.take(
             Controls(
@@ -158,11 +159,16 @@ class SingleRun:
         segments = self._rollout.step(self._telemetry["actor"])
         self._rollout.report(self._telemetry["actor"])
         self._insertion.learner_steps = self._learner.learner_steps
+        counters = self._telemetry["actor"].counters
         for segment in segments:
-            self._telemetry["actor"].count("transitions_sent", segment.count)
+            for name in ("transitions_made", "transitions_sent"):
+                counters[name] += segment.count
             columns, blocks = join_segments([segment], self._session.spec)
             version = self._acting_version
-            self._limiter.inserted(self._insertion.check_and_insert(columns, blocks, version))
+            inserted = self._insertion.check_and_insert(columns, blocks, version)
+            self._limiter.inserted(inserted)
+            made, refused = int(counters["transitions_made"]), segment.count - inserted
+            self._accounts.add(self._stream, made, segment.count, refused)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -225,7 +231,8 @@ class SingleRun:
             report = telemetry.report()
             for kind, text in report.notes:
                 session.note(kind, role, 0, text)
-            session.metrics.ingest(MemberKey(role, 0, 0), report, time.monotonic())
+            key = MemberKey(role, *self._stream)
+            session.metrics.ingest(key, report, time.monotonic())
         streams.bound_log()
         if excess := self._memory.excess(held_bytes()):
             session.fail(f"this process {excess}")
