@@ -197,12 +197,12 @@ class Batch(NamedTuple):
     stream: Stream
     sequence: int
     made: int
-    count: int
+    size: int
     is_bad: bool
 
     @property
     def numbers(self) -> range:
-        return range(self.made - self.count, self.made)
+        return range(self.made - self.size, self.made)
 
 
 @dataclass
@@ -231,8 +231,8 @@ class Shard:
             self.account(batch)
 
     def account(self, batch: Batch) -> None:
-        refused = batch.count if batch.is_bad else 0
-        self.accounts.add(batch.stream, batch.made, batch.count, refused)
+        refused = batch.size if batch.is_bad else 0
+        self.accounts.add(batch.stream, batch.made, batch.size, refused)
 
     def take(self) -> None:
         batch = self.arrived.pop(0)
@@ -455,7 +455,7 @@ class LedgerAgainstTwin(RuleBasedStateMachine):
         first, second = (numbers[acting.stream] for numbers in self.written())
         settled = first | second
         bad = sum(
-            batch.count
+            batch.size
             for journal in self.journals.values()
             for batch in journal
             if batch.is_bad and batch.stream == acting.stream
