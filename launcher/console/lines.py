@@ -15,7 +15,7 @@ from pdqn.text import printable
 
 _MOST_REASONS = 3
 # Of the ends of transitions, in the closing lines.
-_ALWAYS_TOLD = ("sent", "received", "lost")
+_ALWAYS_SHOWN = ("sent", "received", "lost")
 
 
 def progress_line(snapshot: Snapshot) -> str:
@@ -128,7 +128,7 @@ def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[st
         ("rates", _rates(summary)),
         ("training", _scores(summary.get("environment"))),
         ("evaluation", _scores(summary.get("eval"))),
-        ("transitions", _counts(_told(summary.get("transitions") or {}))),
+        ("transitions", _counts(_shown(summary.get("transitions") or {}))),
         ("restarts", _restarts(summary)),
         ("security", "NOT ENCRYPTED" if summary.get("insecure") else ""),
         ("results", str(summary.get("run_dir") or "")),
@@ -172,14 +172,14 @@ def _scores(values: Mapping[str, Any] | None) -> str:
     return text + (f"; baselines: {baselines}" if baselines else "")
 
 
-def _told(transitions: Mapping[str, int]) -> dict[str, int]:
-    """Pick the counts that a person is told: some always, and the others if they are not 0."""
+def _shown(transitions: Mapping[str, int]) -> dict[str, int]:
+    """Pick the counts that the closing lines show: some always, the others if they are not 0."""
     others = {name: count for name, count in transitions.items() if count}
     if others.get("made") == others.get("sent"):
         others.pop("made", None)
-    always = {name: transitions[name] for name in _ALWAYS_TOLD if name in transitions}
-    told = {**always, **others}
-    return {name.replace("_", " "): count for name, count in told.items()}
+    always = {name: transitions[name] for name in _ALWAYS_SHOWN if name in transitions}
+    shown = {**always, **others}
+    return {name.replace("_", " "): count for name, count in shown.items()}
 
 
 def _counts(values: Mapping[str, int] | None) -> str:

@@ -107,20 +107,20 @@ class Ledger:
         self._number_of_spans = 0
         self._stale: set[Stream] = set()
         self._away: set[int] = set()
-        self._is_closed = False
-        self.dropped = 0
 
     # ---- what is reported ----
 
-    def ingest(self, key: MemberKey, report: Report) -> None:
-        """Take in one report of one role."""
+    def ingest(self, key: MemberKey, report: Report) -> int:
+        """Take in one report of one role; return the number of spans beyond the bounds."""
+        dropped = 0
         if key.role == "actor":
             self.report((key.index, key.incarnation), report.counters)
         elif key.role == "replay":
-            self.settle(key.index, report.spans)
+            dropped = self.settle(key.index, report.spans)
             # It is missing while a replay reads its journal.
             if report.gauges.get("spans_waiting") == 0:
                 self.shard_is_back(key.index)
+        return dropped
 
     def report(self, stream: Stream, counters: Mapping[str, float]) -> None:
         """Take in what the actor of a stream has counted; it is there."""
@@ -139,19 +139,21 @@ class Ledger:
             account.end = how
             self._stale.add(stream)
 
-    def settle(self, shard: int, spans: Iterable[Span]) -> None:
-        """Take in what a shard of replay has settled."""
+    def settle(self, shard: int, spans: Iterable[Span]) -> int:
+        """Take in what a shard of replay has settled; return the number of spans dropped."""
+        dropped = 0
         for span in spans:
             account = self._accounts.get(span.stream) or self._new(span.stream)
             key, before = (shard, span.start), (0, 0)
             if account is not None:
                 before = account.spans.get(key, before)
             if account is None or (not before[0] and self._number_of_spans >= MOST_SPANS):
-                self.dropped += 1
+                dropped += 1
                 continue
             self._number_of_spans += not before[0]
             account.spans[key] = max(before[0], span.end), max(before[1], span.refused)
             self._stale.add(span.stream)
+        return dropped
 
     def shard_is_away(self, shard: int) -> None:
         """Note that a shard has ended, which may come back with more than it has reported."""
@@ -240,8 +242,8 @@ class Ledger:
         """Count what may still come once actors make no more.
 
         Returns:
-            Transitions that were sent and are not settled, by actors that are there or have left;
-            and all others of actors that were killed, which may be on their way.
+            Transitions that actors have sent that are there or have left, not settled yet.
+            All others of actors that were killed; some may be on their way.
         """
         self._update()
         sent = dead = 0

@@ -93,7 +93,7 @@ class RunMetrics:
                 self._first_step = now if self._expected_since is None else self._expected_since
             self._last_step = now
         self.counters.drop(key.role, self._gauges.put(key.role, key.index, report.gauges))
-        self.ledger.ingest(key, report)
+        self.counters.drop(key.role, self.ledger.ingest(key, report))
         if key.role == "learner":
             steps = self._gauges.of(key.role, key.index).get("learner_steps", self._learner_steps)
             self._learner_steps = int(max(0.0, min(LARGEST, steps)))
