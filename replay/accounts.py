@@ -37,6 +37,21 @@ class Accounts:
         self._newest = {key[:2]: key[2] for key in self._spans}
         self._changed = dict.fromkeys(self._spans)
 
+    def advance(self, spans: Iterable[Span]) -> None:
+        """Add what a process that has ended knew of earlier batches than those added here."""
+        for span in spans:
+            newest = (*span.stream, self._newest.get(span.stream, -1))
+            end, refused = self._spans.get(newest, (-1, 0))
+            if span.start <= newest[2] <= span.end:
+                # One span, of which the journal has only the later part.
+                self._forget(newest)
+                end, refused = max(end, span.end), max(refused, span.refused)
+            else:
+                end, refused = span.end, span.refused
+            key = (*span.stream, span.start)
+            self._spans[key], self._changed[key] = (end, refused), None
+            self._newest[span.stream] = max(span.start, self._newest.get(span.stream, -1))
+
     def add(self, stream: Stream, made: int, count: int, refused: int = 0) -> None:
         """Account for a batch.
 

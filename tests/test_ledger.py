@@ -190,6 +190,16 @@ def test_batches_that_do_not_say_what_was_made_have_no_account():
     assert accounts.all() == ()
 
 
+def test_what_an_earlier_process_knew_is_joined_to_what_is_left_of_its_journal():
+    accounts = Accounts()
+    accounts.add((0, 0), 60, 10, refused=10)
+    accounts.add((0, 0), 70, 10)
+    accounts.add((2, 0), 10, 10)
+    accounts.advance([Span(0, 0, 0, 65, 12), Span(1, 0, 0, 5), Span(2, 0, 0, 8)])
+    accounts.add((1, 0), 9, 4)
+    assert sorted(accounts.all()) == [Span(0, 0, 0, 70, 12), Span(1, 0, 0, 9), Span(2, 0, 0, 10)]
+
+
 # ---- whatever happens ----
 
 

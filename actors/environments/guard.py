@@ -244,6 +244,16 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             self.record.finished()
         return self._last, reward, terminated, truncated, told
 
+    def give_up(self, reason: str) -> None:
+        """Count a failure that shows only over many steps; the next reset rebuilds.
+
+        Raises:
+            EnvironmentFailedError: this failure exceeds the limit.
+        """
+        _log.warning("an environment failed: %s", reason)
+        self._broken = True
+        self._backoff.wait(self.record, reason)
+
     @property
     def render_mode(self) -> None:
         """Return None: nobody looks at a batch, and an environment may have anything here."""
