@@ -107,6 +107,7 @@ class Stopping:
             lambda: not self._supervisor.alive() and not coordinator.membership.count("host"),
             budget.last,
         )
+        session.metrics.ledger.close()
 
     def _is_saving(self) -> bool:
         """Return whether the learner writes its last checkpoint, or sends it from another host."""
