@@ -46,7 +46,7 @@ class LearnerProcess:
         self._learner = Learner(welcome.config, welcome.spec)
         self._files = files
         self._saver = Saver(self._files.path, welcome.config, welcome.spec)
-        self._heartbeat = Heartbeat(link.poll)
+        self._heartbeat = Heartbeat(self._keep_in_touch)
         self._restore()
         link.telemetry.gauge("learner_steps", self._learner.learner_steps)
         self._gpu = GpuGauge(self._learner.device)
@@ -197,6 +197,12 @@ class LearnerProcess:
             return False
         self._link.telemetry.count("checkpoints")
         return True
+
+    def _keep_in_touch(self) -> None:
+        """Report while the disk holds a save up; the end of a run waits for one."""
+        if self._link.stopping:
+            self._link.telemetry.activity = LAST_SAVE
+        self._link.poll()
 
     def _restore(self) -> None:
         """Continue from the newest readable checkpoint."""

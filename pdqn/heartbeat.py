@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+# What a replay says that it does meanwhile; a run that ends waits for it.
+WAITS_FOR_DISK = "waits for the disk of its journal"
 _LATE_SECONDS = 1.0
 _PERIOD_SECONDS = 0.25
 

@@ -14,7 +14,7 @@ from pdqn import transport, wire
 from pdqn.clients import name_of
 from pdqn.config import Config, resolved
 from pdqn.connections import Bounds, Connections, most_connections
-from pdqn.heartbeat import Heartbeat
+from pdqn.heartbeat import WAITS_FOR_DISK, Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.socket_files import SocketFile
@@ -174,7 +174,7 @@ class ReplayServer:
 
     def _tell_it_waits(self) -> None:
         """Keep in touch with the coordinator while the disk of the journal hangs."""
-        self._telemetry.activity = "waits for the disk of its journal"
+        self._telemetry.activity = WAITS_FOR_DISK
         self._link.poll()
 
     @property
