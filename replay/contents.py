@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pdqn import plain
 from replay.accounts import Accounts
 from replay.buffer import PrioritizedBuffer
 from replay.journal import SegmentHead, Snapshot
@@ -46,4 +47,5 @@ class Contents:
         """Describe what the journal's segments do not hold."""
         own = {"life": self.life, "refused": self.refused}
         counters = {**own, **self.limiter.get_state()}
-        return Snapshot(self.buffer.evicted, self.buffer.priorities(), counters)
+        sampler = plain.pack(plain.generator_state(self.buffer.rng))
+        return Snapshot(self.buffer.evicted, self.buffer.priorities(), counters, sampler)

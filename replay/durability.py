@@ -8,16 +8,16 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pdqn.config import Config
 from pdqn.files import FOLDER_VARIABLE, is_here
-from pdqn.link import CoordinatorLink
 from pdqn.messages import MAX_INDEX, Welcome
 from pdqn.specs import EnvironmentSpec
+from pdqn.telemetry import Telemetry
 from replay.buffer import make_buffer
 from replay.contents import Contents
 from replay.journal import (
@@ -45,6 +45,29 @@ class StoppedError(Exception):
     """The order to stop, before the journal was read to its end."""
 
 
+class Contact(Protocol):
+    """A shard's contact with those who wait for it, such as ``pdqn.link.CoordinatorLink``.
+
+    Attributes:
+        telemetry: figures for the next report.
+    """
+
+    telemetry: Telemetry
+
+    @property
+    def stopping(self) -> bool:
+        """Return whether the shard must end."""
+        ...
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        """Keep in touch, for at least this time."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Wait, and keep in touch meanwhile."""
+        ...
+
+
 class Opened(NamedTuple):
     """A shard that is ready to serve, and the keeper of its journal."""
 
@@ -52,8 +75,15 @@ class Opened(NamedTuple):
     keeper: Keeper
 
 
-def open_shard(link: CoordinatorLink, welcome: Welcome) -> Opened:
+def open_shard(
+    link: Contact, welcome: Welcome, heartbeat: AbstractContextManager[object]
+) -> Opened:
     """Make a shard's contents, with what its journal holds.
+
+    Args:
+        link: link to the coordinator.
+        welcome: the replay's.
+        heartbeat: heartbeat for what waits for the disk, and speaks with nobody meanwhile.
 
     Raises:
         StoppedError: the run ended meanwhile.
@@ -70,8 +100,12 @@ def open_shard(link: CoordinatorLink, welcome: Welcome) -> Opened:
     if folder is not None:
         try:
             if welcome.index == 0:
-                _leave_out(link, folder.parent, config.shards)
-            opened = _open(link, welcome, folder)
+                with heartbeat:
+                    left_out = _leave_out(folder.parent, config.shards)
+                if left_out:
+                    telemetry.note(JOURNAL, f"{left_out} transitions are left out: the run had "
+                                   "more replays, and their journals are removed")  # fmt: skip
+            opened = _open(link, welcome, folder, heartbeat)
         except OSError as error:
             telemetry.count("journal_failures")
             why = f"{error.filename or folder}: {error.strerror}"
@@ -117,12 +151,17 @@ def _new_contents(welcome: Welcome) -> Contents:
     )
 
 
-def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _open(
+    link: Contact, welcome: Welcome, folder: Path, heartbeat: AbstractContextManager[object]
+) -> Opened:
+    with heartbeat:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     shared = bool(welcome.config.replay.journal_dir)
-    locked = lock(folder.with_suffix(".lock"), shared=shared, wait=partial(_wait_for_lock, link))
-    check = _claimed(welcome, folder) if shared else _unchecked
-    _tidy(folder)
+    wait = partial(_wait_for_lock, link)
+    locked = lock(folder.with_suffix(".lock"), heartbeat, shared=shared, wait=wait)
+    with heartbeat:
+        check = _claimed(welcome, folder) if shared else _unchecked
+        _tidy(folder)
     contents, result = _recovered(link, welcome, folder)
     replay = welcome.config.replay
     reported = result if result.run == welcome.run else Result()
@@ -134,7 +173,7 @@ def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
     keeper = Keeper(
         contents,
         telemetry,
-        _new_journal(link, welcome, folder, contents, check),
+        _new_journal(link, welcome, folder, contents, heartbeat, check),
         sync=replay.journal == "sync",
         when_full=replay.journal_full,
         remove=partial(_remove, folder, check),
@@ -142,15 +181,17 @@ def _open(link: CoordinatorLink, welcome: Welcome, folder: Path) -> Opened:
         unreported=reported.unreported,
         unreported_refused=reported.unreported_refused,
     )
-    keeper.take_snapshot()
+    with heartbeat:
+        keeper.take_snapshot()
     return Opened(contents, keeper)
 
 
 def _new_journal(
-    link: CoordinatorLink,
+    link: Contact,
     welcome: Welcome,
     folder: Path,
     contents: Contents,
+    heartbeat: AbstractContextManager[object],
     check: Callable[[], object],
 ) -> Journal | None:
     """Continue the journal in its folder; wait, or go on without, where it cannot be written.
@@ -161,7 +202,8 @@ def _new_journal(
     head = partial(contents.head, welcome.run, kind_of(welcome.spec, welcome.config))
     while True:
         try:
-            return Journal(folder, head, check=check)
+            with heartbeat:
+                return Journal(folder, head, check=check)
         except OSError as error:
             why = f"{error.filename or folder}: {error.strerror}"
         if welcome.config.replay.journal_full == "off":
@@ -175,15 +217,15 @@ def _new_journal(
             raise StoppedError
 
 
-def _wait_for_lock(link: CoordinatorLink) -> None:
+def _wait_for_lock(link: Contact) -> None:
     link.telemetry.activity = "waits for the process that has its journal"
     if link.stopping:
         raise StoppedError
     link.poll(_POLL_SECONDS)
 
 
-def _leave_out(link: CoordinatorLink, folder: Path, shards: int) -> None:
-    """Remove the journals of shards that a resumed run has no more, and tell what they held."""
+def _leave_out(folder: Path, shards: int) -> int:
+    """Remove the journals of shards that a resumed run has no more; count what they held."""
     left_out = 0
     for number in range(shards, MAX_INDEX):
         journal = folder / f"replay-{number}"
@@ -194,9 +236,7 @@ def _leave_out(link: CoordinatorLink, folder: Path, shards: int) -> None:
         shutil.rmtree(journal)
         for suffix in (".lock", ".owner"):
             journal.with_suffix(suffix).unlink(missing_ok=True)
-    if left_out:
-        link.telemetry.note(JOURNAL, f"{left_out} transitions are left out: the run had more "
-                            "replays, and their journals are removed")  # fmt: skip
+    return left_out
 
 
 def _claimed(welcome: Welcome, folder: Path) -> Callable[[], object]:
@@ -226,7 +266,7 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _recovered(link: CoordinatorLink, welcome: Welcome, folder: Path) -> tuple[Contents, Result]:
+def _recovered(link: Contact, welcome: Welcome, folder: Path) -> tuple[Contents, Result]:
     """Read the journal, if there is one that can be used; else remove it."""
     result = Result()
     # The first process of a run's shard does not continue a journal that somebody else left.
@@ -246,9 +286,7 @@ def _recovered(link: CoordinatorLink, welcome: Welcome, folder: Path) -> tuple[C
     return _new_contents(welcome), result
 
 
-def _read(
-    link: CoordinatorLink, welcome: Welcome, folder: Path, kind: str
-) -> tuple[Contents, Result]:
+def _read(link: Contact, welcome: Welcome, folder: Path, kind: str) -> tuple[Contents, Result]:
     written: list[Journal] = []
     new = folder.with_suffix(".new")
 
@@ -291,7 +329,7 @@ def _read(
     return contents, result
 
 
-def _show(link: CoordinatorLink, share: float) -> None:
+def _show(link: Contact, share: float) -> None:
     """Keep in touch with the coordinator while the journal is read."""
     link.telemetry.activity = f"reads its journal ({100 * share:.0f}%)"
     link.poll()
@@ -299,7 +337,7 @@ def _show(link: CoordinatorLink, share: float) -> None:
         raise StoppedError
 
 
-def _tell(link: CoordinatorLink, contents: Contents, result: Result) -> None:
+def _tell(link: Contact, contents: Contents, result: Result) -> None:
     """Report what the journal held, and what it has lost."""
     telemetry, damage = link.telemetry, result.damage
     size = contents.buffer.size

@@ -39,11 +39,11 @@ _HEAD, _STORED, _REFUSED, _UPDATE, _COUNTS, _SNAPSHOT = range(1, 7)
 _STORED_HEAD = struct.Struct("<qd")  # first key, mean priority
 # actor, incarnation, sequence, transitions, total, made
 _REFUSED_BODY = struct.Struct("<QQQQQQ")
-_FORMER_REFUSED_BODY = struct.Struct("<QQQQQ")  # of format 1, which has no accounts
 _UPDATE_HEAD = struct.Struct("<Qd")  # number of updates, mean priority
 _COUNTS_BODY = struct.Struct("<QQQ")  # sampled, reported key, reported refusals
 _SNAPSHOT_HEAD = struct.Struct("<QQ")  # oldest key, bytes of the counters
-_FORMAT, _FORMER_FORMAT = 2, 1
+_FORMAT = 1
+_SAMPLER = "sampler"  # among the counters
 
 Stream = tuple[int, int]
 
@@ -86,9 +86,7 @@ class SegmentHead:
             OtherFormatError: another version wrote it.
         """
         version, *rest = msgpack.unpackb(data)
-        if version == _FORMER_FORMAT:
-            rest.append(())
-        elif version != _FORMAT:
+        if version != _FORMAT:
             raise OtherFormatError(f"the journal has the format {version}, not {_FORMAT}")
         run, kind, first_key, cursor, streams, spans = rest
         expected = {(actor, incarnation): n for actor, incarnation, n in streams}
@@ -167,11 +165,13 @@ class Snapshot:
         oldest_key: key of the oldest live transition.
         priorities: float32[n] of the live transitions, in the order of their keys.
         counters: numbers by name.
+        sampler: state of the sampler's random generator; empty if it is not known.
     """
 
     oldest_key: int
     priorities: NDArray[np.float32]
     counters: Mapping[str, float]
+    sampler: bytes = b""
 
     @property
     def next_key(self) -> int:
@@ -327,7 +327,7 @@ class Journal:
         path = _path(self._folder, number, "snapshot")
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
-        counters = _packed(dict(snapshot.counters))
+        counters = _packed({**snapshot.counters, _SAMPLER: snapshot.sampler})
         head = _SNAPSHOT_HEAD.pack(snapshot.oldest_key, len(counters))
         file = RecordWriter(temporary)
         try:
@@ -501,9 +501,7 @@ def _decoded(record: Record) -> SegmentHead | Stored | Refused:
     if record.kind == _STORED:
         first_key, mean = _STORED_HEAD.unpack_from(record.payload)
         return Stored(first_key, _mean(mean), record.payload[_STORED_HEAD.size :])
-    size = len(record.payload)
-    body = _FORMER_REFUSED_BODY if size == _FORMER_REFUSED_BODY.size else _REFUSED_BODY
-    actor, incarnation, *rest = body.unpack(record.payload)
+    actor, incarnation, *rest = _REFUSED_BODY.unpack(record.payload)
     return Refused((actor, incarnation), *rest)
 
 
@@ -518,7 +516,9 @@ def _snapshot(payload: memoryview) -> Snapshot:
     oldest_key, size = _SNAPSHOT_HEAD.unpack_from(payload)
     body = _SNAPSHOT_HEAD.size
     counters = msgpack.unpackb(payload[body : body + size])
-    return Snapshot(oldest_key, np.frombuffer(payload[body + size :], np.float32), counters)
+    sampler = counters.pop(_SAMPLER, b"")
+    priorities = np.frombuffer(payload[body + size :], np.float32)
+    return Snapshot(oldest_key, priorities, counters, sampler)
 
 
 def _path(folder: Path, number: int, suffix: str) -> Path:

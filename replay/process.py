@@ -14,6 +14,7 @@ from pdqn import transport, wire
 from pdqn.clients import name_of
 from pdqn.config import Config, resolved
 from pdqn.connections import Bounds, Connections, most_connections
+from pdqn.heartbeat import WAITS_FOR_DISK, Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.socket_files import SocketFile
@@ -84,7 +85,8 @@ class ReplayServer:
         self._link = link
         self._telemetry = link.telemetry
         self._configured_target = resolved(config.replay.samples_per_insert)
-        contents, self._keeper = open_shard(link, welcome)
+        self._heartbeat = Heartbeat(self._tell_it_waits)
+        contents, self._keeper = open_shard(link, welcome, self._heartbeat)
         self._buffer, self._limiter = contents.buffer, contents.limiter
         self._accounts = contents.accounts
         link.telemetry.take_spans = contents.accounts.take
@@ -159,14 +161,21 @@ class ReplayServer:
             busy = self._take_transitions(end)
             busy |= self._take_requests()
             busy |= self._outlet.answer(end + _TURN_SECONDS)
-            self._keeper.write()
+            with self._heartbeat:
+                self._keeper.write()
             if not busy:
                 self._wait()
             self._note_blocked()
             if not busy or now >= next_attention:
                 next_attention = now + _ATTEND_SECONDS
                 self._attend()
-        self._keeper.close()
+        with self._heartbeat:
+            self._keeper.close()
+
+    def _tell_it_waits(self) -> None:
+        """Keep in touch with the coordinator while the disk of the journal hangs."""
+        self._telemetry.activity = WAITS_FOR_DISK
+        self._link.poll()
 
     @property
     def _open(self) -> bool:
@@ -199,7 +208,8 @@ class ReplayServer:
             if time.monotonic() >= end:
                 break
         # Before anything is acknowledged, and before any of it is sampled.
-        self._keeper.write()
+        with self._heartbeat:
+            self._keeper.write()
         self._acknowledge()
         return any_taken
 
@@ -208,7 +218,9 @@ class ReplayServer:
 
         One acknowledgement covers several batches: sending costs as much as inserting.
         """
-        for stream, expected, greeting in self._keeper.settled():
+        with self._heartbeat:
+            settled = self._keeper.settled()
+        for stream, expected, greeting in settled:
             identity = self._hellos.get(stream)
             if identity is not None:
                 # A ROUTER drops messages for a peer that is gone: it says hello again.
@@ -254,7 +266,8 @@ class ReplayServer:
         if self._reports != self._link.reports:
             self._reports = self._link.reports
             self._keeper.note_report()
-        self._keeper.attend()
+        with self._heartbeat:
+            self._keeper.attend()
         self._connections["transitions"].set_key_bytes(self._most_waiting_bytes)
         for connections in self._connections.values():
             transport.tend(self._context, connections)

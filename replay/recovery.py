@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pdqn import plain
 from pdqn.specs import EnvironmentSpec
 from pdqn.wire import TransitionBatch, WireError, decode_transitions
 from replay.contents import Contents
@@ -274,6 +275,13 @@ class _Recovery:
             sampled = max(0, counts.sampled - int(state["sampled"])) if counts else 0
             contents.limiter.recover(state, max(0, next_key - snapshot.next_key), sampled)
             self._refused = max(self._refused, int(state["refused"]))
+            if (
+                snapshot.sampler
+                and next_key == snapshot.next_key
+                and not (sampled or latest.updates)
+            ):
+                # Nothing followed it: what is drawn next has not been drawn before.
+                plain.set_generator_state(self._buffer.rng, plain.unpack(snapshot.sampler))
         contents.refused = self._refused
         if counts is not None:
             self._result.unreported = max(0, next_key - counts.reported_key)

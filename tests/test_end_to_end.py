@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 
+from launcher.folders import sweep
 from pdqn.model import load_model
 
 if TYPE_CHECKING:
@@ -432,6 +433,9 @@ def test_no_process_outlives_a_launcher_that_was_killed(
         os.kill(command.process.pid, signal.SIGKILL)
         assert command.process.wait() == -signal.SIGKILL
         eventually(lambda: not command.members(), 10.0)
+        temporary = Path(command._temporary.name)
+        left = [*temporary.glob("pdqn-*"), *temporary.glob("pymp-*")]
+        assert sorted(sweep([str(temporary)])) == sorted(left) != []
 
 
 def test_an_actor_and_a_learner_that_are_killed_are_started_again(

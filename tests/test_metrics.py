@@ -15,9 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launcher.metrics.counters import Counters
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.waiting import bottleneck, replay_waits
-from launcher.run.recorder import Recorder
+from launcher.results.records import Records
 from launcher.rundir import RunDirectory, default_path, new_path
-from launcher.unwritten import Unwritten
 from pdqn.errors import UsageError
 from pdqn.layers import build
 from pdqn.messages import Evaluation, Report
@@ -564,21 +563,21 @@ def test_the_default_directory_says_what_was_run():
     assert path.name.startswith("pdqn-CirclePlacement-v0__seed7__20")
 
 
-# ---- recorder ----
+# ---- records ----
 
 
 def test_a_line_goes_to_metrics_and_its_numbers_to_tensorboard(
     tmp_path: Path, read_lines: ReadLines
 ):
     directory = RunDirectory(tmp_path)
-    recorder = Recorder(directory, Unwritten(print))
+    records = Records(directory, build())
     metrics = RunMetrics("coverage")
     report(metrics, "actor", episodes=[[1.0, 3, 0.25]], environment_steps=30)
-    recorder.write(metrics.line(1.0, capacity=50))
+    records.line(metrics.line(1.0, capacity=50))
     report(metrics, "actor", gauges={}, environment_steps=40)
-    recorder.write(metrics.line(2.0, capacity=50))
-    recorder.close()
-    directory.close()
+    records.line(metrics.line(2.0, capacity=50))
+    records.close()
+    assert records.flush(10.0)
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert [line["environment_steps"] for line in lines] == [30, 40]
     assert lines[0]["rollout/coverage"] == 0.25

@@ -194,11 +194,11 @@ def test_counters_survive_the_file_and_grow_on(tmp_path: Path):
 def test_a_full_disk_is_said_once_and_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", "state.json")
 
     said: list[str] = []
-    monkeypatch.setattr(RunState, "write", full)
+    monkeypatch.setattr("launcher.run.state.replace_text", full)
     monkeypatch.setattr(RunDirectory, "write_snapshot", full)
     monkeypatch.setattr(
         "launcher.console.console.SilentConsole.message", lambda _, text: said.append(text)
