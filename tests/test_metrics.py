@@ -293,6 +293,19 @@ def test_what_is_in_flight_was_sent_and_has_not_been_seen():
     assert metrics.value("system/transitions_waiting") == 0
 
 
+def test_what_a_killed_actor_has_sent_is_waited_for_until_every_replay_has_taken_all():
+    metrics = RunMetrics(None)
+    report(metrics, "actor", transitions_made=100, transitions_sent=90)
+    report(metrics, "replay", spans=[(0, 0, 0, 60, 0)])
+    metrics.ledger.end((0, 0), "died")
+    report(metrics, "replay", index=1, gauges={"drained": 1})
+    report(metrics, "replay", gauges={"drained": 0})
+    assert metrics.in_flight() == 40
+    report(metrics, "replay", gauges={"drained": 1}, spans=[(0, 0, 0, 80, 0)])
+    assert metrics.in_flight() == 0
+    assert metrics.value("system/transitions_died") == 20
+
+
 def test_who_waits_for_whom_is_told_in_words():
     metrics = RunMetrics(None)
     metrics.tick(0.0)

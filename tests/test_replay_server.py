@@ -270,10 +270,9 @@ def encoded(
 ) -> bytes:
     columns, blocks = columns_of(count, **of), [frames_of(count, first)]
     ticket = ticket_of(SEAL, actor % (1 << 32), 0, "")
+    made = count + (BATCH * sequence if sequence < 1 << 32 else 0)
     return wire.encode_transitions(
-        wire.TransitionBatch(
-            run, actor, 0, sequence, version, columns, blocks, ticket, (sequence + 1) * BATCH
-        )
+        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks, ticket, made)
     )
 
 

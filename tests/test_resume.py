@@ -613,7 +613,10 @@ def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_say
     last = read_lines(run / "metrics.jsonl")[-1]
     assert last["replay/transitions_recovered"] * 20 < journal, "all of it, at 30 to 40 bytes each"
     assert last["replay/transitions_recovered"] * 60 > journal
-    assert summary["transitions"]["duplicate"] == 0
+    transitions = summary["transitions"]
+    assert transitions["duplicate"] == transitions["lost"] == transitions["waiting"] == 0
+    ends = sum(transitions[name] for name in ("received", "refused", "died"))
+    assert transitions["made"] == ends, "of both sessions"
     joins = [event["text"] for event in events if event["event"] == "joined"]
     places = [(text.split(" on ")[0], text.rpartition(" ")[2]) for text in joins]
     assert len(places) == len(set(places)), "no incarnation is used twice"

@@ -49,9 +49,10 @@ class Balance(NamedTuple):
     died: int = 0
     stored_twice: int = 0
 
-    def plus(self, other: Balance, sign: int = 1) -> Balance:
-        """Add another balance, or take it off with the sign -1."""
-        return Balance(*(a + sign * b for a, b in zip(self, other, strict=True)))
+    def minus(self, others: Iterable[Balance]) -> Balance:
+        """Take other balances off."""
+        sums = map(sum, zip(*others, strict=True))
+        return Balance(*(a - b for a, b in zip(self, [*sums] or Balance(), strict=True)))
 
 
 @dataclass
@@ -74,6 +75,10 @@ class _Account:
 
     def compute(self) -> Balance:
         """Compute the balance from the rest."""
+        if len(self.spans) <= 1:  # as nearly all of them
+            for (_, start), (last, refused) in self.spans.items():
+                return self._balance(last - start, last, refused, 0)
+            return self._balance(0, 0, 0, 0)
         shards: dict[int, list[tuple[int, int]]] = {}
         for (shard, start), (end, _) in self.spans.items():
             shards.setdefault(shard, []).append((start, end))
@@ -82,6 +87,9 @@ class _Account:
         last = max((end for _, end in everywhere), default=0)
         refused = min(settled, sum(refused for _, refused in self.spans.values()))
         twice = sum(map(_covered, shards.values())) - settled if len(shards) > 1 else 0
+        return self._balance(settled, last, refused, twice)
+
+    def _balance(self, settled: int, last: int, refused: int, twice: int) -> Balance:
         sent = max(self.sent, last)
         made = max(self.made, sent)
         rest = made - settled
@@ -198,11 +206,16 @@ class Ledger:
         return Balance() if account is None else account.balance
 
     def _update(self) -> None:
+        if not self._stale:
+            return
+        befores, nows = [], [self._total]
         for stream in self._stale:
             account = self._accounts.get(stream)
             if account is not None:
                 before, account.balance = account.balance, account.compute()
-                self._total = self._total.plus(before, -1).plus(account.balance)
+                befores.append(before)
+                nows.append(account.balance)
+        self._total = Balance(*map(sum, zip(*nows, strict=True))).minus(befores)
         self._stale.clear()
 
     # ---- later sessions ----
@@ -233,10 +246,7 @@ class Ledger:
 
     def _former(self) -> Balance:
         """Return the balance of all streams that have no account any more."""
-        former = self._total
-        for account in self._accounts.values():
-            former = former.plus(account.balance, -1)
-        return former
+        return self._total.minus(account.balance for account in self._accounts.values())
 
     def awaited(self) -> tuple[int, int]:
         """Count what may still come once actors make no more.

@@ -263,7 +263,9 @@ class RunMetrics:
         settled whatever has come.
         """
         sent, dead = self.ledger.awaited()
-        drained = self._gauges.over_members("min", "replay", "drained")
+        if dead:
+            self._gauges.refresh()
+        drained = dead and self._gauges.over_members("min", "replay", "drained")
         return sent if drained else sent + dead
 
     def expect_steps(self, now: float) -> None:
