@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.environments.finite import LARGEST, Fault
 from actors.environments.states import StateError
 from actors.environments.vector import Transition, VectorEnvironment
 from actors.exploration import Guide, epsilon_greedy, epsilon_ladder, guidance_at, masked_values
 from actors.segments import Segment, SegmentRecorder
 from pdqn import plain, seeds
+from pdqn.checks import MAX_NAME
 from pdqn.config import Config, resolved
 from pdqn.messages import Episode
 from pdqn.networks import QNetwork, resample_noise
@@ -69,6 +72,8 @@ class Rollout:
             self._num_envs,
             failures_allowed=actor.environment_failures - 1,
             pause=pause,
+            # Returns, sums of n_step rewards, must fit into float32.
+            largest_reward=math.inf if actor.reward_clip else LARGEST / (2 * actor.n_step),
         )
         self._recorder = self._new_recorder()
         self._stacker = FrameStacker(spec, self._num_envs)
@@ -129,7 +134,7 @@ class Rollout:
         self._account(transition, telemetry)
         segments = self._finish(transition)
         self._frames = transition.observation
-        began = transition.terminated | transition.truncated | transition.failed
+        began = transition.began | transition.spoilt if transition.faults else transition.began
         self._observation = self._stacker.push(self._frames, began)
         return segments
 
@@ -231,6 +236,7 @@ class Rollout:
             transition.truncated,
             self._spec.pack(final) if final else {},
             values,
+            transition.spoilt if transition.faults else None,
         )
 
     def _account(self, transition: Transition, telemetry: Telemetry) -> None:
@@ -245,6 +251,21 @@ class Rollout:
             headline = float(transition.headline[env])
             known = headline if np.isfinite(headline) else None
             telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
-        began = ended | transition.failed
-        self._scores[began] = 0.0
-        self._lengths[began] = 0
+        for env, fault in transition.faults.items():
+            _count(fault, telemetry)
+            self._scores[env] = np.nan  # an episode that goes on after such a step has no score
+        self._scores[transition.began] = 0.0
+        self._lengths[transition.began] = 0
+
+
+def _count(fault: Fault, telemetry: Telemetry) -> None:
+    """Count a step that is left out, by its kind, and note the first of each kind."""
+    telemetry.count("steps_not_finite")
+    counter = f"not_finite/{fault.kind}"[:MAX_NAME]
+    telemetry.count(counter)
+    if telemetry.counters[counter] == 1:
+        telemetry.note(
+            "not_finite",
+            f"an environment's {fault.kind} has the value {fault.value:g}: that step is left out, "
+            "and what is recorded of its episode ends before it; the first of its kind",
+        )

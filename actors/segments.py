@@ -117,6 +117,7 @@ class SegmentRecorder:
         truncated: NDArray[np.bool_],
         final_packed: Observation,
         final_values: NDArray[np.float32],
+        spoilt: NDArray[np.bool_] | None = None,
     ) -> list[Segment]:
         """Record the result of the step; return the segments that it completes.
 
@@ -127,10 +128,12 @@ class SegmentRecorder:
             final_packed: recorded final observations [k, ...] of the k environments that were
                 truncated and not terminated, in order.
             final_values: [k], largest Q of these observations.
+            spoilt: bool[num_envs], steps that nothing can be learned from. Their segments end with
+                the frame before the step; those that follow begin after it.
         """
         self._rewards[self._step % self._rows] = rewards
         self._step += 1
-        segments: list[Segment] = []
+        segments = [] if spoilt is None else self._break_off(np.flatnonzero(spoilt).tolist())
         finals = iter(range(len(final_values)))
         for env in np.flatnonzero(terminated | truncated).tolist():
             if terminated[env]:
@@ -143,6 +146,15 @@ class SegmentRecorder:
         full = self._step - self._length - self._n_step
         cut = np.flatnonzero(self._first == full).tolist()
         return segments + [self._cut(env, full + self._length, terminated=False) for env in cut]
+
+    def _break_off(self, spoilt: list[int]) -> list[Segment]:
+        """Return the segments up to the frame before the last step, and begin after that step."""
+        known = self._step - 1
+        segments = [
+            self._cut(env, known, terminated=False) for env in spoilt if self._first[env] < known
+        ]
+        self._began[spoilt] = self._first[spoilt] = self._step
+        return segments
 
     def drop(self, failed: NDArray[np.bool_]) -> None:
         """Forget the unfinished episodes of some environments; call this before ``finish``.

@@ -13,7 +13,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import util
 from pathlib import Path
 
 from launcher.folders import Folder
@@ -22,8 +21,7 @@ from pdqn.socket_files import make_private
 from pdqn.transport import can_be_address
 
 _PREFIX = "pdqn-"
-# The longest name of a socket, such as "replay-12-3456-transitions", with room to spare. That of
-# multiprocessing, in a folder of its own, has 32 characters.
+# The longest name of a socket, such as "replay-12-3456-transitions", with room to spare.
 _NAME = "x" * 40
 
 
@@ -118,20 +116,6 @@ def why_not(parent: str) -> str:
             return _why_not_bound(f"{name}/{_NAME}")
     except OSError as error:
         return error.strerror or str(error)
-
-
-def settle_multiprocessing() -> None:
-    """Have multiprocessing, whose sockets are in the temporary directory, use a short path as well.
-
-    Raises:
-        UsageError: no directory takes sockets.
-    """
-    before = tempfile.tempdir
-    tempfile.tempdir = find_parent()
-    try:
-        util.get_temp_dir()  # made once, and removed when this process ends
-    finally:
-        tempfile.tempdir = before
 
 
 def _candidates() -> Iterator[str]:

@@ -95,6 +95,8 @@ FIGURES = (
            "part of the actors' time spent waiting for replay"),
     Figure("actor/environment_failures", "actor", "total", "environment_failures", "episodes",
            "episodes dropped because their environment failed"),
+    Figure("actor/steps_not_finite", "actor", "total", "steps_not_finite", "environment steps",
+           "steps left out because an observation or a reward is not finite"),
     Figure("actor/episode_details_dropped", "actor", "total", "episode_details_dropped", "episodes",
            "episodes without score and length, for which a report had no room"),
     # ---- replay ----

@@ -298,13 +298,13 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
 def decode_transitions(
     data: bytes | memoryview,
     spec: EnvironmentSpec,
-    run: str,
+    run: str | None,
     admit: Callable[[int, int, bytes], object] = lambda *_: None,
 ) -> TransitionBatch:
     """Decode a TransitionBatch and check that every value fits the run's environment.
 
-    Its arrays are read-only. ``admit`` may refuse (actor, incarnation, ticket) with an error of its
-    own, before more of the message is looked at.
+    Its arrays are read-only. Without a ``run``, any run is accepted. ``admit`` may refuse an actor,
+    incarnation and ticket with an error of its own, before more of the message is looked at.
 
     Raises:
         WireError: the message differs from the description of this module.
@@ -314,8 +314,8 @@ def decode_transitions(
     header = _unpack_map(data, _TRANSITION_LIMITS)
     if header["type"] != "transitions":
         raise WireError("type", f"{shown(header['type'])}, not 'transitions'")
-    if header.get("run") != run:
-        raise WireError("other run", f"{shown(header.get('run'))}, not {shown(run)}")
+    if type(of_run := header.get("run")) is not str or run not in (None, of_run):
+        raise WireError("other run", f"{shown(of_run)}, not {shown(run)}")
     # An acknowledgement names these two in 32 bits each.
     actor, incarnation = (natural(header, key, 1 << 32) for key in ("actor", "incarnation"))
     if type(ticket := header.get("ticket")) is not bytes or len(ticket) > TICKET_BYTES:
@@ -334,7 +334,7 @@ def decode_transitions(
     except WireError as error:
         error.count, error.sender = min(count, MAX_TRANSITIONS), (actor, incarnation, sequence)
         raise
-    return TransitionBatch(run, actor, incarnation, sequence, version, columns, blocks, ticket)
+    return TransitionBatch(of_run, actor, incarnation, sequence, version, columns, blocks, ticket)
 
 
 def encode_arrays(

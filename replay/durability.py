@@ -7,29 +7,35 @@ import json
 import logging
 import os
 import shutil
-import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pdqn.config import Config
-from pdqn.errors import RunError
 from pdqn.files import FOLDER_VARIABLE, is_here
-from pdqn.locking import take_lock
-from pdqn.messages import Welcome
+from pdqn.messages import MAX_INDEX, Welcome
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from replay.buffer import make_buffer
 from replay.contents import Contents
-from replay.journal import Journal, OtherFormatError, SegmentHead, segments_of
+from replay.journal import (
+    Damage,
+    Journal,
+    OtherFormatError,
+    SegmentHead,
+    read_latest,
+    segments_of,
+)
 from replay.keeper import Keeper
 from replay.limiter import make_limiter
+from replay.ownership import Owner, lock
 from replay.recovery import OtherKindError, Result, Taken, recover
 from replay.sequences import Sequences
 from replay.sharding import ShardLimiter
 
 JOURNAL = "journal"
-_LOCK_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _log = logging.getLogger("replay")
@@ -86,6 +92,8 @@ def open_shard(link: Contact, welcome: Welcome) -> Opened:
     opened = None
     if folder is not None:
         try:
+            if welcome.index == 0:
+                _leave_out(link, folder.parent, config.shards)
             opened = _open(link, welcome, folder)
         except OSError as error:
             telemetry.count("journal_failures")
@@ -134,7 +142,9 @@ def _new_contents(welcome: Welcome) -> Contents:
 
 def _open(link: Contact, welcome: Welcome, folder: Path) -> Opened:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = _lock(link, folder.with_suffix(".lock"))
+    shared = bool(welcome.config.replay.journal_dir)
+    locked = lock(folder.with_suffix(".lock"), shared=shared, wait=partial(_wait_for_lock, link))
+    check = _claimed(welcome, folder) if shared else _unchecked
     _tidy(folder)
     contents, result = _recovered(link, welcome, folder)
     replay = welcome.config.replay
@@ -147,11 +157,11 @@ def _open(link: Contact, welcome: Welcome, folder: Path) -> Opened:
     keeper = Keeper(
         contents,
         telemetry,
-        _new_journal(link, welcome, folder, contents),
+        _new_journal(link, welcome, folder, contents, check),
         sync=replay.journal == "sync",
         when_full=replay.journal_full,
-        remove=partial(shutil.rmtree, folder, ignore_errors=True),
-        release=partial(os.close, lock),
+        remove=partial(_remove, folder, check),
+        release=partial(os.close, locked),
         unreported=reported.unreported,
         unreported_refused=reported.unreported_refused,
     )
@@ -160,7 +170,11 @@ def _open(link: Contact, welcome: Welcome, folder: Path) -> Opened:
 
 
 def _new_journal(
-    link: Contact, welcome: Welcome, folder: Path, contents: Contents
+    link: Contact,
+    welcome: Welcome,
+    folder: Path,
+    contents: Contents,
+    check: Callable[[], object],
 ) -> Journal | None:
     """Continue the journal in its folder; wait, or go on without, where it cannot be written.
 
@@ -170,7 +184,7 @@ def _new_journal(
     head = partial(contents.head, welcome.run, kind_of(welcome.spec, welcome.config))
     while True:
         try:
-            return Journal(folder, head)
+            return Journal(folder, head, check=check)
         except OSError as error:
             why = f"{error.filename or folder}: {error.strerror}"
         if welcome.config.replay.journal_full == "off":
@@ -184,25 +198,46 @@ def _new_journal(
             raise StoppedError
 
 
-def _lock(link: Contact, path: Path) -> int:
-    """Keep other processes from this journal while the returned descriptor is open.
+def _wait_for_lock(link: Contact) -> None:
+    link.telemetry.activity = "waits for the process that has its journal"
+    if link.stopping:
+        raise StoppedError
+    link.poll(_POLL_SECONDS)
 
-    Raises:
-        RunError: another process keeps it.
-        StoppedError: the run ended meanwhile.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while not take_lock(descriptor, 1, 0.0):
-        link.telemetry.activity = "waits for the process that has its journal"
-        if link.stopping:
-            os.close(descriptor)
-            raise StoppedError
-        if time.monotonic() > deadline:
-            os.close(descriptor)
-            raise RunError(f"{path}: another process keeps this journal")
-        link.poll(_POLL_SECONDS)
-    return descriptor
+
+def _leave_out(link: Contact, folder: Path, shards: int) -> None:
+    """Remove the journals of shards that a resumed run has no more, and tell what they held."""
+    left_out = 0
+    for number in range(shards, MAX_INDEX):
+        journal = folder / f"replay-{number}"
+        if not segments_of(journal):
+            break
+        snapshot = read_latest(journal, Damage()).snapshot
+        left_out += len(snapshot.priorities) if snapshot is not None else 0
+        shutil.rmtree(journal)
+        for suffix in (".lock", ".owner"):
+            journal.with_suffix(suffix).unlink(missing_ok=True)
+    if left_out:
+        link.telemetry.note(JOURNAL, f"{left_out} transitions are left out: the run had more "
+                            "replays, and their journals are removed")  # fmt: skip
+
+
+def _claimed(welcome: Welcome, folder: Path) -> Callable[[], object]:
+    """Become the owner of a journal in a shared folder; return the check whether it still is."""
+    owner = Owner(folder.with_suffix(".owner"), welcome.run, welcome.incarnation)
+    owner.claim()
+    return owner.check
+
+
+def _remove(folder: Path, check: Callable[[], object]) -> None:
+    """Remove the journal, unless another process keeps it by now."""
+    with suppress(OSError):
+        check()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unchecked() -> None:
+    """Return: the lock alone keeps other processes from a journal that no other host reaches."""
 
 
 def _tidy(folder: Path) -> None:

@@ -4,7 +4,8 @@ A folder holds *segments*, a *snapshot*, and *updates*:
 
 * Segments, ``<number>-<first key>.segment``, hold the accepted TransitionBatches as they came, in
   order, and a stub for each refused one. Each begins with the streams' next sequence numbers, so
-  that older segments are not needed. A segment is removed once its transitions are evicted.
+  that older segments are not needed. The snapshot repeats them, as that record may be damaged. A
+  segment is removed once its transitions are evicted.
 * The snapshot, ``<number>.snapshot``, holds the priorities of the live transitions and the
   counters. It is replaced every few seconds.
 * Updates, ``<number>.updates``, hold priority updates and counts since the snapshot of that number.
@@ -179,12 +180,14 @@ class Sync:
         retired: files that are complete.
         obsolete: paths that nobody needs once the others are on the disk.
         folder: the folder of all.
+        check: as in ``Journal``.
     """
 
     files: list[RecordWriter]
     retired: list[RecordWriter]
     obsolete: list[Path]
     folder: Path
+    check: Callable[[], object]
 
     def run(self) -> None:
         """Wait for the disk; another thread may go on writing.
@@ -199,6 +202,7 @@ class Sync:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        self.check()
 
     def finish(self) -> None:
         """Close what is complete, and remove what is obsolete."""
@@ -218,18 +222,25 @@ class Journal:
         folder: folder of the shard; it is made if it does not exist.
         head: function that describes the present state for a new segment.
         segment_bytes: size beyond which a new segment begins.
+        check: function that raises an error if another process keeps the journal by now. It is
+            called after each write and each sync.
 
     Raises:
         OSError: the folder cannot be written.
     """
 
     def __init__(
-        self, folder: Path, head: Callable[[], SegmentHead], segment_bytes: int = SEGMENT_BYTES
+        self,
+        folder: Path,
+        head: Callable[[], SegmentHead],
+        segment_bytes: int = SEGMENT_BYTES,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._head = head
         self._segment_bytes = segment_bytes
+        self._check = check
         self._segments = segments_of(folder)
         self._number = max(_numbered(folder, "updates"), default=0)
         self._retired: list[RecordWriter] = []
@@ -270,24 +281,21 @@ class Journal:
         body = (counts.sampled, counts.reported_key, counts.reported_refused)
         self._updates.add(_COUNTS, _COUNTS_BODY.pack(*body))
 
-    def write(self) -> bool:
+    def write(self) -> None:
         """Append what was collected; it survives a kill of this process from then on.
 
         All collected batches must have been inserted, because a new segment may begin here.
 
-        Returns:
-            Whether there was anything.
-
         Raises:
             OSError: the disk is full, or fails. What was collected is kept, for another attempt.
         """
-        if not (self._segment.has_pending or self._updates.has_pending):
-            return False
-        self._segment.write()
-        self._updates.write()
+        files = [file for file in (self._segment, self._updates) if file.has_pending]
+        for file in files:
+            file.write()
+        if files:
+            self._check()
         if self._segment.size_bytes >= self._segment_bytes:
             self.begin()
-        return True
 
     def begin(self) -> None:
         """Begin a new segment.
@@ -306,6 +314,7 @@ class Journal:
             OSError: the disk is full, or fails. The snapshot before it stays valid.
         """
         self._segment.write()
+        self._check()
         number = self._number + 1
         path = _path(self._folder, number, "snapshot")
         temporary = path.with_suffix(".new")
@@ -315,6 +324,8 @@ class Journal:
         file = RecordWriter(temporary)
         try:
             file.add(_SNAPSHOT, head, counters, _bytes_of(snapshot.priorities))
+            # A second one of what a damage may take from a segment.
+            file.add(_HEAD, self._head().encode())
             file.write()
             updates = RecordWriter(_path(self._folder, number, "updates"))
             # Updates are only read together with the snapshots before them.
@@ -329,11 +340,17 @@ class Journal:
         self._updates, self._number = updates, number
         self._find_obsolete(snapshot.oldest_key)
 
+    @property
+    def has_retired(self) -> bool:
+        """Return whether there are files to close or to remove after a sync."""
+        return bool(self._retired or self._obsolete)
+
     def begin_sync(self) -> Sync:
         """Return what must be synced and then finished; finish it at once if power may be lost."""
         retired, self._retired = self._retired, []
         obsolete, self._obsolete = self._obsolete, []
-        return Sync([self._segment, self._updates], retired, obsolete, self._folder)
+        files = [self._segment, self._updates]
+        return Sync(files, retired, obsolete, self._folder, self._check)
 
     def close(self) -> None:
         """Close the files, without what was not written."""
@@ -428,11 +445,13 @@ class Latest:
 
     Attributes:
         snapshot: the snapshot; None if there is none.
+        head: state of the shard at that moment; None if it is not known.
         updates: priority updates since then, in order.
         counts: the newest counts since then; None if there are none.
     """
 
     snapshot: Snapshot | None = None
+    head: SegmentHead | None = None
     updates: list[Update] = field(default_factory=list)
     counts: Counts | None = None
 
@@ -442,12 +461,15 @@ def read_latest(folder: Path, damage: Damage) -> Latest:
 
     Raises:
         OSError: a file cannot be read.
+        OtherFormatError: another version of this program wrote the journal.
     """
     latest, first = Latest(), 0
     for number in sorted(_numbered(folder, "snapshot"), reverse=True):
         contents = read_records(_path(folder, number, "snapshot"))
         if contents.records and contents.records[0].kind == _SNAPSHOT:
             latest.snapshot, first = _snapshot(contents.records[0].payload), number
+            if len(contents.records) > 1:
+                latest.head = SegmentHead.decode(contents.records[1].payload)
             break
         damage.damaged += 1
     for number in sorted(n for n in _numbered(folder, "updates") if n >= first):
@@ -508,7 +530,7 @@ def _mean(known: float) -> float | None:
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
-    return np.ascontiguousarray(array).view(np.uint8).data
+    return np.ascontiguousarray(array).data.cast("B")
 
 
 def _packed(value: Any) -> bytes:

@@ -149,7 +149,8 @@ class Keeper:
             journal.count(self._counts)
             self._counted = False
         try:
-            if journal.write() and self._syncs is None:
+            journal.write()
+            if self._syncs is None and journal.has_retired:
                 journal.begin_sync().finish()
         except OSError as error:
             self._fail(error)

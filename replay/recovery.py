@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,9 @@ class _Recovery:
         # The key that the next batch of the journal should have.
         self._next_key: int | None = None
         self._moves = Moves()
+        # Both because the record with which the first segment begins may be damaged.
+        self._kind_is_known = False
+        self._lost_streams = True
 
     def read(self) -> tuple[Contents, Result]:
         """Read everything.
@@ -150,9 +154,14 @@ class _Recovery:
         Raises:
             _HoleError: transitions are missing, and the keys should be kept.
         """
-        for segment in self._segments:
-            self._read_segment(segment)
         latest = read_latest(self._folder, self._result.damage)
+        if latest.head is not None:
+            self._check_kind(latest.head)
+        ends = [later.first_key for later in self._segments[1:]]
+        for segment, end in zip_longest(self._segments, ends):
+            self._read_segment(segment, end)
+        if self._lost_streams and latest.head is not None:
+            self._contents.sequences.advance(latest.head.streams)
         if latest.snapshot is not None and latest.snapshot.next_key > (self._next_key or 0):
             self._note_hole()  # the end is missing, although it was acknowledged
         if self._buffer.size:
@@ -163,23 +172,31 @@ class _Recovery:
 
     # ---- batches ----
 
-    def _read_segment(self, segment: Segment) -> None:
+    def _read_segment(self, segment: Segment, end: int | None) -> None:
         for item in read_segment(segment, self._result.damage):
             if isinstance(item, SegmentHead):
                 self._begin(item)
+            elif isinstance(item, Stored) and end is not None and item.first_key >= end:
+                # Another process had begun the next segment already; this was not acknowledged.
+                continue
             elif isinstance(item, Stored):
                 self._insert(item)
                 self._progress.add(len(item.data))
             else:
                 self._refuse(item)
 
-    def _begin(self, head: SegmentHead) -> None:
+    def _check_kind(self, head: SegmentHead) -> None:
         if head.kind != self._kind:
             raise OtherKindError(head.kind)
+        self._kind_is_known = True
+
+    def _begin(self, head: SegmentHead) -> None:
+        self._check_kind(head)
         if self._next_key is None and not self._result.renumbered:
             self._buffer.begin_at(head.first_key, head.cursor)
         self._expect(head.first_key)
         self._contents.sequences.recover(head.streams)
+        self._lost_streams = False
         self._result.run = head.run
 
     def _expect(self, key: int) -> None:
@@ -194,16 +211,21 @@ class _Recovery:
         self._result.holes += 1
 
     def _insert(self, stored: Stored) -> None:
+        if self._next_key is None:
+            self._note_hole()  # where its frames go is lost with the head of the segment
         self._expect(stored.first_key)
         try:
-            batch = decode_transitions(stored.data, self._spec, self._result.run)
+            batch = decode_transitions(stored.data, self._spec, None)
         except WireError:
-            # Its head is lost with that of the segment, and so is the run that it belongs to.
             self._result.damage.damaged += 1
             return
+        self._result.run = batch.run
         self._next_key = stored.first_key + batch.count
         stream = (batch.actor, batch.incarnation)
         self._contents.sequences.put(stream, batch.sequence + 1)
+        if not self._kind_is_known:
+            self._result.left_out += batch.count
+            return
         try:
             self._buffer.make_room(batch.count, batch.blocks)
         except ValueError:  # the capacity is smaller than it was

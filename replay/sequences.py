@@ -57,6 +57,11 @@ class Sequences:
         """Continue with what ``all`` returned in a process that has ended."""
         self._expected = dict(expected)
 
+    def advance(self, expected: Mapping[Stream, int]) -> None:
+        """Continue with these next sequence numbers where they are later than the known ones."""
+        for stream, number in expected.items():
+            self._expected[stream] = max(number, self._expected.get(stream, 0))
+
     def put(self, stream: Stream, expected: int) -> None:
         """Set a stream's next sequence number."""
         self._expected[stream] = expected

@@ -121,7 +121,7 @@ def free_port() -> int:
 
 HANGS_AT_EXIT = """
 import atexit, sys, time
-if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
+if any("launcher.processes.forkserver" in argument for argument in sys.orig_argv):
     atexit.register(time.sleep, 1000)
 """
 

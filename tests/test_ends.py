@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from launcher.folders import Folder
+from launcher.results.rescue import LastParameters, rescued
 from launcher.results.saved import unsaved
 from launcher.results.scalars import ScalarWriter
 from launcher.rundir import RunDirectory, is_open
@@ -25,6 +26,8 @@ from learner.learner import Learner
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, build
+from pdqn.model import read_model
+from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.socket_files import SocketFile
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
@@ -101,6 +104,47 @@ def test_the_model_is_written_although_the_checkpoint_cannot_be(tmp_path: Path, 
     with pytest.raises(OSError, match="checkpoints"):
         save(learner, tmp_path, 7)
     assert "final_model.pth can be evaluated" in unsaved(tmp_path, 7, "")
+
+
+def test_what_a_learner_published_last_is_the_model_if_it_ends_before_it_has_saved(
+    tmp_path: Path, learner: Learner, eventually: Callable[..., Any]
+):
+    save(learner, tmp_path, 7)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    publisher = ParameterPublisher(context, "inproc://parameters")
+    publisher.publish(Parameters("run", 0, 9, learner.online.state_dict()))
+
+    def heard(run: str) -> LastParameters:
+        last = LastParameters(context, run)
+        last.follow("inproc://parameters")
+        eventually(lambda: publisher.serve() or last.hear() or last._message)
+        last.close()
+        return last
+
+    try:
+        assert heard("another").save(tmp_path, CONFIG_OF_TEST, SPEC) is None
+        assert read_model(tmp_path / "final_model.pth").parameter_version == 7
+        assert heard("run").save(tmp_path, CONFIG_OF_TEST, SPEC) == 9
+        assert read_model(tmp_path / "final_model.pth").parameter_version == 9
+        assert heard("run").save(tmp_path, CONFIG_OF_TEST, SPEC) is None  # there is no newer one
+        (tmp_path / "final_model.pth").unlink()
+        (tmp_path / "final_model.pth" / "x").mkdir(parents=True)
+        assert heard("run").save(tmp_path, CONFIG_OF_TEST, SPEC) is None
+    finally:
+        publisher.close()
+        context.destroy(linger=0)
+    text = rescued(tmp_path, 9, 10)
+    assert "final_model.pth has the newest parameters that it published, of step 9 of 10" in text
+    assert text.endswith("--resume goes on from step 7")
+
+
+def test_a_run_whose_learner_published_nothing_rescues_nothing(tmp_path: Path):
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    last = LastParameters(context, "run")
+    last.follow("")
+    last.hear()
+    assert last.save(tmp_path, CONFIG_OF_TEST, SPEC) is None
+    context.destroy(linger=0)
 
 
 # ---- files that cannot be written ----
@@ -416,13 +460,17 @@ def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_n
         run = observe(command)
         run.learns()
         (sockets,) = Path(command._temporary.name).glob("pdqn-*")
-        forkserver = list(Path(command._temporary.name).glob("pymp-*"))
-        for folder in (run.path, sockets, *forkserver):
+        for folder in (run.path, sockets):
             remove(folder)
+        (forkserver,) = (p for p in command.members() if "forkserver" in " ".join(p.cmdline()))
+        forkserver.kill()
         run.until(lambda: (run.path / CONFIG).is_file())
         run.until(lambda: (sockets / "coordinator").exists())
         run.role("actor").kill()
         run.until(lambda: run.joined("actor", 1))
+        run.role("replay").kill()
+        run.role("learner").kill()
+        run.until(lambda: run.joined("replay", 1) and run.joined("learner", 1))
         run.until(run.checkpoints)
         run.grows("environment_steps", "learner_steps")
         # A file in the place of a folder, and a folder in the place of a file.
@@ -437,6 +485,8 @@ def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_n
         assert "the newest checkpoint does not exist" in text
         assert "nothing of it can be used" in text
         assert f"{run.path.name}/final_model.pth" in text
+    pids = [e["pid"] for e in run.events("ended") if e.get("role") == "forkserver"]
+    assert pids == [forkserver.pid]
     assert any("was removed while the run went on" in text for text in summary["unwritten"])
     assert "the folder of the run's sockets, was removed: it is made again" in command.stdout
     assert "Traceback" not in command.stdout + command.stderr

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +27,7 @@ from pdqn.errors import RunError
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Report, Welcome
+from pdqn.process import own_host
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.tickets import ticket_of
 from replay.buffer import make_buffer
@@ -858,7 +861,7 @@ def test_a_damaged_journal_is_replaced_by_what_is_left_of_it(
 def test_a_journal_that_another_process_keeps_is_left_alone(
     keep: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("replay.durability._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("replay.ownership._LOCK_SECONDS", 0.1)
     bench = keep()
     bench.send(bench.sender())
     bench.after_reports()
@@ -874,6 +877,48 @@ def test_a_journal_that_another_process_keeps_is_left_alone(
     bench.coordinator.lost("replay", 0, os.getpid())
     bench.server = bench.start()
     bench.until(lambda: bench.metrics.gauge("replay", "size") == 4)
+
+
+def test_a_run_with_fewer_replays_tells_what_it_leaves_out_and_removes_it(
+    keep: Callable[..., Bench], tmp_path: Path
+):
+    bench = keep()
+    sender = bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    bench.stop()
+    journals = tmp_path / "journal"
+    for number in (1, 2):
+        shutil.copytree(journals / "replay-0", journals / f"replay-{number}")
+        (journals / f"replay-{number}.lock").touch()
+    bench.coordinator.command(["replay"], "run")
+    bench.server = bench.start()
+    bench.until(lambda: bench.total("transitions_recovered") == 4)
+    assert sorted(path.name for path in journals.iterdir()) == ["replay-0", "replay-0.lock"]
+    text = "8 transitions are left out: the run had more replays, and their journals are removed"
+    assert [e.text for e in bench.coordinator.events if e.kind == "journal"] == [text]
+
+
+@pytest.mark.usefixtures("kill")
+def test_in_a_shared_folder_the_lock_of_a_host_that_is_gone_keeps_nobody_out(
+    keep: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("replay.ownership._FOREIGN_LOCK_SECONDS", 0.1)
+    bench = keep(journal_dir=str(tmp_path / "shared"))
+    sender = bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    bench.stop()
+    (path,) = (tmp_path / "shared").glob("*/replay-0.lock")
+    assert path.read_text() == own_host()
+    path.write_text("another-host")
+    with path.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        bench.coordinator.command(["replay"], "run")
+        bench.server = bench.start()
+        bench.until(lambda: bench.total("transitions_recovered") == 4)
+        assert json.loads(path.with_suffix(".owner").read_text()) == [RUN, 1]
+        bench.stop()
 
 
 def test_another_kind_of_transitions_is_not_taken_over(

@@ -116,7 +116,9 @@ def dumps(values: Mapping[str, Any]) -> str:
 def _restarts(summary: Mapping[str, Any]) -> str:
     failures = summary.get("environment_failures")
     text = _counts(summary.get("restarts"))
-    return f"{text}; {plural(failures, 'environment failure')}" if failures else text
+    text = f"{text}; {plural(failures, 'environment failure')}" if failures else text
+    faults: Mapping[str, Any] = summary.get("steps_not_finite") or {}
+    return f"{text}; steps that are not finite: {_counts(faults)}" if faults else text
 
 
 def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[str, str]]:

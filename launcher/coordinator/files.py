@@ -8,7 +8,7 @@ import re
 import time
 from pathlib import Path
 
-from learner.checkpoint import checkpoints, prune
+from learner.checkpoint import checkpoints, prune, set_aside
 from pdqn.files import CHECKPOINT_NAME
 from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece
 from pdqn.model import BEST_MODEL, FINAL_MODEL
@@ -40,6 +40,7 @@ class FileStore:
     def __init__(self, run_dir: Path, keep: int) -> None:
         self.run_dir, self._keep = run_dir, keep
         self._took: dict[str, float] = {}
+        self._unreadable: list[Path] = []  # checkpoints that the learner went back behind
 
     def receives(self, role: str) -> bool:
         """Tell whether a file of a role is on its way."""
@@ -64,7 +65,7 @@ class FileStore:
             if last:
                 temporary.replace(path)
                 if CHECKPOINT_NAME.fullmatch(piece.name):
-                    prune(self.run_dir, self._keep, path.parent)
+                    self._prune(path.parent)
         except OSError as failure:
             error = f"{failure.filename or path}: {failure.strerror}"
         self._took[role] = time.monotonic()
@@ -81,6 +82,7 @@ class FileStore:
         if wanted.name == _CHECKPOINT:
             found = list(checkpoints(self.run_dir))
             path = found[wanted.index] / "learner.pth" if wanted.index < len(found) else None
+            self._unreadable = found[: wanted.index]
         else:
             path = self.run_dir / wanted.name
         if path is None or not path.is_file():
@@ -90,6 +92,14 @@ class FileStore:
             data = file.read(PIECE_BYTES)
         name, size = path.relative_to(self.run_dir).as_posix(), path.stat().st_size
         return Piece(wanted.name, wanted.index, wanted.offset, name, size, data)
+
+    def _prune(self, saved: Path) -> None:
+        """Keep the newest checkpoints that a learner can read, of which one was just saved."""
+        for path in self._unreadable:
+            if path != saved and path.is_dir():
+                set_aside(path)
+        self._unreadable = []
+        prune(self.run_dir, self._keep, saved)
 
     def _write(self, path: Path, offset: int, data: bytes, *, last: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

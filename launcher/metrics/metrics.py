@@ -306,6 +306,7 @@ class RunMetrics:
             "refused": self.counters.refused(),
             "control_rejected": self.counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
+            "steps_not_finite": self.counters.starting_with("actor", "not_finite/"),
             "priorities_clipped": self.value("replay/priorities_clipped"),
             "transitions": {
                 "sent": int(self.total("actor", "transitions_sent")),

@@ -52,8 +52,9 @@ def launch(
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
+    folder = past.path if past else run_dir
     with inspector or contextlib.nullcontext():
-        spec, here, plan = prepare(config, access.elsewhere, inspector)
+        spec, here, plan = prepare(config, access.elsewhere, inspector, folder)
     resolved = plan.config
     if past is not None:
         past.check(resolved)

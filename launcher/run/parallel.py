@@ -23,6 +23,8 @@ from launcher.metrics.roster import Roster
 from launcher.plan.inspector import Inspector
 from launcher.plan.memory import LAUNCHER_BYTES, Estimates
 from launcher.plan.prepare import parameter_bytes
+from launcher.processes.forkserver import ForkServer
+from launcher.results.rescue import LastParameters
 from launcher.run.ends import Ends
 from launcher.run.session import Session
 from launcher.run.stopping import Stopping
@@ -81,12 +83,13 @@ class Run:
             allowed,
             session.restarts,
             network,
-            warm=self._actors_here > 0,
+            forkserver=ForkServer() if self._actors_here else None,
         )
         session.state.incarnations = self._coordinator.membership.incarnations
         self._ends = Ends(session, self._coordinator, self._supervisor)
         late_seconds = 3 * self._config.system.telemetry_seconds + 1
         self._views = MemberViews(self._coordinator, self._supervisor, self._metrics, late_seconds)
+        self._last = LastParameters(self._context, self._run)
         self._next_check = 0.0
         self._key_trouble = ""
         self._memory = MemoryLimit("launcher", LAUNCHER_BYTES, self._config.system.memory_limit)
@@ -118,6 +121,8 @@ class Run:
             raise
         finally:
             self._supervisor.kill_all()
+            self._last.close()
+            session.rescued = self._last.save(session.run_dir.path, self._config, session.spec)
             if self._relay is not None:
                 self._relay.close()
             self._coordinator.close()
@@ -284,6 +289,7 @@ class Run:
     def _hear(self, timeout_seconds: float) -> None:
         """Take in what roles send, and write down what happens to them."""
         self._coordinator.poll(timeout_seconds)
+        self._last.hear()
         if self._coordinator.was_away:
             # This process was suspended, and with it all actors here: that was not a standstill.
             self._metrics.expect_steps(time.monotonic())
@@ -365,6 +371,7 @@ class Run:
         """End all roles in order."""
         if self._dask is not None:
             self._dask.stop_restarting()
+        self._last.follow(self._coordinator.membership.places.served().get("parameters", ""))
         Stopping(self._session, self._coordinator, self._supervisor, self._turn).stop()
 
     def _end_now(self) -> None:

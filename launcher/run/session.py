@@ -16,7 +16,8 @@ from launcher.metrics.roster import Roster
 from launcher.metrics.snapshot import Seen, Snapshot
 from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.results import pictures
-from launcher.results.saved import unsaved
+from launcher.results.rescue import rescued
+from launcher.results.saved import unevaluated, unsaved
 from launcher.run.recorder import Recorder
 from launcher.run.sinks import make_sinks
 from launcher.run.state import RunState
@@ -34,7 +35,7 @@ _SHOWN_NOTES = {
     "out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked", "journal",
 }  # fmt: skip
 # These may come again and again: the console shows the first of each, events have them all.
-_SHOWN_ONCE = {"evaluation", "baselines", "rejected", "log"}
+_SHOWN_ONCE = {"evaluation", "baselines", "rejected", "log", "not_finite"}
 
 
 class Session:
@@ -47,6 +48,7 @@ class Session:
         insecure: other processes join neither encrypted nor authenticated.
         failure: why the run cannot go on; None while it can. ``fail`` sets it.
         restarts: restarts by role, those of earlier sessions included.
+        rescued: learner steps of a model that was saved in the learner's place; None without one.
         seen: what watchers are shown; None before there is anything.
         state: what this session resumes from; its counts are updated whenever it is written.
     """
@@ -67,6 +69,7 @@ class Session:
         self.run_dir = run_dir
         self.interrupts = interrupts
         self.seen: Seen | None = None
+        self.rescued: int | None = None
         self.state = RunState() if state is None else state
         self.state.circle_placement = spec.circle_placement
         self.metrics = RunMetrics(spec.headline_metric)
@@ -75,8 +78,7 @@ class Session:
         self._steps_before = self.metrics.learner_steps()
         self.console = console
         self.controls: Mapping[str, Callable[[], object]] = {}
-        self.stage = "starting"
-        self.waiting_for = ""
+        self.stage, self.waiting_for = "starting", ""
         self.insecure = insecure
         self.failure: str | None = None
         self.restarts = self.state.restarts
@@ -303,7 +305,10 @@ class Session:
             return
         if "evaluator" in self._not_saved and not (self.run_dir.path / BEST_MODEL).exists():
             self._unwritten.lose(BEST_MODEL, self._not_saved["evaluator"])
-        if lack := unsaved(self.run_dir.path, steps, self._not_saved.get("learner", "")):
+        lack = unsaved(self.run_dir.path, steps, self._not_saved.get("learner", ""))
+        if lack and self.rescued is not None and "learner" not in self._not_saved:
+            self._unwritten.tell_at_end(rescued(self.run_dir.path, self.rescued, steps))
+        elif lack:
             self.failure = f"{self.failure}; {lack}" if self.failure else lack
 
     def snapshot(self, members: Roster) -> Snapshot:
@@ -382,27 +387,14 @@ class Session:
         }
 
     def _error(self) -> str | None:
-        if self.failure is None:
-            return None
-        if self._first_error is None or self._first_error in self.failure:
-            return self.failure
-        return f"{self.failure}; first error: {self._first_error}"
+        return with_first(self.failure, self._first_error)
 
 
-def unevaluated(config: Config, metrics: RunMetrics, reason: str, note: str) -> str | None:
-    """Say that no evaluation has worked in a run that came to its end; None if one has.
-
-    Args:
-        config: the run's.
-        metrics: the run's.
-        reason: why it ended.
-        note: what the evaluator said last.
-    """
-    expected = config.evaluation.enabled and metrics.learner_steps() > 0
-    if not expected or reason in ("interrupted", "failed") or metrics.evaluation_view() is not None:
-        return None
-    last = f": {note}" if note else ""
-    return f"no evaluation worked, so there is no best model{last}"
+def with_first(failure: str | None, first_error: str | None) -> str | None:
+    """Add the first error to the reason why a run failed, unless it is in it."""
+    if failure is None or first_error is None or first_error in failure:
+        return failure
+    return f"{failure}; first error: {first_error}"
 
 
 def limit_reached(run: RunConfig, counts: Mapping[str, int], trained_seconds: float) -> str:
