@@ -465,6 +465,19 @@ def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | No
     return with_mask_observed(native) if masked else native
 
 
+def _failed(infos: Mapping[str, Any], num_envs: int) -> NDArray[np.bool_]:
+    marks = infos.get("final_info", {}).get(FAILED)
+    return np.zeros(num_envs, bool) if marks is None else np.asarray(marks, bool)
+
+
+def _headline(
+    infos: Mapping[str, Any], name: str | None, ended: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    if name is None or not ended.any():
+        return np.full(len(ended), np.nan)
+    return np.where(ended, headlines(infos.get("final_info", {}), name, len(ended)), np.nan)
+
+
 def _check(observation: Observation, fields: Sequence[FieldSpec], *, ended: bool = False) -> None:
     """Reject observations of one or several environments that no policy could use."""
     if not observation:
