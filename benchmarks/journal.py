@@ -1,8 +1,8 @@
 """The time that a replay takes to read its journal: ``python -m benchmarks.journal [FOLDER]``.
 
 For each kind of data, batches like those of ``pdqn bench replay`` go through replay's intake into a
-journal in FOLDER. By default it is in the system's folder for temporary files on a disk. A restarted
-replay then reads it, with the files in the page cache: whole, with a torn end, and with a damaged
+journal in FOLDER. By default it is where the system keeps temporary files on a disk. A restarted
+replay then reads it with the files in the page cache. It is whole, or has a torn end, or a damaged
 record in the middle. The last costs a second reading and a new journal. The table also has the time
 of a snapshot, for which replay does nothing else.
 """

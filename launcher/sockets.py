@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.folders import Folder
+from launcher.folders import Folder, sweep
 from pdqn.errors import UsageError, reason_of
 from pdqn.socket_files import make_private
 from pdqn.transport import can_be_address
@@ -40,6 +40,7 @@ class SocketsFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self._folder = path, Folder(path)
+        self._folder.mark()
         self.is_open = True
 
     def look(self) -> str:
@@ -51,6 +52,7 @@ class SocketsFolder:
         try:
             make_private(self.path)
             self._folder.take(self.path)
+            self._folder.mark()
         except OSError as error:
             told, self.is_open = not self.is_open, False
             why = f"it cannot be made again ({reason_of(error)}): a role that ends cannot come back"
@@ -78,11 +80,16 @@ def make_folder() -> Path:
 @contextmanager
 def folder() -> Iterator[Path]:
     """Make such a folder for the block, and remove it afterwards."""
-    made = make_folder()
+    made = SocketsFolder(make_folder())
     try:
-        yield made
+        yield made.path
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        made.remove()
+
+
+def remove_left() -> list[Path]:
+    """Remove the folders of this user's processes that were killed; return their paths."""
+    return sweep(_candidates())
 
 
 def find_parent() -> str:

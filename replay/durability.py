@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -75,8 +75,15 @@ class Opened(NamedTuple):
     keeper: Keeper
 
 
-def open_shard(link: Contact, welcome: Welcome) -> Opened:
+def open_shard(
+    link: Contact, welcome: Welcome, heartbeat: AbstractContextManager[object]
+) -> Opened:
     """Make a shard's contents, with what its journal holds.
+
+    Args:
+        link: link to the coordinator.
+        welcome: the replay's.
+        heartbeat: heartbeat for what waits for the disk, and speaks with nobody meanwhile.
 
     Raises:
         StoppedError: the run ended meanwhile.
@@ -93,8 +100,12 @@ def open_shard(link: Contact, welcome: Welcome) -> Opened:
     if folder is not None:
         try:
             if welcome.index == 0:
-                _leave_out(link, folder.parent, config.shards)
-            opened = _open(link, welcome, folder)
+                with heartbeat:
+                    left_out = _leave_out(folder.parent, config.shards)
+                if left_out:
+                    telemetry.note(JOURNAL, f"{left_out} transitions are left out: the run had "
+                                   "more replays, and their journals are removed")  # fmt: skip
+            opened = _open(link, welcome, folder, heartbeat)
         except OSError as error:
             telemetry.count("journal_failures")
             why = f"{error.filename or folder}: {error.strerror}"
@@ -140,12 +151,17 @@ def _new_contents(welcome: Welcome) -> Contents:
     )
 
 
-def _open(link: Contact, welcome: Welcome, folder: Path) -> Opened:
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _open(
+    link: Contact, welcome: Welcome, folder: Path, heartbeat: AbstractContextManager[object]
+) -> Opened:
+    with heartbeat:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     shared = bool(welcome.config.replay.journal_dir)
-    locked = lock(folder.with_suffix(".lock"), shared=shared, wait=partial(_wait_for_lock, link))
-    check = _claimed(welcome, folder) if shared else _unchecked
-    _tidy(folder)
+    wait = partial(_wait_for_lock, link)
+    locked = lock(folder.with_suffix(".lock"), heartbeat, shared=shared, wait=wait)
+    with heartbeat:
+        check = _claimed(welcome, folder) if shared else _unchecked
+        _tidy(folder)
     contents, result = _recovered(link, welcome, folder)
     replay = welcome.config.replay
     reported = result if result.run == welcome.run else Result()
@@ -157,7 +173,7 @@ def _open(link: Contact, welcome: Welcome, folder: Path) -> Opened:
     keeper = Keeper(
         contents,
         telemetry,
-        _new_journal(link, welcome, folder, contents, check),
+        _new_journal(link, welcome, folder, contents, heartbeat, check),
         sync=replay.journal == "sync",
         when_full=replay.journal_full,
         remove=partial(_remove, folder, check),
@@ -165,7 +181,8 @@ def _open(link: Contact, welcome: Welcome, folder: Path) -> Opened:
         unreported=reported.unreported,
         unreported_refused=reported.unreported_refused,
     )
-    keeper.take_snapshot()
+    with heartbeat:
+        keeper.take_snapshot()
     return Opened(contents, keeper)
 
 
@@ -174,6 +191,7 @@ def _new_journal(
     welcome: Welcome,
     folder: Path,
     contents: Contents,
+    heartbeat: AbstractContextManager[object],
     check: Callable[[], object],
 ) -> Journal | None:
     """Continue the journal in its folder; wait, or go on without, where it cannot be written.
@@ -184,7 +202,8 @@ def _new_journal(
     head = partial(contents.head, welcome.run, kind_of(welcome.spec, welcome.config))
     while True:
         try:
-            return Journal(folder, head, check=check)
+            with heartbeat:
+                return Journal(folder, head, check=check)
         except OSError as error:
             why = f"{error.filename or folder}: {error.strerror}"
         if welcome.config.replay.journal_full == "off":
@@ -205,8 +224,8 @@ def _wait_for_lock(link: Contact) -> None:
     link.poll(_POLL_SECONDS)
 
 
-def _leave_out(link: Contact, folder: Path, shards: int) -> None:
-    """Remove the journals of shards that a resumed run has no more, and tell what they held."""
+def _leave_out(folder: Path, shards: int) -> int:
+    """Remove the journals of shards that a resumed run has no more; count what they held."""
     left_out = 0
     for number in range(shards, MAX_INDEX):
         journal = folder / f"replay-{number}"
@@ -217,9 +236,7 @@ def _leave_out(link: Contact, folder: Path, shards: int) -> None:
         shutil.rmtree(journal)
         for suffix in (".lock", ".owner"):
             journal.with_suffix(suffix).unlink(missing_ok=True)
-    if left_out:
-        link.telemetry.note(JOURNAL, f"{left_out} transitions are left out: the run had more "
-                            "replays, and their journals are removed")  # fmt: skip
+    return left_out
 
 
 def _claimed(welcome: Welcome, folder: Path) -> Callable[[], object]:

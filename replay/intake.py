@@ -217,7 +217,7 @@ class Intake:
             return 0, None
         except wire.WireError as error:
             return 0, self._refuse(error)
-        stream = (batch.actor, batch.incarnation)
+        stream = batch.stream
         try:
             is_new = self._is_new(stream, batch.sequence, batch.count)
         except ValueError as error:
@@ -226,9 +226,9 @@ class Intake:
         if not is_new:
             return 0, stream
         if not self._insertion.make_room(batch.count, batch.blocks):
-            self._keeper.refuse(stream, batch.sequence, batch.count)
+            self._keeper.refuse(stream, batch.sequence, batch.count, batch.made)
             return 0, stream
-        self._keeper.store(data)
+        self._keeper.store(batch, data)
         inserted = self._insertion.insert(batch.columns, batch.blocks, batch.parameter_version)
         return inserted, stream
 
@@ -280,7 +280,7 @@ class Intake:
             return None
         if is_new:
             self._insertion.refuse(error.reason, str(error), error.count)
-            self._keeper.refuse((actor, incarnation), sequence, error.count)
+            self._keeper.refuse((actor, incarnation), sequence, error.count, error.made)
         return actor, incarnation
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +66,15 @@ class LocalReplay:
         self, welcome: Welcome, telemetry: Telemetry, should_stop: Callable[[], bool]
     ) -> None:
         self._welcome, self._telemetry = welcome, telemetry
-        self._contents, self._keeper = open_shard(Alone(telemetry, should_stop), welcome)
+        self._contents, self._keeper = open_shard(
+            Alone(telemetry, should_stop), welcome, nullcontext()
+        )
         self.buffer = self._contents.buffer
         self.limiter = self._contents.limiter.limiter
         self._insertion = Insertion(welcome.spec, self.buffer, telemetry)
+        telemetry.take_spans = self._contents.accounts.take
         self._stream = (0, welcome.incarnation)
-        self._sequence = 0
+        self._sequence = self._made = 0
 
     @property
     def has_journal(self) -> bool:
@@ -95,14 +99,15 @@ class LocalReplay:
         """
         count, sequence = len(columns["action"]), self._sequence
         self._sequence += 1
+        self._made += count
         self._contents.sequences.put(self._stream, self._sequence)
         self._insertion.learner_steps = learner_steps
         inserts = self._insertion.check(columns, blocks)
         if not (inserts and self._insertion.make_room(count, blocks)):
-            self._keeper.refuse(self._stream, sequence, count)
+            self._keeper.refuse(self._stream, sequence, count, self._made)
             return
-        if self._keeper.is_on:
-            self._keeper.store(self._encoded(sequence, columns, blocks, version))
+        batch = self._batch(sequence, columns, blocks, version)
+        self._keeper.store(batch, encode_transitions(batch) if self._keeper.is_on else b"")
         self._contents.limiter.count_inserted(self._insertion.insert(columns, blocks, version))
         self._keeper.owe(self._stream, self._sequence)
 
@@ -159,12 +164,15 @@ class LocalReplay:
         self._keeper.close()
         self.buffer.close()
 
-    def _encoded(
+    def _batch(
         self, sequence: int, columns: Columns, blocks: Sequence[FrameBlock], version: int
-    ) -> bytes:
-        actor, incarnation = self._stream
-        run = self._welcome.run
-        batch = TransitionBatch(
-            run, actor, incarnation, sequence, version, dict(columns), list(blocks)
+    ) -> TransitionBatch:
+        return TransitionBatch(
+            self._welcome.run,
+            *self._stream,
+            sequence,
+            version,
+            dict(columns),
+            list(blocks),
+            made=self._made,
         )
-        return encode_transitions(batch)

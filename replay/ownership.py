@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pdqn.errors import RunError
@@ -78,11 +79,18 @@ class Owner:
         return TakenOverError(f"{self._path.parent}: incarnation {incarnation} keeps this journal")
 
 
-def lock(path: Path, *, shared: bool, wait: Callable[[], object]) -> int:
+def lock(
+    path: Path,
+    heartbeat: AbstractContextManager[object],
+    *,
+    shared: bool,
+    wait: Callable[[], object],
+) -> int:
     """Keep other processes from a journal while the returned descriptor is open.
 
     Args:
         path: file of the lock; it is made if it does not exist.
+        heartbeat: heartbeat for what waits for the disk.
         shared: whether an owner is told apart by ``Owner``, so that the lock of another host may
             be passed over after a moment.
         wait: function that waits a moment; its errors end the attempt.
@@ -91,7 +99,8 @@ def lock(path: Path, *, shared: bool, wait: Callable[[], object]) -> int:
         RunError: another process keeps it.
         OSError: the file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with heartbeat:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     started = time.monotonic()
     try:
         while not take_lock(descriptor, 1, 0.0):

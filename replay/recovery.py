@@ -162,6 +162,7 @@ class _Recovery:
             self._read_segment(segment, end)
         if self._lost_streams and latest.head is not None:
             self._contents.sequences.advance(latest.head.streams)
+            self._contents.accounts.advance(latest.head.spans)
         if latest.snapshot is not None and latest.snapshot.next_key > (self._next_key or 0):
             self._note_hole()  # the end is missing, although it was acknowledged
         if self._buffer.size:
@@ -196,6 +197,7 @@ class _Recovery:
             self._buffer.begin_at(head.first_key, head.cursor)
         self._expect(head.first_key)
         self._contents.sequences.recover(head.streams)
+        self._contents.accounts.recover(head.spans)
         self._lost_streams = False
         self._result.run = head.run
 
@@ -221,8 +223,8 @@ class _Recovery:
             return
         self._result.run = batch.run
         self._next_key = stored.first_key + batch.count
-        stream = (batch.actor, batch.incarnation)
-        self._contents.sequences.put(stream, batch.sequence + 1)
+        self._contents.sequences.put(batch.stream, batch.sequence + 1)
+        self._contents.accounts.add(batch.stream, batch.made, batch.count)
         if not self._kind_is_known:
             self._result.left_out += batch.count
             return
@@ -244,7 +246,9 @@ class _Recovery:
         self._moves.add(stored.first_key, keys)
 
     def _refuse(self, refused: Refused) -> None:
-        self._contents.sequences.put(refused.stream, refused.sequence + 1)
+        contents, stream, count = self._contents, refused.stream, refused.count
+        contents.sequences.put(stream, refused.sequence + 1)
+        contents.accounts.add(stream, refused.made, count, refused=count)
         self._refused = refused.total
 
     # ---- priorities and counts ----

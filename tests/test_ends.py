@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from launcher.folders import Folder
+from launcher.folders import Folder, sweep
 from launcher.results.rescue import LastParameters, rescued
 from launcher.results.saved import unsaved
 from launcher.results.scalars import ScalarWriter
@@ -179,6 +179,27 @@ def test_figures_for_tensorboard_go_on_in_another_file_after_a_failure(tmp_path:
     read = EventAccumulator(str(folder), size_guidance={"tensors": 0})
     read.Reload()
     assert [event.step for event in read.Tensors("a")] == [3]
+
+
+def test_figures_for_tensorboard_are_tried_again_at_intervals_without_a_file_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    writer = ScalarWriter(tmp_path, lambda: now)
+    with monkeypatch.context() as patch:
+        patch.setattr("launcher.results.scalars._append", no_room)
+        for step in range(10):
+            with pytest.raises(OSError, match="No space left"):
+                writer.write({"a": 1.0}, step)
+            now += 0.1
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        writer.write({"a": 1.0}, 10)
+    assert writer.left_out == 11
+    now += 60.0
+    writer.write({"a": 1.0}, 11)
+    assert len(list(tmp_path.iterdir())) == 1
+    writer.close()
 
 
 # ---- a directory that is removed, moved or replaced ----
@@ -389,7 +410,7 @@ def test_a_removed_folder_of_sockets_is_told_and_made_again_for_this_user_alone(
 
 def test_a_folder_that_others_have_put_in_its_place_is_not_used(tmp_path: Path):
     sockets = SocketsFolder(_private(tmp_path / "sockets"))
-    sockets.path.rmdir()
+    shutil.rmtree(sockets.path)
     sockets.path.mkdir()
     sockets.path.chmod(0o777)
     assert "a role that ends cannot come back" in sockets.look()
@@ -399,6 +420,27 @@ def test_a_folder_that_others_have_put_in_its_place_is_not_used(tmp_path: Path):
     assert "made again" in sockets.look()
     assert sockets.is_open
     sockets.remove()
+
+
+def test_folders_of_processes_that_were_killed_are_removed_and_no_others(tmp_path: Path):
+    left, lives, closed = (Folder(_private(tmp_path / f"pdqn-{n}")) for n in ("left", "on", "x"))
+    left.mark()
+    (left.path / "deep").mkdir()
+    left.close()  # as the kernel does
+    lives.mark()
+    closed.close()  # it has no mark: perhaps somebody keeps results there
+    for name in ("pdqn-open", "other"):
+        folder = Folder(_private(tmp_path / name))
+        folder.mark()
+        folder.close()
+    (tmp_path / "pdqn-open").chmod(0o755)
+    (tmp_path / "pymp-link").symlink_to(tmp_path / "other")
+    (tmp_path / "pdqn-file").touch()
+    before = {path.name for path in tmp_path.iterdir()}
+    assert sweep([str(tmp_path), str(tmp_path / "nowhere")]) == [left.path]
+    assert before - {path.name for path in tmp_path.iterdir()} == {"pdqn-left"}
+    assert (tmp_path / "other" / ".temporary").exists()
+    lives.close()
 
 
 def _private(path: Path) -> Path:
@@ -424,6 +466,10 @@ def test_a_socket_that_was_removed_lets_others_in_again_and_keeps_its_connection
                 assert router.poll(5000)
                 router.recv_multipart()
                 shutil.rmtree(folder)
+                file.tend()
+                assert not folder.exists(), "only the process that has made it makes it again"
+                file.tend()
+                _private(folder)
                 file.tend()
             before.send(b"still here")
             assert router.poll(5000)

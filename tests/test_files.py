@@ -18,7 +18,7 @@ import zmq
 
 from actors.environments.describe import describe_environment
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk, FileStore
 from launcher.hosts.access import open_run
 from launcher.metrics.metrics import RunMetrics
 from learner.checkpoint import save_checkpoint
@@ -247,7 +247,7 @@ class Host:
                 str(directory),
             ),
             metrics=RunMetrics(None),
-            files=FileStore(directory, keep=2),
+            files=FileDesk(FileStore(directory, keep=2)),
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)

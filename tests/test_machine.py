@@ -125,7 +125,7 @@ def test_every_auto_setting_is_filled_in() -> None:
         sizeless = {key for key, value in network.items() if value is None}
         for section, values in dataclasses.asdict(sized.config).items():
             left = {key for key, value in values.items() if value in (None, "auto")}
-            assert left <= limits | sizeless | {"transport"}, section
+            assert left <= limits | sizeless | {"transport", "journal_dir"}, section
 
 
 def test_the_layer_gives_the_planned_configuration() -> None:

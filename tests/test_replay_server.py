@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,7 @@ from pdqn.tickets import ticket_of
 from replay.buffer import make_buffer
 from replay.client import SampleClient
 from replay.durability import journal_folder
+from replay.journal import Journal
 from replay.keeper import Keeper
 from replay.process import ReplayServer
 from replay.samples import (
@@ -269,7 +271,9 @@ def encoded(
     columns, blocks = columns_of(count, **of), [frames_of(count, first)]
     ticket = ticket_of(SEAL, actor % (1 << 32), 0, "")
     return wire.encode_transitions(
-        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks, ticket)
+        wire.TransitionBatch(
+            run, actor, 0, sequence, version, columns, blocks, ticket, (sequence + 1) * BATCH
+        )
     )
 
 
@@ -775,6 +779,32 @@ def test_a_replay_that_is_killed_comes_back_with_its_contents(
     assert ((keys >= 4) & (keys < 16)).all(), "the first four have hardly any priority"
     assert bench.total("transitions_recovered") == 12
     bench.until(lambda: bench.total("transitions_received") == 16)
+    assert bench.total("transitions_duplicate") == bench.total("batches_missing") == 0
+
+
+def test_a_replay_whose_disk_hangs_is_heard_and_loses_nothing(
+    keep: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pdqn.heartbeat._LATE_SECONDS", 0.05)
+    answers, write = threading.Event(), Journal.write
+
+    def slow(journal: Journal) -> None:
+        if journal._segment.has_pending:
+            assert answers.wait(60)
+        write(journal)
+
+    bench = keep()
+    sender = bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    monkeypatch.setattr(Journal, "write", slow)
+    bench.send(sender, first=10)
+    bench.until(lambda: "waits for the disk" in bench.member().activity)
+    bench.after_reports()
+    assert sender.unacknowledged == 1
+    answers.set()
+    bench.flush(sender)
+    bench.until(lambda: bench.total("transitions_received") == 8)
     assert bench.total("transitions_duplicate") == bench.total("batches_missing") == 0
 
 

@@ -18,6 +18,7 @@ from contents import all_of
 from actors.environments.describe import describe_environment
 from launcher.console.console import Console, SilentConsole
 from launcher.interrupts import Interrupts
+from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import Roster
 from launcher.results.training import read_metrics
 from launcher.run.session import Session
@@ -26,6 +27,7 @@ from launcher.rundir import RunDirectory
 from learner.checkpoint import checkpoints, load_newest
 from pdqn.config import Config
 from pdqn.layers import build
+from pdqn.messages import Report
 from pdqn.model import load_model
 from pdqn.seeds import environment_seeds
 
@@ -508,8 +510,8 @@ def test_an_error_of_the_programs_own_loses_nothing_that_was_learned(
     with pytest.raises(ZeroDivisionError):
         single.execute()
     assert load_model(tmp_path / "final_model.pth").parameter_version > 20
-    session._recorder.close()
-    session.run_dir.close()
+    session.records.close()
+    assert session.records.flush(60)
 
 
 def test_what_is_noted_again_and_again_is_shown_once_and_written_down_every_time(
@@ -520,7 +522,8 @@ def test_what_is_noted_again_and_again_is_shown_once_and_written_down_every_time
     for step in range(3):
         session.note("evaluation", "evaluator", 0, f"step {step} has no score")
         session.note("saved", "learner", 0, f"saved at learner step {step}")
-    session.run_dir.close()
+    session.records.close()
+    assert session.records.flush(60)
     assert [text for text in console.said if "score" in text] == [
         "evaluator 0: step 0 has no score"
     ]
@@ -550,6 +553,20 @@ def test_a_run_that_fails_again_while_it_ends_tells_why_it_failed_first(tmp_path
     assert session.conclude("failed", Roster.of([])) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["error"] == "the Dask scheduler does not answer any more"
+
+
+@pytest.mark.parametrize("is_rescued", [True, False])
+def test_a_run_whose_learner_could_not_save_fails_unless_its_newest_parameters_were_saved(
+    tmp_path: Path, is_rescued: bool
+):
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
+    session.metrics.ingest(MemberKey("learner", 0, 0), Report({}, {"learner_steps": 9.0}), 1.0)
+    session.rescued = 8 if is_rescued else None
+    assert session.conclude("steps", Roster.of([])) == (0 if is_rescued else 1)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    told = " ".join(summary["unwritten"]) if is_rescued else summary["error"]
+    assert ("of step 8 of 9 learner steps" if is_rescued else "is not saved") in told
+    assert (summary["error"] is None) == is_rescued
 
 
 def test_what_a_run_waits_for_is_shown_until_it_enters_the_next_stage(tmp_path: Path):

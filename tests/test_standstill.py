@@ -132,8 +132,8 @@ def sampled_next(config: Config, directory: Path) -> tuple[Any, ...]:
     samples = [buffer.sample(16).keys.tolist() for _ in range(5)]
     run._replay.close()
     run._rollout.close()
-    run._session._recorder.close()
-    run._session.run_dir.close()
+    run._session.records.close()
+    assert run._session.records.flush(60)
     return buffer.total_priority, tree, samples
 
 

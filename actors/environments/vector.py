@@ -25,6 +25,7 @@ from actors.environments.beside import made_beside
 from actors.environments.fields import field_name, leaves_of, part_of
 from actors.environments.finite import Fault, FiniteCheck, first_of, renumbered, rows_of
 from actors.environments.guard import (
+    FAILED,
     Backoff,
     FailureRecord,
     GuardedEnvironment,

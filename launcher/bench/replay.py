@@ -261,9 +261,10 @@ def _encode(
     sequence: int,
     run: str = _RUN,
     ticket: bytes = b"",
+    made: int = 0,
 ) -> bytes:
     columns, blocks = join_segments(segments, recording.spec)
-    batch = wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks, ticket)
+    batch = wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks, ticket, made)
     return wire.encode_transitions(batch)
 
 
@@ -387,18 +388,18 @@ class Processes:
         self._all.append(self)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._metrics = RunMetrics(None)
-        self._sockets = sockets.make_folder()
-        self._folder = _disk_folder()
+        self._sockets = sockets.SocketsFolder(sockets.make_folder())
+        folder, self._folder = self._sockets.path, _disk_folder()
         self._coordinator = Coordinator(
             self._context,
-            f"ipc://{self._sockets}/coordinator",
+            f"ipc://{folder}/coordinator",
             welcome=Welcome(
                 _RUN,
                 0,
                 0,
                 config,
                 recording.spec,
-                f"ipc://{self._sockets}/{{role}}-{{name}}",
+                f"ipc://{folder}/{{role}}-{{name}}",
                 str(self._folder),
             ),
             metrics=self._metrics,
@@ -442,8 +443,8 @@ class Processes:
             process.join()
         self._coordinator.close()
         self._context.destroy(linger=0)
-        for folder in (self._sockets, self._folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._sockets.remove()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def phase(self, seconds: dict[str, float]) -> dict[str, Load]:
         """Let each process work for its seconds; return its load, and that of replay."""
@@ -514,10 +515,12 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
             return not link.stopping
 
         def send() -> Iterator[int]:
+            made = 0
             for segments in batches:
                 sequence, ticket = sender.next_sequence, welcome.ticket
-                data = _encode(segments, recording, stream, sequence, ticket=ticket)
                 count = sum(len(segment.columns["action"]) for segment in segments)
+                made += count
+                data = _encode(segments, recording, stream, sequence, ticket=ticket, made=made)
                 sent = sender.send(data, keep_in_touch)
                 link.telemetry.count("transitions_sent", count if sent else 0)
                 if sender.next_sequence % 64 == 0:

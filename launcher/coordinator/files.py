@@ -6,7 +6,10 @@ import math
 import os
 import re
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from learner.checkpoint import checkpoints, prune, set_aside
 from pdqn.files import CHECKPOINT_NAME
@@ -24,6 +27,7 @@ _CHECKPOINT = "checkpoint"
 _READABLE = {"learner": _CHECKPOINT, "evaluator": BEST_MODEL}
 # A file whose next piece takes longer than this is not coming any more.
 _RECEIVING_SECONDS = 5.0
+_MOST_PIECES = 32  # that wait for the disk; a role sends few ahead
 
 
 class FileStore:
@@ -113,3 +117,75 @@ class FileStore:
             if last:
                 file.flush()
                 os.fsync(file.fileno())  # before it replaces a file that is safe
+
+
+def _at_once(do: Callable[[], object], _nbytes: int) -> bool:
+    do()
+    return True
+
+
+class Answered(NamedTuple):
+    """The answer to a request about a file.
+
+    Attributes:
+        identity: connection of the role that asked.
+        answer: answer to send, or the error because of which there is none.
+    """
+
+    identity: bytes
+    answer: Filed | Piece | WireError | OSError
+
+
+class FileDesk:
+    """The exchange of files beside the coordinator's loop, which a disk must not hold up.
+
+    A piece for which there is no room is not answered: the role sends the file again.
+
+    Args:
+        store: the files.
+        aside: function that has work done, with the bytes that it holds; false if it has no room.
+    """
+
+    def __init__(
+        self, store: FileStore, aside: Callable[[Callable[[], object], int], bool] = _at_once
+    ) -> None:
+        self._store, self._aside = store, aside
+        self._answered: deque[Answered] = deque()
+        self._asked: dict[str, float] = {}
+        self._pieces = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether answers are still to come."""
+        return self._pieces > 0
+
+    def receives(self, role: str) -> bool:
+        """Tell whether a file of a role is on its way, or waits for the disk."""
+        recent = time.monotonic() - self._asked.get(role, -math.inf) < _RECEIVING_SECONDS
+        return recent or self._store.receives(role)
+
+    def ask(self, identity: bytes, role: str, message: FilePiece | Fetch) -> None:
+        """Take or give a piece of a file of a role; ``answered`` has the answer later."""
+        if self._pieces >= _MOST_PIECES:
+            return
+        nbytes = 0
+        if isinstance(message, FilePiece):
+            nbytes, self._asked[role] = len(message.data), time.monotonic()
+
+        def exchange() -> None:
+            try:
+                if isinstance(message, FilePiece):
+                    answer = self._store.take(role, message)
+                else:
+                    answer = self._store.give(role, message)
+            except (WireError, OSError) as error:
+                answer = error
+            self._answered.append(Answered(identity, answer))
+
+        self._pieces += self._aside(exchange, nbytes)
+
+    def answered(self) -> Iterator[Answered]:
+        """Yield the answers that are there, oldest first."""
+        for _ in range(len(self._answered)):
+            self._pieces -= 1
+            yield self._answered.popleft()

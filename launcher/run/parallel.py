@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import uuid
 from dataclasses import replace
+from functools import partial
 
 from launcher.console.controls import Controls
 from launcher.console.views import MemberViews
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk, FileStore
 from launcher.hosts.access import Access
 from launcher.hosts.address import RunAddress, remove_address
 from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.roles import DaskRoles, Wanted
+from launcher.hosts.keys import ALLOWED
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.metrics import MemberKey
@@ -28,6 +29,7 @@ from launcher.results.rescue import LastParameters
 from launcher.run.ends import Ends
 from launcher.run.session import Session
 from launcher.run.stopping import Stopping
+from launcher.rundir import STATE_FILE
 from launcher.sockets import SocketsFolder, make_folder
 from pdqn import transport
 from pdqn.broadcast import Relay
@@ -41,6 +43,7 @@ _TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
 _JOIN_SECONDS = 120.0
 _HOLD_SECONDS = 30.0
 _LAST_SAVE_SECONDS = 10.0
+_FLUSH_SECONDS = 0.5
 
 
 class Run:
@@ -105,12 +108,13 @@ class Run:
     def execute(self) -> int:
         """Run to the end; return the exit code."""
         session = self._session
+        session.rescue = lambda: self._last.save(session.run_dir.path, self._config, session.spec)
         session.start(self._end_now)
         try:
             self._start_roles()
             reason = self._train()
             session.enter("stopping")
-            session.run_dir.event("stopping", reason=reason)
+            session.records.event("stopping", reason=reason)
             self._stop()
         except Exception:
             # A fault of this program itself must not lose what was learned, and the terminal must
@@ -118,11 +122,11 @@ class Run:
             session.console.stop()
             self._supervisor.ask_to_leave()
             self._supervisor.join(_LAST_SAVE_SECONDS, ["learner"])
+            session.records.aside(session.rescue)
             raise
         finally:
             self._supervisor.kill_all()
             self._last.close()
-            session.rescued = self._last.save(session.run_dir.path, self._config, session.spec)
             if self._relay is not None:
                 self._relay.close()
             self._coordinator.close()
@@ -159,11 +163,11 @@ class Run:
                 versions,
             ),
             metrics=self._metrics,
-            files=self._files,
+            files=FileDesk(self._files, self._session.records.aside),
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
             memory=self._planned_memory(),
-            before_admission=self._reserve,
+            may_admit=self._reserve,
         )
         if self._access.clients is not None:
             coordinator.allow(self._access.clients.clients)
@@ -184,12 +188,18 @@ class Run:
         host, port = local.rpartition(":")[0], address.rpartition(":")[2]
         return transport.endpoint_of(f"tcp://{host}:{port}", key)
 
-    def _reserve(self, key: MemberKey) -> None:
-        """Have the next session count this start too, even if this one is killed now."""
-        state = self._session.state
-        if not state.covers(key.role, key.index, key.incarnation):
+    def _reserve(self, key: MemberKey) -> bool:
+        """Return whether the next session will count this start, even if this one is killed now.
+
+        If it would not, the state that reserves it is written first. Only a start waits for that.
+        """
+        session, state = self._session, self._session.state
+        if state.covers(key.role, key.index, key.incarnation):
+            return True
+        if not session.records.replaces(STATE_FILE):
             state.reserve_around(key.role, key.index)
-            self._session.save_state()
+            session.save_state()
+        return False
 
     def _reserve_own(self) -> None:
         """Reserve the first starts of all roles that are configured, in one write."""
@@ -276,9 +286,8 @@ class Run:
             self._supervise()
         if self._session.tick():
             if line := self._sockets.look():
-                self._session.run_dir.event("sockets", text=line)
+                self._session.records.event("sockets", text=line)
                 self._session.say(line)
-            self._look_at_keys()
             self._look_at_memory()
             self._ends.look()
         self._session.record()
@@ -302,7 +311,9 @@ class Run:
         clients = self._access.clients
         if clients is None:
             return
-        self._coordinator.allow(clients.look())
+        if not self._session.records.replaces(ALLOWED):
+            self._session.records.aside(clients.look, key=ALLOWED)
+        self._coordinator.allow(clients.clients)
         if clients.trouble != self._key_trouble:
             self._key_trouble = clients.trouble
             self._session.say(clients.trouble or "the list of keys can be read again")
@@ -331,6 +342,7 @@ class Run:
             self._coordinator.lost(ended.role, ended.index, ended.pid)
             if session.stage != "stopping":
                 self._ends.handle(ended)
+        self._look_at_keys()
         self._follow_cluster()
         self._follow_learner()
         if session.stage == "starting":
@@ -357,7 +369,7 @@ class Run:
         if not session.waiting_for or (some and waited > _HOLD_SECONDS):
             session.enter("running")
             self._coordinator.command(["actor", "evaluator"], "run")
-            session.run_dir.event("running", seconds=round(waited, 3))
+            session.records.event("running", seconds=round(waited, 3))
         elif waited > self._join_seconds:
             session.fail(f"still waiting for {session.waiting_for}")
 
@@ -385,6 +397,7 @@ class Run:
 
     def _close_doors(self) -> None:
         """Remove the ways in, which nobody serves any more."""
-        with contextlib.suppress(OSError):
-            remove_address(self._session.run_dir.path)
+        records = self._session.records
+        records.aside(partial(remove_address, self._session.run_dir.path))
+        records.flush(_FLUSH_SECONDS)  # for a run that fails; another one waits at its end
         self._sockets.remove()

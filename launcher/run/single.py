@@ -40,7 +40,9 @@ from replay.local import LocalReplay
 from replay.samples import SampleLayout
 
 _REPORT_SECONDS = 0.5
+_STATE_SECONDS = 10.0
 _PAUSED_SECONDS = 0.1
+_FLUSH_SECONDS = 2.0
 _SPOKEN_STEPS = 256  # learner steps after which the run is shown, whatever the limiter still allows
 _ACTOR = ("actor", 0)
 _ROLES = ("actor", "replay", "learner")
@@ -54,8 +56,8 @@ class SingleRun:
         torch.set_num_threads(resolved(config.learner.threads))
         incarnation = self._begun(session)
         randomness.seed(config.run.seed, *_ACTOR, incarnation)
-        self._session = session
-        self._config = config
+        self._session, self._config = session, config
+        self._stream = (0, incarnation)
         self._learner = Learner(config, spec)
         # Acts on the CPU, wherever the learner computes.
         self._acting = build_network(spec, config.network)
@@ -87,9 +89,8 @@ class SingleRun:
             may_keep=self._check_directory,
             failed=lambda text, error: session.note_error(text, _trace(error)),
         )
-        self._counted_before = session.metrics.counts()
+        self._counted_before, self._next_report = session.metrics.counts(), 0.0
         self._evaluated, self._evaluated_steps = time.monotonic(), self._learner.learner_steps
-        self._next_report = 0.0
         self._memory = self._memory_limit()
         session.take(
             Controls(
@@ -106,6 +107,7 @@ class SingleRun:
         incarnation = session.state.incarnations.get(_ACTOR, 0)
         session.state.incarnations[_ACTOR] = incarnation + 1
         session.save_state()
+        session.records.flush(_STATE_SECONDS)
         return incarnation
 
     def _opened(self, incarnation: int) -> LocalReplay:
@@ -147,6 +149,7 @@ class SingleRun:
             # show it.
             session.console.stop()
             self._save()
+            session.records.flush(_FLUSH_SECONDS)
             raise
         session.enter("stopping")
         self._stand_still()
@@ -213,7 +216,8 @@ class SingleRun:
 
     def _insert(self, segments: list[Segment]) -> None:
         for segment in segments:
-            self._telemetry["actor"].count("transitions_sent", segment.count)
+            for name in ("transitions_made", "transitions_sent"):
+                self._telemetry["actor"].count(name, segment.count)
             columns, blocks = join_segments([segment], self._session.spec)
             steps = self._learner.learner_steps
             self._replay.insert(columns, blocks, self._acting_version, steps)
@@ -279,7 +283,8 @@ class SingleRun:
             report = telemetry.report()
             for kind, text in report.notes:
                 session.note(kind, role, 0, text)
-            session.metrics.ingest(MemberKey(role, 0, 0), report, time.monotonic())
+            key = MemberKey(role, *self._stream)
+            session.metrics.ingest(key, report, time.monotonic())
         streams.bound_log()
         if excess := self._memory.excess(held_bytes()):
             session.fail(f"this process {excess}")

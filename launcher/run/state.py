@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,13 @@ class RunState:
     reserved: dict[tuple[str, int], int] = field(default_factory=dict)
     replay_key: int | None = None
 
+    def __post_init__(self) -> None:
+        """Begin with a file that reserves nothing."""
+        self._written: Mapping[tuple[str, int], int] = {}
+
     def covers(self, role: str, index: int, incarnation: int) -> bool:
         """Return whether the file counts this start, so that no later session repeats it."""
-        return incarnation < self.reserved.get((role, index), 0)
+        return incarnation < self._written.get((role, index), 0)
 
     def reserve(self, places: Iterable[tuple[str, int]]) -> None:
         """Reserve the next starts of places; the file must be written before they happen."""
@@ -63,6 +67,10 @@ class RunState:
 
     def write(self, directory: Path) -> None:
         """Replace the file; a reader never sees a part of it."""
+        self.writing()(directory)
+
+    def writing(self) -> Callable[[Path], None]:
+        """Return a function that writes the state as it is now, whenever and wherever it runs."""
         starts = dict(self.incarnations)
         for place, number in self.reserved.items():
             starts[place] = max(number, starts.get(place, 0))
@@ -71,7 +79,16 @@ class RunState:
             "incarnations": [[role, index, n] for (role, index), n in starts.items()],
         }
         del content["reserved"]
-        replace_text(directory / STATE_FILE, json.dumps(content) + "\n", durable=True)
+        text, reserved = json.dumps(content) + "\n", dict(self.reserved)
+
+        def write(directory: Path) -> None:
+            try:
+                replace_text(directory / STATE_FILE, text, durable=True)
+            finally:
+                # A disk that is full must not keep roles from coming back.
+                self._written = reserved
+
+        return write
 
 
 def read_state(directory: Path) -> RunState:
