@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import gymnasium
@@ -110,3 +111,48 @@ def test_a_placement_refuses_a_state_of_another_map():
     small.reset(seed=0)
     with pytest.raises(StateError, match=r"out of bounds|a cell of the map"):
         set_state(small, state_of(large))
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    """A walk whose place is not a number in the fifth step of the environment with an odd seed."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gymnasium.spaces.Discrete(2)
+    place, steps, odd = 0.0, 0, False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.place, self.steps = float(self.np_random.normal()), 0
+        self.odd = self.odd if seed is None else bool(seed % 2)
+        return np.array([self.place]), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.place += float(action) + float(self.np_random.normal())
+        is_bad = self.odd and self.steps == 5
+        return np.array([np.nan if is_bad else self.place]), 1.0, self.steps == 20, False, {}
+
+    def get_state(self) -> Any:
+        state = {"place": self.place, "steps": self.steps, "odd": self.odd}
+        return {**state, "random": self.np_random.bit_generator.state}
+
+    def set_state(self, state: Any) -> None:
+        self.place, self.steps, self.odd = (state[name] for name in ("place", "steps", "odd"))
+        self.np_random.bit_generator.state = state["random"]
+
+
+def test_environments_beside_one_that_begins_again_keep_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(sys.modules, "walks", sys.modules[__name__])
+    spec = describe_environment("walks:Walk", {})
+    first, twin = (VectorEnvironment(spec, {}, 2) for _ in range(2))
+    before = played(first, first.reset([1, 2]), 4, seed=0)
+    twin.reset([4, 6])
+    twin.set_state(plain.unpack(plain.pack(first.get_state())))
+    observation = before[-1].observation
+    expected, given = (played(env, observation, 8, seed=1) for env in (first, twin))
+    assert sum(bool(step.faults) for step in expected) > 0
+    for one, other in zip(expected, given, strict=True):
+        for name, part in vars(one).items():
+            np.testing.assert_equal(getattr(other, name), part)

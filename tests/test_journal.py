@@ -839,3 +839,19 @@ def test_a_new_segment_begins_with_the_present_state(tmp_path: Path):
         (6, {(0, 0): 2}),
         (9, {(0, 0): 3}),
     ]
+
+
+def test_the_sampler_goes_on_after_a_stop_and_repeats_no_sample_after_a_kill(tmp_path: Path):
+    shard = Shard(tmp_path, contents_of())
+    shard.send(3)
+    shard.buffer.sample(4)
+    shard.keeper.close()
+    expected = shard.buffer.sample(4).keys.tolist()
+    stopped = continued(tmp_path)
+    assert stopped.buffer.sample(4).keys.tolist() == expected
+    stopped.update(np.array([0]), np.array([2.0], np.float32))
+    stopped.keeper.write()
+    former = stopped.buffer.rng.bit_generator.state
+    killed, _ = recovered(tmp_path, life=2)
+    assert killed.buffer.rng.bit_generator.state == contents_of(2).buffer.rng.bit_generator.state
+    assert killed.buffer.rng.bit_generator.state != former

@@ -19,6 +19,7 @@ import gymnasium
 
 from actors.environments.infos import FAILED, SUGGESTED, no_number
 from actors.environments.interface import is_number, number, shown
+from actors.environments.states import set_state, state_of
 from pdqn import seeds
 from pdqn.errors import Interrupted, RunError
 
@@ -253,6 +254,30 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             self.record.finished()
         return self._last, reward, terminated, truncated, told
 
+    @property
+    def last(self) -> Any:
+        """The newest observation."""
+        return self._last
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the environment's state and what decides how it is rebuilt, as plain data.
+
+        Raises:
+            StateError: the environment cannot be saved.
+        """
+        inner, record = state_of(self.env), self.record.get_state()
+        return {"inner": inner, "last": self._last, "seed": self._seed, "record": record}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state``, after a reset.
+
+        Raises:
+            StateError: the environment cannot.
+        """
+        set_state(self.env, state["inner"])
+        self._last, self._seed = state["last"], state["seed"]
+        self.record.set_state(state["record"])
+
     def give_up(self, reason: str) -> None:
         """Count a failure that shows only over many steps; the next reset rebuilds.
 
@@ -262,15 +287,6 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         _log.warning("an environment failed: %s", reason)
         self._broken = True
         self._backoff.wait(self.record, reason)
-
-    def get_state(self) -> dict[str, Any]:
-        """Return what decides how it is rebuilt, as plain data; the environment's own is apart."""
-        return {"seed": self._seed, "record": self.record.get_state()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``get_state``."""
-        self._seed = state["seed"]
-        self.record.set_state(state["record"])
 
     @property
     def render_mode(self) -> None:

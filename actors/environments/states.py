@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -21,6 +22,7 @@ from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from actors.environments.guest import EnvironmentQuitError, Guest
 from actors.environments.interface import CheckedEnvironment
 from actors.environments.masks import MaskedBatch, MaskedObservation
 from pdqn import plain
@@ -39,6 +41,20 @@ _STATELESS = (
 
 class StateError(Exception):
     """An environment that cannot be saved, or a state from which it cannot continue."""
+
+
+@contextmanager
+def at_states(guest: Guest) -> Iterator[None]:
+    """Call environments' methods for states within a guest's settings.
+
+    Raises:
+        StateError: one of them cannot be saved, or cannot continue.
+    """
+    try:
+        with guest:
+            yield
+    except (EnvironmentQuitError, ValueError) as error:
+        raise StateError(str(error)) from error
 
 
 def state_of(env: Any) -> bytes:

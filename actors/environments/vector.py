@@ -31,12 +31,12 @@ from actors.environments.guard import (
     GuardedEnvironment,
     close_quietly,
 )
-from actors.environments.guest import EnvironmentQuitError, Guest
+from actors.environments.guest import Guest
 from actors.environments.infos import checked_scores, headlines, suggestions
 from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
-from actors.environments.states import StateError, set_state, state_of
+from actors.environments.states import at_states, set_state, state_of
 from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
@@ -192,18 +192,17 @@ class VectorEnvironment:
         Raises:
             StateError: they cannot be saved.
         """
-        try:
-            with self._guest:
-                inner = [state_of(env.env) for env in self._guarded] or [state_of(self._env)]
-        except EnvironmentQuitError as error:
-            raise StateError(str(error)) from error
+        with at_states(self._guest):
+            inner: list[Any] = [env.get_state() for env in self._guarded]
+            inner = inner or [state_of(self._env)]
         return {
             "inner": inner,
-            "guards": [env.get_state() for env in self._guarded],
             "record": self._record.get_state(),
             "seeds": self._seeds,
             "suggested": self.suggested,
             "odd_suggestion": self.odd_suggestion,
+            "unusable": [[env, *fault] for env, fault in self.unusable.items()],
+            "in_a_row": list(self._in_a_row.items()),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -212,27 +211,25 @@ class VectorEnvironment:
         Raises:
             StateError: they cannot, and must be reset again.
         """
-        envs: list[Any] = [env.env for env in self._guarded] or [self._env]
-        if len(envs) != len(state["inner"]):
-            raise StateError(f"{len(state['inner'])} states for {len(envs)} environments")
-        try:
-            with self._guest:
-                for env, inner in zip(envs, state["inner"], strict=True):
-                    set_state(env, inner)
-        except EnvironmentQuitError as error:
-            raise StateError(str(error)) from error
-        for env, guard in zip(self._guarded, state["guards"], strict=True):
-            env.set_state(guard)
+        with at_states(self._guest):
+            if not self._guarded:
+                set_state(self._env, state["inner"][0])
+            else:
+                for env, inner in zip(self._guarded, state["inner"], strict=True):
+                    env.set_state(inner)
+                # A batch repeats these where other environments begin again.
+                vars(self._env)["_env_obs"] = [env.last for env in self._guarded]
         self._record.set_state(state["record"])
-        self._seeds = [int(seed) for seed in state["seeds"]]
-        self.suggested = state["suggested"]
-        self.odd_suggestion = str(state["odd_suggestion"])
+        self._seeds, self.suggested = state["seeds"], state["suggested"]
+        self.odd_suggestion = state["odd_suggestion"]
+        self.unusable = {env: Fault(kind, value) for env, kind, value in state["unusable"]}
+        self._in_a_row = dict(state["in_a_row"])
 
     def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         with self._guest:
             observation, given, *ends, infos = self._env.step(actions + self.spec.first_action)
         terminated, truncated = (np.asarray(end, bool) for end in ends)
-        failed = self._failed(infos)
+        failed = _failed(infos, self.num_envs)
         truncated = truncated & ~failed
         ended = terminated | truncated
         self._infos = infos
@@ -247,7 +244,7 @@ class VectorEnvironment:
             terminated=terminated,
             truncated=truncated,
             final_observation=final,
-            headline=self._headline(infos, ended),
+            headline=_headline(infos, self.spec.headline_metric, ended),
             failed=failed,
             suggested=self.suggested,
             began=ended | failed,
@@ -364,10 +361,6 @@ class VectorEnvironment:
             rests=self._rests,
         )
 
-    def _failed(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
-        marks = infos.get("final_info", {}).get(FAILED)
-        return np.zeros(self.num_envs, bool) if marks is None else np.asarray(marks, bool)
-
     def _suggested(self, infos: Mapping[str, Any]) -> NDArray[np.int64] | None:
         first, number = self.spec.first_action, self.spec.num_actions
         suggested, odd = suggestions(infos, self.num_envs, first, number)
@@ -417,26 +410,13 @@ class VectorEnvironment:
         named = {f.name: _fitting(named[f.name], f, self.num_envs) for f in self.spec.fields}
         named, faults = self._finite.cleaned(named)
         if not self._guarded:  # a guard has already checked
-            self._check(named)
+            _check(named, self._checked)
         return named, faults
 
     def _check_one(self, observation: Any, ended: bool) -> None:
         """Check what an environment gave; most have nothing to check, and no need of names."""
         if self._checked:
-            self._check(self._named(observation), ended=ended)
-
-    def _check(self, observation: Observation, *, ended: bool = False) -> None:
-        """Reject observations of one or several environments that no policy could use."""
-        if not observation:
-            return
-        for field in self._checked:
-            values = observation[field.name]
-            if field.name == ACTION_MASK:
-                if not as_mask(values).any(axis=-1).all() and not ended:
-                    raise ValueError("no action is valid, and the episode has not ended")
-            elif not (is_binary(np.asarray(values)) if field.binary else field.is_known(values)):
-                given = f"{np.asarray(values).tolist()!s:.80}"
-                raise ValueError(f"the {field.name} {given} is outside of its space")
+            _check(self._named(observation), self._checked, ended=ended)
 
     def _final(
         self, infos: Mapping[str, Any], which: NDArray[np.intp]
@@ -455,14 +435,8 @@ class VectorEnvironment:
             }
         )
         if not self._guarded:  # a guard has already checked
-            self._check(named, ended=True)
+            _check(named, self._checked, ended=True)
         return named, faults
-
-    def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
-        name, told = self.spec.headline_metric, infos.get("final_info", {})
-        if name is None or not ended.any():
-            return np.full(self.num_envs, np.nan)
-        return np.where(ended, headlines(told, name, self.num_envs), np.nan)
 
 
 # ---- from makers to gymnasium's batches ----
@@ -490,6 +464,33 @@ def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | No
         native.close()
         return None
     return with_mask_observed(native) if masked else native
+
+
+def _failed(infos: Mapping[str, Any], num_envs: int) -> NDArray[np.bool_]:
+    marks = infos.get("final_info", {}).get(FAILED)
+    return np.zeros(num_envs, bool) if marks is None else np.asarray(marks, bool)
+
+
+def _headline(
+    infos: Mapping[str, Any], name: str | None, ended: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    if name is None or not ended.any():
+        return np.full(len(ended), np.nan)
+    return np.where(ended, headlines(infos.get("final_info", {}), name, len(ended)), np.nan)
+
+
+def _check(observation: Observation, fields: Sequence[FieldSpec], *, ended: bool = False) -> None:
+    """Reject observations of one or several environments that no policy could use."""
+    if not observation:
+        return
+    for field in fields:
+        values = observation[field.name]
+        if field.name == ACTION_MASK:
+            if not as_mask(values).any(axis=-1).all() and not ended:
+                raise ValueError("no action is valid, and the episode has not ended")
+        elif not (is_binary(np.asarray(values)) if field.binary else field.is_known(values)):
+            given = f"{np.asarray(values).tolist()!s:.80}"
+            raise ValueError(f"the {field.name} {given} is outside of its space")
 
 
 def _single(made: Makers, *, masked: bool) -> Any:
