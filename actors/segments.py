@@ -8,7 +8,7 @@ with ``gamma^k`` from the frame at ``t + k``, and with 0 if the episode terminat
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.n_step import n_step_targets
+from pdqn.plain import check_alike
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock, compress_block
 from replay.waiting import BLOCK_BYTES
@@ -58,6 +59,8 @@ class SegmentRecorder:
 
     All environments share one ring of steps, long enough for all steps that are not cut yet.
     """
+
+    _STATE = ("frames", "actions", "rewards", "chosen", "values", "step", "began", "first")
 
     def __init__(
         self,
@@ -169,6 +172,21 @@ class SegmentRecorder:
         known = self._step - 1
         unfinished = np.flatnonzero(self._first < known).tolist()
         return [self._cut(env, known, terminated=False) for env in unfinished]
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that is recorded, as plain data."""
+        return {name: getattr(self, f"_{name}") for name in self._STATE}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state`` of a recorder with the same arguments.
+
+        Raises:
+            ValueError: it had others.
+        """
+        for name in self._STATE:
+            check_alike(getattr(self, f"_{name}"), state[name], name)
+        for name in self._STATE:
+            setattr(self, f"_{name}", state[name])
 
     def _cut(self, env: int, stop: int, *, terminated: bool) -> Segment:
         """Cut the transitions up to the step ``stop``, with all recorded frames."""

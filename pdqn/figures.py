@@ -23,6 +23,7 @@ Kind = Literal[
     "newest",  # of a gauge; it stays known while its role is away
     "mean", "sum", "min", "max",  # of a gauge, over the present members of the role
     "episodes",  # mean over the newest finished episodes
+    "ledger",  # of the balance of all transitions
     "told",  # by the launcher or by an evaluation: not computed from reports
 ]  # fmt: skip
 Role = Literal["actor", "replay", "learner", "evaluator", "all", "launcher"]
@@ -164,6 +165,14 @@ FIGURES = (
     # ---- system ----
     Figure("system/lost", "replay", "total", "batches_missing", "TransitionBatches",
            "TransitionBatches that never came"),
+    Figure("system/transitions_waiting", "all", "ledger", "waiting", "transitions",
+           "transitions made that are still at their actors, or on their way to replay"),
+    Figure("system/transitions_lost", "all", "ledger", "lost", "transitions",
+           "transitions that were neither stored nor refused, and that nothing can bring any more"),
+    Figure("system/transitions_died", "all", "ledger", "died", "transitions",
+           "transitions that died with actors that were killed"),
+    Figure("system/transitions_stored_twice", "all", "ledger", "stored_twice", "transitions",
+           "transitions that two shards have stored, after one of them had ended"),
     Figure("system/reports_dropped", "all", "total", "reports_dropped", "messages",
            "reports to the coordinator for which a role had no room"),
     Figure("system/control_rejected", "all", "total", "control_rejected", "messages",

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,8 +244,9 @@ class CoordinatorLink:
             self.telemetry.count(f"refused/{who}"[:MAX_NAME], times)
 
     def _figures(self) -> Report:
-        self.telemetry.gauge("cpu_percent", self._process.cpu_percent())
-        self.telemetry.gauge("memory_bytes", self._process.memory_info().rss)
+        with suppress(OSError):  # no descriptor is left: the gauges stay as they are
+            self.telemetry.gauge("cpu_percent", self._process.cpu_percent())
+            self.telemetry.gauge("memory_bytes", self._process.memory_info().rss)
         return self.telemetry.report(self._serves)
 
     def _send(self, message: Report | Leave) -> None:

@@ -87,6 +87,7 @@ class PrioritizedBuffer:
     Attributes:
         capacity: largest number of transitions held.
         store: the store; its ``cursor`` is the place of the next frames.
+        rng: source of randomness.
         ignored_evicted: number of priority updates for keys that are not, or never were, alive.
         ignored_invalid: number of updates of live keys to priorities that are negative or not
             finite.
@@ -109,15 +110,14 @@ class PrioritizedBuffer:
         if first_key < 0:
             raise ValueError("first_key must not be negative")
         self.capacity = capacity
-        self.ignored_evicted = 0
-        self.ignored_invalid = 0
+        self.ignored_evicted = self.ignored_invalid = 0
         self._spec = spec
         self._fields_of_stack: dict[int, list[str]] = {}
         for field in spec.fields:
             self._fields_of_stack.setdefault(field.stack, []).append(field.name)
         self.store = store
         self._scale = PriorityScale(priority_exponent, minimum_priority, priority_max)
-        self._rng = rng
+        self.rng = rng
         self._rows = np.empty(capacity, _TRANSITION)
         self._history = np.empty(store.frame_capacity if spec.frame_stack > 1 else 0, np.uint8)
         self._tree = SumTree(capacity)
@@ -234,7 +234,7 @@ class PrioritizedBuffer:
         """
         if self.size == 0:
             raise ValueError("nothing can be sampled from an empty buffer")
-        slots = self._tree.find(_stratified_points(self._tree.total, out.count, self._rng))
+        slots = self._tree.find(_stratified_points(self._tree.total, out.count, self.rng))
         rows = self._rows.take(slots)
         # The only key of this slot in the live range, which is no longer than the ring.
         out.keys[:] = self._oldest_key + (slots - self._oldest_key) % self.capacity

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pdqn import plain
+from replay.accounts import Accounts
 from replay.buffer import PrioritizedBuffer
 from replay.journal import SegmentHead, Snapshot
 from replay.sequences import Sequences
@@ -20,6 +22,7 @@ class Contents:
         sequences: the next sequence number of each stream.
         life: incarnation of the process in which the counts began; later ones continue them.
         refused: transitions refused since then.
+        accounts: account of what was settled of each stream.
     """
 
     buffer: PrioritizedBuffer
@@ -27,6 +30,7 @@ class Contents:
     sequences: Sequences
     life: int
     refused: int = 0
+    accounts: Accounts = field(default_factory=Accounts)
 
     def head(self, run: str, kind: str) -> SegmentHead:
         """Describe the present state for a new segment of the journal.
@@ -36,10 +40,12 @@ class Contents:
             kind: text that is equal for runs whose transitions mean the same.
         """
         buffer = self.buffer
-        return SegmentHead(run, kind, buffer.inserted, buffer.store.cursor, self.sequences.all())
+        streams, spans = self.sequences.all(), self.accounts.all()
+        return SegmentHead(run, kind, buffer.inserted, buffer.store.cursor, streams, spans)
 
     def snapshot(self) -> Snapshot:
         """Describe what the journal's segments do not hold."""
         own = {"life": self.life, "refused": self.refused}
         counters = {**own, **self.limiter.get_state()}
-        return Snapshot(self.buffer.evicted, self.buffer.priorities(), counters)
+        sampler = plain.pack(plain.generator_state(self.buffer.rng))
+        return Snapshot(self.buffer.evicted, self.buffer.priorities(), counters, sampler)

@@ -8,17 +8,16 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pdqn.config import Config
 from pdqn.files import FOLDER_VARIABLE, is_here
-from pdqn.heartbeat import Heartbeat
-from pdqn.link import CoordinatorLink
 from pdqn.messages import MAX_INDEX, Welcome
 from pdqn.specs import EnvironmentSpec
+from pdqn.telemetry import Telemetry
 from replay.buffer import make_buffer
 from replay.contents import Contents
 from replay.journal import (
@@ -46,6 +45,29 @@ class StoppedError(Exception):
     """The order to stop, before the journal was read to its end."""
 
 
+class Contact(Protocol):
+    """A shard's contact with those who wait for it, such as ``pdqn.link.CoordinatorLink``.
+
+    Attributes:
+        telemetry: figures for the next report.
+    """
+
+    telemetry: Telemetry
+
+    @property
+    def stopping(self) -> bool:
+        """Return whether the shard must end."""
+        ...
+
+    def poll(self, timeout_seconds: float = 0.0) -> None:
+        """Keep in touch, for at least this time."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Wait, and keep in touch meanwhile."""
+        ...
+
+
 class Opened(NamedTuple):
     """A shard that is ready to serve, and the keeper of its journal."""
 
@@ -53,7 +75,9 @@ class Opened(NamedTuple):
     keeper: Keeper
 
 
-def open_shard(link: CoordinatorLink, welcome: Welcome, heartbeat: Heartbeat) -> Opened:
+def open_shard(
+    link: Contact, welcome: Welcome, heartbeat: AbstractContextManager[object]
+) -> Opened:
     """Make a shard's contents, with what its journal holds.
 
     Args:
@@ -127,7 +151,9 @@ def _new_contents(welcome: Welcome) -> Contents:
     )
 
 
-def _open(link: CoordinatorLink, welcome: Welcome, folder: Path, heartbeat: Heartbeat) -> Opened:
+def _open(
+    link: Contact, welcome: Welcome, folder: Path, heartbeat: AbstractContextManager[object]
+) -> Opened:
     with heartbeat:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     shared = bool(welcome.config.replay.journal_dir)
@@ -161,11 +187,11 @@ def _open(link: CoordinatorLink, welcome: Welcome, folder: Path, heartbeat: Hear
 
 
 def _new_journal(
-    link: CoordinatorLink,
+    link: Contact,
     welcome: Welcome,
     folder: Path,
     contents: Contents,
-    heartbeat: Heartbeat,
+    heartbeat: AbstractContextManager[object],
     check: Callable[[], object],
 ) -> Journal | None:
     """Continue the journal in its folder; wait, or go on without, where it cannot be written.
@@ -191,7 +217,7 @@ def _new_journal(
             raise StoppedError
 
 
-def _wait_for_lock(link: CoordinatorLink) -> None:
+def _wait_for_lock(link: Contact) -> None:
     link.telemetry.activity = "waits for the process that has its journal"
     if link.stopping:
         raise StoppedError
@@ -240,7 +266,7 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _recovered(link: CoordinatorLink, welcome: Welcome, folder: Path) -> tuple[Contents, Result]:
+def _recovered(link: Contact, welcome: Welcome, folder: Path) -> tuple[Contents, Result]:
     """Read the journal, if there is one that can be used; else remove it."""
     result = Result()
     # The first process of a run's shard does not continue a journal that somebody else left.
@@ -260,9 +286,7 @@ def _recovered(link: CoordinatorLink, welcome: Welcome, folder: Path) -> tuple[C
     return _new_contents(welcome), result
 
 
-def _read(
-    link: CoordinatorLink, welcome: Welcome, folder: Path, kind: str
-) -> tuple[Contents, Result]:
+def _read(link: Contact, welcome: Welcome, folder: Path, kind: str) -> tuple[Contents, Result]:
     written: list[Journal] = []
     new = folder.with_suffix(".new")
 
@@ -305,7 +329,7 @@ def _read(
     return contents, result
 
 
-def _show(link: CoordinatorLink, share: float) -> None:
+def _show(link: Contact, share: float) -> None:
     """Keep in touch with the coordinator while the journal is read."""
     link.telemetry.activity = f"reads its journal ({100 * share:.0f}%)"
     link.poll()
@@ -313,7 +337,7 @@ def _show(link: CoordinatorLink, share: float) -> None:
         raise StoppedError
 
 
-def _tell(link: CoordinatorLink, contents: Contents, result: Result) -> None:
+def _tell(link: Contact, contents: Contents, result: Result) -> None:
     """Report what the journal held, and what it has lost."""
     telemetry, damage = link.telemetry, result.damage
     size = contents.buffer.size

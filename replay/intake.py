@@ -118,20 +118,21 @@ class Insertion:
         self._telemetry.count("transitions_received", count)
         return count
 
-    def check_and_insert(self, columns: Columns, blocks: Sequence[FrameBlock], version: int) -> int:
-        """Insert transitions that did not come in a message; return their number, 0 if refused.
+    def check(self, columns: Columns, blocks: Sequence[FrameBlock]) -> bool:
+        """Check transitions that did not come in a message; refuse them, and return False, if bad.
 
-        The arguments are those of ``insert``.
+        Args:
+            columns: columns of a TransitionBatch.
+            blocks: frames of the batch.
         """
-        count = len(columns["action"])
         try:
             wire.check_columns(columns, self._spec, [block.count for block in blocks])
             for number, block in enumerate(blocks):
                 wire.check_frames(block.fields, self._spec, f"block {number}")
         except wire.WireError as error:
-            self.refuse(error.reason, str(error), count)
-            return 0
-        return self.insert(columns, blocks, version) if self.make_room(count, blocks) else 0
+            self.refuse(error.reason, str(error), len(columns["action"]))
+            return False
+        return True
 
     def refuse(self, reason: str, text: str, count: int) -> None:
         """Count transitions that are settled although no network can learn from them."""
@@ -216,7 +217,7 @@ class Intake:
             return 0, None
         except wire.WireError as error:
             return 0, self._refuse(error)
-        stream = (batch.actor, batch.incarnation)
+        stream = batch.stream
         try:
             is_new = self._is_new(stream, batch.sequence, batch.count)
         except ValueError as error:
@@ -225,9 +226,9 @@ class Intake:
         if not is_new:
             return 0, stream
         if not self._insertion.make_room(batch.count, batch.blocks):
-            self._keeper.refuse(stream, batch.sequence, batch.count)
+            self._keeper.refuse(stream, batch.sequence, batch.count, batch.made)
             return 0, stream
-        self._keeper.store(data)
+        self._keeper.store(batch, data)
         inserted = self._insertion.insert(batch.columns, batch.blocks, batch.parameter_version)
         return inserted, stream
 
@@ -279,7 +280,7 @@ class Intake:
             return None
         if is_new:
             self._insertion.refuse(error.reason, str(error), error.count)
-            self._keeper.refuse((actor, incarnation), sequence, error.count)
+            self._keeper.refuse((actor, incarnation), sequence, error.count, error.made)
         return actor, incarnation
 
 

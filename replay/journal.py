@@ -3,9 +3,9 @@
 A folder holds *segments*, a *snapshot*, and *updates*:
 
 * Segments, ``<number>-<first key>.segment``, hold the accepted TransitionBatches as they came, in
-  order, and a stub for each refused one. Each begins with the streams' next sequence numbers, so
-  that older segments are not needed. The snapshot repeats them, as that record may be damaged. A
-  segment is removed once its transitions are evicted.
+  order, and a stub for each refused one. Each begins with the streams' next sequence numbers and
+  the account of what was settled, so that older segments are not needed. The snapshot repeats them,
+  as that record may be damaged. A segment is removed once its transitions are evicted.
 * The snapshot, ``<number>.snapshot``, holds the priorities of the live transitions and the
   counters. It is replaced every few seconds.
 * Updates, ``<number>.updates``, hold priority updates and counts since the snapshot of that number.
@@ -30,17 +30,20 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from pdqn.spans import Span
 from replay.records import Contents, Piece, Record, RecordWriter, read_records
 
 SEGMENT_BYTES = 16 << 20
 # Kinds of records.
 _HEAD, _STORED, _REFUSED, _UPDATE, _COUNTS, _SNAPSHOT = range(1, 7)
 _STORED_HEAD = struct.Struct("<qd")  # first key, mean priority
-_REFUSED_BODY = struct.Struct("<QQQQQ")  # actor, incarnation, sequence, transitions, total
+# actor, incarnation, sequence, transitions, total, made
+_REFUSED_BODY = struct.Struct("<QQQQQQ")
 _UPDATE_HEAD = struct.Struct("<Qd")  # number of updates, mean priority
 _COUNTS_BODY = struct.Struct("<QQQ")  # sampled, reported key, reported refusals
 _SNAPSHOT_HEAD = struct.Struct("<QQ")  # oldest key, bytes of the counters
 _FORMAT = 1
+_SAMPLER = "sampler"  # among the counters
 
 Stream = tuple[int, int]
 
@@ -59,6 +62,7 @@ class SegmentHead:
         first_key: key of the first transition that follows.
         cursor: place in the store where its frames go; see ``FrameStore.cursor``.
         streams: next sequence number of each (actor, incarnation).
+        spans: transitions that were settled before; see ``replay.accounts``.
     """
 
     run: str
@@ -66,11 +70,13 @@ class SegmentHead:
     first_key: int
     cursor: int
     streams: Mapping[Stream, int]
+    spans: tuple[Span, ...] = ()
 
     def encode(self) -> bytes:
         """Encode as msgpack."""
         streams = [[*stream, expected] for stream, expected in self.streams.items()]
-        return _packed([_FORMAT, self.run, self.kind, self.first_key, self.cursor, streams])
+        place = [self.run, self.kind, self.first_key, self.cursor]
+        return _packed([_FORMAT, *place, streams, self.spans])
 
     @classmethod
     def decode(cls, data: Piece) -> SegmentHead:
@@ -82,8 +88,9 @@ class SegmentHead:
         version, *rest = msgpack.unpackb(data)
         if version != _FORMAT:
             raise OtherFormatError(f"the journal has the format {version}, not {_FORMAT}")
-        run, kind, first_key, cursor, streams = rest
-        return cls(run, kind, first_key, cursor, {(a, i): n for a, i, n in streams})
+        run, kind, first_key, cursor, streams, spans = rest
+        expected = {(actor, incarnation): n for actor, incarnation, n in streams}
+        return cls(run, kind, first_key, cursor, expected, tuple(Span(*span) for span in spans))
 
 
 @dataclass(frozen=True)
@@ -110,12 +117,14 @@ class Refused:
         sequence: its number in the stream.
         count: its transitions.
         total: transitions refused so far, these included.
+        made: transitions of the stream up to its last one; 0 if it does not say.
     """
 
     stream: Stream
     sequence: int
     count: int
     total: int
+    made: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,11 +165,13 @@ class Snapshot:
         oldest_key: key of the oldest live transition.
         priorities: float32[n] of the live transitions, in the order of their keys.
         counters: numbers by name.
+        sampler: state of the sampler's random generator; empty if it is not known.
     """
 
     oldest_key: int
     priorities: NDArray[np.float32]
     counters: Mapping[str, float]
+    sampler: bytes = b""
 
     @property
     def next_key(self) -> int:
@@ -260,8 +271,8 @@ class Journal:
 
     def refuse(self, refused: Refused) -> None:
         """Collect a stub of a refused batch."""
-        body = (*refused.stream, refused.sequence, refused.count, refused.total)
-        self._segment.add(_REFUSED, _REFUSED_BODY.pack(*body))
+        body = (refused.sequence, refused.count, refused.total, refused.made)
+        self._segment.add(_REFUSED, _REFUSED_BODY.pack(*refused.stream, *body))
 
     def update(
         self,
@@ -316,7 +327,7 @@ class Journal:
         path = _path(self._folder, number, "snapshot")
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
-        counters = _packed(dict(snapshot.counters))
+        counters = _packed({**snapshot.counters, _SAMPLER: snapshot.sampler})
         head = _SNAPSHOT_HEAD.pack(snapshot.oldest_key, len(counters))
         file = RecordWriter(temporary)
         try:
@@ -490,8 +501,8 @@ def _decoded(record: Record) -> SegmentHead | Stored | Refused:
     if record.kind == _STORED:
         first_key, mean = _STORED_HEAD.unpack_from(record.payload)
         return Stored(first_key, _mean(mean), record.payload[_STORED_HEAD.size :])
-    actor, incarnation, sequence, count, total = _REFUSED_BODY.unpack(record.payload)
-    return Refused((actor, incarnation), sequence, count, total)
+    actor, incarnation, *rest = _REFUSED_BODY.unpack(record.payload)
+    return Refused((actor, incarnation), *rest)
 
 
 def _update(payload: memoryview) -> Update:
@@ -505,7 +516,9 @@ def _snapshot(payload: memoryview) -> Snapshot:
     oldest_key, size = _SNAPSHOT_HEAD.unpack_from(payload)
     body = _SNAPSHOT_HEAD.size
     counters = msgpack.unpackb(payload[body : body + size])
-    return Snapshot(oldest_key, np.frombuffer(payload[body + size :], np.float32), counters)
+    sampler = counters.pop(_SAMPLER, b"")
+    priorities = np.frombuffer(payload[body + size :], np.float32)
+    return Snapshot(oldest_key, priorities, counters, sampler)
 
 
 def _path(folder: Path, number: int, suffix: str) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdqn.telemetry import Telemetry
+from pdqn.wire import TransitionBatch
 from replay.contents import Contents
 from replay.journal import Counts, Journal, Refused, Sync
 from replay.records import Piece
@@ -98,20 +99,30 @@ class Keeper:
 
     # ---- what is collected ----
 
-    def store(self, data: Piece) -> None:
+    def store(self, batch: TransitionBatch, data: Piece) -> None:
         """Collect a batch for which there is room, and which is inserted next.
 
-        Its bytes must not change before ``write``.
+        Its bytes, ``data``, must not change before ``write``.
         """
+        self._contents.accounts.add(batch.stream, batch.made, batch.count)
         if self._journal is not None:
             buffer = self._contents.buffer
             self._journal.store(buffer.inserted, buffer.mean_priority, data)
 
-    def refuse(self, stream: Stream, sequence: int, count: int) -> None:
-        """Collect a stub of a refused batch of ``count`` transitions."""
-        self._contents.refused += count
+    def refuse(self, stream: Stream, sequence: int, count: int, made: int) -> None:
+        """Collect a stub of a refused batch.
+
+        Args:
+            stream: (actor, incarnation) of its sender.
+            sequence: its number in the stream.
+            count: its transitions.
+            made: transitions of the stream up to its last one; 0 if it does not say.
+        """
+        contents = self._contents
+        contents.refused += count
+        contents.accounts.add(stream, made, count, refused=count)
         if self._journal is not None:
-            self._journal.refuse(Refused(stream, sequence, count, self._contents.refused))
+            self._journal.refuse(Refused(stream, sequence, count, contents.refused, made))
 
     def update(self, keys: NDArray[np.int64], priorities: NDArray[np.float32]) -> None:
         """Collect priority updates that are applied next."""

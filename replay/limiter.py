@@ -184,6 +184,11 @@ class RateLimiter:
             "num_inserted": self.num_inserted,
             "num_sampled": self.num_sampled,
             "balance": self.balance,
+            "target": self._target,
+            "min_size": self._min_size,
+            "base_inserted": self._base_inserted,
+            "base_sampled": self._base_sampled,
+            "base_balance": self._base_balance,
         }
 
     def set_state(self, state: Mapping[str, float]) -> None:
@@ -191,6 +196,12 @@ class RateLimiter:
         self.num_inserted = _natural(int(state["num_inserted"]))
         self.num_sampled = _natural(int(state["num_sampled"]))
         self._rebase(float(state["balance"]))
+        settings = state.get("target"), state.get("min_size")
+        if settings == (self._target, self._min_size) and state["balance"] >= -self._tolerance:
+            # The same sums, rounded in the same way: a run can go on equal to the bit.
+            self._base_inserted = int(state["base_inserted"])
+            self._base_sampled = int(state["base_sampled"])
+            self._base_balance = float(state["base_balance"])
 
     def _rebase(self, balance: float) -> None:
         """Restart counting at the present counters, with a known balance.

@@ -16,10 +16,10 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pdqn.errors import RunError
-from pdqn.heartbeat import Heartbeat
 from pdqn.locking import take_lock
 from pdqn.process import own_host
 
@@ -79,7 +79,13 @@ class Owner:
         return TakenOverError(f"{self._path.parent}: incarnation {incarnation} keeps this journal")
 
 
-def lock(path: Path, heartbeat: Heartbeat, *, shared: bool, wait: Callable[[], object]) -> int:
+def lock(
+    path: Path,
+    heartbeat: AbstractContextManager[object],
+    *,
+    shared: bool,
+    wait: Callable[[], object],
+) -> int:
     """Keep other processes from a journal while the returned descriptor is open.
 
     Args:

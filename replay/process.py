@@ -18,6 +18,7 @@ from pdqn.heartbeat import WAITS_FOR_DISK, Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.socket_files import SocketFile
+from pdqn.spans import MAX_SPANS
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
@@ -31,6 +32,8 @@ from replay.waiting import largest_batch_bytes, window_bytes
 _POLL_MILLISECONDS = 50
 # While acknowledgements wait for the disk.
 _SYNC_MILLISECONDS = 2
+# During a drain the end of the run waits for reports.
+_DRAIN_REPORT_SECONDS = 0.1
 # Inserts and answers take turns of this length, so that neither side waits long.
 _TURN_SECONDS = 0.001
 _ATTEND_SECONDS = 0.01
@@ -85,6 +88,10 @@ class ReplayServer:
         self._heartbeat = Heartbeat(self._tell_it_waits)
         contents, self._keeper = open_shard(link, welcome, self._heartbeat)
         self._buffer, self._limiter = contents.buffer, contents.limiter
+        self._accounts = contents.accounts
+        link.telemetry.take_spans = contents.accounts.take
+        self._next_drain_report = 0.0
+        self._drained = self._told_drained = False
         self._reports = link.reports
         self._intake = Intake(
             welcome.spec,
@@ -188,6 +195,8 @@ class ReplayServer:
             try:
                 frame = self._pull.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                # Whatever had come by then is settled.
+                self._drained = self._link.pulse.command == "drain"
                 break
             user = transport.user_of(frame, self._context)
             self._connections["transitions"].read(frame, len(frame), user, several=frame.more)
@@ -270,6 +279,7 @@ class ReplayServer:
         self._follow_target()
         self._outlet.attend()
         self._report()
+        self._report_drained()
 
     @property
     def _most_waiting_bytes(self) -> int:
@@ -323,10 +333,21 @@ class ReplayServer:
         telemetry.gauge("stored_bytes", self._buffer.stored_bytes)
         telemetry.counters["priorities_clipped"] = self._buffer.priorities_clipped
         telemetry.gauge("journal_bytes", self._keeper.journal_bytes)
+        telemetry.gauge("spans_waiting", max(0, self._accounts.waiting - MAX_SPANS))
+        telemetry.gauge("drained", self._drained and self._accounts.waiting <= MAX_SPANS)
         telemetry.gauge("limiter_balance", limiter.balance)
         telemetry.gauge("limiter_target", limiter.target)
         telemetry.gauge("blocked_for_seconds", self._blocked.seconds)
         telemetry.activity = self._describe()
+
+    def _report_drained(self) -> None:
+        """Report soon what was settled during a drain, for which the end of the run waits."""
+        now = time.monotonic()
+        is_news = self._accounts.waiting or self._drained != self._told_drained
+        if self._drained and is_news and now >= self._next_drain_report:
+            self._next_drain_report = now + _DRAIN_REPORT_SECONDS
+            self._told_drained = self._drained
+            self._link.report()
 
     def _describe(self) -> str:
         """Describe which side waits for what; empty if neither waits."""

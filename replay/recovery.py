@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pdqn import plain
 from pdqn.specs import EnvironmentSpec
 from pdqn.wire import TransitionBatch, WireError, decode_transitions
 from replay.contents import Contents
@@ -161,6 +162,7 @@ class _Recovery:
             self._read_segment(segment, end)
         if self._lost_streams and latest.head is not None:
             self._contents.sequences.advance(latest.head.streams)
+            self._contents.accounts.advance(latest.head.spans)
         if latest.snapshot is not None and latest.snapshot.next_key > (self._next_key or 0):
             self._note_hole()  # the end is missing, although it was acknowledged
         if self._buffer.size:
@@ -195,6 +197,7 @@ class _Recovery:
             self._buffer.begin_at(head.first_key, head.cursor)
         self._expect(head.first_key)
         self._contents.sequences.recover(head.streams)
+        self._contents.accounts.recover(head.spans)
         self._lost_streams = False
         self._result.run = head.run
 
@@ -220,8 +223,8 @@ class _Recovery:
             return
         self._result.run = batch.run
         self._next_key = stored.first_key + batch.count
-        stream = (batch.actor, batch.incarnation)
-        self._contents.sequences.put(stream, batch.sequence + 1)
+        self._contents.sequences.put(batch.stream, batch.sequence + 1)
+        self._contents.accounts.add(batch.stream, batch.made, batch.count)
         if not self._kind_is_known:
             self._result.left_out += batch.count
             return
@@ -243,7 +246,9 @@ class _Recovery:
         self._moves.add(stored.first_key, keys)
 
     def _refuse(self, refused: Refused) -> None:
-        self._contents.sequences.put(refused.stream, refused.sequence + 1)
+        contents, stream, count = self._contents, refused.stream, refused.count
+        contents.sequences.put(stream, refused.sequence + 1)
+        contents.accounts.add(stream, refused.made, count, refused=count)
         self._refused = refused.total
 
     # ---- priorities and counts ----
@@ -270,6 +275,13 @@ class _Recovery:
             sampled = max(0, counts.sampled - int(state["sampled"])) if counts else 0
             contents.limiter.recover(state, max(0, next_key - snapshot.next_key), sampled)
             self._refused = max(self._refused, int(state["refused"]))
+            if (
+                snapshot.sampler
+                and next_key == snapshot.next_key
+                and not (sampled or latest.updates)
+            ):
+                # Nothing followed it: what is drawn next has not been drawn before.
+                plain.set_generator_state(self._buffer.rng, plain.unpack(snapshot.sampler))
         contents.refused = self._refused
         if counts is not None:
             self._result.unreported = max(0, next_key - counts.reported_key)

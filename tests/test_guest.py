@@ -258,19 +258,26 @@ def stay():
     os.close(2)
     time.sleep(600)
 
+class Torn:
+    def __del__(self):
+        time.sleep(600)
+
 entry._END_SECONDS = 0.5
 with streams.apart():
     child = multiprocessing.get_context("fork").Process(target=stay)
     child.start()
     if "hangs" in sys.argv:
         atexit.register(time.sleep, 600)
+    if "torn" in sys.argv:
+        child.kill()
+        sys.kept = Torn()
 print(child.pid, flush=True)
 entry._run = lambda: sys.exit(3)
 entry.main()
 """
 
 
-@pytest.mark.parametrize("how", ["stays", "hangs"])
+@pytest.mark.parametrize("how", ["stays", "hangs", "torn"])
 def test_a_command_ends_although_an_environment_left_what_python_waits_for(
     how: str, eventually: Any
 ):

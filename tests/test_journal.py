@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from pdqn import wire
+from pdqn.spans import Span
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.telemetry import Telemetry
 from replay.buffer import PrioritizedBuffer, make_store
@@ -62,6 +63,7 @@ def encoded(
     actor: int = 0,
     run: str = RUN,
     broken: bool = False,
+    made: int = 0,
 ) -> bytes:
     """Encode a batch with random numbers; a broken one has an action that does not exist."""
     rng = np.random.default_rng(seed)
@@ -76,7 +78,7 @@ def encoded(
     frames = rng.normal(size=(count + 1, 2)).astype(np.float32)
     block = wire.compress_block({"observation": frames}, SPEC)
     return wire.encode_transitions(
-        wire.TransitionBatch(run, actor, 0, sequence, 7, columns, [block], bytes(16))
+        wire.TransitionBatch(run, actor, 0, sequence, 7, columns, [block], bytes(16), made)
     )
 
 
@@ -169,7 +171,8 @@ class KilledAtAnyByte(RuleBasedStateMachine):
     def take(self, count: int, actor: int, skipped: int) -> None:
         self.seed += 1
         sequence = max(0, self.shard.intake.expected((actor, 0))) + skipped
-        data = encoded(sequence, count, self.seed, actor=actor)
+        made = self.made(actor) + skipped + count
+        data = encoded(sequence, count, self.seed, actor=actor, made=made)
         file, keys = self.shard.journal._segment, self.shard.buffer.inserted
         self.shard.take(data)
         fits = self.shard.buffer.inserted > keys
@@ -179,8 +182,14 @@ class KilledAtAnyByte(RuleBasedStateMachine):
             partial(self.refuse_in_twin, count),
         )
         put = partial(self.twin.sequences.put, stream, sequence + 1)
-        for apply in (insert if fits else refuse, put):
+        account = partial(self.twin.accounts.add, stream, made, count, 0 if fits else count)
+        for apply in (insert if fits else refuse, put, account):
             self.turn.append((file.path, file.size_bytes, apply))
+
+    def made(self, actor: int) -> int:
+        """Return what was made of an actor's stream up to the newest batch that the shard has."""
+        spans = self.shard.contents.accounts.all()
+        return max((span.end for span in spans if span.actor == actor), default=0)
 
     def mean_of_newest(self) -> float | None:
         """Return the mean that the newest record of the journal names."""
@@ -200,9 +209,11 @@ class KilledAtAnyByte(RuleBasedStateMachine):
     def refuse(self, actor: int, count: int) -> None:
         sequence = max(0, self.shard.intake.expected((actor, 0)))
         file = self.shard.journal._segment
-        self.shard.take(encoded(sequence, count, actor=actor, broken=True))
+        made = self.made(actor) + count
+        self.shard.take(encoded(sequence, count, actor=actor, broken=True, made=made))
         put = partial(self.twin.sequences.put, (actor, 0), sequence + 1)
-        for apply in (put, partial(self.refuse_in_twin, count)):
+        account = partial(self.twin.accounts.add, (actor, 0), made, count, count)
+        for apply in (put, account, partial(self.refuse_in_twin, count)):
             self.turn.append((file.path, file.size_bytes, apply))
 
     @rule(data=st.data())
@@ -282,6 +293,7 @@ class KilledAtAnyByte(RuleBasedStateMachine):
         assert contents.life == 0
         assert contents.buffer.priorities_clipped == contents.buffer.ignored_evicted == 0
         assert contents.sequences.all() == self.twin.sequences.all()
+        assert sorted(contents.accounts.all()) == sorted(self.twin.accounts.all())
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -292,6 +304,111 @@ class KilledAtAnyByte(RuleBasedStateMachine):
 
 TestKilledAtAnyByte = KilledAtAnyByte.TestCase
 TestKilledAtAnyByte.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+class KilledError(BaseException):
+    """A kill at one of the calls by which a process changes its journal."""
+
+
+class Killer:
+    """A count of those calls, of which one is cut short; after it there are no others.
+
+    Attributes:
+        calls: calls so far.
+        at: the call that is cut short, counted from 0; None for none.
+        share: share of the bytes that it writes.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.share = 0, 0.0
+        self.at: int | None = None
+        write = os.writev
+
+        def writev(descriptor: int, pieces: list[bytes | memoryview]) -> int:
+            if self.is_due():
+                data = b"".join(pieces)
+                write(descriptor, [data[: int(self.share * len(data))]])
+                raise KilledError
+            return write(descriptor, pieces)
+
+        monkeypatch.setattr("replay.records.os.writev", writev)
+        for name in ("replace", "unlink"):
+            monkeypatch.setattr(Path, name, self.killing(getattr(Path, name)))
+
+    def killing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def killed(*arguments: Any, **named: Any) -> Any:
+            if self.is_due():
+                raise KilledError
+            return call(*arguments, **named)
+
+        return killed
+
+    def is_due(self) -> bool:
+        self.calls += 1
+        return self.at is not None and self.calls > self.at
+
+
+class Sender:
+    """Two actors' ways to a shard: all that is not acknowledged is sent again."""
+
+    def __init__(self) -> None:
+        counts = [(2, False), (3, True), (30, False), (1, False), (2, False), (2, True)] * 2
+        made = itertools.accumulate(count for count, _ in counts)
+        self.batches = [
+            [
+                encoded(number, count, number, actor=actor, broken=broken, made=end)
+                for number, ((count, broken), end) in enumerate(zip(counts, ends, strict=True))
+            ]
+            for actor, ends in enumerate([list(made)] * 2)
+        ]
+        self.total = sum(count for count, _ in counts)
+        self.refused = sum(count for count, broken in counts if broken or count > 24)
+        self.acknowledged = {(0, 0): 0, (1, 0): 0}
+
+    def send_all(self, shard: Shard) -> None:
+        """Take turns as a replay does, with updates, reports and snapshots in between."""
+        for number in range(len(self.batches[0])):
+            for (actor, _), acknowledged in self.acknowledged.items():
+                if number >= acknowledged:
+                    shard.take(self.batches[actor][number])
+            keys = np.arange(shard.buffer.evicted, shard.buffer.inserted)
+            shard.update(keys, np.full(len(keys), 1.0 + number, np.float32))
+            shard.keeper.note_report()
+            shard.keeper.write()
+            for receipt in shard.keeper.settled():
+                self.acknowledged[receipt.stream] = receipt.expected
+            if number % 4 == 3:
+                shard.keeper.take_snapshot()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_what_was_acknowledged_before_a_kill_at_any_write_is_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+):
+    killer, kills = Killer(monkeypatch), 0
+    while True:
+        folder, sender = tmp_path / str(kills) / "journal", Sender()
+        killer.calls, killer.at, killer.share = 0, kills, share
+        shard, life = None, 0
+        try:
+            shard = Shard(folder, contents_of(capacity=24))
+            sender.send_all(shard)
+        except KilledError:
+            killer.at, life = None, 1
+            shard = continued(folder)
+            for stream, expected in sender.acknowledged.items():
+                assert max(0, shard.intake.expected(stream)) >= expected, "it is in the journal"
+            sender.send_all(shard)
+        # As if there had been no kill: each transition is accounted for exactly once.
+        spans = sorted(shard.contents.accounts.all())
+        assert spans == [Span(actor, 0, 0, sender.total, sender.refused) for actor in range(2)]
+        stored = shard.contents.buffer.inserted % (1 << 40)
+        assert stored == 2 * (sender.total - sender.refused)
+        shard.journal.close()
+        if not life:
+            break
+        kills += 1
+    assert kills > 30, "each call of a run was cut short once"
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
@@ -440,7 +557,7 @@ def test_the_journal_of_another_version_is_not_taken_over(
     monkeypatch.setattr("replay.journal._FORMAT", 99)
     Shard(tmp_path / "journal", contents_of()).journal.close()
     monkeypatch.undo()
-    with pytest.raises(OtherFormatError, match="has the format 99, not 1"):
+    with pytest.raises(OtherFormatError, match="has the format 99, not 2"):
         recovered(tmp_path / "journal")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def report(
     gauges: dict[str, float] | None = None,
     episodes: list[list[Any]] | None = None,
     evaluation: dict[str, Any] | None = None,
+    spans: Sequence[tuple[int, ...]] = (),
     **counters: float,
 ) -> None:
     content = {
@@ -40,6 +42,7 @@ def report(
         "gauges": gauges or {},
         "episodes": episodes or [],
         "evaluation": evaluation,
+        "spans": spans,
     }
     metrics.ingest(MemberKey(role, index, incarnation), Report.from_map(content), now)
 
@@ -280,12 +283,14 @@ def test_what_is_in_flight_was_sent_and_has_not_been_seen():
         transitions_rejected=11,
         transitions_refused=10,
         batches_missing=1,
+        spans=[(0, 0, 0, 100, 10)],
     )
     assert metrics.in_flight() == 20
     assert metrics.value("system/lost") == 1
     # The report about sending may come after the report about receiving.
-    report(metrics, "replay", transitions_received=130)
+    report(metrics, "replay", transitions_received=130, spans=[(1, 0, 0, 40, 0)])
     assert metrics.in_flight() == 0
+    assert metrics.value("system/transitions_waiting") == 0
 
 
 def test_who_waits_for_whom_is_told_in_words():
@@ -380,6 +385,7 @@ def test_the_summary_adds_up():
         "actor",
         105.0,
         environment_steps=200,
+        transitions_made=194,
         transitions_sent=190,
         transitions_unsent=4,
         episodes=[[2.0, 10, 0.25], [4.0, 10, 0.75]],
@@ -394,6 +400,7 @@ def test_the_summary_adds_up():
         transitions_duplicate=5,
         transitions_rejected=2,
         transitions_refused=2,
+        spans=[(0, 0, 0, 150, 1), (0, 0, 158, 190, 1)],
         priorities_clipped=3,
         samples=720,
         policy_lag_sum=90,
@@ -401,6 +408,7 @@ def test_the_summary_adds_up():
     )
     report(metrics, "learner", gauges={"learner_steps": 45}, learner_steps=45)
     report(metrics, "evaluator", evaluation=evaluation_of(5.0))
+    metrics.ledger.close()
     summary = metrics.summary()
     # Four seconds pass from the first report of steps, at 101, to the last, at 105.
     assert summary["active_seconds"] == 4.0
@@ -415,9 +423,14 @@ def test_the_summary_adds_up():
     assert summary["environment"] == {"return_mean": 3.0, "metrics": {"coverage": 0.5}}
     assert Evaluation.from_map(summary["eval"]) == Evaluation.from_map(evaluation_of(5.0))
     assert summary["transitions"] == {
+        "made": 194,
         "sent": 190,
         "received": 180,
+        "refused": 2,
+        "waiting": 0,
         "lost": 8,
+        "died": 4,
+        "stored_twice": 0,
         "duplicate": 5,
         "rejected": 2,
         "unsent": 4,

@@ -271,7 +271,9 @@ def encoded(
     columns, blocks = columns_of(count, **of), [frames_of(count, first)]
     ticket = ticket_of(SEAL, actor % (1 << 32), 0, "")
     return wire.encode_transitions(
-        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks, ticket)
+        wire.TransitionBatch(
+            run, actor, 0, sequence, version, columns, blocks, ticket, (sequence + 1) * BATCH
+        )
     )
 
 

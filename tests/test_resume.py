@@ -35,6 +35,7 @@ from pdqn.errors import UsageError
 from pdqn.layers import Layer, build
 from pdqn.messages import Episode, Report
 from pdqn.model import BEST_MODEL
+from pdqn.spans import Span
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -219,18 +220,59 @@ def test_the_first_error_of_an_earlier_session_stays_in_the_summary(tmp_path: Pa
     assert summary["first_error"] == "actor 1: killed by SIGKILL"
 
 
-def test_what_was_on_its_way_when_a_run_was_killed_is_lost_and_not_waited_for():
+def drained(*spans: Span) -> Report:
+    """Make the report of a replay that has taken whatever had come."""
+    return Report(gauges={"drained": 1.0, "spans_waiting": 0.0}, spans=spans)
+
+
+def test_what_was_on_its_way_when_a_run_was_killed_died_with_its_actor_and_is_not_waited_for():
     first = RunMetrics(None)
     first.ingest(MemberKey("actor", 0, 0), Report({"transitions_sent": 100}), 1.0)
-    first.ingest(MemberKey("replay", 0, 0), Report({"transitions_received": 90}), 1.0)
+    spans = (Span(0, 0, 0, 90),)
+    settled = Report({"transitions_received": 90}, spans=spans)
+    first.ingest(MemberKey("replay", 0, 0), settled, 1.0)
     second = RunMetrics(None)
     second.set_state(json.loads(json.dumps(first.get_state())))
+    second.ingest(MemberKey("replay", 0, 1), drained(*spans), 2.0)
     assert second.in_flight() == 0
     second.ingest(MemberKey("actor", 0, 1), Report({"transitions_sent": 50}), 2.0)
     assert second.in_flight() == 50
-    second.ingest(MemberKey("replay", 0, 1), Report({"transitions_received": 50}), 2.0)
+    second.ingest(MemberKey("replay", 0, 1), drained(*spans, Span(0, 1, 0, 50)), 2.0)
     assert second.in_flight() == 0
-    assert second.summary()["transitions"]["lost"] == 10
+    transitions = second.summary()["transitions"]
+    assert (transitions["sent"], transitions["received"]) == (150, 140)
+    assert (transitions["lost"], transitions["died"]) == (0, 10), "it died with its actor"
+
+
+def test_what_a_killed_launcher_had_not_heard_is_counted_once_the_journal_is_read():
+    first = RunMetrics(None)
+    first.ingest(MemberKey("actor", 0, 0), Report({"transitions_sent": 100}), 1.0)
+    first.ingest(MemberKey("replay", 0, 0), Report(spans=(Span(0, 0, 0, 90),)), 1.0)
+    second = RunMetrics(None)
+    second.set_state(json.loads(json.dumps(first.get_state())))
+    # Of the next incarnation, the launcher had not heard at all.
+    spans = Span(0, 0, 0, 120), Span(0, 1, 0, 30, 10)
+    second.ingest(MemberKey("replay", 0, 1), drained(*spans), 2.0)
+    transitions = second.summary()["transitions"]
+    assert (transitions["sent"], transitions["received"]) == (150, 140)
+    assert (transitions["refused"], transitions["lost"], transitions["died"]) == (10, 0, 0)
+
+
+def test_a_run_that_kept_no_ledger_goes_on_with_its_sums():
+    first = RunMetrics(None)
+    first.ingest(MemberKey("actor", 0, 0), Report({"transitions_sent": 100}), 1.0)
+    counted = Report({"transitions_received": 80, "transitions_refused": 5})
+    first.ingest(MemberKey("replay", 0, 0), counted, 1.0)
+    state = json.loads(json.dumps(first.get_state()))
+    del state["ledger"]
+    second = RunMetrics(None)
+    second.set_state(state)
+    second.ingest(MemberKey("actor", 0, 1), Report({"transitions_sent": 50}), 2.0)
+    second.ingest(MemberKey("replay", 0, 1), drained(Span(0, 1, 0, 50)), 2.0)
+    assert second.in_flight() == 0
+    transitions = second.summary()["transitions"]
+    assert (transitions["sent"], transitions["received"]) == (150, 130)
+    assert (transitions["refused"], transitions["lost"]) == (5, 15)
 
 
 def test_a_run_that_was_ended_before_it_wrote_anything_begins_anew(tmp_path: Path):

@@ -14,6 +14,7 @@ import zmq
 from launcher.coordinator.coordinator import Coordinator
 from launcher.hosts.supervisor import Ended, RestartPolicy, Supervisor
 from launcher.metrics.metrics import RunMetrics
+from launcher.processes.forkserver import ForkServer
 from pdqn.layers import build
 from pdqn.messages import Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
@@ -64,9 +65,15 @@ def test_a_role_that_was_given_up_stays_given_up():
 def make(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
     made: list[Supervisor] = []
 
-    def make(address: str = NOBODY, *, restarts: int = 5, logs: bool = True) -> Supervisor:
+    def make(
+        address: str = NOBODY,
+        *,
+        restarts: int = 5,
+        logs: bool = True,
+        forkserver: ForkServer | None = None,
+    ) -> Supervisor:
         folder = tmp_path / "logs" if logs else None
-        made.append(Supervisor(address, folder, restarts, own_indices=logs))
+        made.append(Supervisor(address, folder, restarts, own_indices=logs, forkserver=forkserver))
         return made[-1]
 
     yield make
@@ -197,7 +204,14 @@ def test_a_second_learner_is_refused_at_once_and_a_successor_tries_again_while_i
     def ended_of(supervisor: Supervisor) -> Ended:
         return eventually(lambda: coordinator.poll(0.01) or supervisor.check(), 30)[0]
 
-    supervisor, second = make(coordinator.endpoint, restarts=2), make(coordinator.endpoint)
+    # Ready before them, it forks them at once, and imports torch only once.
+    server = ForkServer("learner.process")
+    supervisor = make(coordinator.endpoint, restarts=2, forkserver=server)
+    second = make(coordinator.endpoint, forkserver=server)
+    supervisor.resize("actor", 1)
+    eventually(lambda: supervisor.check() or server.is_ready)
+    supervisor.resize("actor", 0)
+    eventually(lambda: supervisor.check() or not supervisor.alive())
     supervisor.start("learner", 0)
     eventually(lambda: coordinator.poll(0.01) or membership.count("learner"), 30)
     second.start("learner", 1)

@@ -71,6 +71,15 @@ class FailureRecord:
         """Begin a new row, because an episode has ended properly."""
         self._in_a_row = 0
 
+    def get_state(self) -> dict[str, Any]:
+        """Return the failures so far as plain data."""
+        return {"in_a_row": self._in_a_row, "first": self._first, "total": self.total}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state``."""
+        self._in_a_row, self._first = int(state["in_a_row"]), str(state["first"])
+        self.total = int(state["total"])
+
 
 class Backoff:
     """Waits before environments of a batch are rebuilt; those that fail together wait together.
@@ -253,6 +262,15 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         _log.warning("an environment failed: %s", reason)
         self._broken = True
         self._backoff.wait(self.record, reason)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what decides how it is rebuilt, as plain data; the environment's own is apart."""
+        return {"seed": self._seed, "record": self.record.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state``."""
+        self._seed = state["seed"]
+        self.record.set_state(state["record"])
 
     @property
     def render_mode(self) -> None:

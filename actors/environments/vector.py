@@ -31,11 +31,12 @@ from actors.environments.guard import (
     GuardedEnvironment,
     close_quietly,
 )
-from actors.environments.guest import Guest
+from actors.environments.guest import EnvironmentQuitError, Guest
 from actors.environments.infos import checked_scores, headlines, suggestions
 from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
+from actors.environments.states import StateError, set_state, state_of
 from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
@@ -184,6 +185,48 @@ class VectorEnvironment:
         except Exception:  # noqa: BLE001 - environments raise anything
             _log.exception("a batch of environments failed")
             return self._rebuilt(traceback.format_exc())
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that the future of these environments depends on, as plain data.
+
+        Raises:
+            StateError: they cannot be saved.
+        """
+        try:
+            with self._guest:
+                inner = [state_of(env.env) for env in self._guarded] or [state_of(self._env)]
+        except EnvironmentQuitError as error:
+            raise StateError(str(error)) from error
+        return {
+            "inner": inner,
+            "guards": [env.get_state() for env in self._guarded],
+            "record": self._record.get_state(),
+            "seeds": self._seeds,
+            "suggested": self.suggested,
+            "odd_suggestion": self.odd_suggestion,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state``, after a reset.
+
+        Raises:
+            StateError: they cannot, and must be reset again.
+        """
+        envs: list[Any] = [env.env for env in self._guarded] or [self._env]
+        if len(envs) != len(state["inner"]):
+            raise StateError(f"{len(state['inner'])} states for {len(envs)} environments")
+        try:
+            with self._guest:
+                for env, inner in zip(envs, state["inner"], strict=True):
+                    set_state(env, inner)
+        except EnvironmentQuitError as error:
+            raise StateError(str(error)) from error
+        for env, guard in zip(self._guarded, state["guards"], strict=True):
+            env.set_state(guard)
+        self._record.set_state(state["record"])
+        self._seeds = [int(seed) for seed in state["seeds"]]
+        self.suggested = state["suggested"]
+        self.odd_suggestion = str(state["odd_suggestion"])
 
     def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         with self._guest:

@@ -261,9 +261,10 @@ def _encode(
     sequence: int,
     run: str = _RUN,
     ticket: bytes = b"",
+    made: int = 0,
 ) -> bytes:
     columns, blocks = join_segments(segments, recording.spec)
-    batch = wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks, ticket)
+    batch = wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks, ticket, made)
     return wire.encode_transitions(batch)
 
 
@@ -514,10 +515,12 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
             return not link.stopping
 
         def send() -> Iterator[int]:
+            made = 0
             for segments in batches:
                 sequence, ticket = sender.next_sequence, welcome.ticket
-                data = _encode(segments, recording, stream, sequence, ticket=ticket)
                 count = sum(len(segment.columns["action"]) for segment in segments)
+                made += count
+                data = _encode(segments, recording, stream, sequence, ticket=ticket, made=made)
                 sent = sender.send(data, keep_in_touch)
                 link.telemetry.count("transitions_sent", count if sent else 0)
                 if sender.next_sequence % 64 == 0:

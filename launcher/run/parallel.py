@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from launcher.console.controls import Controls
+from launcher.console.views import MemberViews
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileDesk, FileStore
 from launcher.hosts.access import Access
@@ -28,7 +29,6 @@ from launcher.results.rescue import LastParameters
 from launcher.run.ends import Ends
 from launcher.run.session import Session
 from launcher.run.stopping import Stopping
-from launcher.run.views import MemberViews
 from launcher.rundir import STATE_FILE
 from launcher.sockets import SocketsFolder, make_folder
 from pdqn import transport

@@ -110,6 +110,7 @@ class Stopping:
             lambda: not self._supervisor.alive() and not coordinator.membership.count("host"),
             budget.last,
         )
+        session.metrics.ledger.close()
 
     def _waits_for_disk(self) -> bool:
         """Return whether a replay takes no transitions because its disk hangs."""
