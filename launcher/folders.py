@@ -13,7 +13,7 @@ from pathlib import Path
 
 _RENEW_SECONDS = 3600.0
 _MARK = ".temporary"
-_PREFIXES = ("pdqn-", "pymp-")
+_PREFIX = "pdqn-"
 
 
 class Folder:
@@ -99,7 +99,7 @@ def sweep(parents: Iterable[str]) -> list[Path]:
     removed: list[Path] = []
     for parent in parents:
         with contextlib.suppress(OSError):
-            found = [entry.path for entry in os.scandir(parent) if entry.name.startswith(_PREFIXES)]
+            found = [entry.path for entry in os.scandir(parent) if entry.name.startswith(_PREFIX)]
             removed += [Path(path) for path in found if _remove_left(Path(path))]
     return removed
 

@@ -69,11 +69,13 @@ class SocketsFolder:
 def make_folder() -> Path:
     """Make a new folder for sockets, which only this user can enter.
 
-    It is in the temporary directory, or, if that takes no sockets, in another one.
+    It is in the temporary directory, or, if that takes no sockets, in another one. Folders that
+    processes of this user have left because they were killed are removed.
 
     Raises:
         UsageError: no directory takes sockets.
     """
+    sweep(_candidates())
     return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=find_parent()))
 
 
@@ -85,11 +87,6 @@ def folder() -> Iterator[Path]:
         yield made.path
     finally:
         made.remove()
-
-
-def remove_left() -> list[Path]:
-    """Remove the folders of this user's processes that were killed; return their paths."""
-    return sweep(_candidates())
 
 
 def find_parent() -> str:

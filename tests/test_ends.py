@@ -15,12 +15,12 @@ import pytest
 import zmq
 
 from launcher.folders import Folder, sweep
+from launcher.records.scalars import ScalarWriter
+from launcher.records.unwritten import Unwritten
 from launcher.results.rescue import LastParameters, rescued
 from launcher.results.saved import unsaved
-from launcher.results.scalars import ScalarWriter
 from launcher.rundir import RunDirectory, is_open
 from launcher.sockets import SocketsFolder
-from launcher.unwritten import Unwritten
 from learner.checkpoint import Saver
 from learner.learner import Learner
 from pdqn.errors import UsageError
@@ -187,7 +187,7 @@ def test_figures_for_tensorboard_are_tried_again_at_intervals_without_a_file_eac
     now = 0.0
     writer = ScalarWriter(tmp_path, lambda: now)
     with monkeypatch.context() as patch:
-        patch.setattr("launcher.results.scalars._append", no_room)
+        patch.setattr("launcher.records.scalars._append", no_room)
         for step in range(10):
             with pytest.raises(OSError, match="No space left"):
                 writer.write({"a": 1.0}, step)
@@ -434,7 +434,7 @@ def test_folders_of_processes_that_were_killed_are_removed_and_no_others(tmp_pat
         folder.mark()
         folder.close()
     (tmp_path / "pdqn-open").chmod(0o755)
-    (tmp_path / "pymp-link").symlink_to(tmp_path / "other")
+    (tmp_path / "pdqn-link").symlink_to(tmp_path / "other")
     (tmp_path / "pdqn-file").touch()
     before = {path.name for path in tmp_path.iterdir()}
     assert sweep([str(tmp_path), str(tmp_path / "nowhere")]) == [left.path]

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launcher.metrics.counters import Counters
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.waiting import bottleneck, replay_waits
-from launcher.results.records import Records
+from launcher.records.records import Records
 from launcher.rundir import RunDirectory, default_path, new_path
 from pdqn.errors import UsageError
 from pdqn.layers import build

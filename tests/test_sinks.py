@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_end_to_end import free_port
 
-from launcher.results.sinks import PrometheusSink, WandbSink, check_sinks, make_sinks, metric_name
+from launcher.records.sinks import PrometheusSink, WandbSink, check_sinks, make_sinks, metric_name
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import build
@@ -98,7 +98,7 @@ def test_after_a_failure_the_same_run_goes_on_there(
         return runs[len(ids) - 1]
 
     install(monkeypatch, init)
-    monkeypatch.setattr("launcher.results.sinks._FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("launcher.records.sinks._FIRST_RETRY_SECONDS", 0.0)
     said: list[str] = []
     sink = WandbSink(Config(), tmp_path, said.append)
     for step in range(2):
@@ -142,8 +142,8 @@ def test_one_that_hangs_delays_the_end_by_seconds_at_most(
 ):
     released = threading.Event()
     install(monkeypatch, lambda **_: released.wait(60))
-    monkeypatch.setattr("launcher.results.sinks._LEAVE_SECONDS", 0.05)
-    monkeypatch.setattr("launcher.results.sinks._MOST_LINES", 3)
+    monkeypatch.setattr("launcher.records.sinks._LEAVE_SECONDS", 0.05)
+    monkeypatch.setattr("launcher.records.sinks._MOST_LINES", 3)
     said: list[str] = []
     sink = WandbSink(Config(), tmp_path, said.append)
     for step in range(10):

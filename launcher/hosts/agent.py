@@ -26,7 +26,7 @@ from launcher.plan import machine, plan
 from launcher.plan.inspector import Here, Inspector
 from launcher.processes.forkserver import ForkServer
 from launcher.safe_path import find_own_modules
-from launcher.sockets import SocketsFolder, make_folder, remove_left
+from launcher.sockets import SocketsFolder, make_folder
 from launcher.terminal import echo
 from pdqn.broadcast import Relay
 from pdqn.errors import RunError, UsageError
@@ -102,7 +102,6 @@ def take_part(
 @contextmanager
 def _folder_of_roles() -> Iterator[SocketsFolder]:
     """Make a folder for the files of this host's roles: a killed role cannot remove its own."""
-    remove_left()
     folder = SocketsFolder(make_folder())
     # All processes inherit this variable; the forkserver does so from the one that starts it.
     os.environ[FOLDER_VARIABLE] = str(folder.path)

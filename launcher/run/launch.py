@@ -22,7 +22,7 @@ from launcher.plan.plan import Plan
 from launcher.plan.prepare import prepare
 from launcher.plan.report import as_json as plan_as_json
 from launcher.plan.report import report
-from launcher.results.sinks import check_sinks
+from launcher.records.sinks import check_sinks
 from launcher.run.parallel import Run
 from launcher.run.resume import PastRun
 from launcher.run.session import Session
@@ -68,7 +68,6 @@ def launch(
     if single and access.address is not None:
         raise UsageError("--bind: mode single is one process that nobody can join")
     if not single:
-        sockets.remove_left()
         sockets.find_parent()  # refuses before anything is made
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)

@@ -33,11 +33,12 @@ from launcher.rundir import STATE_FILE
 from launcher.sockets import SocketsFolder, make_folder
 from pdqn import transport
 from pdqn.broadcast import Relay
-from pdqn.config import resolved
+from pdqn.config import Config, resolved
 from pdqn.errors import RunError
 from pdqn.memory import MemoryLimit, held_bytes
 from pdqn.messages import Welcome
 from pdqn.networks import build_network
+from pdqn.specs import EnvironmentSpec
 
 _TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
 _JOIN_SECONDS = 120.0
@@ -166,18 +167,12 @@ class Run:
             files=FileDesk(self._files, self._session.records.aside),
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
-            memory=self._planned_memory(),
+            memory=_planned_memory(self._config, self._session.spec),
             may_admit=self._reserve,
         )
         if self._access.clients is not None:
             coordinator.allow(self._access.clients.clients)
         return coordinator
-
-    def _planned_memory(self) -> dict[str, int]:
-        """Return the bytes that are planned for one process of each role."""
-        config, spec = self._config, self._session.spec
-        parameters = parameter_bytes(build_network(spec, config.network))
-        return Estimates(config, spec, parameters).of_roles()
 
     def _local_endpoint(self) -> str:
         """Return the endpoint at which this host's own roles join."""
@@ -401,3 +396,9 @@ class Run:
         records.aside(partial(remove_address, self._session.run_dir.path))
         records.flush(_FLUSH_SECONDS)  # for a run that fails; another one waits at its end
         self._sockets.remove()
+
+
+def _planned_memory(config: Config, spec: EnvironmentSpec) -> dict[str, int]:
+    """Return the bytes that are planned for one process of each role."""
+    parameters = parameter_bytes(build_network(spec, config.network))
+    return Estimates(config, spec, parameters).of_roles()

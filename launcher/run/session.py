@@ -15,9 +15,9 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import Roster
 from launcher.metrics.snapshot import Seen, Snapshot
 from launcher.metrics.waiting import bottleneck, replay_waits
-from launcher.results.records import Records
+from launcher.records.records import Records
+from launcher.records.sinks import make_sinks
 from launcher.results.saved import unevaluated
-from launcher.results.sinks import make_sinks
 from launcher.run.limits import limit_reached, progress
 from launcher.run.state import RunState
 from launcher.rundir import SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory

@@ -10,15 +10,15 @@ from functools import partial
 from typing import Any
 
 from launcher.numbers import plural
+from launcher.records.scalars import ScalarWriter
+from launcher.records.sinks import Sink
+from launcher.records.unwritten import Unwritten
+from launcher.records.writer import Stall, Writer
 from launcher.results import pictures
 from launcher.results.rescue import rescued
 from launcher.results.saved import unsaved
-from launcher.results.scalars import ScalarWriter
-from launcher.results.sinks import Sink
 from launcher.rundir import EVENTS, METRICS, SUMMARY, RunDirectory
 from launcher.strict_json import to_json
-from launcher.unwritten import Unwritten
-from launcher.writer import Stall, Writer
 from pdqn.config import Config
 from pdqn.errors import reason_of
 from pdqn.model import BEST_MODEL
@@ -70,7 +70,7 @@ class Records:
     def event(self, kind: str, **details: Any) -> None:
         """Append to events.jsonl, with the present time."""
         line = self._run_dir.event_line(kind, **details)
-        self._writer.put(partial(self._run_dir.append_event, line), len(line))
+        self._writer.put(partial(self._append_event, line), len(line))
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Append a line of figures to metrics.jsonl, and its numbers to TensorBoard and sinks."""
@@ -227,7 +227,11 @@ class Records:
             self._told_left_out = left_out
             self._said.append(f"tensorboard is written again; it lacks {plural(left_out, 'line')}")
 
-    def _tend(self) -> None:
+    def _append_event(self, line: str) -> None:
+        self._look()  # otherwise it could go into a file that has just been removed
+        self._run_dir.append_event(line)
+
+    def _look(self) -> None:
         """Notice a directory that was removed, which must not cost a day's policy."""
         run_dir = self._run_dir
         with self.unwritten.attempt(str(run_dir.path)):
@@ -235,6 +239,10 @@ class Records:
                 run_dir.event("directory", text=line)
                 self._said.append(line)
                 self.unwritten.tell_at_end(line)
+
+    def _tend(self) -> None:
+        self._look()
+        run_dir = self._run_dir
         with self.unwritten.attempt(EVENTS):
             if run_dir.event_trouble is not None:
                 raise run_dir.event_trouble
