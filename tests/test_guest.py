@@ -272,8 +272,8 @@ with streams.apart():
         child.kill()
         sys.kept = Torn()
 print(child.pid, flush=True)
-entry._run = lambda: sys.exit(3)
-entry.main()
+entry.main = lambda: sys.exit(3)
+entry.run_program()
 """
 
 
@@ -302,8 +302,8 @@ class Slow:
 entry._END_SECONDS = 0.5
 with streams.apart():
     entry.slow = Slow()
-entry._run = lambda: sys.exit(3)
-entry.main()
+entry.main = lambda: sys.exit(3)
+entry.run_program()
 """
 
 

@@ -30,17 +30,22 @@ from pdqn.process import PrintableFormatter
 _THREADS_SECONDS, _END_SECONDS = 2.0, 4.0
 
 
-def main() -> None:
-    """Run a command, and report bad input and failed runs in one line, without a traceback."""
+def run_program() -> None:
+    """Run a command as a process of its own, which ends with it whatever an environment left."""
     try:
-        _run()
+        main()
     except SystemExit as end:
         if streams.were_shared():
             _end_with_guest(end.code if isinstance(end.code, int) else 1)
         raise
 
 
-def _run() -> None:
+def main() -> None:
+    """Run a command, and report bad input and failed runs in one line, without a traceback.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     _make_streams_usable()
     end_at_once()
     keep_caches_private()
