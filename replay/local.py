@@ -139,12 +139,6 @@ class LocalReplay:
         telemetry.gauge("limiter_target", self.limiter.target)
         telemetry.gauge("limiter_balance", self.limiter.balance)
 
-    def inserted_since(self, key: int | None) -> int:
-        """Count the transitions inserted after this key; 0 if it is not one of this numbering."""
-        if key is None or not self.buffer.evicted <= key <= self.buffer.inserted:
-            return 0
-        return self.buffer.inserted - key
-
     def mark(self) -> dict[str, int]:
         """Return numbers by which a moment of the contents is recognised."""
         limiter = self._contents.limiter

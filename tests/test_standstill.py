@@ -91,7 +91,8 @@ def everything_in(directory: Path) -> dict[str, Any]:
     (record,) = read_records(directory / STANDSTILL).records
     summary = untimed(json.loads((directory / "summary.json").read_text()))
     state = untimed(json.loads((directory / "state.json").read_text())["metrics"])
-    del summary["sessions"], summary["eval"], state["evaluation"]
+    # The streams of the ledger are those of each session; the summary has what they come to.
+    del summary["sessions"], summary["eval"], state["evaluation"], state["ledger"]
     # Counts of the recovery itself; sums of losses are rounded as reports come.
     own = ("transitions_recovered", "journal_damaged")
     totals = [total for total in state["totals"] if total[1] not in own]

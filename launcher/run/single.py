@@ -111,23 +111,15 @@ class SingleRun:
         return incarnation
 
     def _opened(self, incarnation: int) -> LocalReplay:
-        """Open the replay with what its journal holds, and count what no figures have."""
+        """Open the replay with what its journal holds."""
         session, telemetry = self._session, self._telemetry["replay"]
         run, path = uuid.uuid4().hex, str(session.run_dir.path)
         session.run_dir.name_run(run)
         welcome = Welcome(run, 0, incarnation, self._config, session.spec, "none", path)
         try:
-            replay = LocalReplay(welcome, telemetry, lambda: session.is_hurried)
+            return LocalReplay(welcome, telemetry, lambda: session.is_hurried)
         except StoppedError as error:
             raise Interrupted from error
-        if session.state.replay_key is None:
-            session.state.replay_key = replay.buffer.inserted
-            session.save_state()
-        # The session before this one was killed before it could report them.
-        unreported = replay.inserted_since(session.state.replay_key)
-        telemetry.count("transitions_received", unreported)
-        self._telemetry["actor"].count("transitions_sent", unreported)
-        return replay
 
     def _memory_limit(self) -> MemoryLimit:
         parameters = parameter_bytes(self._acting)
@@ -278,7 +270,6 @@ class SingleRun:
     def _report(self) -> None:
         session = self._session
         self._replay.report()
-        session.state.replay_key = self._replay.buffer.inserted
         for role, telemetry in self._telemetry.items():
             report = telemetry.report()
             for kind, text in report.notes:
@@ -332,6 +323,7 @@ class SingleRun:
             return
         self._report()
         self._session.save_state()
+        self._session.records.flush(_STATE_SECONDS)
         if self._replay.save():
             position = standstill.Position(self._acting_version, self._evaluated_steps)
             try:

@@ -34,7 +34,6 @@ class RunState:
             that is killed may have had up to that number.
         metrics: what ``RunMetrics.get_state`` gave.
         circle_placement: whether the environment is circle placement; None where nobody wrote it.
-        replay_key: key of the next transition of a replay in mode single, as the figures count.
     """
 
     sessions: int = 0
@@ -45,7 +44,6 @@ class RunState:
     metrics: dict[str, Any] = field(default_factory=dict)
     circle_placement: bool | None = None
     reserved: dict[tuple[str, int], int] = field(default_factory=dict)
-    replay_key: int | None = None
 
     def __post_init__(self) -> None:
         """Begin with a file that reserves nothing."""
@@ -124,5 +122,4 @@ def _from_map(content: Mapping[str, Any]) -> RunState:
         incarnations={(str(role), int(i)): int(n) for role, i, n in content["incarnations"]},
         metrics=metrics,
         circle_placement=content.get("circle_placement"),
-        replay_key=content.get("replay_key"),
     )
