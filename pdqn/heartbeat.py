@@ -12,6 +12,8 @@ from types import TracebackType
 WAITS_FOR_DISK = "waits for the disk of its journal"
 _LATE_SECONDS = 1.0
 _PERIOD_SECONDS = 0.25
+# The thread ends after this time without a block.
+_IDLE_SECONDS = 2.0
 
 
 class Heartbeat:
@@ -35,17 +37,19 @@ class Heartbeat:
         # where the other thread does nothing.
         self._turn = threading.Lock()
         self._since = math.inf
+        self._used = 0.0
         self._thread: threading.Thread | None = None
         self._fault: Exception | None = None
         self.waited_seconds = 0.0
 
     def __enter__(self) -> None:
         """Begin to wait for a disk."""
-        if self._thread is None:
-            # The process may end while a disk that hangs holds the other thread.
-            self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-            self._thread.start()
-        self._since = time.monotonic()
+        with self._turn:
+            self._since = self._used = time.monotonic()
+            if self._thread is None:
+                # The process may end while a disk that hangs holds the other thread.
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+                self._thread.start()
 
     def __exit__(
         self,
@@ -66,12 +70,18 @@ class Heartbeat:
             raise fault
 
     def _run(self) -> None:
-        while True:
-            time.sleep(_PERIOD_SECONDS)
+        pause = threading.Event()
+        while not pause.wait(_PERIOD_SECONDS):
             with self._turn:
-                if time.monotonic() - self._since < _LATE_SECONDS or self._fault is not None:
-                    continue
-                try:
-                    self._keep_in_touch()
-                except Exception as fault:  # noqa: BLE001 - the role's own thread raises it
-                    self._fault = fault
+                now = time.monotonic()
+                if self._since == math.inf and now - self._used > _IDLE_SECONDS:
+                    self._thread = None
+                    return
+                if now - self._since >= _LATE_SECONDS and self._fault is None:
+                    self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self._keep_in_touch()
+        except Exception as fault:  # noqa: BLE001 - the role's own thread raises it
+            self._fault = fault

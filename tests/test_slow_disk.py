@@ -299,6 +299,21 @@ def test_a_role_keeps_in_touch_while_a_disk_holds_it_up_and_only_then(
     assert len(beats) <= before + 1
 
 
+def test_a_heartbeat_that_nobody_needs_any_more_has_no_thread(
+    eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pdqn.heartbeat._LATE_SECONDS", 0.0)
+    monkeypatch.setattr("pdqn.heartbeat._PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr("pdqn.heartbeat._IDLE_SECONDS", 0.05)
+    beats: list[int] = []
+    heartbeat = Heartbeat(lambda: beats.append(threading.get_ident()))
+    for _ in range(2):
+        del beats[:]
+        with heartbeat:
+            eventually(lambda: beats)
+        eventually(lambda: beats[0] not in {thread.ident for thread in threading.enumerate()})
+
+
 def test_what_keeping_in_touch_raises_ends_the_role(
     eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ):
