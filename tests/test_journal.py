@@ -557,7 +557,7 @@ def test_the_journal_of_another_version_is_not_taken_over(
     monkeypatch.setattr("replay.journal._FORMAT", 99)
     Shard(tmp_path / "journal", contents_of()).journal.close()
     monkeypatch.undo()
-    with pytest.raises(OtherFormatError, match="has the format 99, not 2"):
+    with pytest.raises(OtherFormatError, match="has the format 99, not 1"):
         recovered(tmp_path / "journal")
 
 
