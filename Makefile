@@ -13,7 +13,7 @@ WORKERS ?= 3
 # The workers, and the commands that tests start, read what one of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train setup test test-slow test-durations check format docs clean
+.PHONY: train setup test test-slow test-durations chaos chaos-short soak check format docs clean
 
 train: $(STAMP)
 	$(BIN)/pdqn launch $(ARGS)
@@ -33,6 +33,15 @@ test-durations: test
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+chaos: $(STAMP)
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+chaos-short: override ARGS += --short --jobs 2
+chaos-short: chaos
+
+soak: $(STAMP)
+	$(BIN)/python -m benchmarks.chaos.soak $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

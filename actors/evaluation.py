@@ -178,13 +178,14 @@ def _play_batch(
             return None
         transition = env.step(act(observation))
         ended = transition.terminated | transition.truncated
-        observation = stacker.push(transition.observation, ended | transition.failed)
+        observation = stacker.push(transition.observation, transition.began)
+        void = transition.failed | transition.spoilt
         returns[playing] += transition.rewards[playing]
-        returns[playing & transition.failed] = np.nan
+        returns[playing & void] = np.nan
         lengths[playing] += 1
         ended &= playing
         headline[ended] = transition.headline[ended]
-        playing &= ~(ended | transition.failed)
+        playing &= ~(ended | void)
     if playing.any():
         with _in_one_line(f"the {env.spec.headline_metric} of {env.spec.id} cannot be read"):
             headline[playing] = env.present_headline()[playing]

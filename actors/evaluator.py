@@ -17,6 +17,7 @@ from actors.follower import ParameterFollower
 from actors.greedy import GreedyEvaluation, held_out_seeds
 from pdqn.errors import RunError
 from pdqn.files import RunFiles
+from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.model import BEST_MODEL
@@ -67,6 +68,7 @@ class Evaluator:
             may_keep=self._check_home,
             # The run's directory may be on another host.
             kept=lambda: files.push(BEST_MODEL),
+            saving=Heartbeat(link.poll),
             baselines=self._baselines,
         )
         self._has_home = True

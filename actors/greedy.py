@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class GreedyEvaluation:
         failed: called with a sentence and the error if a policy has no score.
         may_keep: called before the best parameters are saved; raises a RunError to prevent it.
         kept: called when the best parameters have been saved.
+        saving: context in which they are saved, which takes as long as the disk does.
         baselines: the environment's own ones. By default this process plays them once, as soon as
             a policy has a score.
     """
@@ -51,6 +53,7 @@ class GreedyEvaluation:
         failed: Callable[[str, RunError], object],
         may_keep: Callable[[], object] = lambda: None,
         kept: Callable[[], object] = lambda: None,
+        saving: AbstractContextManager[object] | None = None,
         baselines: Baselines | None = None,
     ) -> None:
         self._config, self._spec = config, spec
@@ -60,7 +63,7 @@ class GreedyEvaluation:
             telemetry.note("checkpoint", self._best.unread)
         self._seeds = held_out_seeds(config)
         self._give_up, self._failed, self._kept = give_up, failed, kept
-        self._may_keep = may_keep
+        self._may_keep, self._saving = may_keep, saving or nullcontext()
         self._baselines = baselines or Baselines(
             spec, config.evaluation_env_args, self._seeds, telemetry
         )
@@ -108,8 +111,10 @@ class GreedyEvaluation:
 
     def _keep_best(self, result: Mapping[str, Any], version: int) -> None:
         try:
-            self._may_keep()
-            if self._best.offer(result, self._network, version):
+            with self._saving:
+                self._may_keep()
+                is_kept = self._best.offer(result, self._network, version)
+            if is_kept:
                 self._kept()
         except (OSError, RunError) as error:
             self._telemetry.note("checkpoint", not_kept(error))

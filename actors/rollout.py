@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from actors.environments.finite import LARGEST, Fault
+from actors.environments.states import StateError
 from actors.environments.vector import Transition, VectorEnvironment
 from actors.exploration import Guide, epsilon_greedy, epsilon_ladder, guidance_at, masked_values
 from actors.segments import Segment, SegmentRecorder
-from pdqn import seeds
+from pdqn import plain, seeds
+from pdqn.checks import MAX_NAME
 from pdqn.config import Config, resolved
 from pdqn.messages import Episode
 from pdqn.networks import QNetwork, resample_noise
@@ -67,21 +72,16 @@ class Rollout:
             self._num_envs,
             failures_allowed=actor.environment_failures - 1,
             pause=pause,
+            # Returns, sums of n_step rewards, must fit into float32.
+            largest_reward=math.inf if actor.reward_clip else LARGEST / (2 * actor.n_step),
         )
-        self._recorder = SegmentRecorder(
-            spec,
-            self._num_envs,
-            n_step=actor.n_step,
-            discount=resolved(actor.discount),
-            segment_length=resolved(actor.segment_length),
-        )
+        self._recorder = self._new_recorder()
         self._stacker = FrameStacker(spec, self._num_envs)
         first = identity.index * self._num_envs
         self._seeds = seeds.environment_seeds(
             config.run.seed, first, self._num_envs, identity.incarnation
         )
-        self._frames = self._env.reset(self._seeds)
-        self._observation = self._stacker.reset(self._frames)
+        self._begin()
         self._scores = np.zeros(self._num_envs)
         self._lengths = np.zeros(self._num_envs, np.int64)
         self._failures = 0
@@ -134,13 +134,85 @@ class Rollout:
         self._account(transition, telemetry)
         segments = self._finish(transition)
         self._frames = transition.observation
-        began = transition.terminated | transition.truncated | transition.failed
+        began = transition.began | transition.spoilt if transition.faults else transition.began
         self._observation = self._stacker.push(self._frames, began)
         return segments
 
     def _guide(self) -> Guide | None:
         suggested = self._env.suggested
         return Guide(suggested, self.guidance) if suggested is not None and self.guidance else None
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that later steps depend on, but for the parameters, as plain data.
+
+        Environments that cannot be saved are left out; ``unsaved`` then has the reason.
+        """
+        unsaved, environments = "", None
+        try:
+            environments = self._env.get_state()
+        except StateError as error:
+            unsaved = str(error)
+        return {
+            "environments": environments,
+            "unsaved": unsaved,
+            "frames": self._frames,
+            "stacks": self._stacker.get_state(),
+            "recorder": self._recorder.get_state(),
+            "scores": self._scores,
+            "lengths": self._lengths,
+            "seeds": self._seeds,
+            "rng": plain.generator_state(self._rng),
+            "noise": self._noise.get_state().numpy(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> tuple[str, list[Segment]]:
+        """Continue from ``get_state`` of an actor with the same settings.
+
+        Returns:
+            The reason why new episodes begin, and what was recorded of those before them; an empty
+            text and nothing if the episodes go on.
+
+        Raises:
+            ValueError: the actor had other settings.
+        """
+        plain.check_alike(self._frames, state["frames"], "frames")
+        plain.check_alike(self._stacker.get_state(), state["stacks"], "stacks")
+        recorder = self._new_recorder()
+        recorder.set_state(state["recorder"])
+        plain.set_generator_state(self._rng, state["rng"])
+        self._noise.set_state(torch.from_numpy(state["noise"]))
+        if reason := state["unsaved"] or self._continue(state["environments"]):
+            return reason, recorder.flush()
+        self._recorder = recorder
+        self._frames = state["frames"]
+        self._observation = self._stacker.set_state(state["stacks"], self._frames)
+        self._scores, self._lengths = state["scores"], state["lengths"]
+        self._seeds = state["seeds"]
+        self._failures = self._env.failures
+        return "", []
+
+    def _continue(self, environments: Mapping[str, Any]) -> str:
+        """Continue the episodes of other environments; return why that is not possible."""
+        try:
+            self._env.set_state(environments)
+        except StateError as error:
+            self._begin()
+            return str(error)
+        return ""
+
+    def _begin(self) -> None:
+        """Begin an episode in every environment."""
+        self._frames = self._env.reset(self._seeds)
+        self._observation = self._stacker.reset(self._frames)
+
+    def _new_recorder(self) -> SegmentRecorder:
+        return SegmentRecorder(
+            self._spec,
+            self._num_envs,
+            n_step=self._config.n_step,
+            discount=resolved(self._config.discount),
+            segment_length=resolved(self._config.segment_length),
+        )
 
     def flush(self) -> list[Segment]:
         """Return the recorded segments of unfinished episodes."""
@@ -164,6 +236,7 @@ class Rollout:
             transition.truncated,
             self._spec.pack(final) if final else {},
             values,
+            transition.spoilt if transition.faults else None,
         )
 
     def _account(self, transition: Transition, telemetry: Telemetry) -> None:
@@ -178,6 +251,21 @@ class Rollout:
             headline = float(transition.headline[env])
             known = headline if np.isfinite(headline) else None
             telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
-        began = ended | transition.failed
-        self._scores[began] = 0.0
-        self._lengths[began] = 0
+        for env, fault in transition.faults.items():
+            _count(fault, telemetry)
+            self._scores[env] = np.nan  # an episode that goes on after such a step has no score
+        self._scores[transition.began] = 0.0
+        self._lengths[transition.began] = 0
+
+
+def _count(fault: Fault, telemetry: Telemetry) -> None:
+    """Count a step that is left out, by its kind, and note the first of each kind."""
+    telemetry.count("steps_not_finite")
+    counter = f"not_finite/{fault.kind}"[:MAX_NAME]
+    telemetry.count(counter)
+    if telemetry.counters[counter] == 1:
+        telemetry.note(
+            "not_finite",
+            f"an environment's {fault.kind} has the value {fault.value:g}: that step is left out, "
+            "and what is recorded of its episode ends before it; the first of its kind",
+        )

@@ -8,7 +8,7 @@ with ``gamma^k`` from the frame at ``t + k``, and with 0 if the episode terminat
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.n_step import n_step_targets
+from pdqn.plain import check_alike
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock, compress_block
 from replay.waiting import BLOCK_BYTES
@@ -58,6 +59,8 @@ class SegmentRecorder:
 
     All environments share one ring of steps, long enough for all steps that are not cut yet.
     """
+
+    _STATE = ("frames", "actions", "rewards", "chosen", "values", "step", "began", "first")
 
     def __init__(
         self,
@@ -114,6 +117,7 @@ class SegmentRecorder:
         truncated: NDArray[np.bool_],
         final_packed: Observation,
         final_values: NDArray[np.float32],
+        spoilt: NDArray[np.bool_] | None = None,
     ) -> list[Segment]:
         """Record the result of the step; return the segments that it completes.
 
@@ -124,10 +128,12 @@ class SegmentRecorder:
             final_packed: recorded final observations [k, ...] of the k environments that were
                 truncated and not terminated, in order.
             final_values: [k], largest Q of these observations.
+            spoilt: bool[num_envs], steps that nothing can be learned from. Their segments end with
+                the frame before the step; those that follow begin after it.
         """
         self._rewards[self._step % self._rows] = rewards
         self._step += 1
-        segments: list[Segment] = []
+        segments = [] if spoilt is None else self._break_off(np.flatnonzero(spoilt).tolist())
         finals = iter(range(len(final_values)))
         for env in np.flatnonzero(terminated | truncated).tolist():
             if terminated[env]:
@@ -140,6 +146,15 @@ class SegmentRecorder:
         full = self._step - self._length - self._n_step
         cut = np.flatnonzero(self._first == full).tolist()
         return segments + [self._cut(env, full + self._length, terminated=False) for env in cut]
+
+    def _break_off(self, spoilt: list[int]) -> list[Segment]:
+        """Return the segments up to the frame before the last step, and begin after that step."""
+        known = self._step - 1
+        segments = [
+            self._cut(env, known, terminated=False) for env in spoilt if self._first[env] < known
+        ]
+        self._began[spoilt] = self._first[spoilt] = self._step
+        return segments
 
     def drop(self, failed: NDArray[np.bool_]) -> None:
         """Forget the unfinished episodes of some environments; call this before ``finish``.
@@ -157,6 +172,21 @@ class SegmentRecorder:
         known = self._step - 1
         unfinished = np.flatnonzero(self._first < known).tolist()
         return [self._cut(env, known, terminated=False) for env in unfinished]
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that is recorded, as plain data."""
+        return {name: getattr(self, f"_{name}") for name in self._STATE}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state`` of a recorder with the same arguments.
+
+        Raises:
+            ValueError: it had others.
+        """
+        for name in self._STATE:
+            check_alike(getattr(self, f"_{name}"), state[name], name)
+        for name in self._STATE:
+            setattr(self, f"_{name}", state[name])
 
     def _cut(self, env: int, stop: int, *, terminated: bool) -> Segment:
         """Cut the transitions up to the step ``stop``, with all recorded frames."""

@@ -15,7 +15,8 @@ from pdqn.messages import Welcome
 from replay.sender import NO_TICKET, TransitionSender, shard_of
 from replay.waiting import most_frames, shared_window
 
-_FLUSH_SECONDS = 2.0
+# Once the run stops: for a replay that is started again, or, without a launcher, for none.
+_FLUSH_SECONDS, _ORPHAN_FLUSH_SECONDS = 8.0, 2.0
 
 
 class Shipper:
@@ -42,6 +43,7 @@ class Shipper:
         self._shard: int | None = None
         self._segments: list[Segment] = []
         self._gathered = 0
+        self._made = 0  # transitions in batches so far
         self._frames = 0
         self._oldest = 0.0
         self._parameter_version = 0  # version of the oldest segment gathered
@@ -50,6 +52,8 @@ class Shipper:
 
     def add(self, segments: list[Segment], parameter_version: int) -> None:
         """Add segments; send when there are enough, or when they have waited long enough."""
+        # All of them at once: what an actor has made is known although it may be killed.
+        self._link.telemetry.count("transitions_made", sum(segment.count for segment in segments))
         for segment in segments:
             self._make_room(segment)
             if not self._segments:
@@ -68,6 +72,7 @@ class Shipper:
         if not self._segments:
             return
         columns, blocks = join_segments(self._segments, self._welcome.spec)
+        self._made += self._gathered
         batch = wire.TransitionBatch(
             self._welcome.run,
             self._welcome.index,
@@ -77,6 +82,7 @@ class Shipper:
             columns,
             blocks,
             self._welcome.ticket,
+            self._made,
         )
         self._segments, self._gathered, self._frames = [], 0, 0
         data = wire.encode_transitions(batch)
@@ -164,5 +170,6 @@ class Shipper:
             return False
         now = time.monotonic()
         if self._patience_ends is None:
-            self._patience_ends = now + _FLUSH_SECONDS
+            is_alone = self._link.orphaned
+            self._patience_ends = now + (_ORPHAN_FLUSH_SECONDS if is_alone else _FLUSH_SECONDS)
         return now >= self._patience_ends

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
+import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 _RENEW_SECONDS = 3600.0
+_MARK = ".temporary"
+_PREFIX = "pdqn-"
 
 
 class Folder:
@@ -64,6 +69,11 @@ class Folder:
             for path in (self.path, *self.path.iterdir()):
                 os.utime(path, follow_symlinks=False)
 
+    def mark(self) -> None:
+        """Mark the folder as one to be removed once no process has it open; see ``sweep``."""
+        with contextlib.suppress(OSError):  # then it stays after a kill
+            (self.path / _MARK).touch(mode=0o600)
+
     def close(self) -> None:
         """Close the folder, which is then left to cleaners; closing it again does nothing."""
         before, self._descriptor = self._descriptor, -1
@@ -75,3 +85,56 @@ class Folder:
         # A shared lock: nothing else waits for it. Some file systems have no locks.
         with contextlib.suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def sweep(parents: Iterable[str]) -> list[Path]:
+    """Remove folders that a killed process of this user has left, and return their paths.
+
+    These are the marked ones that no process has open. Folders of other users stay, and those that
+    others can enter, and all on a file system without locks. Links are not followed.
+
+    Args:
+        parents: directories of such folders.
+    """
+    removed: list[Path] = []
+    for parent in parents:
+        with contextlib.suppress(OSError):
+            found = [entry.path for entry in os.scandir(parent) if entry.name.startswith(_PREFIX)]
+            removed += [Path(path) for path in found if _remove_left(Path(path))]
+    return removed
+
+
+def _remove_left(path: Path) -> bool:
+    """Remove a folder if its owner has ended; return whether that was so."""
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags)
+    except OSError:
+        return False
+    try:
+        # Its owner marks it only after it has locked it, so a marked one without a lock is left.
+        if not _is_marked(descriptor):
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(path.lstat(), os.fstat(descriptor)):
+            return False
+        shutil.rmtree(path)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _is_marked(descriptor: int) -> bool:
+    """Return whether an open folder is this user's alone, and marked by this user."""
+    folder = os.fstat(descriptor)
+    try:
+        mark = os.stat(_MARK, dir_fd=descriptor, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (
+        folder.st_uid == mark.st_uid == os.geteuid()
+        and not folder.st_mode & 0o077
+        and stat.S_ISREG(mark.st_mode)
+    )

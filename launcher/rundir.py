@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from launcher.folders import Folder
-from launcher.locking import take_lock
 from launcher.strict_json import to_json
 from pdqn.atomic import replacing
 from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, CONFIGURED
+from pdqn.locking import take_lock
 from pdqn.logs import Bound, keep_within
 from pdqn.text import is_path_utf8
 
@@ -137,14 +137,26 @@ class RunDirectory:
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl."""
+        self.append_metrics(to_json(line))
+
+    def append_metrics(self, line: str) -> None:
+        """Append a line, without its end, to metrics.jsonl."""
         _append(self._metrics, line)
 
     def event(self, kind: str, **details: Any) -> None:
         """Append to events.jsonl, with the time since the start and the time of day."""
+        self.append_event(self.event_line(kind, **details))
+
+    def event_line(self, kind: str, **details: Any) -> str:
+        """Return the line of an event that happens now; nothing is written."""
         stamp = {"time_seconds": round(time.monotonic() - self._started, 3), "clock": time.time()}
+        return to_json({**stamp, "event": kind, **details})
+
+    def append_event(self, line: str) -> None:
+        """Append a line, without its end, to events.jsonl."""
         self.event_trouble = None
         try:
-            _append(self._events, {**stamp, "event": kind, **details})
+            _append(self._events, line)
         except OSError as error:
             # On a full disk the line stays in memory until there is room.
             self.event_trouble = error
@@ -399,6 +411,6 @@ def _tidy(path: Path) -> None:
             left.unlink()
 
 
-def _append(file: TextIO, line: Mapping[str, Any]) -> None:
-    file.write(to_json(line) + "\n")
+def _append(file: TextIO, line: str) -> None:
+    file.write(line + "\n")
     file.flush()

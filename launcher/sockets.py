@@ -13,17 +13,15 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import util
 from pathlib import Path
 
-from launcher.folders import Folder
+from launcher.folders import Folder, sweep
 from pdqn.errors import UsageError, reason_of
 from pdqn.socket_files import make_private
 from pdqn.transport import can_be_address
 
 _PREFIX = "pdqn-"
-# The longest name of a socket, such as "replay-12-3456-transitions", with room to spare. That of
-# multiprocessing, in a folder of its own, has 32 characters.
+# The longest name of a socket, such as "replay-12-3456-transitions", with room to spare.
 _NAME = "x" * 40
 
 
@@ -42,6 +40,7 @@ class SocketsFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self._folder = path, Folder(path)
+        self._folder.mark()
         self.is_open = True
 
     def look(self) -> str:
@@ -53,6 +52,7 @@ class SocketsFolder:
         try:
             make_private(self.path)
             self._folder.take(self.path)
+            self._folder.mark()
         except OSError as error:
             told, self.is_open = not self.is_open, False
             why = f"it cannot be made again ({reason_of(error)}): a role that ends cannot come back"
@@ -69,22 +69,24 @@ class SocketsFolder:
 def make_folder() -> Path:
     """Make a new folder for sockets, which only this user can enter.
 
-    It is in the temporary directory, or, if that takes no sockets, in another one.
+    It is in the temporary directory, or, if that takes no sockets, in another one. Folders that
+    processes of this user have left because they were killed are removed.
 
     Raises:
         UsageError: no directory takes sockets.
     """
+    sweep(_candidates())
     return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=find_parent()))
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
     """Make such a folder for the block, and remove it afterwards."""
-    made = make_folder()
+    made = SocketsFolder(make_folder())
     try:
-        yield made
+        yield made.path
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        made.remove()
 
 
 def find_parent() -> str:
@@ -118,20 +120,6 @@ def why_not(parent: str) -> str:
             return _why_not_bound(f"{name}/{_NAME}")
     except OSError as error:
         return error.strerror or str(error)
-
-
-def settle_multiprocessing() -> None:
-    """Have multiprocessing, whose sockets are in the temporary directory, use a short path as well.
-
-    Raises:
-        UsageError: no directory takes sockets.
-    """
-    before = tempfile.tempdir
-    tempfile.tempdir = find_parent()
-    try:
-        util.get_temp_dir()  # made once, and removed when this process ends
-    finally:
-        tempfile.tempdir = before
 
 
 def _candidates() -> Iterator[str]:

@@ -11,8 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from learner.learner import Learner
 from pdqn.config import Config
 from pdqn.errors import RunError, reason_of
@@ -20,6 +18,7 @@ from pdqn.model import (
     FINAL_MODEL,
     NOT_SAVED,
     UNREADABLE,
+    load_checked,
     save_model,
     unreadable_reason,
     write_atomically,
@@ -30,6 +29,7 @@ from pdqn.specs import EnvironmentSpec
 _log = logging.getLogger("learner")
 _FOLDER, _FILE = "checkpoints", "learner.pth"
 _ASIDE = "unreadable-"
+_MOST_ASIDE = 10
 
 
 def not_saved(error: Exception, *, last: bool = False) -> str:
@@ -61,6 +61,8 @@ class Saver:
     def restore(self, learner: Learner, say: Callable[[str], None]) -> None:
         """Continue a learner from the newest readable checkpoint, if there is one.
 
+        Damaged ones before it are set aside, so that they do not take the places of later saves.
+
         Args:
             learner: a learner of the same configuration.
             say: function that takes a sentence for each skipped checkpoint, and for the one used.
@@ -68,9 +70,12 @@ class Saver:
         Raises:
             RunError: there are checkpoints, but none can be read.
         """
-        state = load_newest(self._run_dir, say)
+        state, damaged = _load_newest(self._run_dir, say)
         if state is not None:
             learner.set_state(state)
+            for path in damaged:
+                with suppress(OSError):  # as in a directory that may not be written
+                    set_aside(path)
             self._saved_steps = learner.learner_steps
             say(f"goes on from learner step {learner.learner_steps}")
 
@@ -135,20 +140,22 @@ def prune(run_dir: Path, keep: int, saved: Path) -> None:
     for later in checkpoints(run_dir):
         if _steps(later) <= _steps(saved):
             break
-        _set_aside(later)
+        set_aside(later)
     kept = list(checkpoints(run_dir))[:keep]
     for old in _directories(run_dir):
         if old not in kept:
             shutil.rmtree(old)
 
 
-def _set_aside(path: Path) -> None:
-    """Rename a checkpoint; a person may still want to look at it."""
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint; a person may still want to look at it, or at the newest ten of them."""
     aside = path.with_name(_ASIDE + path.name)
     if aside.exists():
         shutil.rmtree(aside)
     path.rename(aside)
     _log.warning("checkpoint %s could not be read: it is now %s", path, aside.name)
+    for old in _directories(path.parent.parent, _ASIDE)[_MOST_ASIDE:]:
+        shutil.rmtree(old)
 
 
 def checkpoints(run_dir: Path) -> Iterator[Path]:
@@ -172,31 +179,42 @@ def load_newest(run_dir: Path, say: Callable[[str], None] = _log.warning) -> dic
     Raises:
         RunError: there are checkpoints, but none can be read.
     """
-    found = list(checkpoints(run_dir))
+    return _load_newest(run_dir, say)[0]
+
+
+def _load_newest(
+    run_dir: Path, say: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Load the newest readable state, if any; list the damaged checkpoints after it."""
+    found, damaged = list(checkpoints(run_dir)), list[Path]()
     for path in found:
         try:
-            return _load(path / _FILE)
+            return _load(path / _FILE), damaged
         except UNREADABLE as error:
             reason = unreadable_reason(error)
             say(f"checkpoint {path} cannot be read ({reason}); trying the one before")
+            if not isinstance(error, OSError):  # which may not come again
+                damaged.append(path)
     if found:
         raise RunError(f"none of the {len(found)} checkpoints of {run_dir} can be read")
-    return None
+    return None, damaged
 
 
 def _load(file: Path) -> dict[str, Any]:
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    # A damaged byte can turn it into other content that is read without an error.
+    with file.open("rb") as opened:
+        state = load_checked(opened)
+    # Of earlier versions, which had no checksum, a damaged byte may have become other content.
     if not isinstance(state, dict) or "learner_steps" not in state:
         raise TypeError("not a learner's state")
     return state
 
 
-def _directories(run_dir: Path) -> list[Path]:
-    found = (run_dir / _FOLDER).glob("step-*")
-    steps = [path for path in found if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(steps, key=_steps, reverse=True)
+def _directories(run_dir: Path, prefix: str = "") -> list[Path]:
+    """Return the directories of checkpoints whose names have a prefix, most steps first."""
+    name = re.compile(rf"{prefix}step-\d+")
+    found = (run_dir / _FOLDER).glob(f"{prefix}step-*")
+    return sorted((path for path in found if name.fullmatch(path.name)), key=_steps, reverse=True)
 
 
 def _steps(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+    return int(checkpoint.name.rpartition("-")[2])

@@ -19,6 +19,7 @@ from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.errors import RunError
 from pdqn.files import RunFiles
+from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import LAST_SAVE, MAX_INDEX, Welcome
 from pdqn.parameters import ParameterPublisher, Parameters
@@ -45,6 +46,7 @@ class LearnerProcess:
         self._learner = Learner(welcome.config, welcome.spec)
         self._files = files
         self._saver = Saver(self._files.path, welcome.config, welcome.spec)
+        self._heartbeat = Heartbeat(self._keep_in_touch)
         self._restore()
         link.telemetry.gauge("learner_steps", self._learner.learner_steps)
         self._gpu = GpuGauge(self._learner.device)
@@ -184,21 +186,30 @@ class LearnerProcess:
 
     def _save(self, *, last: bool = False) -> bool:
         """Save, also to the run's host if that is another one; return whether this succeeded."""
-        if self._files.has_lost_home():
-            self._saver.move_to(self._files.path)
         try:
-            self._files.push(*self._saver.save(self._learner))
+            with self._heartbeat:
+                if self._files.has_lost_home():
+                    self._saver.move_to(self._files.path)
+                saved = self._saver.save(self._learner)
+            self._files.push(*saved)
         except (OSError, RunError) as error:
             self._link.telemetry.note("checkpoint", not_saved(error, last=last))
             return False
         self._link.telemetry.count("checkpoints")
         return True
 
+    def _keep_in_touch(self) -> None:
+        """Report while the disk holds a save up; the end of a run waits for one."""
+        if self._link.stopping:
+            self._link.telemetry.activity = LAST_SAVE
+        self._link.poll()
+
     def _restore(self) -> None:
         """Continue from the newest readable checkpoint."""
         say = partial(self._link.telemetry.note, "checkpoint")
         if self._files.here:
-            self._saver.restore(self._learner, say)
+            with self._heartbeat:
+                self._saver.restore(self._learner, say)
             return
         # More than are kept from now on may be there.
         for index in range(MAX_INDEX):

@@ -17,10 +17,10 @@ def main() -> None:
     try:
         _put_packages_first()
         # Imported late: most users of this package do not need the launcher.
-        from launcher.cli.main import main as run
+        from launcher.cli.main import run_program
     except ImportError as error:
         sys.exit(f"pdqn: {error}{_overwritten()}")
-    run()
+    run_program()
 
 
 def _leave_current_directory() -> None:

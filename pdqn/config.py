@@ -54,6 +54,16 @@ _MEMORY = re.compile(r"(\d+(?:\.\d+)?|\.\d+) *(%|[kmgt]?b)?")
 _MEMORY_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
+def absolute_path(text: str) -> None:
+    """Check that a path does not depend on the directory in which a role starts.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not text.startswith(("/", "~/")):
+        raise ValueError(text)
+
+
 def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
     """Convert an amount of memory, as a person writes it, to bytes.
 
@@ -201,6 +211,20 @@ class ReplayConfig:
     )
     samples_per_insert_tolerance: float | None = setting(
         None, "samples by which the ratio may deviate before one side waits", above=0
+    )
+    journal: Literal["write", "sync", "off"] = setting(
+        "write",
+        "keep the contents in files for a replay that ends: write survives any kill of processes, "
+        "and sync also a loss of power",
+    )
+    journal_dir: str | None = setting(
+        None,
+        "folder of the journals; auto takes the run's, or on another host its supervisor's",
+        check=absolute_path,
+        words="an absolute path",
+    )
+    journal_full: Literal["off", "block"] = setting(
+        "off", "if the journal cannot be written: go on without it, or take no batches until it can"
     )
 
 

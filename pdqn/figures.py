@@ -23,6 +23,7 @@ Kind = Literal[
     "newest",  # of a gauge; it stays known while its role is away
     "mean", "sum", "min", "max",  # of a gauge, over the present members of the role
     "episodes",  # mean over the newest finished episodes
+    "ledger",  # of the balance of all transitions
     "told",  # by the launcher or by an evaluation: not computed from reports
 ]  # fmt: skip
 Role = Literal["actor", "replay", "learner", "evaluator", "all", "launcher"]
@@ -95,6 +96,8 @@ FIGURES = (
            "part of the actors' time spent waiting for replay"),
     Figure("actor/environment_failures", "actor", "total", "environment_failures", "episodes",
            "episodes dropped because their environment failed"),
+    Figure("actor/steps_not_finite", "actor", "total", "steps_not_finite", "environment steps",
+           "steps left out because an observation or a reward is not finite"),
     Figure("actor/episode_details_dropped", "actor", "total", "episode_details_dropped", "episodes",
            "episodes without score and length, for which a report had no room"),
     # ---- replay ----
@@ -133,6 +136,14 @@ FIGURES = (
            "answers to a learner that had gone"),
     Figure("replay/tallies_ignored", "replay", "total", "tallies_ignored", "messages",
            "tallies that the learner meant for an earlier incarnation of replay"),
+    Figure("replay/transitions_recovered", "replay", "total", "transitions_recovered",
+           "transitions", "transitions that restarted replays took over from their journals"),
+    Figure("replay/journal_bytes", "replay", "sum", "journal_bytes", "bytes",
+           "size of the journals; 0 without one"),
+    Figure("replay/journal_failures", "replay", "total", "journal_failures", "",
+           "attempts at writing the journal that failed"),
+    Figure("replay/journal_damaged", "replay", "total", "journal_damaged", "",
+           "damaged places of journals that restarted replays have read"),
     # ---- learner ----
     Figure("learner/steps_per_second", "learner", "rate", "learner_steps", "learner steps/s",
            "learner steps, over the last ten seconds", drawn=True),
@@ -154,6 +165,14 @@ FIGURES = (
     # ---- system ----
     Figure("system/lost", "replay", "total", "batches_missing", "TransitionBatches",
            "TransitionBatches that never came"),
+    Figure("system/transitions_waiting", "all", "ledger", "waiting", "transitions",
+           "transitions made that are still at their actors, or on their way to replay"),
+    Figure("system/transitions_lost", "all", "ledger", "lost", "transitions",
+           "transitions that were neither stored nor refused, and that nothing can bring any more"),
+    Figure("system/transitions_died", "all", "ledger", "died", "transitions",
+           "transitions that died with actors that were killed"),
+    Figure("system/transitions_stored_twice", "all", "ledger", "stored_twice", "transitions",
+           "transitions that two shards have stored, after one of them had ended"),
     Figure("system/reports_dropped", "all", "total", "reports_dropped", "messages",
            "reports to the coordinator for which a role had no room"),
     Figure("system/control_rejected", "all", "total", "control_rejected", "messages",

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +80,7 @@ class CoordinatorLink:
         pulse: the newest pulse.
         telemetry: figures for the next report.
         answers: the coordinator's answers to requests, oldest first.
+        reports: number of reports sent.
         revocations: how often keys were removed from the list of allowed keys.
     """
 
@@ -116,6 +117,7 @@ class CoordinatorLink:
         self.pulse = Pulse()
         self.telemetry = Telemetry()
         self.revocations = 0
+        self.reports = 0
         self.answers: deque[Filed | Piece] = deque(maxlen=_MOST_ANSWERS)
 
     @property
@@ -242,12 +244,15 @@ class CoordinatorLink:
             self.telemetry.count(f"refused/{who}"[:MAX_NAME], times)
 
     def _figures(self) -> Report:
-        self.telemetry.gauge("cpu_percent", self._process.cpu_percent())
-        self.telemetry.gauge("memory_bytes", self._process.memory_info().rss)
+        with suppress(OSError):  # no descriptor is left: the gauges stay as they are
+            self.telemetry.gauge("cpu_percent", self._process.cpu_percent())
+            self.telemetry.gauge("memory_bytes", self._process.memory_info().rss)
         return self.telemetry.report(self._serves)
 
     def _send(self, message: Report | Leave) -> None:
-        if not self._try_to_send(message):
+        if self._try_to_send(message):
+            self.reports += 1
+        else:
             self.telemetry.count("reports_dropped")
 
     def _welcomed(self, welcome: Welcome) -> Welcome:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 _PIECE_BYTES = 1 << 20
 _MOST_PIECES = 64
 _MOST_MARK_BYTES = 200
+_OPEN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,22 +48,19 @@ class OutputLog:
         bound: bound on the file, in which ``tend`` keeps it.
 
     Attributes:
-        trouble: why there is no log at first, in one line, as on a full disk; empty if there is
-            one. Until ``tend`` can open it, all output is lost.
+        trouble: why there is no log at first, in one line; empty if there is one. The disk may be
+            full, or not answer. Until the log can be opened, all output is lost.
     """
 
     def __init__(self, path: Path, bound: Bound = LOG) -> None:
         self._path, self._bound = path, bound
         self._descriptors = [1, 2]
-        self.trouble = ""
-        try:
-            self._open()
-        except OSError as error:
-            self.trouble = f"{path}: {error.strerror}"
-            self._write_to(os.open(os.devnull, os.O_WRONLY))
-        # Of a role that starts again and again, each process may end before it is tended.
-        with suppress(OSError):
-            keep_within(path, bound)
+        self.trouble = f"{path}: it cannot be opened within {_OPEN_SECONDS:g} s"
+        self._write_to(os.open(os.devnull, os.O_WRONLY))
+        # A disk may not answer for a while, and the role is needed meanwhile.
+        opening = threading.Thread(target=self._begin, name="log", daemon=True)
+        opening.start()
+        opening.join(_OPEN_SECONDS)
 
     def copy(self) -> int:
         """Return one more descriptor of the log, for lines of our own: others may close 1 and 2."""
@@ -78,9 +77,23 @@ class OutputLog:
                 self._open()
             keep_within(self._path, self._bound)
 
+    def _begin(self) -> None:
+        try:
+            self._open()
+            self.trouble = ""
+        except OSError as error:
+            self.trouble = f"{self._path}: {error.strerror}"
+        # Of a role that starts again and again, each process may end before it is tended.
+        with suppress(OSError):
+            keep_within(self._path, self._bound)
+
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._write_to(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+        # Without waiting: a named pipe would have it wait for a reader.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+        log = os.open(self._path, flags, 0o644)
+        os.set_blocking(log, True)
+        self._write_to(log)
 
     def _write_to(self, log: int) -> None:
         self._opened = os.fstat(log)

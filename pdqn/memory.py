@@ -85,13 +85,17 @@ def machine_bytes() -> int:
 def held_bytes() -> int:
     """Measure the memory that this process holds, without pages of files, which can be dropped.
 
-    Memory that processes share counts in each of them.
+    Memory that processes share counts in each of them. It is 0 where it cannot be measured now, as
+    in a process that has no descriptor left.
     """
     try:
         found = _OWN.findall(_STATUS.read_bytes())
+        # Not every system has this file.
+        return 1024 * sum(map(int, found)) if found else psutil.Process().memory_info().rss
+    except FileNotFoundError:
+        return psutil.Process().memory_info().rss
     except OSError:
-        found = []  # not on every system
-    return 1024 * sum(map(int, found)) if found else psutil.Process().memory_info().rss
+        return 0
 
 
 def _shown(amount_bytes: int) -> str:

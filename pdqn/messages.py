@@ -30,7 +30,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 from pdqn import layers, transport, wire
 from pdqn.checks import (
@@ -52,8 +52,11 @@ from pdqn.checks import (
 )
 from pdqn.clients import Client, as_clients, to_map
 from pdqn.config import Config
+from pdqn.episodes import MAX_EPISODES as MAX_EPISODES
+from pdqn.episodes import Episode, as_episodes
 from pdqn.errors import UsageError
 from pdqn.patterns import fill
+from pdqn.spans import Span, as_spans
 from pdqn.specs import EnvironmentSpec
 from pdqn.tickets import SEAL_BYTES, TICKET_BYTES
 from pdqn.wire import WireError, shown
@@ -69,7 +72,7 @@ PIECE_BYTES = 1 << 19
 MAX_FILE_BYTES = 1 << 33
 MAX_INDEX = 1 << 20
 MAX_ACTIVITY, MAX_REASON, MAX_TEXT = 80, 400, 4000
-MAX_EPISODES, MAX_NOTES, MAX_ENDED = 2000, 20, 4096
+MAX_NOTES, MAX_ENDED = 20, 4096
 _MAX_PATH = 4096
 
 
@@ -184,20 +187,6 @@ class Rejoin(Message):
         check_addresses(self.endpoints, "endpoints")
 
 
-class Episode(NamedTuple):
-    """A finished episode.
-
-    Attributes:
-        score: undiscounted return.
-        length: environment steps.
-        headline: the environment's headline metric at the end, if it has one.
-    """
-
-    score: float
-    length: int
-    headline: float | None = None
-
-
 @dataclass(frozen=True)
 class Evaluation(Message):
     """Results of greedy episodes on held-out seeds.
@@ -270,6 +259,7 @@ class Report(Message):
         endpoints: addresses of what it serves, by name.
         ended: pids of a host's processes that have ended, whose places are free. Every report
             repeats them: one that is lost does no harm.
+        spans: transitions that a replay has settled; each replaces an earlier one with its start.
     """
 
     KIND = "report"
@@ -282,6 +272,7 @@ class Report(Message):
     notes: tuple[tuple[str, str], ...] = ()
     endpoints: dict[str, str] = field(default_factory=dict)
     ended: tuple[int, ...] = ()
+    spans: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -289,8 +280,9 @@ class Report(Message):
         check_numbers(self.gauges, "gauges")
         _set(self, "activity", as_prose(self.activity, "activity", MAX_ACTIVITY))
         check_addresses(self.endpoints, "endpoints")
-        _set(self, "episodes", _episodes(self.episodes))
+        _set(self, "episodes", as_episodes(self.episodes))
         _set(self, "notes", as_notes(self.notes, "notes", MAX_NOTES, MAX_TEXT))
+        _set(self, "spans", as_spans(self.spans))
         _set(self, "ended", as_pids(self.ended, "ended", MAX_ENDED))
         if isinstance(self.evaluation, dict):
             _set(self, "evaluation", Evaluation.from_map(self.evaluation))
@@ -306,20 +298,6 @@ class Report(Message):
         """Convert to plain data."""
         evaluation = None if self.evaluation is None else self.evaluation.to_map()
         return super().to_map() | {"evaluation": evaluation}
-
-
-def _episodes(value: Any) -> tuple[Episode, ...]:
-    """Check a list of [score, length, headline]."""
-    rows = as_tuple(value, "episodes", MAX_EPISODES)
-    if not all(isinstance(row, list | tuple) and len(row) == 3 for row in rows):
-        raise WireError("malformed", "an episode is not a score, a length and a headline")
-    episodes = tuple(Episode(*row) for row in rows)
-    for score, length, headline in episodes:
-        check_finite(score, "an episode's score")
-        check_whole(length, "an episode's length")
-        if headline is not None:
-            check_finite(headline, "an episode's headline")
-    return episodes
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from pdqn import layers
 from pdqn.arguments import same
 from pdqn.atomic import replacing
+from pdqn.checksum import ChecksumWriter, check
 from pdqn.config import Config, NetworkConfig, network_kind
 from pdqn.errors import NotTrustedError, UsageError, first_line
 from pdqn.networks import QNetwork, build_network, set_noise
@@ -207,7 +208,7 @@ def load_model(path: Path, trust: Trust = NOTHING, *, plays: bool = False) -> Mo
 
 
 def _content(path: Path, file: BinaryIO) -> dict[str, Any]:
-    content = torch.load(file, map_location="cpu", weights_only=True)
+    content = load_checked(file)
     if content.get("format") != FORMAT:
         raise UsageError(f"{path}: model format {content.get('format')!r:.40}, not {FORMAT}")
     return content
@@ -226,15 +227,30 @@ def unreadable_reason(error: Exception) -> str:
     return printable(first_line(error))
 
 
+def load_checked(file: BinaryIO) -> Any:
+    """Load what ``write_atomically`` has saved, once the file agrees with its checksum.
+
+    Args:
+        file: the file, open for reading.
+
+    Raises:
+        DamagedError: it does not hold what was saved.
+    """
+    check(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Save content with ``torch.save`` to a file that is either whole or not there.
+    """Save content with ``torch.save``, and a checksum, to a file that is whole or not there.
 
     Raises:
         OSError: the file cannot be written; the error names it.
     """
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
-            _save(content, file)
+            writer = ChecksumWriter(file)
+            _save(content, writer)
+            writer.finish()
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -242,9 +258,9 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def _save(content: dict[str, Any], file: BinaryIO) -> None:
+def _save(content: dict[str, Any], file: ChecksumWriter) -> None:
     try:
-        torch.save(content, file)
+        torch.save(content, file)  # pyright: ignore[reportArgumentType] - it only writes
     except RuntimeError as error:
         # After a failed write, torch's writer raises a follow-up error instead of the cause.
         if isinstance(error.__context__, OSError):

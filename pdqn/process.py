@@ -40,14 +40,29 @@ class PrintableFormatter(logging.Formatter):
         return printable_lines(super().format(record))
 
 
-class ParentWatch:
-    """A watch on the parent process; it ends this process when the parent is gone.
+class _Parent:
+    """The line to the process that has had this one started; None to the parent of Python's."""
 
-    The pipe to the parent closes when the parent ends, whatever the cause. The role sees ``gone``
+    line: int | None = None
+
+
+def end_with(line: int) -> None:
+    """Have every watch from now on watch a descriptor, which becomes readable at the other's end.
+
+    Args:
+        line: the descriptor, of a pipe or socket.
+    """
+    _Parent.line = line
+
+
+class ParentWatch:
+    """A watch on the process that had this one started; it ends this one when that is gone.
+
+    The line to that process closes when it ends, whatever the cause. The role sees ``gone``
     and leaves in order. If it hangs, the watch ends the process after a few seconds.
 
     Args:
-        log: the log that the watch keeps within its bound meanwhile, if there is one.
+        log: log that it keeps within its bound meanwhile, if there is one.
 
     Attributes:
         gone: whether the parent has ended, or has asked this process to leave with ``LEAVE``.
@@ -57,23 +72,30 @@ class ParentWatch:
     def __init__(self, log: OutputLog | None = None) -> None:
         self.gone = False
         self.log_trouble = "" if log is None else log.trouble
-        self._log = log
         handlers.install(LEAVE, self._told)
-        self._parent = multiprocessing.parent_process()
-        if self._parent is not None:
+        self._line = _Parent.line
+        if self._line is None and (parent := multiprocessing.parent_process()) is not None:
+            self._line = parent.sentinel
+        if self._line is not None:
             threading.Thread(target=self._watch, name="parent watch", daemon=True).start()
+        # Apart from the watch, since a disk may not answer.
+        if log is not None:
+            threading.Thread(target=self._tend, args=(log,), name="log", daemon=True).start()
 
     def _told(self, _number: int, _frame: FrameType | None) -> None:
         self.gone = True
 
     def _watch(self) -> None:
-        assert self._parent is not None
-        while not wait([self._parent.sentinel], _LOG_SECONDS):
-            if self._log is not None:
-                self._log.tend()
+        assert self._line is not None
+        wait([self._line])
         self.gone = True
         time.sleep(_ORPHAN_GRACE_SECONDS)
         os._exit(1)
+
+    def _tend(self, log: OutputLog) -> None:
+        while not self.gone:
+            log.tend()
+            time.sleep(_LOG_SECONDS)
 
 
 def own_host() -> str:

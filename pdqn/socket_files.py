@@ -25,6 +25,16 @@ def make_private(folder: Path) -> None:
         OSError: it cannot be made.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(folder)
+
+
+def _check_private(folder: Path) -> None:
+    """Check that a folder is for this user alone.
+
+    Raises:
+        PermissionError: others can write to it, or it is somebody else's.
+        OSError: there is none.
+    """
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise PermissionError(f"{folder} is not a folder for this user alone")
@@ -33,7 +43,8 @@ def make_private(folder: Path) -> None:
 class SocketFile:
     """The file of a bound socket. While it is there, processes of this host can connect.
 
-    The socket is bound once more if the file has gone. Connections that exist are not touched.
+    The socket is bound once more if the file has gone. Connections that exist are not touched. A
+    folder that has gone is made again by the process that has made it, which may have ended.
 
     Args:
         socket: the bound socket. Use it and this object from one thread.
@@ -57,7 +68,7 @@ class SocketFile:
         if self._path.exists():
             return
         try:
-            make_private(self._path.parent)
+            _check_private(self._path.parent)
             self._socket.bind(self._address)
         except (OSError, zmq.ZMQError) as error:
             if str(error) != self._trouble:

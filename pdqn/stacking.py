@@ -55,6 +55,15 @@ class FrameStacker:
             self._stacks[name] = stacks
         return {**frames, **self._stacks}
 
+    def get_state(self) -> Observation:
+        """Return the stacks, [num_envs, K, *shape] of each stacked field."""
+        return dict(self._stacks)
+
+    def set_state(self, stacks: Observation, frames: Observation) -> Observation:
+        """Continue from ``get_state``; return the stacked observations of the newest frames."""
+        self._stacks = {name: stacks[name] for name in self._depth}
+        return {**frames, **self._stacks} if self._depth else frames
+
     def final(self, frames: Observation, ended: NDArray[np.intp]) -> Observation:
         """Return the stacked final observations of episodes; call this before the next ``push``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pdqn.messages import (
@@ -16,6 +16,7 @@ from pdqn.messages import (
     Evaluation,
     Report,
 )
+from pdqn.spans import Span
 from pdqn.wire import WireError
 
 
@@ -29,6 +30,7 @@ class Telemetry:
 
     Attributes:
         ended: pids of a host's processes that have ended; every report has them.
+        take_spans: function that gives a replay's spans for the next report.
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,7 @@ class Telemetry:
         self.gauges: dict[str, float] = {}
         self.activity = ""
         self.ended: tuple[int, ...] = ()
+        self.take_spans: Callable[[], tuple[Span, ...]] = tuple
         self._episodes: list[Episode] = []
         self._evaluation: Evaluation | None = None
         self._notes: list[tuple[str, str]] = []
@@ -90,6 +93,7 @@ class Telemetry:
             notes=tuple(self._notes),
             endpoints=dict(endpoints or {}),
             ended=self.ended,
+            spans=self.take_spans(),
         )
         self._episodes, self._notes = [], []
         self._evaluation = None

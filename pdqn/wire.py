@@ -13,6 +13,7 @@ There are three kinds of messages:
       incarnation      how often that actor was started before
       ticket           proof that the actor sent it; see ``pdqn.tickets``
       sequence         0, 1, 2, ... for each actor and incarnation
+      made             transitions of that actor and incarnation up to the last one of this batch
       parameter_version   learner steps of the parameters that acted
       count            transitions
       codec            "zstd" or "none", of the body
@@ -45,7 +46,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, NoReturn
 
 import msgpack
 import numpy as np
@@ -53,8 +54,9 @@ import zstandard
 from numpy.typing import NDArray
 
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, Observation
-from pdqn.text import printable
 from pdqn.tickets import TICKET_BYTES
+from pdqn.wire_errors import REASONS as REASONS
+from pdqn.wire_errors import Reason, WireError, shown
 
 PROTOCOL_VERSION = 4
 MAX_CONTROL_BYTES = 1 << 20
@@ -65,6 +67,7 @@ MAX_BLOCKS = 1 << 10
 MAX_COLUMNS = 1 << 10
 # A batch has about one frame per transition; n-step borders, stacks and truncations add some.
 _MAX_FRAMES_PER_TRANSITION = 100
+_MAX_MADE = 1 << 53
 _MAX_DIMENSIONS = 8
 _LENGTH_BYTES = 4
 # Python's own functions, such as repr, would fail on values nested a thousand deep.
@@ -73,7 +76,6 @@ _ZSTD_LEVEL = 1
 _PROBE_BYTES = 1 << 14
 # With a larger share left, compression is not worth the time that decompression takes.
 _WORTHWHILE_SHARE = 0.9
-_SHOWN_CHARACTERS = 40
 
 TRANSITION_COLUMNS = {
     "action": np.dtype(np.int32),
@@ -93,53 +95,6 @@ _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 # Name, dtype and shape of an array.
 _Column = tuple[str, np.dtype[Any], tuple[int, ...]]
-
-Reason = Literal[
-    # Any message:
-    "too large",  # more bytes than its kind may have
-    "malformed",  # not a msgpack map with a type, or it has a value of the wrong kind
-    "version",  # another protocol version
-    "type",  # another type than expected here
-    "columns",  # missing, or not the expected ones
-    "dtype",  # wrong dtype of a column
-    "shape",  # wrong shape of a column
-    "size",  # sizes that disagree with each other, with the bytes or with a limit
-    # TransitionBatches:
-    "other run",
-    "ticket",  # not that of the actor
-    "count",  # number of transitions or frames
-    "blocks",  # not a list of 1 to MAX_BLOCKS maps
-    "codec",  # unknown
-    "corrupt",  # cannot be decompressed
-    # Values in it:
-    "not finite",
-    "not boolean",
-    "category",
-    "action",
-    "discount",
-    "priority",
-    "index",
-    "history",
-]
-# Counters are named after the reasons.
-REASONS: frozenset[Reason] = frozenset(get_args(Reason))
-
-
-class WireError(ValueError):
-    """A message that was rejected.
-
-    Attributes:
-        reason: one of ``REASONS``, to count by.
-        count: number of transitions in the message, as far as known.
-        sender: (actor, incarnation, sequence) if a TransitionBatch states it; else None.
-    """
-
-    def __init__(self, reason: Reason, detail: str = "", count: int = 0) -> None:
-        # The detail quotes the message: names that are not fields, or what a library said of it.
-        super().__init__(f"{reason}: {printable(detail)}" if detail else reason)
-        self.reason: Reason = reason
-        self.count = count
-        self.sender: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +164,8 @@ class TransitionBatch:
             earlier frames that belong to each one's stack.
         blocks: the frames.
         ticket: proof that the actor sent it; empty where no replay asks for one.
+        made: transitions of the stream up to the last one of this batch; 0 if it does not say,
+            as in the journals of earlier versions.
     """
 
     run: str
@@ -219,6 +176,12 @@ class TransitionBatch:
     columns: dict[str, NDArray[Any]]
     blocks: list[FrameBlock]
     ticket: bytes = dataclasses.field(default=b"", repr=False)
+    made: int = 0
+
+    @property
+    def stream(self) -> tuple[int, int]:
+        """The (actor, incarnation) that sent it."""
+        return self.actor, self.incarnation
 
     @property
     def count(self) -> int:
@@ -281,6 +244,7 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
             "incarnation": batch.incarnation,
             "ticket": batch.ticket,
             "sequence": batch.sequence,
+            "made": batch.made,
             "parameter_version": batch.parameter_version,
             "count": batch.count,
             "codec": codec,
@@ -298,13 +262,13 @@ def encode_transitions(batch: TransitionBatch) -> bytes:
 def decode_transitions(
     data: bytes | memoryview,
     spec: EnvironmentSpec,
-    run: str,
+    run: str | None,
     admit: Callable[[int, int, bytes], object] = lambda *_: None,
 ) -> TransitionBatch:
     """Decode a TransitionBatch and check that every value fits the run's environment.
 
-    Its arrays are read-only. ``admit`` may refuse (actor, incarnation, ticket) with an error of its
-    own, before more of the message is looked at.
+    Its arrays are read-only. Without a ``run``, any run is accepted. ``admit`` may refuse an actor,
+    incarnation and ticket with an error of its own, before more of the message is looked at.
 
     Raises:
         WireError: the message differs from the description of this module.
@@ -314,8 +278,8 @@ def decode_transitions(
     header = _unpack_map(data, _TRANSITION_LIMITS)
     if header["type"] != "transitions":
         raise WireError("type", f"{shown(header['type'])}, not 'transitions'")
-    if header.get("run") != run:
-        raise WireError("other run", f"{shown(header.get('run'))}, not {shown(run)}")
+    if type(of_run := header.get("run")) is not str or run not in (None, of_run):
+        raise WireError("other run", f"{shown(of_run)}, not {shown(run)}")
     # An acknowledgement names these two in 32 bits each.
     actor, incarnation = (natural(header, key, 1 << 32) for key in ("actor", "incarnation"))
     if type(ticket := header.get("ticket")) is not bytes or len(ticket) > TICKET_BYTES:
@@ -324,7 +288,10 @@ def decode_transitions(
     sequence, version, count = (
         natural(header, key) for key in ("sequence", "parameter_version", "count")
     )
+    made = natural(header, "made", _MAX_MADE) if "made" in header else 0
     try:
+        if 0 < made < count:
+            raise WireError("count", f"{count} transitions of {made} that were made")
         sizes = _block_sizes(header.get("blocks"), spec)
         columns = _transition_columns(header, spec, count, sizes)
         blocks = [
@@ -333,8 +300,10 @@ def decode_transitions(
         ]
     except WireError as error:
         error.count, error.sender = min(count, MAX_TRANSITIONS), (actor, incarnation, sequence)
+        error.made = made if made >= count else 0
         raise
-    return TransitionBatch(run, actor, incarnation, sequence, version, columns, blocks, ticket)
+    stream = (actor, incarnation)
+    return TransitionBatch(of_run, *stream, sequence, version, columns, blocks, ticket, made)
 
 
 def encode_arrays(
@@ -378,13 +347,6 @@ def natural(header: Mapping[str, Any], key: str, limit: int = 1 << 62) -> int:
     if type(value) is not int or not 0 <= value < limit:
         raise WireError("malformed", f"{key} is {shown(value)}, not an integer in 0..{limit - 1}")
     return value
-
-
-def shown(value: Any) -> str:
-    """Format a value of a message for an error: short, and without the contents of lists."""
-    if isinstance(value, str):
-        return repr(value[:_SHOWN_CHARACTERS])
-    return repr(value) if isinstance(value, int | float | None) else type(value).__name__
 
 
 def _pack_map(message: Mapping[str, Any]) -> bytes:

@@ -86,6 +86,8 @@ class PrioritizedBuffer:
 
     Attributes:
         capacity: largest number of transitions held.
+        store: the store; its ``cursor`` is the place of the next frames.
+        rng: source of randomness.
         ignored_evicted: number of priority updates for keys that are not, or never were, alive.
         ignored_invalid: number of updates of live keys to priorities that are negative or not
             finite.
@@ -108,15 +110,14 @@ class PrioritizedBuffer:
         if first_key < 0:
             raise ValueError("first_key must not be negative")
         self.capacity = capacity
-        self.ignored_evicted = 0
-        self.ignored_invalid = 0
+        self.ignored_evicted = self.ignored_invalid = 0
         self._spec = spec
         self._fields_of_stack: dict[int, list[str]] = {}
         for field in spec.fields:
             self._fields_of_stack.setdefault(field.stack, []).append(field.name)
-        self._store = store
+        self.store = store
         self._scale = PriorityScale(priority_exponent, minimum_priority, priority_max)
-        self._rng = rng
+        self.rng = rng
         self._rows = np.empty(capacity, _TRANSITION)
         self._history = np.empty(store.frame_capacity if spec.frame_stack > 1 else 0, np.uint8)
         self._tree = SumTree(capacity)
@@ -132,7 +133,7 @@ class PrioritizedBuffer:
     @property
     def frame_count(self) -> int:
         """Live frames."""
-        return len(self._store.live_frames)
+        return len(self.store.live_frames)
 
     @property
     def live_keys(self) -> range:
@@ -155,6 +156,11 @@ class PrioritizedBuffer:
         return self._tree.total
 
     @property
+    def mean_priority(self) -> float | None:
+        """Mean of the live transitions' priority^priority_exponent; None if there are none."""
+        return self._tree.total / self.size if self.size else None
+
+    @property
     def priorities_clipped(self) -> int:
         """Number of priorities, of new transitions and of updates, that exceeded the bound."""
         return self._scale.clipped
@@ -163,19 +169,20 @@ class PrioritizedBuffer:
     def stored_bytes(self) -> int:
         """Bytes of the live frames and transitions, without the sum tree."""
         history = self.frame_count if self._spec.frame_stack > 1 else 0
-        return self._store.stored_bytes + self.size * _TRANSITION.itemsize + history
+        return self.store.stored_bytes + self.size * _TRANSITION.itemsize + history
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes of all arrays, without about a hundred more for each batch."""
         own = self._rows.nbytes + self._history.nbytes + self._tree.nbytes
-        return own + self._store.allocated_bytes
+        return own + self.store.allocated_bytes
 
     def insert(
         self,
         columns: Mapping[str, NDArray[Any]],
         blocks: Sequence[FrameBlock],
         parameter_version: int,
+        mean_priority: float | None = None,
     ) -> range:
         """Store a copy of a TransitionBatch, evicting the oldest ones until it fits.
 
@@ -184,6 +191,7 @@ class PrioritizedBuffer:
                 ``pdqn.wire.decode_transitions`` has checked their dtypes, shapes and values.
             blocks: frames of the batch.
             parameter_version: learner steps of the parameters that acted.
+            mean_priority: mean by which priorities are bounded; by default ``mean_priority``.
 
         Returns:
             The T keys, in the order of the batch.
@@ -192,15 +200,15 @@ class PrioritizedBuffer:
             ValueError: the batch is empty, or larger than the whole buffer; nothing was changed.
         """
         transitions, frames = len(columns["action"]), frames_in(blocks)
-        self._check_fits(transitions, frames, blocks)
-        self._evict_for(transitions, blocks)
-        first_frame = self._store.append(blocks)
+        self.make_room(transitions, blocks)
+        mean = self.mean_priority if mean_priority is None else mean_priority
+        first_frame = self.store.append(blocks)
         if self._spec.frame_stack > 1:
             write_ring(self._history, first_frame, columns[HISTORY])
         rows = np.empty(transitions, _TRANSITION)
         for name in ("action", "n_step_return", "discount"):
             rows[name] = columns[name]
-        rows["priority"] = self._scale.clip(columns["priority"], self._mean_priority)
+        rows["priority"] = self._scale.clip(columns["priority"], mean)
         rows["observation_frame"] = columns["observation_index"] + np.int64(first_frame)
         rows["bootstrap_frame"] = columns["bootstrap_index"] + np.int64(first_frame)
         rows["parameter_version"] = parameter_version
@@ -226,7 +234,7 @@ class PrioritizedBuffer:
         """
         if self.size == 0:
             raise ValueError("nothing can be sampled from an empty buffer")
-        slots = self._tree.find(_stratified_points(self._tree.total, out.count, self._rng))
+        slots = self._tree.find(_stratified_points(self._tree.total, out.count, self.rng))
         rows = self._rows.take(slots)
         # The only key of this slot in the live range, which is no longer than the ring.
         out.keys[:] = self._oldest_key + (slots - self._oldest_key) % self.capacity
@@ -236,19 +244,25 @@ class PrioritizedBuffer:
         out.parameter_version[:] = rows["parameter_version"]
         out.sampling_priority[:] = self._tree.get(slots)
         # In one call, since both frames of a transition are usually in the same block.
-        self._store.gather(
+        self.store.gather(
             [
                 *self._wanted(rows["observation_frame"], out.observation),
                 *self._wanted(rows["bootstrap_frame"], out.bootstrap_observation),
             ]
         )
 
-    def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float32]) -> int:
+    def update_priorities(
+        self,
+        keys: NDArray[np.int64],
+        priorities: NDArray[np.float32],
+        mean_priority: float | None = None,
+    ) -> int:
         """Set new priorities of live transitions, and count ignored updates.
 
         Args:
             keys: int64[n]; if a key occurs several times, its last valid priority stays.
             priorities: float32[n], absolute errors as in a TransitionBatch, without the exponent.
+            mean_priority: mean by which they are bounded; by default ``mean_priority``.
 
         Returns:
             The number of updates applied.
@@ -263,7 +277,8 @@ class PrioritizedBuffer:
         )
         self.ignored_evicted += len(keys) - live
         self.ignored_invalid += live - len(valid)
-        valid = self._scale.clip(valid, self._mean_priority)
+        mean = self.mean_priority if mean_priority is None else mean_priority
+        valid = self._scale.clip(valid, mean)
         self._rows["priority"][slots] = valid
         self._tree.set(slots, self._scale.scaled(valid))
         return len(valid)
@@ -274,56 +289,38 @@ class PrioritizedBuffer:
 
     def close(self) -> None:
         """End the store's threads, if it has any; the buffer must not be used any more."""
-        self._store.close()
+        self.store.close()
 
-    def get_state(self) -> dict[str, Any]:
-        """Copy the live content, oldest first, as arrays and whole numbers.
+    def begin_at(self, key: int, cursor: int) -> None:
+        """Continue another buffer's numbering: its key for the next transition, and its cursor.
 
-        The arrays are those of the store's ``get_state``, and the transitions' columns.
-        ``observation_frame`` and ``bootstrap_frame`` count from the first frame. Capacities,
-        exponents and the state of the random generator are not part of it: the constructor takes
-        them.
-        """
-        frames = self._store.live_frames
-        rows = read_ring(self._rows, self._oldest_key, self.size)
-        rows["observation_frame"] -= frames.start
-        rows["bootstrap_frame"] -= frames.start
-        state: dict[str, Any] = {
-            "first_key": self._oldest_key,
-            "ignored_evicted": self.ignored_evicted,
-            "ignored_invalid": self.ignored_invalid,
-            "priorities_clipped": self._scale.clipped,
-            "batches": np.array(self._batches, np.int64).reshape(-1, 2),
-            **{name: np.ascontiguousarray(rows[name]) for name in _TRANSITION.names or ()},
-            **self._store.get_state(),
-        }
-        if self._spec.frame_stack > 1:
-            state[HISTORY] = read_ring(self._history, frames.start, len(frames))
-        return state
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the content by that of ``get_state``.
-
-        With the same capacity and the same state of the generator, the samples that follow are the
-        same. A buffer accepts the state of one with other capacities if it fits.
+        After the same insertions, this buffer then holds what the other one did.
 
         Raises:
-            ValueError: the state does not fit, or is of another kind of store; nothing was changed.
+            ValueError: the buffer is not empty.
         """
-        rows = np.empty(len(state["action"]), _TRANSITION)
-        for name in _TRANSITION.names or ():
-            rows[name] = state[name]
-        self._check_transitions(len(rows))
-        self._store.set_state(state)
-        if self._spec.frame_stack > 1:
-            write_ring(self._history, 0, state[HISTORY])
-        self._tree = SumTree(self.capacity)
-        self._batches = deque((count, frames) for count, frames in state["batches"].tolist())
-        self._oldest_key = self._next_key = int(state["first_key"])
-        self.ignored_evicted = int(state["ignored_evicted"])
-        self.ignored_invalid = int(state["ignored_invalid"])
-        self._scale.clipped = int(state["priorities_clipped"])
-        self._add(rows)
+        if self.size:
+            raise ValueError(f"the buffer holds {self.size} transitions")
+        self._oldest_key = self._next_key = key
+        self.store.begin_at(cursor)
+
+    def forget_counts(self) -> None:
+        """Set the numbers of ignored updates and of clipped priorities to 0."""
+        self.ignored_evicted = self.ignored_invalid = self._scale.clipped = 0
+
+    def set_priorities(self, first_key: int, priorities: NDArray[np.float32]) -> None:
+        """Set the priorities of consecutive keys as ``priorities`` returned them.
+
+        Args:
+            first_key: key of the first of them; keys that are not alive are skipped.
+            priorities: float32[n], without the exponent.
+        """
+        live = range(
+            max(first_key, self._oldest_key), min(first_key + len(priorities), self._next_key)
+        )
+        part = priorities[live.start - first_key :][: len(live)]
+        write_ring(self._rows["priority"], live.start, part)
+        self._weigh(live.start, part)
 
     def check_valid(self) -> None:
         """Assert that rings, batches, store and sum tree agree with each other.
@@ -331,12 +328,12 @@ class PrioritizedBuffer:
         Raises:
             AssertionError: they do not.
         """
-        self._store.check_valid()
+        self.store.check_valid()
         batches = np.array(self._batches, np.int64).reshape(-1, 2)
         assert (batches >= 1).all(), "a batch is empty"
         assert batches[:, 0].sum() == self.size <= self.capacity, "batches and keys differ"
         assert batches[:, 1].sum() == self.frame_count, "batches and frames differ"
-        live = self._store.live_frames
+        live = self.store.live_frames
         first_frames = live.start + np.cumsum(batches[:, 1]) - batches[:, 1]
         lowest = np.repeat(first_frames, batches[:, 0])
         beyond = np.repeat(first_frames + batches[:, 1], batches[:, 0])
@@ -360,26 +357,34 @@ class PrioritizedBuffer:
         assert ((in_tree > 0) == (scaled > 0)).all(), "an evicted transition can be sampled"
         assert np.allclose(in_tree, scaled, rtol=1e-12, atol=0), "the sum tree has other priorities"
 
-    def _check_fits(self, transitions: int, frames: int, blocks: Sequence[FrameBlock]) -> None:
+    def make_room(self, transitions: int, blocks: Sequence[FrameBlock]) -> None:
+        """Evict the oldest batches until another one fits, as ``insert`` does by itself.
+
+        Args:
+            transitions: number of its transitions.
+            blocks: its frames.
+
+        Raises:
+            ValueError: the batch is empty, or larger than the whole buffer; nothing was changed.
+        """
+        frames = frames_in(blocks)
         if min(transitions, frames) < 1:
             raise ValueError(
                 f"{transitions} transitions over {frames} frames are not a TransitionBatch"
             )
-        self._check_transitions(transitions)
-        self._store.check_fits(blocks)
-
-    def _check_transitions(self, transitions: int) -> None:
         if transitions > self.capacity:
             raise ValueError(
                 f"{transitions} transitions do not fit: the buffer has room for {self.capacity}"
             )
+        self.store.check_fits(blocks)
+        self._evict_for(transitions, blocks)
 
     def _evict_for(self, transitions: int, blocks: Sequence[FrameBlock]) -> None:
         """Evict the oldest batches until there is room for another."""
         first = self._oldest_key
-        while self.size + transitions > self.capacity or not self._store.has_room(blocks):
+        while self.size + transitions > self.capacity or not self.store.has_room(blocks):
             evicted, frames = self._batches.popleft()
-            self._store.evict(frames)
+            self.store.evict(frames)
             self._oldest_key += evicted
         for start, stop in slot_ranges(first, self._oldest_key - first, self.capacity):
             self._tree.clear_range(start, stop)
@@ -389,17 +394,15 @@ class PrioritizedBuffer:
         first = self._next_key
         write_ring(self._rows, first, rows)
         self._next_key += len(rows)
-        scaled = self._scale.scaled(rows["priority"])
-        offset = 0
-        for start, stop in slot_ranges(first, len(rows), self.capacity):
-            self._tree.set_range(start, scaled[offset : offset + stop - start])
-            offset += stop - start
+        self._weigh(first, rows["priority"])
         return range(first, self._next_key)
 
-    @property
-    def _mean_priority(self) -> float | None:
-        """Mean of the stored transitions' scaled priorities; None if none is stored."""
-        return self._tree.total / self.size if self.size else None
+    def _weigh(self, first: int, priorities: NDArray[np.float32]) -> None:
+        """Put the priorities of the keys from ``first`` on into the tree."""
+        scaled, offset = self._scale.scaled(priorities), 0
+        for start, stop in slot_ranges(first, len(scaled), self.capacity):
+            self._tree.set_range(start, scaled[offset : offset + stop - start])
+            offset += stop - start
 
     def _wanted(self, frames: NDArray[np.int64], out: Observation) -> Iterator[Wanted]:
         """Yield requests for the frames, int64[n], or for the stacks that end with them."""

@@ -17,76 +17,12 @@ from pdqn.telemetry import Telemetry
 from pdqn.tickets import is_valid
 from pdqn.wire import FrameBlock
 from replay.buffer import PrioritizedBuffer
-from replay.sender import UNKNOWN
+from replay.keeper import Keeper
+from replay.sequences import Sequences, Stream, bound_streams
 
 _log = logging.getLogger("replay")
 _LOG_SECONDS = 5.0
-MOST_STREAMS = 1 << 16
-_LONGEST_JUMP = 1 << 32
-
-Stream = tuple[int, int]
 Columns = Mapping[str, NDArray[Any]]
-
-
-def bound_streams(streams: dict[Stream, Any]) -> None:
-    """Forget streams beyond ``MOST_STREAMS``: earlier incarnations first, and then the oldest.
-
-    One actor that joins again and again would otherwise drive out those that have long been there.
-    """
-    if len(streams) <= MOST_STREAMS:
-        return
-    newest: dict[int, int] = {}
-    for actor, incarnation in streams:
-        newest[actor] = max(incarnation, newest.get(actor, 0))
-    for actor, incarnation in list(streams):
-        if incarnation < newest[actor]:
-            del streams[actor, incarnation]
-    while len(streams) > MOST_STREAMS:
-        del streams[next(iter(streams))]
-
-
-class Sequences:
-    """The next expected sequence number of each stream, an (actor, incarnation).
-
-    A stream begins with its first number here: batches that the actor sent to another replay are
-    not missing. After that, a number may be a duplicate, because an actor sends batches again after
-    a broken connection. It may also skip up to the actor's window of unacknowledged batches, which
-    are then missing. A much larger number means that the actor comes back from another shard.
-
-    A much smaller number is possible only if the expected number did not come from the actor. It is
-    accepted: otherwise all of the actor's further batches would be duplicates.
-
-    Args:
-        window: largest number of unacknowledged batches of one actor.
-    """
-
-    def __init__(self, window: int) -> None:
-        self._window = window
-        self._expected: dict[Stream, int] = {}
-
-    def expected(self, stream: Stream) -> int:
-        """Return the stream's next sequence number; ``UNKNOWN`` if it has never sent one."""
-        return self._expected.get(stream, UNKNOWN)
-
-    def take(self, stream: Stream, sequence: int) -> int | None:
-        """Record a batch's number.
-
-        Returns:
-            The number of batches missing before it; None if it is a duplicate.
-
-        Raises:
-            ValueError: the number is too large for any actor.
-        """
-        expected = self._expected.get(stream, sequence)
-        if sequence - expected > _LONGEST_JUMP:
-            raise ValueError(f"{sequence} where {expected} was expected")
-        # Numbers from a broken connection may arrive late: a few windows behind the next one.
-        if expected - 8 * self._window <= sequence < expected:
-            return None
-        self._expected[stream] = sequence + 1
-        bound_streams(self._expected)
-        missing = sequence - expected
-        return missing if 0 <= missing <= self._window else 0
 
 
 class ForeignBatchError(wire.WireError):
@@ -153,8 +89,22 @@ class Insertion:
         self._warn = warn
         self.learner_steps = 0
 
+    def make_room(self, count: int, blocks: Sequence[FrameBlock]) -> bool:
+        """Make room for checked transitions; refuse them, and return False, if none is enough.
+
+        Args:
+            count: number of transitions.
+            blocks: their frames.
+        """
+        try:
+            self._buffer.make_room(count, blocks)
+        except ValueError as error:
+            self.refuse("too large", f"too large: {error}", count)
+            return False
+        return True
+
     def insert(self, columns: Columns, blocks: Sequence[FrameBlock], version: int) -> int:
-        """Insert checked transitions; return their number, 0 if they do not fit.
+        """Insert checked transitions that fit; return their number.
 
         Args:
             columns: columns of a TransitionBatch, checked by ``pdqn.wire``.
@@ -162,26 +112,27 @@ class Insertion:
             version: learner steps of the parameters that acted.
         """
         count = len(columns["action"])
-        try:
-            self._buffer.insert(columns, blocks, version)
-        except ValueError as error:
-            self.refuse("too large", f"too large: {error}", count)
-            return 0
+        self._buffer.insert(columns, blocks, version)
         lag = max(0, self.learner_steps - version)
         self._telemetry.count("policy_lag_sum", lag * count)
         self._telemetry.count("transitions_received", count)
         return count
 
-    def check_and_insert(self, columns: Columns, blocks: Sequence[FrameBlock], version: int) -> int:
-        """Check transitions that did not come in a message, and insert them. See ``insert``."""
+    def check(self, columns: Columns, blocks: Sequence[FrameBlock]) -> bool:
+        """Check transitions that did not come in a message; refuse them, and return False, if bad.
+
+        Args:
+            columns: columns of a TransitionBatch.
+            blocks: frames of the batch.
+        """
         try:
             wire.check_columns(columns, self._spec, [block.count for block in blocks])
             for number, block in enumerate(blocks):
                 wire.check_frames(block.fields, self._spec, f"block {number}")
         except wire.WireError as error:
             self.refuse(error.reason, str(error), len(columns["action"]))
-            return 0
-        return self.insert(columns, blocks, version)
+            return False
+        return True
 
     def refuse(self, reason: str, text: str, count: int) -> None:
         """Count transitions that are settled although no network can learn from them."""
@@ -211,9 +162,10 @@ class Intake:
         run: id of the run.
         buffer: the buffer that takes the transitions.
         telemetry: telemetry that counts them.
-        window: largest number of unacknowledged batches of one actor.
+        sequences: the next sequence number of each stream.
         seal: the secret of which the run's tickets are made.
         name_of: names the holder of a public key for a person.
+        keeper: the journal's, which gets each batch before it is inserted.
     """
 
     def __init__(
@@ -222,14 +174,16 @@ class Intake:
         run: str,
         buffer: PrioritizedBuffer,
         telemetry: Telemetry,
-        window: int,
+        sequences: Sequences,
         seal: bytes,
         name_of: Callable[[str], str],
+        keeper: Keeper,
     ) -> None:
         self._spec = spec
         self._run = run
         self._telemetry = telemetry
-        self._sequences = Sequences(window)
+        self._sequences = sequences
+        self._keeper = keeper
         self._tickets = TicketCheck(seal)
         self._name_of = name_of
         self._warn = partial(BoundedWarning(), "rejected a message: %s")
@@ -263,7 +217,7 @@ class Intake:
             return 0, None
         except wire.WireError as error:
             return 0, self._refuse(error)
-        stream = (batch.actor, batch.incarnation)
+        stream = batch.stream
         try:
             is_new = self._is_new(stream, batch.sequence, batch.count)
         except ValueError as error:
@@ -271,6 +225,10 @@ class Intake:
             return 0, None
         if not is_new:
             return 0, stream
+        if not self._insertion.make_room(batch.count, batch.blocks):
+            self._keeper.refuse(stream, batch.sequence, batch.count, batch.made)
+            return 0, stream
+        self._keeper.store(batch, data)
         inserted = self._insertion.insert(batch.columns, batch.blocks, batch.parameter_version)
         return inserted, stream
 
@@ -322,6 +280,7 @@ class Intake:
             return None
         if is_new:
             self._insertion.refuse(error.reason, str(error), error.count)
+            self._keeper.refuse((actor, incarnation), sequence, error.count, error.made)
         return actor, incarnation
 
 

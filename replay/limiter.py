@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
@@ -37,8 +38,8 @@ class RateLimiter:
     B, and each insert raises a low one by sigma or more.
 
     The limiter counts inserts, not the transitions that the buffer still holds. If a buffer comes
-    back empty, its replay makes a new limiter, and so gathers min_size transitions again before it
-    serves a batch.
+    back from its journal, so do the counts. If it comes back empty, its replay makes a new limiter,
+    and so gathers min_size transitions again before it serves a batch.
 
     If several shards serve a run, each has its own limiter, which follows the counts of the others
     (``follow``). The overall balance may exceed these bounds by the amount not yet reported to it.
@@ -177,19 +178,30 @@ class RateLimiter:
         self._base_sampled = num_sampled
         self._base_balance = balance if self.filled else 0.0
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, float]:
         """Return the counters; the constructor takes the settings."""
         return {
             "num_inserted": self.num_inserted,
             "num_sampled": self.num_sampled,
             "balance": self.balance,
+            "target": self._target,
+            "min_size": self._min_size,
+            "base_inserted": self._base_inserted,
+            "base_sampled": self._base_sampled,
+            "base_balance": self._base_balance,
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, float]) -> None:
         """Continue from ``get_state``, with this limiter's own settings from now on."""
-        self.num_inserted = _natural(state["num_inserted"])
-        self.num_sampled = _natural(state["num_sampled"])
+        self.num_inserted = _natural(int(state["num_inserted"]))
+        self.num_sampled = _natural(int(state["num_sampled"]))
         self._rebase(float(state["balance"]))
+        settings = state.get("target"), state.get("min_size")
+        if settings == (self._target, self._min_size) and state["balance"] >= -self._tolerance:
+            # The same sums, rounded in the same way: a run can go on equal to the bit.
+            self._base_inserted = int(state["base_inserted"])
+            self._base_sampled = int(state["base_sampled"])
+            self._base_balance = float(state["base_balance"])
 
     def _rebase(self, balance: float) -> None:
         """Restart counting at the present counters, with a known balance.

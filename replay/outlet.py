@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pdqn import wire
 from pdqn.messages import Welcome
 from pdqn.telemetry import Telemetry
-from replay.buffer import PrioritizedBuffer
+from replay.contents import Contents
 from replay.intake import BoundedWarning
+from replay.keeper import Keeper
 from replay.samples import (
     Sample,
     SampleAnswer,
@@ -26,7 +27,6 @@ from replay.samples import (
     encode_answer,
     slot_count,
 )
-from replay.sharding import ShardLimiter
 from replay.shared_memory import Attachments, SharedMemoryError
 
 MOST_REQUESTS_PER_TURN = 64
@@ -67,16 +67,17 @@ class Outlet:
         self,
         socket: zmq.Socket[bytes],
         welcome: Welcome,
-        buffer: PrioritizedBuffer,
-        limiter: ShardLimiter,
+        contents: Contents,
+        keeper: Keeper,
         telemetry: Telemetry,
     ) -> None:
         config, spec = welcome.config, welcome.spec
         self._socket = socket
-        self._buffer = buffer
-        self._limiter = limiter
+        self._buffer = contents.buffer
+        self._limiter = contents.limiter
+        self._keeper = keeper
         self._telemetry = telemetry
-        self._incarnation = welcome.incarnation
+        self._life = contents.life
         self._batch_size = config.learner.batch_size
         self._slots = SlotLayout(spec, self._batch_size, slot_count(config))
         self._layout: Callable[[int], SampleLayout] = lru_cache(64)(
@@ -109,10 +110,11 @@ class Outlet:
             self.reject(error)
             return
         self.learner_steps = request.learner_steps
-        # A tally of more than this shard has done is meant for the incarnation before this one.
+        # A tally of more than this shard has done is meant for counts that are lost.
         if request.tally is not None and not self._limiter.follow(request.tally):
             self._telemetry.count("tallies_ignored")
         if len(request.keys):
+            self._keeper.update(request.keys, request.priorities)
             applied = self._buffer.update_priorities(request.keys, request.priorities)
             self._telemetry.count("priorities_ignored", len(request.keys) - applied)
         if not request.rows:
@@ -191,7 +193,7 @@ class Outlet:
         waiting: tuple[int, ...] = (),
     ) -> bytes:
         buffer, number = self._buffer, request.request
-        state = self._limiter.state(self._incarnation, buffer.size, buffer.total_priority)
+        state = self._limiter.state(self._life, buffer.size, buffer.total_priority)
         return encode_answer(
             SampleAnswer(number, request.rows, request.start, slot, refusal, state, waiting)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -13,21 +14,26 @@ from pdqn import transport, wire
 from pdqn.clients import name_of
 from pdqn.config import Config, resolved
 from pdqn.connections import Bounds, Connections, most_connections
+from pdqn.heartbeat import WAITS_FOR_DISK, Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.socket_files import SocketFile
+from pdqn.spans import MAX_SPANS
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
-from replay.buffer import make_buffer
-from replay.intake import Intake, Stream, bound_streams
-from replay.limiter import make_limiter
+from replay.durability import StoppedError, open_shard
+from replay.intake import Intake
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
 from replay.sender import Hello, encode_acknowledgement
-from replay.sharding import ShardLimiter
+from replay.sequences import Stream, bound_streams
 from replay.waiting import largest_batch_bytes, window_bytes
 
 _POLL_MILLISECONDS = 50
+# While acknowledgements wait for the disk.
+_SYNC_MILLISECONDS = 2
+# During a drain the end of the run waits for reports.
+_DRAIN_REPORT_SECONDS = 0.1
 # Inserts and answers take turns of this length, so that neither side waits long.
 _TURN_SECONDS = 0.001
 _ATTEND_SECONDS = 0.01
@@ -66,7 +72,11 @@ class BlockedTime:
 
 
 class ReplayServer:
-    """Sockets around the buffer and the limiter."""
+    """Sockets around the buffer and the limiter.
+
+    Raises:
+        StoppedError: the run ended before the journal was read.
+    """
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome: Welcome
@@ -75,21 +85,28 @@ class ReplayServer:
         self._link = link
         self._telemetry = link.telemetry
         self._configured_target = resolved(config.replay.samples_per_insert)
-        self._buffer = make_buffer(config, welcome.spec, welcome.index, welcome.incarnation)
-        self._limiter = ShardLimiter(make_limiter(config))
+        self._heartbeat = Heartbeat(self._tell_it_waits)
+        contents, self._keeper = open_shard(link, welcome, self._heartbeat)
+        self._buffer, self._limiter = contents.buffer, contents.limiter
+        self._accounts = contents.accounts
+        link.telemetry.take_spans = contents.accounts.take
+        self._next_drain_report = 0.0
+        self._drained = self._told_drained = False
+        self._reports = link.reports
         self._intake = Intake(
             welcome.spec,
             welcome.run,
             self._buffer,
             link.telemetry,
-            config.actor.window,
+            contents.sequences,
             welcome.seal,
             lambda user: name_of(link.pulse.clients, user),
+            self._keeper,
         )
         self._blocked = BlockedTime(link.telemetry)
         self._context, self._welcome = context, welcome
         self._bind()
-        self._outlet = Outlet(self._router, welcome, self._buffer, self._limiter, link.telemetry)
+        self._outlet = Outlet(self._router, welcome, contents, self._keeper, link.telemetry)
 
     def _bind(self) -> None:
         """Make the sockets, and announce their addresses."""
@@ -144,12 +161,21 @@ class ReplayServer:
             busy = self._take_transitions(end)
             busy |= self._take_requests()
             busy |= self._outlet.answer(end + _TURN_SECONDS)
+            with self._heartbeat:
+                self._keeper.write()
             if not busy:
                 self._wait()
             self._note_blocked()
             if not busy or now >= next_attention:
                 next_attention = now + _ATTEND_SECONDS
                 self._attend()
+        with self._heartbeat:
+            self._keeper.close()
+
+    def _tell_it_waits(self) -> None:
+        """Keep in touch with the coordinator while the disk of the journal hangs."""
+        self._telemetry.activity = WAITS_FOR_DISK
+        self._link.poll()
 
     @property
     def _open(self) -> bool:
@@ -158,39 +184,48 @@ class ReplayServer:
         An empty shard always takes some. It may be the last one alive, with samples due that only
         it could give.
         """
+        if self._keeper.blocked:
+            return False
         free = self._buffer.size == 0 or self._limiter.limiter.can_insert()
         return free or self._link.pulse.command == "drain"
 
     def _take_transitions(self, end: float) -> bool:
         any_taken = False
-        streams: set[Stream] = set()
         while self._open:
             try:
                 frame = self._pull.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                # Whatever had come by then is settled.
+                self._drained = self._link.pulse.command == "drain"
                 break
             user = transport.user_of(frame, self._context)
             self._connections["transitions"].read(frame, len(frame), user, several=frame.more)
             inserted, stream = self._intake.take(frame.buffer, user)
             self._limiter.count_inserted(inserted)
             if stream is not None:
-                streams.add(stream)
+                self._keeper.owe(stream, self._intake.expected(stream))
             any_taken = True
             if time.monotonic() >= end:
                 break
-        # One acknowledgement for several batches: sending costs as much as inserting.
-        for stream in streams:
-            self._acknowledge(stream)
+        # Before anything is acknowledged, and before any of it is sampled.
+        with self._heartbeat:
+            self._keeper.write()
+        self._acknowledge()
         return any_taken
 
-    def _acknowledge(self, stream: Stream, *, greeting: bool = False) -> None:
-        """Tell an actor which batch is expected next, if it has said hello."""
-        identity = self._hellos.get(stream)
-        if identity is not None:
-            # A ROUTER drops messages for a peer that is gone: it says hello again.
-            expected = self._intake.expected(stream)
-            answer = encode_acknowledgement(expected, greeting=greeting)
-            self._acks.send_multipart([identity, answer])
+    def _acknowledge(self) -> None:
+        """Tell actors which batch is expected next, if they have said hello.
+
+        One acknowledgement covers several batches: sending costs as much as inserting.
+        """
+        with self._heartbeat:
+            settled = self._keeper.settled()
+        for stream, expected, greeting in settled:
+            identity = self._hellos.get(stream)
+            if identity is not None:
+                # A ROUTER drops messages for a peer that is gone: it says hello again.
+                answer = encode_acknowledgement(expected, greeting=greeting)
+                self._acks.send_multipart([identity, answer])
 
     def _take_requests(self) -> bool:
         any_taken = False
@@ -214,7 +249,8 @@ class ReplayServer:
     def _wait(self) -> None:
         """Sleep until there may be work."""
         self._note_blocked()
-        (self._all if self._open else self._learner_only).poll(_POLL_MILLISECONDS)
+        milliseconds = _SYNC_MILLISECONDS if self._keeper.waits else _POLL_MILLISECONDS
+        (self._all if self._open else self._learner_only).poll(milliseconds)
 
     def _note_blocked(self) -> None:
         side = None
@@ -227,6 +263,11 @@ class ReplayServer:
     def _attend(self) -> None:
         """Do the work that is not needed in every turn."""
         self._link.poll()
+        if self._reports != self._link.reports:
+            self._reports = self._link.reports
+            self._keeper.note_report()
+        with self._heartbeat:
+            self._keeper.attend()
         self._connections["transitions"].set_key_bytes(self._most_waiting_bytes)
         for connections in self._connections.values():
             transport.tend(self._context, connections)
@@ -238,6 +279,7 @@ class ReplayServer:
         self._follow_target()
         self._outlet.attend()
         self._report()
+        self._report_drained()
 
     @property
     def _most_waiting_bytes(self) -> int:
@@ -256,7 +298,7 @@ class ReplayServer:
             try:
                 identity = self._acks.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                break
             frame = self._acks.recv(copy=False)
             several, nbytes = frame.more, len(frame) + _drain(self._acks, frame)
             user = transport.user_of(frame, self._context)
@@ -268,7 +310,8 @@ class ReplayServer:
             stream = (hello.actor, hello.incarnation)
             if self._intake.greets(user, stream, hello.ticket):
                 self._remember(stream, identity)
-                self._acknowledge(stream, greeting=True)
+                self._keeper.owe(stream, self._intake.expected(stream), greeting=True)
+        self._acknowledge()
 
     def _remember(self, stream: Stream, identity: bytes) -> None:
         """Acknowledge a stream to this connection from now on."""
@@ -289,14 +332,28 @@ class ReplayServer:
         telemetry.gauge("size", self._buffer.size)
         telemetry.gauge("stored_bytes", self._buffer.stored_bytes)
         telemetry.counters["priorities_clipped"] = self._buffer.priorities_clipped
+        telemetry.gauge("journal_bytes", self._keeper.journal_bytes)
+        telemetry.gauge("spans_waiting", max(0, self._accounts.waiting - MAX_SPANS))
+        telemetry.gauge("drained", self._drained and self._accounts.waiting <= MAX_SPANS)
         telemetry.gauge("limiter_balance", limiter.balance)
         telemetry.gauge("limiter_target", limiter.target)
         telemetry.gauge("blocked_for_seconds", self._blocked.seconds)
         telemetry.activity = self._describe()
 
+    def _report_drained(self) -> None:
+        """Report soon what was settled during a drain, for which the end of the run waits."""
+        now = time.monotonic()
+        is_news = self._accounts.waiting or self._drained != self._told_drained
+        if self._drained and is_news and now >= self._next_drain_report:
+            self._next_drain_report = now + _DRAIN_REPORT_SECONDS
+            self._told_drained = self._drained
+            self._link.report()
+
     def _describe(self) -> str:
         """Describe which side waits for what; empty if neither waits."""
         limiter = self._limiter.limiter
+        if self._keeper.blocked:
+            return "actors wait for the journal: it cannot be written"
         if not self._open:
             return limiter.why_not_insert()
         if not limiter.filled:
@@ -312,7 +369,10 @@ def run_replay(
     network: Network | None = None,
 ) -> None:
     """Run one replay process, from joining to leaving."""
-    with role("replay", address, index, log_path, network) as (context, link, welcome):
+    with (
+        role("replay", address, index, log_path, network) as (context, link, welcome),
+        suppress(StoppedError),
+    ):
         ReplayServer(context, link, welcome).serve()
 
 

@@ -49,8 +49,9 @@ class ShardState:
     """A shard's report of itself in every answer.
 
     Attributes:
-        incarnation: how often the shard was started before.
-        inserted: number of transitions that this incarnation has inserted.
+        incarnation: how often the shard had been started when its counts began. Counts that come
+            from a journal go on, and keep the number with which they began.
+        inserted: number of transitions that the shard has inserted since its counts began.
         sampled: number of transitions that it has sampled.
         size: number of live transitions.
         total_priority: sum of their priority^priority_exponent.
@@ -101,6 +102,26 @@ class ShardLimiter:
         self.limiter = limiter
         self.inserted = 0
         self.sampled = 0
+        self._recovered = False
+
+    def get_state(self) -> dict[str, float]:
+        """Return the counts, and those of the limiter."""
+        own = {"inserted": self.inserted, "sampled": self.sampled}
+        return {**own, **self.limiter.get_state()}
+
+    def recover(self, state: Mapping[str, float], inserted: int, sampled: int) -> None:
+        """Continue the counts of a process that has ended.
+
+        Args:
+            state: what ``get_state`` returned there.
+            inserted: transitions that the shard inserted afterwards.
+            sampled: transitions that it sampled afterwards.
+        """
+        self.limiter.set_state(state)
+        self.inserted, self.sampled = int(state["inserted"]), int(state["sampled"])
+        self.count_inserted(inserted)
+        self.count_sampled(sampled)
+        self._recovered = True
 
     def count_inserted(self, count: int) -> None:
         """Count transitions as inserted by this shard."""
@@ -117,8 +138,12 @@ class ShardLimiter:
 
         Returns:
             Whether they were taken over. If the tally counts more work of this shard than it has
-            done, nothing is changed.
+            done, nothing is changed. A shard whose counts come from a journal may have done more
+            than it knows of, just before its process ended; it believes the tally.
         """
+        if self._recovered:
+            self.inserted = max(self.inserted, tally.inserted)
+            self.sampled = max(self.sampled, tally.sampled)
         inserted, sampled = self.inserted - tally.inserted, self.sampled - tally.sampled
         if inserted < 0 or sampled < 0:
             return False

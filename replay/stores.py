@@ -9,7 +9,7 @@ Nothing here is safe to call from several threads at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import FrameBlock
 
-_STATE_PREFIX = "observation."
 _CODECS = ("none", "zstd")
 # int64 words of the header before a block's body in the arena, and of the table's entries.
 _WORD_BYTES = 8
@@ -91,15 +90,15 @@ class FrameStore(Protocol):
         """Copy live frames to the requested memory."""
         ...
 
-    def get_state(self) -> dict[str, Any]:
-        """Copy the live content, oldest first, as named arrays."""
+    @property
+    def cursor(self) -> int:
+        """Place for the next frames."""
         ...
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the content by that of ``get_state``, numbered from 0.
+    def begin_at(self, cursor: int) -> None:
+        """Put the next frames at another store's cursor, in an empty store of the same size.
 
-        Raises:
-            ValueError: the state does not fit, or is of another kind of store; nothing was changed.
+        A cursor that this store does not have is ignored.
         """
         ...
 
@@ -180,23 +179,13 @@ class DenseStore:
                 # bytes reach a third of it. Other modes would gather into another array first.
                 self._rings[name].take(slots, axis=0, out=out, mode="clip")
 
-    def get_state(self) -> dict[str, Any]:
-        """See ``FrameStore.get_state``: ``observation.<field>``, [frames, *stored_shape] each."""
-        count = self._next - self._oldest
-        return {
-            _STATE_PREFIX + name: read_ring(ring, self._oldest, count)
-            for name, ring in self._rings.items()
-        }
+    @property
+    def cursor(self) -> int:
+        """See ``FrameStore.cursor``: always 0, since any place is as good as another."""
+        return 0
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """See ``FrameStore.set_state``."""
-        _check_kind(state, [_STATE_PREFIX + name for name in self._rings])
-        frames = {name: state[_STATE_PREFIX + name] for name in self._rings}
-        count = len(next(iter(frames.values())))
-        _check_frames(count, self.frame_capacity)
-        self._oldest, self._next = 0, count
-        for name, ring in self._rings.items():
-            write_ring(ring, 0, frames[name])
+    def begin_at(self, cursor: int) -> None:
+        """See ``FrameStore.begin_at``."""
 
     def check_valid(self) -> None:
         """See ``FrameStore.check_valid``."""
@@ -291,13 +280,18 @@ class CompressedStore:
         """See ``FrameStore.has_room``."""
         if self._next - self._oldest + frames_in(blocks) > self.frame_capacity:
             return False
-        return self._place([len(block.body) for block in blocks]) is not None
+        sizes = [len(block.body) for block in blocks]
+        if self._oldest == self._next and self._place(sizes) is None:
+            self._tail = self._head = 0  # as after the eviction of the last block
+        return self._place(sizes) is not None
 
     def append(self, blocks: Sequence[FrameBlock]) -> int:
         """See ``FrameStore.append``."""
         offsets = self._place([len(block.body) for block in blocks])
         assert offsets is not None
         first = self._next
+        if self._oldest == self._next:
+            self._tail = offsets[0]
         for block, offset in zip(blocks, offsets, strict=True):
             codec = _CODECS.index(block.codec)
             self._write(offset, block.count, codec, np.frombuffer(block.body, np.uint8))
@@ -331,27 +325,16 @@ class CompressedStore:
         for other in others:
             other.result()
 
-    def get_state(self) -> dict[str, Any]:
-        """See ``FrameStore.get_state``: frames, bytes and codec of each block, and the bodies."""
-        offsets = list(self._offsets())
-        headers = [self._header(offset) for offset in offsets]
-        bodies = [self._body(o, h.body_bytes) for o, h in zip(offsets, headers, strict=True)]
-        return {
-            "block_frames": np.array([header.frames for header in headers], np.int64),
-            "block_bytes": np.array([header.body_bytes for header in headers], np.int64),
-            "block_codec": np.array([header.codec for header in headers], np.uint8),
-            "block_body": np.concatenate([np.empty(0, np.uint8), *bodies]),
-        }
+    @property
+    def cursor(self) -> int:
+        """See ``FrameStore.cursor``: an offset in the arena, in bytes."""
+        return self._head
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """See ``FrameStore.set_state``."""
-        _check_kind(state, ["block_frames", "block_bytes", "block_codec", "block_body"])
-        frames, sizes = state["block_frames"].tolist(), state["block_bytes"].tolist()
-        self._check_sizes(sum(frames), sizes)
-        self._oldest = self._next = self._tail = self._head = self._stored_bytes = 0
-        bodies = np.split(state["block_body"], np.cumsum(sizes)[:-1]) if sizes else []
-        for count, codec, body in zip(frames, state["block_codec"].tolist(), bodies, strict=True):
-            self._write(self._head, count, codec, body)
+    def begin_at(self, cursor: int) -> None:
+        """See ``FrameStore.begin_at``."""
+        assert self._oldest == self._next, "the store is not empty"
+        if 0 <= cursor <= self._arena.nbytes and cursor % _WORD_BYTES == 0:
+            self._tail = self._head = cursor
 
     def check_valid(self) -> None:
         """See ``FrameStore.check_valid``."""
@@ -367,7 +350,8 @@ class CompressedStore:
             number, stored = number + header.frames, stored + end - offset
         assert number == self._next <= self._oldest + self.frame_capacity, "frames and table differ"
         assert stored == self._stored_bytes <= self._arena.nbytes, "the stored bytes differ"
-        assert self._head == (spans[-1][1] if spans else 0), "the last block ends elsewhere"
+        end = spans[-1][1] if spans else self._tail
+        assert self._head == end, "the last block ends elsewhere"
         spans.sort()
         overlapping = any(a[1] > b[0] for a, b in pairwise(spans))
         assert not overlapping, "two blocks overlap"
@@ -523,9 +507,3 @@ def _footprint(body_bytes: int) -> int:
 def _check_frames(frames: int, capacity: int) -> None:
     if frames > capacity:
         raise ValueError(f"{frames} frames do not fit: the store has room for {capacity}")
-
-
-def _check_kind(state: Mapping[str, Any], names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in state]
-    if missing:
-        raise ValueError(f"the state is of another kind of store: it has no {missing[0]}")

@@ -7,8 +7,6 @@ log2(capacity) steps (Schaul et al. 2016, "Prioritized Experience Replay", appen
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -123,21 +121,6 @@ class SumTree:
         parents = self._nodes[1 : self._first_leaf]
         sums = self._nodes[2::2] + self._nodes[3::2]
         assert (parents == sums).all(), "a node is not the sum of its children"
-
-    def get_state(self) -> dict[str, Any]:
-        """Copy the priorities, float64[capacity]."""
-        return {"priorities": self._nodes[self._first_leaf :][: self.capacity].copy()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the priorities of ``get_state``.
-
-        Raises:
-            ValueError: the state is of a tree of another capacity, or does not hold priorities.
-        """
-        priorities = np.asarray(state["priorities"], np.float64)
-        if priorities.shape != (self.capacity,):
-            raise ValueError(f"{priorities.shape} priorities for a tree of {self.capacity} leaves")
-        self.set_range(0, priorities)
 
     def _check_indices(self, indices: NDArray[np.int64]) -> None:
         # numba does not check bounds: values that pass here may write anywhere.

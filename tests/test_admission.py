@@ -14,7 +14,7 @@ import pytest
 from actors.environments.describe import describe_environment
 from launcher.cli.trusting import read_allow_list
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk, FileStore
 from launcher.metrics.metrics import RunMetrics
 from pdqn.admission import admitted, followed
 from pdqn.config import Config
@@ -162,7 +162,7 @@ class Head:
             "tcp://127.0.0.1:*",
             welcome=asked,
             metrics=RunMetrics(None),
-            files=FileStore(directory, keep=2),
+            files=FileDesk(FileStore(directory, keep=2)),
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)

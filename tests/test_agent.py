@@ -18,7 +18,7 @@ import zmq
 from actors.environments.describe import describe_environment
 from actors.environments.making import package_versions
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk, FileStore
 from launcher.coordinator.membership import Membership
 from launcher.hosts.agent import Part, _Agent, check_environment
 from launcher.interrupts import Interrupts
@@ -173,7 +173,11 @@ def test_the_place_of_a_learner_that_ended_is_free_although_its_hosts_reports_ar
     config, over_tcp = build(("test", LEARNER)), "tcp://{host}:*"
     there = Welcome("run", 0, 0, config, SPEC, over_tcp, str(tmp_path / "run"))
     coordinator = Coordinator(
-        context, bind, welcome=there, metrics=RunMetrics(None), files=FileStore(tmp_path, 1)
+        context,
+        bind,
+        welcome=there,
+        metrics=RunMetrics(None),
+        files=FileDesk(FileStore(tmp_path, 1)),
     )
     members = coordinator.membership
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import zmq
 
 from actors.segments import join_segments
-from launcher.bench import hosts, replay
+from launcher.bench import hosts, journal, replay
 from launcher.bench.recordings import RECORDINGS, record
 from launcher.coordinator.coordinator import Coordinator
 from launcher.metrics.metrics import RunMetrics
@@ -77,6 +78,22 @@ def test_every_stage_and_every_phase_with_real_processes_has_a_figure(capsys, mo
     assert 40 < result["stages"]["bytes, dense"] < 80
     shown = replay._table({"cartpole": result})
     assert [column.header for column in shown.columns] == ["", "cartpole"]
+
+
+@pytest.mark.slow
+def test_the_cost_of_the_journal_is_measured_in_turns_with_and_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    recording = RECORDINGS["cartpole"]()
+    config = replay.changed(replay.bench_config(recording), "replay", journal._SETTINGS)
+    result = journal.compare(recording, config, 0.3, "write", 2)
+    for values in result.values():
+        assert [len(rounds) for rounds in values["rounds"].values()] == [2, 2]
+        assert min(values["off"], values["write"], values["ratio"]) > 0
+    shown = journal._table({"cartpole, dense": result}, "write")
+    assert shown.row_count == 3
+    assert list(tmp_path.glob("*/journal")) == [], "the folders are removed"
 
 
 @pytest.fixture

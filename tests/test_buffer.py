@@ -325,14 +325,17 @@ class BufferAndTwin(RuleBasedStateMachine):
         applied = self.buffer.update_priorities(keys, priorities)
         assert applied == self.twin.update_priorities(updates)
 
-    @rule(more=st.integers(0, 5), used=st.integers(0, 30))
-    def restore_the_state_into_another_buffer(self, more: int, used: int) -> None:
-        state = self.buffer.get_state()
-        self.buffer.close()
-        self.buffer = buffer_of(self.buffer.capacity + more, seed=1, **self.arguments)
-        for seed in range(used):
-            insert(self.buffer, random_batch(1, [1], seed, self.twin.stack))
-        self.buffer.set_state(state)
+    @rule(more=st.integers(0, 5))
+    def continue_in_another_buffer(self, more: int) -> None:
+        former = self.buffer
+        self.buffer = buffer_of(former.capacity + more, seed=1, **self.arguments)
+        self.buffer.begin_at(former.evicted, getattr(former.store, "_tail", 0))
+        for batch, rows in self.twin.batches:
+            insert(self.buffer, batch, next(iter(rows.values()))["parameter_version"])
+        self.buffer.set_priorities(former.evicted, former.priorities())
+        assert self.buffer.total_priority == pytest.approx(former.total_priority, rel=1e-12)
+        former.close()
+        self.twin.ignored_evicted = self.twin.ignored_invalid = 0
 
     @invariant()
     def they_agree(self) -> None:
@@ -575,11 +578,18 @@ def test_rows_of_a_larger_sample_are_filled_and_no_others(kind: str, stack: int)
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_a_restored_buffer_continues_with_the_same_samples(kind: str):
+def test_a_buffer_that_continues_another_one_gives_the_same_samples(kind: str):
     buffer, copy = (buffer_of(50, kind=kind, stack=2, seed=3) for _ in range(2))
     for seed in range(9):
         insert(buffer, random_batch(8, [4, 5], seed, stack=2), parameter_version=seed)
-    copy.set_state(buffer.get_state())
+    updated = keys_of(*range(30, 60))
+    buffer.update_priorities(updated, updated.astype(np.float32))
+    assert buffer.live_keys == range(24, 72)
+    copy.begin_at(16, 0)  # its oldest batch is evicted again
+    for seed in range(2, 9):
+        insert(copy, random_batch(8, [4, 5], seed, stack=2), parameter_version=seed)
+    copy.set_priorities(24, buffer.priorities())
+    assert copy.total_priority == buffer.total_priority
     for seed in range(9, 15):
         a, b = buffer.sample(16), copy.sample(16)
         np.testing.assert_array_equal(a.keys, b.keys)
@@ -590,38 +600,30 @@ def test_a_restored_buffer_continues_with_the_same_samples(kind: str):
             insert(side, random_batch(5, [5], seed, stack=2), seed)
 
 
-@pytest.mark.parametrize("kind", STORES)
-def test_a_state_shares_no_memory_with_the_buffer(kind: str):
-    buffer = buffer_of(50, kind=kind, stack=2)
-    insert(buffer, random_batch(8, [9], stack=2))
-    before, scratch = buffer.get_state(), buffer.get_state()
-    for value in scratch.values():
-        if isinstance(value, np.ndarray):
-            value.fill(77)
-    after = buffer.get_state()
-    for name, value in before.items():
-        np.testing.assert_array_equal(after[name], value)
+def test_the_priorities_that_a_buffer_returns_are_a_copy():
+    buffer = buffer_of(50)
+    insert(buffer, with_priorities(1, 2, 3))
+    buffer.priorities().fill(77)
+    assert buffer.priorities().tolist() == [1, 2, 3]
+
+
+def test_priorities_of_keys_that_are_not_alive_are_skipped():
+    buffer = buffer_of(4)
+    for _ in range(3):
+        insert(buffer, with_priorities(1, 1))
+    buffer.set_priorities(0, floats(*range(10, 30)))  # 2 to 5 are alive
+    assert buffer.priorities().tolist() == [12, 13, 14, 15]
+    buffer.check_valid()
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_the_state_of_an_empty_buffer_keeps_the_keys_going_on(kind: str):
-    buffer, copy = buffer_of(4, kind=kind, first_key=123), buffer_of(4, kind=kind)
-    copy.set_state(buffer.get_state())
-    assert insert(copy, random_batch(2, [2])) == range(123, 125)
-
-
-@pytest.mark.parametrize("kind", STORES)
-def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(kind: str):
-    buffer = buffer_of(9, kind=kind)
-    insert(buffer, random_batch(9, [5]))
-    for changes in ({"capacity": 8}, {"capacity": 9, "frame_capacity": 4}):
-        small = buffer_of(kind=kind, **changes)
-        insert(small, random_batch(3, [3]))
-        before = small.priorities().tolist()
-        with pytest.raises(ValueError, match=r"(9 transitions|5 frames) do not fit"):
-            small.set_state(buffer.get_state())
-        small.check_valid()
-        assert small.priorities().tolist() == before
+def test_only_an_empty_buffer_continues_another_one(kind: str):
+    buffer = buffer_of(4, kind=kind)
+    buffer.begin_at(123, 64)
+    assert insert(buffer, random_batch(2, [2])) == range(123, 125)
+    buffer.check_valid()
+    with pytest.raises(ValueError, match="the buffer holds 2 transitions"):
+        buffer.begin_at(200, 0)
 
 
 @pytest.mark.parametrize(

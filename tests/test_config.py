@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pdqn.config import NETWORK_KINDS, Config, memory_bytes, network_kind, resolved
+from pdqn.config import NETWORK_KINDS, Config, absolute_path, memory_bytes, network_kind, resolved
 from pdqn.errors import UsageError
 from pdqn.layers import (
     build,
@@ -262,7 +262,9 @@ def valid_values(kind: Any, bounds: Any) -> st.SearchStrategy[Any]:
     if bounds["check"] is network_kind:
         return st.sampled_from([*NETWORK_KINDS, "my_package.networks:make"])
     if bounds["check"] is not None:
-        return st.sampled_from(["8GB", "500 MB", "25%", "8000000000", "100%"])
+        amounts = ["8GB", "500 MB", "25%", "8000000000", "100%"]
+        paths = bounds["check"] is absolute_path
+        return st.sampled_from(["/journals", "~/runs"] if paths else amounts)
     if kind is str:
         return st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8)
     if kind is int:

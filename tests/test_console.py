@@ -106,7 +106,7 @@ SHOWN: dict[str, float | None] = {
     "replay/samples_blocked_share": 0.01,
     "actor/wait_share": 0.43,
     "learner/wait_share": 0.02,
-    "system/lost": 0,
+    "system/transitions_lost": 0,
 }
 
 

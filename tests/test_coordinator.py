@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import pdqn
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk, FileStore
 from launcher.coordinator.membership import Event
 from launcher.coordinator.readmission import Readmissions
 from launcher.coordinator.watchers import Watchers
@@ -887,12 +887,38 @@ def test_a_process_without_a_supervisor_is_the_launchers_own(keyed: Keyed):
 def test_a_file_that_a_role_may_not_read_is_refused_by_name(
     keyed: Keyed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(keyed.coordinator, "_files", FileStore(tmp_path, 2))
+    monkeypatch.setattr(keyed.coordinator, "_files", FileDesk(FileStore(tmp_path, 2)))
     actor, _ = keyed.join("actor", context=keyed.host("actors"))
     actor.ask(Fetch("checkpoint", 0, 0))
     keyed.until(lambda: keyed.coordinator.rejected == {"file": 1})
     assert keyed.refused() == {"actors: a file": 1}
     assert [event.text for event in keyed.events("refused")] == ["actors: a file"]
+
+
+def test_a_role_waits_for_its_place_while_the_coordinator_hears_the_others(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    replay, _ = hub.join("replay")
+    asked: list[MemberKey] = []
+    monkeypatch.setattr(
+        hub.coordinator, "_may_admit", lambda key: len(asked.append(key) or asked) > 5
+    )
+    heard: list[float] = []
+    (member,) = hub.coordinator.membership.members("replay")
+
+    def talk() -> bool:
+        replay.report()
+        heard.append(member.heard)
+        return len(asked) > 5
+
+    late = CoordinatorLink(hub.context, hub.coordinator.endpoint, "learner")
+    hub._links.append(late)
+    answer = hub._pool.submit(late.join, 30.0)
+    hub.until(talk)
+    hub.until(answer.done)
+    assert set(asked) == {MemberKey("learner", 0, 0)}
+    assert heard[-1] > heard[0], "nobody is kept waiting"
+    assert not hub.coordinator.membership.silent(0.5)
 
 
 # ---- where everybody is ----

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 
+from launcher.folders import sweep
 from pdqn.model import load_model
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def free_port() -> int:
 
 HANGS_AT_EXIT = """
 import atexit, sys, time
-if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
+if any("launcher.processes.forkserver" in argument for argument in sys.orig_argv):
     atexit.register(time.sleep, 1000)
 """
 
@@ -432,6 +433,9 @@ def test_no_process_outlives_a_launcher_that_was_killed(
         os.kill(command.process.pid, signal.SIGKILL)
         assert command.process.wait() == -signal.SIGKILL
         eventually(lambda: not command.members(), 10.0)
+        temporary = Path(command._temporary.name)
+        left = [*temporary.glob("pdqn-*"), *temporary.glob("pymp-*")]
+        assert sorted(sweep([str(temporary)])) == sorted(left) != []
 
 
 def test_an_actor_and_a_learner_that_are_killed_are_started_again(
@@ -451,6 +455,8 @@ def test_an_actor_and_a_learner_that_are_killed_are_started_again(
         run.until(lambda: run.joined("learner", 1))
         run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
+    assert summary["transitions"]["lost"] == 0
+    assert summary["transitions"]["sent"] >= summary["transitions"]["received"]
     assert summary["restarts"] == {"actor": 1, "replay": 0, "learner": 1, "evaluator": 0}
     assert "actor 1: killed by SIGKILL (see run/logs/actor-1.log)" in summary["first_error"]
     ended = [(e["role"], e["index"], e["cause"]) for e in run.events("ended") if "role" in e]
@@ -461,18 +467,36 @@ def test_an_actor_and_a_learner_that_are_killed_are_started_again(
     assert saved <= continued <= summary["learner_steps"]
 
 
-def test_a_replay_that_is_killed_is_started_again_and_the_run_goes_on(
-    pdqn_command: StartCommand, observe: Observe, tmp_path: Path
+def test_a_replay_that_is_killed_again_and_again_loses_nothing_and_the_run_goes_on(
+    pdqn_command: StartCommand, observe: Observe, read_lines: ReadLines, tmp_path: Path
 ):
-    options = ["--actors", "2", *NO_EVALUATOR]
+    options = ["--actors", "2", "--set", "replay.capacity=100000", *NO_EVALUATOR]
     with pdqn_command("launch", *CART_POLE, *options, directory=tmp_path) as command:
         run = observe(command)
         run.learns()
-        run.role("replay").kill()
-        run.until(lambda: run.joined("replay", 1))
-        run.grows("environment_steps", "learner_steps")
+        stored = 0.0
+        for kill in range(1, 3):
+            before = read_lines(run.path / "metrics.jsonl")
+            stored += before[-1]["replay/size"]
+            run.role("replay").kill()
+            run.role("actor", 1).kill()
+            run.until(lambda incarnation=kill: run.joined("replay", incarnation))
+            run.until(lambda incarnation=kill: run.joined("actor", incarnation))
+            run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
-    assert summary["restarts"] == {"actor": 0, "replay": 1, "learner": 0, "evaluator": 0}
+    assert summary["restarts"] == {"actor": 2, "replay": 2, "learner": 0, "evaluator": 0}
+    last = read_lines(run.path / "metrics.jsonl")[-1]
+    assert last["replay/transitions_recovered"] >= stored
+    transitions = summary["transitions"]
+    assert transitions["received"] == last["replay/size"], "all is stored and counted once"
+    assert transitions["duplicate"] == 0
+    assert transitions["lost"] == transitions["waiting"] == transitions["stored_twice"] == 0
+    ends = sum(transitions[name] for name in ("received", "refused", "died"))
+    assert transitions["made"] == ends, "what is not stored died with an actor that was killed"
+    assert transitions["sent"] >= transitions["received"]
+    assert last["system/transitions_died"] == transitions["died"]
+    assert last["system/lost"] == 0, "what was acknowledged leaves no gap in a stream"
+    assert summary["samples_per_insert"] < 4.2, "what was sampled is not due again"
     assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]
 
 
@@ -494,6 +518,9 @@ def test_a_run_goes_on_while_one_of_its_replays_is_lost_and_comes_back(
     assert summary["exit_reason"] == "interrupted"
     assert summary["restarts"] == {"actor": 0, "replay": 1, "learner": 0, "evaluator": 0}
     assert "replays 2 alive" in command.stdout
+    transitions = summary["transitions"]
+    assert transitions["lost"] == transitions["died"] == transitions["waiting"] == 0
+    assert transitions["made"] == transitions["received"] + transitions["refused"]
     config = tomllib.loads((run.path / "config.toml").read_text(encoding="utf-8"))
     assert (config["replay"]["shards"], config["replay"]["capacity"]) == (2, 5000)
     assert load_model(run.path / "final_model.pth").parameter_version == summary["learner_steps"]

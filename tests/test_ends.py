@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from launcher.folders import Folder
+from launcher.folders import Folder, sweep
+from launcher.records.scalars import ScalarWriter
+from launcher.records.unwritten import Unwritten
+from launcher.results.rescue import LastParameters, rescued
 from launcher.results.saved import unsaved
-from launcher.results.scalars import ScalarWriter
 from launcher.rundir import RunDirectory, is_open
 from launcher.sockets import SocketsFolder
-from launcher.unwritten import Unwritten
 from learner.checkpoint import Saver
 from learner.learner import Learner
 from pdqn.errors import UsageError
 from pdqn.files import RUN_ID
 from pdqn.layers import CONFIG, build
+from pdqn.model import read_model
+from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.socket_files import SocketFile
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
@@ -103,6 +106,47 @@ def test_the_model_is_written_although_the_checkpoint_cannot_be(tmp_path: Path, 
     assert "final_model.pth can be evaluated" in unsaved(tmp_path, 7, "")
 
 
+def test_what_a_learner_published_last_is_the_model_if_it_ends_before_it_has_saved(
+    tmp_path: Path, learner: Learner, eventually: Callable[..., Any]
+):
+    save(learner, tmp_path, 7)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    publisher = ParameterPublisher(context, "inproc://parameters")
+    publisher.publish(Parameters("run", 0, 9, learner.online.state_dict()))
+
+    def heard(run: str) -> LastParameters:
+        last = LastParameters(context, run)
+        last.follow("inproc://parameters")
+        eventually(lambda: publisher.serve() or last.hear() or last._message)
+        last.close()
+        return last
+
+    try:
+        assert heard("another").save(tmp_path, CONFIG_OF_TEST, SPEC) is None
+        assert read_model(tmp_path / "final_model.pth").parameter_version == 7
+        assert heard("run").save(tmp_path, CONFIG_OF_TEST, SPEC) == 9
+        assert read_model(tmp_path / "final_model.pth").parameter_version == 9
+        assert heard("run").save(tmp_path, CONFIG_OF_TEST, SPEC) is None  # there is no newer one
+        (tmp_path / "final_model.pth").unlink()
+        (tmp_path / "final_model.pth" / "x").mkdir(parents=True)
+        assert heard("run").save(tmp_path, CONFIG_OF_TEST, SPEC) is None
+    finally:
+        publisher.close()
+        context.destroy(linger=0)
+    text = rescued(tmp_path, 9, 10)
+    assert "final_model.pth has the newest parameters that it published, of step 9 of 10" in text
+    assert text.endswith("--resume goes on from step 7")
+
+
+def test_a_run_whose_learner_published_nothing_rescues_nothing(tmp_path: Path):
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    last = LastParameters(context, "run")
+    last.follow("")
+    last.hear()
+    assert last.save(tmp_path, CONFIG_OF_TEST, SPEC) is None
+    context.destroy(linger=0)
+
+
 # ---- files that cannot be written ----
 
 
@@ -135,6 +179,27 @@ def test_figures_for_tensorboard_go_on_in_another_file_after_a_failure(tmp_path:
     read = EventAccumulator(str(folder), size_guidance={"tensors": 0})
     read.Reload()
     assert [event.step for event in read.Tensors("a")] == [3]
+
+
+def test_figures_for_tensorboard_are_tried_again_at_intervals_without_a_file_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    writer = ScalarWriter(tmp_path, lambda: now)
+    with monkeypatch.context() as patch:
+        patch.setattr("launcher.records.scalars._append", no_room)
+        for step in range(10):
+            with pytest.raises(OSError, match="No space left"):
+                writer.write({"a": 1.0}, step)
+            now += 0.1
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        writer.write({"a": 1.0}, 10)
+    assert writer.left_out == 11
+    now += 60.0
+    writer.write({"a": 1.0}, 11)
+    assert len(list(tmp_path.iterdir())) == 1
+    writer.close()
 
 
 # ---- a directory that is removed, moved or replaced ----
@@ -345,7 +410,7 @@ def test_a_removed_folder_of_sockets_is_told_and_made_again_for_this_user_alone(
 
 def test_a_folder_that_others_have_put_in_its_place_is_not_used(tmp_path: Path):
     sockets = SocketsFolder(_private(tmp_path / "sockets"))
-    sockets.path.rmdir()
+    shutil.rmtree(sockets.path)
     sockets.path.mkdir()
     sockets.path.chmod(0o777)
     assert "a role that ends cannot come back" in sockets.look()
@@ -355,6 +420,27 @@ def test_a_folder_that_others_have_put_in_its_place_is_not_used(tmp_path: Path):
     assert "made again" in sockets.look()
     assert sockets.is_open
     sockets.remove()
+
+
+def test_folders_of_processes_that_were_killed_are_removed_and_no_others(tmp_path: Path):
+    left, lives, closed = (Folder(_private(tmp_path / f"pdqn-{n}")) for n in ("left", "on", "x"))
+    left.mark()
+    (left.path / "deep").mkdir()
+    left.close()  # as the kernel does
+    lives.mark()
+    closed.close()  # it has no mark: perhaps somebody keeps results there
+    for name in ("pdqn-open", "other"):
+        folder = Folder(_private(tmp_path / name))
+        folder.mark()
+        folder.close()
+    (tmp_path / "pdqn-open").chmod(0o755)
+    (tmp_path / "pdqn-link").symlink_to(tmp_path / "other")
+    (tmp_path / "pdqn-file").touch()
+    before = {path.name for path in tmp_path.iterdir()}
+    assert sweep([str(tmp_path), str(tmp_path / "nowhere")]) == [left.path]
+    assert before - {path.name for path in tmp_path.iterdir()} == {"pdqn-left"}
+    assert (tmp_path / "other" / ".temporary").exists()
+    lives.close()
 
 
 def _private(path: Path) -> Path:
@@ -380,6 +466,10 @@ def test_a_socket_that_was_removed_lets_others_in_again_and_keeps_its_connection
                 assert router.poll(5000)
                 router.recv_multipart()
                 shutil.rmtree(folder)
+                file.tend()
+                assert not folder.exists(), "only the process that has made it makes it again"
+                file.tend()
+                _private(folder)
                 file.tend()
             before.send(b"still here")
             assert router.poll(5000)
@@ -416,13 +506,17 @@ def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_n
         run = observe(command)
         run.learns()
         (sockets,) = Path(command._temporary.name).glob("pdqn-*")
-        forkserver = list(Path(command._temporary.name).glob("pymp-*"))
-        for folder in (run.path, sockets, *forkserver):
+        for folder in (run.path, sockets):
             remove(folder)
+        (forkserver,) = (p for p in command.members() if "forkserver" in " ".join(p.cmdline()))
+        forkserver.kill()
         run.until(lambda: (run.path / CONFIG).is_file())
         run.until(lambda: (sockets / "coordinator").exists())
         run.role("actor").kill()
         run.until(lambda: run.joined("actor", 1))
+        run.role("replay").kill()
+        run.role("learner").kill()
+        run.until(lambda: run.joined("replay", 1) and run.joined("learner", 1))
         run.until(run.checkpoints)
         run.grows("environment_steps", "learner_steps")
         # A file in the place of a folder, and a folder in the place of a file.
@@ -437,6 +531,8 @@ def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_n
         assert "the newest checkpoint does not exist" in text
         assert "nothing of it can be used" in text
         assert f"{run.path.name}/final_model.pth" in text
+    pids = [e["pid"] for e in run.events("ended") if e.get("role") == "forkserver"]
+    assert pids == [forkserver.pid]
     assert any("was removed while the run went on" in text for text in summary["unwritten"])
     assert "the folder of the run's sockets, was removed: it is made again" in command.stdout
     assert "Traceback" not in command.stdout + command.stderr

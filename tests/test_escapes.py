@@ -26,6 +26,7 @@ import launcher.terminal
 from launcher.cli.main import main
 from launcher.console.console import Console, make_console
 from launcher.console.dashboard import render
+from launcher.console.views import MemberViews
 from launcher.console.watch import watch
 from launcher.interrupts import Interrupts
 from launcher.metrics.roster import MemberView, Roster
@@ -34,7 +35,6 @@ from launcher.results.compare import draw_comparison
 from launcher.results.evaluate import table
 from launcher.results.training import plot_training, read_metrics
 from launcher.run.ends import Ends
-from launcher.run.views import MemberViews
 from pdqn import messages, wire
 from pdqn.errors import UsageError
 from pdqn.model import Model, load_model

@@ -18,7 +18,7 @@ import zmq
 
 from actors.environments.describe import describe_environment
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk, FileStore
 from launcher.hosts.access import open_run
 from launcher.metrics.metrics import RunMetrics
 from learner.checkpoint import save_checkpoint
@@ -100,6 +100,18 @@ def test_a_learner_that_went_back_behind_a_damaged_checkpoint_keeps_its_saves(
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     kept = ["step-000000520", "step-000000540"][-keep:]
     assert names == [*kept, "unreadable-step-000001000"]
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_one_that_can_be_read(tmp_path: Path):
+    store = FileStore(tmp_path, keep=2)
+    names = [f"checkpoints/step-{step:09d}/learner.pth" for step in (500, 1000, 1200)]
+    for name in names[:2]:
+        store.take("learner", piece(name, b"x"))
+    for index, name in ((0, names[1]), (1, names[0])):  # the learner could not read the newest
+        assert store.give("learner", Fetch("checkpoint", index, 0)).name == name
+    store.take("learner", piece(names[2], b"x"))
+    found = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert found == ["step-000000500", "step-000001200", "unreadable-step-000001000"]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +247,7 @@ class Host:
                 str(directory),
             ),
             metrics=RunMetrics(None),
-            files=FileStore(directory, keep=2),
+            files=FileDesk(FileStore(directory, keep=2)),
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)

@@ -258,19 +258,26 @@ def stay():
     os.close(2)
     time.sleep(600)
 
+class Torn:
+    def __del__(self):
+        time.sleep(600)
+
 entry._END_SECONDS = 0.5
 with streams.apart():
     child = multiprocessing.get_context("fork").Process(target=stay)
     child.start()
     if "hangs" in sys.argv:
         atexit.register(time.sleep, 600)
+    if "torn" in sys.argv:
+        child.kill()
+        sys.kept = Torn()
 print(child.pid, flush=True)
-entry._run = lambda: sys.exit(3)
-entry.main()
+entry.main = lambda: sys.exit(3)
+entry.run_program()
 """
 
 
-@pytest.mark.parametrize("how", ["stays", "hangs"])
+@pytest.mark.parametrize("how", ["stays", "hangs", "torn"])
 def test_a_command_ends_although_an_environment_left_what_python_waits_for(
     how: str, eventually: Any
 ):
@@ -281,6 +288,28 @@ def test_a_command_ends_although_an_environment_left_what_python_waits_for(
     with contextlib.suppress(psutil.NoSuchProcess):
         left = psutil.Process(int(command.stdout))
         eventually(lambda: left.status() == psutil.STATUS_ZOMBIE)  # if nobody waits for orphans
+
+
+ENDS_SLOWLY = """
+import sys, time
+from launcher import streams
+from launcher.cli import main as entry
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(2)  # while Python ends, after it has restored the handlers of signals
+
+entry._END_SECONDS = 0.5
+with streams.apart():
+    entry.slow = Slow()
+entry.main = lambda: sys.exit(3)
+entry.run_program()
+"""
+
+
+def test_a_command_whose_end_takes_long_keeps_its_exit_code():
+    command = subprocess.run([sys.executable, "-c", ENDS_SLOWLY], timeout=60, check=False)
+    assert command.returncode == 3
 
 
 # ---- what is printed ----

@@ -12,8 +12,13 @@ from pdqn.telemetry import Telemetry
 from pdqn.tickets import ticket_of
 from replay import intake as intakes
 from replay.buffer import make_buffer
+from replay.contents import Contents
 from replay.intake import Intake
+from replay.keeper import Keeper
+from replay.limiter import RateLimiter
 from replay.sender import UNKNOWN
+from replay.sequences import Sequences
+from replay.sharding import ShardLimiter
 
 SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (2,), "float32"),), 3)
 SEAL = bytes(range(32))
@@ -29,8 +34,12 @@ class Door:
     def __init__(self) -> None:
         self.telemetry = Telemetry()
         self._buffer = make_buffer(CONFIG, SPEC)
-        named = NAMES.__getitem__
-        self.intake = Intake(SPEC, "the-run", self._buffer, self.telemetry, 4, SEAL, named)
+        named, sequences = NAMES.__getitem__, Sequences(4)
+        contents = Contents(self._buffer, ShardLimiter(RateLimiter(1.0, 4.0, 8, 4)), sequences, 0)
+        keeper = Keeper(contents, self.telemetry)
+        self.intake = Intake(
+            SPEC, "the-run", self._buffer, self.telemetry, sequences, SEAL, named, keeper
+        )
 
     @property
     def size(self) -> int:
@@ -117,7 +126,7 @@ def test_a_ticket_is_worked_out_once_for_a_stream(door: Door, monkeypatch: pytes
 
 
 def test_only_so_many_streams_are_remembered(door: Door, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(intakes, "MOST_STREAMS", 2)
+    monkeypatch.setattr("replay.sequences.MOST_STREAMS", 2)
     for actor in (0, 1, 2, 0):
         assert door.intake.take(batch(0, actor, ticket_of(SEAL, actor, 0, GPU)), GPU)[0] == 4
     assert len(door.intake._tickets._verified) == 2

@@ -510,6 +510,36 @@ def test_after_a_damaged_newest_checkpoint_saves_of_fewer_steps_stay(tmp_path: P
     assert aside.read_bytes() == b"damaged"
 
 
+def test_a_damaged_checkpoint_does_not_take_the_place_of_one_that_can_be_read(tmp_path: Path):
+    learner = learner_of()
+    for steps in (500, 1000):
+        learner.learner_steps = steps
+        damaged = save_checkpoint(tmp_path, learner.get_state(), keep=2)
+    (damaged / "learner.pth").write_bytes(b"damaged")
+    saver, said = Saver(tmp_path, build(("test", {"checkpoint": {"keep": 2}})), SPEC), list[str]()
+    saver.restore(learner, said.append)
+    assert [text.partition("(")[0] for text in said] == [
+        f"checkpoint {damaged} cannot be read ",
+        "goes on from learner step 500",
+    ]
+    saver.restore(learner, said.append)
+    assert said[2:] == ["goes on from learner step 500"], "the damaged one is told once"
+    learner.learner_steps = 1200
+    saver.save(learner)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000500", "step-000001200", "unreadable-step-000001000"]
+
+
+def test_of_damaged_checkpoints_only_the_newest_ten_stay(tmp_path: Path):
+    save_checkpoint(tmp_path, state_of(1), keep=1)
+    for steps in range(10, 25):
+        damaged = save_checkpoint(tmp_path, state_of(steps), keep=1)
+        (damaged / "learner.pth").write_bytes(b"damaged")
+        save_checkpoint(tmp_path, state_of(1), keep=1)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000001", *(f"unreadable-step-{n:09d}" for n in range(15, 25))]
+
+
 def test_a_second_damaged_checkpoint_of_the_same_step_replaces_the_first(tmp_path: Path):
     for content in (b"first", b"second"):
         damaged = save_checkpoint(tmp_path, state_of(9), keep=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -143,6 +144,34 @@ def test_a_process_whose_log_cannot_be_made_goes_on_and_opens_it_later(tmp_path:
     log = tmp_path / "actor-0.log"
     subprocess.run([sys.executable, "-c", WITHOUT_ROOM, str(log)], check=True, timeout=60)
     assert log.read_text(encoding="utf-8") == f"{log}: Is a directory\n"
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["a pipe without a reader", "a disk"])
+def test_a_log_that_does_not_open_keeps_no_process_waiting(tmp_path: Path, hangs: bool):
+    log = tmp_path / "actor-0.log"
+    os.mkfifo(log)
+    code = WITHOUT_READER + (HUNG_DISK if hangs else "") + TROUBLE
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(log)], check=True, timeout=60, capture_output=True
+    )
+    why = "it cannot be opened within 0.2 s" if hangs else "No such device or address"
+    assert told.stderr.decode() == f"{log}: {why}\n"
+
+
+WITHOUT_READER = """
+import os, sys, time
+from pathlib import Path
+from pdqn import logs
+before = os.dup(2)
+"""
+HUNG_DISK = """
+logs._OPEN_SECONDS = 0.2
+logs.OutputLog._open = lambda self: time.sleep(1000)
+"""
+TROUBLE = """
+log = logs.OutputLog(Path(sys.argv[1]))
+os.write(before, log.trouble.encode() + b"\\n")
+"""
 
 
 def test_the_bound_on_a_roles_log_leaves_room_to_cut():

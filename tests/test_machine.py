@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from launcher.plan import machine as hardware
+from launcher.plan.disk import describe_journal
 from launcher.plan.machine import (
     CgroupLimits,
     Gpu,
@@ -124,7 +125,7 @@ def test_every_auto_setting_is_filled_in() -> None:
         sizeless = {key for key, value in network.items() if value is None}
         for section, values in dataclasses.asdict(sized.config).items():
             left = {key for key, value in values.items() if value in (None, "auto")}
-            assert left <= limits | sizeless | {"transport"}, section
+            assert left <= limits | sizeless | {"transport", "journal_dir"}, section
 
 
 def test_the_layer_gives_the_planned_configuration() -> None:
@@ -819,3 +820,25 @@ def test_a_hard_limit_that_is_too_low_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
     with pytest.raises(RunError, match=r"600 open files, the hard limit is 512"):
         raise_open_file_limit(600)
+
+
+# ---- the disk ----
+
+
+def test_the_journal_is_planned_against_the_free_space_of_its_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = plan(machine(), Config(), CART_POLE).config
+    config = build(("plan", config.to_map()), ("test", {"replay": {"capacity": 1_000_000}}))
+    needed = 1_000_000 * (24 + 16) + 32 * 1024**2
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr("psutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        line, warning = describe_journal(config, 16.0, tmp_path / "runs" / "new")
+        assert line == (f"journal: up to 73.6 MB in {tmp_path}/runs/new, where 73.6 MB are free")
+        assert bool(warning) != fits
+    assert warning == (
+        f"replay's journal may take 73.6 MB, and {tmp_path}/runs/new has 73.6 MB free: name "
+        "another folder with --run-dir, lower replay.capacity, or set replay.journal to off"
+    )
+    off = build(("plan", config.to_map()), ("test", {"replay": {"journal": "off"}}))
+    assert describe_journal(off, 16.0, tmp_path) == ("", "")

@@ -39,6 +39,7 @@ from pdqn.messages import (
     Report,
     Unknown,
 )
+from pdqn.spans import Span
 
 
 def membership_of(actors: int = 2, **sections: dict[str, Any]) -> Membership:
@@ -443,6 +444,7 @@ FOREIGN: list[tuple[str, str, Message, str]] = [
     ("actor", ACTORS, Leave(Report(evaluation=EVALUATION)), "an evaluation"),
     ("learner", GPU, Report(episodes=(Episode(1.0, 1),)), "episodes"),
     ("evaluator", GPU, Report(episodes=(Episode(1.0, 1),)), "episodes"),
+    ("learner", GPU, Report(spans=(Span(0, 0, 0, 5),)), "spans of transitions"),
     ("actor", ACTORS, Report(ended=(1,)), "the end of a host's process"),
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +81,20 @@ def test_memory_of_its_own_counts_as_held():
     kept = np.ones(300_000_000, np.uint8)
     assert 250_000_000 < held_bytes() - before < 350_000_000
     assert kept.all()
+
+
+def test_without_a_descriptor_nothing_is_measured_and_nothing_fails():
+    code = (
+        "import resource\n"
+        "from launcher.plan import machine\n"
+        "from pdqn.memory import held_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
+        "print(held_bytes(), machine.load())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == "0 (0.0, 0)\n", result.stderr
 
 
 def test_an_environment_that_leaks_ends_its_actor_with_a_sentence_and_the_run_goes_on(

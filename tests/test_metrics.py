@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from launcher.metrics.counters import Counters
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.waiting import bottleneck, replay_waits
-from launcher.run.recorder import Recorder
+from launcher.records.records import Records
 from launcher.rundir import RunDirectory, default_path, new_path
-from launcher.unwritten import Unwritten
 from pdqn.errors import UsageError
 from pdqn.layers import build
 from pdqn.messages import Evaluation, Report
@@ -34,6 +34,7 @@ def report(
     gauges: dict[str, float] | None = None,
     episodes: list[list[Any]] | None = None,
     evaluation: dict[str, Any] | None = None,
+    spans: Sequence[tuple[int, ...]] = (),
     **counters: float,
 ) -> None:
     content = {
@@ -41,6 +42,7 @@ def report(
         "gauges": gauges or {},
         "episodes": episodes or [],
         "evaluation": evaluation,
+        "spans": spans,
     }
     metrics.ingest(MemberKey(role, index, incarnation), Report.from_map(content), now)
 
@@ -281,12 +283,27 @@ def test_what_is_in_flight_was_sent_and_has_not_been_seen():
         transitions_rejected=11,
         transitions_refused=10,
         batches_missing=1,
+        spans=[(0, 0, 0, 100, 10)],
     )
     assert metrics.in_flight() == 20
     assert metrics.value("system/lost") == 1
     # The report about sending may come after the report about receiving.
-    report(metrics, "replay", transitions_received=130)
+    report(metrics, "replay", transitions_received=130, spans=[(1, 0, 0, 40, 0)])
     assert metrics.in_flight() == 0
+    assert metrics.value("system/transitions_waiting") == 0
+
+
+def test_what_a_killed_actor_has_sent_is_waited_for_until_every_replay_has_taken_all():
+    metrics = RunMetrics(None)
+    report(metrics, "actor", transitions_made=100, transitions_sent=90)
+    report(metrics, "replay", spans=[(0, 0, 0, 60, 0)])
+    metrics.ledger.end((0, 0), "died")
+    report(metrics, "replay", index=1, gauges={"drained": 1})
+    report(metrics, "replay", gauges={"drained": 0})
+    assert metrics.in_flight() == 40
+    report(metrics, "replay", gauges={"drained": 1}, spans=[(0, 0, 0, 80, 0)])
+    assert metrics.in_flight() == 0
+    assert metrics.value("system/transitions_died") == 20
 
 
 def test_who_waits_for_whom_is_told_in_words():
@@ -381,6 +398,7 @@ def test_the_summary_adds_up():
         "actor",
         105.0,
         environment_steps=200,
+        transitions_made=194,
         transitions_sent=190,
         transitions_unsent=4,
         episodes=[[2.0, 10, 0.25], [4.0, 10, 0.75]],
@@ -395,6 +413,7 @@ def test_the_summary_adds_up():
         transitions_duplicate=5,
         transitions_rejected=2,
         transitions_refused=2,
+        spans=[(0, 0, 0, 150, 1), (0, 0, 158, 190, 1)],
         priorities_clipped=3,
         samples=720,
         policy_lag_sum=90,
@@ -402,6 +421,7 @@ def test_the_summary_adds_up():
     )
     report(metrics, "learner", gauges={"learner_steps": 45}, learner_steps=45)
     report(metrics, "evaluator", evaluation=evaluation_of(5.0))
+    metrics.ledger.close()
     summary = metrics.summary()
     # Four seconds pass from the first report of steps, at 101, to the last, at 105.
     assert summary["active_seconds"] == 4.0
@@ -416,9 +436,14 @@ def test_the_summary_adds_up():
     assert summary["environment"] == {"return_mean": 3.0, "metrics": {"coverage": 0.5}}
     assert Evaluation.from_map(summary["eval"]) == Evaluation.from_map(evaluation_of(5.0))
     assert summary["transitions"] == {
+        "made": 194,
         "sent": 190,
         "received": 180,
+        "refused": 2,
+        "waiting": 0,
         "lost": 8,
+        "died": 4,
+        "stored_twice": 0,
         "duplicate": 5,
         "rejected": 2,
         "unsent": 4,
@@ -538,21 +563,21 @@ def test_the_default_directory_says_what_was_run():
     assert path.name.startswith("pdqn-CirclePlacement-v0__seed7__20")
 
 
-# ---- recorder ----
+# ---- records ----
 
 
 def test_a_line_goes_to_metrics_and_its_numbers_to_tensorboard(
     tmp_path: Path, read_lines: ReadLines
 ):
     directory = RunDirectory(tmp_path)
-    recorder = Recorder(directory, Unwritten(print))
+    records = Records(directory, build())
     metrics = RunMetrics("coverage")
     report(metrics, "actor", episodes=[[1.0, 3, 0.25]], environment_steps=30)
-    recorder.write(metrics.line(1.0, capacity=50))
+    records.line(metrics.line(1.0, capacity=50))
     report(metrics, "actor", gauges={}, environment_steps=40)
-    recorder.write(metrics.line(2.0, capacity=50))
-    recorder.close()
-    directory.close()
+    records.line(metrics.line(2.0, capacity=50))
+    records.close()
+    assert records.flush(10.0)
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert [line["environment_steps"] for line in lines] == [30, 40]
     assert lines[0]["rollout/coverage"] == 0.25

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import json
+import os
 import re
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,14 +24,18 @@ from launcher.coordinator.places import Member
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from pdqn import wire
 from pdqn.config import Config
+from pdqn.errors import RunError
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Report, Welcome
+from pdqn.process import own_host
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.tickets import ticket_of
 from replay.buffer import make_buffer
 from replay.client import SampleClient
-from replay.intake import Sequences
+from replay.durability import journal_folder
+from replay.journal import Journal
+from replay.keeper import Keeper
 from replay.process import ReplayServer
 from replay.samples import (
     Sample,
@@ -37,6 +46,7 @@ from replay.samples import (
     slot_count,
 )
 from replay.sender import Hello, TransitionSender
+from replay.sequences import Sequences
 from replay.sharding import Tally
 from replay.shared_memory import MemoryAddress
 
@@ -152,7 +162,7 @@ class Bench:
 
     def after_reports(self, number: int = 5) -> None:
         """Wait for a few more reports: what the server holds back now, it holds back for good."""
-        start = self.member().heard
+        start = self.until(lambda: list(self.coordinator.membership.members("replay")))[0].heard
         heard = {start}
         self.until(lambda: heard.add(self.member().heard) or len(heard) > number)
 
@@ -260,8 +270,9 @@ def encoded(
 ) -> bytes:
     columns, blocks = columns_of(count, **of), [frames_of(count, first)]
     ticket = ticket_of(SEAL, actor % (1 << 32), 0, "")
+    made = count + (BATCH * sequence if sequence < 1 << 32 else 0)
     return wire.encode_transitions(
-        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks, ticket)
+        wire.TransitionBatch(run, actor, 0, sequence, version, columns, blocks, ticket, made)
     )
 
 
@@ -724,6 +735,270 @@ def test_priorities_meant_for_the_replay_before_a_restart_change_nothing(bench: 
     assert (np.frombuffer(slab, np.int64, BATCH) >= 1 << 40).all()
 
 
+# ---- the journal ----
+
+
+@pytest.fixture
+def keep(make_bench: Callable[..., Bench], tmp_path: Path) -> Callable[..., Bench]:
+    """Make a bench whose replay finds the run's directory, and so has a journal there."""
+    (tmp_path / "run_id").write_text(RUN)
+    return make_bench
+
+
+@pytest.fixture
+def kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a server that stops take no last snapshot, as one that is killed."""
+
+    def close(keeper: Keeper) -> None:
+        keeper.note_report()  # a link that leaves does report
+        keeper.write()
+        keeper._release()
+
+    monkeypatch.setattr(Keeper, "close", close)
+
+
+@pytest.mark.usefixtures("kill")
+@pytest.mark.parametrize("journal", ["write", "sync"])
+def test_a_replay_that_is_killed_comes_back_with_its_contents(
+    keep: Callable[..., Bench], journal: str
+):
+    bench = keep(journal=journal)
+    sender, dealer = bench.sender(window=10), bench.dealer()
+    for batch in range(3):
+        bench.send(sender, first=10 * batch)
+    bench.flush(sender)
+    dealer.ask(keys=np.arange(4), priorities=np.full(4, 1e-6, np.float32))
+    bench.until(dealer.answers)
+    restart(bench)
+    sender.connect(*bench.actors_endpoints)
+    client = bench.client()
+    bench.send(sender, first=30)
+    bench.flush(sender)
+    keys = bench.sample(client).keys
+    assert ((keys >= 4) & (keys < 16)).all(), "the first four have hardly any priority"
+    assert bench.total("transitions_recovered") == 12
+    bench.until(lambda: bench.total("transitions_received") == 16)
+    assert bench.total("transitions_duplicate") == bench.total("batches_missing") == 0
+
+
+def test_a_replay_whose_disk_hangs_is_heard_and_loses_nothing(
+    keep: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pdqn.heartbeat._LATE_SECONDS", 0.05)
+    answers, write = threading.Event(), Journal.write
+
+    def slow(journal: Journal) -> None:
+        if journal._segment.has_pending:
+            assert answers.wait(60)
+        write(journal)
+
+    bench = keep()
+    sender = bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    monkeypatch.setattr(Journal, "write", slow)
+    bench.send(sender, first=10)
+    bench.until(lambda: "waits for the disk" in bench.member().activity)
+    bench.after_reports()
+    assert sender.unacknowledged == 1
+    answers.set()
+    bench.flush(sender)
+    bench.until(lambda: bench.total("transitions_received") == 8)
+    assert bench.total("transitions_duplicate") == bench.total("batches_missing") == 0
+
+
+@pytest.mark.usefixtures("kill")
+def test_a_batch_that_the_journal_has_is_not_taken_again(
+    keep: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+):
+    bench = keep()
+    sender = bench.sender()
+    sender._greeted = True
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "settled", lambda _: [])  # it is killed before it acknowledges
+        bench.send(sender)
+        bench.until(lambda: bench.total("transitions_received") == 4)
+        assert sender.unacknowledged == 1
+        restart(bench)
+    sender.connect(*bench.actors_endpoints)
+    bench.flush(sender)
+    bench.after_reports()
+    assert bench.metrics.gauge("replay", "size") == 4
+    assert bench.total("transitions_received") == 4
+    assert bench.total("transitions_duplicate") == 0, "the greeting says that it is there"
+
+
+@pytest.mark.usefixtures("kill")
+def test_priorities_that_are_on_their_way_when_replay_is_killed_find_their_transitions(
+    keep: Callable[..., Bench],
+):
+    bench = keep()
+    sender = bench.sender()
+    for _ in range(2):
+        bench.send(sender)
+    bench.flush(sender)
+    restart(bench)
+    dealer = bench.dealer()
+    dealer.ask(keys=np.arange(7), priorities=np.full(7, 1e-6, np.float32))
+    (((_, slab),)) = bench.until(dealer.answers)
+    assert (np.frombuffer(slab, np.int64, BATCH) == 7).all()
+    assert bench.total("priorities_ignored") == 0
+
+
+def test_the_first_replay_of_a_run_does_not_take_over_a_journal_that_it_finds(
+    keep: Callable[..., Bench],
+):
+    first = keep()
+    sender = first.sender()
+    first.send(sender)
+    first.flush(sender)
+    first.stop()
+    second = keep()
+    second.after_reports()
+    assert second.total("transitions_recovered") == 0
+    assert second.metrics.gauge("replay", "size") == 0
+
+
+@pytest.mark.usefixtures("kill")
+def test_a_damaged_journal_is_replaced_by_what_is_left_of_it(
+    keep: Callable[..., Bench], tmp_path: Path
+):
+    bench = keep()
+    sender = bench.sender(window=10)
+    for batch in range(3):
+        bench.send(sender, first=10 * batch)
+    bench.flush(sender)
+    bench.stop()
+    folder = tmp_path / "journal" / "replay-0"
+    for path in folder.glob("*.segment"):
+        data = path.read_bytes()
+        middle = encoded(1, first=10)[-8:]
+        path.write_bytes(data.replace(middle, bytes(8)))
+    bench.coordinator.command(["replay"], "run")
+    bench.server = bench.start()
+    bench.until(lambda: bench.metrics.gauge("replay", "size") == 8)
+    text = "1 places of the journal are damaged; 8 transitions are taken over"
+    assert [e.text for e in bench.coordinator.events if e.kind == "journal"] == [text]
+    restart(bench)
+    bench.until(lambda: bench.metrics.gauge("replay", "size") == 8)
+    assert bench.total("journal_damaged") == 1, "the new journal is whole"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["replay-0", "replay-0.lock"]
+    client = bench.client()
+    assert (bench.sample(client).keys >= 1 << 40).all()
+
+
+def test_a_journal_that_another_process_keeps_is_left_alone(
+    keep: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("replay.ownership._LOCK_SECONDS", 0.1)
+    bench = keep()
+    bench.send(bench.sender())
+    bench.after_reports()
+    lock = (tmp_path / "journal" / "replay-0.lock").open()
+    bench.stop()
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    bench.coordinator.command(["replay"], "run")
+    bench.server = bench.start()
+    bench._eventually(lambda: bench.coordinator.poll(0.01) or bench.server.done())
+    with pytest.raises(RunError, match=r"replay-0\.lock: another process keeps this journal"):
+        bench.server.result()
+    lock.close()
+    bench.coordinator.lost("replay", 0, os.getpid())
+    bench.server = bench.start()
+    bench.until(lambda: bench.metrics.gauge("replay", "size") == 4)
+
+
+def test_a_run_with_fewer_replays_tells_what_it_leaves_out_and_removes_it(
+    keep: Callable[..., Bench], tmp_path: Path
+):
+    bench = keep()
+    sender = bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    bench.stop()
+    journals = tmp_path / "journal"
+    for number in (1, 2):
+        shutil.copytree(journals / "replay-0", journals / f"replay-{number}")
+        (journals / f"replay-{number}.lock").touch()
+    bench.coordinator.command(["replay"], "run")
+    bench.server = bench.start()
+    bench.until(lambda: bench.total("transitions_recovered") == 4)
+    assert sorted(path.name for path in journals.iterdir()) == ["replay-0", "replay-0.lock"]
+    text = "8 transitions are left out: the run had more replays, and their journals are removed"
+    assert [e.text for e in bench.coordinator.events if e.kind == "journal"] == [text]
+
+
+@pytest.mark.usefixtures("kill")
+def test_in_a_shared_folder_the_lock_of_a_host_that_is_gone_keeps_nobody_out(
+    keep: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("replay.ownership._FOREIGN_LOCK_SECONDS", 0.1)
+    bench = keep(journal_dir=str(tmp_path / "shared"))
+    sender = bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    bench.stop()
+    (path,) = (tmp_path / "shared").glob("*/replay-0.lock")
+    assert path.read_text() == own_host()
+    path.write_text("another-host")
+    with path.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        bench.coordinator.command(["replay"], "run")
+        bench.server = bench.start()
+        bench.until(lambda: bench.total("transitions_recovered") == 4)
+        assert json.loads(path.with_suffix(".owner").read_text()) == [RUN, 1]
+        bench.stop()
+
+
+def test_another_kind_of_transitions_is_not_taken_over(
+    keep: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+):
+    bench = keep()
+    sender = bench.sender()
+    bench.send(sender)
+    bench.flush(sender)
+    monkeypatch.setattr("replay.durability.kind_of", lambda *_: "another")
+    restart(bench)
+    bench.until(lambda: bench.metrics.gauge("replay", "size") == 0)
+    text = "the journal is not taken over: its transitions mean something else"
+    assert text in [event.text for event in bench.coordinator.events]
+
+
+@pytest.mark.parametrize(
+    ("settings", "run_dir", "own_folder", "expected"),
+    [
+        ({}, "here", "", "here/journal/replay-3"),
+        ({"journal_dir": "shared"}, "here", "", r"shared/here-[0-9a-f]{8}/replay-3"),
+        ({}, "elsewhere", "own", "own/journal/replay-3"),
+        ({"journal_dir": "shared"}, "elsewhere", "own", r"shared/elsewhere-[0-9a-f]{8}/replay-3"),
+        ({}, "elsewhere", "", None),
+        # A head that is not trusted does not say where a host writes.
+        ({"journal_dir": "shared"}, "", "own", "own/journal/replay-3"),
+        ({"journal_dir": "shared"}, "", "", None),
+    ],
+)
+def test_the_journal_is_in_the_runs_folder_or_where_it_is_wanted_or_in_the_hosts_own(
+    tmp_path: Path, settings: dict[str, str], run_dir: str, own_folder: str, expected: str | None
+):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "run_id").write_text(RUN)
+    config = config_of(**{name: str(tmp_path / path) for name, path in settings.items()})
+    directory = str(tmp_path / run_dir) if run_dir else ""
+    welcome = Welcome(RUN, 3, 0, config, SPEC, "tcp://127.0.0.1:*", directory)
+    folder = journal_folder(welcome, str(tmp_path / own_folder) if own_folder else "")
+    if expected is None:
+        assert folder is None
+    else:
+        assert folder is not None
+        assert re.fullmatch(expected, str(folder.relative_to(tmp_path)))
+
+
+def test_a_replay_without_a_place_for_its_journal_says_so(bench: Bench):
+    bench.after_reports()
+    [text] = [event.text for event in bench.coordinator.events if event.kind == "journal"]
+    assert text == "no journal: this host has no folder for one; replay.journal_dir names a folder"
+
+
 # ---- what a configuration describes ----
 
 
@@ -781,7 +1056,7 @@ def test_nobody_hears_the_acknowledgements_of_another_actor_or_takes_them_from_i
 def test_one_that_joins_again_and_again_takes_nobodys_acknowledgements(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("replay.intake.MOST_STREAMS", 20)
+    monkeypatch.setattr("replay.sequences.MOST_STREAMS", 20)
     sender, restless = bench.sender(actor=3), bench.socket(zmq.DEALER, "acknowledgements/0")
     bench.send(sender, actor=3)
     bench.flush(sender)

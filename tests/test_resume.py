@@ -35,6 +35,7 @@ from pdqn.errors import UsageError
 from pdqn.layers import Layer, build
 from pdqn.messages import Episode, Report
 from pdqn.model import BEST_MODEL
+from pdqn.spans import Span
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -193,11 +194,11 @@ def test_counters_survive_the_file_and_grow_on(tmp_path: Path):
 def test_a_full_disk_is_said_once_and_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", "state.json")
 
     said: list[str] = []
-    monkeypatch.setattr(RunState, "write", full)
+    monkeypatch.setattr("launcher.run.state.replace_text", full)
     monkeypatch.setattr(RunDirectory, "write_snapshot", full)
     monkeypatch.setattr(
         "launcher.console.console.SilentConsole.message", lambda _, text: said.append(text)
@@ -219,18 +220,59 @@ def test_the_first_error_of_an_earlier_session_stays_in_the_summary(tmp_path: Pa
     assert summary["first_error"] == "actor 1: killed by SIGKILL"
 
 
-def test_what_was_on_its_way_when_a_run_was_killed_is_lost_and_not_waited_for():
+def drained(*spans: Span) -> Report:
+    """Make the report of a replay that has taken whatever had come."""
+    return Report(gauges={"drained": 1.0, "spans_waiting": 0.0}, spans=spans)
+
+
+def test_what_was_on_its_way_when_a_run_was_killed_died_with_its_actor_and_is_not_waited_for():
     first = RunMetrics(None)
     first.ingest(MemberKey("actor", 0, 0), Report({"transitions_sent": 100}), 1.0)
-    first.ingest(MemberKey("replay", 0, 0), Report({"transitions_received": 90}), 1.0)
+    spans = (Span(0, 0, 0, 90),)
+    settled = Report({"transitions_received": 90}, spans=spans)
+    first.ingest(MemberKey("replay", 0, 0), settled, 1.0)
     second = RunMetrics(None)
     second.set_state(json.loads(json.dumps(first.get_state())))
+    second.ingest(MemberKey("replay", 0, 1), drained(*spans), 2.0)
     assert second.in_flight() == 0
     second.ingest(MemberKey("actor", 0, 1), Report({"transitions_sent": 50}), 2.0)
     assert second.in_flight() == 50
-    second.ingest(MemberKey("replay", 0, 1), Report({"transitions_received": 50}), 2.0)
+    second.ingest(MemberKey("replay", 0, 1), drained(*spans, Span(0, 1, 0, 50)), 2.0)
     assert second.in_flight() == 0
-    assert second.summary()["transitions"]["lost"] == 10
+    transitions = second.summary()["transitions"]
+    assert (transitions["sent"], transitions["received"]) == (150, 140)
+    assert (transitions["lost"], transitions["died"]) == (0, 10), "it died with its actor"
+
+
+def test_what_a_killed_launcher_had_not_heard_is_counted_once_the_journal_is_read():
+    first = RunMetrics(None)
+    first.ingest(MemberKey("actor", 0, 0), Report({"transitions_sent": 100}), 1.0)
+    first.ingest(MemberKey("replay", 0, 0), Report(spans=(Span(0, 0, 0, 90),)), 1.0)
+    second = RunMetrics(None)
+    second.set_state(json.loads(json.dumps(first.get_state())))
+    # Of the next incarnation, the launcher had not heard at all.
+    spans = Span(0, 0, 0, 120), Span(0, 1, 0, 30, 10)
+    second.ingest(MemberKey("replay", 0, 1), drained(*spans), 2.0)
+    transitions = second.summary()["transitions"]
+    assert (transitions["sent"], transitions["received"]) == (150, 140)
+    assert (transitions["refused"], transitions["lost"], transitions["died"]) == (10, 0, 0)
+
+
+def test_a_run_that_kept_no_ledger_goes_on_with_its_sums():
+    first = RunMetrics(None)
+    first.ingest(MemberKey("actor", 0, 0), Report({"transitions_sent": 100}), 1.0)
+    counted = Report({"transitions_received": 80, "transitions_refused": 5})
+    first.ingest(MemberKey("replay", 0, 0), counted, 1.0)
+    state = json.loads(json.dumps(first.get_state()))
+    del state["ledger"]
+    second = RunMetrics(None)
+    second.set_state(state)
+    second.ingest(MemberKey("actor", 0, 1), Report({"transitions_sent": 50}), 2.0)
+    second.ingest(MemberKey("replay", 0, 1), drained(Span(0, 1, 0, 50)), 2.0)
+    assert second.in_flight() == 0
+    transitions = second.summary()["transitions"]
+    assert (transitions["sent"], transitions["received"]) == (150, 130)
+    assert (transitions["refused"], transitions["lost"]) == (5, 15)
 
 
 def test_a_run_that_was_ended_before_it_wrote_anything_begins_anew(tmp_path: Path):
@@ -279,6 +321,26 @@ def test_what_another_version_chose_for_a_run_stays_whatever_auto_stands_for_now
     assert summary["environment_steps"] >= 400
     after = read_run(tmp_path).config.to_map()
     assert (after["network"], after["run"]["frame_stack"]) == (before["network"], 1)
+
+
+def test_a_session_that_is_killed_before_it_wrote_again_has_its_starts_counted(tmp_path: Path):
+    state = RunState(incarnations={("actor", 0): 3})
+    assert not state.covers("actor", 0, 3)
+    state.reserve_around("actor", 0)
+    state.write(tmp_path)
+    assert state.covers("actor", 0, 3)
+    assert state.covers("actor", 5, 0), "more actors may join before the next write"
+    assert not state.covers("actor", 0, 11)
+    assert not state.covers("replay", 0, 0)
+    later = read_state(tmp_path)
+    assert later.incarnations["actor", 0] == 11
+    assert later.incarnations["actor", 5] == 8
+    state.incarnations["actor", 0] = 20
+    state.write(tmp_path)
+    assert read_state(tmp_path).incarnations["actor", 0] == 20
+    state.reserved.clear()  # at the end of a session nothing more starts
+    state.write(tmp_path)
+    assert read_state(tmp_path).incarnations == {("actor", 0): 20}
 
 
 def written(directory: Path, config: Config, *, without: str = "nothing") -> Config:
@@ -509,6 +571,12 @@ def metric(path: Path, name: str, read_lines: ReadLines) -> float:
     return values[-1] if values else 0
 
 
+def steps_in(path: Path) -> float:
+    """Return the environment steps in the state that a later session resumes from."""
+    totals = read_state(path).metrics.get("totals", [])
+    return sum(n for role, name, n in totals if (role, name) == ("actor", "environment_steps"))
+
+
 def saved_steps(path: Path) -> list[int]:
     return [int(path.name[5:]) for path in checkpoints(path)]
 
@@ -520,14 +588,13 @@ def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_say
     options = ["--env", "CartPole-v1", "--actors", "2", "--run-dir", "run"]
     with pdqn_command(*COMMAND, *options, directory=tmp_path) as command:
         eventually(lambda: len(saved_steps(run)) >= 2, 60)
-        eventually(lambda: (run / "state.json").exists(), 60)
+        eventually(lambda: steps_in(run) > 0, 60)
         os.kill(command.process.pid, signal.SIGKILL)
         eventually(lambda: not command.members(), 20)
     newest, before = saved_steps(run)[:2]
     (run / "checkpoints" / f"step-{newest:09d}" / "learner.pth").write_bytes(b"damaged")
-    steps = read_state(run).metrics["totals"]
-    counted = sum(v for role, name, v in steps if (role, name) == ("actor", "environment_steps"))
-    assert counted > 0
+    counted = steps_in(run)
+    journal = sum(path.stat().st_size for path in (run / "journal" / "replay-0").glob("*.segment"))
     resume = ["launch", "--console", "plain", "--resume", "run", "--actors", "1"]
     with pdqn_command(*resume, directory=tmp_path) as command:
         eventually(lambda: metric(run, "environment_steps", read_lines) > counted + 500, 60)
@@ -540,8 +607,19 @@ def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_say
     summary = json.loads((run / "summary.json").read_text())
     assert summary["sessions"] == 2
     assert summary["environment_steps"] > counted + 500
-    seeds = [e["text"] for e in read_lines(run / "events.jsonl") if e["event"] == "seeds"]
+    events = read_lines(run / "events.jsonl")
+    seeds = [event["text"] for event in events if event["event"] == "seeds"]
     assert len(seeds) == len(set(seeds)) == 3
+    last = read_lines(run / "metrics.jsonl")[-1]
+    assert last["replay/transitions_recovered"] * 20 < journal, "all of it, at 30 to 40 bytes each"
+    assert last["replay/transitions_recovered"] * 60 > journal
+    transitions = summary["transitions"]
+    assert transitions["duplicate"] == transitions["lost"] == transitions["waiting"] == 0
+    ends = sum(transitions[name] for name in ("received", "refused", "died"))
+    assert transitions["made"] == ends, "of both sessions"
+    joins = [event["text"] for event in events if event["event"] == "joined"]
+    places = [(text.split(" on ")[0], text.rpartition(" ")[2]) for text in joins]
+    assert len(places) == len(set(places)), "no incarnation is used twice"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,6 +185,10 @@ def test_an_actor_sends_to_its_own_shard(replays: Replays, eventually: Eventuall
     for _ in range(3):
         replays.ship()
     eventually(lambda: replays.sequences == [[], [0, 1, 2]])
+    batches = replays.shards[1].batches
+    made = list(itertools.accumulate(batch.count for batch in batches))
+    assert [batch.made for batch in batches] == made
+    assert replays.link.telemetry.counters["transitions_made"] == made[-1]
 
 
 def test_an_actor_leaves_a_replay_that_is_let_in_no_longer(

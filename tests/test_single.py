@@ -13,10 +13,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from contents import all_of
 
 from actors.environments.describe import describe_environment
 from launcher.console.console import Console, SilentConsole
 from launcher.interrupts import Interrupts
+from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import Roster
 from launcher.results.training import read_metrics
 from launcher.run.session import Session
@@ -25,6 +27,7 @@ from launcher.rundir import RunDirectory
 from learner.checkpoint import checkpoints, load_newest
 from pdqn.config import Config
 from pdqn.layers import build
+from pdqn.messages import Report
 from pdqn.model import load_model
 from pdqn.seeds import environment_seeds
 
@@ -294,7 +297,7 @@ def test_what_is_learned_is_acted_on_and_changes_priorities(
 ):
     session = session_of(config_of({"env": "CartPole-v1", "steps": 400}), tmp_path)
     run = SingleRun(session)
-    act, update, acted_on, updated = run._act, run._buffer.update_priorities, set[int](), []
+    act, update, acted_on, updated = run._act, run._replay.buffer.update_priorities, set[int](), []
 
     def noted_act() -> None:
         acted_on.add(run._acting_version)
@@ -305,7 +308,7 @@ def test_what_is_learned_is_acted_on_and_changes_priorities(
         update(keys, priorities)
 
     monkeypatch.setattr(run, "_act", noted_act)
-    monkeypatch.setattr(run._buffer, "update_priorities", noted_update)
+    monkeypatch.setattr(run._replay.buffer, "update_priorities", noted_update)
     assert run.execute() == 0
     learned = session.metrics.learner_steps()
     assert updated == [16] * learned
@@ -317,10 +320,10 @@ def test_what_is_learned_is_acted_on_and_changes_priorities(
 @pytest.mark.parametrize(("key", "larger"), [("+", True), ("-", False)])
 def test_a_key_makes_samples_per_insert_more_or_fewer(tmp_path: Path, key: str, larger: bool):
     run = SingleRun(session_of(config_of({"env": "CartPole-v1", "steps": 10}), tmp_path))
-    before = run._limiter.target
+    before = run._replay.limiter.target
     run._session.controls[key]()
-    assert (run._limiter.target > before) == larger
-    assert run._limiter.target != before
+    assert (run._replay.limiter.target > before) == larger
+    assert run._replay.limiter.target != before
     assert run.execute() == 0
 
 
@@ -371,7 +374,7 @@ def test_stored_observations_are_those_of_their_step_and_not_of_a_later_one(
 
     monkeypatch.setattr(run._rollout._recorder, "record", record_and_copy)
     assert run.execute() == 0
-    stored = {row.tobytes() for row in run._buffer.get_state()["observation.map"]}
+    stored = {row.tobytes() for row in all_of(run._replay.buffer).observation["map"]}
     assert stored <= seen
     # Three placements an episode, four environments: nearly every map is a new one.
     assert len(stored) > 100
@@ -452,20 +455,23 @@ def test_priorities_above_the_bound_are_clipped_and_counted(tmp_path: Path):
     assert clipped["bounded"] > 20
 
 
-def test_a_reward_that_is_no_number_is_refused_and_the_run_goes_on(tmp_path: Path, read_lines: Any):
+def test_a_reward_that_is_no_number_costs_that_step_and_the_run_goes_on(
+    tmp_path: Path, read_lines: Any
+):
     bad = environment_seeds(3, 0, 4, 0)[:1]
     config = config_of({**TRAP, "env_args": {"how": "nan", "bad_seeds": bad}})
     session = execute(config, tmp_path)
     assert session.metrics.counts()["environment_steps"] >= 600
     summary = json.loads((tmp_path / "summary.json").read_text())
     transitions = summary["transitions"]
-    assert transitions["rejected"] > 0
-    assert transitions["received"] + transitions["rejected"] == transitions["sent"]
+    assert transitions["rejected"] == 0
+    assert transitions["received"] == transitions["sent"] > 500
     assert transitions["lost"] == 0
+    assert summary["steps_not_finite"].keys() == {"reward"}
     assert summary["learner_steps"] > 20
-    told = [e["text"] for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "rejected"]
+    told = [e["text"] for e in read_lines(tmp_path / "events.jsonl") if e["event"] == "not_finite"]
     assert len(told) == 1
-    assert "n_step_return of transition" in told[0]
+    assert told[0].startswith("an environment's reward has the value nan: that step is left out")
 
 
 @pytest.mark.parametrize("period_seconds", [0.01, 1e-9], ids=["soon", "after the first step"])
@@ -504,7 +510,8 @@ def test_an_error_of_the_programs_own_loses_nothing_that_was_learned(
     with pytest.raises(ZeroDivisionError):
         single.execute()
     assert load_model(tmp_path / "final_model.pth").parameter_version > 20
-    session.run_dir.close()
+    session.records.close()
+    assert session.records.flush(60)
 
 
 def test_what_is_noted_again_and_again_is_shown_once_and_written_down_every_time(
@@ -515,7 +522,8 @@ def test_what_is_noted_again_and_again_is_shown_once_and_written_down_every_time
     for step in range(3):
         session.note("evaluation", "evaluator", 0, f"step {step} has no score")
         session.note("saved", "learner", 0, f"saved at learner step {step}")
-    session.run_dir.close()
+    session.records.close()
+    assert session.records.flush(60)
     assert [text for text in console.said if "score" in text] == [
         "evaluator 0: step 0 has no score"
     ]
@@ -545,6 +553,20 @@ def test_a_run_that_fails_again_while_it_ends_tells_why_it_failed_first(tmp_path
     assert session.conclude("failed", Roster.of([])) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["error"] == "the Dask scheduler does not answer any more"
+
+
+@pytest.mark.parametrize("is_rescued", [True, False])
+def test_a_run_whose_learner_could_not_save_fails_unless_its_newest_parameters_were_saved(
+    tmp_path: Path, is_rescued: bool
+):
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
+    session.metrics.ingest(MemberKey("learner", 0, 0), Report({}, {"learner_steps": 9.0}), 1.0)
+    session.rescue = lambda: 8 if is_rescued else None
+    assert session.conclude("steps", Roster.of([])) == (0 if is_rescued else 1)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    told = " ".join(summary["unwritten"]) if is_rescued else summary["error"]
+    assert ("of step 8 of 9 learner steps" if is_rescued else "is not saved") in told
+    assert (summary["error"] is None) == is_rescued
 
 
 def test_what_a_run_waits_for_is_shown_until_it_enters_the_next_stage(tmp_path: Path):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_end_to_end import free_port
 
-from launcher.run.sinks import PrometheusSink, WandbSink, check_sinks, make_sinks, metric_name
+from launcher.records.sinks import PrometheusSink, WandbSink, check_sinks, make_sinks, metric_name
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import build
@@ -88,6 +88,33 @@ def test_its_failures_are_said_once_and_the_run_goes_on(
     assert len(said) == 2
 
 
+def test_after_a_failure_the_same_run_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+):
+    runs, ids = [FakeRun(fails_at=1), FakeRun()], []
+
+    def init(**arguments: Any) -> FakeRun:
+        ids.append(arguments["id"])
+        return runs[len(ids) - 1]
+
+    install(monkeypatch, init)
+    monkeypatch.setattr("launcher.records.sinks._FIRST_RETRY_SECONDS", 0.0)
+    said: list[str] = []
+    sink = WandbSink(Config(), tmp_path, said.append)
+    for step in range(2):
+        sink.write({"environment_steps": step})
+    eventually(lambda: len(ids) == 2)
+    sink.write({"environment_steps": 2})
+    sink.close()
+    assert [run.lines for run in runs] == [[{"environment_steps": 0}], [{"environment_steps": 2}]]
+    assert len(set(ids)) == 1
+    assert said == [
+        "Weights & Biases takes no more: ConnectionError: no network",
+        "Weights & Biases takes lines again, 1 were left out",
+        "Weights & Biases did not take 1 lines",
+    ]
+
+
 @pytest.mark.parametrize("how", ["offline", "netrc", "no key"])
 def test_without_a_key_nobody_is_asked_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -115,8 +142,8 @@ def test_one_that_hangs_delays_the_end_by_seconds_at_most(
 ):
     released = threading.Event()
     install(monkeypatch, lambda **_: released.wait(60))
-    monkeypatch.setattr("launcher.run.sinks._LEAVE_SECONDS", 0.05)
-    monkeypatch.setattr("launcher.run.sinks._MOST_LINES", 3)
+    monkeypatch.setattr("launcher.records.sinks._LEAVE_SECONDS", 0.05)
+    monkeypatch.setattr("launcher.records.sinks._MOST_LINES", 3)
     said: list[str] = []
     sink = WandbSink(Config(), tmp_path, said.append)
     for step in range(10):

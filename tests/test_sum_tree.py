@@ -172,18 +172,6 @@ def test_a_tree_of_one_leaf_works():
     assert tree.find(floats(0, 2.9)).tolist() == [0, 0]
 
 
-def test_the_state_of_a_tree_makes_an_equal_one():
-    tree, copy = tree_of(0.1, 0.2, 0.7, 0.0, 0.3), SumTree(5)
-    copy.set_range(0, floats(9, 9, 9, 9, 9))
-    state = tree.get_state()
-    tree.clear_range(0, 5)
-    copy.set_state(state)
-    copy.check_valid()
-    assert copy.get(np.arange(5)).tolist() == [0.1, 0.2, 0.7, 0.0, 0.3]
-    with pytest.raises(ValueError, match="tree of 4 leaves"):
-        SumTree(4).set_state(state)
-
-
 @pytest.mark.parametrize(
     ("capacity", "nodes"), [(1, 2), (2, 4), (3, 8), (1024, 2048), (1025, 4096)]
 )

@@ -14,6 +14,7 @@ import zmq
 from launcher.coordinator.coordinator import Coordinator
 from launcher.hosts.supervisor import Ended, RestartPolicy, Supervisor
 from launcher.metrics.metrics import RunMetrics
+from launcher.processes.forkserver import ForkServer
 from pdqn.layers import build
 from pdqn.messages import Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec
@@ -64,9 +65,15 @@ def test_a_role_that_was_given_up_stays_given_up():
 def make(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
     made: list[Supervisor] = []
 
-    def make(address: str = NOBODY, *, restarts: int = 5, logs: bool = True) -> Supervisor:
+    def make(
+        address: str = NOBODY,
+        *,
+        restarts: int = 5,
+        logs: bool = True,
+        forkserver: ForkServer | None = None,
+    ) -> Supervisor:
         folder = tmp_path / "logs" if logs else None
-        made.append(Supervisor(address, folder, restarts, own_indices=logs))
+        made.append(Supervisor(address, folder, restarts, own_indices=logs, forkserver=forkserver))
         return made[-1]
 
     yield make
@@ -105,22 +112,22 @@ def test_a_process_that_is_killed_is_started_again_and_given_up_in_the_end(
     make: Callable[..., Supervisor], eventually: Eventually
 ):
     supervisor = make(restarts=1)
-    supervisor.start("actor", 3)
-    first = named(eventually, "pdqn actor 3")
+    supervisor.start("replay", 3)
+    first = named(eventually, "pdqn replay 3")
     first.send_signal(signal.SIGKILL)
     ended = first_end(eventually, supervisor)
-    assert ended == Ended("actor", 3, first.pid, "killed by SIGKILL", 0.5)
-    assert supervisor.slots()["actor", 3] == "restarting"
+    assert ended == Ended("replay", 3, first.pid, "killed by SIGKILL", 0.5)
+    assert supervisor.slots()["replay", 3] == "restarting"
     assert supervisor.alive() == 0
     assert supervisor.busy()
     eventually(lambda: supervisor.check() or supervisor.alive())
-    assert supervisor.restarted == {"actor": 1}
-    second = named(eventually, "pdqn actor 3")
+    assert supervisor.restarted == {"replay": 1}
+    second = named(eventually, "pdqn replay 3")
     assert second.pid != first.pid
-    supervisor.kill("actor", 3)
+    supervisor.kill("replay", 3)
     ended = first_end(eventually, supervisor)
     assert (ended.pid, ended.restart_seconds) == (second.pid, None)
-    assert supervisor.slots()["actor", 3] == "dead"
+    assert supervisor.slots()["replay", 3] == "dead"
     assert not supervisor.busy()
     assert supervisor.check() == []
 
@@ -197,7 +204,14 @@ def test_a_second_learner_is_refused_at_once_and_a_successor_tries_again_while_i
     def ended_of(supervisor: Supervisor) -> Ended:
         return eventually(lambda: coordinator.poll(0.01) or supervisor.check(), 30)[0]
 
-    supervisor, second = make(coordinator.endpoint, restarts=2), make(coordinator.endpoint)
+    # Ready before them, it forks them at once, and imports torch only once.
+    server = ForkServer("learner.process")
+    supervisor = make(coordinator.endpoint, restarts=2, forkserver=server)
+    second = make(coordinator.endpoint, forkserver=server)
+    supervisor.resize("actor", 1)
+    eventually(lambda: supervisor.check() or server.is_ready)
+    supervisor.resize("actor", 0)
+    eventually(lambda: supervisor.check() or not supervisor.alive())
     supervisor.start("learner", 0)
     eventually(lambda: coordinator.poll(0.01) or membership.count("learner"), 30)
     second.start("learner", 1)
@@ -225,18 +239,18 @@ def test_a_number_of_processes_grows_and_shrinks_and_who_was_sent_away_stays_awa
     make: Callable[..., Supervisor], eventually: Eventually
 ):
     supervisor = make()
-    supervisor.resize("actor", 2)
-    first = {named(eventually, f"pdqn actor {index}").pid for index in (0, 1)}
-    supervisor.resize("actor", 3)
-    third = named(eventually, "pdqn actor 2")
-    supervisor.resize("actor", 1)
+    supervisor.resize("replay", 2)
+    first = {named(eventually, f"pdqn replay {index}").pid for index in (0, 1)}
+    supervisor.resize("replay", 3)
+    third = named(eventually, "pdqn replay 2")
+    supervisor.resize("replay", 1)
     states = supervisor.slots()
-    assert (states["actor", 0], states["actor", 2]) == ("starting", "stopped")
+    assert (states["replay", 0], states["replay", 2]) == ("starting", "stopped")
     eventually(lambda: supervisor.check() or supervisor.alive() == 1)
-    assert set(supervisor.slots()) == {("actor", 0)}
+    assert set(supervisor.slots()) == {("replay", 0)}
     assert not third.is_running()
-    supervisor.resize("actor", 2)
-    again = named(eventually, "pdqn actor 1")
+    supervisor.resize("replay", 2)
+    again = named(eventually, "pdqn replay 1")
     assert again.pid not in first
     assert supervisor.restarted == {}
 
@@ -245,28 +259,28 @@ def test_the_end_of_one_that_hung_when_it_was_to_leave_is_told_and_of_those_who_
     make: Callable[..., Supervisor], eventually: Eventually
 ):
     supervisor = make()
-    supervisor.resize("actor", 3)
-    hangs = named(eventually, "pdqn actor 1")
-    named(eventually, "pdqn actor 2")
+    supervisor.resize("replay", 3)
+    hangs = named(eventually, "pdqn replay 1")
+    named(eventually, "pdqn replay 2")
     hangs.suspend()
-    supervisor.resize("actor", 1)
+    supervisor.resize("replay", 1)
     ended: list[Ended] = []
     eventually(lambda: ended.extend(supervisor.check()) or len(supervisor.slots()) == 2)
     assert ended == []
     assert supervisor.kill_process(hangs.pid)
     eventually(lambda: ended.extend(supervisor.check()) or len(supervisor.slots()) == 1)
-    assert ended == [Ended("actor", 1, hangs.pid, "killed by SIGKILL", None, False)]
+    assert ended == [Ended("replay", 1, hangs.pid, "killed by SIGKILL", None, False)]
 
 
 def test_asked_to_leave_they_leave_and_are_not_started_again(
     make: Callable[..., Supervisor], eventually: Eventually
 ):
     supervisor = make(logs=False)
-    supervisor.start("actor", 0)
-    supervisor.start("actor", 1)
-    eventually(lambda: len(processes("pdqn actor")) == 2)
+    supervisor.start("replay", 0)
+    supervisor.start("replay", 1)
+    eventually(lambda: len(processes("pdqn replay")) == 2)
     supervisor.ask_to_leave()
-    assert supervisor.join(30.0, ["actor"])
+    assert supervisor.join(30.0, ["replay"])
     assert all(ended.restart_seconds is None for ended in supervisor.check())
     assert not supervisor.busy()
     assert set(supervisor.slots().values()) == {"stopped"}
@@ -276,22 +290,22 @@ def test_who_is_expected_to_end_is_stopped_and_does_not_start_while_its_process_
     make: Callable[..., Supervisor], eventually: Eventually
 ):
     supervisor = make()
-    supervisor.start("actor", 0)
-    lives = named(eventually, "pdqn actor 0")
+    supervisor.start("replay", 0)
+    lives = named(eventually, "pdqn replay 0")
     supervisor.stop_restarting()
     assert lives.is_running()
-    assert supervisor.slots() == {("actor", 0): "stopped"}
+    assert supervisor.slots() == {("replay", 0): "stopped"}
 
 
 def test_kill_all_leaves_nothing(make: Callable[..., Supervisor], eventually: Eventually):
     supervisor = make()
     for index in range(3):
-        supervisor.start("actor", index)
-    named(eventually, "pdqn actor 0").send_signal(signal.SIGKILL)
+        supervisor.start("replay", index)
+    named(eventually, "pdqn replay 0").send_signal(signal.SIGKILL)
     first_end(eventually, supervisor)  # about to be started again
     supervisor.kill_all()
     assert supervisor.alive() == 0
-    assert not [p for i in range(3) for p in processes(f"pdqn actor {i}")]
+    assert not [p for i in range(3) for p in processes(f"pdqn replay {i}")]
     supervisor.check()
     assert not supervisor.busy()
 

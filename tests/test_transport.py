@@ -98,9 +98,23 @@ def test_the_advertised_address_is_what_others_are_told(context: Any):
     assert server.endpoint.startswith("tcp://head.example:")
 
 
+@contextlib.contextmanager
+def taken_port_before_a_free_one() -> Iterator[int]:
+    """Keep a port whose successor nobody uses; other tests take ports meanwhile."""
+    for _ in range(100):
+        with sockets.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            try:
+                sockets.create_server(("127.0.0.1", port + 1)).close()
+            except (OSError, OverflowError):
+                continue
+            yield port
+            return
+    pytest.fail("no port has a free successor")
+
+
 def test_roles_bind_within_the_range_of_ports_until_none_is_free(context: Any):
-    with sockets.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with taken_port_before_a_free_one() as port:
         one = context(None, ports=(port, port + 1))
         assert transport.bind(one.socket(zmq.PULL), LOOPBACK) == f"tcp://127.0.0.1:{port + 1}"
         with pytest.raises(RunError, match=f"no port of {port} to {port + 1} is free at 127.0.0.1"):

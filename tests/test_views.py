@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from launcher.console.views import MemberViews
 from launcher.coordinator.places import Member
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.roster import MOST_HOSTS, MOST_LISTED, MemberGroup, MemberView, Roster, merged
 from launcher.metrics.snapshot import TO_CONSOLE, Seen, Snapshot
-from launcher.run.views import MemberViews
 from pdqn.messages import decode
 
 
@@ -66,7 +66,7 @@ def test_thousands_of_members_are_not_looked_at_with_every_frame(
     actors: int, looked: int, monkeypatch: pytest.MonkeyPatch
 ):
     now = 50.0
-    monkeypatch.setattr("launcher.run.views.time.monotonic", lambda: now)
+    monkeypatch.setattr("launcher.console.views.time.monotonic", lambda: now)
     coordinator, views = views_of(actors)
     for _ in range(4):
         assert sum(group.count for group in views.recent().groups) == actors + 1

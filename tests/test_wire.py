@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import tracemalloc
@@ -149,6 +150,27 @@ class TestTransitions:
         batch = batch_of(spec, count, blocks)
         assert_equal(decode_transitions(memoryview(encode_transitions(batch)), spec, RUN), batch)
 
+    def test_a_batch_says_what_its_stream_has_made(self):
+        batch = dataclasses.replace(batch_of(VECTOR), made=70)
+        message = encode_transitions(batch)
+        assert decode_transitions(message, VECTOR, RUN).made == 70
+        header = msgpack.unpackb(message)
+        del header["made"]  # as in the journals of earlier versions
+        assert decode_transitions(packed(header), VECTOR, RUN).made == 0
+
+    @pytest.mark.parametrize("made", [-1, 1 << 53, 70.0, None, "70"])
+    def test_what_cannot_have_been_made_is_refused(self, made: Any):
+        with pytest.raises(WireError, match="malformed: made is"):
+            decode_transitions(packed(message_of() | {"made": made}), VECTOR, RUN)
+
+    def test_a_refused_batch_says_what_its_stream_has_made_unless_that_is_impossible(self):
+        message = message_of()
+        message["body"] = b"damaged"
+        for made, known in ((70, 70), (message["count"] - 1, 0)):
+            with pytest.raises(WireError) as caught:
+                decode_transitions(packed(message | {"made": made}), VECTOR, RUN)
+            assert (caught.value.made, caught.value.count) == (known, message["count"])
+
     def test_arrays_need_not_be_contiguous(self):
         batch = batch_of(VECTOR)
         frames = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -184,7 +206,7 @@ class TestTransitions:
         message = msgpack.unpackb(encode_transitions(batch_of(IMAGES)))
         assert list(message) == [
             "version", "type", "run", "actor", "incarnation", "ticket", "sequence",
-            "parameter_version", "count", "codec", "raw_bytes", "columns", "body", "blocks",
+            "made", "parameter_version", "count", "codec", "raw_bytes", "columns", "body", "blocks",
         ]  # fmt: skip
         assert [list(block) for block in message["blocks"]] == 2 * [
             ["frames", "codec", "raw_bytes", "body"]

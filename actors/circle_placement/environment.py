@@ -14,7 +14,7 @@ therefore never uses maps from 1,000,000 on unless a caller asks for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -31,6 +31,7 @@ from actors.circle_placement.baselines import baselines, heaviest
 from actors.circle_placement.drawing import draw_episode
 from actors.circle_placement.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
 from actors.circle_placement.problem import Problem, parse_switch, parse_whole
+from pdqn import plain
 from pdqn.errors import UsageError
 from pdqn.seeds import HELD_OUT_SEED
 
@@ -141,6 +142,31 @@ class EpisodeBatch:
             radius = self.episodes.radii[b, self.episodes.placed[b]]
             actions[b] = heaviest(self.episodes.weights[b], masks[b], radius)
         return actions
+
+    def get_state(self, b: int) -> dict[str, Any]:
+        """Return episode b as plain data: its map, and the circles placed so far."""
+        if self.ends[b] == _NOT_STARTED:
+            return {"map_seed": None, "actions": []}
+        centres = self.episodes.centres[b, : self.episodes.placed[b]]
+        actions = centres[:, 0] * self.problem.map_size + centres[:, 1]
+        return {"map_seed": int(self.map_seeds[b]), "actions": actions.tolist()}
+
+    def set_state(self, b: int, state: Mapping[str, Any]) -> None:
+        """Play episode b as far as another one was.
+
+        Raises:
+            ValueError: no episode of this problem was there.
+        """
+        self.ends[b] = _NOT_STARTED
+        if state["map_seed"] is None:
+            return
+        self.start(b, _parse_whole(state["map_seed"]))
+        alone = EpisodeBatch(self.problem, 1)
+        parts: dict[str, Any] = {n: a[b : b + 1] for n, a in self.episodes._asdict().items()}
+        alone.episodes = kernels.Episodes(**parts)
+        alone.ends = self.ends[b : b + 1]
+        for action in state["actions"]:
+            alone.place(np.array([_parse_whole(action)]))
 
     def draw(self, b: int) -> NDArray[np.uint8]:
         """Draw a picture of episode b, uint8[height, width, 3]."""
@@ -277,6 +303,20 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
             info["end"] = END_NAMES[int(self._batch.ends[0])]
         return observation, float(rewards[0]), terminated, False, info
 
+    def get_state(self) -> dict[str, Any]:
+        """Return the episode and the random generator of the next ones as plain data."""
+        random = plain.generator_state(self.np_random)
+        return {"episode": self._batch.get_state(0), "random": random}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state`` of an environment with the same arguments.
+
+        Raises:
+            ValueError: it had others.
+        """
+        self._batch.set_state(0, state["episode"])
+        plain.set_generator_state(self.np_random, state["random"])
+
     def exact_greedy(self) -> int:
         """Return exact greedy's choice of the next action, -1 when the episode is over."""
         masks = np.empty((1, self._batch.problem.map_size**2), np.int8)
@@ -377,6 +417,26 @@ class CirclePlacementVectorEnv(
             return _no_picture()
         return tuple(self._batch.draw(b) for b in range(self.num_envs))
 
+    def get_state(self) -> dict[str, Any]:
+        """Return all episodes and the random generators of the next ones as plain data."""
+        return {
+            "episodes": [self._batch.get_state(b) for b in range(self.num_envs)],
+            "random": [plain.generator_state(generator) for generator in self._generators],
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state`` of a batch with the same arguments.
+
+        Raises:
+            ValueError: it had others.
+        """
+        if len(state["episodes"]) != self.num_envs:
+            raise ValueError(f"{len(state['episodes'])} episodes for {self.num_envs} environments")
+        for b, episode in enumerate(state["episodes"]):
+            self._batch.set_state(b, episode)
+        for generator, random in zip(self._generators, state["random"], strict=True):
+            plain.set_generator_state(generator, random)
+
     def _start(self, b: int, seed: int | None) -> None:
         """Start environment b on map number ``seed``, or on the next one that it draws."""
         if seed is not None:
@@ -454,6 +514,13 @@ def _observation_space(problem: Problem) -> spaces.Space[Any]:
             "radius": spaces.Box(0, size, (1,), np.float32),
         }
     )
+
+
+def _parse_whole(value: Any) -> int:
+    """Return a whole number of a saved state."""
+    if type(value) is not int:
+        raise ValueError(f"{value!r:.40} is not a whole number")
+    return value
 
 
 def _draw_map_seed(generator: np.random.Generator) -> int:

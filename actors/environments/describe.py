@@ -18,10 +18,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
 
 from actors.environments.examination import Examination
 from actors.environments.fields import fields_of
+from actors.environments.finite import Fault
 from actors.environments.guard import EnvironmentFailedError, close_quietly
 from actors.environments.infos import RESERVED
 from actors.environments.interface import (
@@ -34,7 +34,7 @@ from actors.environments.masks import tells_mask, with_mask_observed
 from actors.environments.naming import advice_for_unknown
 from actors.environments.vector import VectorEnvironment, native_batch
 from pdqn.errors import UsageError, first_line
-from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
+from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
 
 _log = logging.getLogger("environment")
 # Errors of gymnasium.make and of constructors for arguments that they do not accept.
@@ -272,24 +272,21 @@ def _try_once(batch: VectorEnvironment, env: Any) -> Examination:
     """
     with _explained(env):
         first = batch.reset([0])
-        _check_finite(batch.spec, first, np.zeros(1))
+        _check_finite(batch.spec, batch.unusable)
         suggested_first = batch.suggested is not None
         mask = first.get(ACTION_MASK)
         step = batch.step(np.zeros(1, np.int64) if mask is None else mask.argmax(axis=1))
-        _check_finite(batch.spec, step.observation, step.rewards)
+        _check_finite(batch.spec, step.faults or batch.unusable)
         suggests = suggested_first or step.suggested is not None
         return Examination(batch.spec, suggests, batch.odd_suggestion)
 
 
-def _check_finite(
-    spec: EnvironmentSpec, observation: Observation, rewards: NDArray[np.float64]
-) -> None:
-    for name, values in {**observation, "reward": rewards}.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise UsageError(
-                f"environment {spec.id}: its {name} is not finite from the start; no network could "
-                "learn from that"
-            )
+def _check_finite(spec: EnvironmentSpec, faults: Mapping[int, Fault]) -> None:
+    for fault in faults.values():
+        raise UsageError(
+            f"environment {spec.id}: its {fault.kind} is not finite from the start; no network "
+            "could learn from that"
+        )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import gymnasium
 
 from actors.environments.infos import FAILED, SUGGESTED, no_number
 from actors.environments.interface import is_number, number, shown
+from actors.environments.states import set_state, state_of
 from pdqn import seeds
 from pdqn.errors import Interrupted, RunError
 
@@ -70,6 +71,15 @@ class FailureRecord:
     def finished(self) -> None:
         """Begin a new row, because an episode has ended properly."""
         self._in_a_row = 0
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the failures so far as plain data."""
+        return {"in_a_row": self._in_a_row, "first": self._first, "total": self.total}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state``."""
+        self._in_a_row, self._first = int(state["in_a_row"]), str(state["first"])
+        self.total = int(state["total"])
 
 
 class Backoff:
@@ -243,6 +253,40 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         if terminated or truncated:
             self.record.finished()
         return self._last, reward, terminated, truncated, told
+
+    @property
+    def last(self) -> Any:
+        """The newest observation."""
+        return self._last
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the environment's state and what decides how it is rebuilt, as plain data.
+
+        Raises:
+            StateError: the environment cannot be saved.
+        """
+        inner, record = state_of(self.env), self.record.get_state()
+        return {"inner": inner, "last": self._last, "seed": self._seed, "record": record}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state``, after a reset.
+
+        Raises:
+            StateError: the environment cannot.
+        """
+        set_state(self.env, state["inner"])
+        self._last, self._seed = state["last"], state["seed"]
+        self.record.set_state(state["record"])
+
+    def give_up(self, reason: str) -> None:
+        """Count a failure that shows only over many steps; the next reset rebuilds.
+
+        Raises:
+            EnvironmentFailedError: this failure exceeds the limit.
+        """
+        _log.warning("an environment failed: %s", reason)
+        self._broken = True
+        self._backoff.wait(self.record, reason)
 
     @property
     def render_mode(self) -> None:

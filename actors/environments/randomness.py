@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,28 @@ def seed(run_seed: int, role: str, index: int, incarnation: int) -> None:
     torch.manual_seed(int(rng.integers(1 << 62)))
 
 
+def get_state() -> dict[str, Any]:
+    """Return the states as plain data."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state().numpy(),
+    }
+
+
+def set_state(state: Mapping[str, Any]) -> None:
+    """Continue from ``get_state``, also if it has been packed and unpacked."""
+    version, numbers, following = state["python"]
+    random.setstate((version, tuple(numbers), following))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(torch.from_numpy(state["torch"]))
+
+
 @contextmanager
 def kept() -> Iterator[None]:
     """Restore the states afterwards, whatever the body draws."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before = get_state()
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        set_state(before)

@@ -7,7 +7,9 @@ mode use it. gymnasium's SyncVectorEnv steps all others one after another, each 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from actors.environments.beside import made_beside
 from actors.environments.fields import field_name, leaves_of, part_of
+from actors.environments.finite import Fault, FiniteCheck, first_of, renumbered, rows_of
 from actors.environments.guard import (
     FAILED,
     Backoff,
@@ -33,12 +36,15 @@ from actors.environments.infos import checked_scores, headlines, suggestions
 from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
+from actors.environments.states import at_states, set_state, state_of
 from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 
 # Less than an actor has for leaving in order.
 _CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 8.0, 0.5
+# An environment that has not given one finite step in this number of them has failed.
+_MOST_FAULTS_IN_A_ROW = 1000
 _log = logging.getLogger("environment")
 
 
@@ -56,6 +62,10 @@ class Transition:
         headline: float64[num_envs], the headline metric at the end of an episode; NaN elsewhere.
         failed: bool[num_envs], whether the environment raised and was rebuilt. Records of its
             episode are void, and ``observation`` is the first of another episode.
+        began: bool[num_envs], whether ``observation`` is the first of an episode.
+        faults: what was not finite in this step, by the index of its environment. Such a step is
+            neither terminated nor truncated: records of its episode end with the observation
+            before it. Numbers that are not finite are replaced in ``observation``.
         suggested: int64[num_envs], an expert's next action (``info["suggested_action"]``), -1 where
             there is none; None if the environment suggests nothing.
     """
@@ -68,6 +78,13 @@ class Transition:
     headline: NDArray[np.float64]
     failed: NDArray[np.bool_]
     suggested: NDArray[np.int64] | None
+    began: NDArray[np.bool_]
+    faults: Mapping[int, Fault] = dataclasses.field(default_factory=dict)
+
+    @property
+    def spoilt(self) -> NDArray[np.bool_]:
+        """Steps that nothing can be learned from, bool[num_envs]."""
+        return rows_of(self.faults, len(self.rewards))
 
 
 class VectorEnvironment:
@@ -76,6 +93,7 @@ class VectorEnvironment:
     Attributes:
         suggested: an expert's actions for the present observations, as in ``Transition``.
         odd_suggestion: text of the first suggestion that is not an action; empty without any.
+        unusable: present observations that are not finite, by the index of their environment.
     """
 
     def __init__(
@@ -88,6 +106,7 @@ class VectorEnvironment:
         pause: Callable[[float], None] | None = None,
         rests: bool = False,
         made: Makers | None = None,
+        largest_reward: float = math.inf,
     ) -> None:
         """Make the environments.
 
@@ -102,6 +121,7 @@ class VectorEnvironment:
                 reset. Native batches ignore this. The observations of a resting environment are
                 meaningless.
             made: makers of the environment; by default those of ``spec.id`` and ``env_args``.
+            largest_reward: magnitude of a reward beyond which its step cannot be used.
         """
         self.spec = spec
         self.num_envs = num_envs
@@ -117,6 +137,9 @@ class VectorEnvironment:
         self._checked = [f for f in spec.fields if f.categories or f.binary]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
+        self._finite = FiniteCheck(spec, largest_reward)
+        self.unusable: Mapping[int, Fault] = {}
+        self._in_a_row: dict[int, int] = {}  # number of faulty steps until now, where there are any
         with self._guest:
             self._make()
         self._guest.settle()
@@ -144,7 +167,9 @@ class VectorEnvironment:
             observation, infos = self._env.reset(seed=every)
         self._infos = infos
         self.suggested = self._suggested(infos)
-        return self._batch(observation)
+        named, self.unusable = self._batch(observation)
+        self._in_a_row = {}
+        return named
 
     def step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         """Step with actions [num_envs], each 0 .. num_actions - 1.
@@ -161,31 +186,133 @@ class VectorEnvironment:
             _log.exception("a batch of environments failed")
             return self._rebuilt(traceback.format_exc())
 
+    def get_state(self) -> dict[str, Any]:
+        """Return all that the future of these environments depends on, as plain data.
+
+        Raises:
+            StateError: they cannot be saved.
+        """
+        with at_states(self._guest):
+            inner: list[Any] = [env.get_state() for env in self._guarded]
+            inner = inner or [state_of(self._env)]
+        return {
+            "inner": inner,
+            "record": self._record.get_state(),
+            "seeds": self._seeds,
+            "suggested": self.suggested,
+            "odd_suggestion": self.odd_suggestion,
+            "unusable": [[env, *fault] for env, fault in self.unusable.items()],
+            "in_a_row": list(self._in_a_row.items()),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``get_state``, after a reset.
+
+        Raises:
+            StateError: they cannot, and must be reset again.
+        """
+        with at_states(self._guest):
+            if not self._guarded:
+                set_state(self._env, state["inner"][0])
+            else:
+                for env, inner in zip(self._guarded, state["inner"], strict=True):
+                    env.set_state(inner)
+                # A batch repeats these where other environments begin again.
+                vars(self._env)["_env_obs"] = [env.last for env in self._guarded]
+        self._record.set_state(state["record"])
+        self._seeds, self.suggested = state["seeds"], state["suggested"]
+        self.odd_suggestion = state["odd_suggestion"]
+        self.unusable = {env: Fault(kind, value) for env, kind, value in state["unusable"]}
+        self._in_a_row = dict(state["in_a_row"])
+
     def _step(self, actions: NDArray[np.integer[Any]]) -> Transition:
         with self._guest:
-            observation, rewards, *ends, infos = self._env.step(actions + self.spec.first_action)
+            observation, given, *ends, infos = self._env.step(actions + self.spec.first_action)
         terminated, truncated = (np.asarray(end, bool) for end in ends)
-        failed = self._failed(infos)
+        failed = _failed(infos, self.num_envs)
         truncated = truncated & ~failed
         ended = terminated | truncated
-        if ended.any():
-            self._record.finished()
         self._infos = infos
         self.suggested = self._suggested(infos)
-        named = self._batch(observation)
-        final = self._final(infos, np.flatnonzero(truncated & ~terminated))
-        if not self._guarded:  # a guard has already checked
-            self._check(final, ended=True)
-        return Transition(
+        rewards = np.asarray(given, np.float64)
+        named, unusable = self._batch(observation)
+        cut = np.flatnonzero(truncated & ~terminated)
+        final, of_final = self._final(infos, cut)
+        transition = Transition(
             observation=named,
-            rewards=np.asarray(rewards, np.float64),
+            rewards=rewards,
             terminated=terminated,
             truncated=truncated,
             final_observation=final,
-            headline=self._headline(infos, ended),
+            headline=_headline(infos, self.spec.headline_metric, ended),
             failed=failed,
             suggested=self.suggested,
+            began=ended | failed,
         )
+        of_rewards, before = self._finite.rewards(rewards), self.unusable
+        if unusable or of_final or of_rewards or before:
+            self.unusable = unusable
+            now = {env: fault for env, fault in unusable.items() if not transition.began[env]}
+            faults = first_of(before, of_rewards, renumbered(of_final, cut.tolist()), now)
+            transition = self._without_faults(transition, faults)
+        else:
+            self._in_a_row = {}
+        if ended.any() and (transition.terminated | transition.truncated).any():
+            self._record.finished()
+        return transition
+
+    def _without_faults(self, step: Transition, faults: Mapping[int, Fault]) -> Transition:
+        """Take what is not finite out of a step; begin another episode there if that is possible.
+
+        It is possible with environments that are stepped one after another. Those of a native batch
+        go on, and can be learned from once they are finite again.
+        """
+        spoilt = rows_of(faults, self.num_envs)
+        self._end_endless(faults)
+        named, again = step.observation, np.zeros(self.num_envs, bool)
+        if self._guarded:
+            again = (spoilt & ~step.began) | rows_of(self.unusable, self.num_envs)
+        if again.any():
+            named = self._begin_again(again)
+        kept = ~spoilt[step.truncated & ~step.terminated]
+        final = step.final_observation
+        return dataclasses.replace(
+            step,
+            observation=named,
+            terminated=step.terminated & ~spoilt,
+            truncated=step.truncated & ~spoilt,
+            final_observation={n: v[kept] for n, v in final.items()} if kept.any() else {},
+            headline=np.where(spoilt, np.nan, step.headline),
+            suggested=self.suggested,
+            began=step.began | again,
+            faults=faults,
+        )
+
+    def _end_endless(self, faults: Mapping[int, Fault]) -> None:
+        """Let environments fail that give nothing finite any more; one that rests may do so."""
+        if self._rests:
+            return
+        self._in_a_row = {env: self._in_a_row.get(env, 0) + 1 for env in faults}
+        for env, number in self._in_a_row.items():
+            if number >= _MOST_FAULTS_IN_A_ROW:
+                self._in_a_row[env] = 0
+                fault = f"the {faults[env].kind} was not finite in {number} steps in a row"
+                if not self._guarded:
+                    raise InterfaceError(fault)
+                self._guarded[env].give_up(fault)
+
+    def _begin_again(self, which: NDArray[np.bool_]) -> Observation:
+        """Begin other episodes in some environments; return the observation of all."""
+        with self._guest:
+            observation, infos = self._env.reset(options={"reset_mask": which})
+        fresh, before = self._suggested(infos), self.suggested
+        if fresh is not None or before is not None:
+            none = np.full(self.num_envs, -1, np.int64)
+            self.suggested = np.where(
+                which, none if fresh is None else fresh, none if before is None else before
+            )
+        named, self.unusable = self._batch(observation)
+        return named
 
     def _rebuilt(self, trace: str) -> Transition:
         """Rebuild a native batch, which fails as a whole: all of its episodes are void."""
@@ -201,7 +328,7 @@ class VectorEnvironment:
         nothing = np.full(self.num_envs, np.nan)
         rewards = np.zeros(self.num_envs)
         return Transition(
-            observation, rewards, none, none.copy(), {}, nothing, every, self.suggested
+            observation, rewards, none, none.copy(), {}, nothing, every, self.suggested, every
         )
 
     def _begin_anew(self) -> Observation:
@@ -233,10 +360,6 @@ class VectorEnvironment:
             headline=self.spec.headline_metric,
             rests=self._rests,
         )
-
-    def _failed(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
-        marks = infos.get("final_info", {}).get(FAILED)
-        return np.zeros(self.num_envs, bool) if marks is None else np.asarray(marks, bool)
 
     def _suggested(self, infos: Mapping[str, Any]) -> NDArray[np.int64] | None:
         first, number = self.spec.first_action, self.spec.num_actions
@@ -281,49 +404,39 @@ class VectorEnvironment:
     def _named(self, observation: Any) -> Observation:
         return {name: part_of(observation, path) for name, path in self._paths.items()}
 
-    def _batch(self, observation: Any) -> Observation:
-        """Name the parts of a batch's observation, each of its field's dtype."""
+    def _batch(self, observation: Any) -> tuple[Observation, Mapping[int, Fault]]:
+        """Name the parts of a batch's observation, each of its field's dtype; find its faults."""
         named = self._named(observation)
         named = {f.name: _fitting(named[f.name], f, self.num_envs) for f in self.spec.fields}
+        named, faults = self._finite.cleaned(named)
         if not self._guarded:  # a guard has already checked
-            self._check(named)
-        return named
+            _check(named, self._checked)
+        return named, faults
 
     def _check_one(self, observation: Any, ended: bool) -> None:
         """Check what an environment gave; most have nothing to check, and no need of names."""
         if self._checked:
-            self._check(self._named(observation), ended=ended)
+            _check(self._named(observation), self._checked, ended=ended)
 
-    def _check(self, observation: Observation, *, ended: bool = False) -> None:
-        """Reject observations of one or several environments that no policy could use."""
-        if not observation:
-            return
-        for field in self._checked:
-            values = observation[field.name]
-            if field.name == ACTION_MASK:
-                if not as_mask(values).any(axis=-1).all() and not ended:
-                    raise ValueError("no action is valid, and the episode has not ended")
-            elif not (is_binary(np.asarray(values)) if field.binary else field.is_known(values)):
-                given = f"{np.asarray(values).tolist()!s:.80}"
-                raise ValueError(f"the {field.name} {given} is outside of its space")
-
-    def _final(self, infos: Mapping[str, Any], which: NDArray[np.intp]) -> Observation:
+    def _final(
+        self, infos: Mapping[str, Any], which: NDArray[np.intp]
+    ) -> tuple[Observation, Mapping[int, Fault]]:
+        """Return the final observations of some environments, and the faults of their rows."""
         if len(which) == 0:
-            return {}
+            return {}, {}
         if "final_obs" not in infos:
             raise KeyError('no infos["final_obs"], although an episode was truncated')
         finals = [self._named(infos["final_obs"][i]) for i in which]
-        return {
-            # They are as the environment made them: a Discrete may be a Python int.
-            f.name: _fitting(np.stack([final[f.name] for final in finals]), f, len(which))
-            for f in self.spec.fields
-        }
-
-    def _headline(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
-        name, told = self.spec.headline_metric, infos.get("final_info", {})
-        if name is None or not ended.any():
-            return np.full(self.num_envs, np.nan)
-        return np.where(ended, headlines(told, name, self.num_envs), np.nan)
+        named, faults = self._finite.cleaned(
+            {
+                # They are as the environment made them: a Discrete may be a Python int.
+                f.name: _fitting(np.stack([final[f.name] for final in finals]), f, len(which))
+                for f in self.spec.fields
+            }
+        )
+        if not self._guarded:  # a guard has already checked
+            _check(named, self._checked, ended=True)
+        return named, faults
 
 
 # ---- from makers to gymnasium's batches ----
@@ -351,6 +464,33 @@ def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | No
         native.close()
         return None
     return with_mask_observed(native) if masked else native
+
+
+def _failed(infos: Mapping[str, Any], num_envs: int) -> NDArray[np.bool_]:
+    marks = infos.get("final_info", {}).get(FAILED)
+    return np.zeros(num_envs, bool) if marks is None else np.asarray(marks, bool)
+
+
+def _headline(
+    infos: Mapping[str, Any], name: str | None, ended: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    if name is None or not ended.any():
+        return np.full(len(ended), np.nan)
+    return np.where(ended, headlines(infos.get("final_info", {}), name, len(ended)), np.nan)
+
+
+def _check(observation: Observation, fields: Sequence[FieldSpec], *, ended: bool = False) -> None:
+    """Reject observations of one or several environments that no policy could use."""
+    if not observation:
+        return
+    for field in fields:
+        values = observation[field.name]
+        if field.name == ACTION_MASK:
+            if not as_mask(values).any(axis=-1).all() and not ended:
+                raise ValueError("no action is valid, and the episode has not ended")
+        elif not (is_binary(np.asarray(values)) if field.binary else field.is_known(values)):
+            given = f"{np.asarray(values).tolist()!s:.80}"
+            raise ValueError(f"the {field.name} {given} is outside of its space")
 
 
 def _single(made: Makers, *, masked: bool) -> Any:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,7 @@ from launcher.terminal import echo, echo_json, show
 from pdqn import layers, wire
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, UsageError
+from pdqn.files import RUN_ID
 from pdqn.link import role
 from pdqn.messages import Welcome
 from replay.buffer import make_buffer
@@ -54,7 +58,7 @@ _SMALL_BATCH_SIZE = 64
 _BATCHES_PREPARED = 256
 _JOIN_SECONDS = 60.0
 _REPORT_SECONDS = 3.0
-_WARM_UP_SECONDS = 0.5
+WARM_UP_SECONDS = 0.5
 _UNLIMITED = 1e15
 
 
@@ -180,7 +184,7 @@ def _planned(recording: Recording, here: Machine, replay: dict[str, Any]) -> Con
 
 def _stages(recording: Recording, config: Config, seconds: float) -> dict[str, float]:
     """Measure each stage by itself on one core: transitions per second, and their bytes."""
-    encoded = list(islice(_encoded(recording, config), _BATCHES_PREPARED))
+    encoded = list(islice(encoded_batches(recording, config), _BATCHES_PREPARED))
     decoded = [wire.decode_transitions(data, recording.spec, _RUN) for data in encoded]
 
     def decode() -> Iterator[int]:
@@ -205,7 +209,7 @@ def _store_figures(
     seconds: float,
 ) -> dict[str, float]:
     """Measure one store: rates of inserting and sampling on one core, bytes of a transition."""
-    buffer = make_buffer(_changed(config, "replay", {"store": store}), recording.spec)
+    buffer = make_buffer(changed(config, "replay", {"store": store}), recording.spec)
     layout = SampleLayout(recording.spec, _BATCH_SIZE)
     out = layout.view(bytearray(layout.nbytes))
     priorities = np.random.default_rng(0).random(_BATCH_SIZE).astype(np.float32)
@@ -230,7 +234,7 @@ def _store_figures(
     return figures
 
 
-def _encoded(recording: Recording, config: Config) -> Iterator[bytes]:
+def encoded_batches(recording: Recording, config: Config) -> Iterator[bytes]:
     """Yield TransitionBatches as an actor makes them, without end."""
     for sequence, segments in enumerate(_batches(recording, config)):
         yield _encode(segments, recording, (0, 0), sequence)
@@ -257,9 +261,10 @@ def _encode(
     sequence: int,
     run: str = _RUN,
     ticket: bytes = b"",
+    made: int = 0,
 ) -> bytes:
     columns, blocks = join_segments(segments, recording.spec)
-    batch = wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks, ticket)
+    batch = wire.TransitionBatch(run, *stream, sequence, 0, columns, blocks, ticket, made)
     return wire.encode_transitions(batch)
 
 
@@ -271,7 +276,7 @@ def _encoded_counts(recording: Recording, config: Config) -> Iterator[int]:
 
 def _rate(counts: Iterator[int], seconds: float) -> float:
     """Sum the counts per second, after a short warm-up."""
-    _consume(counts, _WARM_UP_SECONDS)
+    _consume(counts, WARM_UP_SECONDS)
     total, elapsed = _consume(counts, seconds)
     return total / elapsed
 
@@ -317,9 +322,9 @@ def _receive_all(pipe: Connection) -> None:
 
 def run_together(recording: Recording, config: Config, seconds: float, transport: str) -> Together:
     """Insert, then sample, then both at once, with real processes over local sockets."""
-    with _Bench(recording, _changed(config, "replay", {"transport": transport})) as bench:
+    with Processes(recording, changed(config, "replay", {"transport": transport})) as bench:
         # Replay loads its compiled kernels with the first batch.
-        bench.phase({"writer": _WARM_UP_SECONDS})
+        bench.phase({"writer": WARM_UP_SECONDS})
         wrote = bench.phase({"writer": seconds})
         wire_bytes, stored_bytes = bench.bytes_per_transition()
         drew = bench.phase({"client": seconds})
@@ -351,32 +356,51 @@ def small_batch_latency(
     Raises:
         RunError: no batch arrived in time.
     """
-    config = _changed(config, "replay", {"transport": transport})
-    config = _changed(config, "learner", {"batch_size": _SMALL_BATCH_SIZE, "prefetch": 1})
-    with _Bench(recording, config) as bench:
-        bench.phase({"writer": _WARM_UP_SECONDS, "client": _WARM_UP_SECONDS})
+    config = changed(config, "replay", {"transport": transport})
+    config = changed(config, "learner", {"batch_size": _SMALL_BATCH_SIZE, "prefetch": 1})
+    with Processes(recording, config) as bench:
+        bench.phase({"writer": WARM_UP_SECONDS, "client": WARM_UP_SECONDS})
         latency = bench.phase({"writer": seconds, "client": seconds})["client"].latency_seconds
     if latency is None:
         raise RunError(f"the benchmark's client got no batch within {seconds:g} s")
     return latency
 
 
-def _changed(config: Config, section: str, values: dict[str, Any]) -> Config:
+def changed(config: Config, section: str, values: dict[str, Any]) -> Config:
+    """Return the configuration with these values of one section."""
     return layers.build(("plan", config.to_map()), ("benchmark", {section: values}))
 
 
-class _Bench:
-    """A run with a coordinator and a replay, and a writer and a client for actor and learner."""
+class Processes:
+    """A run with a coordinator and a replay, and a writer and a client for actor and learner.
 
-    def __init__(self, recording: Recording, config: Config) -> None:
+    Args:
+        recording: steps that the writer sends.
+        config: the run's.
+        others: list of those that are there at the same time; this one is added. Each of them looks
+            after all coordinators while it waits.
+    """
+
+    def __init__(
+        self, recording: Recording, config: Config, others: list[Processes] | None = None
+    ) -> None:
+        self._all = [] if others is None else others
+        self._all.append(self)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._metrics = RunMetrics(None)
-        self._sockets = sockets.make_folder()
+        self._sockets = sockets.SocketsFolder(sockets.make_folder())
+        folder, self._folder = self._sockets.path, _disk_folder()
         self._coordinator = Coordinator(
             self._context,
-            f"ipc://{self._sockets}/coordinator",
+            f"ipc://{folder}/coordinator",
             welcome=Welcome(
-                _RUN, 0, 0, config, recording.spec, f"ipc://{self._sockets}/{{role}}-{{name}}", ""
+                _RUN,
+                0,
+                0,
+                config,
+                recording.spec,
+                f"ipc://{folder}/{{role}}-{{name}}",
+                str(self._folder),
             ),
             metrics=self._metrics,
         )
@@ -384,7 +408,8 @@ class _Bench:
         self._processes: dict[str, BaseProcess] = {}
         self._pipes: dict[str, Connection] = {}
 
-    def __enter__(self) -> _Bench:
+    def __enter__(self) -> Processes:
+        """Start the processes; return when all work."""
         address = self._coordinator.endpoint
         context = multiprocessing.get_context("spawn")
         replay = context.Process(target=run_replay, args=(address, 0, None))
@@ -405,6 +430,7 @@ class _Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the processes, and remove what they have written."""
         self._coordinator.command(["actor", "replay", "learner"], "stop")
         for pipe in self._pipes.values():
             pipe.close()
@@ -417,7 +443,8 @@ class _Bench:
             process.join()
         self._coordinator.close()
         self._context.destroy(linger=0)
-        shutil.rmtree(self._sockets, ignore_errors=True)
+        self._sockets.remove()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def phase(self, seconds: dict[str, float]) -> dict[str, Load]:
         """Let each process work for its seconds; return its load, and that of replay."""
@@ -453,12 +480,20 @@ class _Bench:
         while not pipe.poll():
             if not process.is_alive() or time.monotonic() > deadline:
                 raise RunError(f"the benchmark's {name} did not answer")
-            self._coordinator.poll(0.05)
+            for each in self._all:
+                each._coordinator.poll(0.05 / len(self._all))
         return pipe.recv()
 
     def _cpu_seconds(self, name: str) -> float:
         times = psutil.Process(self._processes[name].pid).cpu_times()
         return times.user + times.system
+
+
+def _disk_folder() -> Path:
+    """Make the directory of a run, for replay's journal, where the system keeps files on a disk."""
+    folder = Path(tempfile.mkdtemp(prefix="pdqn-", dir=os.environ.get("TMPDIR", "/var/tmp")))
+    (folder / RUN_ID).write_text(_RUN, encoding="utf-8")
+    return folder
 
 
 def _write(pipe: Connection, address: str, recording: Recording) -> None:
@@ -480,10 +515,12 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
             return not link.stopping
 
         def send() -> Iterator[int]:
+            made = 0
             for segments in batches:
                 sequence, ticket = sender.next_sequence, welcome.ticket
-                data = _encode(segments, recording, stream, sequence, ticket=ticket)
                 count = sum(len(segment.columns["action"]) for segment in segments)
+                made += count
+                data = _encode(segments, recording, stream, sequence, ticket=ticket, made=made)
                 sent = sender.send(data, keep_in_touch)
                 link.telemetry.count("transitions_sent", count if sent else 0)
                 if sender.next_sequence % 64 == 0:

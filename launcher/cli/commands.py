@@ -525,8 +525,22 @@ def bench() -> None:
 @click.option(
     "--seconds", default=4.0, type=click.FloatRange(0.1, 600), help="length of each phase"
 )
+@click.option(
+    "--journal",
+    type=click.Choice(["write", "sync"]),
+    help="measure only the cost of the journal at this level, beside none, in turns",
+)
+@click.option(
+    "--rounds",
+    default=5,
+    type=click.IntRange(1, 100),
+    help="rounds of --journal",
+    show_default=True,
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
+def bench_replay(
+    data: tuple[str, ...], seconds: float, journal: str | None, rounds: int, as_json: bool
+) -> int:
     """Measure every stage that transitions pass between an actor and the learner.
 
     Each stage first runs by itself on one core. Then a writer, a replay and a client work together
@@ -535,9 +549,13 @@ def bench_replay(data: tuple[str, ...], seconds: float, as_json: bool) -> int:
     \b
     pdqn bench replay
     pdqn bench replay --data atari --seconds 10
+    pdqn bench replay --data cartpole --journal write
     """
+    from launcher.bench import journal as comparison
     from launcher.bench import replay as benchmark
 
+    if journal is not None:
+        return comparison.bench_journal(data, seconds, journal, rounds, as_json=as_json)
     return benchmark.bench_replay(data, seconds, as_json=as_json)
 
 

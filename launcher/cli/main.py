@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -29,17 +30,22 @@ from pdqn.process import PrintableFormatter
 _THREADS_SECONDS, _END_SECONDS = 2.0, 4.0
 
 
-def main() -> None:
-    """Run a command, and report bad input and failed runs in one line, without a traceback."""
+def run_program() -> None:
+    """Run a command as a process of its own, which ends with it whatever an environment left."""
     try:
-        _run()
+        main()
     except SystemExit as end:
         if streams.were_shared():
             _end_with_guest(end.code if isinstance(end.code, int) else 1)
         raise
 
 
-def _run() -> None:
+def main() -> None:
+    """Run a command, and report bad input and failed runs in one line, without a traceback.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     _make_streams_usable()
     end_at_once()
     keep_caches_private()
@@ -99,28 +105,22 @@ def _check_directory() -> None:
         ) from error
 
 
-def _end_with_guest(code: int) -> None:
+def _end_with_guest(code: int) -> NoReturn:
     """End this process, although an environment in it may have left what goes on.
 
-    Python waits for threads and for processes of multiprocessing, and calls exit functions.
+    Python would wait for threads and processes without a bound, and for exit functions. While it
+    ends by itself it also restores the handlers of signals, so the bound is set and met here.
     """
     streams.end_with_errors()
-    atexit.register(_bound_exit_functions, code)  # the one that is registered last comes first
     deadline = time.monotonic() + _THREADS_SECONDS
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                atexit._run_exitfuncs()
-                leave(code)
-
-
-def _bound_exit_functions(code: int) -> None:
-    """Leave in a while, whatever the exit functions that come after this one wait for."""
-    # Python no longer starts threads here.
     signal.signal(signal.SIGALRM, lambda _number, _frame: leave(code))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     signal.setitimer(signal.ITIMER_REAL, _END_SECONDS)
+    atexit._run_exitfuncs()
+    leave(code)
 
 
 def _make_streams_usable() -> None:

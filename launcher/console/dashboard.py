@@ -105,8 +105,8 @@ def health(snapshot: Snapshot) -> tuple[Health, str]:
     if snapshot.first_error:
         return "failing", "errors"
     troubles = [f"{states[state]} {state}" for state in ("late", "restarting") if states[state]]
-    if snapshot.value("system/lost"):
-        troubles.append(f"{snapshot.text('system/lost')} lost")
+    if snapshot.value("system/transitions_lost"):
+        troubles.append(f"{snapshot.text('system/transitions_lost')} lost")
     if rejected := sum(snapshot.rejected.values()):
         troubles.append(f"{number(rejected)} rejected")
     # The rest is shown further down: this must fit beside the name of the run.
@@ -259,7 +259,7 @@ def _bottleneck(snapshot: Snapshot, width: int) -> Lines:
 
 def _problems(snapshot: Snapshot, width: int) -> Lines:
     rejected = sum(snapshot.rejected.values())
-    lost = snapshot.value("system/lost")
+    lost = snapshot.value("system/transitions_lost")
     figures = [("restarts", snapshot.restarts), ("lost", lost), ("rejected", rejected)]
     if clipped := snapshot.value("replay/priorities_clipped"):
         figures.append(("priorities clipped", clipped))

@@ -14,6 +14,8 @@ from launcher.strict_json import to_json
 from pdqn.text import printable
 
 _MOST_REASONS = 3
+# Of the ends of transitions, in the closing lines.
+_ALWAYS_SHOWN = ("sent", "received", "lost")
 
 
 def progress_line(snapshot: Snapshot) -> str:
@@ -43,7 +45,7 @@ def _parts(snapshot: Snapshot) -> Iterator[str]:
     yield snapshot.bottleneck
     yield snapshot.replay_waits
     rejected = sum(snapshot.rejected.values())
-    lost = int(snapshot.amount("system/lost"))
+    lost = int(snapshot.amount("system/transitions_lost"))
     yield f"restarts {snapshot.restarts}, lost {lost}, rejected {rejected}{_reasons(snapshot)}"
     if snapshot.value("replay/priorities_clipped"):
         yield f"priorities clipped {snapshot.text('replay/priorities_clipped')}"
@@ -116,7 +118,9 @@ def dumps(values: Mapping[str, Any]) -> str:
 def _restarts(summary: Mapping[str, Any]) -> str:
     failures = summary.get("environment_failures")
     text = _counts(summary.get("restarts"))
-    return f"{text}; {plural(failures, 'environment failure')}" if failures else text
+    text = f"{text}; {plural(failures, 'environment failure')}" if failures else text
+    faults: Mapping[str, Any] = summary.get("steps_not_finite") or {}
+    return f"{text}; steps that are not finite: {_counts(faults)}" if faults else text
 
 
 def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[str, str]]:
@@ -126,7 +130,7 @@ def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[st
         ("rates", _rates(summary)),
         ("training", _scores(summary.get("environment"))),
         ("evaluation", _scores(summary.get("eval"))),
-        ("transitions", _counts(summary.get("transitions"))),
+        ("transitions", _counts(_shown(summary.get("transitions") or {}))),
         ("restarts", _restarts(summary)),
         ("security", "NOT ENCRYPTED" if summary.get("insecure") else ""),
         ("results", str(summary.get("run_dir") or "")),
@@ -168,6 +172,16 @@ def _scores(values: Mapping[str, Any] | None) -> str:
     baselines = ", ".join(f"{k} {number(v)}" for k, v in values.get("baselines", {}).items())
     text += f" over {plural(values['episodes'], 'episode')}" if "episodes" in values else ""
     return text + (f"; baselines: {baselines}" if baselines else "")
+
+
+def _shown(transitions: Mapping[str, int]) -> dict[str, int]:
+    """Pick the counts that the closing lines show: some always, the others if they are not 0."""
+    others = {name: count for name, count in transitions.items() if count}
+    if others.get("made") == others.get("sent"):
+        others.pop("made", None)
+    always = {name: transitions[name] for name in _ALWAYS_SHOWN if name in transitions}
+    shown = {**always, **others}
+    return {name.replace("_", " "): count for name, count in shown.items()}
 
 
 def _counts(values: Mapping[str, int] | None) -> str:

@@ -55,4 +55,6 @@ def offence(key: MemberKey, user: str, message: Message) -> str:
         return "an evaluation"
     if report.episodes and key.role != "actor":
         return "episodes"
+    if report.spans and key.role != "replay":
+        return "spans of transitions"
     return offence_in_endpoints(key, user, report.endpoints) if report.endpoints else ""

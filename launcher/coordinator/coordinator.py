@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import zmq
 
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk
 from launcher.coordinator.flood import LEFT_OUT, EventLimit
 from launcher.coordinator.membership import (
     Admit,
@@ -27,14 +27,25 @@ from launcher.coordinator.membership import (
 )
 from launcher.coordinator.places import Member
 from launcher.coordinator.watchers import Watchers
-from launcher.metrics.metrics import RunMetrics
+from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.snapshot import Seen
 from pdqn import messages, process, transport, wire
 from pdqn.clients import Clients
 from pdqn.config import resolved
 from pdqn.connections import Bounds, Connections, most_connections
 from pdqn.errors import RunError, UsageError
-from pdqn.messages import Fetch, FilePiece, Message, MessageError, Over, Unknown, Watch, Welcome
+from pdqn.messages import (
+    Fetch,
+    Filed,
+    FilePiece,
+    Message,
+    MessageError,
+    Over,
+    Piece,
+    Unknown,
+    Watch,
+    Welcome,
+)
 from pdqn.patterns import fill
 from pdqn.silence import ListeningClock
 from pdqn.socket_files import SocketFile
@@ -43,6 +54,8 @@ from pdqn.tickets import new_seal, ticket_of
 _MOST_MESSAGES_PER_TURN = 1000
 _MOST_EVENTS = 50_000  # more than the limit lets through at once
 _GATHER_SECONDS, _TURN_SECONDS = 0.02, 0.5
+# While the disk has to answer first.
+_BUSY_SECONDS = 0.005
 _WATCHED_SECONDS = 5.0
 _MOST_WARNINGS = 100
 _MOST_UNREAD = 64
@@ -63,6 +76,7 @@ class Coordinator:
         own_actors: number that the launcher starts itself; by default all that are configured.
         incarnations: number of times that each (role, index) has joined in earlier sessions.
         memory: bytes that are planned for one process of each role; without a limit for the others.
+        may_admit: tells whether a process may learn its place now; it is asked again if not.
 
     Attributes:
         membership: the members of the run.
@@ -82,11 +96,14 @@ class Coordinator:
         *,
         welcome: Welcome,
         metrics: RunMetrics,
-        files: FileStore | None = None,
+        files: FileDesk | None = None,
         own_actors: int | None = None,
         incarnations: Mapping[tuple[str, int], int] | None = None,
         memory: Mapping[str, int] | None = None,
+        may_admit: Callable[[MemberKey], bool] = lambda _: True,
     ) -> None:
+        self._may_admit = may_admit
+        self._unadmitted: list[Member] = []
         self._context, self._memory = context, memory or {}
         self._seal = new_seal()
         self._socket = context.socket(zmq.ROUTER)
@@ -144,6 +161,9 @@ class Coordinator:
         self._socket_file.tend()
         for who, times in transport.turned_away(self._context).items():
             self._metrics.count(f"refused/{who}", times)
+        self._go_on()
+        if self._unadmitted or (self._files is not None and self._files.is_busy):
+            timeout_seconds = min(timeout_seconds, _BUSY_SECONDS)
         arrived = self._socket.poll(int(timeout_seconds * 1000))
         if arrived and timeout_seconds >= _GATHER_SECONDS:
             # Of a thousand members one speaks every millisecond: a turn is not for it alone.
@@ -182,7 +202,8 @@ class Coordinator:
         # Whoever is revoked speaks on until it has heard of that: one line is enough.
         is_news = kind != "revoked" or self.rejected[kind] == 1
         if is_news and self.rejected.total() < _MOST_WARNINGS:
-            _log.warning("rejected a message: %s", error, exc_info=kind == "unforeseen")
+            trace = error if kind == "unforeseen" else None
+            _log.warning("rejected a message: %s", error, exc_info=trace)
 
     def _check_key(self, user: str) -> None:
         """Check the public key of a message's sender.
@@ -231,6 +252,9 @@ class Coordinator:
 
     def _admit(self, member: Member) -> None:
         key, bind = member.key, self._welcome.bind
+        if not self._may_admit(key):
+            self._unadmitted.append(member)
+            return
         welcome = replace(
             self._welcome,
             index=key.index,
@@ -282,15 +306,24 @@ class Coordinator:
         member.heard = self.membership.listened_seconds
         if self._files is None:
             raise wire.WireError("malformed", "a file, and this run has no directory")
-        role = member.key.role
-        try:
-            if isinstance(message, FilePiece):
-                self._send(identity, self._files.take(role, message))
-            else:
-                self._send(identity, self._files.give(role, message))
-        except wire.WireError:
-            self._do(self.membership.refuse(member.key, member.user, "a file"), member.user)
-            raise
+        self._files.ask(identity, member.key.role, message)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer those who wait for the disk, as far as it has answered."""
+        for identity, answer in () if self._files is None else self._files.answered():
+            if isinstance(answer, Filed | Piece):
+                self._send(identity, answer)
+                continue
+            is_refused = isinstance(answer, wire.WireError)
+            if is_refused and (member := self.membership.places.find(identity)) is not None:
+                self._do(self.membership.refuse(member.key, member.user, "a file"), member.user)
+            self._reject("file" if is_refused else "unforeseen", answer)
+        unadmitted, self._unadmitted = self._unadmitted, []
+        for member in unadmitted:
+            if self.membership.places.find(member.identity) is member:
+                member.heard = self.membership.listened_seconds  # it waits, and says nothing
+                self._admit(member)
 
     # ---- what the run wants ----
 

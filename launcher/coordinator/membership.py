@@ -266,6 +266,8 @@ class Membership:
         key, reason = member.key, leave.reason
         kind = "failed" if reason else "left"
         told.append(Event(kind, key.role, key.index, reason, bool(reason), leave.trace))
+        if key.role == "actor" and not reason:
+            self._metrics.ledger.end((key.index, key.incarnation), "left")
         told += self._remove(member)
         self._metrics.counters.forget(key)
         return told
@@ -380,6 +382,8 @@ class Membership:
     def _remove(self, member: Member) -> Instructions:
         """Remove a member that will not come back, or not soon."""
         key = member.key
+        if key.role == "actor":
+            self._metrics.ledger.end((key.index, key.incarnation), "died")
         self.places.remove(member)
         self.orders.change()
         self.orders.forget(key)

@@ -75,7 +75,7 @@ class Places:
 
     def at(self, role: str, index: int) -> Member | None:
         """Find the member at a place."""
-        return self._of_role[role].get(index)
+        return self._of_role.get(role, {}).get(index)
 
     def all(self, role: str | None = None) -> Collection[Member]:
         """List the members, of one role or of all."""

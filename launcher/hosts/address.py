@@ -7,6 +7,7 @@ needs no more than ``--join RUN``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -55,7 +56,8 @@ class RunAddress:
 
 def remove_address(directory: Path) -> None:
     """Remove the file, since nobody can join any more."""
-    (directory / ADDRESS).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (directory / ADDRESS).unlink(missing_ok=True)
 
 
 def find_endpoint(directory: Path) -> str:

@@ -24,6 +24,7 @@ from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import Interrupts
 from launcher.plan import machine, plan
 from launcher.plan.inspector import Here, Inspector
+from launcher.processes.forkserver import ForkServer
 from launcher.safe_path import find_own_modules
 from launcher.sockets import SocketsFolder, make_folder
 from launcher.terminal import echo
@@ -84,10 +85,8 @@ def take_part(
                 0,
                 network=replace(network, relay=relay.endpoint if relay else ""),
                 own_indices=False,
-                warm=part.role == "actor",
+                forkserver=ForkServer() if part.role == "actor" else None,
             )
-            # Before joining: afterwards the run must hear from this host every second.
-            supervisor.warm_up()
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join(is_given_up=lambda: interrupts.count > 0)
             try:
@@ -208,7 +207,7 @@ class _Agent:
                 self._note_ends([pid])
         silent = self._link.silent_seconds
         all_ended = self._supervisor.check(may_start=silent < _HEARD_SECONDS)
-        self._note_ends(ended.pid for ended in all_ended)
+        self._note_ends(ended.pid for ended in all_ended if ended.pid)
         for ended in all_ended:
             again = "" if ended.restart_seconds is None else "; starts again"
             self._say(f"{ended.role} {ended.index}: {ended.cause}{again}")

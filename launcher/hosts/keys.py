@@ -41,9 +41,9 @@ from typing import Any
 import tomli_w
 import zmq
 
-from launcher.locking import take_lock
 from pdqn.clients import DEFAULT_ROLES, EVERY_ROLE, KEY_ROLES, Client, Clients
 from pdqn.errors import UsageError
+from pdqn.locking import take_lock
 from pdqn.silence import ListeningClock
 from pdqn.transport import KeyPair
 

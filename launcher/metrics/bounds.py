@@ -11,7 +11,8 @@ from pdqn.figures import FIGURES
 _COUNTED = (
     "bytes_received", "control_rejected", "environment_steps", "episodes", "figures_dropped",
     "learner_steps", "policy_lag_sum", "transitions_duplicate", "transitions_received",
-    "transitions_refused", "transitions_rejected", "transitions_sent", "transitions_unsent",
+    "transitions_made", "transitions_refused", "transitions_rejected", "transitions_sent",
+    "transitions_unsent",
 )  # fmt: skip
 _KNOWN = frozenset(_COUNTED).union(*((figure.source, *figure.per) for figure in FIGURES))
 # Names of one role beside those. A replay counts by reason and by the names of keys, and there are

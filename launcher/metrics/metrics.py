@@ -10,6 +10,7 @@ from launcher.metrics.allowance import Allowance
 from launcher.metrics.bounds import LARGEST, LARGEST_REAL
 from launcher.metrics.counters import Counters, Gauges, MemberKey
 from launcher.metrics.episodes import RecentEpisodes
+from launcher.metrics.ledger import Ledger, state_of_sums
 from launcher.metrics.snapshot import EvaluationView
 from pdqn import figures
 from pdqn.checks import MAX_NAME
@@ -31,15 +32,16 @@ class RunMetrics:
 
     Attributes:
         counters: what the roles have counted.
+        ledger: what became of each transition.
         evaluation: the newest one, if there is any.
     """
 
     def __init__(self, headline: str | None) -> None:
         self._headline = headline
         self._figures = {figure.name: figure for figure in figures.computed(headline)}
-        # Of the sessions before this one; what was on its way when the last one was killed is lost.
-        self._seconds_before, self._missing_before = 0.0, 0
+        self._seconds_before = 0.0  # of the sessions before this one
         self.counters = Counters()
+        self.ledger = Ledger()
         self._gauges = Gauges()
         self._episodes = RecentEpisodes()
         self._history: dict[str, deque[float]] = {
@@ -60,6 +62,7 @@ class RunMetrics:
         """Return as plain data what a later session goes on from, and what pictures read."""
         return {
             "totals": self.counters.get_state(),
+            "ledger": self.ledger.get_state(),
             "active_seconds": self.active_seconds(),
             "learner_steps": self._learner_steps,
             **self._episodes.get_state(),
@@ -71,7 +74,8 @@ class RunMetrics:
         """Go on from what ``get_state`` gave in an earlier session."""
         self.counters.set_state(state["totals"])
         self._seconds_before = float(state["active_seconds"])
-        self._missing_before = self._unseen()
+        # Versions before the ledger kept the sums alone.
+        self.ledger.set_state(state.get("ledger") or state_of_sums(self.counters.total))
         self._learner_steps = int(state["learner_steps"])
         self._episodes.set_state(state)
         evaluation = state["evaluation"]
@@ -89,6 +93,7 @@ class RunMetrics:
                 self._first_step = now if self._expected_since is None else self._expected_since
             self._last_step = now
         self.counters.drop(key.role, self._gauges.put(key.role, key.index, report.gauges))
+        self.counters.drop(key.role, self.ledger.ingest(key, report))
         if key.role == "learner":
             steps = self._gauges.of(key.role, key.index).get("learner_steps", self._learner_steps)
             self._learner_steps = int(max(0.0, min(LARGEST, steps)))
@@ -109,6 +114,8 @@ class RunMetrics:
     def forget(self, role: str, index: int) -> None:
         """A role is gone: its gauges no longer count; its counters do."""
         self._gauges.forget(role, index)
+        if role == "replay":
+            self.ledger.shard_is_away(index)
 
     def tick(self, now: float) -> None:
         """Mark the present, about once a second."""
@@ -174,6 +181,8 @@ class RunMetrics:
                 return self._learner_steps
             case "mean" | "sum" | "min" | "max":
                 return self._gauges.over_members(figure.kind, role, source)
+            case "ledger":
+                return getattr(self.ledger.balance(), source)
             case "told":
                 raise KeyError(figure.name)
 
@@ -248,16 +257,16 @@ class RunMetrics:
         return new
 
     def in_flight(self) -> int:
-        """Count transitions that replay has not seen since they were sent; exact without actors."""
-        return max(0, self._unseen() - self._missing_before)
+        """Count transitions that were sent and may still reach replay, for the end of a run.
 
-    def _unseen(self) -> int:
-        """Count transitions sent less those seen, over all sessions.
-
-        What came twice was sent, and counted by its actor, once; what strangers sent, never.
+        Of an actor that was killed, nobody knows what is on its way, until every replay has
+        settled whatever has come.
         """
-        seen = sum(self.total("replay", f"transitions_{name}") for name in ("received", "refused"))
-        return int(self.total("actor", "transitions_sent") - seen)
+        sent, dead = self.ledger.awaited()
+        if dead:
+            self._gauges.refresh()
+        drained = dead and self._gauges.over_members("min", "replay", "drained")
+        return sent if drained else sent + dead
 
     def expect_steps(self, now: float) -> None:
         """Expect environments to step from now on."""
@@ -306,11 +315,10 @@ class RunMetrics:
             "refused": self.counters.refused(),
             "control_rejected": self.counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
+            "steps_not_finite": self.counters.starting_with("actor", "not_finite/"),
             "priorities_clipped": self.value("replay/priorities_clipped"),
             "transitions": {
-                "sent": int(self.total("actor", "transitions_sent")),
-                "received": int(self.total("replay", "transitions_received")),
-                "lost": self.in_flight() + max(0, self._missing_before),
+                **self.ledger.balance()._asdict(),
                 "duplicate": int(self.total("replay", "transitions_duplicate")),
                 "rejected": int(self.total("replay", "transitions_rejected")),
                 "unsent": int(self.total("actor", "transitions_unsent")),

@@ -150,9 +150,15 @@ def detect() -> Machine:
 
 
 def load() -> tuple[float, int]:
-    """Measure this host's load: percent of all its cores since the last call, and bytes in use."""
-    memory = psutil.virtual_memory()
-    return psutil.cpu_percent(), memory.total - memory.available
+    """Measure this host's load: percent of all its cores since the last call, and bytes in use.
+
+    Both are 0 where they cannot be measured now, as in a process that has no descriptor left.
+    """
+    try:
+        memory = psutil.virtual_memory()
+        return psutil.cpu_percent(), memory.total - memory.available
+    except OSError:
+        return 0.0, 0
 
 
 def port_error(host: str, port: int) -> str | None:

@@ -82,6 +82,7 @@ class Plan:
         warnings: what will work, but not well; each with its fix.
         errors: why the run cannot work; each with its fix.
         advises_against: why the requested mode does not fit the machine; None if it does.
+        journal: a sentence about the disk that the replays' journals take; empty without one.
     """
 
     mode: Mode
@@ -94,6 +95,7 @@ class Plan:
     warnings: list[str]
     errors: list[str]
     advises_against: str | None
+    journal: str = ""
 
     @property
     def memory_bytes(self) -> int:

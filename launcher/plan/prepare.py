@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import torch
 
 from actors.environments.examination import Examination
 from launcher.plan import plan as planning
+from launcher.plan.disk import describe_journal
 from launcher.plan.inspector import Here, Inspector
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import Plan
@@ -19,6 +23,7 @@ def prepare(
     config: Config,
     elsewhere: frozenset[str] = frozenset(),
     inspector: Inspector | Here | None = None,
+    folder: Path | None = None,
 ) -> tuple[EnvironmentSpec, Machine, Plan]:
     """Fill in every automatic setting for this machine and environment, and check the whole.
 
@@ -26,6 +31,7 @@ def prepare(
         config: as a person wrote it.
         elsewhere: roles that will join from other hosts.
         inspector: looks at the environment; by default, this process does.
+        folder: directory of the run; by default, one below the present directory.
 
     Raises:
         UsageError: settings that cannot work on any machine.
@@ -41,15 +47,20 @@ def prepare(
     here = detect()
     parameters = parameter_bytes(network)
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
+    size = float(spec.observation_bytes)
     if planning.measures_frames(here, config, spec, parameters):
         measured = inspector.measure(plan.config, spec)
-        size = measured or float(spec.observation_bytes)
+        size = measured or size
         plan = planning.plan(here, config, spec, size, elsewhere, parameters)
         if measured is None:
             plan.warnings.append(
                 f"{spec.id} ended or hung while its frames were measured: memory is planned as if "
                 "they could not be compressed"
             )
+    if "replay" not in elsewhere and not plan.errors:
+        line, warning = describe_journal(plan.config, size, folder or Path.cwd())
+        plan = dataclasses.replace(plan, journal=line)
+        plan.warnings.extend([warning] if warning else [])
     return spec, here, plan
 
 

@@ -91,6 +91,7 @@ def _step(
         result.truncated,
         spec.pack(final) if final else {},
         no_value[: 1 if final else 0],
+        result.spoilt,
     )
     return result.observation, segments
 

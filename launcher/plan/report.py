@@ -23,7 +23,9 @@ from pdqn.config import Config
 def report(machine: Machine, plan: Plan) -> RenderableType:
     """Lay out what ``pdqn check`` shows: the machine, the plan, its memory, and what is wrong."""
     parts: list[RenderableType] = [_machine_table(machine), "", _plan_table(plan), ""]
-    parts += [_memory_table(machine, plan), "", plan.replay, ""]
+    parts += [_memory_table(machine, plan), "", plan.replay]
+    parts += [plan.journal] if plan.journal else []
+    parts += [""]
     parts += [Text.assemble(("warning  ", "bold yellow"), text) for text in plan.warnings]
     if plan.advises_against:
         parts.append(Text.assemble(("advice   ", "bold yellow"), plan.advises_against))
@@ -46,6 +48,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "config": plan.config.to_map(),
             "memory": dict(plan.memory),
             "replay": plan.replay,
+            "journal": plan.journal,
             "memory_bytes": plan.memory_bytes,
             "open_files": plan.open_files,
             "warnings": plan.warnings,

@@ -137,7 +137,7 @@ class _Seen:
             action = int(self._policy.values(one).argmax())
             transition = self._env.step(np.array([action]))
             observation = transition.observation
-            ended = bool(transition.terminated[0] or transition.truncated[0])
+            ended = bool(transition.began[0])
 
     def _picture(self, observation: Observation) -> Picture:
         picture = _as_picture(observation[self._name][0])

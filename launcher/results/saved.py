@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import plural
 from learner.checkpoint import newest_steps
+from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.model import FINAL_MODEL, read_model
 
@@ -21,7 +23,7 @@ def unsaved(run_dir: Path, learner_steps: int, reason: str) -> str:
     Returns:
         one line; empty if both the model and the newest checkpoint are of this step.
     """
-    model, trouble = _model_steps(run_dir / FINAL_MODEL)
+    model, trouble = model_steps(run_dir / FINAL_MODEL)
     checkpoint = newest_steps(run_dir)
     lacks = [
         f"{name} {'cannot be read' if trouble and name == FINAL_MODEL else _age(steps)}"
@@ -43,7 +45,7 @@ def _age(steps: int | None) -> str:
     return "does not exist" if steps is None else f"is of step {steps}"
 
 
-def _model_steps(path: Path) -> tuple[int | None, str]:
+def model_steps(path: Path) -> tuple[int | None, str]:
     """Return the learner steps of a model file, and why it cannot be read."""
     try:
         if not path.exists():
@@ -51,3 +53,19 @@ def _model_steps(path: Path) -> tuple[int | None, str]:
         return read_model(path).parameter_version, ""
     except (OSError, UsageError) as error:
         return None, str(error)
+
+
+def unevaluated(config: Config, metrics: RunMetrics, reason: str, note: str) -> str | None:
+    """Say that no evaluation has worked in a run that came to its end; None if one has.
+
+    Args:
+        config: the run's.
+        metrics: the run's.
+        reason: why it ended.
+        note: what the evaluator said last.
+    """
+    expected = config.evaluation.enabled and metrics.learner_steps() > 0
+    if not expected or reason in ("interrupted", "failed") or metrics.evaluation_view() is not None:
+        return None
+    last = f": {note}" if note else ""
+    return f"no evaluation worked, so there is no best model{last}"

@@ -43,7 +43,7 @@ class Ends:
         name = f"{ended.role} {ended.index}"
         session = self._session
         session.note_error(f"{name}: {ended.cause}{self._see_log(ended.role, ended.index)}")
-        session.run_dir.event(
+        session.records.event(
             "ended", role=ended.role, index=ended.index, pid=ended.pid, cause=ended.cause
         )
         if ended.restart_seconds is not None:
@@ -79,8 +79,10 @@ class Ends:
 
     def _see_log(self, role: str, index: int) -> str:
         """Point to the role's log, if it is on this host."""
+        if (role, index) not in self._supervisor.slots():
+            return ""
         log = self._session.run_dir.log_path(role, index)
-        return f" (see {self._session.run_dir.named(log)})" if log.is_file() else ""
+        return f" (see {self._session.run_dir.named(log)})"
 
     def _lose_hosts(self) -> None:
         """Notice hosts that have vanished; they may come back, and their roles with them."""
@@ -88,7 +90,7 @@ class Ends:
         for host in self._coordinator.membership.silent_hosts(limit):
             name = self._coordinator.host_of(host)
             roles = self._coordinator.lose_host(host.agent)
-            self._session.run_dir.event("vanished", role="host", index=host.key.index, roles=roles)
+            self._session.records.event("vanished", role="host", index=host.key.index, roles=roles)
             lost = f"not heard for {limit:g} s, is gone with {plural(roles, 'role')}"
             self._session.say(f"host {name}: {lost}")
 
@@ -97,7 +99,7 @@ class Ends:
         limit = self._config.system.heartbeat_timeout_seconds
         for member in self._coordinator.membership.silent(limit):
             key = member.key
-            self._session.run_dir.event("silent", role=key.role, index=key.index, pid=member.pid)
+            self._session.records.event("silent", role=key.role, index=key.index, pid=member.pid)
             self._session.say(f"{key.role} {key.index}: not heard for {limit:g} s, is ended")
             self._coordinator.lost(key.role, key.index)
             if member.agent:

@@ -22,10 +22,10 @@ from launcher.plan.plan import Plan
 from launcher.plan.prepare import prepare
 from launcher.plan.report import as_json as plan_as_json
 from launcher.plan.report import report
+from launcher.records.sinks import check_sinks
 from launcher.run.parallel import Run
 from launcher.run.resume import PastRun
 from launcher.run.session import Session
-from launcher.run.sinks import check_sinks
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
 from launcher.terminal import echo, echo_json, show
@@ -52,8 +52,9 @@ def launch(
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
+    folder = past.path if past else run_dir
     with inspector or contextlib.nullcontext():
-        spec, here, plan = prepare(config, access.elsewhere, inspector)
+        spec, here, plan = prepare(config, access.elsewhere, inspector, folder)
     resolved = plan.config
     if past is not None:
         past.check(resolved)

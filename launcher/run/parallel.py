@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import uuid
 from dataclasses import replace
+from functools import partial
 
+from launcher.console.controls import Controls
+from launcher.console.views import MemberViews
 from launcher.coordinator.coordinator import Coordinator
-from launcher.coordinator.files import FileStore
+from launcher.coordinator.files import FileDesk, FileStore
 from launcher.hosts.access import Access
 from launcher.hosts.address import RunAddress, remove_address
 from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.roles import DaskRoles, Wanted
+from launcher.hosts.keys import ALLOWED
 from launcher.hosts.supervisor import Supervisor
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import Roster
 from launcher.plan.inspector import Inspector
 from launcher.plan.memory import LAUNCHER_BYTES, Estimates
 from launcher.plan.prepare import parameter_bytes
-from launcher.run.controls import Controls
+from launcher.processes.forkserver import ForkServer
+from launcher.results.rescue import LastParameters
 from launcher.run.ends import Ends
 from launcher.run.session import Session
 from launcher.run.stopping import Stopping
-from launcher.run.views import MemberViews
+from launcher.rundir import STATE_FILE
 from launcher.sockets import SocketsFolder, make_folder
 from pdqn import transport
 from pdqn.broadcast import Relay
-from pdqn.config import resolved
+from pdqn.config import Config, resolved
 from pdqn.errors import RunError
 from pdqn.memory import MemoryLimit, held_bytes
 from pdqn.messages import Welcome
 from pdqn.networks import build_network
+from pdqn.specs import EnvironmentSpec
 
 _TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
 _JOIN_SECONDS = 120.0
 _HOLD_SECONDS = 30.0
 _LAST_SAVE_SECONDS = 10.0
+_FLUSH_SECONDS = 0.5
 
 
 class Run:
@@ -80,12 +87,13 @@ class Run:
             allowed,
             session.restarts,
             network,
-            warm=self._actors_here > 0,
+            forkserver=ForkServer() if self._actors_here else None,
         )
         session.state.incarnations = self._coordinator.membership.incarnations
         self._ends = Ends(session, self._coordinator, self._supervisor)
         late_seconds = 3 * self._config.system.telemetry_seconds + 1
         self._views = MemberViews(self._coordinator, self._supervisor, self._metrics, late_seconds)
+        self._last = LastParameters(self._context, self._run)
         self._next_check = 0.0
         self._key_trouble = ""
         self._memory = MemoryLimit("launcher", LAUNCHER_BYTES, self._config.system.memory_limit)
@@ -101,12 +109,13 @@ class Run:
     def execute(self) -> int:
         """Run to the end; return the exit code."""
         session = self._session
+        session.rescue = lambda: self._last.save(session.run_dir.path, self._config, session.spec)
         session.start(self._end_now)
         try:
             self._start_roles()
             reason = self._train()
             session.enter("stopping")
-            session.run_dir.event("stopping", reason=reason)
+            session.records.event("stopping", reason=reason)
             self._stop()
         except Exception:
             # A fault of this program itself must not lose what was learned, and the terminal must
@@ -114,13 +123,16 @@ class Run:
             session.console.stop()
             self._supervisor.ask_to_leave()
             self._supervisor.join(_LAST_SAVE_SECONDS, ["learner"])
+            session.records.aside(session.rescue)
             raise
         finally:
             self._supervisor.kill_all()
+            self._last.close()
             if self._relay is not None:
                 self._relay.close()
             self._coordinator.close()
             self._close_doors()
+        session.state.reserved.clear()  # no process starts any more
         return session.conclude(reason, Roster.of(self._views.present()))
 
     def _make_coordinator(self) -> Coordinator:
@@ -152,20 +164,15 @@ class Run:
                 versions,
             ),
             metrics=self._metrics,
-            files=self._files,
+            files=FileDesk(self._files, self._session.records.aside),
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
-            memory=self._planned_memory(),
+            memory=_planned_memory(self._config, self._session.spec),
+            may_admit=self._reserve,
         )
         if self._access.clients is not None:
             coordinator.allow(self._access.clients.clients)
         return coordinator
-
-    def _planned_memory(self) -> dict[str, int]:
-        """Return the bytes that are planned for one process of each role."""
-        config, spec = self._config, self._session.spec
-        parameters = parameter_bytes(build_network(spec, config.network))
-        return Estimates(config, spec, parameters).of_roles()
 
     def _local_endpoint(self) -> str:
         """Return the endpoint at which this host's own roles join."""
@@ -176,7 +183,29 @@ class Run:
         host, port = local.rpartition(":")[0], address.rpartition(":")[2]
         return transport.endpoint_of(f"tcp://{host}:{port}", key)
 
+    def _reserve(self, key: MemberKey) -> bool:
+        """Return whether the next session will count this start, even if this one is killed now.
+
+        If it would not, the state that reserves it is written first. Only a start waits for that.
+        """
+        session, state = self._session, self._session.state
+        if state.covers(key.role, key.index, key.incarnation):
+            return True
+        if not session.records.replaces(STATE_FILE):
+            state.reserve_around(key.role, key.index)
+            session.save_state()
+        return False
+
+    def _reserve_own(self) -> None:
+        """Reserve the first starts of all roles that are configured, in one write."""
+        config = self._config
+        counts = {"replay": config.replay.shards, "learner": 1, "evaluator": 1}
+        counts["actor"] = config.actor.count or 0
+        self._session.state.reserve((role, i) for role, n in counts.items() for i in range(n))
+        self._session.save_state()
+
     def _start_roles(self) -> None:
+        self._reserve_own()
         self._invite()
         elsewhere = self._access.elsewhere
         if "replay" not in elsewhere:
@@ -252,9 +281,8 @@ class Run:
             self._supervise()
         if self._session.tick():
             if line := self._sockets.look():
-                self._session.run_dir.event("sockets", text=line)
+                self._session.records.event("sockets", text=line)
                 self._session.say(line)
-            self._look_at_keys()
             self._look_at_memory()
             self._ends.look()
         self._session.record()
@@ -265,6 +293,7 @@ class Run:
     def _hear(self, timeout_seconds: float) -> None:
         """Take in what roles send, and write down what happens to them."""
         self._coordinator.poll(timeout_seconds)
+        self._last.hear()
         if self._coordinator.was_away:
             # This process was suspended, and with it all actors here: that was not a standstill.
             self._metrics.expect_steps(time.monotonic())
@@ -277,7 +306,9 @@ class Run:
         clients = self._access.clients
         if clients is None:
             return
-        self._coordinator.allow(clients.look())
+        if not self._session.records.replaces(ALLOWED):
+            self._session.records.aside(clients.look, key=ALLOWED)
+        self._coordinator.allow(clients.clients)
         if clients.trouble != self._key_trouble:
             self._key_trouble = clients.trouble
             self._session.say(clients.trouble or "the list of keys can be read again")
@@ -306,6 +337,7 @@ class Run:
             self._coordinator.lost(ended.role, ended.index, ended.pid)
             if session.stage != "stopping":
                 self._ends.handle(ended)
+        self._look_at_keys()
         self._follow_cluster()
         self._follow_learner()
         if session.stage == "starting":
@@ -332,7 +364,7 @@ class Run:
         if not session.waiting_for or (some and waited > _HOLD_SECONDS):
             session.enter("running")
             self._coordinator.command(["actor", "evaluator"], "run")
-            session.run_dir.event("running", seconds=round(waited, 3))
+            session.records.event("running", seconds=round(waited, 3))
         elif waited > self._join_seconds:
             session.fail(f"still waiting for {session.waiting_for}")
 
@@ -346,6 +378,7 @@ class Run:
         """End all roles in order."""
         if self._dask is not None:
             self._dask.stop_restarting()
+        self._last.follow(self._coordinator.membership.places.served().get("parameters", ""))
         Stopping(self._session, self._coordinator, self._supervisor, self._turn).stop()
 
     def _end_now(self) -> None:
@@ -359,6 +392,13 @@ class Run:
 
     def _close_doors(self) -> None:
         """Remove the ways in, which nobody serves any more."""
-        with contextlib.suppress(OSError):
-            remove_address(self._session.run_dir.path)
+        records = self._session.records
+        records.aside(partial(remove_address, self._session.run_dir.path))
+        records.flush(_FLUSH_SECONDS)  # for a run that fails; another one waits at its end
         self._sockets.remove()
+
+
+def _planned_memory(config: Config, spec: EnvironmentSpec) -> dict[str, int]:
+    """Return the bytes that are planned for one process of each role."""
+    parameters = parameter_bytes(build_network(spec, config.network))
+    return Estimates(config, spec, parameters).of_roles()

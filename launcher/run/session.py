@@ -9,30 +9,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.console.console import Console
+from launcher.console.controls import Controls, keys_of
 from launcher.interrupts import Interrupts
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import Roster
 from launcher.metrics.snapshot import Seen, Snapshot
 from launcher.metrics.waiting import bottleneck, replay_waits
-from launcher.results import pictures
-from launcher.results.saved import unsaved
-from launcher.run.controls import Controls, keys_of
-from launcher.run.recorder import Recorder
-from launcher.run.sinks import make_sinks
+from launcher.records.records import Records
+from launcher.records.sinks import make_sinks
+from launcher.results.saved import unevaluated
+from launcher.run.limits import limit_reached, progress
 from launcher.run.state import RunState
-from launcher.rundir import EVENTS, METRICS, SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory
-from launcher.unwritten import Unwritten
-from pdqn.config import Config, RunConfig, resolved
-from pdqn.model import BEST_MODEL, NOT_SAVED
+from launcher.rundir import SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory
+from pdqn.config import Config, resolved
+from pdqn.model import NOT_SAVED
 from pdqn.specs import EnvironmentSpec
 
 _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
 _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
 _MOST_SHOWN = 500  # characters of a note
-_SHOWN_NOTES = {"out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked"}
+_SHOWN_NOTES = {
+    "out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked", "journal",
+}  # fmt: skip
 # These may come again and again: the console shows the first of each, events have them all.
-_SHOWN_ONCE = {"evaluation", "baselines", "rejected", "log"}
+_SHOWN_ONCE = {"evaluation", "baselines", "rejected", "log", "not_finite"}
 
 
 class Session:
@@ -45,6 +46,9 @@ class Session:
         insecure: other processes join neither encrypted nor authenticated.
         failure: why the run cannot go on; None while it can. ``fail`` sets it.
         restarts: restarts by role, those of earlier sessions included.
+        records: the run's files, which are written beside the loop.
+        rescue: function that saves a model in the learner's place, if that is needed, and returns
+            its learner steps; None if it saved nothing.
         seen: what watchers are shown; None before there is anything.
         state: what this session resumes from; its counts are updated whenever it is written.
     """
@@ -65,6 +69,7 @@ class Session:
         self.run_dir = run_dir
         self.interrupts = interrupts
         self.seen: Seen | None = None
+        self.rescue: Callable[[], int | None] = lambda: None
         self.state = RunState() if state is None else state
         self.state.circle_placement = spec.circle_placement
         self.metrics = RunMetrics(spec.headline_metric)
@@ -73,8 +78,7 @@ class Session:
         self._steps_before = self.metrics.learner_steps()
         self.console = console
         self.controls: Mapping[str, Callable[[], object]] = {}
-        self.stage = "starting"
-        self.waiting_for = ""
+        self.stage, self.waiting_for = "starting", ""
         self.insecure = insecure
         self.failure: str | None = None
         self.restarts = self.state.restarts
@@ -82,12 +86,8 @@ class Session:
         self._shown_once = set(_SHOWN_ONCE)
         self._traced = False
         self._evaluation_note = ""
-        self._unwritten = Unwritten(self.say)
         self._not_saved: dict[str, str] = {}  # the last such note of each role
-        sinks = make_sinks(config, run_dir.path, self.say)
-        self._recorder = Recorder(run_dir, self._unwritten, sinks)
-        log = run_dir.logs / "pictures.log"
-        self._drawer = pictures.PictureDrawer(run_dir.path, config, log)
+        self.records = Records(run_dir, config, make_sinks(config, run_dir.path, self.say))
         self.state.sessions += 1
         self._session_started = time.monotonic()
         self._started = self._session_started - self.state.elapsed_seconds
@@ -129,7 +129,7 @@ class Session:
 
     def note(self, kind: str, role: str, index: int, text: str) -> None:
         """Record a role's note, and show it if a person should see it."""
-        self.run_dir.event(kind, role=role, index=index, text=text)
+        self.records.event(kind, role=role, index=index, text=text)
         if kind == "evaluation":
             self._evaluation_note = text
         if NOT_SAVED in text:
@@ -157,7 +157,7 @@ class Session:
         Args:
             end_now: called when a person does not want to wait for the end in order.
         """
-        self.run_dir.event("started", mode=self.config.run.mode, pid=os.getpid())
+        self.records.event("started", mode=self.config.run.mode, pid=os.getpid())
         self.console.start()
         self.interrupts.on_second = end_now
 
@@ -183,7 +183,7 @@ class Session:
     def pause(self) -> bool:
         """Pause, or go on; return whether the run is paused now."""
         self.enter("running" if self.stage == "paused" else "paused")
-        self.run_dir.event(self.stage)
+        self.records.event(self.stage)
         self.say("actors are paused; the time goes on" if self.stage == "paused" else "goes on")
         return self.stage == "paused"
 
@@ -206,42 +206,34 @@ class Session:
 
     def record(self) -> None:
         """Write whatever is due: lines, state and pictures."""
-        self._look_at_directory()
+        self.records.tend()
+        self._hear_records()
         self._write_evaluations()
         now = time.monotonic()
         if now >= self._next_line and self.metrics.moves:
             self._next_line = now + self.config.system.metrics_seconds
             self._write_line()
             self.save_state()
-        if self.config.system.pictures and not self.run_dir.taken:
-            with self._unwritten.attempt("pictures.log"):
-                self._drawer.turn()
 
-    def _look_at_directory(self) -> None:
-        """Notice a directory that was removed, which must not cost a day's policy."""
-        with self._unwritten.attempt(str(self.run_dir.path)):
-            if line := self.run_dir.look():
-                self.run_dir.event("directory", text=line)
-                self.say(line)
-                self._unwritten.tell_at_end(line)
-        with self._unwritten.attempt(EVENTS):
-            if self.run_dir.event_trouble is not None:
-                raise self.run_dir.event_trouble
+    def _hear_records(self) -> None:
+        """Show what cannot be written, and end a run that another has replaced."""
+        for line in self.records.news():
+            self.say(line)
         if self.run_dir.taken:
             self.fail(self.run_dir.taken)
 
     def _write_evaluations(self) -> None:
         for evaluation in self.metrics.take_evaluations():
-            self._recorder.write(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
+            self.records.line(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
 
     def save_state(self) -> None:
-        """Write the state from which a later session resumes."""
+        """Write the state from which a later session resumes, beside the loop."""
         state = self.state
         state.elapsed_seconds = self.elapsed_seconds
         state.first_error = state.first_error or self._first_error
         state.metrics = self.metrics.get_state()
-        with self._unwritten.attempt(STATE_FILE):
-            state.write(self.run_dir.path)
+        write = state.writing()
+        self.records.replace(STATE_FILE, lambda: write(self.run_dir.path))
 
     def show(self, members: Callable[[], Roster]) -> None:
         """Show the run as it is, when that is due: here, and to those who watch.
@@ -261,48 +253,60 @@ class Session:
 
     def _publish(self, snapshot: Snapshot) -> None:
         """Give watchers the snapshot, the newest messages, and how many there have been."""
-        self.seen = Seen(snapshot, self._said, tuple(self._messages))
-        with self._unwritten.attempt(SNAPSHOT):
-            self.run_dir.write_snapshot(self.seen.to_map())
+        seen = self.seen = Seen(snapshot, self._said, tuple(self._messages))
+        self.records.replace(SNAPSHOT, lambda: self.run_dir.write_snapshot(seen.to_map()))
 
     def conclude(self, reason: str, members: Roster) -> int:
         """Write the last figures, the summary and the picture; the exit code."""
-        self._look_at_directory()
         self._write_evaluations()
         self._write_line()
-        self._check_saved(reason)
+        answers = self._settle(reason)
         self.enter("done")
         last = self.snapshot(members)
         self.console.update(last)
         self.save_state()
         summary = self._summary(reason)
-        with self._unwritten.attempt(SUMMARY):
-            self.run_dir.write_summary(summary)
-        self._recorder.close()
-        self._drawer.close()
-        if self.config.system.pictures:
-            pictures.draw_last(self.run_dir.path, self.config, self.say)
-        self.run_dir.event("ended", reason=reason)
+        self.records.finish(summary, reason)
         self._publish(last)
-        with self._unwritten.attempt(f"{METRICS} or {EVENTS}"):
-            self.run_dir.close()
+        self.records.close()
+        if answers and not self._await_records():
+            self.fail(self.records.lack())
         self.console.stop()
-        if why := self._unwritten.reason(SUMMARY):
+        if why := self.records.unwritten.reason(SUMMARY):
             self.fail(f"{SUMMARY} is not written: {why}")
         # As written, and what could not be written since.
-        summary |= {"error": self._error(), "unwritten": self._unwritten.lines()}
+        summary |= {"error": self._error(), "unwritten": self.records.lines()}
         self.console.finish(summary, self._error())
         return 1 if self.failure else 0
 
-    def _check_saved(self, reason: str) -> None:
-        """Fail a run whose files lack what it learned, if it had the time to learn."""
+    def _settle(self, reason: str) -> bool:
+        """Wait for the disk, and fail a run whose files lack what it learned.
+
+        Returns:
+            whether the disk answers.
+        """
         steps = self.metrics.learner_steps()
-        if reason in ("interrupted", "failed") and steps == self._steps_before:
-            return
-        if "evaluator" in self._not_saved and not (self.run_dir.path / BEST_MODEL).exists():
-            self._unwritten.lose(BEST_MODEL, self._not_saved["evaluator"])
-        if lack := unsaved(self.run_dir.path, steps, self._not_saved.get("learner", "")):
+        learned = reason not in ("interrupted", "failed") or steps != self._steps_before
+        lacks = self.records.find_unsaved(steps, self._not_saved, self.rescue) if learned else []
+        answers = self._await_records()
+        lack = "".join(lacks)
+        if not answers:
+            lack = self.records.lack()
+            if learned:
+                lack += "; nothing tells whether what was learned is saved"
+        if lack:
             self.failure = f"{self.failure}; {lack}" if self.failure else lack
+        return answers
+
+    def _await_records(self) -> bool:
+        """Wait until everything is written; return False if the disk does not answer."""
+        before = self.interrupts.count
+
+        def turn() -> None:
+            self._hear_records()
+            self.obey_keys()
+
+        return self.records.settle(turn, lambda: self.interrupts.count > before)
 
     def snapshot(self, members: Roster) -> Snapshot:
         """Return the run at this moment."""
@@ -311,7 +315,7 @@ class Session:
         # What the limiter aims at is known before replay has reported it.
         target = figures["replay/samples_per_insert_target"] or resolved(replay.samples_per_insert)
         figures["replay/samples_per_insert_target"] = target
-        progress, remaining = self._progress(metrics.counts())
+        done, remaining = progress(run, metrics.counts(), self._trained_seconds())
         waiting = f"{self.waiting_for}, {self.session_seconds:.0f} s" if self.waiting_for else ""
         return Snapshot(
             run_dir=self.run_dir.shown,
@@ -322,7 +326,7 @@ class Session:
             waiting_for=waiting,
             insecure=self.insecure,
             elapsed_seconds=self.elapsed_seconds,
-            progress=progress,
+            progress=done,
             remaining_seconds=remaining,
             headline=self.spec.headline_metric,
             figures=figures,
@@ -340,23 +344,9 @@ class Session:
     def _trained_seconds(self) -> float:
         return self.metrics.seconds_since_first_step(time.monotonic())
 
-    def _progress(self, counts: dict[str, int]) -> tuple[float | None, float | None]:
-        """Return the share of the nearest limit, and the seconds left at the present pace."""
-        run, seconds = self.config.run, self._trained_seconds()
-        limits = [
-            (counts["episodes"], run.episodes),
-            (counts["environment_steps"], run.steps),
-            (seconds, run.time_seconds),
-        ]
-        shares = [done / limit for done, limit in limits if limit is not None]
-        share = min(1.0, max(shares, default=0.0))
-        if not shares or not seconds or share == 0.0:
-            return (share if shares else None), None
-        return share, seconds * (1.0 - share) / share
-
     def _write_line(self) -> None:
         capacity = resolved(self.config.replay.capacity)
-        self._recorder.write(self.metrics.line(self.elapsed_seconds, capacity))
+        self.records.line(self.metrics.line(self.elapsed_seconds, capacity))
 
     def _summary(self, reason: str) -> dict[str, Any]:
         measured = self.metrics.summary()
@@ -374,41 +364,17 @@ class Session:
             "sessions": self.state.sessions,
             "error": self._error(),
             "warning": unevaluated(self.config, self.metrics, reason, self._evaluation_note),
-            "unwritten": self._unwritten.lines(),
+            "unwritten": self.records.lines(),
             "first_error": self.state.first_error or self._first_error,
             "run_dir": self.run_dir.shown,
         }
 
     def _error(self) -> str | None:
-        if self.failure is None:
-            return None
-        if self._first_error is None or self._first_error in self.failure:
-            return self.failure
-        return f"{self.failure}; first error: {self._first_error}"
+        return with_first(self.failure, self._first_error)
 
 
-def unevaluated(config: Config, metrics: RunMetrics, reason: str, note: str) -> str | None:
-    """Say that no evaluation has worked in a run that came to its end; None if one has.
-
-    Args:
-        config: the run's.
-        metrics: the run's.
-        reason: why it ended.
-        note: what the evaluator said last.
-    """
-    expected = config.evaluation.enabled and metrics.learner_steps() > 0
-    if not expected or reason in ("interrupted", "failed") or metrics.evaluation_view() is not None:
-        return None
-    last = f": {note}" if note else ""
-    return f"no evaluation worked, so there is no best model{last}"
-
-
-def limit_reached(run: RunConfig, counts: Mapping[str, int], trained_seconds: float) -> str:
-    """Return which limit of a run is reached: episodes, steps or time; empty for none."""
-    if run.episodes is not None and counts["episodes"] >= run.episodes:
-        return "episodes"
-    if run.steps is not None and counts["environment_steps"] >= run.steps:
-        return "steps"
-    if run.time_seconds is not None and trained_seconds >= run.time_seconds:
-        return "time"
-    return ""
+def with_first(failure: str | None, first_error: str | None) -> str | None:
+    """Add the first error to the reason why a run failed, unless it is in it."""
+    if failure is None or first_error is None or first_error in failure:
+        return failure
+    return f"{failure}; first error: {first_error}"

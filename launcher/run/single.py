@@ -16,30 +16,33 @@ import torch
 from actors.environments import randomness
 from actors.greedy import GreedyEvaluation
 from actors.rollout import Identity, Rollout
-from actors.segments import join_segments
-from launcher import streams
+from actors.segments import Segment, join_segments
+from launcher import standstill, streams
+from launcher.console.controls import Controls
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
 from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import MemberView, Roster
 from launcher.plan.memory import Estimates
 from launcher.plan.prepare import parameter_bytes
-from launcher.run.controls import Controls
 from launcher.run.session import Session
 from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner
 from pdqn.config import resolved
-from pdqn.errors import RunError, type_and_first_line
+from pdqn.errors import Interrupted, RunError, reason_of, type_and_first_line
 from pdqn.memory import MemoryLimit, held_bytes, machine_bytes
+from pdqn.messages import Welcome
+from pdqn.model import NOT_SAVED
 from pdqn.networks import build_network, set_noise
 from pdqn.schedules import is_due
 from pdqn.telemetry import Telemetry
-from replay.buffer import make_buffer
-from replay.intake import Insertion
-from replay.limiter import make_limiter
+from replay.durability import StoppedError
+from replay.local import LocalReplay
 from replay.samples import SampleLayout
 
 _REPORT_SECONDS = 0.5
+_STATE_SECONDS = 10.0
 _PAUSED_SECONDS = 0.1
+_FLUSH_SECONDS = 2.0
 _SPOKEN_STEPS = 256  # learner steps after which the run is shown, whatever the limiter still allows
 _ACTOR = ("actor", 0)
 _ROLES = ("actor", "replay", "learner")
@@ -51,12 +54,10 @@ class SingleRun:
     def __init__(self, session: Session) -> None:
         config, spec = session.config, session.spec
         torch.set_num_threads(resolved(config.learner.threads))
-        # Do not draw the random numbers of an earlier session again.
-        incarnation = session.state.incarnations.get(_ACTOR, 0)
-        session.state.incarnations[_ACTOR] = incarnation + 1
+        incarnation = self._begun(session)
         randomness.seed(config.run.seed, *_ACTOR, incarnation)
-        self._session = session
-        self._config = config
+        self._session, self._config = session, config
+        self._stream = (0, incarnation)
         self._learner = Learner(config, spec)
         # Acts on the CPU, wherever the learner computes.
         self._acting = build_network(spec, config.network)
@@ -67,15 +68,17 @@ class SingleRun:
         self._acting_version = self._learner.learner_steps
         self._rollout = Rollout(config, spec, self._acting, Identity(0, incarnation))
         self._rollout.set_learner_steps(self._acting_version)
-        self._buffer = make_buffer(config, spec, incarnation=incarnation)
-        self._limiter = make_limiter(config)
         layout = SampleLayout(spec, config.learner.batch_size)
         # One memory for all SampleBatches: a step is over before the next one is drawn.
         self._sample = layout.view(bytearray(layout.nbytes))
         self._telemetry = {role: Telemetry() for role in (*_ROLES, "evaluator")}
         self._telemetry["learner"].gauge("learner_steps", self._learner.learner_steps)
         self._rollout.note_seeds(self._telemetry["actor"])
-        self._insertion = Insertion(spec, self._buffer, self._telemetry["replay"])
+        self._replay = self._opened(incarnation)
+        self._parts = standstill.Parts(
+            config, spec, self._learner, self._replay, self._rollout, self._acting
+        )
+        self._torn = False
         self._evaluation = GreedyEvaluation(
             config,
             spec,
@@ -86,18 +89,37 @@ class SingleRun:
             may_keep=self._check_directory,
             failed=lambda text, error: session.note_error(text, _trace(error)),
         )
-        self._counted_before = session.metrics.counts()
+        self._counted_before, self._next_report = session.metrics.counts(), 0.0
         self._evaluated, self._evaluated_steps = time.monotonic(), self._learner.learner_steps
-        self._next_report = 0.0
         self._memory = self._memory_limit()
         session.take(
             Controls(
                 hold=lambda _: None,  # it is this process's own loop that waits
                 save=self._save_as_asked,
-                samples_per_insert=lambda: self._limiter.target,
+                samples_per_insert=lambda: self._replay.limiter.target,
                 set_samples_per_insert=self._set_samples_per_insert,
             )
         )
+
+    @staticmethod
+    def _begun(session: Session) -> int:
+        """Count this start, so that no later one draws its random numbers, even after a kill."""
+        incarnation = session.state.incarnations.get(_ACTOR, 0)
+        session.state.incarnations[_ACTOR] = incarnation + 1
+        session.save_state()
+        session.records.flush(_STATE_SECONDS)
+        return incarnation
+
+    def _opened(self, incarnation: int) -> LocalReplay:
+        """Open the replay with what its journal holds."""
+        session, telemetry = self._session, self._telemetry["replay"]
+        run, path = uuid.uuid4().hex, str(session.run_dir.path)
+        session.run_dir.name_run(run)
+        welcome = Welcome(run, 0, incarnation, self._config, session.spec, "none", path)
+        try:
+            return LocalReplay(welcome, telemetry, lambda: session.is_hurried)
+        except StoppedError as error:
+            raise Interrupted from error
 
     def _memory_limit(self) -> MemoryLimit:
         parameters = parameter_bytes(self._acting)
@@ -110,7 +132,6 @@ class SingleRun:
     def execute(self) -> int:
         """Run to the end; return the exit code."""
         session = self._session
-        session.run_dir.name_run(uuid.uuid4().hex)
         session.start(self._end_now)
         session.enter("running")
         try:
@@ -120,14 +141,15 @@ class SingleRun:
             # show it.
             session.console.stop()
             self._save()
+            session.records.flush(_FLUSH_SECONDS)
             raise
         session.enter("stopping")
-        self._save(last=True)
+        self._stand_still()
         self._refresh()
         if not session.is_hurried and not session.failure:
             self._evaluate()
         self._report()
-        self._buffer.close()
+        self._replay.close()
         code = session.conclude(reason, self._members())
         # Last: what closes an environment may hang.
         self._rollout.close()
@@ -135,20 +157,45 @@ class SingleRun:
 
     def _train(self) -> str:
         """Act and learn until the run is to end; return the reason."""
+        acts = not self._go_on()
         while not (reason := self._session.end_reason()):
-            if self._session.stage == "paused":
+            if self._session.stage == "paused" or self._replay.blocked:
                 time.sleep(_PAUSED_SECONDS)
             else:
-                self._turn()
+                self._turn(acts)
+                acts = True
             self._communicate()
         return reason
 
-    def _turn(self) -> None:
+    def _go_on(self) -> bool:
+        """Go on where the last session stopped; return whether that may be within a turn."""
+        session = self._session
+        if session.state.sessions == 1:
+            return False
+        resumed = standstill.resume(session.run_dir.path, self._parts)
+        self._insert(resumed.segments)
+        session.say(
+            f"new episodes begin: {resumed.reason}"
+            if resumed.reason
+            else "goes on with the episodes that were in progress"
+        )
+        if resumed.position is None:
+            return False
+        self._acting_version = resumed.position.acting_version
+        self._evaluated_steps = resumed.position.evaluated_steps
+        self._rollout.set_learner_steps(self._acting_version)
+        if self._learner.learner_steps % _SPOKEN_STEPS == 0:
+            self._communicate()  # an evaluation may be due that was given up
+        return True
+
+    def _turn(self, acts: bool) -> None:
         """Act once, and learn as often as that allows; a RunError ends the run."""
         try:
-            self._act()
+            if acts:
+                self._act()
             self._learn()
         except RunError as error:
+            self._torn = True
             text = type_and_first_line(error)
             self._session.note_error(text, _trace(error))
             self._session.fail(text)
@@ -157,12 +204,15 @@ class SingleRun:
         """Step the environments once, and insert what they have completed."""
         segments = self._rollout.step(self._telemetry["actor"])
         self._rollout.report(self._telemetry["actor"])
-        self._insertion.learner_steps = self._learner.learner_steps
+        self._insert(segments)
+
+    def _insert(self, segments: list[Segment]) -> None:
         for segment in segments:
-            self._telemetry["actor"].count("transitions_sent", segment.count)
+            for name in ("transitions_made", "transitions_sent"):
+                self._telemetry["actor"].count(name, segment.count)
             columns, blocks = join_segments([segment], self._session.spec)
-            version = self._acting_version
-            self._limiter.inserted(self._insertion.check_and_insert(columns, blocks, version))
+            steps = self._learner.learner_steps
+            self._replay.insert(columns, blocks, self._acting_version, steps)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -171,13 +221,12 @@ class SingleRun:
         batch_size = self._config.learner.batch_size
         telemetry = self._telemetry["learner"]
         # The clock or a person may end the run meanwhile: a wide tolerance allows many steps.
-        while self._limiter.can_sample(batch_size) and not self._session.end_reason():
+        limiter = self._replay.limiter
+        while limiter.can_sample(batch_size) and not self._session.end_reason():
             sample = self._sample
-            self._buffer.sample_into(sample)
-            self._limiter.sampled(batch_size)
+            self._replay.sample_into(sample)
             result = self._learner.step(self._learner.tensors(sample))
-            self._buffer.update_priorities(sample.keys, result.priorities)
-            self._telemetry["replay"].count("samples", batch_size)
+            self._replay.update_priorities(sample.keys, result.priorities)
             self._learner.account(telemetry, result)
             if self._learner.learner_steps % self._config.learner.publish_period == 0:
                 self._refresh()
@@ -192,14 +241,18 @@ class SingleRun:
 
     def _communicate(self) -> None:
         now = time.monotonic()
+        self._replay.write()
         if self._saver.due(self._learner.learner_steps):
             self._save()
         steps = self._learner.learner_steps - self._evaluated_steps
-        if is_due(self._config.evaluation, now - self._evaluated, steps):
+        is_ending = bool(self._session.end_reason())
+        if is_due(self._config.evaluation, now - self._evaluated, steps) and not is_ending:
+            before = self._evaluated_steps
             self._evaluated, self._evaluated_steps = now, self._learner.learner_steps
             # Time counts from the first step that was reported, and may end the evaluation.
             self._report()
-            self._evaluate()
+            if not self._evaluate():
+                self._evaluated_steps = before  # the next session evaluates
             self._next_report = now  # before another evaluation replaces this one
         # Episodes and steps end the run, so they are reported after every step.
         if self._limits_counted() or now >= self._next_report:
@@ -215,17 +268,14 @@ class SingleRun:
         )
 
     def _report(self) -> None:
-        session, replay = self._session, self._telemetry["replay"]
-        replay.gauge("size", self._buffer.size)
-        replay.gauge("stored_bytes", self._buffer.stored_bytes)
-        replay.counters["priorities_clipped"] = self._buffer.priorities_clipped
-        replay.gauge("limiter_target", self._limiter.target)
-        replay.gauge("limiter_balance", self._limiter.balance)
+        session = self._session
+        self._replay.report()
         for role, telemetry in self._telemetry.items():
             report = telemetry.report()
             for kind, text in report.notes:
                 session.note(kind, role, 0, text)
-            session.metrics.ingest(MemberKey(role, 0, 0), report, time.monotonic())
+            key = MemberKey(role, *self._stream)
+            session.metrics.ingest(key, report, time.monotonic())
         streams.bound_log()
         if excess := self._memory.excess(held_bytes()):
             session.fail(f"this process {excess}")
@@ -234,15 +284,16 @@ class SingleRun:
         session.obey_keys()
         session.show(self._members)
 
-    def _evaluate(self) -> None:
-        """Evaluate the present policy, without any effect on training."""
+    def _evaluate(self) -> bool:
+        """Evaluate the present policy, without any effect on training; False if given up."""
         if not self._config.evaluation.enabled:
-            return
+            return True
         set_noise(self._acting, False)
         # The clock decides when an evaluation is given up: training must not depend on that.
         with randomness.kept():
-            self._evaluation.evaluate(self._acting_version)
+            done = self._evaluation.evaluate(self._acting_version)
         set_noise(self._acting, True)
+        return done
 
     def _check_directory(self) -> None:
         """Write nothing into another run's directory.
@@ -259,12 +310,27 @@ class SingleRun:
         return session.is_hurried or (session.stage == "running" and bool(session.end_reason()))
 
     def _set_samples_per_insert(self, target: float) -> None:
-        self._limiter.set_samples_per_insert(target)
+        self._replay.limiter.set_samples_per_insert(target)
         self._session.note("samples_per_insert", "replay", 0, f"{target:g} from now on")
 
     def _save_as_asked(self) -> None:
         if self._save():
             self._session.note("saved", "learner", 0, saved(self._learner))
+
+    def _stand_still(self) -> None:
+        """Save the complete state, from which a later session goes on as if this had not ended."""
+        if not self._save(last=True) or self._torn:
+            return
+        self._report()
+        self._session.save_state()
+        self._session.records.flush(_STATE_SECONDS)
+        if self._replay.save():
+            position = standstill.Position(self._acting_version, self._evaluated_steps)
+            try:
+                standstill.save(self._session.run_dir.path, self._parts, position)
+            except OSError as error:
+                text = f"the episodes in progress are {NOT_SAVED}: {reason_of(error)}"
+                self._session.note("standstill", "actor", 0, text)
 
     def _save(self, *, last: bool = False) -> bool:
         """Save; return whether that was possible."""

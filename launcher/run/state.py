@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from launcher.rundir import STATE_FILE, replace_text
 from pdqn.errors import UsageError
 
 FORMAT = 1
+# Starts of a place, and further places of actors, that one write of the file covers.
+_STARTS, _PLACES = 8, 64
 
 
 @dataclass
@@ -28,6 +30,8 @@ class RunState:
         restarts: number of restarts, by role.
         first_error: the run's.
         incarnations: number of starts of each (role, index), so that no seed is used twice.
+        reserved: numbers of starts that the file holds instead, where they are larger. A session
+            that is killed may have had up to that number.
         metrics: what ``RunMetrics.get_state`` gave.
         circle_placement: whether the environment is circle placement; None where nobody wrote it.
     """
@@ -39,14 +43,50 @@ class RunState:
     incarnations: dict[tuple[str, int], int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     circle_placement: bool | None = None
+    reserved: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin with a file that reserves nothing."""
+        self._written: Mapping[tuple[str, int], int] = {}
+
+    def covers(self, role: str, index: int, incarnation: int) -> bool:
+        """Return whether the file counts this start, so that no later session repeats it."""
+        return incarnation < self._written.get((role, index), 0)
+
+    def reserve(self, places: Iterable[tuple[str, int]]) -> None:
+        """Reserve the next starts of places; the file must be written before they happen."""
+        for place in places:
+            self.reserved[place] = self.incarnations.get(place, 0) + _STARTS
+
+    def reserve_around(self, role: str, index: int) -> None:
+        """Reserve the next starts of a place, and of the actors that may join after it."""
+        places = _PLACES if role == "actor" else 1
+        self.reserve((role, number) for number in range(index, index + places))
 
     def write(self, directory: Path) -> None:
         """Replace the file; a reader never sees a part of it."""
-        content = dataclasses.asdict(self) | {
+        self.writing()(directory)
+
+    def writing(self) -> Callable[[Path], None]:
+        """Return a function that writes the state as it is now, whenever and wherever it runs."""
+        starts = dict(self.incarnations)
+        for place, number in self.reserved.items():
+            starts[place] = max(number, starts.get(place, 0))
+        content = dataclasses.asdict(dataclasses.replace(self, reserved={})) | {
             "format": FORMAT,
-            "incarnations": [[role, index, n] for (role, index), n in self.incarnations.items()],
+            "incarnations": [[role, index, n] for (role, index), n in starts.items()],
         }
-        replace_text(directory / STATE_FILE, json.dumps(content) + "\n", durable=True)
+        del content["reserved"]
+        text, reserved = json.dumps(content) + "\n", dict(self.reserved)
+
+        def write(directory: Path) -> None:
+            try:
+                replace_text(directory / STATE_FILE, text, durable=True)
+            finally:
+                # A disk that is full must not keep roles from coming back.
+                self._written = reserved
+
+        return write
 
 
 def read_state(directory: Path) -> RunState:

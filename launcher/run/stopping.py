@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from launcher.coordinator.coordinator import Coordinator
 from launcher.hosts.supervisor import Supervisor
 from launcher.run.session import Session
+from pdqn.heartbeat import WAITS_FOR_DISK
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,10 @@ class Stopping:
         coordinator.command(["host"], "drain")
         coordinator.command(["actor"], "stop")
         coordinator.command(["replay"], "drain")
-        self._wait(lambda: not coordinator.membership.count("actor"), budget.actors)
-        self._wait(lambda: not session.metrics.in_flight(), budget.drain)
+        self._wait(
+            lambda: not coordinator.membership.count("actor"), budget.actors, self._waits_for_disk
+        )
+        self._wait(lambda: not session.metrics.in_flight(), budget.drain, self._waits_for_disk)
         coordinator.command(["learner"], "stop")
         self._wait(
             lambda: not coordinator.membership.count("learner"), budget.learner, self._is_saving
@@ -107,6 +110,12 @@ class Stopping:
             lambda: not self._supervisor.alive() and not coordinator.membership.count("host"),
             budget.last,
         )
+        session.metrics.ledger.close()
+
+    def _waits_for_disk(self) -> bool:
+        """Return whether a replay takes no transitions because its disk hangs."""
+        replays = self._coordinator.membership.members("replay")
+        return any(replay.activity == WAITS_FOR_DISK for replay in replays)
 
     def _is_saving(self) -> bool:
         """Return whether the learner writes its last checkpoint, or sends it from another host."""

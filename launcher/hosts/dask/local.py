@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import signal
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import dask.config as dask_config
 from distributed import Nanny, Scheduler, Security, SpecCluster, Worker
 
+from launcher.folders import Folder
 from launcher.plan.machine import detect
 from pdqn.errors import UsageError
 from pdqn.process import OF_GROUP
@@ -67,6 +69,8 @@ class LocalCluster:
             "silence_logs": logging.WARNING,
         }
         self._folder = tempfile.TemporaryDirectory(prefix="pdqn-", ignore_cleanup_errors=True)
+        self._open = Folder(Path(self._folder.name))
+        self._open.mark()
         with dask_config.set({"temporary-directory": self._folder.name}):
             self.cluster: Any = SpecCluster(
                 scheduler={"cls": _Scheduler, "options": {**shared, "port": 0}},
@@ -81,6 +85,7 @@ class LocalCluster:
 
     def remove_files(self) -> None:
         """Remove the files alone, when this process ends at once and its workers with it."""
+        self._open.close()
         self._folder.cleanup()
 
 

@@ -7,10 +7,7 @@ threads do not survive a fork. Other roles, of which a host has only a few, do t
 
 from __future__ import annotations
 
-import atexit
 import gc
-import os
-import sys
 
 import torch
 
@@ -40,15 +37,4 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def end_at_once() -> None:
-    """Let a forkserver end without the exit handlers of what it has imported.
-
-    They are not for this process, and one of them may wait. Where colorama is installed, numba
-    has it write to the terminal at exit, and nobody may read that terminal any more.
-    """
-    if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
-        atexit.register(os._exit, 0)  # the handler that is registered last comes first
-
-
 warm_up()
-end_at_once()

@@ -1,6 +1,6 @@
 """Further receivers of a run's figures while it runs: Weights & Biases, and Prometheus.
 
-Neither may stop or slow a run: each reports a failure once, and the run goes on.
+Neither may stop or slow a run: each reports a failure once and tries again, and the run goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import os
 import queue
 import re
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ from pdqn.figures import find
 
 _MOST_LINES = 1000
 _LEAVE_SECONDS = 5.0
+_FIRST_RETRY_SECONDS, _LARGEST_RETRY_SECONDS = 30.0, 600.0
 
 Say = Callable[[str], None]
 
@@ -87,7 +90,9 @@ class WandbSink:
     def __init__(self, config: Config, run_dir: Path, say: Say) -> None:
         self._config, self._run_dir, self._say = config, run_dir, say
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(_MOST_LINES)
+        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._failure = ""
+        self._id = uuid.uuid4().hex
         self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         self._thread.start()
@@ -120,18 +125,37 @@ class WandbSink:
                 self._dropped += 1
 
     def _tell(self) -> None:
-        """Report the other thread's failure, from the run's own thread."""
-        if self._failure:
-            self._say(f"Weights & Biases takes no more: {self._failure}")
-            self._failure = ""
+        """Report what the other thread has met, from the run's own thread."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._say(self._news.get_nowait())
 
     def _run(self) -> None:
-        try:
-            self._send_all()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
-            self._failure = f"{type(error).__name__}: {error}"
-            while self._lines.get() is not None:
+        """Send lines to the end; after a failure, try again from time to time."""
+        pause_seconds = _FIRST_RETRY_SECONDS
+        while True:
+            try:
+                self._send_all()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+                failure = f"{type(error).__name__}: {error}"
+                if failure != self._failure:
+                    self._news.put(f"Weights & Biases takes no more: {failure}")
+                self._failure = failure
+            else:
+                return
+            if not self._leave_out(pause_seconds):
+                return
+            pause_seconds = min(_LARGEST_RETRY_SECONDS, 2 * pause_seconds)
+
+    def _leave_out(self, seconds: float) -> bool:
+        """Leave lines out for a time; return False if the last one has come."""
+        ends = time.monotonic() + seconds
+        with contextlib.suppress(queue.Empty):
+            while (left := ends - time.monotonic()) > 0:
+                if self._lines.get(timeout=left) is None:
+                    return False
                 self._dropped += 1
+        return True
 
     def _send_all(self) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
@@ -141,14 +165,22 @@ class WandbSink:
         run = wandb.init(
             project="pdqn",
             name=self._run_dir.name,
+            # After a failure, the same run goes on there.
+            id=self._id,
+            resume="allow",
             dir=str(self._run_dir),
             config=self._config.to_map(),
             # The terminal is the console's: wandb must not capture, show or ask anything there.
             settings=wandb.Settings(console="off", silent=True),
         )
         run.define_metric("*", step_metric="environment_steps")
+        if self._failure:
+            self._news.put(f"Weights & Biases takes lines again, {self._dropped} were left out")
+            self._failure = ""
         while (line := self._lines.get()) is not None:
+            self._dropped += 1  # until it is sent
             run.log(line)
+            self._dropped -= 1
         run.finish()
 
 

@@ -12,7 +12,7 @@ class Unwritten:
     """The record of what could not be written, by name; a later success removes the name.
 
     Args:
-        say: shows a line to the person. Only the first failure of each name is shown.
+        say: takes a line for the person. It gets only the first failure of each name.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -48,5 +48,6 @@ class Unwritten:
 
     def lines(self) -> list[str]:
         """List what is not written now, each with its reason, after the lines to be repeated."""
-        unwritten = (f"{name} is not written: {why}" for name, why in self._reasons.items())
+        reasons = dict(self._reasons)  # a thread that the disk holds may add to them
+        unwritten = (f"{name} is not written: {why}" for name, why in reasons.items())
         return [*self._lines, *unwritten]

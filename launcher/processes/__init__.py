@@ -1,0 +1,1 @@
+"""Processes of roles on this host: their starts and their ends."""

@@ -1,0 +1,87 @@
+"""The heartbeat of a role that waits for a disk, which may hang for a long time."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+# What a replay says that it does meanwhile; a run that ends waits for it.
+WAITS_FOR_DISK = "waits for the disk of its journal"
+_LATE_SECONDS = 1.0
+_PERIOD_SECONDS = 0.25
+# The thread ends after this time without a block.
+_IDLE_SECONDS = 2.0
+
+
+class Heartbeat:
+    """A thread that keeps in touch with the coordinator while the role's own thread is in a block.
+
+    The block is for work that only a disk can delay, and that keeps in touch with nobody itself.
+    A role that is silent would be ended, and with it what it has in memory; its successor would
+    wait for the same disk.
+
+    Args:
+        keep_in_touch: function that reports and hears orders. It is called in another thread, but
+            never while the role's own thread is outside of the block.
+
+    Attributes:
+        waited_seconds: time that the blocks have taken beyond the first second of each.
+    """
+
+    def __init__(self, keep_in_touch: Callable[[], object]) -> None:
+        self._keep_in_touch = keep_in_touch
+        # Whoever holds it may use the link; the role's own thread has it outside of blocks as well,
+        # where the other thread does nothing.
+        self._turn = threading.Lock()
+        self._since = math.inf
+        self._used = 0.0
+        self._thread: threading.Thread | None = None
+        self._fault: Exception | None = None
+        self.waited_seconds = 0.0
+
+    def __enter__(self) -> None:
+        """Begin to wait for a disk."""
+        with self._turn:
+            self._since = self._used = time.monotonic()
+            if self._thread is None:
+                # The process may end while a disk that hangs holds the other thread.
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+                self._thread.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the link back.
+
+        Raises:
+            Exception: what keeping in touch has raised meanwhile, such as a RunError.
+        """
+        with self._turn:
+            waited, self._since = time.monotonic() - self._since, math.inf
+        self.waited_seconds += max(0.0, waited - _LATE_SECONDS)
+        fault, self._fault = self._fault, None
+        if fault is not None and error is None:
+            raise fault
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(_PERIOD_SECONDS):
+            with self._turn:
+                now = time.monotonic()
+                if self._since == math.inf and now - self._used > _IDLE_SECONDS:
+                    self._thread = None
+                    return
+                if now - self._since >= _LATE_SECONDS and self._fault is None:
+                    self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self._keep_in_touch()
+        except Exception as fault:  # noqa: BLE001 - the role's own thread raises it
+            self._fault = fault
