@@ -10,6 +10,8 @@ from pdqn.wire_errors import WireError
 MAX_SPANS = 2048
 _LARGEST = 1 << 53
 
+Stream = tuple[int, int]  # actor, incarnation
+
 
 class Span(NamedTuple):
     """Consecutive transitions of one stream, each stored or refused.
@@ -31,7 +33,7 @@ class Span(NamedTuple):
     refused: int = 0
 
     @property
-    def stream(self) -> tuple[int, int]:
+    def stream(self) -> Stream:
         """The (actor, incarnation) that made the transitions."""
         return self.actor, self.incarnation
 

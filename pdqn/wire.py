@@ -164,8 +164,7 @@ class TransitionBatch:
             earlier frames that belong to each one's stack.
         blocks: the frames.
         ticket: proof that the actor sent it; empty where no replay asks for one.
-        made: transitions of the stream up to the last one of this batch; 0 if it does not say,
-            as in the journals of earlier versions.
+        made: transitions of the stream up to the last one of this batch; 0 if it does not say.
     """
 
     run: str

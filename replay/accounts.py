@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pdqn.spans import MAX_SPANS, Span
+from pdqn.spans import MAX_SPANS, Span, Stream
 
 MOST_SPANS = 1 << 16
 # Spans in a report beside those that changed: a report that was lost does no harm.
 _REPEATED = 200
 
-Stream = tuple[int, int]
 _Key = tuple[int, int, int]  # actor, incarnation, start
 
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from pdqn import wire
 from pdqn.checks import MAX_NAME
+from pdqn.spans import Stream
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.tickets import is_valid
 from pdqn.wire import FrameBlock
 from replay.buffer import PrioritizedBuffer
 from replay.keeper import Keeper
-from replay.sequences import Sequences, Stream, bound_streams
+from replay.sequences import Sequences, bound_streams
 
 _log = logging.getLogger("replay")
 _LOG_SECONDS = 5.0

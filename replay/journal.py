@@ -30,7 +30,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from pdqn.spans import Span
+from pdqn.spans import Span, Stream
 from replay.records import Contents, Piece, Record, RecordWriter, read_records
 
 SEGMENT_BYTES = 16 << 20
@@ -44,8 +44,6 @@ _COUNTS_BODY = struct.Struct("<QQQ")  # sampled, reported key, reported refusals
 _SNAPSHOT_HEAD = struct.Struct("<QQ")  # oldest key, bytes of the counters
 _FORMAT = 1
 _SAMPLER = "sampler"  # among the counters
-
-Stream = tuple[int, int]
 
 
 class OtherFormatError(ValueError):

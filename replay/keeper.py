@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pdqn.spans import Stream
 from pdqn.telemetry import Telemetry
 from pdqn.wire import TransitionBatch
 from replay.contents import Contents
 from replay.journal import Counts, Journal, Refused, Sync
 from replay.records import Piece
-from replay.sequences import Stream
 
 SNAPSHOT_SECONDS = 5.0
 _SYNC_SECONDS = 0.02

@@ -18,7 +18,7 @@ from pdqn.heartbeat import WAITS_FOR_DISK, Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.socket_files import SocketFile
-from pdqn.spans import MAX_SPANS
+from pdqn.spans import MAX_SPANS, Stream
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 from pdqn.transport import Network
@@ -26,7 +26,7 @@ from replay.durability import StoppedError, open_shard
 from replay.intake import Intake
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
 from replay.sender import Hello, encode_acknowledgement
-from replay.sequences import Stream, bound_streams
+from replay.sequences import bound_streams
 from replay.waiting import largest_batch_bytes, window_bytes
 
 _POLL_MILLISECONDS = 50

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pdqn.spans import Stream
 from replay.sender import UNKNOWN
 
 MOST_STREAMS = 1 << 16
 _LONGEST_JUMP = 1 << 32
-
-Stream = tuple[int, int]
 
 
 def bound_streams(streams: dict[Stream, Any]) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.chaos import processes
+
 # With a thread a core in each worker of pytest-xdist, these would spin while they wait for each
 # other. Torch looks at it when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -102,11 +104,11 @@ class Command:
 
     def members(self) -> list[psutil.Process]:
         """The command's process and all that it has started, as far as they live."""
-        return [p for p in psutil.process_iter() if _session(p) == self.process.pid and _lives(p)]
+        return processes.members(self.process.pid)
 
     def role(self, role: str, index: int = 0) -> psutil.Process | None:
         """The process with the title of a role."""
-        titled = (p for p in self.members() if _title(p) == f"pdqn {role} {index}")
+        titled = (p for p in self.members() if processes.title(p) == f"pdqn {role} {index}")
         return next(titled, None)
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
@@ -184,30 +186,13 @@ class Observed:
         return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
 
 
-def _session(process: psutil.Process) -> int:
-    try:
-        return os.getsid(process.pid)
-    except OSError:
-        return -1
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()).strip()
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def _left_behind() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [p for p in children if _lives(p) and not any(h in _title(p) for h in _HELPERS)]
+    return [
+        p
+        for p in children
+        if processes.lives(p) and not any(h in processes.title(p) for h in _HELPERS)
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from launcher.metrics.ledger import Balance, Ledger, Stream
-from pdqn.spans import MAX_SPANS, Span, as_spans
+from launcher.metrics.ledger import Balance, Ledger
+from pdqn.spans import MAX_SPANS, Span, Stream, as_spans
 from pdqn.wire import WireError
 from replay.accounts import Accounts
 from replay.sequences import Sequences

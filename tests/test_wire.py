@@ -155,7 +155,7 @@ class TestTransitions:
         message = encode_transitions(batch)
         assert decode_transitions(message, VECTOR, RUN).made == 70
         header = msgpack.unpackb(message)
-        del header["made"]  # as in the journals of earlier versions
+        del header["made"]
         assert decode_transitions(packed(header), VECTOR, RUN).made == 0
 
     @pytest.mark.parametrize("made", [-1, 1 << 53, 70.0, None, "70"])

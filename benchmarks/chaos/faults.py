@@ -385,34 +385,35 @@ def fill_shared_memory(case: Case) -> None:
 def take_descriptors(who: str, spare: int, seconds: float) -> Fault:
     """Leave a process only a few more descriptors than it has, for a while."""
 
-    def inject(case: Case) -> None:
-        process = case.rng.choice(case.run.wait_for(who))
-        old = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    def limit(process: psutil.Process) -> tuple[int, str]:
         few = process.num_fds() + spare
-        case.note(f"{few} descriptors for {who}, {seconds:g} s")
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (few, old[1]))
-        try:
-            time.sleep(seconds)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(process.pid, resource.RLIMIT_NOFILE, old)
+        return few, f"{few} descriptors for {who}, {seconds:g} s"
 
-    return inject
+    return _limit(who, resource.RLIMIT_NOFILE, limit, seconds)
 
 
 def limit_file_size(who: str, size_bytes: int, seconds: float) -> Fault:
     """Let a process write no file beyond a size, for a while."""
+    told = f"files of {size_bytes} bytes for {who}, {seconds:g} s"
+    return _limit(who, resource.RLIMIT_FSIZE, lambda _: (size_bytes, told), seconds)
+
+
+def _limit(
+    who: str, kind: int, limit: Callable[[psutil.Process], tuple[int, str]], seconds: float
+) -> Fault:
+    """Lower a limit of a process for a while; ``limit`` gives the number, and what is noted."""
 
     def inject(case: Case) -> None:
         process = case.rng.choice(case.run.wait_for(who))
-        old = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-        case.note(f"files of {size_bytes} bytes for {who}, {seconds:g} s")
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size_bytes, old[1]))
+        old = resource.prlimit(process.pid, kind)
+        lower, told = limit(process)
+        case.note(told)
+        resource.prlimit(process.pid, kind, (lower, old[1]))
         try:
             time.sleep(seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, old)
+                resource.prlimit(process.pid, kind, old)
 
     return inject
 

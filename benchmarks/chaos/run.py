@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.chaos import witness
+from benchmarks.chaos import processes, witness
 
 ROOT = Path(__file__).parents[2]
 HOOKS = Path(__file__).parent / "hooks"
@@ -79,7 +79,7 @@ class Command:
 
     def members(self) -> list[psutil.Process]:
         """List the living processes of the session."""
-        return [p for p in psutil.process_iter() if _session(p) == self.session and _lives(p)]
+        return processes.members(self.session)
 
     def end_all(self) -> None:
         """Kill whatever is left of the session."""
@@ -290,25 +290,8 @@ def _parsed(text: str) -> Iterator[dict[str, Any]]:
                 yield value
 
 
-def _session(process: psutil.Process) -> int:
-    try:
-        return os.getsid(process.pid)
-    except OSError:
-        return -1
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _is(process: psutil.Process, title: str) -> bool:
-    try:
-        words = " ".join(process.cmdline()).strip()
-    except psutil.NoSuchProcess:
-        return False
+    words = processes.title(process)
     if title.startswith("pdqn "):
         return words == title or words.startswith(f"{title} ")
     return title in words

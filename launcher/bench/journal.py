@@ -14,12 +14,11 @@ from typing import Any
 
 from rich.table import Table
 
-from launcher.bench.recordings import RECORDINGS, Recording, record
+from launcher.bench.recordings import Recording, recorded
 from launcher.bench.replay import WARM_UP_SECONDS, Processes, bench_config, changed
 from launcher.numbers import number
 from launcher.terminal import echo, echo_json, show
 from pdqn.config import Config
-from pdqn.errors import UsageError
 
 _SETTINGS = {
     "capacity": 20_000,  # two buffers are there at once
@@ -51,14 +50,7 @@ def bench_journal(
 ) -> int:
     """Measure and print one table; return the exit code."""
     results: dict[str, dict[str, Any]] = {}
-    for name in data or RECORDINGS:
-        try:
-            recording = record(name)
-        except UsageError as error:
-            if data:
-                raise
-            echo(f"{name}: skipped: {error}", err=True)
-            continue
+    for name, recording in recorded(data):
         config = bench_config(recording)
         large = recording.spec.observation_bytes > _COMPRESSED_BYTES
         for store in ("dense", "compressed") if large else ("dense",):

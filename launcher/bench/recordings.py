@@ -6,7 +6,7 @@ over and over, so that a benchmark measures only what follows them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from actors.environments.describe import describe_environment
 from actors.environments.vector import VectorEnvironment
 from actors.evaluation import random_act
 from actors.segments import Segment, SegmentRecorder
+from launcher.terminal import echo
 from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
@@ -158,3 +159,20 @@ RECORDINGS: dict[str, Callable[[], Recording]] = {
     "atari": _atari,
     "placement": lambda: _played("pdqn/CirclePlacement-v0", 8, 130),
 }
+
+
+def recorded(names: Sequence[str]) -> Iterator[tuple[str, Recording]]:
+    """Yield these recordings by name; without names, all whose packages this machine has.
+
+    Raises:
+        UsageError: a named one needs a package that is missing.
+    """
+    for name in names or RECORDINGS:
+        try:
+            recording = record(name)
+        except UsageError as error:
+            if names:
+                raise
+            echo(f"{name}: skipped: {error}", err=True)
+            continue
+        yield name, recording

@@ -31,7 +31,7 @@ from rich.text import Text
 
 from actors.segments import Segment, join_segments
 from launcher import sockets
-from launcher.bench.recordings import RECORDINGS, Recording, record
+from launcher.bench.recordings import Recording, recorded
 from launcher.coordinator.coordinator import Coordinator
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
@@ -110,14 +110,7 @@ class Together:
 def bench_replay(data: Sequence[str], seconds: float, *, as_json: bool) -> int:
     """Measure and print one table; return the exit code."""
     results: dict[str, dict[str, Any]] = {}
-    for name in data or RECORDINGS:
-        try:
-            recording = record(name)
-        except UsageError as error:
-            if data:
-                raise
-            echo(f"{name}: skipped: {error}", err=True)
-            continue
+    for name, recording in recorded(data):
         echo(f"{name}: {recording.origin}", err=True)
         results[name] = measure(recording, seconds)
     if as_json:

@@ -18,11 +18,10 @@ from typing import Any, Literal, NamedTuple
 from launcher.metrics.bounds import LARGEST
 from launcher.metrics.counters import MemberKey
 from pdqn.messages import Report
-from pdqn.spans import Span
+from pdqn.spans import Span, Stream
 
 MOST_STREAMS, MOST_SPANS = 1 << 16, 1 << 18
 
-Stream = tuple[int, int]
 End = Literal["", "left", "died"]
 
 

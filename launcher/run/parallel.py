@@ -33,6 +33,7 @@ from launcher.rundir import STATE_FILE
 from launcher.sockets import SocketsFolder, make_folder
 from pdqn import transport
 from pdqn.broadcast import Relay
+from pdqn.clients import Clients
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
 from pdqn.memory import MemoryLimit, held_bytes
@@ -94,8 +95,8 @@ class Run:
         late_seconds = 3 * self._config.system.telemetry_seconds + 1
         self._views = MemberViews(self._coordinator, self._supervisor, self._metrics, late_seconds)
         self._last = LastParameters(self._context, self._run)
-        self._next_check = 0.0
-        self._key_trouble = ""
+        self._next_check, self._key_trouble = 0.0, ""
+        self._allowed: Clients | None = None
         self._memory = MemoryLimit("launcher", LAUNCHER_BYTES, self._config.system.memory_limit)
         session.take(
             Controls(
@@ -303,12 +304,13 @@ class Run:
 
     def _look_at_keys(self) -> None:
         """Admit the keys that the list names now, and report when it cannot be read."""
-        clients = self._access.clients
-        if clients is None:
+        if (clients := self._access.clients) is None:
             return
         if not self._session.records.replaces(ALLOWED):
             self._session.records.aside(clients.look, key=ALLOWED)
-        self._coordinator.allow(clients.clients)
+        if clients.clients is not self._allowed:  # each reading makes a new one
+            self._allowed = clients.clients
+            self._coordinator.allow(self._allowed)
         if clients.trouble != self._key_trouble:
             self._key_trouble = clients.trouble
             self._session.say(clients.trouble or "the list of keys can be read again")
