@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.array_step import ArrayStep, array_step_of
 from learner.objective import Objective, TensorBatch
 from pdqn import seeds
 from pdqn.config import Config, resolved
@@ -82,6 +83,7 @@ class Learner:
         self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
         self._noisy = config.network.noisy
+        self._arrays = array_step_of(config, self.online, self.target, self._optimizer)
         self._noise = torch.Generator().manual_seed(seeds.torch_seed(config.run.seed, "noise"))
         self.micro_batch_size = config.learner.micro_batch_size or config.learner.batch_size
         self.out_of_memory = 0
@@ -137,6 +139,9 @@ class Learner:
         Raises:
             RunError: the GPU runs out of memory with a single transition at a time.
         """
+        if self._arrays is not None:
+            meanwhile()
+            return self._step_on_arrays(self._arrays, batch)
         if self._noisy:
             for network in (self.online, self.target):
                 resample_noise(network, self._noise)
@@ -148,17 +153,28 @@ class Learner:
         # In one piece, so that there is only one wait for a GPU.
         numbers = torch.cat([figures, norm[None], rows.flatten()]).cpu().numpy()
         loss, q_mean, gradient_norm = map(float, numbers[:3])
-        # An infinite error has a finite gradient: the loss is linear there.
-        finite = math.isfinite(gradient_norm) and math.isfinite(loss)
-        if finite:
+        priorities, losses = numbers[3:].reshape(2, -1)
+        result = _result(priorities, losses, loss, q_mean, gradient_norm)
+        if not result.skipped:
             self._optimizer.param_groups[0]["lr"] = self.learning_rate
             self._optimizer.step()
         self.learner_steps += 1
         self._update_target()
-        priorities, losses = numbers[3:].reshape(2, -1)
-        if not finite:
-            priorities = _without_spoilers(priorities, losses)
-        return StepResult(priorities, loss, q_mean, gradient_norm, not finite)
+        return result
+
+    def _step_on_arrays(self, arrays: ArrayStep, batch: TensorBatch) -> StepResult:
+        """Take the same step in numpy."""
+        found = arrays.differentiate(batch)
+        result = _result(found.priorities, found.losses, found.loss, found.q_mean, found.norm)
+        if not result.skipped:
+            self._optimizer.param_groups[0]["lr"] = self.learning_rate
+            arrays.descend(found.norm, self.learning_rate)
+        self.learner_steps += 1
+        if self._config.target_update == "soft":
+            arrays.update_target(self._config.target_update_rate)
+        elif self.learner_steps % self._config.target_update_period == 0:
+            arrays.update_target(1.0)
+        return result
 
     def _accumulate(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
         """Compute the gradients of the whole batch, in smaller parts whenever memory runs out."""
@@ -271,12 +287,29 @@ class Learner:
         self.target.load_state_dict(state["target"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._optimizer.param_groups[0]["eps"] = self._config.adam_epsilon  # may have changed
+        if self._arrays is not None:
+            self._arrays.adopt()
         self.learner_steps = int(state["learner_steps"])
         torch.set_rng_state(state["torch_random_state"])
         self._noise.set_state(state["noise_state"])
 
     def _observation(self, packed: Observation) -> dict[str, Tensor]:
         return {name: _tensor(a) for name, a in self._spec.unpack(packed).items()}
+
+
+def _result(
+    priorities: NDArray[np.float32],
+    losses: NDArray[np.float32],
+    loss: float,
+    q_mean: float,
+    gradient_norm: float,
+) -> StepResult:
+    """Make a step's result; one whose loss or gradient is not finite is skipped."""
+    # An infinite error has a finite gradient: the loss is linear there.
+    skipped = not (math.isfinite(gradient_norm) and math.isfinite(loss))
+    if skipped:
+        priorities = _without_spoilers(priorities, losses)
+    return StepResult(priorities, loss, q_mean, gradient_norm, skipped)
 
 
 def _without_spoilers(

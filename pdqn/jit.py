@@ -12,7 +12,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from numba import njit
 from numba.core import config
@@ -24,13 +24,35 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _settings: Any = config  # numba makes its attributes from environment variables
 
 
-def compiled(function: Function) -> Function:
+@overload
+def compiled(function: Function) -> Function: ...
+
+
+@overload
+def compiled(*, reassociates: bool) -> Callable[[Function], Function]: ...
+
+
+def compiled(function: Any = None, *, reassociates: bool = False) -> Any:
     """Have numba compile a function at its first call, without Python's global lock.
 
     The machine code is cached beside the source, or else in this user's cache, if either can be
     written. ``NUMBA_CACHE_DIR`` names another folder.
+
+    Args:
+        function: the function.
+        reassociates: sums may be taken in another order, and divisions by zero give infinities.
+            Only such loops use a processor's vectors. The order is the same in every run.
     """
-    dispatcher: Any = njit(nogil=True)(function)
+    if function is None:
+        return functools.partial(_compiled, reassociates=reassociates)
+    return _compiled(function, reassociates=reassociates)
+
+
+def _compiled(function: Callable[..., Any], *, reassociates: bool) -> Any:
+    options: dict[str, Any] = (
+        {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"} if reassociates else {}
+    )
+    dispatcher: Any = njit(nogil=True, **options)(function)
     folder = _folder_for(Path(inspect.getfile(function)).parent)
     if folder is None or _settings.DISABLE_JIT:
         return dispatcher

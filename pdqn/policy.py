@@ -14,6 +14,7 @@ from pdqn.casting import as_array, as_mask, shown
 from pdqn.errors import UsageError
 from pdqn.model import BEST_MODEL, FINAL_MODEL, Model, load_model
 from pdqn.networks import QNetwork
+from pdqn.networks.array_network import acting_arrays
 from pdqn.specs import ACTION_MASK, PLAIN_FIELD, FieldSpec, Observation
 from pdqn.stacking import FrameStacker
 from pdqn.trust import EVERYTHING, IN_PYTHON, Trust
@@ -28,7 +29,12 @@ def action_values(network: QNetwork, observation: Observation) -> NDArray[np.flo
     """
     with torch.inference_mode():
         tensors = {name: _as_tensor(array) for name, array in observation.items()}
-        values = network(*network.prepare(tensors)).numpy()
+        prepared = network.prepare(tensors)
+        arrays = acting_arrays(network)
+        if arrays is None:
+            values = network(*prepared).numpy()
+        else:
+            values = arrays.forward(*(part.numpy() for part in prepared)).copy()
     mask = observation.get(ACTION_MASK)
     return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
 

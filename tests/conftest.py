@@ -206,6 +206,12 @@ def no_process_is_left_behind() -> Iterator[None]:
     assert not left, f"the test left {left}"
 
 
+@pytest.fixture
+def steps_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have learners take their steps with torch, as on a GPU, where they would take them in numpy."""
+    monkeypatch.setattr("learner.learner.array_step_of", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
     """``eventually(question, seconds)`` waits, bounded, for an answer that is true."""

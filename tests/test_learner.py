@@ -140,6 +140,7 @@ def test_a_batch_whose_returns_reach_the_end_of_their_episodes_asks_no_network_w
     assert not learn(learner, sample_of(discount=np.zeros(8, np.float32))).skipped
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 @pytest.mark.parametrize("change", [{}, {"distribution": "quantile"}, {"munchausen": True}])
 def test_only_what_is_bootstrapped_from_is_computed_and_nothing_changes(change: dict[str, Any]):
     network = {"distribution": change.pop("distribution", "none")}
@@ -233,6 +234,7 @@ def test_a_finite_row_whose_gradient_overflows_loses_its_priority_alone():
     assert [row for row in range(8) if result.priorities[row] == 0.0] == [5]
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 def test_every_row_loses_its_priority_when_no_row_can_be_blamed():
     learner = learner_of()
     with torch.no_grad():

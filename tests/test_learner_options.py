@@ -182,6 +182,7 @@ def out_of_memory_above(
     return tried
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 def test_out_of_memory_halves_the_parts_and_keeps_the_batch(monkeypatch: pytest.MonkeyPatch):
     whole, tight = Learner(config_of(), SPEC), Learner(config_of(), SPEC)
     tried = out_of_memory_above(tight, 3, monkeypatch)
@@ -215,6 +216,7 @@ def test_memory_that_ends_in_the_middle_of_a_batch_leaves_no_half_gradient(
     assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 def test_only_a_single_transition_that_does_not_fit_ends_it(monkeypatch: pytest.MonkeyPatch):
     learner = Learner(config_of(), SPEC)
     tried = out_of_memory_above(learner, 0, monkeypatch)
@@ -224,6 +226,7 @@ def test_only_a_single_transition_that_does_not_fit_ends_it(monkeypatch: pytest.
     assert tried == [8, 4, 2, 1, 1]
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 @pytest.mark.parametrize(
     "error",
     [
@@ -247,6 +250,7 @@ def test_libraries_that_name_the_lack_of_memory_otherwise_are_understood(
     assert nothing_fits == [4, 2, 1, 1]
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 def test_other_errors_of_a_network_are_not_taken_for_a_lack_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -256,6 +260,7 @@ def test_other_errors_of_a_network_are_not_taken_for_a_lack_of_memory(
         learn(learner, sample_of())
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 @pytest.mark.parametrize("fitting", [1, 3, 7])
 def test_a_batch_that_does_not_fit_the_device_is_brought_there_in_parts(
     monkeypatch: pytest.MonkeyPatch, fitting: int
@@ -278,6 +283,7 @@ def test_a_batch_that_does_not_fit_the_device_is_brought_there_in_parts(
     assert not learn(tight, sample_of(1)).skipped
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 def test_a_batch_makes_room_for_a_single_transition_by_leaving_the_device(
     monkeypatch: pytest.MonkeyPatch,
 ):

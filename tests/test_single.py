@@ -268,6 +268,7 @@ def test_the_last_evaluation_is_of_the_final_parameters(tmp_path: Path):
     assert load_model(tmp_path / "final_model.pth").parameter_version == summary["learner_steps"]
 
 
+@pytest.mark.usefixtures("steps_with_torch")
 def test_a_loss_that_was_not_finite_does_not_spoil_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

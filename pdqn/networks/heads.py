@@ -25,13 +25,13 @@ class Head(nn.Module):
 
     def __init__(self, features: int, num_actions: int, config: NetworkConfig) -> None:
         super().__init__()
-        self._atoms = outputs_per_action(config)
-        self.advantage = dense(features, num_actions * self._atoms, config)
-        self.value = dense(features, self._atoms, config) if config.dueling else None
+        self.atoms = outputs_per_action(config)
+        self.advantage = dense(features, num_actions * self.atoms, config)
+        self.value = dense(features, self.atoms, config) if config.dueling else None
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute logits or quantiles, float[batch, num_actions, atoms]; one atom for a mean."""
-        advantage = in_single_precision(self.advantage, features).unflatten(1, (-1, self._atoms))
+        advantage = in_single_precision(self.advantage, features).unflatten(1, (-1, self.atoms))
         return dueling(advantage, self.value, features)
 
 
