@@ -56,10 +56,9 @@ def array_step_of(
     learner = config.learner
     whole = (learner.micro_batch_size or learner.batch_size) >= learner.batch_size
     plain = not (learner.compile or learner.munchausen) and learner.precision != "bfloat16"
-    if not (plain and whole and has_arrays(online)):
-        return None
-    assert isinstance(online, FusedNetwork) and isinstance(target, FusedNetwork)
-    return ArrayStep(config, online, target, optimizer)
+    if plain and whole and has_arrays(online) and has_arrays(target):
+        return ArrayStep(config, online, target, optimizer)
+    return None
 
 
 class ArrayStep:
@@ -93,7 +92,6 @@ class ArrayStep:
             parameter.grad = torch.from_numpy(view)
         self._online = ArrayNetwork(online, views)
         self._target = ArrayNetwork(target)
-        self._steps = [state["step"] for state in optimizer.state.values()]
 
     def adopt(self) -> None:
         """Take over the optimizer's moments, which it may have loaded; they become views."""
@@ -103,7 +101,12 @@ class ArrayStep:
                 state = self._optimizer.state[parameter]
                 np.copyto(view, state[name].numpy())
                 state[name] = torch.from_numpy(view)
-        self._steps = [self._optimizer.state[parameter]["step"] for parameter in parameters]
+        self._count = int(self._optimizer.state[parameters[0]]["step"])
+
+    def settle(self) -> None:
+        """Tell the optimizer how many steps were taken, before its state is saved."""
+        for state in self._optimizer.state.values():
+            state["step"].fill_(self._count)
 
     def differentiate(self, batch: TensorBatch) -> Found:
         """Compute the gradient of a batch, and its figures."""
@@ -126,8 +129,8 @@ class ArrayStep:
         clip = self._config.gradient_clip_norm / (norm + _CLIP_EPSILON)
         if clip < 1.0:
             self._gradient *= np.float32(clip)
-        torch._foreach_add_(self._steps, 1.0)
-        step, (beta1, beta2) = float(self._steps[0]), _BETAS
+        self._count += 1
+        step, (beta1, beta2) = self._count, _BETAS
         mean, square = self._moments
         kernels.adam(
             self._ours, self._gradient, mean, square,

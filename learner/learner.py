@@ -272,6 +272,8 @@ class Learner:
 
     def get_state(self) -> dict[str, Any]:
         """Return everything that a step depends on, as tensors and plain data."""
+        if self._arrays is not None:
+            self._arrays.settle()
         return {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),

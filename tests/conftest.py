@@ -208,7 +208,7 @@ def no_process_is_left_behind() -> Iterator[None]:
 
 @pytest.fixture
 def steps_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have learners take their steps with torch, as on a GPU, where they would take them in numpy."""
+    """Have learners take their steps with torch, as on a GPU, instead of in numpy."""
     monkeypatch.setattr("learner.learner.array_step_of", lambda *_: None)
 
 

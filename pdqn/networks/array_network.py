@@ -1,8 +1,9 @@
 """A network's passes in numpy, where torch would spend more time on dispatch than on arithmetic.
 
 A batch of 64 through two layers of 256 units is some 200 microseconds of arithmetic. Torch needs
-several times as long for its hundred calls. Here a layer is one product of matrices and one compiled
-loop. The arrays are the memory of the module's own parameters: both always have the same values.
+several times as long for its hundred calls. Here a layer is one product of matrices and one
+compiled loop. The arrays are the memory of the module's own parameters: both always have the same
+values.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from pdqn.networks import array_kernels as kernels
 from pdqn.networks.encoders import Convolutions
@@ -23,13 +24,13 @@ from pdqn.networks.fused import FusedNetwork
 from pdqn.networks.interface import QNetwork
 
 Array: TypeAlias = NDArray[np.float32]
-Gradients: TypeAlias = Mapping[nn.Parameter, Array]
+Gradients: TypeAlias = Mapping[Tensor, Array]
 
 
 class _Parameter:
     """A parameter as an array, with the array of its gradient if there is one."""
 
-    def __init__(self, parameter: nn.Parameter, gradients: Gradients) -> None:
+    def __init__(self, parameter: Tensor, gradients: Gradients) -> None:
         self.value: Array = parameter.detach().numpy()
         self.gradient = gradients.get(parameter, np.empty(0, np.float32))
 
@@ -262,7 +263,7 @@ def _encoders(network: FusedNetwork) -> list[Convolutions]:
     return [encoder for encoder in network.encoders if isinstance(encoder, Convolutions)]
 
 
-def has_arrays(network: QNetwork) -> bool:
+def has_arrays(network: QNetwork) -> TypeGuard[FusedNetwork]:
     """Return whether ``ArrayNetwork`` can compute this network.
 
     It can if there are only dense layers without noise, single convolutions, and one value for each
@@ -301,6 +302,6 @@ def acting_arrays(network: QNetwork) -> ArrayNetwork | None:
     place = 0 if first is None else first.data_ptr()
     known = _acting.known.get(network)
     if known is None or known[0] != place:
-        suits = isinstance(network, FusedNetwork) and has_arrays(network)
-        known = _acting.known[network] = (place, ArrayNetwork(network) if suits else None)
+        arrays = ArrayNetwork(network) if has_arrays(network) else None
+        known = _acting.known[network] = (place, arrays)
     return known[1]
