@@ -87,7 +87,9 @@ class ArrayStep:
         self._moments = [np.zeros_like(self._ours) for _ in range(2)]
         self._optimizer = optimizer
         self.adopt()
-        views = dict(zip(parameters, _views(self._gradient, parameters), strict=True))
+        views: dict[Tensor, Array] = dict(
+            zip(parameters, _views(self._gradient, parameters), strict=True)
+        )
         for parameter, view in views.items():
             parameter.grad = torch.from_numpy(view)
         self._online = ArrayNetwork(online, views)
