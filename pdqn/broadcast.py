@@ -175,8 +175,8 @@ class Relay:
             self._context.allow({network.keys.public: Client("this host", EVERY_ROLE)})
         self._publisher = Publisher(self._context, address)
         self.endpoint = self._publisher.endpoint
-        # Under the lock, a change takes effect at once: the relay's own thread may hold a message
-        # that arrived before it, and looks again before it hands the message on.
+        # The lock makes a change take effect at once. The relay's own thread may hold a message that
+        # arrived before the change, so it looks again before it hands the message on.
         self._lock = threading.Lock()
         self._source = ""
         self._last_from = ""  # the endpoint that the publisher's last message came from
