@@ -295,7 +295,7 @@ def test_a_scheduler_that_is_not_encrypted_is_told_once(
 
 
 def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):
-    options = ("--dask", "local", "--actors", "2", "--episodes", "40")
+    options = ("--dask", "local", "--actors", "1", "--episodes", "20")
     with (
         socket.socket() as taken,
         pdqn_command("launch", *RUN, *options, directory=tmp_path) as run,

@@ -120,31 +120,24 @@ def free_port() -> int:
 # ---- a run that ends by itself ----
 
 
+# A library of the forkserver with an exit handler that waits.
 HANGS_AT_EXIT = """
-import atexit, sys, time
+import atexit, pathlib, sys, time
 if any("launcher.processes.forkserver" in argument for argument in sys.orig_argv):
     atexit.register(time.sleep, 1000)
+    pathlib.Path(__file__).with_name("registered").touch()
 """
-
-
-def test_an_exit_handler_of_a_library_that_waits_keeps_no_process(
-    pdqn_command: StartCommand, tmp_path: Path
-):
-    (tmp_path / "sitecustomize.py").write_text(HANGS_AT_EXIT)
-    options = ["--env", "CartPole-v1", "--actors", "1", "--steps", "500", "--run-dir", "run"]
-    with pdqn_command(
-        "launch", *options, "--console", "off", directory=tmp_path, PYTHONPATH=str(tmp_path)
-    ) as command:
-        assert command.wait() == 0, command.stderr
 
 
 @pytest.fixture(scope="module")
 def finished(pdqn_command: StartCommand, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Provide a run of circle placement that has ended."""
+    """Provide a run of circle placement that has ended, and has left no process."""
     directory = tmp_path_factory.mktemp("finished")
+    (directory / "sitecustomize.py").write_text(HANGS_AT_EXIT)
+    path = {"PYTHONPATH": str(directory)}
     options = ["--actors", "2", "--episodes", "400", "--console", "json", "--mode", "ultra"]
     options += ["--force", "--set", "system.pictures=true"]
-    with pdqn_command("launch", *PLACEMENT, *options, directory=directory) as command:
+    with pdqn_command("launch", *PLACEMENT, *options, directory=directory, **path) as command:
         assert command.wait() == 0, command.stderr
     return command
 
@@ -175,6 +168,11 @@ def test_a_run_leaves_all_its_files(run_dir: Path):
     assert any(file.startswith("checkpoints/step-") for file in files)
     assert not [file for file in files if Path(file).name.startswith(".")]
     assert (run_dir / "training_results.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_exit_handler_of_a_library_that_waits_keeps_no_process(finished: Command):
+    assert (finished.directory / "registered").exists()
+    assert finished.members() == []
 
 
 def test_nothing_is_lost(summary: dict[str, Any]):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_escapes import assert_harmless
 
 from pdqn.seeds import environment_seeds
 
@@ -56,10 +57,17 @@ def test_one_found_where_the_command_is_run_that_always_raises_ends_it_with_its_
     (tmp_path / "my_environments.py").write_text(source, encoding="utf-8")
     arguments = [part.replace("failing_environments", "my_environments") for part in RUN]
     options = ["--actors", "1", "--time", "60s", "--set", "system.restarts=1"]
-    options += ["--set", "actor.environment_failures=2"]
+    options += ["--set", "actor.environment_failures=2", "--env-arg", "how=escape"]
     with pdqn_command(*arguments, *options, directory=tmp_path) as command:
         assert command.wait() == 1
         shown = command.stdout
+        # Escapes in what it raises change no terminal.
+        assert r"\x1b]0;owned" in shown
+        assert_harmless(shown)
+        assert_harmless(command.stderr)
+    for log in (tmp_path / "run" / "logs").glob("*.log"):
+        assert_harmless(log.read_text("utf-8"))
+    assert_harmless((tmp_path / "run" / "events.jsonl").read_text("utf-8"))
     assert "Traceback (most recent call last):" in shown
     assert "raise RuntimeError(" in shown
     assert "my_environments.py" in shown
@@ -67,7 +75,7 @@ def test_one_found_where_the_command_is_run_that_always_raises_ends_it_with_its_
     assert summary["exit_reason"] == "failed"
     assert (
         "actor 0: EnvironmentFailedError: an environment failed 2 times in a row: "
-        "RuntimeError: the simulator is upset" in summary["first_error"]
+        "RuntimeError: \\x1b]0;owned" in summary["first_error"]
     )
 
 
