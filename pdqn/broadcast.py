@@ -175,8 +175,8 @@ class Relay:
             self._context.allow({network.keys.public: Client("this host", EVERY_ROLE)})
         self._publisher = Publisher(self._context, address)
         self.endpoint = self._publisher.endpoint
-        # The lock makes a change take effect at once. The relay's own thread may hold a message that
-        # arrived before the change, so it looks again before it hands the message on.
+        # The lock makes a change take effect at once. The relay's own thread may hold a message
+        # that arrived before the change, so it looks again before it hands the message on.
         self._lock = threading.Lock()
         self._source = ""
         self._last_from = ""  # the endpoint that the publisher's last message came from
@@ -185,7 +185,7 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self._thread.start()
 
-    def follow(self, endpoint: str, revoked: Container[str] = ()) -> None:
+    def follow(self, endpoint: str, revoked: Container[str | None] = ()) -> None:
         """Receive from this endpoint from now on.
 
         Once this returns, the relay hands on no further message from elsewhere. New subscribers do

@@ -82,7 +82,8 @@ def run_here(
             assert list(Path(folder).glob("pdqn-*")) == []
         code = ended.value.code
         assert isinstance(code, int)
-        return code, *capfd.readouterr()
+        out, err = capfd.readouterr()
+        return code, out, err
 
     # What the command changes for its own process.
     environment = dict(os.environ)
