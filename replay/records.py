@@ -107,6 +107,11 @@ class RecordWriter:
         """Return whether records were collected that are not written."""
         return bool(self._added or self._pieces)
 
+    @property
+    def has_name(self) -> bool:
+        """Return whether the file is in any folder, so that it can be read again."""
+        return os.fstat(self._descriptor).st_nlink > 0
+
     def discard(self) -> None:
         """Forget what was collected and not written."""
         self._added.clear()
