@@ -71,8 +71,8 @@ class Keeper:
             take no batches until it can.
         remove: function that removes the journal's files.
         release: function that lets other processes have the journal.
-        renew: function that begins another journal in the place of one that is lost, which is
-            written from the buffer; None if that is not possible.
+        renew: function that begins a journal in the place of a lost one; it is written from the
+            buffer. None if that is not possible.
         unreported: transitions received that no report to the coordinator has counted.
         unreported_refused: transitions refused that no report has counted.
 

@@ -868,6 +868,8 @@ class TestRenewal:
         assert owed(shard) == [], "it is not in the journal any more"
         shard.keeper._renew = renew
         look(shard)
+        while shard.keeper.waits:
+            shard.keeper.attend()
         assert not shard.keeper.blocked
         assert owed(shard) == [((0, 0), 3, False)]
         shard.keeper.close()
@@ -901,8 +903,38 @@ class TestRenewal:
         assert not list(tmp_path.iterdir())
         monkeypatch.undo()
         look(shard)
-        assert shard.keeper.is_on
         shard.keeper.close()
+        assert state_of(recovered(tmp_path / "journal")[0].buffer) == state_of(shard.buffer)
+
+    @pytest.mark.parametrize("stored", KINDS)
+    def test_a_kill_at_any_call_leaves_all_or_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str
+    ):
+        killer = Killer(monkeypatch)
+        monkeypatch.setattr(Path, "rename", killer.killing(Path.rename))
+        found = set()
+        for at in itertools.count():
+            place, killer.at = tmp_path / str(at), None
+            place.mkdir()
+            shard = renewing(place, stored=stored)
+            shard.send(3, batches=7)
+            shutil.rmtree(place / "journal")
+            killer.calls, killer.at, killer.share = 0, at, 0.5
+            try:
+                look(shard)
+                while not shard.keeper.is_on:
+                    shard.keeper.attend()
+            except KilledError:
+                killer.at = None
+            is_whole, killer.at = killer.at is not None, None
+            finish_replacement(place / "journal")
+            contents, _ = recovered(place / "journal", kind=stored)
+            if contents.buffer.size:
+                assert state_of(contents.buffer) == state_of(shard.buffer)
+            found.add(contents.buffer.size)
+            if is_whole:
+                break
+        assert found == {0, shard.buffer.size}
 
     def test_one_that_was_interrupted_leaves_the_journal_as_it_was(self, tmp_path: Path):
         shard = renewing(tmp_path)
