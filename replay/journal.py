@@ -312,10 +312,8 @@ class Journal:
         Raises:
             OSError: the disk is full, or fails. What was collected is kept, for another attempt.
         """
-        files = [file for file in (self._segment, self._updates) if file.has_pending]
-        for file in files:
-            file.write()
-        if files:
+        wrote_segment = self._segment.write()
+        if self._updates.write() or wrote_segment:
             self._check()
         if self._segment.size_bytes >= self._segment_bytes:
             self.begin()
