@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,8 @@ from pdqn.text import printable, printable_lines
 # The signal with which a supervisor asks a role to leave. It is not SIGTERM: `timeout`, systemd and
 # batch systems send that to a whole process group, and the launcher then ends the run in order.
 LEAVE = signal.SIGUSR1
+# What a role tells the process that has had it started, once it can work. Not an exit code.
+READY = 255
 # Signals that usually reach the whole process group.
 OF_GROUP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _ORPHAN_GRACE_SECONDS = 5.0
@@ -81,6 +84,17 @@ class ParentWatch:
         # Apart from the watch, since a disk may not answer.
         if log is not None:
             threading.Thread(target=self._tend, args=(log,), name="log", daemon=True).start()
+
+    @property
+    def is_watching(self) -> bool:
+        """Return whether there is a line to that process, so that its end is noticed."""
+        return self._line is not None
+
+    def tell_ready(self) -> None:
+        """Tell the process that has had this one started that this one can work now."""
+        if _Parent.line is not None:
+            with suppress(OSError):  # it has just ended
+                os.write(_Parent.line, bytes([READY]))
 
     def _told(self, _number: int, _frame: FrameType | None) -> None:
         self.gone = True

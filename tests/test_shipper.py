@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zmq
 
+from actors import shipper
 from actors.segments import Segment
 from actors.shipper import Shipper
 from pdqn import wire
@@ -158,7 +159,7 @@ class Replays:
         self.shipper.finish()
         self.link.leave()
         for shard in self.shards:
-            shard.stop()
+            shard.stop()  # it may have stopped before
         self._coordinator.close(linger=0)
 
 
@@ -254,6 +255,49 @@ def test_while_its_shard_is_gone_another_gets_what_was_not_acknowledged(
     replays.tell(0)
     thread.join()
     eventually(lambda: replays.sequences == [[0, 1, 2], [0, 1]])
+
+
+@pytest.mark.parametrize("is_heard", [False, True], ids=["hanging", "heard"])
+def test_a_shard_that_does_not_greet_is_passed_over_only_while_the_launcher_hangs(
+    replays: Replays, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, is_heard: bool
+):
+    monkeypatch.setattr(shipper, "_SILENCE_SECONDS", 0.2)
+    seconds = 0.0 if is_heard else 100.0
+    monkeypatch.setattr(CoordinatorLink, "silent_seconds", property(lambda _: seconds))
+    replays.tell(0, 1)
+    replays.shards[1].acknowledging.clear()
+    replays.ship()
+    eventually(lambda: replays.sequences == [[], [0]])
+    replays.shards[1].stop()
+    thread = replays.shipping()
+    sender = replays.shipper._sender
+    if is_heard:
+        eventually(lambda: sender.unheard_seconds > 0.5)
+        assert replays.sequences == [[], [0]], "it waits for the launcher's word"
+        replays.tell(0)
+    thread.join()
+    replays.shipper.finish()
+    assert replays.sequences == [[0, 1], [0]]
+    assert replays.link.telemetry.counters["transitions_unsent"] == 0
+
+
+def test_a_shard_that_does_not_greet_is_waited_for_if_there_is_no_other(
+    replays: Replays, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shipper, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(CoordinatorLink, "silent_seconds", property(lambda _: 100.0))
+    replays.tell(1)
+    replays.ship()
+    replays.shards[1].stop()
+    thread = replays.shipping()
+    sender = replays.shipper._sender
+    eventually(lambda: sender.unheard_seconds > 0.5)
+    assert thread.is_alive(), "the actor takes no further step"
+    replays.tell(0)
+    thread.join()
+    replays.shipper.finish()
+    assert replays.sequences[0][-1] == 1
+    assert replays.link.telemetry.counters["transitions_unsent"] == 0
 
 
 def test_back_to_its_own_shard_it_goes_when_nothing_is_on_its_way(
