@@ -181,6 +181,8 @@ def _stopped() -> list[Kind]:
              f.one_after_another(kill("actor"), stop("forkserver", 20)), loses="transit"),
         Kind("stop-learner-stopping", "the learner stands still for 5 s while the run stops",
              stop("learner", 5), "stopping", goes_on=False, exits=(0, 1)),
+        Kind("stop-learner-stopping-40", "the learner stands still for 40 s while the run stops",
+             stop("learner", 40), "stopping", goes_on=False, exits=(0, 1)),
     ]  # fmt: skip
 
 

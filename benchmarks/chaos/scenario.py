@@ -365,6 +365,8 @@ class Scenario:
             summary = run.summary()
             self._outcome.transitions = summary.get("transitions", {})
             self._expect(checks.check_ledger(summary, may_lose=self.plan.loses != "nothing"))
+            if code == 0:
+                self._expect(checks.check_model(run))
 
     def _resume(self) -> None:
         """Resume the run, see it learn, and end it."""
