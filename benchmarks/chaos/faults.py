@@ -174,6 +174,12 @@ def kill_host(case: Case) -> None:
     case.note("a host killed")
 
 
+def move_host(case: Case) -> None:
+    """Kill all processes of a host with replay, and let another host join in its place."""
+    kill_host(case)
+    case.run.join("replay")
+
+
 def stop_host(seconds: float) -> Fault:
     """Let all processes of a host that joined stand still for a while."""
 

@@ -35,7 +35,7 @@ class Kind:
         goes_on: whether learning must go on after the fault.
         surroundings: surroundings that the run needs.
         output: place of the launcher's output.
-        options: further options of the launcher.
+        options: further options of the launcher; ``{folder}`` is that of the scenario.
         hostile: conduct of a hostile environment.
         single: whether the run is in mode single.
         joined: role that joins as a host of its own.
@@ -385,6 +385,7 @@ def _hostile() -> list[Kind]:
 def _joined() -> list[Kind]:
     bound = ("--bind", "127.0.0.1")
     apart = (*bound, "--no-replay")
+    shared = (*apart, "--set", "replay.journal_dir={folder}/shared")
     return [
         Kind("host-kill", "a host with an actor is killed", f.kill_host, joined="actor",
              options=bound, loses="transit"),
@@ -394,6 +395,8 @@ def _joined() -> list[Kind]:
              f.stop_host(20), joined="actor", options=bound),
         Kind("host-kill-replay", "the replay of another host is killed", kill("replay"),
              joined="replay", options=apart, shards=1),
+        Kind("host-move-replay", "a host with replay is killed, and replay started on another",
+             f.move_host, joined="replay", options=shared, shards=1, seconds=90.0),
         Kind("host-kill-launcher", "the launcher of a run with a host is killed",
              kill("launcher"), joined="actor", options=bound, ends=True, exits=(-9,),
              loses="transit"),

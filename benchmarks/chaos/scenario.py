@@ -275,7 +275,7 @@ class Scenario:
         for assignment in (*_COMMON, f"replay.journal={plan.journal}"):
             options += ["--set", assignment]
         for one in self._kinds:
-            options += one.options
+            options += [option.replace("{folder}", str(self.folder)) for option in one.options]
         self._run.launch(*options)
         self._join()
 
