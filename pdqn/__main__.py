@@ -20,6 +20,8 @@ def main() -> None:
         from launcher.cli.main import run_program
     except ImportError as error:
         sys.exit(f"pdqn: {error}{_overwritten()}")
+    except KeyboardInterrupt:  # while modules are imported: the command answers it only later
+        sys.exit(130)
     run_program()
 
 

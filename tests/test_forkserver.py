@@ -20,6 +20,7 @@ from launcher.processes import forkserver
 from launcher.processes.children import Forked, Order, modules_path
 from launcher.processes.forkserver import ForkServer, Patience
 from launcher.processes.restarts import Ended, Exit
+from launcher.processes.role_process import describe_failure
 from pdqn.process import OF_GROUP
 from pdqn.transport import Network
 
@@ -27,6 +28,19 @@ Eventually = Callable[..., Any]
 
 NOBODY = "ipc:///nobody/is/here"
 NO_MORE = os.strerror(errno.EAGAIN)
+
+
+# ---- failures ----
+
+
+def test_a_limit_of_the_machine_ends_a_role_with_one_line_and_a_fault_of_ours_with_its_traceback():
+    limit = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/dev/null")
+    assert describe_failure(limit) == "OSError: [Errno 24] Too many open files: '/dev/null'"
+    with pytest.raises(PermissionError) as raised:
+        raise PermissionError(errno.EPERM, "no\x1b")
+    told = describe_failure(raised.value)
+    assert told.startswith("\nTraceback")
+    assert told.endswith("PermissionError: [Errno 1] no\\x1b")
 
 
 # ---- patience ----

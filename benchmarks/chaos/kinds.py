@@ -248,7 +248,7 @@ def _disks() -> list[Kind]:
         Kind("disk-full-end", "the disk stays full to the end", f.fill_disk(None),
              surroundings=("disk",), loses="everything", exits=(0, 1), resumes=False),
         Kind("disk-full-start", "the disk is full when the run starts", f.fill_disk(None),
-             "starting", surroundings=("disk",), loses="everything", exits=(0, 1, 2),
+             "starting", surroundings=("disk",), loses="everything", exits=(0, 1, 2, 130),
              resumes=False, goes_on=False),
         Kind("disk-hangs-10", "the disk hangs for 10 s", f.freeze_disk(10),
              surroundings=("ext4",), size=128),

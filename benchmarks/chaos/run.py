@@ -161,6 +161,11 @@ class Run:
         """Return whether the launcher of the newest session runs."""
         return self.launcher.process.poll() is None
 
+    @property
+    def is_begun(self) -> bool:
+        """Return whether the run has a directory that can be resumed."""
+        return all((self.path / name).exists() for name in ("config.toml", "configured.toml"))
+
     def commands(self) -> list[Command]:
         """List all commands so far."""
         return [*self.sessions, *self.hosts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import random
@@ -24,6 +25,7 @@ from benchmarks.chaos.run import GaveUpError, Run, wait_until
 _START_SECONDS = 90.0
 _END_SECONDS = 45.0
 _FEW_SECONDS = 5.0
+_TRY_SECONDS = 10.0
 _COMMON = (
     "replay.capacity=20000", "replay.min_size=200", "learner.batch_size=32",
     "learner.threads=1", "evaluation.episodes=2",
@@ -192,7 +194,9 @@ class Scenario:
             self._do(self._kind)
         else:
             self._attack()
-        if self._kind.moment == "between" or self.plan.resumes or self._kind.ends:
+        resumes = self._kind.moment == "between" or self.plan.resumes or self._kind.ends
+        # A run that was interrupted before it had a directory cannot be resumed.
+        if resumes and (self._kind.moment != "starting" or self._run.is_begun):
             self._resume()
         self._outcome.takeovers = checks.takeovers(self._run.witness)
         if self.plan.loses not in ("journal", "everything"):
@@ -311,7 +315,14 @@ class Scenario:
                 self._outcome.recoveries.append(self._learns(one.seconds))
         if kind.goes_on and not kind.ends:
             self._expect(checks.check_memory(self._memory, self._run))
+        if moment == "starting" and not kind.goes_on and not kind.ends:
+            self._let_it_try()
         self._finish(kind.exits, interrupt=moment != "stopping" and not kind.ends)
+
+    def _let_it_try(self) -> None:
+        """Give a run that may not get far the time to find that out."""
+        with contextlib.suppress(GaveUpError):
+            wait_until(lambda: not self._run.lives, _TRY_SECONDS, "its end")
 
     def _do(self, kind: Kind) -> None:
         if kind.fault is not None:
@@ -372,7 +383,9 @@ class Scenario:
         """Resume the run, see it learn, and end it."""
         run, kind = self._run, self._kind
         run.hosts.clear()
-        run.launch("--resume", str(run.path), "--console", self.plan.console)
+        # The addresses to bind, and the roles that join, belong to a session and not to the run.
+        again = kind.options if kind.joined else ()
+        run.launch("--resume", str(run.path), "--console", self.plan.console, *again)
         if kind.joined:
             self._join()
         try:

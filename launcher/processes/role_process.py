@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import socket
@@ -16,11 +17,12 @@ from launcher import safe_path
 from launcher.leaving import leave
 from launcher.processes.children import LENGTH, Order
 from pdqn import process
-from pdqn.errors import JoinRefusedError, PlaceTakenError
+from pdqn.errors import JoinRefusedError, PlaceTakenError, type_and_first_line
 from pdqn.text import printable, printable_lines
 from pdqn.transport import Network
 
 EXIT_REFUSED, EXIT_TAKEN = 3, 4
+_LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 _Main = Callable[[str, int | None, Path | None, Network | None], None]
 
@@ -56,10 +58,20 @@ def _run_role(order: Order) -> int:
     except JoinRefusedError as error:
         _tell(printable(str(error)))
         return EXIT_TAKEN if isinstance(error, PlaceTakenError) else EXIT_REFUSED
-    except Exception:  # noqa: BLE001 - Python would print it with its escapes
-        _tell(f"this role failed:\n{printable_lines(traceback.format_exc())}")
+    except Exception as error:  # noqa: BLE001 - Python would print it with its escapes
+        _tell(f"this role failed: {describe_failure(error)}")
         return 1
     return 0
+
+
+def describe_failure(error: Exception) -> str:
+    """Describe what ended a role: with its traceback, or in one line if the machine's limits did.
+
+    A role may meet such a limit before it has a log, and would show the traceback on the terminal.
+    """
+    if isinstance(error, OSError) and error.errno in _LIMITS:
+        return printable(type_and_first_line(error))
+    return "\n" + printable_lines("".join(traceback.format_exception(error)).rstrip())
 
 
 def _read(lifeline: socket.socket) -> Order:
