@@ -15,8 +15,8 @@ from pdqn.messages import Welcome
 from replay.sender import NO_TICKET, TransitionSender, shard_of
 from replay.waiting import most_frames, shared_window
 
-# Once the run stops: for a replay that is started again, or, without a launcher, for none.
-_FLUSH_SECONDS, _ORPHAN_FLUSH_SECONDS = 8.0, 2.0
+# For a replay that is started again: once the run stops, without a launcher, or while it goes on.
+_FLUSH_SECONDS, _ORPHAN_FLUSH_SECONDS, _DISMISSED_FLUSH_SECONDS = 8.0, 2.0, 60.0
 # A shard that is silent, as is the launcher, is passed over for a while, if there is another.
 _SILENCE_SECONDS, _PASSED_OVER_SECONDS = 5.0, 30.0
 
@@ -50,7 +50,7 @@ class Shipper:
         self._frames = 0
         self._oldest = 0.0
         self._parameter_version = 0  # version of the oldest segment gathered
-        self._patience_ends: float | None = None
+        self._patience_seconds, self._patience_ends = 0.0, 0.0
         self._waiting_since = 0.0
 
     def add(self, segments: list[Segment], parameter_version: int) -> None:
@@ -187,11 +187,13 @@ class Shipper:
         return heard or live
 
     def _out_of_patience(self) -> bool:
-        """Return whether the run has been stopping long enough without room at replay."""
-        if not self._link.stopping:
+        """Return whether this actor has waited long enough for replay, and must leave."""
+        link, now = self._link, time.monotonic()
+        if not link.stopping:
             return False
-        now = time.monotonic()
-        if self._patience_ends is None:
-            is_alone = self._link.orphaned
-            self._patience_ends = now + (_ORPHAN_FLUSH_SECONDS if is_alone else _FLUSH_SECONDS)
+        seconds = _ORPHAN_FLUSH_SECONDS if link.orphaned else _FLUSH_SECONDS
+        # Such an actor is in nobody's way, and a replay that is lost now comes back.
+        seconds = _DISMISSED_FLUSH_SECONDS if link.is_dismissed else seconds
+        if seconds != self._patience_seconds:
+            self._patience_seconds, self._patience_ends = seconds, now + seconds
         return now >= self._patience_ends

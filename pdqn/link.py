@@ -138,6 +138,12 @@ class CoordinatorLink:
         return self.silent_seconds > self._timeout_seconds
 
     @property
+    def is_dismissed(self) -> bool:
+        """Return whether this role must end although the run goes on."""
+        asked = self._parent is not None and self._parent.is_dismissed
+        return asked and self.pulse.command != "stop"
+
+    @property
     def _is_with_launcher(self) -> bool:
         """Return whether this role notices the end of the launcher itself."""
         watches = self._parent is not None and self._parent.is_watching

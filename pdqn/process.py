@@ -69,11 +69,12 @@ class ParentWatch:
 
     Attributes:
         gone: whether the parent has ended, or has asked this process to leave with ``LEAVE``.
+        is_dismissed: whether it has asked with ``LEAVE``.
         log_trouble: why there is no log at first; empty if there is one, or if none was asked for.
     """
 
     def __init__(self, log: OutputLog | None = None) -> None:
-        self.gone = False
+        self.gone = self.is_dismissed = False
         self.log_trouble = "" if log is None else log.trouble
         handlers.install(LEAVE, self._told)
         self._line = _Parent.line
@@ -97,7 +98,7 @@ class ParentWatch:
                 os.write(_Parent.line, bytes([READY]))
 
     def _told(self, _number: int, _frame: FrameType | None) -> None:
-        self.gone = True
+        self.gone = self.is_dismissed = True
 
     def _watch(self) -> None:
         assert self._line is not None

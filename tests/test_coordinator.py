@@ -383,7 +383,7 @@ def test_a_role_knows_that_its_launcher_is_gone_when_it_hears_nothing(eventually
 class Parent:
     """The watch of a role's process on the one that has had it started."""
 
-    is_watching, gone = True, False
+    is_watching, gone, is_dismissed = True, False, False
 
     def tell_ready(self) -> None:
         """Tell nobody."""
@@ -403,6 +403,11 @@ def test_a_role_of_the_launcher_waits_while_that_lives_and_one_of_a_host_for_the
     assert link.stopping == bool(agent)
     parent.gone = True
     assert link.stopping
+    assert not link.is_dismissed
+    parent.is_dismissed = True
+    assert link.is_dismissed
+    link.pulse = Pulse("stop")
+    assert not link.is_dismissed, "the run does not go on without it"
     hub.close()
 
 
