@@ -201,7 +201,9 @@ def test_the_summary_has_everything_that_others_rely_on(summary: dict[str, Any])
     assert summary["eval"]["episodes"] == 32
     assert 0 < summary["eval"]["return_mean"] < 1
     assert 0 < summary["eval"]["metrics"]["coverage"] < 1
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["restarts"] == dict.fromkeys(
+        ("actor", "replay", "learner", "evaluator", "forkserver"), 0
+    )
     assert summary["bytes_per_transition"]["wire"] > 0
     assert summary["bytes_per_transition"]["stored"] > 0
     assert summary["first_error"] is None
@@ -410,7 +412,9 @@ def test_a_run_that_is_stopped_for_long_goes_on_without_a_restart(
             process.resume()
         run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["restarts"] == dict.fromkeys(
+        ("actor", "replay", "learner", "evaluator", "forkserver"), 0
+    )
     assert summary["transitions"]["lost"] == 0
     assert summary["first_error"] is None
     assert not [kind for kind in ("silent", "rejoined", "failed") if run.events(kind)]
@@ -455,7 +459,13 @@ def test_an_actor_and_a_learner_that_are_killed_are_started_again(
         summary = run.interrupt()
     assert summary["transitions"]["lost"] == 0
     assert summary["transitions"]["sent"] >= summary["transitions"]["received"]
-    assert summary["restarts"] == {"actor": 1, "replay": 0, "learner": 1, "evaluator": 0}
+    assert summary["restarts"] == {
+        "actor": 1,
+        "replay": 0,
+        "learner": 1,
+        "evaluator": 0,
+        "forkserver": 0,
+    }
     assert "actor 1: killed by SIGKILL (see run/logs/actor-1.log)" in summary["first_error"]
     ended = [(e["role"], e["index"], e["cause"]) for e in run.events("ended") if "role" in e]
     assert ended == [("actor", 1, "killed by SIGKILL"), ("learner", 0, "killed by SIGKILL")]
@@ -482,7 +492,13 @@ def test_a_replay_that_is_killed_again_and_again_loses_nothing_and_the_run_goes_
             run.until(lambda incarnation=kill: run.joined("actor", incarnation))
             run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
-    assert summary["restarts"] == {"actor": 2, "replay": 2, "learner": 0, "evaluator": 0}
+    assert summary["restarts"] == {
+        "actor": 2,
+        "replay": 2,
+        "learner": 0,
+        "evaluator": 0,
+        "forkserver": 0,
+    }
     last = read_lines(run.path / "metrics.jsonl")[-1]
     assert last["replay/transitions_recovered"] >= stored
     transitions = summary["transitions"]
@@ -514,7 +530,13 @@ def test_a_run_goes_on_while_one_of_its_replays_is_lost_and_comes_back(
         run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
     assert summary["exit_reason"] == "interrupted"
-    assert summary["restarts"] == {"actor": 0, "replay": 1, "learner": 0, "evaluator": 0}
+    assert summary["restarts"] == {
+        "actor": 0,
+        "replay": 1,
+        "learner": 0,
+        "evaluator": 0,
+        "forkserver": 0,
+    }
     assert "replays 2 alive" in command.stdout
     transitions = summary["transitions"]
     assert transitions["lost"] == transitions["died"] == transitions["waiting"] == 0

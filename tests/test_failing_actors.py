@@ -43,7 +43,9 @@ def test_an_environment_that_raises_once_costs_its_episode_and_nothing_else(
         assert command.wait() == 0, command.stderr
     summary = summary_of(tmp_path)
     assert summary["exit_reason"] == "steps"
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["restarts"] == dict.fromkeys(
+        ("actor", "replay", "learner", "evaluator", "forkserver"), 0
+    )
     assert summary["environment_failures"] >= 1
     assert summary["transitions"]["lost"] == 0
     log = (tmp_path / "run" / "logs" / "actor-0.log").read_text(encoding="utf-8")

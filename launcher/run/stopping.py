@@ -99,7 +99,7 @@ class Stopping:
             lambda: not coordinator.membership.count("learner"), budget.learner, self._is_saving
         )
         if coordinator.membership.count("learner"):
-            session.say("learner 0 has not left in time: its last checkpoint is what remains")
+            session.say("learner 0 has not left in time, and is ended")
         coordinator.command(["replay"], "stop")
         coordinator.finish(session.metrics.learner_steps())
         seconds = 0.0 if session.is_hurried else budget.evaluator
