@@ -339,6 +339,27 @@ def test_who_is_expected_to_end_is_stopped_and_does_not_start_while_its_process_
     assert supervisor.slots() == {("replay", 0): "stopped"}
 
 
+def test_while_a_run_stops_a_role_that_is_still_needed_is_started_again_and_no_other(
+    make: Callable[..., Supervisor], eventually: Eventually
+):
+    supervisor = make()
+    supervisor.start("replay", 0)
+    first = named(eventually, "pdqn replay 0")
+    supervisor.stop_restarting(but="replay")
+    first.send_signal(signal.SIGKILL)
+    ended = first_end(eventually, supervisor)
+    assert ended.restart_seconds == 0.1
+    assert supervisor.awaits("replay")
+    second = eventually(lambda: supervisor.check() or processes("pdqn replay 0"))[0]
+    assert second.pid != first.pid
+    assert supervisor.awaits("replay"), "it has joined nobody, so it is not ready"
+    supervisor.stop_restarting()
+    second.send_signal(signal.SIGKILL)
+    assert first_end(eventually, supervisor).restart_seconds is None
+    assert not supervisor.awaits("replay")
+    assert not supervisor.busy()
+
+
 def test_kill_all_leaves_nothing(make: Callable[..., Supervisor], eventually: Eventually):
     supervisor = make()
     for index in range(3):

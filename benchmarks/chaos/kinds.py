@@ -101,7 +101,7 @@ def _killed() -> list[Kind]:
         Kind("kill-learner-saving", "the learner is killed while it saves", kill("learner"),
              "saving"),
         Kind("kill-replay-stopping", "a replay is killed while the run stops", kill("replay"),
-             "stopping", goes_on=False, loses="transit"),
+             "stopping", goes_on=False),
         Kind("kill-learner-stopping", "the learner is killed while the run stops",
              kill("learner"), "stopping", goes_on=False, exits=(0, 1), resumes=True),
         Kind("kill-actor-stopping", "an actor is killed while the run stops", kill("actor"),

@@ -198,7 +198,9 @@ class _Agent:
         self._link.poll(_TURN_SECONDS)
         self._follow_learner()
         if self._link.pulse.command in ("drain", "stop"):
-            self._supervisor.stop_restarting()
+            # Actors bring what they have, and replay tells what it has stored.
+            needed = "replay" if self._link.pulse.command == "drain" else ""
+            self._supervisor.stop_restarting(but=needed)
         else:
             self._resize()
         for pid in self._link.pulse.condemned:

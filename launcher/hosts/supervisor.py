@@ -28,6 +28,7 @@ from pdqn.transport import Network
 
 _FORKED = ("actor", "evaluator")  # these wait for the server
 _WAIT_SECONDS, _KILL_SECONDS = 0.02, 2.0
+_HURRIED_SECONDS = 0.1  # before a role is started again that the end of a run waits for
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -77,7 +78,7 @@ class Supervisor:
         self._logs = logs
         self._restarts = restarts
         self._slots: dict[tuple[str, int], _Slot] = {}
-        self._stopping = False
+        self._stopping, self._needed = False, ""
         self._network = network or Network()
         self.settings: Mapping[str, Mapping[str, Any]] = {}
         self._own_indices = own_indices
@@ -179,13 +180,28 @@ class Supervisor:
         for index in itertools.islice(free, max(0, count - len(present))):
             self.start(role, index)
 
-    def stop_restarting(self) -> None:
-        """Start nothing again: from now on processes are expected to end."""
-        self._stopping = True
+    def stop_restarting(self, *, but: str = "") -> None:
+        """Start nothing again: from now on processes are expected to end.
+
+        Args:
+            but: a role that is still needed, and is started again at once.
+        """
+        if self._stopping and but == self._needed:
+            return
+        self._stopping, self._needed = True, but
         if self._forkserver is not None:
             self._forkserver.cancel()
-        for slot in self._slots.values():
-            slot.start_at = None
+        for (role, _), slot in self._slots.items():
+            if slot.start_at is not None:
+                slot.start_at = time.monotonic() if role == but else None
+
+    def awaits(self, role: str) -> bool:
+        """Tell whether a process of a role is to be started, or is not ready yet."""
+        return any(
+            slot.start_at is not None if slot.process is None else not slot.process.is_ready
+            for (name, _), slot in self._slots.items()
+            if name == role
+        )
 
     def alive(self, role: str | None = None) -> int:
         """Count the running processes of a role, or of all roles."""
@@ -249,10 +265,12 @@ class Supervisor:
         refused = end.code == role_process.EXIT_REFUSED
         # The place may still be that of the process before this one, and is free soon.
         taken = end.code == role_process.EXIT_TAKEN and not slot.policy.failures
-        final = self._stopping or refused or taken
+        final = refused or taken or (self._stopping and role != self._needed)
         now = time.monotonic()
         worked = child.worked_seconds(now) - slot.hung_seconds
         wait = None if final else slot.policy.after_end(worked)
+        if wait is not None and self._stopping:
+            wait = min(wait, _HURRIED_SECONDS)
         slot.start_at = None if wait is None else now + wait
         return Ended(role, index, child.pid, _cause(end), wait)
 

@@ -77,6 +77,11 @@ class Child:
         """Return whether the process runs, or is still to be started."""
         return self.look() is None
 
+    @property
+    def is_ready(self) -> bool:
+        """Return whether it has told that it can work, or has ended."""
+        return self.look() is not None or self._ready_at is not None
+
     def look(self) -> Exit | None:
         """Return how it ended; None while it runs, or is still to be started."""
         return self.exit
