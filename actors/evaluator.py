@@ -77,6 +77,7 @@ class Evaluator:
 
     def run(self) -> None:
         """Evaluate until this role must stop."""
+        self._link.tell_ready()
         while not self._link.stopping:
             self._follower.refresh()
             command = self._link.pulse.command

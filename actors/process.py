@@ -48,6 +48,7 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
     shipper = Shipper(context, link, welcome)
     # The plan does not know how large the environments are.
     link.settle_memory()
+    link.tell_ready()
     exhausted = False
     while not link.stopping:
         if follower.refresh():

@@ -15,8 +15,10 @@ from pdqn.messages import Welcome
 from replay.sender import NO_TICKET, TransitionSender, shard_of
 from replay.waiting import most_frames, shared_window
 
-# Once the run stops: for a replay that is started again, or, without a launcher, for none.
-_FLUSH_SECONDS, _ORPHAN_FLUSH_SECONDS = 8.0, 2.0
+# For a replay that is started again: once the run stops, without a launcher, or while it goes on.
+_FLUSH_SECONDS, _ORPHAN_FLUSH_SECONDS, _DISMISSED_FLUSH_SECONDS = 8.0, 2.0, 60.0
+# A shard that is silent, as is the launcher, is passed over for a while, if there is another.
+_SILENCE_SECONDS, _PASSED_OVER_SECONDS = 5.0, 30.0
 
 
 class Shipper:
@@ -41,13 +43,14 @@ class Shipper:
         )
         self._share_window()
         self._shard: int | None = None
+        self._passed_over: dict[tuple[str, ...], float] = {}  # until when, by addresses
         self._segments: list[Segment] = []
         self._gathered = 0
         self._made = 0  # transitions in batches so far
         self._frames = 0
         self._oldest = 0.0
         self._parameter_version = 0  # version of the oldest segment gathered
-        self._patience_ends: float | None = None
+        self._patience_seconds, self._patience_ends = 0.0, 0.0
         self._waiting_since = 0.0
 
     def add(self, segments: list[Segment], parameter_version: int) -> None:
@@ -139,6 +142,7 @@ class Shipper:
 
         At another shard, unacknowledged batches would be stored twice.
         """
+        self._pass_over()
         live = self._live_shards()
         stay = self._shard in live and self._sender.unacknowledged > 0
         shard = self._shard if stay else self._wanted_shard(live)
@@ -147,6 +151,18 @@ class Shipper:
         if shard is not None:
             self._shard = shard
             self._sender.connect(*live[shard])
+
+    def _pass_over(self) -> None:
+        """Pass over a shard that has probably ended, which a launcher that hangs does not notice.
+
+        Another one then gets what was not acknowledged, and may store it once more; that is
+        counted. As long as the launcher is heard, it knows better which shards are alive.
+        """
+        silent_seconds = min(self._sender.unheard_seconds, self._link.silent_seconds)
+        if silent_seconds > _SILENCE_SECONDS:
+            now = time.monotonic()
+            kept = {shard: until for shard, until in self._passed_over.items() if until > now}
+            self._passed_over = kept | {self._sender.addresses: now + _PASSED_OVER_SECONDS}
 
     def _finish_elsewhere(self) -> None:
         """Finish with the present shard once this actor's own, or a first one, is available."""
@@ -158,18 +174,26 @@ class Shipper:
         return shard_of(self._welcome.index, self._welcome.config.replay.shards, live)
 
     def _live_shards(self) -> dict[int, tuple[str, str]]:
-        """Find the addresses for transitions and acknowledgements of every live shard."""
+        """Find the addresses for transitions and acknowledgements of every live shard.
+
+        Those that are passed over are not live, unless there are only such.
+        """
         transitions = self._link.pulse.shards("transitions")
         acknowledgements = self._link.pulse.shards("acknowledgements")
         both = transitions.keys() & acknowledgements.keys()
-        return {shard: (transitions[shard], acknowledgements[shard]) for shard in both}
+        live = {shard: (transitions[shard], acknowledgements[shard]) for shard in both}
+        now = time.monotonic()
+        heard = {s: live[s] for s in live if self._passed_over.get(live[s], 0.0) <= now}
+        return heard or live
 
     def _out_of_patience(self) -> bool:
-        """Return whether the run has been stopping long enough without room at replay."""
-        if not self._link.stopping:
+        """Return whether this actor has waited long enough for replay, and must leave."""
+        link, now = self._link, time.monotonic()
+        if not link.stopping:
             return False
-        now = time.monotonic()
-        if self._patience_ends is None:
-            is_alone = self._link.orphaned
-            self._patience_ends = now + (_ORPHAN_FLUSH_SECONDS if is_alone else _FLUSH_SECONDS)
+        seconds = _ORPHAN_FLUSH_SECONDS if link.orphaned else _FLUSH_SECONDS
+        # Such an actor is in nobody's way, and a replay that is lost now comes back.
+        seconds = _DISMISSED_FLUSH_SECONDS if link.is_dismissed else seconds
+        if seconds != self._patience_seconds:
+            self._patience_seconds, self._patience_ends = seconds, now + seconds
         return now >= self._patience_ends

@@ -13,12 +13,15 @@ from typing import Any
 
 from learner.learner import Learner
 from pdqn.config import Config
-from pdqn.errors import RunError, reason_of
+from pdqn.errors import RunError, UsageError, reason_of
 from pdqn.model import (
+    BEST_MODEL,
     FINAL_MODEL,
     NOT_SAVED,
     UNREADABLE,
+    ModelFile,
     load_checked,
+    read_model,
     save_model,
     unreadable_reason,
     write_atomically,
@@ -30,6 +33,18 @@ _log = logging.getLogger("learner")
 _FOLDER, _FILE = "checkpoints", "learner.pth"
 _ASIDE = "unreadable-"
 _MOST_ASIDE = 10
+
+
+class DamagedError(RunError):
+    """Checkpoints of which each is damaged.
+
+    Attributes:
+        paths: the checkpoints.
+    """
+
+    def __init__(self, run_dir: Path, paths: list[Path]) -> None:
+        super().__init__(f"none of the {len(paths)} checkpoints of {run_dir} can be read")
+        self.paths = paths
 
 
 def not_saved(error: Exception, *, last: bool = False) -> str:
@@ -62,22 +77,36 @@ class Saver:
         """Continue a learner from the newest readable checkpoint, if there is one.
 
         Damaged ones before it are set aside, so that they do not take the places of later saves.
+        If all are damaged, the parameters come from a model file of the run.
 
         Args:
             learner: a learner of the same configuration.
             say: function that takes a sentence for each skipped checkpoint, and for the one used.
 
         Raises:
-            RunError: there are checkpoints, but none can be read.
+            RunError: there are checkpoints, but none can be read, and no model file either.
         """
-        state, damaged = _load_newest(self._run_dir, say)
+        try:
+            state, damaged = _load_newest(self._run_dir, say)
+        except DamagedError as error:
+            if not self.restore_model(learner, say):
+                raise
+            _set_aside_all(error.paths)
+            return
         if state is not None:
             learner.set_state(state)
-            for path in damaged:
-                with suppress(OSError):  # as in a directory that may not be written
-                    set_aside(path)
+            _set_aside_all(damaged)
             self._saved_steps = learner.learner_steps
             say(f"goes on from learner step {learner.learner_steps}")
+
+    def restore_model(self, learner: Learner, say: Callable[[str], None]) -> bool:
+        """Continue a learner with the parameters of a model file; return whether there is one."""
+        model = usable_model(self._run_dir, self._config)
+        if model is None:
+            return False
+        learner.begin_with(model.parameters, model.parameter_version)
+        say(goes_on_with(model))
+        return True
 
     def move_to(self, run_dir: Path) -> None:
         """Save to another directory from now on."""
@@ -103,6 +132,29 @@ class Saver:
             path = self._run_dir / FINAL_MODEL
             save_model(path, self._config, self._spec, learner.online, learner.learner_steps)
         return (checkpoint / _FILE).relative_to(self._run_dir).as_posix(), FINAL_MODEL
+
+
+def usable_model(run_dir: Path, config: Config) -> ModelFile | None:
+    """Return the newest parameters that a run's model files hold; None if none can be used.
+
+    Args:
+        run_dir: directory of the run.
+        config: its configuration, which the parameters must fit.
+    """
+    for name in (FINAL_MODEL, BEST_MODEL):
+        with suppress(OSError, UsageError):
+            model = read_model(run_dir / name)
+            if not model.differences(config):
+                return model
+    return None
+
+
+def goes_on_with(model: ModelFile) -> str:
+    """Phrase the continuation with a model's parameters, where no checkpoint can be read."""
+    return (
+        f"no checkpoint can be read: the learner goes on with the parameters of {model.path.name}, "
+        f"of learner step {model.parameter_version}, and a new optimizer"
+    )
 
 
 def save_checkpoint(run_dir: Path, state: Mapping[str, Any], keep: int) -> Path:
@@ -158,6 +210,12 @@ def set_aside(path: Path) -> None:
         shutil.rmtree(old)
 
 
+def _set_aside_all(paths: list[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):  # as in a directory that may not be written
+            set_aside(path)
+
+
 def checkpoints(run_dir: Path) -> Iterator[Path]:
     """Yield complete checkpoints, newest first."""
     yield from (path for path in _directories(run_dir) if (path / _FILE).exists())
@@ -195,6 +253,8 @@ def _load_newest(
             say(f"checkpoint {path} cannot be read ({reason}); trying the one before")
             if not isinstance(error, OSError):  # which may not come again
                 damaged.append(path)
+    if found and len(damaged) == len(found):
+        raise DamagedError(run_dir, damaged)
     if found:
         raise RunError(f"none of the {len(found)} checkpoints of {run_dir} can be read")
     return None, damaged

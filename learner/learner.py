@@ -295,6 +295,12 @@ class Learner:
         torch.set_rng_state(state["torch_random_state"])
         self._noise.set_state(state["noise_state"])
 
+    def begin_with(self, parameters: Mapping[str, Tensor], learner_steps: int) -> None:
+        """Begin with these parameters of the network, which are of that learner step."""
+        self.online.load_state_dict(parameters)
+        self.target.load_state_dict(parameters)
+        self.learner_steps = learner_steps
+
     def _observation(self, packed: Observation) -> dict[str, Tensor]:
         return {name: _tensor(a) for name, a in self._spec.unpack(packed).items()}
 

@@ -22,6 +22,7 @@ from pdqn.files import RunFiles
 from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import LAST_SAVE, MAX_INDEX, Welcome
+from pdqn.model import FINAL_MODEL
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient
@@ -225,7 +226,9 @@ class LearnerProcess:
                 # The saver has noted it. It would not try an older one as long as this one is
                 # present.
                 path.unlink()
-        raise RunError("none of the run's checkpoints can be read")
+        self._files.fetch(FINAL_MODEL)
+        if not self._saver.restore_model(self._learner, say):
+            raise RunError("none of the run's checkpoints can be read")
 
 
 def run_learner(

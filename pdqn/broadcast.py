@@ -175,15 +175,21 @@ class Relay:
             self._context.allow({network.keys.public: Client("this host", EVERY_ROLE)})
         self._publisher = Publisher(self._context, address)
         self.endpoint = self._publisher.endpoint
-        # Endpoint to receive from, and the number of times that messages from it were revoked.
-        self._source = ("", 0)
+        # The lock makes a change take effect at once. The relay's own thread may hold a message
+        # that arrived before the change, so it looks again before it hands the message on.
+        self._lock = threading.Lock()
+        self._source = ""
+        self._last_from = ""  # the endpoint that the publisher's last message came from
         self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self._thread.start()
 
-    def follow(self, endpoint: str, revoked: Container[str] = ()) -> None:
+    def follow(self, endpoint: str, revoked: Container[str | None] = ()) -> None:
         """Receive from this endpoint from now on.
+
+        Once this returns, the relay hands on no further message from elsewhere. New subscribers do
+        not get the last message of a revoked key either.
 
         Args:
             endpoint: the publisher's endpoint. Empty keeps the previous one, whose messages may
@@ -195,11 +201,12 @@ class Relay:
         """
         if self._failure is not None:
             raise RunError(f"the relay of parameters failed: {self._failure}") from self._failure
-        source, forgotten = self._source
-        if transport.split(source)[1] in revoked:
-            source, forgotten = "", forgotten + 1
-        if (endpoint or source, forgotten) != self._source:
-            self._source = (endpoint or source, forgotten)
+        with self._lock:
+            if transport.split(self._last_from)[1] in revoked:
+                self._publisher.forget()
+                self._last_from = ""
+            source = endpoint or self._source
+            self._source = "" if transport.split(source)[1] in revoked else source
 
     def close(self) -> None:
         """End the thread and close the sockets."""
@@ -215,19 +222,21 @@ class Relay:
             self._context.destroy(linger=1000)
 
     def _hand_on(self) -> None:
-        forgotten = 0
         while not self._closing.is_set():
             source = self._source
-            endpoint, forget = source
-            if forget != forgotten:
-                self._publisher.forget()
-                forgotten = forget
-            if not endpoint:
+            if not source:
                 self._closing.wait(_TURN_SECONDS)
-                self._publisher.serve()
+                self._serve()
                 continue
-            with closing(Subscriber(self._context, endpoint)) as subscriber:
-                while source is self._source and not self._closing.is_set():
-                    if (message := subscriber.receive(_TURN_SECONDS)) is not None:
-                        self._publisher.send(message)
-                    self._publisher.serve()
+            with closing(Subscriber(self._context, source)) as subscriber:
+                while source == self._source and not self._closing.is_set():
+                    message = subscriber.receive(_TURN_SECONDS)
+                    self._serve(source, message)
+
+    def _serve(self, source: str = "", message: memoryview | None = None) -> None:
+        """Hand a message on if its source is still followed, and serve new subscribers."""
+        with self._lock:
+            if message is not None and source == self._source:
+                self._publisher.send(message)
+                self._last_from = source
+            self._publisher.serve()

@@ -344,7 +344,9 @@ class SystemConfig:
         120.0, "time between two drawings of the pictures while the run goes on", above=0
     )
     heartbeat_timeout_seconds: float = setting(
-        30.0, "silence after which a role is restarted, or an orphaned role ends", above=0
+        30.0,
+        "silence after which a role is restarted, or one on another host ends by itself",
+        above=0,
     )
     host_timeout_seconds: float = setting(
         15.0, "silence after which another host counts as lost, with all its roles", above=0
@@ -358,7 +360,11 @@ class SystemConfig:
         at_least=0,
         at_most=1_000_000,
     )
-    restarts: int = setting(5, "restarts of one role before it is given up", at_least=0)
+    restarts: int = setting(
+        5,
+        "restarts of one role in a row before it is given up; 20 s of work end the row",
+        at_least=0,
+    )
     wandb: bool = setting(False, "also log to Weights & Biases (pdqn[wandb])")
     metrics_port: int = setting(
         0, "port of the Prometheus metrics (pdqn[prometheus]); 0: none", at_least=0,

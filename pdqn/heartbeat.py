@@ -47,9 +47,7 @@ class Heartbeat:
         with self._turn:
             self._since = self._used = time.monotonic()
             if self._thread is None:
-                # The process may end while a disk that hangs holds the other thread.
-                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-                self._thread.start()
+                self._thread = self._started()
 
     def __exit__(
         self,
@@ -68,6 +66,16 @@ class Heartbeat:
         fault, self._fault = self._fault, None
         if fault is not None and error is None:
             raise fault
+
+    def _started(self) -> threading.Thread | None:
+        """Start the thread; None if the machine has none to give, which the work can do without."""
+        # The process may end while a disk that hangs holds the other thread.
+        thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return None
+        return thread
 
     def _run(self) -> None:
         pause = threading.Event()

@@ -114,6 +114,7 @@ class CoordinatorLink:
         self._listening = ListeningClock(self._timeout_seconds)
         self._heard = self._listening.seconds
         self._serves: dict[str, str] = {}
+        self._is_ready = False
         self.pulse = Pulse()
         self.telemetry = Telemetry()
         self.revocations = 0
@@ -127,9 +128,26 @@ class CoordinatorLink:
 
     @property
     def orphaned(self) -> bool:
-        """Return whether the launcher, or its supervisor on this host, is gone."""
-        silent = self.silent_seconds > self._timeout_seconds
-        return silent or (self._parent is not None and self._parent.gone)
+        """Return whether the launcher, or its supervisor on this host, is gone.
+
+        A role that the launcher itself has started is certain of it, and waits for one that hangs.
+        Any other takes a long silence as the end.
+        """
+        if self._parent is not None and (self._parent.gone or self._is_with_launcher):
+            return self._parent.gone
+        return self.silent_seconds > self._timeout_seconds
+
+    @property
+    def is_dismissed(self) -> bool:
+        """Return whether this role must end although the run goes on."""
+        asked = self._parent is not None and self._parent.is_dismissed
+        return asked and self.pulse.command != "stop"
+
+    @property
+    def _is_with_launcher(self) -> bool:
+        """Return whether this role notices the end of the launcher itself."""
+        watches = self._parent is not None and self._parent.is_watching
+        return watches and not self._network.agent
 
     @property
     def silent_seconds(self) -> float:
@@ -169,9 +187,19 @@ class CoordinatorLink:
         raise RunError(f"no coordinator answered at {self._shown} in {timeout_seconds:.0f} s")
 
     def serve_at(self, endpoints: dict[str, str]) -> None:
-        """Announce the addresses of this role's sockets, with the next report."""
+        """Announce the addresses of this role's sockets, with the next report: it is ready."""
+        self.tell_ready()
         self._serves = endpoints
         self._next_report = 0.0
+
+    def tell_ready(self) -> None:
+        """Tell the supervisor that this role can work: if it ends later, it did not fail to start.
+
+        It may say so again, such as when its sockets are made again.
+        """
+        if self._parent is not None and not self._is_ready:
+            self._parent.tell_ready()
+        self._is_ready = True
 
     def poll(self, timeout_seconds: float = 0.0) -> None:
         """Process the coordinator's messages, and report if it is time."""

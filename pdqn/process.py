@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,8 @@ from pdqn.text import printable, printable_lines
 # The signal with which a supervisor asks a role to leave. It is not SIGTERM: `timeout`, systemd and
 # batch systems send that to a whole process group, and the launcher then ends the run in order.
 LEAVE = signal.SIGUSR1
+# What a role tells the process that has had it started, once it can work. Not an exit code.
+READY = 255
 # Signals that usually reach the whole process group.
 OF_GROUP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _ORPHAN_GRACE_SECONDS = 5.0
@@ -66,11 +69,12 @@ class ParentWatch:
 
     Attributes:
         gone: whether the parent has ended, or has asked this process to leave with ``LEAVE``.
+        is_dismissed: whether it has asked with ``LEAVE``.
         log_trouble: why there is no log at first; empty if there is one, or if none was asked for.
     """
 
     def __init__(self, log: OutputLog | None = None) -> None:
-        self.gone = False
+        self.gone = self.is_dismissed = False
         self.log_trouble = "" if log is None else log.trouble
         handlers.install(LEAVE, self._told)
         self._line = _Parent.line
@@ -82,8 +86,19 @@ class ParentWatch:
         if log is not None:
             threading.Thread(target=self._tend, args=(log,), name="log", daemon=True).start()
 
+    @property
+    def is_watching(self) -> bool:
+        """Return whether there is a line to that process, so that its end is noticed."""
+        return self._line is not None
+
+    def tell_ready(self) -> None:
+        """Tell the process that has had this one started that this one can work now."""
+        if _Parent.line is not None:
+            with suppress(OSError):  # it has just ended
+                os.write(_Parent.line, bytes([READY]))
+
     def _told(self, _number: int, _frame: FrameType | None) -> None:
-        self.gone = True
+        self.gone = self.is_dismissed = True
 
     def _watch(self) -> None:
         assert self._line is not None

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,20 @@ _TRANSITION = np.dtype(
     align=True,
 )
 _LONGEST_N_STEP = 64
+
+
+class StoredBatch(NamedTuple):
+    """A batch as the buffer holds it.
+
+    Attributes:
+        columns: columns of a TransitionBatch; the priorities are the present ones.
+        blocks: its frames.
+        parameter_version: learner steps of the parameters that acted.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    blocks: list[FrameBlock]
+    parameter_version: int
 
 
 class PrioritizedBuffer:
@@ -415,6 +429,29 @@ class PrioritizedBuffer:
             return frames
         history = self._history.take(frames % len(self._history))
         return frames[:, None] - np.minimum(history[:, None], np.arange(stack - 1, -1, -1))
+
+
+def stored_batch(
+    buffer: PrioritizedBuffer, place: int, first_key: int, first_frame: int
+) -> StoredBatch:
+    """Copy a batch of a buffer.
+
+    Args:
+        buffer: the buffer.
+        place: its place among the live batches, 0 for the oldest.
+        first_key: key of its first transition.
+        first_frame: number of its first frame.
+    """
+    transitions, frames = buffer._batches[place]
+    rows = read_ring(buffer._rows, first_key, transitions)
+    columns = {name: rows[name] for name in ("action", "n_step_return", "discount", "priority")}
+    for name in ("observation", "bootstrap"):
+        pointers = rows[f"{name}_frame"] - first_frame
+        columns[f"{name}_index"] = pointers.astype(np.int32)
+    if buffer._spec.frame_stack > 1:
+        columns[HISTORY] = read_ring(buffer._history, first_frame, frames)
+    blocks = buffer.store.blocks(first_frame, frames)
+    return StoredBatch(columns, blocks, int(rows["parameter_version"][0]))
 
 
 def default_frame_capacity(capacity: int) -> int:

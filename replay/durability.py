@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -32,6 +33,7 @@ from replay.keeper import Keeper
 from replay.limiter import make_limiter
 from replay.ownership import Owner, lock
 from replay.recovery import OtherKindError, Result, Taken, recover
+from replay.renewal import Renewal, finish_replacement, replace_folder
 from replay.sequences import Sequences
 from replay.sharding import ShardLimiter
 
@@ -154,14 +156,10 @@ def _new_contents(welcome: Welcome) -> Contents:
 def _open(
     link: Contact, welcome: Welcome, folder: Path, heartbeat: AbstractContextManager[object]
 ) -> Opened:
+    lease = _Lease(welcome, folder)
+    lease.take(heartbeat, partial(_wait_for_lock, link))
     with heartbeat:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shared = bool(welcome.config.replay.journal_dir)
-    wait = partial(_wait_for_lock, link)
-    locked = lock(folder.with_suffix(".lock"), heartbeat, shared=shared, wait=wait)
-    with heartbeat:
-        check = _claimed(welcome, folder) if shared else _unchecked
-        _tidy(folder)
+        finish_replacement(folder)
     contents, result = _recovered(link, welcome, folder)
     replay = welcome.config.replay
     reported = result if result.run == welcome.run else Result()
@@ -170,14 +168,23 @@ def _open(
     # The process before this one had no time to report them.
     telemetry.count("transitions_received", reported.unreported)
     telemetry.count("transitions_refused", reported.unreported_refused)
+    head = partial(contents.head, welcome.run, kind_of(welcome.spec, welcome.config))
+    sync = replay.journal == "sync"
+
+    def renew() -> Renewal:
+        # Its files may be gone with those of the journal. The keeper has the heartbeat.
+        lease.take(nullcontext(), _do_not_wait)
+        return Renewal(folder, contents, head, sync=sync, check=lease.check)
+
     keeper = Keeper(
         contents,
         telemetry,
-        _new_journal(link, welcome, folder, contents, heartbeat, check),
-        sync=replay.journal == "sync",
+        _new_journal(link, welcome, folder, head, heartbeat, lease.check),
+        sync=sync,
         when_full=replay.journal_full,
-        remove=partial(_remove, folder, check),
-        release=partial(os.close, locked),
+        remove=partial(_remove, folder, lease.check),
+        release=lease.release,
+        renew=renew,
         unreported=reported.unreported,
         unreported_refused=reported.unreported_refused,
     )
@@ -186,11 +193,69 @@ def _open(
     return Opened(contents, keeper)
 
 
+class _Lease:
+    """The right to keep a journal: a lock, and in a shared folder also the name of the owner."""
+
+    def __init__(self, welcome: Welcome, folder: Path) -> None:
+        self._path = folder.with_suffix(".lock")
+        self._locked: int | None = None
+        self._owner = None
+        if welcome.config.replay.journal_dir:
+            self._owner = Owner(folder.with_suffix(".owner"), welcome.run, welcome.incarnation)
+
+    def take(self, heartbeat: AbstractContextManager[object], wait: Callable[[], object]) -> None:
+        """Take it, or take it again where its files were removed.
+
+        Args:
+            heartbeat: heartbeat for what waits for the disk.
+            wait: as of ``lock``.
+
+        Raises:
+            RunError: another process keeps the journal.
+            OSError: the files cannot be made.
+        """
+        with heartbeat:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._is_locked():
+            self.release()
+            shared = self._owner is not None
+            self._locked = lock(self._path, heartbeat, shared=shared, wait=wait)
+        if self._owner is not None:
+            with heartbeat:
+                self._owner.claim()
+
+    def check(self) -> None:
+        """Return if no other process has taken it.
+
+        The lock alone keeps other processes from a journal that no other host reaches.
+
+        Raises:
+            TakenOverError: another process has.
+            OSError: that cannot be found out.
+        """
+        if self._owner is not None:
+            self._owner.check()
+
+    def release(self) -> None:
+        """Let other processes have it."""
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
+
+    def _is_locked(self) -> bool:
+        if self._locked is None:
+            return False
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._locked))
+        except FileNotFoundError:
+            return False
+
+
 def _new_journal(
     link: Contact,
     welcome: Welcome,
     folder: Path,
-    contents: Contents,
+    head: Callable[[], SegmentHead],
     heartbeat: AbstractContextManager[object],
     check: Callable[[], object],
 ) -> Journal | None:
@@ -199,7 +264,6 @@ def _new_journal(
     Raises:
         StoppedError: the run ended meanwhile.
     """
-    head = partial(contents.head, welcome.run, kind_of(welcome.spec, welcome.config))
     while True:
         try:
             with heartbeat:
@@ -224,6 +288,10 @@ def _wait_for_lock(link: Contact) -> None:
     link.poll(_POLL_SECONDS)
 
 
+def _do_not_wait() -> None:
+    raise BlockingIOError(errno.EAGAIN, "another process keeps the journal")
+
+
 def _leave_out(folder: Path, shards: int) -> int:
     """Remove the journals of shards that a resumed run has no more; count what they held."""
     left_out = 0
@@ -239,31 +307,11 @@ def _leave_out(folder: Path, shards: int) -> int:
     return left_out
 
 
-def _claimed(welcome: Welcome, folder: Path) -> Callable[[], object]:
-    """Become the owner of a journal in a shared folder; return the check whether it still is."""
-    owner = Owner(folder.with_suffix(".owner"), welcome.run, welcome.incarnation)
-    owner.claim()
-    return owner.check
-
-
 def _remove(folder: Path, check: Callable[[], object]) -> None:
     """Remove the journal, unless another process keeps it by now."""
     with suppress(OSError):
         check()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _unchecked() -> None:
-    """Return: the lock alone keeps other processes from a journal that no other host reaches."""
-
-
-def _tidy(folder: Path) -> None:
-    """Finish or undo the replacement of a damaged journal that was interrupted."""
-    new, damaged = folder.with_suffix(".new"), folder.with_suffix(".damaged")
-    if damaged.exists() and not folder.exists() and new.exists():
-        new.rename(folder)
-    for left in (new, damaged):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _recovered(link: Contact, welcome: Welcome, folder: Path) -> tuple[Contents, Result]:
@@ -322,10 +370,7 @@ def _read(link: Contact, welcome: Welcome, folder: Path, kind: str) -> tuple[Con
         written[0].write()
         written[0].snapshot(contents.snapshot())
         written[0].close()
-        damaged = folder.with_suffix(".damaged")
-        folder.rename(damaged)
-        new.rename(folder)
-        shutil.rmtree(damaged, ignore_errors=True)
+        replace_folder(folder, new)
     return contents, result
 
 

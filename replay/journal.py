@@ -252,7 +252,11 @@ class Journal:
         self._retired: list[RecordWriter] = []
         self._obsolete: list[Path] = []
         self._segment = self._begun()
-        self._updates = RecordWriter(_path(folder, self._number, "updates"))
+        try:
+            self._updates = RecordWriter(_path(folder, self._number, "updates"))
+        except OSError:
+            self._segment.close()
+            raise
 
     @property
     def nbytes(self) -> int:
@@ -262,6 +266,19 @@ class Journal:
             with suppress(OSError):
                 total += path.stat().st_size
         return total
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether the folder still has all files that recovery needs.
+
+        Writing to a file that somebody has removed raises no error.
+        """
+        try:
+            there = {path.name for path in self._folder.iterdir()}
+        except OSError:
+            return False
+        needed = {segment.path.name for segment in self._segments} | {self._updates.path.name}
+        return needed <= there and self._segment.has_name and self._updates.has_name
 
     def store(self, first_key: int, mean_priority: float | None, data: Piece) -> None:
         """Collect a batch that will be inserted; its bytes must not change before ``write``."""
@@ -295,10 +312,8 @@ class Journal:
         Raises:
             OSError: the disk is full, or fails. What was collected is kept, for another attempt.
         """
-        files = [file for file in (self._segment, self._updates) if file.has_pending]
-        for file in files:
-            file.write()
-        if files:
+        wrote_segment = self._segment.write()
+        if self._updates.write() or wrote_segment:
             self._check()
         if self._segment.size_bytes >= self._segment_bytes:
             self.begin()

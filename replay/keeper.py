@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from replay.records import Piece
 SNAPSHOT_SECONDS = 5.0
 _SYNC_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 60.0
 _log = logging.getLogger("replay")
 
 
@@ -38,6 +40,22 @@ class Receipt(NamedTuple):
     greeting: bool
 
 
+class Successor(Protocol):
+    """A journal that is written from the buffer; see ``replay.renewal``."""
+
+    def step(self) -> bool:
+        """Write for a moment; return whether everything is written."""
+        ...
+
+    def finish(self) -> Journal:
+        """Put it in the place of the one before; everything must be written."""
+        ...
+
+    def abandon(self) -> None:
+        """Remove it."""
+        ...
+
+
 class Keeper:
     """The journal of a shard as its settings want it; without a journal it does nothing.
 
@@ -53,6 +71,8 @@ class Keeper:
             take no batches until it can.
         remove: function that removes the journal's files.
         release: function that lets other processes have the journal.
+        renew: function that begins a journal in the place of a lost one; it is written from the
+            buffer. None if that is not possible.
         unreported: transitions received that no report to the coordinator has counted.
         unreported_refused: transitions refused that no report has counted.
 
@@ -70,6 +90,7 @@ class Keeper:
         when_full: Literal["off", "block"] = "off",
         remove: Callable[[], object] = lambda: None,
         release: Callable[[], object] = lambda: None,
+        renew: Callable[[], Successor] | None = None,
         unreported: int = 0,
         unreported_refused: int = 0,
     ) -> None:
@@ -80,11 +101,15 @@ class Keeper:
         self._remove, self._release = remove, release
         self.blocked = False
         self._owed: dict[Stream, Receipt] = {}
+        self._sync = sync
         self._syncs = _Syncs() if sync and journal is not None else None
+        self._renew = renew
+        self._successor: Successor | None = None
+        self._pause = _RETRY_SECONDS
         self._reported_key = contents.buffer.inserted - unreported
         self._reported_refused = contents.refused - unreported_refused
         self._counted = False
-        self._next_snapshot = self._next_try = 0.0
+        self._next_snapshot = self._next_try = self._next_look = 0.0
         self._snapshot_bytes = 0
 
     @property
@@ -180,9 +205,20 @@ class Keeper:
         return receipts
 
     def attend(self) -> None:
-        """Take a snapshot when one is due; try again to write where the disk was full."""
+        """Take a snapshot when one is due; try again to write where the disk was full.
+
+        Once a second, look whether the files are still there. A lost journal is renewed.
+        """
         now = time.monotonic()
-        if self._journal is None or now < (self._next_try if self.blocked else self._next_snapshot):
+        if self._journal is not None and now >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            if not self._journal.is_whole:
+                self._lose("files of the journal were removed")
+        if self._journal is None:
+            if self._successor is not None or now >= self._next_try:
+                self._go_on_renewing()
+            return
+        if now < (self._next_try if self.blocked else self._next_snapshot):
             return
         self._next_snapshot, self._next_try = now + SNAPSHOT_SECONDS, now + _RETRY_SECONDS
         self.take_snapshot()
@@ -205,9 +241,51 @@ class Keeper:
             self.blocked = False
             self._note("the journal can be written again: replay takes batches again")
 
+    def _lose(self, why: str) -> None:
+        """Go on without a journal until another one holds what the buffer holds."""
+        self._telemetry.count("journal_failures")
+        self._let_go()
+        self._next_try = 0.0
+        self.blocked = self._renew is not None and self._when_full == "block"
+        if self._renew is None:
+            self._note(f"{why}; the run goes on without it, and a replay that ends starts empty")
+            return
+        meanwhile = "takes no batches" if self.blocked else "starts empty if it ends"
+        self._note(f"{why}; replay writes all that it holds again, and {meanwhile} before then")
+
+    def _go_on_renewing(self) -> None:
+        """Begin the journal that follows a lost one, or write a part of it, or finish it."""
+        if self._renew is None:
+            return
+        try:
+            if self._successor is None:
+                self._successor = self._renew()
+            if not self._successor.step():
+                return
+            self._journal = self._successor.finish()
+        except OSError as error:
+            _log.warning("the journal cannot be written again yet: %s", error)
+            self._next_try = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            if self._successor is not None:
+                self._successor.abandon()
+                self._successor = None
+            return
+        self._successor = None
+        self._syncs = _Syncs() if self._sync else None
+        self.blocked, self._counted = False, True
+        self._next_snapshot, self._pause = 0.0, _RETRY_SECONDS
+        size = self._contents.buffer.size
+        self._note(f"the journal is complete again: it holds all {size} transitions")
+
     def close(self) -> None:
-        """Write a last snapshot, and close the journal; one report of this process may follow."""
+        """Write a last snapshot, and close the journal; one report of this process may follow.
+
+        A journal that is being written again is completed.
+        """
         self.note_report()
+        while self._successor is not None:
+            self._go_on_renewing()
         self.take_snapshot()
         if self._syncs is not None:
             self._syncs.close()
@@ -220,8 +298,10 @@ class Keeper:
 
     @property
     def waits(self) -> bool:
-        """Return whether acknowledgements wait for the disk."""
-        return self._syncs is not None and bool(self._owed or self._syncs.waiting)
+        """Return whether acknowledgements wait for the disk, or a new journal has to be written."""
+        if self._syncs is None:
+            return self._successor is not None
+        return bool(self._owed or self._syncs.waiting)
 
     @property
     def _counts(self) -> Counts:
@@ -237,6 +317,15 @@ class Keeper:
                 self.blocked = True
                 self._note(f"{why}; replay takes no batches until it can (replay.journal_full)")
             return
+        self._let_go()
+        # Contents that are not up to date must not come back; and others may need the room.
+        self._remove()
+        self._next_try = time.monotonic() + self._pause
+        again = "" if self._renew is None else ", until there is room for a new one"
+        self._note(f"{why}; the run goes on without it{again}, and a replay that ends starts empty")
+
+    def _let_go(self) -> None:
+        """Close the journal, and let acknowledgements go without it."""
         if self._syncs is not None:
             self._syncs.close()
             self._owed = self._syncs.waiting | self._owed
@@ -244,9 +333,6 @@ class Keeper:
         if self._journal is not None:
             self._journal.close()
         self._journal, self._snapshot_bytes = None, 0
-        # Contents that are not up to date must not come back; and others may need the room.
-        self._remove()
-        self._note(f"{why}; the run goes on without it, and a replay that ends starts empty")
 
     def _note(self, text: str) -> None:
         _log.warning("%s", text)

@@ -84,28 +84,36 @@ class RecordWriter:
         self._added.append((kind, size, payload))
         self.size_bytes += _HEAD.size + size
 
-    def write(self) -> None:
-        """Append what was collected.
+    def write(self) -> bool:
+        """Append what was collected; return whether that was anything.
 
         Raises:
             OSError: the disk is full, or fails. What was collected is kept, for another attempt. A
                 part of it may have been written; it is cut off again.
         """
+        left = self.size_bytes - self._written_bytes
+        if not left:
+            return False
         self._frame()
         pieces = self._pieces
         try:
-            for start in range(0, len(pieces), _MOST_PIECES):
-                self._write_all(pieces[start : start + _MOST_PIECES])
+            while left:
+                # Nearly always all at once.
+                written = os.writev(self._descriptor, pieces[:_MOST_PIECES])
+                left -= written
+                if left:
+                    pieces = _after(pieces, written)
         except OSError:
             os.ftruncate(self._descriptor, self._written_bytes)
             raise
-        pieces.clear()
+        self._pieces.clear()
         self._written_bytes = self.size_bytes
+        return True
 
     @property
-    def has_pending(self) -> bool:
-        """Return whether records were collected that are not written."""
-        return bool(self._added or self._pieces)
+    def has_name(self) -> bool:
+        """Return whether the file is in any folder, so that it can be read again."""
+        return os.fstat(self._descriptor).st_nlink > 0
 
     def discard(self) -> None:
         """Forget what was collected and not written."""
@@ -133,14 +141,6 @@ class RecordWriter:
             self._pieces.append(_HEAD.pack(_MARK, kind, size, checksum))
             self._pieces += payload
         self._added.clear()
-
-    def _write_all(self, pieces: list[Piece]) -> None:
-        left = sum(map(len, pieces))
-        while left:
-            written = os.writev(self._descriptor, pieces)
-            left -= written
-            if left:
-                pieces = _after(pieces, written)
 
 
 def _after(pieces: list[Piece], written: int) -> list[Piece]:

@@ -106,6 +106,8 @@ class TransitionSender:
 
     Attributes:
         window_bytes: the same, from now on.
+        unheard_seconds: time for which it has waited for a greeting, since the last one or the last
+            ``connect``.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class TransitionSender:
         self._unacknowledged_bytes = 0
         self._sequence = 0
         self._greeted = False
+        self.unheard_seconds = 0.0
 
     @property
     def next_sequence(self) -> int:
@@ -153,6 +156,7 @@ class TransitionSender:
         if (transitions, acknowledgements) == self._addresses:
             return
         self._addresses = (transitions, acknowledgements)
+        self.unheard_seconds = 0.0
         self._open(*self._addresses)
 
     def send(self, data: bytes, while_waiting: Callable[[], bool]) -> bool:
@@ -247,8 +251,13 @@ class TransitionSender:
             time.sleep(timeout_seconds)
             return
         if timeout_seconds:
+            began = time.monotonic()
             self._poller.poll(int(timeout_seconds * 1000))
+            # No more than that: who was stopped meanwhile has not listened.
+            self.unheard_seconds += min(timeout_seconds, time.monotonic() - began)
         self._take_acknowledgements()
+        if self._greeted:
+            self.unheard_seconds = 0.0
         self._mend()
 
     def _take_acknowledgements(self) -> None:

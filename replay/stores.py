@@ -20,7 +20,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from pdqn.specs import EnvironmentSpec, Observation
-from pdqn.wire import FrameBlock
+from pdqn.wire import FrameBlock, compress_block, decompress_block
 
 _CODECS = ("none", "zstd")
 # int64 words of the header before a block's body in the arena, and of the table's entries.
@@ -90,9 +90,22 @@ class FrameStore(Protocol):
         """Copy live frames to the requested memory."""
         ...
 
+    def blocks(self, first: int, frames: int) -> list[FrameBlock]:
+        """Return live frames, which are whole blocks, as blocks that take the same place again.
+
+        Args:
+            first: number of the first frame.
+            frames: number of frames.
+        """
+        ...
+
     @property
     def cursor(self) -> int:
         """Place for the next frames."""
+        ...
+
+    def place_of(self, frame: int) -> int:
+        """Return the cursor at which a live frame, the first of its block, was appended."""
         ...
 
     def begin_at(self, cursor: int) -> None:
@@ -126,7 +139,7 @@ class DenseStore:
         if frame_capacity < 1:
             raise ValueError(f"a store for {frame_capacity} frames")
         self.frame_capacity = frame_capacity
-        self._frame_bytes = spec.observation_bytes
+        self._spec = spec
         self._rings: dict[str, NDArray[Any]] = {
             field.name: np.empty((frame_capacity, *field.stored_shape), field.stored_dtype)
             for field in spec.fields
@@ -141,7 +154,7 @@ class DenseStore:
     @property
     def stored_bytes(self) -> int:
         """See ``FrameStore.stored_bytes``."""
-        return (self._next - self._oldest) * self._frame_bytes
+        return (self._next - self._oldest) * self._spec.observation_bytes
 
     @property
     def allocated_bytes(self) -> int:
@@ -179,9 +192,18 @@ class DenseStore:
                 # bytes reach a third of it. Other modes would gather into another array first.
                 self._rings[name].take(slots, axis=0, out=out, mode="clip")
 
+    def blocks(self, first: int, frames: int) -> list[FrameBlock]:
+        """See ``FrameStore.blocks``: one block, whatever they came in."""
+        fields = {name: read_ring(ring, first, frames) for name, ring in self._rings.items()}
+        return [compress_block(fields, self._spec)]
+
     @property
     def cursor(self) -> int:
         """See ``FrameStore.cursor``: always 0, since any place is as good as another."""
+        return 0
+
+    def place_of(self, frame: int) -> int:
+        """See ``FrameStore.place_of``."""
         return 0
 
     def begin_at(self, cursor: int) -> None:
@@ -305,7 +327,7 @@ class CompressedStore:
             self._oldest += header.frames
             self._stored_bytes -= _footprint(header.body_bytes)
             if self._oldest < self._next:
-                self._tail = int(self._block_of[self._oldest % self.frame_capacity])
+                self._tail = self.place_of(self._oldest)
             else:
                 self._tail = self._head = 0
         assert self._oldest == beyond, "a block was evicted in part"
@@ -325,10 +347,25 @@ class CompressedStore:
         for other in others:
             other.result()
 
+    def blocks(self, first: int, frames: int) -> list[FrameBlock]:
+        """See ``FrameStore.blocks``: as they were appended, to the byte."""
+        found = []
+        for number in self._starts(first, first + frames):
+            header = self._header(offset := self.place_of(number))
+            body = self._body(offset, header.body_bytes).tobytes()
+            codec = _CODECS[header.codec]
+            fields = decompress_block(codec, body, header.frames, self._spec)
+            found.append(FrameBlock(fields, codec, body))
+        return found
+
     @property
     def cursor(self) -> int:
         """See ``FrameStore.cursor``: an offset in the arena, in bytes."""
         return self._head
+
+    def place_of(self, frame: int) -> int:
+        """See ``FrameStore.place_of``."""
+        return int(self._block_of[frame % self.frame_capacity])
 
     def begin_at(self, cursor: int) -> None:
         """See ``FrameStore.begin_at``."""
@@ -339,8 +376,8 @@ class CompressedStore:
     def check_valid(self) -> None:
         """See ``FrameStore.check_valid``."""
         number, stored, spans = self._oldest, 0, []
-        for offset in self._offsets():
-            header = self._header(offset)
+        for first in self._starts(self._oldest, self._next):
+            header = self._header(offset := self.place_of(first))
             assert header.first == number, "a block does not follow the one before it"
             assert header.frames > 0, "a block is empty"
             slots = np.arange(number, number + header.frames) % self.frame_capacity
@@ -399,13 +436,11 @@ class CompressedStore:
     def _body(self, offset: int, body_bytes: int) -> NDArray[np.uint8]:
         return self._arena[offset + _HEADER_BYTES :][:body_bytes]
 
-    def _offsets(self) -> Iterator[int]:
-        """Yield the offsets of the live blocks' headers, oldest block first."""
-        number = self._oldest
-        while number < self._next:
-            offset = int(self._block_of[number % self.frame_capacity])
-            yield offset
-            number += self._header(offset).frames
+    def _starts(self, first: int, beyond: int) -> Iterator[int]:
+        """Yield the first frame of each of the blocks that hold these live frames."""
+        while first < beyond:
+            yield first
+            first += self._header(self.place_of(first)).frames
 
     def _jobs(self, wanted: Sequence[Wanted]) -> list[list[tuple[int, int, int]]]:
         """List the copies of every requested block: (frame, index of the request, row there)."""

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
 from actors.environments.describe import describe_environment
-from launcher.cli.trusting import read_allow_list
+from launcher.cli.trusting import admitting, read_allow_list, take_trust
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileDesk, FileStore
 from launcher.metrics.metrics import RunMetrics
@@ -147,6 +148,30 @@ def test_a_list_names_what_runs_may_have_here(tmp_path: Path):
         read_allow_list(path)
     with pytest.raises(UsageError, match="No such file"):
         read_allow_list(tmp_path / "nowhere")
+
+
+def given(*words: str) -> Trust:
+    """Return the permission of the options of a command that joins."""
+    found: list[Trust] = []
+
+    @click.command
+    @admitting
+    def command(**options: Any) -> None:
+        found.append(take_trust(options))
+        assert options == {}
+
+    command.main(list(words), standalone_mode=False)
+    return found[0]
+
+
+def test_options_permit_what_they_name_and_nothing_else(tmp_path: Path):
+    (tmp_path / "allowed").write_text("mine:make  # ours\n")
+    name = frozenset({"mine:make"})
+    assert given() == NOTHING
+    assert given("--trust") == EVERYTHING
+    assert given("--env", "mine:make") == Trust(name)
+    assert given("--network", "mine:make") == Trust(networks=name)
+    assert given("--allow-list", str(tmp_path / "allowed")) == Trust(name, name)
 
 
 # ---- a hostile head ----
@@ -318,12 +343,10 @@ def test_a_host_takes_part_once_it_has_named_the_environment(
         seen.until(lambda: "its environment is mine:make" in head.stdout)
         (line,) = [x for x in head.stdout.splitlines() if "its environment is mine:make" in x]
         assert "host 0: " in line
-        own = ("../head/run",)
-        joins = [
-            partial(join, "--env", "mine:make"), partial(join, "--allow-list", "allowed"),
-            partial(join, "--trust"), partial(join, at=own),
-        ]  # fmt: skip
-        for joining in joins:
+        for joining in (
+            partial(join, "--allow-list", "allowed"),
+            partial(join, at=("../head/run",)),
+        ):
             steps = seen.metric("environment_steps")
             with joining() as actor:
                 seen.until(lambda before=steps: seen.metric("environment_steps") > before)

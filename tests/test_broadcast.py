@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,68 @@ def test_what_came_from_a_sender_that_is_revoked_reaches_nobody_new(net: Net):
     assert net.receive(late, learner) == b"real"
     relay.follow("", {thiefs.public})  # the relay is elsewhere for a while
     assert net.receive(net.subscriber(relay.endpoint, ours), learner) == b"real"
+
+
+class Held:
+    """The relay's own subscriber, to a thief whose last message arrives when a test lets it.
+
+    Attributes:
+        wanted: set once the thief's last message is to be on its way.
+        waits: set while the relay waits for it.
+        arrives: set once it is to arrive.
+    """
+
+    wanted, waits, arrives = threading.Event(), threading.Event(), threading.Event()
+
+    def __init__(self, _: object, endpoint: str) -> None:
+        self._of_thief = endpoint.endswith("thief")
+
+    def receive(self, timeout_seconds: float) -> memoryview | None:
+        if not self._of_thief:
+            return memoryview(b"real")
+        if not self.wanted.wait(timeout_seconds):
+            return memoryview(b"forged")
+        self.waits.set()
+        assert self.arrives.wait(60.0)
+        return memoryview(b"forged again")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["as it is followed", "after it was followed"])
+def test_a_message_that_arrives_as_its_sender_is_revoked_reaches_nobody(
+    net: Net, monkeypatch: pytest.MonkeyPatch, moved: bool
+):
+    for name in ("wanted", "waits", "arrives"):
+        monkeypatch.setattr(Held, name, threading.Event())
+    monkeypatch.setattr("pdqn.broadcast.Subscriber", Held)
+    relay = net.relay(None)
+    relay.follow("tcp://127.0.0.1:1|thief")
+
+    def subscribed() -> zmq.Socket[bytes]:
+        # It keeps all that it gets, and not only the newest message.
+        socket = net.bare(zmq.SUB)
+        socket.subscribe(b"")
+        socket.connect(relay.endpoint)
+        return socket
+
+    early = subscribed()
+    assert early.recv().endswith(b"forged")
+    Held.wanted.set()
+    assert Held.waits.wait(60.0)
+    if moved:
+        relay.follow("tcp://127.0.0.1:1")
+    relay.follow("", {"thief"})
+    late = subscribed()
+    Held.arrives.set()
+    if not moved:
+        assert not late.poll(200), "neither the message on its way nor the one before"
+    relay.follow("tcp://127.0.0.1:1|learner", {"thief"})
+    for socket, before in ((early, b"forged"), (late, b"real")):
+        got = [socket.recv()[len("pdqn-parameters-") :] for _ in range(50)]
+        assert set(got) <= {before, b"real"}
+        assert b"real" in got
 
 
 def test_only_the_hosts_own_processes_are_let_in(net: Net):

@@ -6,10 +6,14 @@ import contextlib
 import errno
 import io
 import json
+import logging
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +27,7 @@ from click.testing import CliRunner
 from launcher.cli.commands import cli
 from launcher.cli.main import main
 from launcher.plan.machine import detect
+from pdqn import handlers
 from pdqn.config import Config
 
 Answer = tuple[int, str, str]  # exit code, stdout, stderr
@@ -50,6 +55,44 @@ def run(pdqn_command: Any, tmp_path: Path) -> Run:
             return command.wait(), command.stdout, command.stderr
 
     return run
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """Run a command to its end in this process, which spares the start of another one."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(handlers, "_ours", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(logging, "lastResort", None)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("PDQN_")]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["pdqn", *arguments])
+        with tempfile.TemporaryDirectory(prefix="t-") as folder:
+            with monkeypatch.context() as patch:
+                patch.setattr(tempfile, "tempdir", folder)
+                patch.setenv("TMPDIR", folder)
+                with pytest.raises(SystemExit) as ended:
+                    main()
+            assert list(Path(folder).glob("pdqn-*")) == []
+        code = ended.value.code
+        assert isinstance(code, int)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    # What the command changes for its own process.
+    environment = dict(os.environ)
+    os.environ["COLUMNS"] = "300"
+    yield run
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -209,7 +252,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_refused_in_one_line_before_anything_starts(
-    run: Run, tmp_path: Path, name: str
+    run_here: Run, tmp_path: Path, name: str
 ):
     if name == "ultra on a small machine" and fits_ultra():
         pytest.skip("this machine fits mode ultra")
@@ -219,7 +262,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_starts(
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     with taken_port() as port:
-        answer = run("launch", *(word.replace("PORT", str(port)) for word in words))
+        answer = run_here("launch", *(word.replace("PORT", str(port)) for word in words))
     assert_refused(answer, *expected)
     assert_nothing_started(tmp_path)
     old = tmp_path / "command-old"
@@ -233,9 +276,9 @@ def fits_ultra() -> bool:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_commands_refuse_in_one_line_too(run: Run, name: str):
+def test_other_commands_refuse_in_one_line_too(run_here: Run, name: str):
     words, expected = OTHERS[name]
-    assert_refused(run(*words), *expected)
+    assert_refused(run_here(*words), *expected)
 
 
 @pytest.mark.slow
@@ -366,8 +409,8 @@ def test_help_lists_every_command(run: Run):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(run: Run, command: str):
-    code, stdout, stderr = run(command, "--help")
+def test_every_command_has_help(run_here: Run, command: str):
+    code, stdout, stderr = run_here(command, "--help")
     assert (code, stderr) == (0, "")
     assert stdout.startswith(f"Usage: pdqn {command}")
     assert "Show this message and exit." in stdout
@@ -411,11 +454,12 @@ def make():
 
 
 @pytest.fixture
-def check(run: Run, tmp_path: Path) -> Callable[[str], Answer]:
+def check(run: Run, run_here: Run, tmp_path: Path) -> Callable[[str], Answer]:
     """Run one of the commands of ``CHECKS``, by its name; it starts nothing."""
 
     def check(name: str) -> Answer:
-        answer = run(*CHECKS[name])
+        # What an environment prints could only reach the output of a process of its own.
+        answer = (run if name == "json" else run_here)(*CHECKS[name])
         assert_nothing_started(tmp_path)
         return answer
 

@@ -380,6 +380,37 @@ def test_a_role_knows_that_its_launcher_is_gone_when_it_hears_nothing(eventually
     hub.close()
 
 
+class Parent:
+    """The watch of a role's process on the one that has had it started."""
+
+    is_watching, gone, is_dismissed = True, False, False
+
+    def tell_ready(self) -> None:
+        """Tell nobody."""
+
+
+@pytest.mark.parametrize("agent", ["", "of a host"], ids=["launcher", "host"])
+def test_a_role_of_the_launcher_waits_while_that_lives_and_one_of_a_host_for_the_time_set(
+    agent: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+):
+    system = {"telemetry_seconds": 0.01, "heartbeat_timeout_seconds": 0.2}
+    hub = Hub(eventually, build(("test", {"system": system})))
+    link, _ = hub.join("actor")
+    parent = Parent()
+    monkeypatch.setattr(link, "_parent", parent)
+    monkeypatch.setattr(CoordinatorLink, "_network", Network(agent=agent))
+    eventually(lambda: link.poll() or link.silent_seconds > 0.2)
+    assert link.stopping == bool(agent)
+    parent.gone = True
+    assert link.stopping
+    assert not link.is_dismissed
+    parent.is_dismissed = True
+    assert link.is_dismissed
+    link.pulse = Pulse("stop")
+    assert not link.is_dismissed, "the run does not go on without it"
+    hub.close()
+
+
 class Stops:
     """The time for which processes were stopped, in addition to the time that passes."""
 

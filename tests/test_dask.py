@@ -27,6 +27,7 @@ pytest.importorskip("distributed", reason="needs pdqn[dask]")
 from distributed import Security
 from distributed.comm.core import connect
 
+from benchmarks.chaos.checks import takeovers
 from launcher.hosts.access import Access
 from launcher.hosts.dask.answers import WorkerDescription
 from launcher.hosts.dask.cluster import DaskCluster, Ending
@@ -96,6 +97,16 @@ class Cluster:
         worker.send_signal(signal.SIGKILL)
         worker.wait(10)
         return left
+
+    def die(self, name: str) -> None:
+        """Kill a worker and all below it, so that none of them can do anything more."""
+        worker = self.workers.pop(name)
+        everything = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(True)]
+        for process in everything:
+            process.suspend()
+        for process in everything:
+            process.kill()
+        worker.wait(10)
 
     def actors(self) -> int:
         titles = (title for name in self.workers for title in self.roles(name).values())
@@ -175,6 +186,42 @@ def test_how_a_role_ended_is_not_waited_for_when_its_worker_hangs_since(
         cluster.workers["a"].send_signal(signal.SIGSTOP)
         assert seen.endings() == [Ending("role", "the worker does not answer")]
         assert not seen.endings()
+
+
+@pytest.mark.slow
+def test_a_replay_whose_host_dies_is_started_on_another_with_its_contents(
+    cluster: Cluster,
+    pdqn_command: StartCommand,
+    eventually: Eventually,
+    observe: Observe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    root = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(root / "benchmarks/chaos/hooks"), str(root)])
+    monkeypatch.setenv("PYTHONPATH", paths)
+    monkeypatch.setenv("CHAOS_WITNESS", str(tmp_path / "witness"))
+    (tmp_path / "witness").mkdir()
+    for name in ("a", "b", "c"):
+        cluster.add(name)
+    log = cluster.file.with_name("dask-scheduler-0.log")
+    eventually(lambda: log.read_text().count("Register worker") == 3, TIGHT)
+    shared = ("--set", f"replay.journal_dir={tmp_path}/shared")
+    options = ("--dask", str(cluster.file), "--actors", "3", *shared)
+    with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
+        seen = observe(run)
+        for times in range(1, 3):
+            seen.learns() if times == 1 else seen.grows("environment_steps", "learner_steps")
+            (host,) = cluster.having("replay")
+            cluster.die(host)
+            seen.until(lambda n=times: len(takeovers(tmp_path / "witness")) == n)
+            cluster.add(f"{host}{times}")
+        seen.grows("environment_steps", "learner_steps")
+        summary = seen.interrupt()
+    found = takeovers(tmp_path / "witness")
+    assert [one.is_exact for one in found] == [True, True], found
+    assert all(one.size_before > 0 for one in found)
+    assert summary["transitions"]["lost"] == 0
 
 
 @pytest.mark.slow
@@ -295,7 +342,7 @@ def test_a_scheduler_that_is_not_encrypted_is_told_once(
 
 
 def test_a_local_cluster_trains(pdqn_command: StartCommand, tmp_path: Path):
-    options = ("--dask", "local", "--actors", "2", "--episodes", "40")
+    options = ("--dask", "local", "--actors", "1", "--episodes", "20")
     with (
         socket.socket() as taken,
         pdqn_command("launch", *RUN, *options, directory=tmp_path) as run,

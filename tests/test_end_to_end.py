@@ -120,31 +120,24 @@ def free_port() -> int:
 # ---- a run that ends by itself ----
 
 
+# A library of the forkserver with an exit handler that waits.
 HANGS_AT_EXIT = """
-import atexit, sys, time
+import atexit, pathlib, sys, time
 if any("launcher.processes.forkserver" in argument for argument in sys.orig_argv):
     atexit.register(time.sleep, 1000)
+    pathlib.Path(__file__).with_name("registered").touch()
 """
-
-
-def test_an_exit_handler_of_a_library_that_waits_keeps_no_process(
-    pdqn_command: StartCommand, tmp_path: Path
-):
-    (tmp_path / "sitecustomize.py").write_text(HANGS_AT_EXIT)
-    options = ["--env", "CartPole-v1", "--actors", "1", "--steps", "500", "--run-dir", "run"]
-    with pdqn_command(
-        "launch", *options, "--console", "off", directory=tmp_path, PYTHONPATH=str(tmp_path)
-    ) as command:
-        assert command.wait() == 0, command.stderr
 
 
 @pytest.fixture(scope="module")
 def finished(pdqn_command: StartCommand, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Provide a run of circle placement that has ended."""
+    """Provide a run of circle placement that has ended, and has left no process."""
     directory = tmp_path_factory.mktemp("finished")
+    (directory / "sitecustomize.py").write_text(HANGS_AT_EXIT)
+    path = {"PYTHONPATH": str(directory)}
     options = ["--actors", "2", "--episodes", "400", "--console", "json", "--mode", "ultra"]
     options += ["--force", "--set", "system.pictures=true"]
-    with pdqn_command("launch", *PLACEMENT, *options, directory=directory) as command:
+    with pdqn_command("launch", *PLACEMENT, *options, directory=directory, **path) as command:
         assert command.wait() == 0, command.stderr
     return command
 
@@ -177,6 +170,11 @@ def test_a_run_leaves_all_its_files(run_dir: Path):
     assert (run_dir / "training_results.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_an_exit_handler_of_a_library_that_waits_keeps_no_process(finished: Command):
+    assert (finished.directory / "registered").exists()
+    assert finished.members() == []
+
+
 def test_nothing_is_lost(summary: dict[str, Any]):
     transitions = summary["transitions"]
     assert transitions["sent"] == transitions["received"] > 0
@@ -203,7 +201,9 @@ def test_the_summary_has_everything_that_others_rely_on(summary: dict[str, Any])
     assert summary["eval"]["episodes"] == 32
     assert 0 < summary["eval"]["return_mean"] < 1
     assert 0 < summary["eval"]["metrics"]["coverage"] < 1
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["restarts"] == dict.fromkeys(
+        ("actor", "replay", "learner", "evaluator", "forkserver"), 0
+    )
     assert summary["bytes_per_transition"]["wire"] > 0
     assert summary["bytes_per_transition"]["stored"] > 0
     assert summary["first_error"] is None
@@ -412,7 +412,9 @@ def test_a_run_that_is_stopped_for_long_goes_on_without_a_restart(
             process.resume()
         run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["restarts"] == dict.fromkeys(
+        ("actor", "replay", "learner", "evaluator", "forkserver"), 0
+    )
     assert summary["transitions"]["lost"] == 0
     assert summary["first_error"] is None
     assert not [kind for kind in ("silent", "rejoined", "failed") if run.events(kind)]
@@ -457,7 +459,13 @@ def test_an_actor_and_a_learner_that_are_killed_are_started_again(
         summary = run.interrupt()
     assert summary["transitions"]["lost"] == 0
     assert summary["transitions"]["sent"] >= summary["transitions"]["received"]
-    assert summary["restarts"] == {"actor": 1, "replay": 0, "learner": 1, "evaluator": 0}
+    assert summary["restarts"] == {
+        "actor": 1,
+        "replay": 0,
+        "learner": 1,
+        "evaluator": 0,
+        "forkserver": 0,
+    }
     assert "actor 1: killed by SIGKILL (see run/logs/actor-1.log)" in summary["first_error"]
     ended = [(e["role"], e["index"], e["cause"]) for e in run.events("ended") if "role" in e]
     assert ended == [("actor", 1, "killed by SIGKILL"), ("learner", 0, "killed by SIGKILL")]
@@ -484,7 +492,13 @@ def test_a_replay_that_is_killed_again_and_again_loses_nothing_and_the_run_goes_
             run.until(lambda incarnation=kill: run.joined("actor", incarnation))
             run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
-    assert summary["restarts"] == {"actor": 2, "replay": 2, "learner": 0, "evaluator": 0}
+    assert summary["restarts"] == {
+        "actor": 2,
+        "replay": 2,
+        "learner": 0,
+        "evaluator": 0,
+        "forkserver": 0,
+    }
     last = read_lines(run.path / "metrics.jsonl")[-1]
     assert last["replay/transitions_recovered"] >= stored
     transitions = summary["transitions"]
@@ -516,7 +530,13 @@ def test_a_run_goes_on_while_one_of_its_replays_is_lost_and_comes_back(
         run.grows("environment_steps", "learner_steps")
         summary = run.interrupt()
     assert summary["exit_reason"] == "interrupted"
-    assert summary["restarts"] == {"actor": 0, "replay": 1, "learner": 0, "evaluator": 0}
+    assert summary["restarts"] == {
+        "actor": 0,
+        "replay": 1,
+        "learner": 0,
+        "evaluator": 0,
+        "forkserver": 0,
+    }
     assert "replays 2 alive" in command.stdout
     transitions = summary["transitions"]
     assert transitions["lost"] == transitions["died"] == transitions["waiting"] == 0

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from rich.console import Console
 
 from actors.environments.describe import describe_environment
 from actors.environments.states import StateError, set_state, state_of
 from actors.environments.vector import VectorEnvironment
+from launcher.plan.prepare import prepare
+from launcher.plan.report import as_json, report
 from pdqn import plain
+from pdqn.layers import build
 from pdqn.specs import ACTION_MASK
 
 PLACEMENT = ("pdqn/CirclePlacement-v0", {"map_size": 16, "radii": [3, 2, 1], "suggest": True})
@@ -55,6 +60,18 @@ def test_an_environment_goes_on_from_the_state_of_another(
             np.testing.assert_equal(getattr(other, name), part)
     for env in (first, twin):
         env.close()
+
+
+@pytest.mark.parametrize(("env_id", "can"), [("CartPole-v1", True), ("CliffWalking-v1", False)])
+def test_the_plan_tells_whether_an_environment_can_be_saved(env_id: str, can: bool):
+    _, here, plan = prepare(build(("test", {"run": {"env": env_id}})))
+    row = as_json(here, plan)["plan"]["environment_state"]
+    assert row.startswith("can be saved") == can
+    assert ("CliffWalkingEnv has no methods get_state() and set_state()" in row) != can
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    with console.capture() as shown:
+        console.print(report(here, plan))
+    assert row in shown.get()
 
 
 @pytest.mark.parametrize("placed", [0, 1, 3])

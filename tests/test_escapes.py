@@ -432,23 +432,3 @@ def test_a_log_holds_no_escapes():
         log.exception("a member said %s", HOSTILE)
     assert r"a member said \x1b]0;owned" in lines.getvalue()
     assert_harmless(lines.getvalue())
-
-
-@pytest.mark.usefixtures("same_threads", "no_picture")
-def test_an_environment_that_raises_escapes_ends_the_run_in_text(pdqn_command: Any, tmp_path: Path):
-    tests = str(Path(__file__).parent)
-    with pdqn_command(
-        "launch", "--env", "failing_environments:broken", "--env-arg", "how=escape",
-        "--console", "plain", "--run-dir", "run", "--actors", "1", "--time", "60s",
-        "--set", "system.restarts=0", "--set", "actor.environment_failures=1",
-        "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
-        "--set", "evaluation.enabled=false",
-        directory=tmp_path, PYTHONPATH=tests,
-    ) as command:  # fmt: skip
-        assert command.wait() == 1
-        assert r"\x1b]0;owned" in command.stdout
-        assert_harmless(command.stdout)
-        assert_harmless(command.stderr)
-    for log in (tmp_path / "run" / "logs").glob("*.log"):
-        assert_harmless(log.read_text("utf-8"))
-    assert_harmless((tmp_path / "run" / "events.jsonl").read_text("utf-8"))

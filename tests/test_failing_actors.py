@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_escapes import assert_harmless
 
 from pdqn.seeds import environment_seeds
 
@@ -42,28 +43,41 @@ def test_an_environment_that_raises_once_costs_its_episode_and_nothing_else(
         assert command.wait() == 0, command.stderr
     summary = summary_of(tmp_path)
     assert summary["exit_reason"] == "steps"
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert summary["restarts"] == dict.fromkeys(
+        ("actor", "replay", "learner", "evaluator", "forkserver"), 0
+    )
     assert summary["environment_failures"] >= 1
     assert summary["transitions"]["lost"] == 0
     log = (tmp_path / "run" / "logs" / "actor-0.log").read_text(encoding="utf-8")
     assert "the simulator is upset" in log
 
 
-def test_one_that_always_raises_ends_the_run_with_its_first_traceback(
+def test_one_found_where_the_command_is_run_that_always_raises_ends_it_with_its_first_traceback(
     pdqn_command: StartCommand, tmp_path: Path
 ):
+    source = Path(TESTS, "failing_environments.py").read_text(encoding="utf-8")
+    (tmp_path / "my_environments.py").write_text(source, encoding="utf-8")
+    arguments = [part.replace("failing_environments", "my_environments") for part in RUN]
     options = ["--actors", "1", "--time", "60s", "--set", "system.restarts=1"]
-    options += ["--set", "actor.environment_failures=2"]
-    with pdqn_command(*RUN, *options, directory=tmp_path, **PATH) as command:
+    options += ["--set", "actor.environment_failures=2", "--env-arg", "how=escape"]
+    with pdqn_command(*arguments, *options, directory=tmp_path) as command:
         assert command.wait() == 1
         shown = command.stdout
+        # Escapes in what it raises change no terminal.
+        assert r"\x1b]0;owned" in shown
+        assert_harmless(shown)
+        assert_harmless(command.stderr)
+    for log in (tmp_path / "run" / "logs").glob("*.log"):
+        assert_harmless(log.read_text("utf-8"))
+    assert_harmless((tmp_path / "run" / "events.jsonl").read_text("utf-8"))
     assert "Traceback (most recent call last):" in shown
     assert "raise RuntimeError(" in shown
+    assert "my_environments.py" in shown
     summary = summary_of(tmp_path)
     assert summary["exit_reason"] == "failed"
     assert (
         "actor 0: EnvironmentFailedError: an environment failed 2 times in a row: "
-        "RuntimeError: the simulator is upset" in summary["first_error"]
+        "RuntimeError: \\x1b]0;owned" in summary["first_error"]
     )
 
 
@@ -119,15 +133,3 @@ def test_one_that_hangs_is_ended_and_the_others_go_on(
         run.grows("environment_steps")
         summary = run.interrupt()
     assert summary["restarts"]["actor"] >= 1
-
-
-def test_an_environment_is_found_where_the_command_is_run(
-    pdqn_command: StartCommand, tmp_path: Path
-):
-    source = Path(TESTS, "failing_environments.py").read_text(encoding="utf-8")
-    (tmp_path / "my_environments.py").write_text(source, encoding="utf-8")
-    arguments = [part.replace("failing_environments", "my_environments") for part in RUN]
-    options = ["--actors", "1", "--steps", "500", "--env-arg", "bad_seeds=[1]"]
-    with pdqn_command(*arguments, *options, directory=tmp_path) as command:
-        assert command.wait() == 0, command.stderr
-    assert summary_of(tmp_path)["environment_steps"] >= 500

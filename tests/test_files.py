@@ -163,6 +163,12 @@ def test_the_keys_of_a_run_are_neither_given_nor_taken(tmp_path: Path, name: str
     assert {path.name for path in (tmp_path / "keys").iterdir()} == set(KEY_FILES)
 
 
+def test_a_learner_may_read_the_model_in_place_of_damaged_checkpoints(tmp_path: Path):
+    (tmp_path / FINAL_MODEL).write_bytes(b"parameters")
+    store = FileStore(tmp_path, keep=2)
+    assert store.give("learner", Fetch(FINAL_MODEL, 0, 0)).data == b"parameters"
+
+
 @pytest.mark.parametrize(
     ("role", "name"),
     [

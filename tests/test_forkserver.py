@@ -114,6 +114,7 @@ def test_a_process_lives_on_without_its_forkserver_and_a_new_one_forks_the_next(
     second = server.start(order(tmp_path))
     eventually(lambda: server.turn() or second.pid)
     assert server.pid != before
+    assert server.restarts == 1
     # The signals to the group must not end it before it ignores them, nor what it forks.
     status = Path(f"/proc/{server.pid}/status").read_text(encoding="ascii")
     blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
@@ -267,6 +268,10 @@ def test_a_forkserver_killed_while_many_start_leaves_none_of_them_in_between(
     causes = {one.cause for one in ended if one.role != "forkserver"}
     assert causes <= {"not started: the forkserver ended (killed by SIGKILL)"}
     assert [one.restart_seconds for one in ended if one.role == "forkserver"] == [0.5]
+    assert "forkserver" not in supervisor.restarted, "it was not needed again"
+    supervisor.start("actor", 1)
+    eventually(lambda: supervisor.check() or len(supervisor.pids()) == 10)
+    assert supervisor.restarted["forkserver"] == 1
     supervisor.ask_to_leave()
     pids = supervisor.pids()
     assert supervisor.join(60.0, ["actor", "replay"])

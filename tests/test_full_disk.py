@@ -66,7 +66,8 @@ def in_the_way(folder: Path) -> None:
         return
 
 
-@pytest.mark.parametrize("mode", ["parallel", pytest.param("single", marks=pytest.mark.slow)])
+@pytest.mark.slow  # a person's save is refused in test_keyboard
+@pytest.mark.parametrize("mode", ["parallel", "single"])
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(
     pdqn_command: StartCommand,
     eventually: Eventually,

@@ -1,5 +1,6 @@
 """Thousands of hostile messages: each is decoded exactly, or refused for a known reason.
 
+``make test`` tries a fifth of the random ones, and ``make test-slow`` all of them.
 ``benchmarks/fuzz_wire.py`` searches longer, guided by the code's reaction to the bytes.
 """
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import pytest
 import torch
 import zstandard
 from hypothesis import HealthCheck, example, given, settings
@@ -143,15 +145,24 @@ ANSWERS = tuple(
 
 # The number of cases of each test below. A test asserts the sum, so it cannot shrink unnoticed.
 CASES: dict[str, int] = {}
+QUICK = 5
 
 
 def fuzz(
     cases: int, *examples: dict[str, Any], **strategies: st.SearchStrategy[Any]
 ) -> Callable[..., Any]:
-    """Decorate a test to run with ``cases`` random cases and the examples before them."""
+    """Decorate a test to run with ``cases`` random cases and the examples before them.
 
-    def decorate(test: Callable[..., None]) -> Callable[[], None]:
-        def run() -> None:
+    It is two tests: a slow one of all cases, and one of a share of them.
+    """
+
+    def decorate(test: Callable[..., None]) -> Callable[[int], None]:
+        @pytest.mark.parametrize(
+            "cases",
+            [cases // QUICK, pytest.param(cases, marks=pytest.mark.slow)],
+            ids=["quick", "all"],
+        )
+        def run(cases: int) -> None:
             done = 0
 
             def case(**drawn: Any) -> None:

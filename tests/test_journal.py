@@ -31,6 +31,7 @@ from replay.limiter import RateLimiter
 from replay.ownership import Owner, TakenOverError
 from replay.records import RecordWriter, parse_records
 from replay.recovery import OtherKindError, Result, Taken, recover
+from replay.renewal import Renewal, finish_replacement
 from replay.sequences import Sequences
 from replay.sharding import ShardLimiter, Tally
 
@@ -767,6 +768,189 @@ def test_a_full_disk_may_block_the_actors_until_there_is_room_again(
     ]
     shard.journal.close()
     assert state_of(continued(folder).buffer) == state_of(shard.buffer)
+
+
+# ---- files that are gone ----
+
+
+def renewing(tmp_path: Path, *, stored: str = "dense", **settings: Any) -> Shard:
+    """Make a shard whose journal is written again after a loss, in small segments."""
+    folder, contents = tmp_path / "journal", contents_of(kind=stored)
+    head = partial(contents.head, RUN, KIND)
+    sync = settings.get("sync", False)
+    renew = partial(Renewal, folder, contents, head, segment_bytes=700, sync=sync)
+    return Shard(folder, contents, renew=renew, remove=partial(shutil.rmtree, folder), **settings)
+
+
+def look(shard: Shard) -> None:
+    """Attend to a journal as if a second had passed."""
+    shard.keeper._next_look = shard.keeper._next_try = 0.0
+    shard.keeper.attend()
+
+
+@pytest.mark.parametrize("stored", KINDS)
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_journal_that_somebody_removed_is_written_again_from_the_buffer(
+    tmp_path: Path, stored: str, sync: bool, eventually: Callable[..., Any]
+):
+    folder = tmp_path / "journal"
+    shard = renewing(tmp_path, stored=stored, sync=sync)
+    shard.send(5, batches=9)
+    shard.take(encoded(9, 40))  # it is refused
+    shard.update(np.arange(30, 40), np.linspace(0, 3, 10, dtype=np.float32))
+    shard.contents.limiter.count_sampled(5)
+    shutil.rmtree(folder)
+    look(shard)
+    assert eventually(lambda: (shard.keeper.attend(), shard.keeper.is_on)[1])
+    texts = [text for kind, text in shard.telemetry.report().notes if kind == "journal"]
+    assert texts == [
+        "files of the journal were removed; replay writes all that it holds again, and starts "
+        "empty if it ends before then",
+        f"the journal is complete again: it holds all {shard.buffer.size} transitions",
+    ]
+    shard.send(4, batches=3)
+    shard.update(np.arange(40, 50), np.ones(10, np.float32))
+    shard.keeper.write()
+    contents, result = recovered(folder, kind=stored)  # as after a kill
+    contents.buffer.check_valid()
+    assert state_of(contents.buffer) == state_of(shard.buffer)
+    assert not result.renumbered
+    assert contents.sequences.all() == shard.contents.sequences.all()
+    assert contents.accounts.all() == shard.contents.accounts.all()
+    assert contents.refused == shard.contents.refused == 40
+    limiter, before = contents.limiter, shard.contents.limiter
+    assert (limiter.inserted, limiter.sampled) == (before.inserted, before.sampled)
+    shard.keeper.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"journal"}
+
+
+@pytest.mark.parametrize("pattern", ["*.segment", "*.updates"])
+def test_a_single_file_that_is_gone_is_a_loss(tmp_path: Path, pattern: str):
+    shard = renewing(tmp_path)
+    shard.send(5, batches=4)
+    min((tmp_path / "journal").glob(pattern)).unlink()
+    look(shard)
+    shard.keeper.close()
+    assert state_of(recovered(tmp_path / "journal")[0].buffer) == state_of(shard.buffer)
+
+
+class TestRenewal:
+    """The renewal of a journal while the shard goes on."""
+
+    @pytest.mark.parametrize("stored", KINDS)
+    def test_what_is_inserted_and_evicted_meanwhile_is_right(self, tmp_path: Path, stored: str):
+        shard = renewing(tmp_path, stored=stored)
+        shard.send(3, batches=12)
+        renewal = shard.keeper._renew()  # type: ignore[misc]
+        assert isinstance(renewal, Renewal)
+        for sent in (1, 1, 2, 9, 1):  # nine drive out the batch that is next
+            renewal._write_batch()
+            shard.send(3, batches=sent)
+            assert not renewal.step(0.0)
+        assert renewal.step(60.0)
+        shard.journal.close()
+        renewal.finish().close()
+        contents, result = recovered(tmp_path / "journal", kind=stored)
+        contents.buffer.check_valid()
+        assert state_of(contents.buffer) == state_of(shard.buffer)
+        assert contents.sequences.all() == shard.contents.sequences.all()
+        assert (result.holes, result.damage.damaged) == (0, 0)
+
+    def test_who_wants_no_loss_waits_for_it(self, tmp_path: Path):
+        shard = renewing(tmp_path, when_full="block")
+        shard.send(3, batches=2)
+        owed(shard)
+        shard.send(3)
+        shutil.rmtree(tmp_path / "journal")
+        renew, shard.keeper._renew = shard.keeper._renew, unable
+        look(shard)
+        assert shard.keeper.blocked
+        assert owed(shard) == [], "it is not in the journal any more"
+        shard.keeper._renew = renew
+        look(shard)
+        while shard.keeper.waits:
+            shard.keeper.attend()
+        assert not shard.keeper.blocked
+        assert owed(shard) == [((0, 0), 3, False)]
+        shard.keeper.close()
+
+    def test_after_a_full_disk_there_is_a_journal_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        disk, folder = FullDisk(monkeypatch), tmp_path / "journal"
+        shard = renewing(tmp_path)
+        shard.send(3, batches=4)
+        disk.full = True
+        shard.send(3)
+        look(shard)
+        assert not shard.keeper.is_on
+        assert not list(tmp_path.iterdir()), "it must not come back as it was"
+        disk.full = False
+        look(shard)
+        shard.keeper.close()
+        assert state_of(recovered(folder)[0].buffer) == state_of(shard.buffer)
+        assert shard.telemetry.counters["journal_failures"] == 1
+
+    def test_a_disk_without_room_is_not_filled(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        shard = renewing(tmp_path)
+        shard.send(3)
+        shutil.rmtree(tmp_path / "journal")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1))  # type: ignore[attr-defined]
+        look(shard)
+        assert not shard.keeper.is_on
+        assert not list(tmp_path.iterdir())
+        monkeypatch.undo()
+        look(shard)
+        shard.keeper.close()
+        assert state_of(recovered(tmp_path / "journal")[0].buffer) == state_of(shard.buffer)
+
+    @pytest.mark.parametrize("stored", KINDS)
+    def test_a_kill_at_any_call_leaves_all_or_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str
+    ):
+        killer = Killer(monkeypatch)
+        monkeypatch.setattr(Path, "rename", killer.killing(Path.rename))
+        found: set[int] = set()
+        for at in itertools.count():
+            place, killer.at = tmp_path / str(at), None
+            place.mkdir()
+            shard = renewing(place, stored=stored)
+            shard.send(3, batches=7)
+            shutil.rmtree(place / "journal")
+            killer.calls, killer.at, killer.share = 0, at, 0.5
+            try:
+                look(shard)
+                while not shard.keeper.is_on:
+                    shard.keeper.attend()
+            except KilledError:
+                killer.at = None
+            is_whole, killer.at = killer.at is not None, None
+            finish_replacement(place / "journal")
+            contents, _ = recovered(place / "journal", kind=stored)
+            if contents.buffer.size:
+                assert state_of(contents.buffer) == state_of(shard.buffer)
+            found.add(contents.buffer.size)
+            if is_whole:
+                break
+        assert found == {0, 21}
+
+    def test_one_that_was_interrupted_leaves_the_journal_as_it_was(self, tmp_path: Path):
+        shard = renewing(tmp_path)
+        shard.send(3, batches=6)
+        renewal = shard.keeper._renew()  # type: ignore[misc]
+        assert isinstance(renewal, Renewal)
+        renewal._write_batch()
+        shard.journal.close()
+        finish_replacement(tmp_path / "journal")
+        assert state_of(recovered(tmp_path / "journal")[0].buffer) == state_of(shard.buffer)
+        renewal.abandon()
+        assert {path.name for path in tmp_path.iterdir()} == {"journal"}
+
+
+def unable() -> Any:
+    raise OSError(5, "Input/output error")
 
 
 # ---- records ----

@@ -29,7 +29,7 @@ RUN = [
     "--set", "replay.capacity=5000", "--set", "replay.min_size=64",
     "--set", "replay.samples_per_insert=4", "--set", "evaluation.enabled=false",
     "--set", "checkpoint.period_seconds=1000", "--set", "system.telemetry_seconds=0.2",
-    "--set", "system.metrics_seconds=0.2",
+    "--set", "system.metrics_seconds=0.2", "--set", "system.pictures=false",
 ]  # fmt: skip
 
 
@@ -213,6 +213,9 @@ def test_a_run_is_paused_saved_changed_and_ended_by_keys(
     waits_for(lambda: any("tries again next time" in e["text"] for e in events("checkpoint")))
     (run / "checkpoints").unlink()
     assert len(events("saved")) == 1
+    program.press("s")
+    waits_for(lambda: len(events("saved")) == 2)
+    assert list((run / "checkpoints").glob("*/learner.pth"))
     program.press("p")
     waits_for(lambda: events("paused"))
     # Lines in transit when the key was pressed still arrive.
@@ -226,4 +229,6 @@ def test_a_run_is_paused_saved_changed_and_ended_by_keys(
     assert program.attributes() == program.before
     summary = json.loads((run / "summary.json").read_text())
     assert summary["exit_reason"] == "interrupted"
+    assert set(summary["restarts"].values()) == {0}
+    assert summary["first_error"] is None
     assert summary["transitions"]["lost"] == 0

@@ -117,6 +117,7 @@ def test_an_environment_that_leaks_ends_its_actor_with_a_sentence_and_the_run_go
     assert "this role holds" in log
 
 
+@pytest.mark.slow  # that there is no limit then is tested above
 def test_without_the_limit_an_actor_may_hold_any_amount(pdqn_command: StartCommand, tmp_path: Path):
     options = ["--actors", "1", "--steps", "3000", "--set", "system.memory_limit=0"]
     options += ["--env-arg", f"marker={tmp_path / 'leaked'}"]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -506,12 +507,34 @@ def test_a_directory_whose_run_goes_on_is_refused(tmp_path: Path):
     RunDirectory(tmp_path, resumed_at=1.0).close()
 
 
-def test_checkpoints_of_which_none_can_be_read_are_refused(tmp_path: Path):
+def test_where_all_checkpoints_are_damaged_the_model_file_has_the_parameters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     launch(tmp_path, run={"steps": 400})
     for path in checkpoints(tmp_path):
         (path / "learner.pth").write_bytes(b"damaged")
-    with pytest.raises(UsageError, match=r"none of the 1 checkpoints .* can be read"):
+    [steps] = saved_steps(tmp_path)
+    launch(tmp_path, resume=True, run={"steps": 800})
+    said = (
+        "no checkpoint can be read: the learner goes on with the parameters of final_model.pth, of "
+        f"learner step {steps}, and a new optimizer"
+    )
+    assert f"{said}; the run took {steps} learner steps" in capsys.readouterr().err
+    assert saved_steps(tmp_path)[0] > steps
+    assert (tmp_path / "checkpoints" / f"unreadable-step-{steps:09d}").is_dir()
+
+
+def test_without_any_parameters_it_is_told_how_to_begin_with_new_ones(tmp_path: Path):
+    launch(tmp_path, run={"steps": 400})
+    for path in (*tmp_path.glob("checkpoints/*/learner.pth"), *tmp_path.glob("*_model.pth")):
+        path.write_bytes(b"damaged")
+    told = r"none of the 1 checkpoints .* and no model file; to begin with .* move (\S+) away"
+    with pytest.raises(UsageError, match=told) as refused:
         launch(tmp_path, resume=True, run={"steps": 800})
+    [folder] = re.findall(r"move (\S+) away", str(refused.value))
+    Path(folder).rename(tmp_path / "moved")
+    launch(tmp_path, resume=True, run={"steps": 800})
+    assert saved_steps(tmp_path)
 
 
 def test_saves_after_a_damaged_newest_checkpoint_stay_and_the_next_resume_takes_them(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zmq
 
+from actors import shipper
 from actors.segments import Segment
 from actors.shipper import Shipper
 from pdqn import wire
@@ -158,7 +159,7 @@ class Replays:
         self.shipper.finish()
         self.link.leave()
         for shard in self.shards:
-            shard.stop()
+            shard.stop()  # it may have stopped before
         self._coordinator.close(linger=0)
 
 
@@ -242,6 +243,29 @@ def test_an_actor_that_is_asked_to_leave_still_brings_what_it_has(
     assert replays.link.telemetry.counters["transitions_unsent"] == 0
 
 
+def test_an_actor_that_is_sent_away_waits_for_a_replay_that_is_gone_as_long_as_the_run_goes_on(
+    replays: Replays, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("_FLUSH_SECONDS", "_ORPHAN_FLUSH_SECONDS"):
+        monkeypatch.setattr(shipper, name, 0.0)
+    monkeypatch.setattr(CoordinatorLink, "orphaned", property(lambda _: True))
+    dismissed = [True]
+    monkeypatch.setattr(CoordinatorLink, "is_dismissed", property(lambda _: dismissed[0]))
+    thread = replays.shipping()
+    eventually(lambda: replays.link.telemetry.activity == "waits for replay")
+    replays.tell(1)
+    thread.join()
+    assert replays.link.telemetry.counters["transitions_unsent"] == 0
+    eventually(lambda: replays.sequences == [[], [0]])
+    replays.tell()
+    replays.shipper._sender.close()
+    thread = replays.shipping()
+    eventually(lambda: replays.link.telemetry.activity == "waits for replay")
+    dismissed[0] = False  # the run stops
+    thread.join()
+    assert replays.link.telemetry.counters["transitions_unsent"] == 6
+
+
 def test_while_its_shard_is_gone_another_gets_what_was_not_acknowledged(
     replays: Replays, eventually: Eventually
 ):
@@ -254,6 +278,52 @@ def test_while_its_shard_is_gone_another_gets_what_was_not_acknowledged(
     replays.tell(0)
     thread.join()
     eventually(lambda: replays.sequences == [[0, 1, 2], [0, 1]])
+
+
+@pytest.mark.parametrize("is_heard", [False, True], ids=["hanging", "heard"])
+def test_a_shard_that_does_not_greet_is_passed_over_only_while_the_launcher_hangs(
+    replays: Replays, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, is_heard: bool
+):
+    monkeypatch.setattr(shipper, "_SILENCE_SECONDS", 0.2)
+    seconds = 0.0 if is_heard else 100.0
+    monkeypatch.setattr(CoordinatorLink, "silent_seconds", property(lambda _: seconds))
+    replays.tell(0, 1)
+    replays.shards[1].acknowledging.clear()
+    replays.ship()
+    replays.ship()
+    eventually(lambda: replays.sequences == [[], [0, 1]])
+    replays.shards[1].stop()
+    thread = replays.shipping()  # the window is full
+    sender = replays.shipper._sender
+    if is_heard:
+        eventually(lambda: sender.unheard_seconds > 0.5)
+        assert replays.sequences == [[], [0, 1]], "it waits for the launcher's word"
+        replays.tell(0)
+    thread.join()
+    replays.shipper.finish()
+    assert replays.sequences == [[0, 1, 2], [0, 1]]
+    assert replays.link.telemetry.counters["transitions_unsent"] == 0
+
+
+def test_a_shard_that_does_not_greet_is_waited_for_if_there_is_no_other(
+    replays: Replays, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shipper, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(CoordinatorLink, "silent_seconds", property(lambda _: 100.0))
+    replays.tell(1)
+    replays.shards[1].acknowledging.clear()
+    replays.ship()
+    replays.ship()
+    replays.shards[1].stop()
+    thread = replays.shipping()  # the window is full
+    sender = replays.shipper._sender
+    eventually(lambda: sender.unheard_seconds > 0.5)
+    assert thread.is_alive(), "the actor takes no further step"
+    replays.tell(0)
+    thread.join()
+    replays.shipper.finish()
+    assert replays.sequences[0] == [0, 1, 2]
+    assert replays.link.telemetry.counters["transitions_unsent"] == 0
 
 
 def test_back_to_its_own_shard_it_goes_when_nothing_is_on_its_way(

@@ -556,17 +556,19 @@ def test_a_run_that_fails_again_while_it_ends_tells_why_it_failed_first(tmp_path
     assert summary["error"] == "the Dask scheduler does not answer any more"
 
 
-@pytest.mark.parametrize("is_rescued", [True, False])
+# Of a learner that published nothing after its start, only what it began with.
+@pytest.mark.parametrize("rescued", [85, 40, 0, None])
 def test_a_run_whose_learner_could_not_save_fails_unless_its_newest_parameters_were_saved(
-    tmp_path: Path, is_rescued: bool
+    tmp_path: Path, rescued: int | None
 ):
+    is_rescued = rescued == 85
     session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
-    session.metrics.ingest(MemberKey("learner", 0, 0), Report({}, {"learner_steps": 9.0}), 1.0)
-    session.rescue = lambda: 8 if is_rescued else None
+    session.metrics.ingest(MemberKey("learner", 0, 0), Report({}, {"learner_steps": 90.0}), 1.0)
+    session.rescue = lambda: rescued
     assert session.conclude("steps", Roster.of([])) == (0 if is_rescued else 1)
     summary = json.loads((tmp_path / "summary.json").read_text())
     told = " ".join(summary["unwritten"]) if is_rescued else summary["error"]
-    assert ("of step 8 of 9 learner steps" if is_rescued else "is not saved") in told
+    assert ("of step 85 of 90 learner steps" if is_rescued else "is not saved") in told
     assert (summary["error"] is None) == is_rescued
 
 

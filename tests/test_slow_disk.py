@@ -314,6 +314,21 @@ def test_a_heartbeat_that_nobody_needs_any_more_has_no_thread(
         eventually(lambda: beats[0] not in {thread.ident for thread in threading.enumerate()})
 
 
+def test_a_machine_without_room_for_a_thread_costs_a_role_its_heartbeat_and_not_its_work(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    heartbeat = Heartbeat(lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with heartbeat:
+            assert heartbeat._thread is None
+    with heartbeat:
+        assert heartbeat._thread is not None, "there is room again"
+
+
 def test_what_keeping_in_touch_raises_ends_the_role(
     eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ):

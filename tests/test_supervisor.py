@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -44,11 +46,11 @@ def test_without_restarts_the_first_end_is_the_last():
     assert RestartPolicy(allowed=0).after_end(1.0) is None
 
 
-def test_a_role_that_lived_for_a_minute_starts_with_a_clean_record():
+def test_a_role_that_worked_for_twenty_seconds_starts_with_a_clean_record():
     policy = RestartPolicy(allowed=2)
     assert policy.after_end(1.0) == 0.5
-    assert policy.after_end(59.9) == 1.0
-    assert policy.after_end(60.0) == 0.5
+    assert policy.after_end(19.9) == 1.0
+    assert policy.after_end(20.0) == 0.5
     assert policy.after_end(1.0) == 1.0
     assert policy.after_end(1.0) is None
 
@@ -172,7 +174,10 @@ def test_a_role_that_is_refused_says_so_in_a_line_and_is_not_started_again(
 
 LEARNER = {
     "run": {"env": "CartPole-v1"},
-    "actor": {"count": 1, "discount": 0.99},
+    "actor": {
+        "count": 1, "discount": 0.99, "envs_per_actor": 1, "batch_transitions": 10,
+        "segment_length": 10, "window_bytes": 100_000,
+    },
     "replay": {
         "capacity": 1000, "min_size": 10, "samples_per_insert": 1.0,
         "samples_per_insert_tolerance": 1e12, "store": "dense",
@@ -235,6 +240,43 @@ def test_a_second_learner_is_refused_at_once_and_a_successor_tries_again_while_i
     supervisor.kill_all()
 
 
+def test_the_record_of_a_role_is_clean_twenty_seconds_after_it_was_ready_and_did_not_hang(
+    make: Callable[..., Supervisor],
+    eventually: Eventually,
+    coordinator: Coordinator,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    supervisor, passed = make(coordinator.endpoint), [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0], sleep=time.sleep)
+    for module in ("launcher.hosts.supervisor", "launcher.processes.children"):
+        monkeypatch.setattr(f"{module}.time", clock)
+    served = coordinator.membership.places.served
+
+    def end_after(seconds: float, hung_seconds: float = 0.0) -> float | None:
+        passed[0] += seconds
+        supervisor.kill("replay", 0, hung_seconds=hung_seconds)
+        ended = eventually(lambda: coordinator.poll(0.01) or supervisor.check())[0]
+        coordinator.lost("replay", 0, ended.pid)
+        passed[0] += 100.0  # it is due
+        return ended.restart_seconds
+
+    def start() -> None:
+        supervisor.check()
+        eventually(lambda: coordinator.poll(0.01) or served())
+        assert supervisor.check() == [], "it hears that the replay is ready"
+
+    supervisor.start("replay", 0)
+    assert end_after(100.0) == 0.5, "before it was ready"
+    supervisor.check()
+    assert end_after(100.0) == 1.0, "again; a slow start is not work"
+    start()
+    assert end_after(10.0) == 2.0, "too soon"
+    start()
+    assert end_after(45.0, hung_seconds=30.0) == 4.0, "too soon, but for the time that it hung"
+    start()
+    assert end_after(20.0) == 0.5
+
+
 def test_a_number_of_processes_grows_and_shrinks_and_who_was_sent_away_stays_away(
     make: Callable[..., Supervisor], eventually: Eventually
 ):
@@ -295,6 +337,27 @@ def test_who_is_expected_to_end_is_stopped_and_does_not_start_while_its_process_
     supervisor.stop_restarting()
     assert lives.is_running()
     assert supervisor.slots() == {("replay", 0): "stopped"}
+
+
+def test_while_a_run_stops_a_role_that_is_still_needed_is_started_again_and_no_other(
+    make: Callable[..., Supervisor], eventually: Eventually
+):
+    supervisor = make()
+    supervisor.start("replay", 0)
+    first = named(eventually, "pdqn replay 0")
+    supervisor.stop_restarting(but="replay")
+    first.send_signal(signal.SIGKILL)
+    ended = first_end(eventually, supervisor)
+    assert ended.restart_seconds == 0.1
+    assert supervisor.awaits("replay")
+    second = eventually(lambda: supervisor.check() or processes("pdqn replay 0"))[0]
+    assert second.pid != first.pid
+    assert supervisor.awaits("replay"), "it has joined nobody, so it is not ready"
+    supervisor.stop_restarting()
+    second.send_signal(signal.SIGKILL)
+    assert first_end(eventually, supervisor).restart_seconds is None
+    assert not supervisor.awaits("replay")
+    assert not supervisor.busy()
 
 
 def test_kill_all_leaves_nothing(make: Callable[..., Supervisor], eventually: Eventually):

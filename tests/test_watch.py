@@ -193,7 +193,7 @@ def test_an_address_that_is_none_is_refused_and_one_without_a_run_is_given_up(
     source.close()
 
 
-def test_a_run_is_watched_by_directory_and_by_address_until_it_ends(
+def test_a_run_is_watched_by_directory_and_by_address_until_it_ends_and_not_ended_by_leaving(
     pdqn_command: StartCommand, eventually: Eventually, tmp_path: Path
 ):
     with pdqn_command(*RUN, "--bind", "127.0.0.1", directory=tmp_path) as run:
@@ -209,7 +209,12 @@ def test_a_run_is_watched_by_directory_and_by_address_until_it_ends(
         ):
             eventually(lambda: "learner steps" in second.stdout, 60)
             eventually(lambda: '"stage":"running"' in first.stdout, 60)
-            run.interrupt()
+            with pdqn_command("watch", "run", "--console", "plain", directory=tmp_path) as leaving:
+                eventually(lambda: "env steps" in leaving.stdout, 60)
+                leaving.interrupt()
+                assert leaving.wait(20) == 0, leaving.stderr
+            assert run.process.poll() is None
+            os.kill(run.process.pid, signal.SIGINT)
             assert run.wait(20) == 0, run.stderr
             assert first.wait(20) == 0, first.stderr
             assert second.wait(20) == 0, second.stderr
@@ -222,17 +227,3 @@ def test_a_run_is_watched_by_directory_and_by_address_until_it_ends(
         assert later.wait(30) == 0, later.stderr
     assert "done " in later.stdout
     assert "(interrupted)" in later.stdout
-
-
-def test_leaving_does_not_end_the_run(
-    pdqn_command: StartCommand, eventually: Eventually, tmp_path: Path
-):
-    with pdqn_command(*RUN, directory=tmp_path) as run:
-        eventually((tmp_path / "run" / "snapshot.json").exists, 60)
-        with pdqn_command("watch", "run", "--console", "plain", directory=tmp_path) as watching:
-            eventually(lambda: "env steps" in watching.stdout, 60)
-            watching.interrupt()
-            assert watching.wait(20) == 0, watching.stderr
-        assert run.process.poll() is None
-        os.kill(run.process.pid, signal.SIGINT)
-        assert run.wait(20) == 0, run.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -48,6 +47,9 @@ def draw_episode(
 
 def _heat_map(weights: NDArray[np.float32], scale: int) -> Image.Image:
     """Return the map as an image with ``scale`` pixels to a cell's side."""
+    # Only pictures need it. Each process that plays would take a quarter of a second to import it.
+    import matplotlib
+
     colours = matplotlib.colormaps["inferno"](weights / weights.max(), bytes=True)
     cells = Image.fromarray(np.ascontiguousarray(colours), "RGBA")
     return cells.resize((cells.width * scale, cells.height * scale), Image.Resampling.NEAREST)

@@ -32,6 +32,7 @@ from actors.environments.interface import (
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import tells_mask, with_mask_observed
 from actors.environments.naming import advice_for_unknown
+from actors.environments.states import StateError
 from actors.environments.vector import VectorEnvironment, native_batch
 from pdqn.errors import UsageError, first_line
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
@@ -278,7 +279,16 @@ def _try_once(batch: VectorEnvironment, env: Any) -> Examination:
         step = batch.step(np.zeros(1, np.int64) if mask is None else mask.argmax(axis=1))
         _check_finite(batch.spec, step.faults or batch.unusable)
         suggests = suggested_first or step.suggested is not None
-        return Examination(batch.spec, suggests, batch.odd_suggestion)
+        return Examination(batch.spec, suggests, batch.odd_suggestion, _unsaved(batch))
+
+
+def _unsaved(batch: VectorEnvironment) -> str:
+    """Return the reason why the state of a batch cannot be saved; empty if it can."""
+    try:
+        batch.get_state()
+    except StateError as error:
+        return str(error)
+    return ""
 
 
 def _check_finite(spec: EnvironmentSpec, faults: Mapping[int, Fault]) -> None:

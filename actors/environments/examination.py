@@ -15,8 +15,10 @@ class Examination:
         spec: spec of the environment, with single frames.
         suggests: whether its info holds an expert's action, at the beginning or after a step.
         odd_suggestion: text of a suggestion that is not an action; empty without any.
+        unsaved: the reason why its state cannot be saved; empty if it can.
     """
 
     spec: EnvironmentSpec
     suggests: bool
     odd_suggestion: str = ""
+    unsaved: str = ""

@@ -13,11 +13,14 @@ import psutil
 
 from benchmarks.chaos.run import ROLES, Command, GaveUpError, Run, wait_until
 from benchmarks.chaos.witness import Testimony, read_testimonies
+from pdqn.errors import UsageError
+from pdqn.model import FINAL_MODEL, read_model
 
 _LEAVE_SECONDS = 45.0
 _MOST_BYTES = 2 << 30
 _MOST_GROWTH_BYTES = 400 << 20
 _SAME_SUM = 1e-6
+_LEARNED_SHARE = 0.9
 _TRACE = "Traceback (most recent call last)"
 
 
@@ -102,6 +105,18 @@ def check_ledger(summary: Mapping[str, Any], *, may_lose: bool) -> Iterator[str]
         yield f"more was received than sent: {counts}"
     if counts["lost"] and not may_lose:
         yield f"{counts['lost']} transitions are lost"
+
+
+def check_model(run: Run) -> Iterator[str]:
+    """Check that a run that ended well has a model of nearly all that it learned."""
+    steps = run.summary().get("learner_steps") or 0
+    try:
+        saved = read_model(run.path / FINAL_MODEL).parameter_version if steps else 0
+    except (OSError, UsageError) as error:
+        yield f"there is no model of {steps} learner steps: {error}"
+        return
+    if saved < _LEARNED_SHARE * steps:
+        yield f"the model is of step {saved} of {steps}"
 
 
 def check_output(command: Command, *, may_show_trace: bool) -> Iterator[str]:

@@ -140,16 +140,27 @@ def kill_everything_storm(case: Case) -> None:
         time.sleep(0.5)
 
 
-def stop(who: str, seconds: float, *, every: bool = False) -> Fault:
-    """Stop a process of that name, or every one, and let it go on after a while."""
+def stop(who: str, seconds: float, *, every: bool = False, meanwhile: Fault | None = None) -> Fault:
+    """Stop a process of that name, or every one, and let it go on after a while.
+
+    Args:
+        who: name of the processes.
+        seconds: time until they go on.
+        every: whether to stop every one.
+        meanwhile: fault that happens a moment after the stop.
+    """
 
     def inject(case: Case) -> None:
         found = sorted(case.run.wait_for(who), key=lambda process: process.pid)
         chosen = found if every else [case.rng.choice(found)]
         case.note(f"SIGSTOP for {seconds:g} s to {who}, {len(chosen)} of {len(found)}")
         _signal(chosen, signal.SIGSTOP)
+        ends = time.monotonic() + seconds
         try:
-            time.sleep(seconds)
+            if meanwhile is not None:
+                time.sleep(case.rng.uniform(0.0, 3.0))
+                meanwhile(case)
+            time.sleep(max(0.0, ends - time.monotonic()))
         finally:
             _signal(chosen, signal.SIGCONT)
 
@@ -161,6 +172,12 @@ def kill_host(case: Case) -> None:
     case.run.hosts[0].end_all()
     case.leaves_files = True
     case.note("a host killed")
+
+
+def move_host(case: Case) -> None:
+    """Kill all processes of a host with replay, and let another host join in its place."""
+    kill_host(case)
+    case.run.join("replay")
 
 
 def stop_host(seconds: float) -> Fault:

@@ -35,7 +35,7 @@ class Kind:
         goes_on: whether learning must go on after the fault.
         surroundings: surroundings that the run needs.
         output: place of the launcher's output.
-        options: further options of the launcher.
+        options: further options of the launcher; ``{folder}`` is that of the scenario.
         hostile: conduct of a hostile environment.
         single: whether the run is in mode single.
         joined: role that joins as a host of its own.
@@ -101,7 +101,7 @@ def _killed() -> list[Kind]:
         Kind("kill-learner-saving", "the learner is killed while it saves", kill("learner"),
              "saving"),
         Kind("kill-replay-stopping", "a replay is killed while the run stops", kill("replay"),
-             "stopping", goes_on=False, loses="transit"),
+             "stopping", goes_on=False),
         Kind("kill-learner-stopping", "the learner is killed while the run stops",
              kill("learner"), "stopping", goes_on=False, exits=(0, 1), resumes=True),
         Kind("kill-actor-stopping", "an actor is killed while the run stops", kill("actor"),
@@ -170,14 +170,19 @@ def _stopped() -> list[Kind]:
              stop("learner", 45)),
         Kind("stop-actor-45", "an actor stands still for 45 s: it is ended", stop("actor", 45),
              loses="transit"),
-        Kind("stop-launcher-45", "the launcher stands still for 45 s: the roles leave",
-             stop("launcher", 45), loses="transit"),
+        Kind("stop-launcher-45", "the launcher stands still for 45 s", stop("launcher", 45)),
+        Kind("stop-launcher-45-kill-replay", "the same, and its only replay is killed meanwhile",
+             stop("launcher", 45, meanwhile=kill("replay")), shards=1),
+        Kind("stop-launcher-45-kill-shard", "the same, and one of two replays is killed meanwhile",
+             stop("launcher", 45, meanwhile=kill("replay")), shards=2),
         Kind("stop-all-45", "everything stands still for 45 s", stop("all", 45, every=True),
              loses="transit"),
         Kind("stop-forkserver-kill", "the forkserver stands still while an actor comes back",
              f.one_after_another(kill("actor"), stop("forkserver", 20)), loses="transit"),
         Kind("stop-learner-stopping", "the learner stands still for 5 s while the run stops",
              stop("learner", 5), "stopping", goes_on=False, exits=(0, 1)),
+        Kind("stop-learner-stopping-40", "the learner stands still for 40 s while the run stops",
+             stop("learner", 40), "stopping", goes_on=False, exits=(0, 1)),
     ]  # fmt: skip
 
 
@@ -190,9 +195,9 @@ def _corrupted() -> list[Kind]:
              f.flip_bits(checkpoint, 1), "between"),
         Kind("cut-checkpoint", "the newest checkpoint is cut", f.cut(checkpoint), "between"),
         Kind("cut-checkpoints", "all checkpoints are cut", f.cut(checkpoint, every=True),
-             "between", resume_exits=(1, 2)),
+             "between"),
         Kind("keep-one", "the only checkpoint is damaged", f.flip_bits(checkpoint, 64),
-             "between", options=("--set", "checkpoint.keep=1"), resume_exits=(0, 1, 2)),
+             "between", options=("--set", "checkpoint.keep=1")),
         Kind("flip-final-model", "bits of the last model are flipped",
              f.flip_bits("final_model.pth"), "between", in_order=True),
         Kind("cut-best-model", "the best model is cut", f.cut("best_model.pth"),
@@ -282,7 +287,8 @@ def _cleaned() -> list[Kind]:
              goes_on=False),
         Kind("remove-checkpoints", "the folder of checkpoints is removed",
              f.remove("checkpoints")),
-        Kind("remove-journal", "the folder of journals is removed", f.remove("journal")),
+        Kind("remove-journal", "the folder of journals is removed, and replay killed later",
+             f.one_after_another(f.remove("journal"), kill("replay", every=True), pause=(4, 6))),
         Kind("remove-journal-kill", "the folder of journals is removed, and replay killed",
              f.one_after_another(f.remove("journal"), kill("replay", every=True)),
              loses="journal"),
@@ -380,6 +386,7 @@ def _hostile() -> list[Kind]:
 def _joined() -> list[Kind]:
     bound = ("--bind", "127.0.0.1")
     apart = (*bound, "--no-replay")
+    shared = (*apart, "--set", "replay.journal_dir={folder}/shared")
     return [
         Kind("host-kill", "a host with an actor is killed", f.kill_host, joined="actor",
              options=bound, loses="transit"),
@@ -389,6 +396,8 @@ def _joined() -> list[Kind]:
              f.stop_host(20), joined="actor", options=bound),
         Kind("host-kill-replay", "the replay of another host is killed", kill("replay"),
              joined="replay", options=apart, shards=1),
+        Kind("host-move-replay", "a host with replay is killed, and replay started on another",
+             f.move_host, joined="replay", options=shared, shards=1, seconds=90.0),
         Kind("host-kill-launcher", "the launcher of a run with a host is killed",
              kill("launcher"), joined="actor", options=bound, ends=True, exits=(-9,),
              loses="transit"),

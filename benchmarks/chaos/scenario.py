@@ -279,7 +279,7 @@ class Scenario:
         for assignment in (*_COMMON, f"replay.journal={plan.journal}"):
             options += ["--set", assignment]
         for one in self._kinds:
-            options += one.options
+            options += [option.replace("{folder}", str(self.folder)) for option in one.options]
         self._run.launch(*options)
         self._join()
 
@@ -376,6 +376,8 @@ class Scenario:
             summary = run.summary()
             self._outcome.transitions = summary.get("transitions", {})
             self._expect(checks.check_ledger(summary, may_lose=self.plan.loses != "nothing"))
+            if code == 0:
+                self._expect(checks.check_model(run))
 
     def _resume(self) -> None:
         """Resume the run, see it learn, and end it."""

@@ -22,9 +22,9 @@ _WRITABLE = {
     "learner": re.compile(rf"{re.escape(FINAL_MODEL)}|{CHECKPOINT_NAME.pattern}"),
     "evaluator": re.compile(re.escape(BEST_MODEL)),
 }
-# The file that each role may read: the learner resumes, the evaluator goes on from the best score.
+# The files that each role may read: the learner resumes, the evaluator goes on from the best score.
 _CHECKPOINT = "checkpoint"
-_READABLE = {"learner": _CHECKPOINT, "evaluator": BEST_MODEL}
+_READABLE = {"learner": (_CHECKPOINT, FINAL_MODEL), "evaluator": (BEST_MODEL,)}
 # A file whose next piece takes longer than this is not coming any more.
 _RECEIVING_SECONDS = 5.0
 _MOST_PIECES = 32  # that wait for the disk; a role sends few ahead
@@ -81,7 +81,7 @@ class FileStore:
         Raises:
             WireError: this role does not read this file.
         """
-        if wanted.name != _READABLE.get(role):
+        if wanted.name not in _READABLE.get(role, ()):
             raise WireError("malformed", f"a request of {role} for {wanted.name!r:.60}")
         if wanted.name == _CHECKPOINT:
             found = list(checkpoints(self.run_dir))

@@ -141,6 +141,7 @@ class _Agent:
         self._relay, self._folder = relay, folder
         self._count = self._prepare(welcome, interrupts)
         supervisor.set_restarts(welcome.config.system.restarts)
+        self._silence_seconds = welcome.config.system.heartbeat_timeout_seconds
         self._resized = 0
         self._next_gauge = 0.0
         self._code = 0
@@ -197,11 +198,13 @@ class _Agent:
         self._link.poll(_TURN_SECONDS)
         self._follow_learner()
         if self._link.pulse.command in ("drain", "stop"):
-            self._supervisor.stop_restarting()
+            # Actors bring what they have, and replay tells what it has stored.
+            needed = "replay" if self._link.pulse.command == "drain" else ""
+            self._supervisor.stop_restarting(but=needed)
         else:
             self._resize()
         for pid in self._link.pulse.condemned:
-            if self._supervisor.kill_process(pid):
+            if self._supervisor.kill_process(pid, hung_seconds=self._silence_seconds):
                 self._say(f"process {pid} hung, and was ended")
             elif self._link.silent_seconds < _HEARD_SECONDS:
                 self._note_ends([pid])

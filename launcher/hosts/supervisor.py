@@ -28,6 +28,7 @@ from pdqn.transport import Network
 
 _FORKED = ("actor", "evaluator")  # these wait for the server
 _WAIT_SECONDS, _KILL_SECONDS = 0.02, 2.0
+_HURRIED_SECONDS = 0.1  # before a role is started again that the end of a run waits for
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -35,9 +36,9 @@ _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 class _Slot:
     policy: RestartPolicy
     process: Child | None = None
-    started: float = 0.0
     start_at: float | None = None
     retired: bool = False
+    hung_seconds: float = 0.0
 
     @property
     def counts(self) -> bool:
@@ -77,7 +78,7 @@ class Supervisor:
         self._logs = logs
         self._restarts = restarts
         self._slots: dict[tuple[str, int], _Slot] = {}
-        self._stopping = False
+        self._stopping, self._needed = False, ""
         self._network = network or Network()
         self.settings: Mapping[str, Mapping[str, Any]] = {}
         self._own_indices = own_indices
@@ -85,6 +86,7 @@ class Supervisor:
             os.environ.setdefault(name, "1")
         self._forkserver = forkserver
         self.restarted = {} if restarted is None else restarted
+        self._forkserver_before = self.restarted.get("forkserver", 0)
 
     def set_restarts(self, restarts: int) -> None:
         """Set how many restarts in a row each role may have that is started from now on."""
@@ -106,7 +108,7 @@ class Supervisor:
             slot.process = server.start(order)
         else:
             slot.process = Direct(order)
-        slot.started, slot.start_at = time.monotonic(), None
+        slot.start_at, slot.hung_seconds = None, 0.0
 
     def check(self, *, may_start: bool = True) -> list[Ended]:
         """List the processes that ended since the last call, and start again what is due.
@@ -128,7 +130,7 @@ class Supervisor:
                 slot.process = None
                 if end.code == 0 and self._stopping:
                     continue
-                ended.append(self._ended(role, index, slot, process.pid, end))
+                ended.append(self._ended(role, index, slot, process, end))
             due = slot.start_at is not None and time.monotonic() >= slot.start_at
             if due and may_start:
                 self.restarted[role] = self.restarted.get(role, 0) + 1
@@ -137,20 +139,32 @@ class Supervisor:
 
     def _turn(self) -> list[Ended]:
         """Let the forkserver go on; return its end, if it has come to one."""
-        ended = None if self._forkserver is None else self._forkserver.turn()
+        server = self._forkserver
+        if server is None:
+            return []
+        ended = server.turn()
+        if server.restarts > 0:
+            self.restarted["forkserver"] = self._forkserver_before + server.restarts
         return [] if ended is None else [ended]
 
-    def kill(self, role: str, index: int) -> None:
-        """End one process at once; ``check`` will notice."""
+    def kill(self, role: str, index: int, *, hung_seconds: float = 0.0) -> None:
+        """End one process at once; ``check`` will notice.
+
+        Args:
+            role: its role.
+            index: its index.
+            hung_seconds: time for which it has done nothing.
+        """
         slot = self._slots.get((role, index))
         if slot is not None and slot.process is not None:
+            slot.hung_seconds = hung_seconds
             slot.process.send_signal(signal.SIGKILL)
 
-    def kill_process(self, pid: int) -> bool:
+    def kill_process(self, pid: int, *, hung_seconds: float = 0.0) -> bool:
         """End the process with this pid at once; return False if it is not one of these."""
-        for slot in self._slots.values():
+        for (role, index), slot in self._slots.items():
             if slot.process is not None and slot.process.pid == pid:
-                slot.process.send_signal(signal.SIGKILL)
+                self.kill(role, index, hung_seconds=hung_seconds)
                 return True
         return False
 
@@ -166,13 +180,28 @@ class Supervisor:
         for index in itertools.islice(free, max(0, count - len(present))):
             self.start(role, index)
 
-    def stop_restarting(self) -> None:
-        """Start nothing again: from now on processes are expected to end."""
-        self._stopping = True
+    def stop_restarting(self, *, but: str = "") -> None:
+        """Start nothing again: from now on processes are expected to end.
+
+        Args:
+            but: a role that is still needed, and is started again at once.
+        """
+        if self._stopping and but == self._needed:
+            return
+        self._stopping, self._needed = True, but
         if self._forkserver is not None:
             self._forkserver.cancel()
-        for slot in self._slots.values():
-            slot.start_at = None
+        for (role, _), slot in self._slots.items():
+            if slot.start_at is not None:
+                slot.start_at = time.monotonic() if role == but else None
+
+    def awaits(self, role: str) -> bool:
+        """Tell whether a process of a role is to be started, or is not ready yet."""
+        return any(
+            slot.start_at is not None if slot.process is None else not slot.process.is_ready
+            for (name, _), slot in self._slots.items()
+            if name == role
+        )
 
     def alive(self, role: str | None = None) -> int:
         """Count the running processes of a role, or of all roles."""
@@ -232,15 +261,18 @@ class Supervisor:
             return "starting"
         return "dead" if slot.start_at is None else "restarting"
 
-    def _ended(self, role: str, index: int, slot: _Slot, pid: int, end: Exit) -> Ended:
-        lived = time.monotonic() - slot.started
+    def _ended(self, role: str, index: int, slot: _Slot, child: Child, end: Exit) -> Ended:
         refused = end.code == role_process.EXIT_REFUSED
         # The place may still be that of the process before this one, and is free soon.
         taken = end.code == role_process.EXIT_TAKEN and not slot.policy.failures
-        final = self._stopping or refused or taken
-        wait = None if final else slot.policy.after_end(lived)
-        slot.start_at = None if wait is None else time.monotonic() + wait
-        return Ended(role, index, pid, _cause(end), wait)
+        final = refused or taken or (self._stopping and role != self._needed)
+        now = time.monotonic()
+        worked = child.worked_seconds(now) - slot.hung_seconds
+        wait = None if final else slot.policy.after_end(worked)
+        if wait is not None and self._stopping:
+            wait = min(wait, _HURRIED_SECONDS)
+        slot.start_at = None if wait is None else now + wait
+        return Ended(role, index, child.pid, _cause(end), wait)
 
 
 def _was_killed(end: Exit) -> bool:

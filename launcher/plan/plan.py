@@ -83,6 +83,8 @@ class Plan:
         errors: why the run cannot work; each with its fix.
         advises_against: why the requested mode does not fit the machine; None if it does.
         journal: a sentence about the disk that the replays' journals take; empty without one.
+        state: whether the environment's state can be saved, as equal resumption needs it; empty if
+            nobody has looked.
     """
 
     mode: Mode
@@ -96,6 +98,7 @@ class Plan:
     errors: list[str]
     advises_against: str | None
     journal: str = ""
+    state: str = ""
 
     @property
     def memory_bytes(self) -> int:

@@ -61,7 +61,9 @@ def prepare(
         line, warning = describe_journal(plan.config, size, folder or Path.cwd())
         plan = dataclasses.replace(plan, journal=line)
         plan.warnings.extend([warning] if warning else [])
-    return spec, here, plan
+    no = f"cannot be saved ({examined.unsaved}): --resume begins new episodes"
+    yes = "can be saved: a stopped run in mode single resumes equal to the bit"
+    return spec, here, dataclasses.replace(plan, state=no if examined.unsaved else yes)
 
 
 def _check_guidance(config: Config, examined: Examination) -> None:

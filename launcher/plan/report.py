@@ -49,6 +49,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "memory": dict(plan.memory),
             "replay": plan.replay,
             "journal": plan.journal,
+            "environment_state": plan.state,
             "memory_bytes": plan.memory_bytes,
             "open_files": plan.open_files,
             "warnings": plan.warnings,
@@ -92,6 +93,8 @@ def _machine_table(machine: Machine) -> Table:
 def _plan_table(plan: Plan) -> Table:
     table = _table("plan")
     table.add_row("mode", f"{plan.mode} ({plan.why})")
+    if plan.state:
+        table.add_row("environment's state", plan.state)
     config, defaults = dataclasses.asdict(plan.config), dataclasses.asdict(Config())
     for section, key in _REPORTED:
         value = config[section][key]

@@ -2,7 +2,7 @@
 
 A lifeline joins each of them to it: a pair of sockets without a name. Through it the child gets its
 order. It closes with the process that has started the child, however that ends, and the child then
-leaves. Its last byte, from the child, is an exit code.
+leaves. The child sends the byte ``READY`` through it when it is, and in the end its exit code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from launcher.processes.restarts import Exit
 from launcher.safe_path import safe_path
 from pdqn.errors import reason_of
-from pdqn.process import OF_GROUP
+from pdqn.process import OF_GROUP, READY
 from pdqn.transport import Network
 
 LENGTH = struct.Struct("<I")
@@ -69,15 +69,30 @@ class Child:
         self.pid = 0
         self.exit: Exit | None = None
         self._lifeline: socket.socket | None = None
+        self._ready_at: float | None = None
+        self._told: int | None = None
 
     @property
     def is_alive(self) -> bool:
         """Return whether the process runs, or is still to be started."""
         return self.look() is None
 
+    @property
+    def is_ready(self) -> bool:
+        """Return whether it has told that it can work, or has ended."""
+        return self.look() is not None or self._ready_at is not None
+
     def look(self) -> Exit | None:
         """Return how it ended; None while it runs, or is still to be started."""
         return self.exit
+
+    def worked_seconds(self, now: float) -> float:
+        """Return the seconds since it was ready; 0 if it never was.
+
+        Args:
+            now: time of ``time.monotonic``.
+        """
+        return 0.0 if self._ready_at is None else now - self._ready_at
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended. One that is still to be started gets it then."""
@@ -109,6 +124,17 @@ class Child:
             raise OSError(f"its order has {len(data):,} bytes")
         return theirs
 
+    def _hear(self) -> None:
+        """Take in what the child has told: that it is ready, or its exit code."""
+        told = b""
+        with suppress(OSError):  # nothing has come, or it was killed
+            told = self._lifeline.recv(2) if self._lifeline is not None else b""
+        for code in told:
+            if code == READY:
+                self._ready_at = time.monotonic()
+            else:
+                self._told = code
+
     def _end(self, how: Exit) -> None:
         self.exit = how
         if self._lifeline is not None:
@@ -130,6 +156,8 @@ class Direct(Child):
 
     def look(self) -> Exit | None:
         """Return how it ended; None while it runs."""
+        if self.exit is None and self._ready_at is None:
+            self._hear()
         if self.exit is None and (code := self._process.poll()) is not None:
             self._end(Exit(code))
         return self.exit
@@ -192,13 +220,16 @@ class Forked(Child):
 
     def look(self) -> Exit | None:
         """Return how it ended; None while it runs, or is still to be started."""
+        if self.exit is None and self._ready_at is None:
+            self._hear()
         if self.exit is None and self._descriptor >= 0 and _is_readable(self._descriptor):
             self._unseen_since = self._unseen_since or time.monotonic()
             unseen = time.monotonic() - self._unseen_since > _UNSEEN_SECONDS
             if self._reported is not None:
                 self._end(Exit(self._reported))
             elif unseen or not self._is_reported:
-                self._end(Exit(self._told()))
+                self._hear()
+                self._end(Exit(self._told))
         return self.exit
 
     def send_signal(self, number: int) -> None:
@@ -208,14 +239,6 @@ class Forked(Child):
         elif self.exit is None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._descriptor, number)
-
-    def _told(self) -> int | None:
-        """Return the exit code that the process itself has told; None if it had no time to."""
-        try:
-            told = self._lifeline.recv(1) if self._lifeline is not None else b""
-        except OSError:
-            return None
-        return told[0] if told else None
 
     def _end(self, how: Exit) -> None:
         super()._end(how)

@@ -82,7 +82,7 @@ class _Server:
     process: subprocess.Popen[bytes]
     control: socket.socket
     patience: Patience
-    began: float
+    ready_at: float | None = None
     asked: dict[int, Forked] = field(default_factory=dict)
     forked: dict[int, Forked] = field(default_factory=dict)
 
@@ -97,10 +97,12 @@ class ForkServer:
 
     Attributes:
         is_given_up: it has ended too often, or this system has none; it can start nothing.
+        restarts: number of times that it was made again.
     """
 
     def __init__(self, preloaded: str = _PRELOADED) -> None:
         self.is_given_up = not can_fork()
+        self.restarts = -1  # the first one counts as none
         self._preloaded = preloaded
         self._server: _Server | None = None
         self._waiting: deque[Forked] = deque()
@@ -197,7 +199,8 @@ class ForkServer:
             return
         ours.setblocking(False)
         patience = Patience(self._clock.seconds)
-        self._server = _Server(process, ours, patience, time.monotonic())
+        self._server = _Server(process, ours, patience)
+        self.restarts += 1
 
     def _hear(self, server: _Server) -> bool:
         """Take in the messages that have come; return whether the forkserver is still there."""
@@ -217,6 +220,8 @@ class ForkServer:
         self, server: _Server, kind: int, number: int, value: int, descriptors: list[int]
     ) -> None:
         server.patience.hear(self._clock.seconds, is_answer=kind in (_FORKED, _FAILED))
+        if kind == _READY:
+            server.ready_at = time.monotonic()
         if kind == _ENDED:
             if (child := server.forked.pop(number, None)) is not None:
                 child.report(value)
@@ -240,11 +245,13 @@ class ForkServer:
             # It may have been forked all the same, and then finds its lifeline closed.
             child.fail(f"the forkserver ended ({cause})")
         self._server = None
-        wait = self._policy.after_end(time.monotonic() - server.began)
+        now = time.monotonic()
+        worked = 0.0 if server.ready_at is None else now - server.ready_at
+        wait = self._policy.after_end(worked - (_ANSWER_SECONDS if lack else 0.0))
         self.is_given_up = wait is None
         if self.is_given_up:
             self._drop(f"the forkserver ended ({cause})")
-        self._start_at = time.monotonic() + (wait or 0.0)
+        self._start_at = now + (wait or 0.0)
         return Ended("forkserver", 0, server.process.pid, cause, wait, wanted=False)
 
     def _drop(self, reason: str) -> None:

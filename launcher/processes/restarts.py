@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 _FIRST_BACKOFF_SECONDS = 0.5
 _LARGEST_BACKOFF_SECONDS = 30.0
-_STABLE_SECONDS = 60.0
+_WORKED_SECONDS = 20.0
 
 
 @dataclass
@@ -15,17 +15,23 @@ class RestartPolicy:
     """The rule for starting a role again. Pure.
 
     Attributes:
-        allowed: restarts in a row before the supervisor gives the role up. A role that lived for
-            a minute has a clean record again.
+        allowed: restarts in a row before the supervisor gives the role up.
+        enough_seconds: time of work after which a role has a clean record again.
         failures: ends in a row so far.
     """
 
     allowed: int
+    enough_seconds: float = _WORKED_SECONDS
     failures: int = 0
 
-    def after_end(self, lived_seconds: float) -> float | None:
-        """Return the seconds to wait before the next start; None to give up."""
-        if lived_seconds >= _STABLE_SECONDS:
+    def after_end(self, worked_seconds: float) -> float | None:
+        """Return the seconds to wait before the next start; None to give up.
+
+        Args:
+            worked_seconds: time from when it was ready until it ended or began to hang; 0 if it
+                was never ready. A slow start that fails is not work.
+        """
+        if worked_seconds >= self.enough_seconds:
             self.failures = 0
         self.failures += 1
         if self.failures > self.allowed:

@@ -15,7 +15,7 @@ from launcher.records.sinks import Sink
 from launcher.records.unwritten import Unwritten
 from launcher.records.writer import Stall, Writer
 from launcher.results import pictures
-from launcher.results.rescue import rescued
+from launcher.results.rescue import holds_enough, rescued
 from launcher.results.saved import unsaved
 from launcher.rundir import EVENTS, METRICS, SUMMARY, RunDirectory
 from launcher.strict_json import to_json
@@ -208,7 +208,9 @@ class Records:
             lack = unsaved(path, learner_steps, reasons.get("learner", ""))
         except OSError as error:
             return f"nothing tells whether what was learned is saved: {reason_of(error)}"
-        if lack and version is not None and "learner" not in reasons:
+        period = self._config.learner.publish_period
+        enough = version is not None and holds_enough(version, learner_steps, period)
+        if lack and version is not None and enough and "learner" not in reasons:
             self.unwritten.tell_at_end(rescued(path, version, learner_steps))
             return ""
         return lack

@@ -19,6 +19,8 @@ from pdqn.networks import build_network
 from pdqn.parameters import decode, matches
 from pdqn.specs import EnvironmentSpec
 
+_LATE_SHARE = 0.1
+
 
 class LastParameters:
     """The learner's newest parameters, kept from the moment at which its run begins to stop.
@@ -72,6 +74,18 @@ class LastParameters:
         except OSError:  # the check of what is saved then finds that there is no model
             return None
         return version
+
+
+def holds_enough(version: int, learner_steps: int, publish_period: int) -> bool:
+    """Tell whether parameters hold what was learned, but for what a learner publishes late.
+
+    Args:
+        version: learner steps of the parameters.
+        learner_steps: number of learner steps that the run has taken.
+        publish_period: learner steps between publications.
+    """
+    late = max(publish_period, int(_LATE_SHARE * learner_steps))
+    return version > 0 and learner_steps - version <= late
 
 
 def rescued(run_dir: Path, version: int, learner_steps: int) -> str:

@@ -105,7 +105,7 @@ class Ends:
             if member.agent:
                 self._coordinator.membership.condemn(member)
             else:
-                self._supervisor.kill(key.role, key.index)
+                self._supervisor.kill(key.role, key.index, hung_seconds=limit)
 
     def _notice_standstill(self) -> None:
         """End a run without an environment step for minutes, and say what each role waits for."""

@@ -134,21 +134,31 @@ class PastRun:
     def _losses(self) -> Iterator[str]:
         """Yield what starts over because the run was killed before it was saved."""
         steps = int(self.state.metrics.get("learner_steps", 0))
-        if not self._has_checkpoint() and steps:
-            yield f"no checkpoint: the learner starts over, after {plural(steps, 'learner step')}"
+        yield from self._losses_of_learner(plural(steps, "learner step") if steps else "")
         metrics = self.path / METRICS
         has_state = (self.path / STATE_FILE).exists()
         if not has_state and metrics.exists() and metrics.stat().st_size:
             yield f"no {STATE_FILE}: the counters start over, below those in {METRICS}"
 
-    def _has_checkpoint(self) -> bool:
+    def _losses_of_learner(self, steps: str) -> Iterator[str]:
         # Torch takes seconds to import.
-        from learner.checkpoint import load_newest
+        from learner.checkpoint import DamagedError, goes_on_with, load_newest, usable_model
 
         try:
-            return load_newest(self.path, lambda _: None) is not None
+            state = load_newest(self.path, lambda _: None)
+        except DamagedError as error:
+            model = usable_model(self.path, self.config)
+            if model is None:
+                raise UsageError(
+                    f"--resume {self.path}: {error}, and no model file; to begin with new "
+                    f"parameters and what the journal holds, move {self.path / 'checkpoints'} away"
+                ) from error
+            yield goes_on_with(model) + (f"; the run took {steps}" if steps else "")
         except (OSError, RunError) as error:
             raise UsageError(f"--resume {self.path}: {error}") from error
+        else:
+            if state is None and steps:
+                yield f"no checkpoint: the learner starts over, after {steps}"
 
 
 def read_run(path: Path) -> PastRun:

@@ -351,7 +351,7 @@ class Session:
     def _summary(self, reason: str) -> dict[str, Any]:
         measured = self.metrics.summary()
         measured["environment"] = {"id": self.spec.id, **measured["environment"]}
-        roles = ("actor", "replay", "learner", "evaluator")
+        roles = ("actor", "replay", "learner", "evaluator", "forkserver")
         return {
             "exit_reason": reason,
             "wall_seconds": self.elapsed_seconds,

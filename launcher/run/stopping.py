@@ -28,6 +28,8 @@ PATIENT = StopBudget(actors=10.0, drain=5.0, learner=15.0, evaluator=60.0, last=
 # learner is writing, or sending from another host, may take longer.
 HURRIED = StopBudget(actors=2.5, drain=1.0, learner=2.5, evaluator=0.0, last=0.5)
 _FILES_SECONDS = 300.0
+# For a replay that is started again, and reads its journal.
+_REPLAY_SECONDS = 10.0
 _HURRY_SECONDS = 1.0
 _TURN_SECONDS = 0.02
 
@@ -81,25 +83,29 @@ class Stopping:
     ) -> None:
         self._session, self._coordinator = session, coordinator
         self._supervisor, self._turn = supervisor, turn
+        self._began = 0.0
 
     def stop(self) -> None:
         """Let actors flush, replay take what is under way, the learner save, and all leave."""
         session, coordinator = self._session, self._coordinator
         budget = HURRIED if session.is_hurried or session.failure else PATIENT
-        self._supervisor.stop_restarting()
+        # A replay that is lost now still holds what only its journal knows of.
+        self._supervisor.stop_restarting(but="replay")
+        self._began = time.monotonic()
         coordinator.command(["host"], "drain")
         coordinator.command(["actor"], "stop")
         coordinator.command(["replay"], "drain")
         self._wait(
-            lambda: not coordinator.membership.count("actor"), budget.actors, self._waits_for_disk
+            lambda: not coordinator.membership.count("actor"), budget.actors, self._waits_for_replay
         )
-        self._wait(lambda: not session.metrics.in_flight(), budget.drain, self._waits_for_disk)
+        self._wait(lambda: not session.metrics.in_flight(), budget.drain, self._waits_for_replay)
+        self._supervisor.stop_restarting()
         coordinator.command(["learner"], "stop")
         self._wait(
             lambda: not coordinator.membership.count("learner"), budget.learner, self._is_saving
         )
         if coordinator.membership.count("learner"):
-            session.say("learner 0 has not left in time: its last checkpoint is what remains")
+            session.say("learner 0 has not left in time, and is ended")
         coordinator.command(["replay"], "stop")
         coordinator.finish(session.metrics.learner_steps())
         seconds = 0.0 if session.is_hurried else budget.evaluator
@@ -112,8 +118,11 @@ class Stopping:
         )
         session.metrics.ledger.close()
 
-    def _waits_for_disk(self) -> bool:
-        """Return whether a replay takes no transitions because its disk hangs."""
+    def _waits_for_replay(self) -> bool:
+        """Return whether a replay starts, for some seconds, or its disk hangs."""
+        late = time.monotonic() - self._began > _REPLAY_SECONDS
+        if self._supervisor.awaits("replay") and not late:
+            return True
         replays = self._coordinator.membership.members("replay")
         return any(replay.activity == WAITS_FOR_DISK for replay in replays)
 

@@ -21,6 +21,8 @@ from launcher.hosts.leash import Leash
 from launcher.hosts.supervisor import RestartPolicy
 from pdqn.errors import RunError, UsageError
 
+# Nobody tells when a command is ready. It waits for a run for a minute, which is not work.
+_ENOUGH_SECONDS = 90.0
 _PROGRAM = ["-c", "from launcher.cli.main import main; main()"]
 
 
@@ -161,7 +163,7 @@ class DaskRoles:
             self._say(f"{error}; the role waits for one")
             return
         for name in missing:
-            self._servers[name] = _Seat(name[0], places[name], RestartPolicy(self._restarts))
+            self._servers[name] = _Seat(name[0], places[name], self._policy())
 
     def _missing_servers(self) -> list[tuple[str, int]]:
         wanted = [("replay", index) for index in range(self._wanted.replays)] + [("learner", 0)]
@@ -181,12 +183,13 @@ class DaskRoles:
         for address, count in shares.items():
             seat = self._groups.get(address)
             if seat is None:
-                seat = self._groups[address] = _Seat(
-                    "actor", address, RestartPolicy(self._restarts)
-                )
+                seat = self._groups[address] = _Seat("actor", address, self._policy())
             seat.count = count
             if seat.agent:
                 self._hosts.resize(seat.agent, count)
+
+    def _policy(self) -> RestartPolicy:
+        return RestartPolicy(self._restarts, _ENOUGH_SECONDS)
 
     # ---- processes ----
 
