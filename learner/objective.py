@@ -121,11 +121,12 @@ class Losses(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """A network's output for a batch of observations.
+    """A network's output for a batch of observations, or for one action of each.
 
     Attributes:
-        distribution: float[batch, actions, atoms]; one atom if only the mean is learned.
-        mean: float[batch, actions].
+        distribution: float[batch, actions, atoms]; one atom if only the mean is learned. Without
+            the second axis for one action.
+        mean: float[batch, actions], or float[batch].
     """
 
     distribution: Tensor
@@ -151,13 +152,11 @@ class Objective:
     def losses(self, batch: TensorBatch) -> Losses:
         """Compute losses and priorities of a batch; under autocast for lower precision."""
         prepared = self._prepare(batch.observation)
-        ours = self._online(prepared)
-        chosen = select(ours.mean, batch.action)
+        ours = self._online.chosen(prepared, batch.action)
         with torch.no_grad():
             target = self._aim(batch, self._bonus(batch, prepared))
-            error = (self._mean(target) - chosen).abs()
-        loss = self._losses(select(ours.distribution, batch.action), target)
-        return Losses(loss, error, chosen.detach())
+            error = (self._mean(target) - ours.mean).abs()
+        return Losses(self._losses(ours.distribution, target), error, ours.mean.detach())
 
     def _losses(self, predicted: Tensor, target: Tensor) -> Tensor:
         if self._kind == "categorical":
@@ -237,6 +236,15 @@ class _Function:
         self._distributional = config.network.distribution != "none"
         forward = network.distribution if self._distributional else network.forward
         self._forward = torch.compile(forward) if config.learner.compile else forward
+        self._whole = self._distributional or config.learner.compile
+
+    def chosen(self, prepared: _Prepared, actions: Tensor) -> _Values:
+        """Compute the values of one action in each row, float[batch, atoms] and float[batch]."""
+        if self._whole:
+            every = self(prepared)
+            return _Values(select(every.distribution, actions), select(every.mean, actions))
+        values = self._network.chosen(actions, *prepared).float()
+        return _Values(values[:, None], values)
 
     def __call__(self, prepared: _Prepared) -> _Values:
         result = self._forward(*prepared).float()

@@ -27,7 +27,7 @@ from actors.evaluation import (
     standard_error,
 )
 from pdqn.errors import RunError
-from pdqn.networks.qmap import disc_sums
+from pdqn.networks.qmap_inputs import disc_sums
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 
 CIRCLES = "pdqn/CirclePlacement-v0"

@@ -23,7 +23,8 @@ from pdqn.errors import UsageError
 from pdqn.model import load_model, save_model
 from pdqn.networks import QNetwork, build_network, network_sizes
 from pdqn.networks.fused import FusedNetwork
-from pdqn.networks.qmap import QMap, disc_sums, transformed_disc_sums
+from pdqn.networks.qmap import QMap
+from pdqn.networks.qmap_inputs import disc_sums, interpolation_matrix, transformed_disc_sums
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
 from pdqn.trust import EVERYTHING
 
@@ -254,9 +255,9 @@ class TestQMap:
         assert isinstance(network, QMap)
         assert isinstance(plain, QMap)
         observation = observations(16, 4)
-        planes, _, heaviest = network.prepare(observation)
-        reward = planes[:, 1].flatten(1) / 10.0
-        assert (heaviest > 0).all()
+        inputs = network.prepare(observation)
+        reward = inputs.rewards / 10.0
+        assert (inputs.heaviest > 0).all()
         valid = observation["action_mask"].bool()
         dueling = values_of(network, observation)
         advantage = values_of(plain, observation)
@@ -289,7 +290,8 @@ class TestQMap:
         observation["placed"][:] = 1
         observation["placed"][:, 7] = 0
         observation["radii"][:, 7] = observation["radius"][:, 0]
-        reward = network.prepare(observation)[0][:, 1].flatten(1) / 10.0
+        assert isinstance(network, QMap)
+        reward = network.prepare(observation).rewards / 10.0
         torch.testing.assert_close(values_of(network, observation), reward, rtol=0, atol=0)
 
     @pytest.mark.parametrize("dueling", [True, False])
@@ -300,7 +302,7 @@ class TestQMap:
         with torch.no_grad():
             network.advantage.weight.normal_(0, 0.01)
         prepared = network.prepare(observations(32, 4))
-        reward = prepared[0][:, 1].flatten(1) / 10.0
+        reward = prepared.rewards / 10.0
         with torch.no_grad():
             exact = network(*prepared) - reward
             with torch.autocast("cpu", torch.bfloat16):
@@ -318,7 +320,7 @@ class TestQMap:
         observation["placed"][:, 3:6] = 0
         observation["radii"][:, 3:6] = torch.tensor([5.0, 4.0, 2.0])
         observation["radius"][:, 0] = 5.0
-        _, scalars, heaviest = build_network(map_spec(32), NetworkConfig()).prepare(observation)
+        _, scalars, heaviest, *_ = build_network(map_spec(32), NetworkConfig()).prepare(observation)
         cells = np.sort(observation["map"].double().numpy().reshape(2, -1))[:, ::-1]
         shares = cells / cells.sum(axis=1, keepdims=True) * 0.75
         later = int(np.pi * (4.0**2 + 2.0**2))
@@ -326,6 +328,59 @@ class TestQMap:
         counts = [later, int(np.pi * 10), int(np.pi * 5)]
         densities = [shares[:, :count].mean(axis=1) * 32**2 - 2.0 for count in counts]
         np.testing.assert_allclose(scalars[:, -3:], np.stack(densities, 1), rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize(("size", "dueling"), [(16, True), (40, False), (128, True)])
+    def test_values_are_those_of_a_twin_on_planes_of_full_resolution(self, size, dueling):
+        config = NetworkConfig(channels=8, dueling=dueling)
+        network = trained(build_network(map_spec(size), config))
+        observation = observations(size, 3)
+        observation["action_mask"][2] = 0  # no action is valid
+        torch.testing.assert_close(
+            values_of(network, observation),
+            naive_values(network, observation),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+    @pytest.mark.parametrize("dueling", [True, False])
+    def test_one_action_has_the_value_and_the_gradient_that_it_has_among_all(self, dueling):
+        network = trained(build_network(map_spec(32), NetworkConfig(channels=8, dueling=dueling)))
+        prepared = network.prepare(observations(32, 5))
+        actions = torch.tensor([0, 31, 500, 1023, 77])
+        one = network.chosen(actions, *prepared)
+        every = network(*prepared)[torch.arange(5), actions]
+        torch.testing.assert_close(one, every, rtol=1e-5, atol=1e-6)
+        parameters = [p for name, p in network.named_parameters() if dueling or "value" not in name]
+        found = torch.autograd.grad(one.square().sum(), parameters)
+        wanted = torch.autograd.grad(every.square().sum(), parameters)
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+    def test_maps_of_other_numbers_are_sorted_and_give_the_same_sums(self):
+        observation = observations(32, 4)
+        network = build_network(map_spec(32), NetworkConfig())
+        assert isinstance(network, QMap)
+        halves = network.prepare(observation).heaviest
+        # No float16 has this value, so the bit patterns cannot be counted.
+        odd = {**observation, "map": observation["map"].float() * (1.0 + 2**-20)}
+        torch.testing.assert_close(network.prepare(odd).heaviest, halves, rtol=1e-5, atol=1e-7)
+        below = {**observation, "map": observation["map"].clone()}
+        below["map"][:, 0, 0] = -0.5
+        cells = np.sort(below["map"].double().numpy().reshape(4, -1))[:, ::-1]
+        shares = cells / cells.sum(axis=1, keepdims=True)
+        shares *= 1.0 - observation["progress"][:, 1:].double().numpy()
+        found = network.prepare(below)
+        radii = (observation["radii"].double() * (1 - observation["placed"].double())).square()
+        later = np.pi * (radii.sum(1) - observation["radius"][:, 0].double().square()).numpy()
+        for k in range(4):
+            assert found.heaviest[k] == pytest.approx(shares[k, : int(later[k])].sum(), rel=1e-3)
+
+    @pytest.mark.parametrize(("size", "block"), [(8, 8), (16, 4), (128, 8)])
+    def test_blocks_are_interpolated_as_torch_interpolates(self, size, block):
+        blocks = torch.randn(2, 1, size // block, size // block)
+        matrix = interpolation_matrix(size, block)
+        wanted = torch.nn.functional.interpolate(blocks, scale_factor=block, mode="bilinear")
+        torch.testing.assert_close(matrix @ blocks @ matrix.T, wanted, rtol=1e-5, atol=1e-6)
 
     def test_preparing_involves_no_parameters(self):
         network = build_network(map_spec(16), NetworkConfig(channels=8))
@@ -344,19 +399,47 @@ class TestQMap:
             assert parameter.grad.abs().sum() > 0, name
 
 
+def naive_values(network: Any, observation: dict[str, Tensor]) -> Tensor:
+    """Compute a Q-map's values as its documentation says, with convolutions over whole planes."""
+    functional, inputs = torch.nn.functional, network.prepare(observation)
+    size = network.size
+    planes = torch.stack([inputs.maps, inputs.rewards, inputs.valid], 1).unflatten(2, (size, size))
+    with torch.no_grad():
+        condition = network.condition(inputs.scalars)
+        hidden = network.embed(planes) + network.shift(condition)[:, :, None, None]
+        hidden = functional.relu(hidden)
+        for layer in network.layers:
+            hidden = hidden + functional.relu(layer(hidden))
+        scale = 1.0 + network.fine_scale(condition)[:, :, None, None]
+        fine = functional.relu(network.fine(planes) * scale + network.spread(hidden))
+        fine = fine + functional.relu(network.mix(fine))
+        blocks = network.advantage(fine)
+        advantage = functional.interpolate(blocks, scale_factor=network.block, mode="bilinear")
+        direct = (network.direct(condition)[:, :, None, None] * planes).sum(1)
+        advantage = (advantage[:, 0] + direct).flatten(1)
+        if network._dueling:
+            pooled = torch.cat([hidden.mean(dim=(2, 3)), condition], dim=1)
+            valid = inputs.valid
+            count = valid.sum(1, keepdim=True).clamp_min(1)
+            mean = (advantage * valid).sum(1, keepdim=True) / count
+            advantage = advantage - mean + network.value(pooled)
+        return inputs.rewards / 10.0 + inputs.heaviest[:, None] * (0.8 + advantage)
+
+
 @pytest.mark.parametrize("radii", ["fixed", "random"])
 def test_the_reward_plane_is_the_reward_that_the_environment_gives(radii):
     args = {"map_size": 32, "radii": radii}
     spec = describe_environment(CIRCLES, args)
     network = build_network(spec, NetworkConfig(channels=8))
+    assert isinstance(network, QMap)
     env = VectorEnvironment(spec, args, 4)
     rng = np.random.default_rng(0)
     observation = env.reset([1, 2, 3, 4])
     compared = 0
     for _ in range(20):
-        planes = network.prepare(tensors(observation))[0]
+        planes = network.prepare(tensors(observation)).rewards
         actions = random_valid_actions(observation["action_mask"], rng)
-        rewards = planes[:, 1].flatten(1).numpy()[np.arange(4), actions] / 10.0
+        rewards = planes.numpy()[np.arange(4), actions] / 10.0
         transition = env.step(actions)
         # Observations round maps to float16, an error of a small fraction of a percent.
         np.testing.assert_allclose(rewards, transition.rewards, rtol=2e-3, atol=2e-5)

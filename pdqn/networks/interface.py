@@ -37,6 +37,17 @@ class QNetwork(nn.Module):
         """Compute the actions' expected returns, float[batch, num_actions]."""
         raise NotImplementedError
 
+    def chosen(self, actions: Tensor, *prepared: Tensor) -> Tensor:
+        """Compute the expected return of one action in each row, float[batch].
+
+        A network with very many actions may do so without computing all others.
+
+        Args:
+            actions: int64[batch].
+            prepared: the result of ``prepare``.
+        """
+        return self(*prepared).gather(1, actions[:, None])[:, 0]
+
     def distribution(self, *prepared: Tensor) -> Tensor:
         """Compute the distribution of the returns, float[batch, num_actions, atoms].
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pdqn import discs
 from pdqn.config import NetworkConfig, resolved
 from pdqn.errors import UsageError
 from pdqn.networks.interface import QNetwork
+from pdqn.networks.qmap_inputs import (
+    PARTS,
+    PLANES,
+    REWARD_SCALE,
+    MapInputs,
+    derive,
+    interpolation_matrix,
+)
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
 QMAP_FIELDS = frozenset({"map", "radius", "radii", "placed", "progress", ACTION_MASK})
 # Map sizes are multiples of the larger block. Large maps have large discs, so coarse blocks
 # suffice.
 _SMALL_BLOCK, _LARGE_BLOCK, _LARGE_MAP = 4, 8, 128
-# Immediate rewards of a placement are a few percent; this scales them to the size of the map.
-_REWARD_SCALE = 10.0
 # Approximate share of the heaviest cells that a greedy policy collects: learning starts there.
 _USUAL_SHARE = 0.8
-# The network gets the density of the heaviest cells for these parts of the later discs' area.
-_PARTS = (1.0, 0.5, 0.25)
 
 
 def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
@@ -72,160 +74,126 @@ class QMap(QNetwork):
     except for the rounding of the map.
     """
 
+    interpolation: Tensor
+
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         super().__init__()
         self.size = _field_shape(spec, "map")[0]
-        scalars = 1 + 2 * _field_shape(spec, "radii")[0] + 2 + len(_PARTS)
-        planes, channels = 3, resolved(config.channels)
+        scalars = 1 + 2 * _field_shape(spec, "radii")[0] + 2 + len(PARTS)
+        channels = resolved(config.channels)
         self.block = block = _LARGE_BLOCK if self.size >= _LARGE_MAP else _SMALL_BLOCK
         self.condition = nn.Sequential(nn.Linear(scalars, 64), nn.ReLU())
-        self.embed = nn.Conv2d(planes, channels, block, stride=block)
+        self.embed = nn.Conv2d(PLANES, channels, block, stride=block)
         self.shift = nn.Linear(64, channels)
         self.layers = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=d, dilation=d) for d in (1, 2, 4, 2, 1)
         )
         self.spread = nn.Conv2d(channels, channels, 1)
-        self.fine = nn.Conv2d(planes, channels, block, stride=block)
+        self.fine = nn.Conv2d(PLANES, channels, block, stride=block)
         self.fine_scale = nn.Linear(64, channels)
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
         self.advantage = nn.Conv2d(channels, 1, 1)
-        self.direct = nn.Linear(64, planes)
+        self.direct = nn.Linear(64, PLANES)
         self.value = nn.Sequential(nn.Linear(channels + 64, 64), nn.ReLU(), nn.Linear(64, 1))
+        matrix = interpolation_matrix(self.size, block)
+        self.register_buffer("interpolation", matrix, persistent=False)
         self._dueling = config.dueling
         last = self.value[-1]
         for layer in (self.advantage, self.direct, last):
             nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-        # Convolutions of few cells or few channels take half the time with channels last. For the
-        # full-resolution planes, the conversion would cost more than it saves.
+        # Convolutions of few cells or few channels take half the time with channels last.
         for part in (self.layers, self.spread, self.mix, self.advantage):
             part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Derive planes [batch, 3, N, N], scalars [batch, 6 + 2 slots] and weights [batch].
-
-        All are float32. A weight is that of the heaviest cells, as a share of the original map.
-        There are as many of these cells as the discs after this one have.
-        """
-        maps = observation["map"].float()
-        mask = observation[ACTION_MASK].reshape(maps.shape).float()
-        radius, progress = observation["radius"].float(), observation["progress"].float()
-        # The map is relative to its maximum. The weight left and the share collected give the
-        # original sum, and so the exact reward of every centre.
-        original = maps.sum(dim=(1, 2)) / (1.0 - progress[:, 1]).clamp_min(1e-3)
-        shares = maps / original.clamp_min(1e-6)[:, None, None]
-        rewards = disc_sums(shares, radius[:, 0])
-        planes = torch.stack([maps, _REWARD_SCALE * rewards, mask], dim=1)
-        squares = observation["radii"].float().square() * (1.0 - observation["placed"].float())
-        later = math.pi * (squares.sum(dim=1) - radius[:, 0].square()).clamp_min(0.0)
-        heaviest, densities = _heaviest(shares, later)
-        scale = 8.0 / self.size
-        scalars = [
-            radius * scale,
-            observation["radii"].float() * scale,
-            observation["placed"].float(),
-            progress,
-            densities,
-        ]
-        return planes, torch.cat(scalars, dim=1), heaviest
+    def prepare(self, observation: Mapping[str, Tensor]) -> MapInputs:
+        """Derive inputs from observations."""
+        return derive(observation, self.block, self.interpolation)
 
     def forward(self, *prepared: Tensor) -> Tensor:
         """Compute action values, [batch, N * N]."""
-        planes, scalars, heaviest = prepared
-        condition = self.condition(scalars)
-        hidden = self._hidden(planes, condition)
-        advantage = self._advantage(planes, hidden, condition)
+        inputs = MapInputs(*prepared)
+        learned = self._learned(inputs)
+        blocks = learned.advantage.view(-1, *2 * (self.size // self.block,))
+        cells = (self.interpolation @ blocks @ self.interpolation.T).flatten(1)
+        planes = (inputs.maps, inputs.rewards, inputs.valid)
+        for plane, weight in zip(planes, learned.direct.unbind(dim=1), strict=True):
+            cells = torch.addcmul(cells, plane, weight[:, None])
         # The environment's immediate reward needs no learning.
-        reward = planes[:, 1].flatten(1) / _REWARD_SCALE
-        if not self._dueling:
-            return reward + heaviest[:, None] * (_USUAL_SHARE + advantage)
-        pooled = torch.cat([hidden.mean(dim=(2, 3)), condition], dim=1)
-        valid = planes[:, 2].flatten(1)
-        mean = (advantage * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)
-        share = _USUAL_SHARE + self.value(pooled).float() + advantage - mean
-        return reward + heaviest[:, None] * share
+        reward = inputs.rewards / REWARD_SCALE
+        return reward + inputs.heaviest[:, None] * (learned.common[:, None] + cells)
 
-    def _hidden(self, planes: Tensor, condition: Tensor) -> Tensor:
-        """Compute blocks that see most of the map: [batch, channels, N / block, N / block]."""
-        hidden = functional.relu(self.embed(planes) + self.shift(condition)[:, :, None, None])
-        hidden = hidden.contiguous(memory_format=torch.channels_last)
+    def chosen(self, actions: Tensor, *prepared: Tensor) -> Tensor:
+        """Compute the values of one action each, [batch], without those of all others.
+
+        Args:
+            actions: int64[batch].
+            prepared: the result of ``prepare``.
+        """
+        inputs = MapInputs(*prepared)
+        learned = self._learned(inputs)
+        rows = self.interpolation[actions // self.size]
+        columns = self.interpolation[actions % self.size]
+        weights = (rows[:, :, None] * columns[:, None, :]).flatten(1)
+        planes = (inputs.maps, inputs.rewards, inputs.valid)
+        here = torch.cat([plane.gather(1, actions[:, None]) for plane in planes], dim=1)
+        advantage = (weights * learned.advantage).sum(1) + (here * learned.direct).sum(1)
+        return here[:, 1] / REWARD_SCALE + inputs.heaviest * (learned.common + advantage)
+
+    def _learned(self, inputs: MapInputs) -> _Learned:
+        """Compute everything that has parameters, on blocks."""
+        condition = self.condition(inputs.scalars)
+        hidden = self._hidden(inputs.blocks, condition)
+        advantage = self._advantage(inputs.blocks, hidden, condition)
+        # In a lower precision, adding other terms would round away what placements differ by.
+        direct = self.direct(condition).float()
+        common = torch.full_like(inputs.heaviest, _USUAL_SHARE)
+        if self._dueling:
+            pooled = torch.cat([hidden.mean(dim=(2, 3)), condition], dim=1)
+            mean = (inputs.spread * advantage).sum(1) + (inputs.means * direct).sum(1)
+            common = common + self.value(pooled).float()[:, 0] - mean
+        return _Learned(advantage, direct, common)
+
+    def _hidden(self, blocks: Tensor, condition: Tensor) -> Tensor:
+        """Compute blocks that see most of the map: [batch, channels, n, n], channels last."""
+        embedded = self._on_blocks(self.embed, blocks)
+        hidden = functional.relu(embedded + self.shift(condition)[:, :, None, None])
         for layer in self.layers:
             hidden = hidden + functional.relu(layer(hidden))
         return hidden
 
-    def _advantage(self, planes: Tensor, hidden: Tensor, condition: Tensor) -> Tensor:
-        """Compute the value that a placement leaves for later, as a share of the heaviest cells.
+    def _advantage(self, blocks: Tensor, hidden: Tensor, condition: Tensor) -> Tensor:
+        """Compute what a placement leaves for later, as a share of the heaviest cells.
 
-        The result is float32[batch, N * N], whatever the precision of the layers. In a lower
-        precision, adding other terms would round away the differences between placements.
+        The result is float32[batch, n * n], whatever the precision of the layers.
         """
         scale = 1.0 + self.fine_scale(condition)[:, :, None, None]
-        fine = functional.relu(self.fine(planes) * scale + self.spread(hidden))
-        fine = fine.contiguous(memory_format=torch.channels_last)
+        fine = self._on_blocks(self.fine, blocks)
+        fine = functional.relu(fine * scale + self.spread(hidden))
         fine = fine + functional.relu(self.mix(fine))
-        direct = torch.bmm(self.direct(condition)[:, None], planes.flatten(2))[:, 0]
-        blocks = self.advantage(fine).contiguous()
-        cells = functional.interpolate(blocks, scale_factor=self.block, mode="bilinear")
-        return cells.flatten(1).float() + direct
+        return self.advantage(fine).flatten(1).float()
+
+    def _on_blocks(self, layer: nn.Conv2d, blocks: Tensor) -> Tensor:
+        """Apply a convolution whose stride is its size: a dense layer for each block."""
+        count = self.size // self.block
+        result = functional.linear(blocks, layer.weight.flatten(1), layer.bias)
+        # The channels are last in memory, as the convolutions after this one want them.
+        return result.view(len(blocks), count, count, -1).permute(0, 3, 1, 2)
+
+
+class _Learned(NamedTuple):
+    """What the parameters make of inputs.
+
+    Attributes:
+        advantage: float32[batch, n * n], of each block.
+        direct: float32[batch, 3], weights of the planes in a cell's advantage.
+        common: float32[batch], the part of the share that all cells have.
+    """
+
+    advantage: Tensor
+    direct: Tensor
+    common: Tensor
 
 
 def _field_shape(spec: EnvironmentSpec, name: str) -> tuple[int, ...]:
     return next(field.shape for field in spec.fields if field.name == name)
-
-
-def _heaviest(shares: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the weight of the heaviest cells, as many as the later discs have, and their density.
-
-    Args:
-        shares: float32[batch, N, N], shares of the map's weight.
-        later: float32[batch], the area of the later discs, in cells.
-
-    Returns:
-        float32[batch], the share that these heaviest cells hold, 0 without a later disc. And
-        float32[batch, 3], the densities of all these cells, of their heaviest half and of their
-        heaviest quarter. A density is relative to the mean of the original map, less 2 to bring it
-        near 0.
-    """
-    cells = shares[0].numel()
-    flat = shares.flatten(1)
-    if flat.device.type == "cpu":  # numpy sorts several times as fast as torch on the CPU
-        ordered = torch.from_numpy(np.sort(flat.numpy()))
-    else:
-        ordered = flat.sort(dim=1).values
-    sums = ordered.flip(1).cumsum(dim=1)
-    counts = (later[:, None] * later.new_tensor(_PARTS)).clamp(1, cells).long()
-    heaviest = sums.gather(1, counts - 1)
-    return torch.where(later > 0, heaviest[:, 0], 0.0), heaviest / counts * cells - 2.0
-
-
-def disc_sums(maps: Tensor, radii: Tensor) -> Tensor:
-    """Sum a map over a disc around every cell, float32[batch, N, N], on the maps' device.
-
-    On the CPU, it uses running sums, which take a third of the time and memory of the transform.
-    """
-    if maps.device.type != "cpu":
-        return transformed_disc_sums(maps, radii)
-    return torch.from_numpy(discs.disc_sums(maps.numpy(), radii.numpy().astype(np.int64)))
-
-
-def transformed_disc_sums(maps: Tensor, radii: Tensor) -> Tensor:
-    """Sum a map over a disc around every cell, by fast Fourier transform.
-
-    Args:
-        maps: float32[batch, N, N].
-        radii: whole numbers [batch]; a radius below 1 gives zeros.
-
-    Returns:
-        float32[batch, N, N]: entry (x, y) is the sum over cells (i, j) of the map with (i - x)^2 +
-        (j - y)^2 <= r^2.
-    """
-    size = maps.shape[-1]
-    unique, which = torch.unique(radii.long(), return_inverse=True)
-    padded = -(-(size + max(0, int(unique[-1]))) // 16) * 16
-    offset = torch.arange(padded, device=maps.device)
-    squared = torch.minimum(offset, padded - offset).square()
-    distance = squared[:, None] + squared[None, :]
-    masks = (distance <= unique.square()[:, None, None]) & (unique > 0)[:, None, None]
-    spectrum = torch.fft.rfft2(masks.to(maps.dtype))[which]
-    product = torch.fft.rfft2(maps, s=(padded, padded)).mul_(spectrum)
-    return torch.fft.irfft2(product, s=(padded, padded))[:, :size, :size]
