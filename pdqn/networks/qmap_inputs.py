@@ -66,7 +66,7 @@ def derive(observation: Mapping[str, Tensor], block: int, interpolation: Tensor)
         interpolation: float32[N, n], see ``interpolation_matrix``.
     """
     maps = observation["map"].float()
-    batch, size = len(maps), maps.shape[1]
+    size = maps.shape[1]
     mask = observation[ACTION_MASK].reshape(maps.shape)
     radius, progress = observation["radius"].float(), observation["progress"].float()
     # The map is relative to its maximum. The weight left and the share collected give the
@@ -81,14 +81,15 @@ def derive(observation: Mapping[str, Tensor], block: int, interpolation: Tensor)
     sizes = 8.0 / size
     placed = observation["placed"].float()
     scalars = [radius * sizes, observation["radii"].float() * sizes, placed, progress, densities]
-    flat = (plane.reshape(batch, -1) for plane in (maps, rewards, valid))
     return MapInputs(
-        blocks,
-        torch.cat(scalars, dim=1),
-        heaviest,
-        *flat,
-        _spread(valid, interpolation) / count,
-        sums / count,
+        blocks=blocks,
+        scalars=torch.cat(scalars, dim=1),
+        heaviest=heaviest,
+        maps=maps.flatten(1),
+        rewards=rewards.flatten(1),
+        valid=valid.flatten(1),
+        spread=_spread(valid, interpolation) / count,
+        means=sums / count,
     )
 
 
@@ -133,7 +134,8 @@ def _in_blocks(planes: tuple[Tensor, Tensor, Tensor], block: int) -> tuple[Tenso
         return functional.pixel_unshuffle(stacked, block).flatten(2).transpose(1, 2), sums
     blocks = np.empty((batch, count * count, PLANES * block * block), np.float32)
     sums = np.empty((batch, PLANES), np.float32)
-    _fill_blocks(*(plane.numpy() for plane in planes), block, blocks, sums)
+    maps, rewards, valid = (plane.numpy() for plane in planes)
+    _fill_blocks(maps, rewards, valid, block, blocks, sums)
     return torch.from_numpy(blocks), torch.from_numpy(sums)
 
 
