@@ -110,6 +110,7 @@ class ArrayStep:
         for state in self._optimizer.state.values():
             state["step"].fill_(self._count)
 
+    @torch.inference_mode()
     def differentiate(self, batch: TensorBatch) -> Found:
         """Compute the gradient of a batch, and its figures."""
         count = len(batch)

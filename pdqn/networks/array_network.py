@@ -1,9 +1,8 @@
-"""A network's passes in numpy, where torch would spend more time on dispatch than on arithmetic.
+"""A network's passes without autograd, where torch spends more time on dispatch than on arithmetic.
 
 A batch of 64 through two layers of 256 units is some 200 microseconds of arithmetic. Torch needs
-several times as long for its hundred calls. Here a layer is one product of matrices and one
-compiled loop. The arrays are the memory of the module's own parameters: both always have the same
-values.
+several times as long for its hundred calls. Here a layer is one product of torch's and one compiled
+loop. The arrays are the memory of the module's own parameters: both always have the same values.
 """
 
 from __future__ import annotations
@@ -23,30 +22,56 @@ from pdqn.networks.encoders import Convolutions
 from pdqn.networks.fused import FusedNetwork
 from pdqn.networks.interface import QNetwork
 
+# Numbers of rows whose parts of buffers are remembered; other than a run's, a person's vary.
+_MOST_PARTS = 64
+
 Array: TypeAlias = NDArray[np.float32]
 Gradients: TypeAlias = Mapping[Tensor, Array]
 
 
-class _Parameter:
-    """A parameter as an array, with the array of its gradient if there is one."""
+class _Matrix:
+    """An array and the tensor of the same memory: compiled loops take one, products the other."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.tensor = torch.from_numpy(array)
+
+
+_NOTHING = _Matrix(np.empty((0, 0), np.float32))
+
+
+class _Parameter(_Matrix):
+    """A parameter as a matrix, with its gradient if there is one."""
 
     def __init__(self, parameter: Tensor, gradients: Gradients) -> None:
-        self.value: Array = parameter.detach().numpy()
-        self.gradient = gradients.get(parameter, np.empty(0, np.float32))
+        super().__init__(_as_matrix(parameter.detach().numpy()))
+        self.transposed = self.tensor.t()
+        gradient = gradients.get(parameter)
+        self.gradient = _NOTHING if gradient is None else _Matrix(_as_matrix(gradient))
 
 
 class _Buffers:
-    """Arrays that are made once and used in every pass, by name."""
+    """Matrices that are made once and used in every pass, by name and number of rows."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
+        self._parts: dict[tuple[str, int], _Matrix] = {}
 
-    def get(self, name: str, count: int, *shape: int) -> Array:
-        """Return an array [count, *shape] without defined contents."""
+    def get(self, name: str, count: int, *shape: int) -> _Matrix:
+        """Return a matrix [count, *shape] without defined contents."""
+        part = self._parts.get((name, count))
+        if part is None or part.array.shape[1:] != shape:
+            part = self._parts[name, count] = self._made(name, count, shape)
+        return part
+
+    def _made(self, name: str, count: int, shape: tuple[int, ...]) -> _Matrix:
         array = self._arrays.get(name)
         if array is None or len(array) < count or array.shape[1:] != shape:
             array = self._arrays[name] = np.empty((count, *shape), np.float32)
-        return array[:count]
+            self._parts = {key: part for key, part in self._parts.items() if key[0] != name}
+        elif len(self._parts) > _MOST_PARTS:
+            self._parts.clear()
+        return _Matrix(array[:count])
 
 
 class _Dense:
@@ -62,47 +87,51 @@ class _Dense:
             self._shift = _Parameter(norm.bias, gradients)
             self._epsilon = norm.eps
         self._buffers = _Buffers()
-        self._inputs = self._hidden = self._scales = self._output = np.empty((0, 0), np.float32)
+        self._inputs = self._hidden = self._scales = self._output = _NOTHING
 
-    def forward(self, inputs: Array) -> Array:
+    def forward(self, inputs: _Matrix) -> _Matrix:
         """Compute [n, width] from [n, inputs]; the result is valid until the next call."""
-        width = len(self._bias.value)
-        hidden = self._buffers.get("hidden", len(inputs), width)
-        np.dot(inputs, self._weight.value.T, out=hidden)
+        count, width = len(inputs.array), self._bias.array.size
+        hidden = self._buffers.get("hidden", count, width)
+        torch.mm(inputs.tensor, self._weight.transposed, out=hidden.tensor)
         self._inputs, self._hidden = inputs, hidden
+        bias = self._bias.array[0]
         if self._gain is None or self._shift is None:
-            kernels.add_relu(hidden, self._bias.value)
+            kernels.add_relu(hidden.array, bias)
             self._output = hidden
             return hidden
-        self._output = self._buffers.get("output", len(inputs), width)
-        self._scales = self._buffers.get("scales", len(inputs))
+        self._output = self._buffers.get("output", count, width)
+        self._scales = self._buffers.get("scales", count)
         kernels.normalise_relu(
-            hidden, self._bias.value, self._gain.value, self._shift.value, self._epsilon,
-            self._scales, self._output,
+            hidden.array, bias, self._gain.array[0], self._shift.array[0], self._epsilon,
+            self._scales.array, self._output.array,
         )  # fmt: skip
         return self._output
 
-    def backward(self, gradient: Array, *, to_inputs: bool) -> Array:
+    def backward(self, gradient: _Matrix, *, to_inputs: bool) -> _Matrix:
         """Fill the gradients of the parameters; return that of the inputs, [n, inputs].
 
         Args:
             gradient: [n, width], of the first n rows of the last output; overwritten.
-            to_inputs: whether the gradient of the inputs is needed; else it is empty.
+            to_inputs: whether the gradient of the inputs is needed; else there is none.
         """
-        count = len(gradient)
-        output = self._output[:count]
+        count = len(gradient.array)
+        output, bias_gradient = self._output.array[:count], self._bias.gradient.array[0]
         if self._gain is None or self._shift is None:
-            kernels.relu_backward(gradient, output, self._bias.gradient)
+            kernels.relu_backward(gradient.array, output, bias_gradient)
         else:
             kernels.normalise_relu_backward(
-                gradient, output, self._hidden[:count], self._scales[:count], self._gain.value,
-                self._bias.gradient, self._gain.gradient, self._shift.gradient,
+                gradient.array, output, self._hidden.array[:count], self._scales.array[:count],
+                self._gain.array[0], bias_gradient, self._gain.gradient.array[0],
+                self._shift.gradient.array[0],
             )  # fmt: skip
-        np.dot(gradient.T, self._inputs[:count], out=self._weight.gradient)
+        inputs = self._inputs.tensor[:count]
+        torch.mm(gradient.tensor.t(), inputs, out=self._weight.gradient.tensor)
         if not to_inputs:
-            return gradient[:, :0]
-        behind = self._buffers.get("gradient", count, self._weight.value.shape[1])
-        return np.dot(gradient, self._weight.value, out=behind)
+            return _NOTHING
+        behind = self._buffers.get("gradient", count, self._weight.array.shape[1])
+        torch.mm(gradient.tensor, self._weight.tensor, out=behind.tensor)
+        return behind
 
 
 class _Convolution:
@@ -114,27 +143,29 @@ class _Convolution:
         assert bias is not None
         self._bias = _Parameter(bias, gradients)
         self.features = module.features
+        self._channels, self._inputs = self._weight.array.shape
+        self._area = self.features // self._channels
         self._buffers = _Buffers()
-        self._columns = np.empty((0, 0, 0), np.float32)
+        self._columns = _NOTHING
 
     def forward(self, images: Array, features: Array) -> None:
         """Fill features, [n, channels * area], from images [n, inputs, H, W]."""
-        weight = self._weight.value.reshape(len(self._weight.value), -1)
-        area = self.features // len(weight)
-        self._columns = self._buffers.get("columns", len(images), area, weight.shape[1])
-        kernels.patches(images, self._columns)
-        places = self._buffers.get("places", len(images) * area, len(weight))
-        np.dot(self._columns.reshape(len(places), -1), weight.T, out=places)
-        kernels.places_to_features(places, self._bias.value, features)
+        rows = len(images) * self._area
+        self._columns = self._buffers.get("columns", rows, self._inputs)
+        columns = self._columns.array.reshape(len(images), self._area, self._inputs)
+        kernels.patches(images, columns)
+        places = self._buffers.get("places", rows, self._channels)
+        torch.mm(self._columns.tensor, self._weight.transposed, out=places.tensor)
+        kernels.places_to_features(places.array, self._bias.array[0], features)
 
     def backward(self, gradient: Array, features: Array) -> None:
         """Fill the gradients of the parameters from that of the first n rows of the features."""
-        channels = len(self._bias.value)
-        area = self.features // channels
-        places = self._buffers.get("places", len(gradient) * area, channels)
-        kernels.features_to_places(gradient, features, self._bias.gradient, places)
-        columns = self._columns[: len(gradient)].reshape(len(places), -1)
-        np.dot(places.T, columns, out=self._weight.gradient.reshape(channels, -1))
+        rows = len(gradient) * self._area
+        places = self._buffers.get("places", rows, self._channels)
+        bias_gradient = self._bias.gradient.array[0]
+        kernels.features_to_places(gradient, features, bias_gradient, places.array)
+        columns = self._columns.tensor[:rows]
+        torch.mm(places.tensor.t(), columns, out=self._weight.gradient.tensor)
 
 
 class _Head:
@@ -148,46 +179,51 @@ class _Head:
             value = module.value
             self._value = (_Parameter(value.weight, gradients), _Parameter(value.bias, gradients))
         self._buffers = _Buffers()
-        self._inputs = np.empty((0, 0), np.float32)
+        self._inputs = _NOTHING
 
-    def forward(self, inputs: Array) -> Array:
+    def forward(self, inputs: _Matrix) -> Array:
         """Compute [n, actions] from [n, features]; the result is valid until the next call."""
         self._inputs = inputs
-        values = self._buffers.get("values", len(inputs), len(self._bias.value))
-        np.dot(inputs, self._weight.value.T, out=values)
+        count, bias = len(inputs.array), self._bias.array[0]
+        values = self._buffers.get("values", count, len(bias))
+        torch.mm(inputs.tensor, self._weight.transposed, out=values.tensor)
         if self._value is None:
-            values += self._bias.value
-            return values
-        weight, bias = self._value
-        common = self._buffers.get("common", len(inputs), 1)
-        np.dot(inputs, weight.value.T, out=common)
-        kernels.dueling(values, self._bias.value, common, bias.value, values)
-        return values
+            values.array += bias
+            return values.array
+        weight, value_bias = self._value
+        common = self._buffers.get("common", count, 1)
+        torch.mm(inputs.tensor, weight.transposed, out=common.tensor)
+        kernels.dueling(values.array, bias, common.array, value_bias.array[0], values.array)
+        return values.array
 
-    def backward(self, gradient: Array) -> Array:
+    def backward(self, gradient: Array) -> _Matrix:
         """Fill the gradients of the parameters; return that of the inputs, [n, features].
 
         Args:
             gradient: [n, actions], of the first n rows of the last values; overwritten.
         """
-        inputs = self._inputs[: len(gradient)]
-        behind = self._buffers.get("gradient", len(gradient), inputs.shape[1])
+        count = len(gradient)
+        inputs = self._inputs.tensor[:count]
+        behind = self._buffers.get("gradient", count, inputs.shape[1])
         total = gradient.sum(axis=1, keepdims=True)
         if self._value is not None:
             gradient -= total / np.float32(gradient.shape[1])
-        np.dot(gradient.T, inputs, out=self._weight.gradient)
-        gradient.sum(axis=0, out=self._bias.gradient)
-        np.dot(gradient, self._weight.value, out=behind)
+        slopes = torch.from_numpy(gradient)
+        torch.mm(slopes.t(), inputs, out=self._weight.gradient.tensor)
+        gradient.sum(axis=0, out=self._bias.gradient.array[0])
+        torch.mm(slopes, self._weight.tensor, out=behind.tensor)
         if self._value is not None:
             weight, bias = self._value
-            np.dot(total.T, inputs, out=weight.gradient)
-            total.sum(axis=0, out=bias.gradient)
-            behind += total * weight.value
+            torch.mm(torch.from_numpy(total).t(), inputs, out=weight.gradient.tensor)
+            total.sum(axis=0, out=bias.gradient.array[0])
+            behind.array += total * weight.array
         return behind
 
 
 class ArrayNetwork:
     """The passes of a ``FusedNetwork`` on the memory of its parameters.
+
+    All calls must be in torch's inference mode.
 
     Args:
         network: a network for which ``has_arrays`` is true.
@@ -204,19 +240,18 @@ class ArrayNetwork:
         ]
         self._head = _Head(network.head, wanted)
         self._buffers = _Buffers()
-        self._features = np.empty((0, 0), np.float32)
+        self._features = _NOTHING
 
     def forward(self, *prepared: Array) -> Array:
         """Compute expected returns, [n, actions]; the result is valid until the next call.
 
         Args:
-            prepared: what the network's ``prepare`` gives.
+            prepared: what the network's ``prepare`` gives, as arrays.
         """
-        with _quiet():
-            hidden = self._fused(*prepared)
-            for layer in self._layers:
-                hidden = layer.forward(hidden)
-            return self._head.forward(hidden)
+        hidden = self._fused(*prepared)
+        for layer in self._layers:
+            hidden = layer.forward(hidden)
+        return self._head.forward(hidden)
 
     def backward(self, gradient: Array) -> None:
         """Fill the gradients of all parameters.
@@ -224,26 +259,26 @@ class ArrayNetwork:
         Args:
             gradient: [n, actions], of the first n rows of the last forward pass; overwritten.
         """
-        with _quiet():
-            behind = self._head.backward(gradient)
-            last = len(self._layers) - 1
-            for k, layer in enumerate(reversed(self._layers)):
-                behind = layer.backward(behind, to_inputs=k < last or bool(self._encoders))
-            start = 0
-            for encoder in self._encoders:
-                part = slice(start, start + encoder.features)
-                encoder.backward(behind[:, part], self._features[: len(gradient), part])
-                start = part.stop
+        behind = self._head.backward(gradient)
+        last = len(self._layers) - 1
+        for k, layer in enumerate(reversed(self._layers)):
+            behind = layer.backward(behind, to_inputs=k < last or bool(self._encoders))
+        start = 0
+        for encoder in self._encoders:
+            part = slice(start, start + encoder.features)
+            encoder.backward(behind.array[:, part], self._features.array[: len(gradient), part])
+            start = part.stop
 
-    def _fused(self, *prepared: Array) -> Array:
+    def _fused(self, *prepared: Array) -> _Matrix:
         """Compute the features of images, with the other values after them."""
         if not self._encoders:
-            return prepared[0]
+            return _Matrix(prepared[0])
         count = len(self._encoders)
         rest = prepared[count:]
         seen = sum(encoder.features for encoder in self._encoders)
         width = seen + sum(part.shape[1] for part in rest)
-        self._features = features = self._buffers.get("features", len(prepared[0]), width)
+        self._features = self._buffers.get("features", len(prepared[0]), width)
+        features = self._features.array
         start = 0
         for encoder, images in zip(self._encoders, prepared, strict=False):
             encoder.forward(images, features[:, start : start + encoder.features])
@@ -251,12 +286,12 @@ class ArrayNetwork:
         for part in rest:
             features[:, start : start + part.shape[1]] = part
             start += part.shape[1]
-        return features
+        return self._features
 
 
-def _quiet() -> np.errstate:
-    """Let sums overflow without a warning, as torch does; whoever uses them looks at them."""
-    return np.errstate(over="ignore", invalid="ignore")
+def _as_matrix(values: Array) -> Array:
+    """View a parameter as a matrix: a vector as one row, a convolution's weights row by row."""
+    return values.reshape(1, -1) if values.ndim == 1 else values.reshape(len(values), -1)
 
 
 def _encoders(network: FusedNetwork) -> list[Convolutions]:
