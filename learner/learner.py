@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner import array_kernels as kernels
+from learner.adam import Array, FlatAdam, TorchAdam, flatten, suits_flat
 from learner.array_step import ArrayStep, array_step_of
 from learner.objective import Objective, TensorBatch
 from pdqn import seeds
@@ -72,22 +74,27 @@ class Learner:
         self.target = build_network(spec, config.network).to(self.device).requires_grad_(False)
         self.target.load_state_dict(self.online.state_dict())
         self.online.train()
-        self._optimizer = torch.optim.Adam(
-            self.online.parameters(),
-            lr=resolved(config.learner.learning_rate),  # set before every step
-            eps=config.learner.adam_epsilon,
-            fused=True,
-        )
-        _allocate_moments(self._optimizer)
+        self._optimizer, self._arrays, self._flat_target = self._descent(config)
         self.learner_steps = 0
         self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
         self._noisy = config.network.noisy
-        self._arrays = array_step_of(config, self.online, self.target, self._optimizer)
         self._noise = torch.Generator().manual_seed(seeds.torch_seed(config.run.seed, "noise"))
         self.micro_batch_size = config.learner.micro_batch_size or config.learner.batch_size
         self.out_of_memory = 0
         self._whole_on_device = True
+
+    def _descent(
+        self, config: Config
+    ) -> tuple[FlatAdam | TorchAdam, ArrayStep | None, Array | None]:
+        """Make the optimizer, and what goes beside one on flat memory."""
+        parameters, epsilon = list(self.online.parameters()), config.learner.adam_epsilon
+        if not (suits_flat(self.online) and suits_flat(self.target)):
+            return TorchAdam(parameters, epsilon), None, None
+        flat_target = flatten(list(self.target.parameters()))
+        optimizer = FlatAdam(parameters, epsilon)
+        arrays = array_step_of(config, self.online, self.target, optimizer.gradients)
+        return optimizer, arrays, flat_target
 
     @property
     def importance_sampling_exponent(self) -> float:
@@ -146,35 +153,30 @@ class Learner:
             for network in (self.online, self.target):
                 resample_noise(network, self._noise)
         figures, rows = self._accumulate(batch)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.online.parameters(), self._config.gradient_clip_norm
-        )
+        norm = self._optimizer.clip(self._config.gradient_clip_norm)
         meanwhile()
         # In one piece, so that there is only one wait for a GPU.
         numbers = torch.cat([figures, norm[None], rows.flatten()]).cpu().numpy()
         loss, q_mean, gradient_norm = map(float, numbers[:3])
         priorities, losses = numbers[3:].reshape(2, -1)
         result = _result(priorities, losses, loss, q_mean, gradient_norm)
-        if not result.skipped:
-            self._optimizer.param_groups[0]["lr"] = self.learning_rate
-            self._optimizer.step()
-        self.learner_steps += 1
-        self._update_target()
+        self._finish(result)
         return result
 
     def _step_on_arrays(self, arrays: ArrayStep, batch: TensorBatch) -> StepResult:
-        """Take the same step in numpy."""
+        """Take the same step without autograd."""
         found = arrays.differentiate(batch)
-        result = _result(found.priorities, found.losses, found.loss, found.q_mean, found.norm)
-        if not result.skipped:
-            self._optimizer.param_groups[0]["lr"] = self.learning_rate
-            arrays.descend(found.norm, self.learning_rate)
-        self.learner_steps += 1
-        if self._config.target_update == "soft":
-            arrays.update_target(self._config.target_update_rate)
-        elif self.learner_steps % self._config.target_update_period == 0:
-            arrays.update_target(1.0)
+        norm = float(self._optimizer.clip(self._config.gradient_clip_norm))
+        result = _result(found.priorities, found.losses, found.loss, found.q_mean, norm)
+        self._finish(result)
         return result
+
+    def _finish(self, result: StepResult) -> None:
+        """Move the parameters, unless the step is skipped, and the target network."""
+        if not result.skipped:
+            self._optimizer.step(self.learning_rate)
+        self.learner_steps += 1
+        self._update_target()
 
     def _accumulate(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
         """Compute the gradients of the whole batch, in smaller parts whenever memory runs out."""
@@ -232,17 +234,22 @@ class Learner:
 
     def _update_target(self) -> None:
         if self._config.target_update == "soft":
-            with torch.no_grad():
-                pairs = zip(self.online.parameters(), self.target.parameters(), strict=True)
-                for ours, theirs in pairs:
-                    theirs.lerp_(ours, self._config.target_update_rate)
-                # Values that a network counts without learning them, such as the means of a batch
-                # norm.
-                buffers = zip(self.online.buffers(), self.target.buffers(), strict=True)
-                for ours, theirs in buffers:
-                    theirs.copy_(ours)
+            self._follow(self._config.target_update_rate)
         elif self.learner_steps % self._config.target_update_period == 0:
             self.target.load_state_dict(self.online.state_dict())
+
+    def _follow(self, rate: float) -> None:
+        """Move the target network a little towards the online one."""
+        if isinstance(self._optimizer, FlatAdam) and self._flat_target is not None:
+            kernels.follow(self._flat_target, self._optimizer.values, np.float32(rate))
+        else:
+            pairs = zip(self.online.parameters(), self.target.parameters(), strict=True)
+            with torch.no_grad():
+                for ours, theirs in pairs:
+                    theirs.lerp_(ours, rate)
+        # Values that a network counts without learning them, such as the means of a batch norm.
+        for ours, theirs in zip(self.online.buffers(), self.target.buffers(), strict=True):
+            theirs.copy_(ours)
 
     def account(self, telemetry: Telemetry, result: StepResult) -> None:
         """Count one step in the learner's figures."""
@@ -272,8 +279,6 @@ class Learner:
 
     def get_state(self) -> dict[str, Any]:
         """Return everything that a step depends on, as tensors and plain data."""
-        if self._arrays is not None:
-            self._arrays.settle()
         return {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
@@ -288,9 +293,6 @@ class Learner:
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._optimizer.param_groups[0]["eps"] = self._config.adam_epsilon  # may have changed
-        if self._arrays is not None:
-            self._arrays.adopt()
         self.learner_steps = int(state["learner_steps"])
         torch.set_rng_state(state["torch_random_state"])
         self._noise.set_state(state["noise_state"])
@@ -348,18 +350,6 @@ def _raise_unless_memory(error: RuntimeError) -> None:
 def _tensor(array: NDArray[Any]) -> Tensor:
     # Torch would warn of read-only memory, although nothing writes to it.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _allocate_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Allocate Adam's memory now, so that the first step shows how much a step needs."""
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0  # set before every step
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for state in optimizer.state.values():
-        state["step"].zero_()
-    optimizer.zero_grad()
 
 
 def _device(name: str) -> torch.device:

@@ -1,10 +1,11 @@
-"""Steps and passes in numpy are those of torch, for every option that they take."""
+"""Steps and passes without autograd, and Adam on one array, are those of torch."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from learner import learner as learner_module
+from learner.adam import FlatAdam, TorchAdam
 from learner.learner import Learner
-from pdqn.config import Config
+from pdqn.config import Config, NetworkConfig
 from pdqn.layers import build
 from pdqn.networks import QNetwork, build_network
 from pdqn.networks.array_network import acting_arrays, has_arrays
@@ -98,11 +100,11 @@ def sample_of(spec: EnvironmentSpec, seed: int) -> Sample:
 
 @pytest.fixture
 def with_torch(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make a learner that takes its steps with torch."""
+    """Make a learner that takes its steps with torch, as on a GPU."""
 
     def make(config: Config, spec: EnvironmentSpec) -> Learner:
         with monkeypatch.context() as patch:
-            patch.setattr(learner_module, "array_step_of", lambda *_: None)
+            patch.setattr(learner_module, "suits_flat", lambda _: False)
             return Learner(config, spec)
 
     return make
@@ -139,7 +141,7 @@ def test_twelve_steps_are_those_of_torch(with_torch: Any, spec: str, network: st
     config = config_of(LEARNERS[settings], **NETWORKS[network])
     ours, theirs = Learner(config, SPECS[spec]), with_torch(config, SPECS[spec])
     assert ours._arrays is not None
-    assert theirs._arrays is None
+    assert isinstance(theirs._optimizer, TorchAdam)
     for seed in range(12):
         sample = sample_of(SPECS[spec], seed)
         found, wanted = step(ours, sample), step(theirs, sample)
@@ -223,7 +225,51 @@ def test_torch_takes_the_steps_that_are_not_for_arrays(
     spec = SPECS["board" if "kind" in network else "vector"]
     learner = Learner(config_of(settings, **network), spec)
     assert learner._arrays is None
+    assert isinstance(learner._optimizer, FlatAdam)
     assert not step(learner, sample_of(spec, 0)).skipped
+
+
+@pytest.mark.parametrize("name", ["quantile", "munchausen"])
+def test_one_pass_of_adam_takes_the_steps_of_torchs_after_any_backward_pass(
+    with_torch: Any, name: str
+):
+    settings = {"munchausen": True} if name == "munchausen" else {}
+    network = {"distribution": "quantile", "atoms": 8} if name == "quantile" else {}
+    config = config_of({**LEARNERS["soft target"], **settings}, **network)
+    ours, theirs = Learner(config, SPECS["masked"]), with_torch(config, SPECS["masked"])
+    for seed in range(8):
+        sample = sample_of(SPECS["masked"], seed)
+        found, wanted = step(ours, sample), step(theirs, sample)
+        assert found.gradient_norm == pytest.approx(wanted.gradient_norm, rel=1e-3)
+    assert_alike(ours, theirs, 2e-3)
+
+
+class Double(QNetwork):
+    """A person's network in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(5, ACTIONS).double()
+
+    def prepare(self, observation: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (observation["observation"].double(),)
+
+    def forward(self, *prepared: torch.Tensor) -> torch.Tensor:
+        return self.layer(prepared[0]).float()
+
+
+def make_double(_spec: EnvironmentSpec, _config: NetworkConfig) -> QNetwork:
+    return Double()
+
+
+def test_parameters_of_another_precision_keep_it():
+    learner = Learner(config_of({}, kind=f"{__name__}:make_double"), SPECS["vector"])
+    assert isinstance(learner._optimizer, TorchAdam)
+    before = [parameter.clone() for parameter in learner.online.parameters()]
+    step(learner, sample_of(SPECS["vector"], 0))
+    for one, other in zip(learner.online.parameters(), before, strict=True):
+        assert one.dtype == torch.float64
+        assert not torch.equal(one, other)
 
 
 # ---- acting ----
