@@ -13,7 +13,7 @@ WORKERS ?= 3
 # The workers, and the commands that tests start, read what one of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train setup test test-slow test-durations chaos chaos-short soak check format docs clean
+.PHONY: train setup test test-slow test-durations chaos chaos-short soak bench-check check format docs clean
 
 train: $(STAMP)
 	$(BIN)/pdqn launch $(ARGS)
@@ -42,6 +42,9 @@ chaos-short: chaos
 
 soak: $(STAMP)
 	$(BIN)/python -m benchmarks.chaos.soak $(ARGS)
+
+bench-check: $(STAMP)
+	$(BIN)/python -m benchmarks.check_speed $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
