@@ -13,23 +13,17 @@ from numpy.typing import ArrayLike, NDArray
 from pdqn.jit import compiled
 
 
-def disc_sums(
-    maps: NDArray[np.floating],
-    radii: ArrayLike,
-    precision: type[np.float32] | type[np.float64] = np.float64,
-) -> NDArray[np.float32]:
+def disc_sums(maps: NDArray[np.floating], radii: ArrayLike) -> NDArray[np.float32]:
     """Sum every map over the disc around each of its cells, clipped to the map.
 
     Args:
         maps: float16 or float32[B, N, N].
         radii: integers[B], in cells, one for each map. A radius of 0 or less means "no disc", as at
             the end of an episode, and not a disc of one cell.
-        precision: dtype of the running sums. float32 takes half the time. Its error is that of a
-            row's sum, so it hides what is small beside the largest cell.
 
     Returns:
         float32[B, N, N]: at [b, x, y] the sum of map b over the disc of radius radii[b] around (x,
-        y). Sums are zeros where radii[b] <= 0.
+        y). Sums are accumulated in float64, and are zeros where radii[b] <= 0.
 
     Raises:
         ValueError: the arrays do not have these shapes, or the radii are not integers.
@@ -44,7 +38,7 @@ def disc_sums(
             f"got {discs.dtype}{list(discs.shape)}"
         )
     sums = np.empty_like(grids)
-    _fill_disc_sums(grids, discs.astype(np.int64), np.empty(0, precision), sums)
+    _fill_disc_sums(grids, discs.astype(np.int64), sums)
     return sums
 
 
@@ -101,18 +95,11 @@ def disc_sums_of_row(prefixes, padding, widths, x, sums):
             sums[y] += upper[y] - lower[y]
 
 
-@compiled(reassociates=True)
-def _fill_disc_sums(grids, radii, precision, sums):
-    """Fill sums, float32[B, N, N], as documented in ``disc_sums``.
-
-    Args:
-        grids: float32[B, N, N].
-        radii: int64[B].
-        precision: an empty array of the dtype of the running sums.
-        sums: overwritten.
-    """
+@compiled
+def _fill_disc_sums(grids, radii, sums):
+    """Fill sums, float32[B, N, N], as documented in ``disc_sums``."""
     size = grids.shape[1]
-    row_sums = np.empty(size, precision.dtype)
+    row_sums = np.empty(size, np.float64)
     for b in range(len(grids)):
         if radii[b] <= 0:
             sums[b] = 0.0
@@ -120,7 +107,7 @@ def _fill_disc_sums(grids, radii, precision, sums):
         radius = min(radii[b], 2 * size)  # a radius that already covers the whole map
         padding = min(radius, size)
         widths = half_widths(radius)
-        prefixes = padded_prefix_sums(grids[b], padding).astype(precision.dtype)
+        prefixes = padded_prefix_sums(grids[b], padding)
         for x in range(size):
             disc_sums_of_row(prefixes, padding, widths, x, row_sums)
             sums[b, x] = row_sums

@@ -15,6 +15,8 @@ from pdqn.errors import UsageError
 from pdqn.model import BEST_MODEL, FINAL_MODEL, Model, load_model
 from pdqn.networks import QNetwork
 from pdqn.networks.array_network import acting_arrays
+from pdqn.networks.qmap import QMap
+from pdqn.networks.qmap_acting import map_values
 from pdqn.specs import ACTION_MASK, PLAIN_FIELD, FieldSpec, Observation
 from pdqn.stacking import FrameStacker
 from pdqn.trust import EVERYTHING, IN_PYTHON, Trust
@@ -29,6 +31,8 @@ def action_values(network: QNetwork, observation: Observation) -> NDArray[np.flo
     """
     with torch.inference_mode():
         tensors = {name: _as_tensor(array) for name, array in observation.items()}
+        if isinstance(network, QMap) and not network.interpolation.is_cuda:
+            return map_values(network, tensors)
         prepared = network.prepare(tensors)
         arrays = acting_arrays(network)
         if arrays is None:

@@ -16,9 +16,11 @@ from pdqn.networks.qmap_inputs import (
     PARTS,
     PLANES,
     REWARD_SCALE,
+    Make,
     MapInputs,
     derive,
     interpolation_matrix,
+    new_array,
 )
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
@@ -106,16 +108,15 @@ class QMap(QNetwork):
         for part in (self.layers, self.spread, self.mix, self.advantage):
             part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def prepare(self, observation: Mapping[str, Tensor]) -> MapInputs:
-        """Derive inputs from observations."""
-        return derive(observation, self.block, self.interpolation)
+    def prepare(self, observation: Mapping[str, Tensor], make: Make = new_array) -> MapInputs:
+        """Derive inputs from observations; see ``qmap_inputs.derive``."""
+        return derive(observation, self.block, self.interpolation, make)
 
     def forward(self, *prepared: Tensor) -> Tensor:
         """Compute action values, [batch, N * N]."""
         inputs = MapInputs(*prepared)
-        learned = self._learned(inputs)
-        blocks = learned.advantage.view(-1, *2 * (self.size // self.block,))
-        cells = (self.interpolation @ blocks @ self.interpolation.T).flatten(1)
+        learned = self.learned(inputs)
+        cells = self.cells(learned).flatten(1)
         planes = (inputs.maps, inputs.rewards, inputs.valid)
         for plane, weight in zip(planes, learned.direct.unbind(dim=1), strict=True):
             cells = torch.addcmul(cells, plane, weight[:, None])
@@ -131,7 +132,7 @@ class QMap(QNetwork):
             prepared: the result of ``prepare``.
         """
         inputs = MapInputs(*prepared)
-        learned = self._learned(inputs)
+        learned = self.learned(inputs)
         rows = self.interpolation[actions // self.size]
         columns = self.interpolation[actions % self.size]
         weights = (rows[:, :, None] * columns[:, None, :]).flatten(1)
@@ -140,7 +141,12 @@ class QMap(QNetwork):
         advantage = (weights * learned.advantage).sum(1) + (here * learned.direct).sum(1)
         return here[:, 1] / REWARD_SCALE + inputs.heaviest * (learned.common + advantage)
 
-    def _learned(self, inputs: MapInputs) -> _Learned:
+    def cells(self, learned: Learned) -> Tensor:
+        """Interpolate the advantages of blocks, float32[batch, N, N]."""
+        blocks = learned.advantage.view(-1, *2 * (self.size // self.block,))
+        return self.interpolation @ blocks @ self.interpolation.T
+
+    def learned(self, inputs: MapInputs) -> Learned:
         """Compute everything that has parameters, on blocks."""
         condition = self.condition(inputs.scalars)
         hidden = self._hidden(inputs.blocks, condition)
@@ -152,14 +158,14 @@ class QMap(QNetwork):
             pooled = torch.cat([hidden.mean(dim=(2, 3)), condition], dim=1)
             mean = (inputs.spread * advantage).sum(1) + (inputs.means * direct).sum(1)
             common = common + self.value(pooled).float()[:, 0] - mean
-        return _Learned(advantage, direct, common)
+        return Learned(advantage, direct, common)
 
     def _hidden(self, blocks: Tensor, condition: Tensor) -> Tensor:
         """Compute blocks that see most of the map: [batch, channels, n, n], channels last."""
         embedded = self._on_blocks(self.embed, blocks)
-        hidden = functional.relu(embedded + self.shift(condition)[:, :, None, None])
+        hidden = functional.relu_(embedded + self.shift(condition)[:, :, None, None])
         for layer in self.layers:
-            hidden = hidden + functional.relu(layer(hidden))
+            hidden = hidden + functional.relu_(layer(hidden))
         return hidden
 
     def _advantage(self, blocks: Tensor, hidden: Tensor, condition: Tensor) -> Tensor:
@@ -169,8 +175,8 @@ class QMap(QNetwork):
         """
         scale = 1.0 + self.fine_scale(condition)[:, :, None, None]
         fine = self._on_blocks(self.fine, blocks)
-        fine = functional.relu(fine * scale + self.spread(hidden))
-        fine = fine + functional.relu(self.mix(fine))
+        fine = functional.relu_(torch.addcmul(self.spread(hidden), fine, scale))
+        fine = fine + functional.relu_(self.mix(fine))
         return self.advantage(fine).flatten(1).float()
 
     def _on_blocks(self, layer: nn.Conv2d, blocks: Tensor) -> Tensor:
@@ -181,7 +187,7 @@ class QMap(QNetwork):
         return result.view(len(blocks), count, count, -1).permute(0, 3, 1, 2)
 
 
-class _Learned(NamedTuple):
+class Learned(NamedTuple):
     """What the parameters make of inputs.
 
     Attributes:
