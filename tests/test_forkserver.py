@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -41,6 +42,28 @@ def test_a_limit_of_the_machine_ends_a_role_with_one_line_and_a_fault_of_ours_wi
     told = describe_failure(raised.value)
     assert told.startswith("\nTraceback")
     assert told.endswith("PermissionError: [Errno 1] no\\x1b")
+
+
+# ---- an early start ----
+
+
+def test_a_forkserver_that_was_begun_early_gets_the_limits_that_are_set_later():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = ForkServer()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+        server.begin()
+        pid = server.pid
+        assert pid
+        server.begin()
+        assert server.pid == pid, "there is one already"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (soft - 1, hard)
+    server.share_limits()
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (soft, hard)
+    server.close()
+    server.share_limits()  # of nobody
 
 
 # ---- patience ----

@@ -35,7 +35,7 @@ from launcher.cli.trusting import (
     trusting,
 )
 from launcher.interrupts import Interrupts
-from launcher.run.resume import read_run
+from launcher.run.resume import PastRun, read_run
 from launcher.terminal import echo
 from pdqn import layers
 from pdqn.config import MAX_EPISODE_STEPS
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from launcher.hosts.access import Access
     from launcher.hosts.dask.cluster import DaskCluster
     from launcher.plan.inspector import Inspector
+    from launcher.processes.forkserver import ForkServer
     from pdqn.config import Config
 
 
@@ -172,18 +173,20 @@ def launch(
     """
     interrupts = Interrupts().install()
     hosts, dask = take(HostOptions, options), take(DaskOptions, options)
-    if resume is not None and run_dir is not None:
-        raise UsageError(f"--run-dir {run_dir}: a resumed run stays in its own, {resume}")
-    past = None if resume is None else read_run(resume)
+    past = _past(resume, run_dir)
     config = configuration_of(options, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
         echo("pdqn: getting ready", err=True)
-    with _inspecting(config, interrupts) as inspector, _opened(hosts, dask) as (access, cluster):
+    with (
+        _helpers(config, interrupts, not check_only and not dask.dask) as helpers,
+        _opened(hosts, dask) as (access, cluster),
+    ):
         from launcher.run import launch as running
 
         return running.launch(
             config,
             interrupts,
+            *helpers,
             past=past,
             run_dir=run_dir,
             console=console,
@@ -191,8 +194,32 @@ def launch(
             agreed=force or yes,
             check_only=check_only,
             cluster=cluster,
-            inspector=inspector,
         )
+
+
+def _past(resume: Path | None, run_dir: Path | None) -> PastRun | None:
+    """Read the run that is to go on, if there is one."""
+    if resume is not None and run_dir is not None:
+        raise UsageError(f"--run-dir {run_dir}: a resumed run stays in its own, {resume}")
+    return None if resume is None else read_run(resume)
+
+
+@contextlib.contextmanager
+def _helpers(
+    config: Config, interrupts: Interrupts, forks: bool
+) -> Iterator[tuple[Inspector, ForkServer | None]]:
+    """Have others look at the environment, and import what roles share, during our own imports."""
+    from launcher.processes.forkserver import ForkServer
+
+    # On one core a run has one process, and two imports at once take as long as one after another.
+    forks &= len(os.sched_getaffinity(0)) > 1 and config.run.mode != "single"
+    with _inspecting(config, interrupts) as inspector:
+        if not forks or config.actor.count == 0:
+            yield inspector, None
+            return
+        with contextlib.closing(ForkServer()) as server:
+            server.begin()
+            yield inspector, server
 
 
 @contextlib.contextmanager

@@ -60,6 +60,19 @@ class Access:
         """The address where this host's own roles join."""
         return None if self.address is None else self.address.replace(EVERYWHERE, "127.0.0.1")
 
+    def local_endpoint(self, endpoint: str) -> str:
+        """Return the endpoint at which this host's own roles join.
+
+        Args:
+            endpoint: the coordinator's.
+        """
+        local = self.local_address
+        if local is None:
+            return endpoint
+        address, key = transport.split(endpoint)
+        host, port = local.rpartition(":")[0], address.rpartition(":")[2]
+        return transport.endpoint_of(f"tcp://{host}:{port}", key)
+
     def with_keys(self, run_dir: Path) -> Access:
         """Return the same terms, with keys of the run's own if it needs some and was given none.
 

@@ -9,7 +9,6 @@ so with all roles. No start is waited for.
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,13 @@ from typing import Any
 
 from launcher.metrics.roster import MemberState
 from launcher.processes import role_process
-from launcher.processes.children import Child, Direct, Order, modules_path
+from launcher.processes.children import (
+    Child,
+    Direct,
+    Order,
+    compute_on_one_thread,
+    modules_path,
+)
 from launcher.processes.forkserver import ForkServer
 from launcher.processes.restarts import Ended, Exit, RestartPolicy
 from pdqn.process import LEAVE
@@ -29,7 +34,6 @@ from pdqn.transport import Network
 _FORKED = ("actor", "evaluator")  # these wait for the server
 _WAIT_SECONDS, _KILL_SECONDS = 0.02, 2.0
 _HURRIED_SECONDS = 0.1  # before a role is started again that the end of a run waits for
-_SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass
@@ -82,8 +86,7 @@ class Supervisor:
         self._network = network or Network()
         self.settings: Mapping[str, Mapping[str, Any]] = {}
         self._own_indices = own_indices
-        for name in _SINGLE_THREADED:
-            os.environ.setdefault(name, "1")
+        compute_on_one_thread()
         self._forkserver = forkserver
         self.restarted = {} if restarted is None else restarted
         self._forkserver_before = self.restarted.get("forkserver", 0)

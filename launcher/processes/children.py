@@ -32,6 +32,7 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0}; {0}.serve({1}, {2!r})"
 )
 _UNSEEN_SECONDS = 1.0
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,15 @@ class Forked(Child):
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def compute_on_one_thread() -> None:
+    """Have the processes that this one starts compute on one thread, unless a person says more.
+
+    There are many of them. A role that may use more threads asks for them.
+    """
+    for name in _THREADS:
+        os.environ.setdefault(name, "1")
 
 
 def can_fork() -> bool:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import importlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -27,7 +28,14 @@ import setproctitle
 
 from launcher import safe_path
 from launcher.processes import role_process
-from launcher.processes.children import LENGTH, Forked, Order, can_fork, open_python
+from launcher.processes.children import (
+    LENGTH,
+    Forked,
+    Order,
+    can_fork,
+    compute_on_one_thread,
+    open_python,
+)
 from launcher.processes.restarts import Ended, Exit, RestartPolicy
 from pdqn.errors import reason_of
 from pdqn.silence import ListeningClock
@@ -90,7 +98,7 @@ class _Server:
 class ForkServer:
     """The forkserver of this process: one that ends is made again. Use it from one thread.
 
-    It begins with the first process that is wanted of it.
+    It begins with the first process that is wanted of it, or earlier by ``begin``.
 
     Args:
         preloaded: name of the module that it imports first.
@@ -125,6 +133,18 @@ class ForkServer:
     def is_sound(self) -> bool:
         """Return whether it has not ended of late."""
         return not self._policy.failures
+
+    def begin(self) -> None:
+        """Begin to import what is shared, while the caller finds out what to start."""
+        if self._server is None and not self.is_given_up:
+            self._begin()
+
+    def share_limits(self) -> None:
+        """Give what it forks from now on this process's limit of open files."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if self.pid:
+            with suppress(OSError):  # it has just ended, and the next one inherits the limit
+                resource.prlimit(self.pid, resource.RLIMIT_NOFILE, limit)
 
     def start(self, order: Order) -> Forked:
         """Have a process started, as soon as the forkserver can."""
@@ -185,6 +205,7 @@ class ForkServer:
             self._waiting.popleft()
 
     def _begin(self) -> None:
+        compute_on_one_thread()
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:

@@ -22,6 +22,7 @@ from launcher.plan.plan import Plan
 from launcher.plan.prepare import prepare
 from launcher.plan.report import as_json as plan_as_json
 from launcher.plan.report import report
+from launcher.processes.forkserver import ForkServer
 from launcher.records.sinks import check_sinks
 from launcher.run.parallel import Run
 from launcher.run.resume import PastRun
@@ -38,6 +39,8 @@ from pdqn.errors import UsageError
 def launch(
     config: Config,
     interrupts: Interrupts,
+    inspector: Inspector | None = None,
+    forkserver: ForkServer | None = None,
     *,
     past: PastRun | None,
     run_dir: Path | None,
@@ -46,7 +49,6 @@ def launch(
     agreed: bool,
     check_only: bool,
     cluster: DaskCluster | None = None,
-    inspector: Inspector | None = None,
 ) -> int:
     """Check, then train; return the exit code."""
     if cluster is not None:
@@ -65,10 +67,7 @@ def launch(
         echo("interrupted before anything was started", err=True)
         return 0
     single = resolved.run.mode == "single"
-    if single and access.address is not None:
-        raise UsageError("--bind: mode single is one process that nobody can join")
-    if not single:
-        sockets.find_parent()  # refuses before anything is made
+    _check_mode(access, forkserver, single=single)
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
     directory.write_config(resolved, config)
@@ -76,15 +75,34 @@ def launch(
     # In mode single the environment is in this process, and has its standard streams.
     with streams.apart(log) if single else contextlib.nullcontext():
         view = make_console(console, streams.out())
-        for warning in (*plan.warnings, *_warnings_of_access(access, cluster)):
-            view.message(f"warning: {warning}")
-        view.message(plan.replay)
+        _say_first(view, plan, _warnings_of_access(access, cluster))
         raise_open_file_limit(plan.open_files)
+        if forkserver is not None:
+            forkserver.share_limits()
         if past is not None:
             _tell_resumed(directory, view, state, past.config, resolved)
         insecure = access.insecure
         session = Session(resolved, spec, directory, view, interrupts, state, insecure=insecure)
-        return _run_alone(session) if single else Run(session, access, cluster).execute()
+        return (
+            _run_alone(session) if single else Run(session, access, cluster, forkserver).execute()
+        )
+
+
+def _check_mode(access: Access, forkserver: ForkServer | None, *, single: bool) -> None:
+    """Refuse what a mode cannot do before anything is made; end what it does not need."""
+    if not single:
+        sockets.find_parent()
+        return
+    if access.address is not None:
+        raise UsageError("--bind: mode single is one process that nobody can join")
+    if forkserver is not None:
+        forkserver.close()
+
+
+def _say_first(view: Console, plan: Plan, warnings: Iterator[str]) -> None:
+    for warning in (*plan.warnings, *warnings):
+        view.message(f"warning: {warning}")
+    view.message(plan.replay)
 
 
 def _run_alone(session: Session) -> int:

@@ -58,7 +58,11 @@ class Run:
     """
 
     def __init__(
-        self, session: Session, access: Access | None = None, cluster: DaskCluster | None = None
+        self,
+        session: Session,
+        access: Access | None = None,
+        cluster: DaskCluster | None = None,
+        forkserver: ForkServer | None = None,
     ) -> None:
         self._access = access or Access()
         self._cluster = cluster
@@ -88,7 +92,7 @@ class Run:
             allowed,
             session.restarts,
             network,
-            forkserver=ForkServer() if self._actors_here else None,
+            forkserver=(forkserver or ForkServer()) if self._actors_here else None,
         )
         session.state.incarnations = self._coordinator.membership.incarnations
         self._ends = Ends(session, self._coordinator, self._supervisor)
@@ -98,14 +102,7 @@ class Run:
         self._next_check, self._key_trouble = 0.0, ""
         self._allowed: Clients | None = None
         self._memory = MemoryLimit("launcher", LAUNCHER_BYTES, self._config.system.memory_limit)
-        session.take(
-            Controls(
-                hold=lambda hold: self._coordinator.command(["actor"], "hold" if hold else "run"),
-                save=self._coordinator.save,
-                samples_per_insert=lambda: self._coordinator.samples_per_insert,
-                set_samples_per_insert=self._coordinator.set_samples_per_insert,
-            )
-        )
+        session.take(self._controls())
 
     def execute(self) -> int:
         """Run to the end; return the exit code."""
@@ -175,14 +172,17 @@ class Run:
             coordinator.allow(self._access.clients.clients)
         return coordinator
 
+    def _controls(self) -> Controls:
+        coordinator = self._coordinator
+        return Controls(
+            hold=lambda hold: coordinator.command(["actor"], "hold" if hold else "run"),
+            save=coordinator.save,
+            samples_per_insert=lambda: coordinator.samples_per_insert,
+            set_samples_per_insert=coordinator.set_samples_per_insert,
+        )
+
     def _local_endpoint(self) -> str:
-        """Return the endpoint at which this host's own roles join."""
-        endpoint, local = self._coordinator.endpoint, self._access.local_address
-        if local is None:
-            return endpoint
-        address, key = transport.split(endpoint)
-        host, port = local.rpartition(":")[0], address.rpartition(":")[2]
-        return transport.endpoint_of(f"tcp://{host}:{port}", key)
+        return self._access.local_endpoint(self._coordinator.endpoint)
 
     def _reserve(self, key: MemberKey) -> bool:
         """Return whether the next session will count this start, even if this one is killed now.
