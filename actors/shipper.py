@@ -13,7 +13,7 @@ from pdqn.config import resolved
 from pdqn.link import CoordinatorLink
 from pdqn.messages import Welcome
 from replay.sender import NO_TICKET, TransitionSender, shard_of
-from replay.waiting import most_frames, shared_window
+from replay.waiting import most_frames, shared_window, window_batches
 
 # For a replay that is started again: once the run stops, without a launcher, or while it goes on.
 _FLUSH_SECONDS, _ORPHAN_FLUSH_SECONDS, _DISMISSED_FLUSH_SECONDS = 8.0, 2.0, 60.0
@@ -38,7 +38,7 @@ class Shipper:
             context,
             welcome.index,
             welcome.incarnation,
-            welcome.config.actor.window,
+            window_batches(welcome.config),
             ticket=welcome.ticket or NO_TICKET,
         )
         self._share_window()

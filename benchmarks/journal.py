@@ -35,6 +35,7 @@ from replay.limiter import make_limiter
 from replay.recovery import recover
 from replay.sequences import Sequences
 from replay.sharding import ShardLimiter
+from replay.waiting import window_batches
 
 _RUN, _KIND = "bench", "benchmark"
 _CASES = (("cartpole", "dense", 1_000_000), ("placement", "compressed", 200_000))
@@ -106,7 +107,7 @@ def _measured(name: str, store: str, transitions: int, folder: Path) -> list[str
 def _contents(recording: Recording, config: Config) -> Contents:
     buffer = make_buffer(config, recording.spec, 0, 1)
     limiter = ShardLimiter(make_limiter(config))
-    return Contents(buffer, limiter, Sequences(config.actor.window), 1)
+    return Contents(buffer, limiter, Sequences(window_batches(config)), 1)
 
 
 def _fill(recording: Recording, config: Config, folder: Path) -> str:

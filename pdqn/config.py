@@ -164,7 +164,11 @@ class ActorConfig:
     )
     send_seconds: float = setting(1.0, "longest time that a finished segment waits", above=0)
     window: int = setting(
-        2, "TransitionBatches that may be on their way unacknowledged", at_least=1, at_most=1000
+        2,
+        "TransitionBatches that may be on their way unacknowledged; four times as many with "
+        "replay.journal = sync",
+        at_least=1,
+        at_most=1000,
     )
     window_bytes: int | None = setting(
         None, "bytes of those batches; a larger batch goes alone", at_least=1

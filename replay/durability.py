@@ -36,6 +36,7 @@ from replay.recovery import OtherKindError, Result, Taken, recover
 from replay.renewal import Renewal, finish_replacement, replace_folder
 from replay.sequences import Sequences
 from replay.sharding import ShardLimiter
+from replay.waiting import window_batches
 
 JOURNAL = "journal"
 _POLL_SECONDS = 0.05
@@ -149,7 +150,7 @@ def _new_contents(welcome: Welcome) -> Contents:
     config, life = welcome.config, welcome.incarnation
     buffer = make_buffer(config, welcome.spec, welcome.index, life)
     return Contents(
-        buffer, ShardLimiter(make_limiter(config)), Sequences(config.actor.window), life
+        buffer, ShardLimiter(make_limiter(config)), Sequences(window_batches(config)), life
     )
 
 

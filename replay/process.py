@@ -27,7 +27,7 @@ from replay.intake import Intake
 from replay.outlet import MOST_REQUESTS_PER_TURN, Outlet
 from replay.sender import Hello, encode_acknowledgement
 from replay.sequences import bound_streams
-from replay.waiting import largest_batch_bytes, window_bytes
+from replay.waiting import largest_batch_bytes, window_batches, window_bytes
 
 _POLL_MILLISECONDS = 50
 # While acknowledgements wait for the disk.
@@ -402,7 +402,7 @@ def _sockets(
     """Make the sockets for transitions, samples and acknowledgements, not bound yet."""
     pull = context.socket(zmq.PULL)
     # The actors' windows of unacknowledged batches bound the queue.
-    pull.setsockopt(zmq.RCVHWM, config.actor.window)
+    pull.setsockopt(zmq.RCVHWM, window_batches(config))
     pull.setsockopt(zmq.MAXMSGSIZE, batch_bytes)
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)

@@ -18,6 +18,7 @@ from pdqn.wire import (
 # Frames are compressed in blocks of at least this many bytes. Smaller ones would compress worse;
 # larger ones would cost replay more to decode one frame.
 BLOCK_BYTES = 64 << 10
+_SYNC_WINDOWS = 4
 _COLUMN_BYTES = sum(dtype.itemsize for dtype in TRANSITION_COLUMNS.values())
 _HISTORY_BYTES = 1
 # Names, numbers and descriptions of columns; the map of a block.
@@ -69,6 +70,15 @@ def largest_batch_bytes(spec: EnvironmentSpec, config: Config) -> int:
     return min(MAX_TRANSITION_BYTES, int(raw_bytes * (1 + _GROWTH_SHARE)) + overhead_bytes)
 
 
+def window_batches(config: Config) -> int:
+    """Return the most TransitionBatches that one actor can have unacknowledged.
+
+    An acknowledgement of a journal that is synced waits for the disk, in which time an actor goes
+    on.
+    """
+    return config.actor.window * (_SYNC_WINDOWS if config.replay.journal == "sync" else 1)
+
+
 def window_bytes(spec: EnvironmentSpec, config: Config) -> int:
     """Return the most bytes that one actor can have unacknowledged.
 
@@ -78,7 +88,7 @@ def window_bytes(spec: EnvironmentSpec, config: Config) -> int:
             ``window_bytes``, the number of batches alone bounds them.
     """
     actor, largest = config.actor, largest_batch_bytes(spec, config)
-    whole = actor.window * largest
+    whole = window_batches(config) * largest
     return whole if actor.window_bytes is None else max(largest, min(actor.window_bytes, whole))
 
 

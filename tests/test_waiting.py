@@ -21,7 +21,12 @@ from pdqn.config import Config, resolved
 from pdqn.messages import Pulse, Welcome
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 from pdqn.telemetry import Telemetry
-from replay.waiting import largest_batch_bytes, shared_window, window_bytes
+from replay.waiting import (
+    largest_batch_bytes,
+    shared_window,
+    window_batches,
+    window_bytes,
+)
 
 MB = 10**6
 LARGE = EnvironmentSpec("test/Large-v0", (FieldSpec("observation", (1000, 1000), "uint8"),), 4)
@@ -36,7 +41,9 @@ def shipped(
 ) -> list[int]:
     """Record random steps as an actor does; return the sizes of its messages."""
     welcome = Welcome("r" * 80, 2**20 - 1, 2**31, config, spec, "", "")
-    link: Any = SimpleNamespace(telemetry=Telemetry(), pulse=Pulse(), stopping=False)
+    link: Any = SimpleNamespace(
+        telemetry=Telemetry(), pulse=Pulse(), stopping=False, silent_seconds=0.0
+    )
     sizes: list[int] = []
     with zmq.Context() as context:
         shipper = Shipper(context, link, welcome)
@@ -176,6 +183,16 @@ def test_small_batches_may_fill_the_whole_window():
     largest = largest_batch_bytes(CART_POLE, config)
     assert config.actor.window_bytes == config.actor.window * largest
     assert window_bytes(CART_POLE, config) == config.actor.window_bytes
+
+
+def test_an_actor_goes_on_while_the_disk_takes_what_it_sent():
+    given = configured(replay={"journal": "sync"})
+    written, synced = (plan(machine(128), c, CART_POLE).config for c in (Config(), given))
+    assert window_batches(written) == written.actor.window == synced.actor.window
+    assert window_batches(synced) == 4 * synced.actor.window
+    bytes_of = [resolved(config.actor.window_bytes) for config in (written, synced)]
+    assert bytes_of[1] == 4 * bytes_of[0]
+    assert window_bytes(CART_POLE, synced) == bytes_of[1]
 
 
 def test_a_batch_larger_than_the_window_is_planned_alone():

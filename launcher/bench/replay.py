@@ -49,6 +49,7 @@ from replay.client import SampleClient
 from replay.process import run_replay
 from replay.samples import SampleLayout
 from replay.sender import TransitionSender
+from replay.waiting import window_batches
 
 _RUN = "bench"
 _CAPACITY = 100_000
@@ -494,9 +495,8 @@ def _write(pipe: Connection, address: str, recording: Recording) -> None:
     with role("actor", address, 0, None) as (context, link, welcome):
         actor = welcome.config.actor
         stream = 0, welcome.incarnation
-        sender = TransitionSender(
-            context, *stream, actor.window, actor.window_bytes, welcome.ticket
-        )
+        window = window_batches(welcome.config)
+        sender = TransitionSender(context, *stream, window, actor.window_bytes, welcome.ticket)
         batches = _batches(recording, welcome.config)
 
         def keep_in_touch() -> bool:
