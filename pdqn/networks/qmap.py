@@ -188,7 +188,7 @@ class QMap(QNetwork):
 
 
 class Learned(NamedTuple):
-    """What the parameters make of inputs.
+    """Results of the parameters for B inputs.
 
     Attributes:
         advantage: float32[batch, n * n], of each block.

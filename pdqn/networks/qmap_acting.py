@@ -1,7 +1,7 @@
 """Values of a Q-map for processes that act on a CPU, in memory that is used again.
 
 For each observation a Q-map has planes of thousands of cells. An actor returns freed memory to the
-system, and would get it anew with every step.
+system, and would have to ask for it again with every step.
 """
 
 from __future__ import annotations
