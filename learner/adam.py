@@ -113,6 +113,7 @@ class FlatAdam:
             for index, view in enumerate(views(flat, self._parameters)):
                 np.copyto(view, state["state"][index][name].cpu().numpy())
         self._steps = int(state["state"][0]["step"]) if state["state"] else 0
+        self._learning_rate = float(state["param_groups"][0]["lr"])
 
 
 class TorchAdam:

@@ -102,6 +102,9 @@ class Link:
         self._happens = iter(happens)
         self._turns = 0
 
+    def tell_ready(self) -> None:
+        """Tell nobody."""
+
     def poll(self, timeout_seconds: float = 0.0) -> None:
         if timeout_seconds:
             next(self._happens)(self)

@@ -398,7 +398,7 @@ def test_a_run_of_many_processes_ends_in_order_whatever_its_environments_do(
         assert command.wait() == 0, command.stderr
         summary = lines_of(command)[-1]["summary"]
     assert (summary["exit_reason"], summary["warning"]) == ("steps", None)
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert not any(summary["restarts"].values())
     assert summary["environment_failures"] >= 1
     assert summary["transitions"]["sent"] == summary["transitions"]["received"] > 0
     assert (tmp_path / "run" / "best_model.pth").is_file()

@@ -294,7 +294,7 @@ def test_a_run_whose_lines_nobody_reads_goes_on_and_ends(
         assert command.wait() == 0, command.stderr
     summary = summary_of(tmp_path)
     assert summary["exit_reason"] == "steps"
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert not any(summary["restarts"].values())
     assert "Traceback" not in command.stderr
 
 
@@ -310,5 +310,5 @@ def test_a_run_on_a_terminal_that_nobody_reads_goes_on_and_ends(
     os.close(master)
     summary = summary_of(tmp_path)
     assert summary["exit_reason"] == "steps"
-    assert summary["restarts"] == dict.fromkeys(("actor", "replay", "learner", "evaluator"), 0)
+    assert not any(summary["restarts"].values())
     assert "Traceback" not in command.stderr

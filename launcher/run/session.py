@@ -260,6 +260,8 @@ class Session:
         """Write the last figures, the summary and the picture; the exit code."""
         self._write_evaluations()
         self._write_line()
+        # A run may stop at once, and then wait for its disk.
+        self.console.update(self.snapshot(members))
         answers = self._settle(reason)
         self.enter("done")
         last = self.snapshot(members)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -110,7 +111,8 @@ class QMap(QNetwork):
 
     def prepare(self, observation: Mapping[str, Tensor], make: Make = new_array) -> MapInputs:
         """Derive inputs from observations; see ``qmap_inputs.derive``."""
-        return derive(observation, self.block, self.interpolation, make)
+        interpolation = self._interpolation(observation["map"].shape[1])
+        return derive(observation, self.block, interpolation, make)
 
     def forward(self, *prepared: Tensor) -> Tensor:
         """Compute action values, [batch, N * N]."""
@@ -133,8 +135,9 @@ class QMap(QNetwork):
         """
         inputs = MapInputs(*prepared)
         learned = self.learned(inputs)
-        rows = self.interpolation[actions // self.size]
-        columns = self.interpolation[actions % self.size]
+        size = math.isqrt(inputs.maps.shape[1])
+        interpolation = self._interpolation(size)
+        rows, columns = interpolation[actions // size], interpolation[actions % size]
         weights = (rows[:, :, None] * columns[:, None, :]).flatten(1)
         planes = (inputs.maps, inputs.rewards, inputs.valid)
         here = torch.cat([plane.gather(1, actions[:, None]) for plane in planes], dim=1)
@@ -143,8 +146,10 @@ class QMap(QNetwork):
 
     def cells(self, learned: Learned) -> Tensor:
         """Interpolate the advantages of blocks, float32[batch, N, N]."""
-        blocks = learned.advantage.view(-1, *2 * (self.size // self.block,))
-        return self.interpolation @ blocks @ self.interpolation.T
+        count = math.isqrt(learned.advantage.shape[1])
+        blocks = learned.advantage.view(-1, count, count)
+        interpolation = self._interpolation(count * self.block)
+        return interpolation @ blocks @ interpolation.T
 
     def learned(self, inputs: MapInputs) -> Learned:
         """Compute everything that has parameters, on blocks."""
@@ -179,9 +184,15 @@ class QMap(QNetwork):
         fine = fine + functional.relu_(self.mix(fine))
         return self.advantage(fine).flatten(1).float()
 
+    def _interpolation(self, size: int) -> Tensor:
+        """Return the matrix for maps of a size, which may differ from that of training."""
+        if size == self.size:
+            return self.interpolation
+        return interpolation_matrix(size, self.block).to(self.interpolation.device)
+
     def _on_blocks(self, layer: nn.Conv2d, blocks: Tensor) -> Tensor:
         """Apply a convolution whose stride is its size: a dense layer for each block."""
-        count = self.size // self.block
+        count = math.isqrt(blocks.shape[1])
         result = functional.linear(blocks, layer.weight.flatten(1), layer.bias)
         # The channels are last in memory, as the convolutions after this one want them.
         return result.view(len(blocks), count, count, -1).permute(0, 3, 1, 2)
