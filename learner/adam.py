@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from learner import array_kernels as kernels
-
-Array: TypeAlias = NDArray[np.float32]
+from pdqn.networks.array_network import Array
 
 _BETAS = (0.9, 0.999)  # torch's default
 _CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
@@ -32,11 +30,6 @@ _GROUP = {
     "fused": True,
     "decoupled_weight_decay": False,
 }
-
-
-def suits_flat(network: nn.Module) -> bool:
-    """Return whether a network's parameters can be one array: float32, on the CPU."""
-    return all(p.dtype == torch.float32 and p.device.type == "cpu" for p in network.parameters())
 
 
 class FlatAdam:

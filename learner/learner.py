@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner import array_kernels as kernels
-from learner.adam import Array, FlatAdam, TorchAdam, flatten, suits_flat
+from learner.adam import FlatAdam, TorchAdam, flatten
 from learner.array_step import ArrayStep, array_step_of
 from learner.objective import Objective, TensorBatch
 from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, first_line
 from pdqn.networks import build_network, resample_noise
+from pdqn.networks.array_network import Array, suits_flat
 from pdqn.schedules import linear
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.telemetry import Telemetry

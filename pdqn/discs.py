@@ -98,16 +98,30 @@ def disc_sums_of_row(prefixes, padding, widths, x, sums):
 @compiled
 def _fill_disc_sums(grids, radii, sums):
     """Fill sums, float32[B, N, N], as documented in ``disc_sums``."""
-    size = grids.shape[1]
-    row_sums = np.empty(size, np.float64)
+    row_sums = np.empty(grids.shape[1], np.float64)
     for b in range(len(grids)):
-        if radii[b] <= 0:
-            sums[b] = 0.0
-            continue
-        radius = min(radii[b], 2 * size)  # a radius that already covers the whole map
-        padding = min(radius, size)
-        widths = half_widths(radius)
-        prefixes = padded_prefix_sums(grids[b], padding)
-        for x in range(size):
-            disc_sums_of_row(prefixes, padding, widths, x, row_sums)
-            sums[b, x] = row_sums
+        disc_sums_of_map(grids[b], radii[b], row_sums, sums[b])
+
+
+@compiled
+def disc_sums_of_map(grid, radius, row_sums, sums):
+    """Fill sums, float32[N, N], with the disc sums of a map; zeros where the radius is below 1.
+
+    Args:
+        grid: float32[N, N].
+        radius: in cells.
+        row_sums: [N], overwritten; its dtype is that of the running sums. float32 takes half the
+            time. Its error is that of a row's sum, so it hides what is small beside it.
+        sums: overwritten.
+    """
+    size = len(grid)
+    if radius <= 0:
+        sums[:] = 0.0
+        return
+    reach = min(radius, 2 * size)  # a radius that already covers the whole map
+    padding = min(reach, size)
+    widths = half_widths(reach)
+    prefixes = padded_prefix_sums(grid, padding).astype(row_sums.dtype)
+    for x in range(size):
+        disc_sums_of_row(prefixes, padding, widths, x, row_sums)
+        sums[x] = row_sums

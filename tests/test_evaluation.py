@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 
 from actors.environments import guard
@@ -26,8 +25,8 @@ from actors.evaluation import (
     random_act,
     standard_error,
 )
+from pdqn.discs import disc_sums
 from pdqn.errors import RunError
-from pdqn.networks.qmap_inputs import disc_sums
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 
 CIRCLES = "pdqn/CirclePlacement-v0"
@@ -443,8 +442,8 @@ def test_a_policy_is_compared_with_the_baselines_on_the_very_same_maps():
     """Play the greedy baseline as a policy: on every map it scores the same as itself."""
 
     def act(observation: Observation) -> np.ndarray:
-        maps = torch.from_numpy(observation["map"]).float()
-        sums = disc_sums(maps, torch.from_numpy(observation["radius"])[:, 0]).flatten(1).numpy()
+        radii = observation["radius"][:, 0].astype(np.int64)
+        sums = disc_sums(observation["map"], radii).reshape(len(radii), -1)
         return np.where(observation["action_mask"].astype(bool), sums, -1).argmax(axis=1)
 
     spec = describe_environment(CIRCLES, ARGS)

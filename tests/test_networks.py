@@ -21,10 +21,10 @@ from pdqn import discs
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
 from pdqn.model import load_model, save_model
-from pdqn.networks import QNetwork, build_network, network_sizes
+from pdqn.networks import QNetwork, build_network, network_sizes, qmap_inputs
 from pdqn.networks.fused import FusedNetwork
 from pdqn.networks.qmap import QMap
-from pdqn.networks.qmap_inputs import disc_sums, interpolation_matrix, transformed_disc_sums
+from pdqn.networks.qmap_inputs import interpolation_matrix, transformed_disc_sums
 from pdqn.specs import ALLOWED_DTYPES, EnvironmentSpec, FieldSpec, Observation
 from pdqn.trust import EVERYTHING
 
@@ -382,6 +382,13 @@ class TestQMap:
         wanted = torch.nn.functional.interpolate(blocks, scale_factor=block, mode="bilinear")
         torch.testing.assert_close(matrix @ blocks @ matrix.T, wanted, rtol=1e-5, atol=1e-6)
 
+    def test_planes_are_the_same_in_compiled_loops_and_by_torch_as_on_a_gpu(self):
+        observation = observations(32, 4)
+        observation["radius"][0] = 0  # an episode has ended
+        ours = qmap_inputs._compiled_planes(observation, 4, qmap_inputs.new_array)
+        for found, wanted in zip(ours, qmap_inputs._planes(observation, 4), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
     def test_preparing_involves_no_parameters(self):
         network = build_network(map_spec(16), NetworkConfig(channels=8))
         prepared = network.prepare(observations(16, 2))
@@ -472,8 +479,8 @@ def naive_disc_sums(grid: np.ndarray, radius: int) -> np.ndarray:
 def test_both_ways_to_sum_discs_equal_the_definition(size, radii, seed):
     maps = np.random.default_rng(seed).random((len(radii), size, size)).astype(np.float32)
     expected = np.stack([naive_disc_sums(g, r) for g, r in zip(maps, radii, strict=True)])
-    arguments = torch.from_numpy(maps), torch.tensor(radii, dtype=torch.float32)
-    for sums in (transformed_disc_sums(*arguments), disc_sums(*arguments)):
+    transformed = transformed_disc_sums(torch.from_numpy(maps), torch.tensor(radii).float())
+    for sums in (transformed, torch.from_numpy(discs.disc_sums(maps, radii))):
         assert sums.shape == maps.shape
         assert sums.dtype == torch.float32
         np.testing.assert_allclose(sums.numpy(), expected, rtol=1e-5, atol=1e-4)

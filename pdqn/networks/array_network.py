@@ -29,7 +29,7 @@ Array: TypeAlias = NDArray[np.float32]
 Gradients: TypeAlias = Mapping[Tensor, Array]
 
 
-class _Matrix:
+class Matrix:
     """An array and the tensor of the same memory: compiled loops take one, products the other."""
 
     def __init__(self, array: Array) -> None:
@@ -37,41 +37,41 @@ class _Matrix:
         self.tensor = torch.from_numpy(array)
 
 
-_NOTHING = _Matrix(np.empty((0, 0), np.float32))
+_NOTHING = Matrix(np.empty((0, 0), np.float32))
 
 
-class _Parameter(_Matrix):
+class _Parameter(Matrix):
     """A parameter as a matrix, with its gradient if there is one."""
 
     def __init__(self, parameter: Tensor, gradients: Gradients) -> None:
         super().__init__(_as_matrix(parameter.detach().numpy()))
         self.transposed = self.tensor.t()
         gradient = gradients.get(parameter)
-        self.gradient = _NOTHING if gradient is None else _Matrix(_as_matrix(gradient))
+        self.gradient = _NOTHING if gradient is None else Matrix(_as_matrix(gradient))
 
 
-class _Buffers:
+class Buffers:
     """Matrices that are made once and used in every pass, by name and number of rows."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
-        self._parts: dict[tuple[str, int], _Matrix] = {}
+        self._parts: dict[tuple[str, int], Matrix] = {}
 
-    def get(self, name: str, count: int, *shape: int) -> _Matrix:
+    def get(self, name: str, count: int, *shape: int) -> Matrix:
         """Return a matrix [count, *shape] without defined contents."""
         part = self._parts.get((name, count))
         if part is None or part.array.shape[1:] != shape:
             part = self._parts[name, count] = self._made(name, count, shape)
         return part
 
-    def _made(self, name: str, count: int, shape: tuple[int, ...]) -> _Matrix:
+    def _made(self, name: str, count: int, shape: tuple[int, ...]) -> Matrix:
         array = self._arrays.get(name)
         if array is None or len(array) < count or array.shape[1:] != shape:
             array = self._arrays[name] = np.empty((count, *shape), np.float32)
             self._parts = {key: part for key, part in self._parts.items() if key[0] != name}
         elif len(self._parts) > _MOST_PARTS:
             self._parts.clear()
-        return _Matrix(array[:count])
+        return Matrix(array[:count])
 
 
 class _Dense:
@@ -86,10 +86,10 @@ class _Dense:
             self._gain = _Parameter(norm.weight, gradients)
             self._shift = _Parameter(norm.bias, gradients)
             self._epsilon = norm.eps
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
         self._inputs = self._hidden = self._scales = self._output = _NOTHING
 
-    def forward(self, inputs: _Matrix) -> _Matrix:
+    def forward(self, inputs: Matrix) -> Matrix:
         """Compute [n, width] from [n, inputs]; the result is valid until the next call."""
         count, width = len(inputs.array), self._bias.array.size
         hidden = self._buffers.get("hidden", count, width)
@@ -108,7 +108,7 @@ class _Dense:
         )  # fmt: skip
         return self._output
 
-    def backward(self, gradient: _Matrix, *, to_inputs: bool) -> _Matrix:
+    def backward(self, gradient: Matrix, *, to_inputs: bool) -> Matrix:
         """Fill the gradients of the parameters; return that of the inputs, [n, inputs].
 
         Args:
@@ -145,7 +145,7 @@ class _Convolution:
         self.features = module.features
         self._channels, self._inputs = self._weight.array.shape
         self._area = self.features // self._channels
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
         self._columns = _NOTHING
 
     def forward(self, images: Array, features: Array) -> None:
@@ -178,10 +178,10 @@ class _Head:
         if module.value is not None:
             value = module.value
             self._value = (_Parameter(value.weight, gradients), _Parameter(value.bias, gradients))
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
         self._inputs = _NOTHING
 
-    def forward(self, inputs: _Matrix) -> Array:
+    def forward(self, inputs: Matrix) -> Array:
         """Compute [n, actions] from [n, features]; the result is valid until the next call."""
         self._inputs = inputs
         count, bias = len(inputs.array), self._bias.array[0]
@@ -196,7 +196,7 @@ class _Head:
         kernels.dueling(values.array, bias, common.array, value_bias.array[0], values.array)
         return values.array
 
-    def backward(self, gradient: Array) -> _Matrix:
+    def backward(self, gradient: Array) -> Matrix:
         """Fill the gradients of the parameters; return that of the inputs, [n, features].
 
         Args:
@@ -239,7 +239,7 @@ class ArrayNetwork:
             if isinstance(layer, nn.Linear)
         ]
         self._head = _Head(network.head, wanted)
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
         self._features = _NOTHING
 
     def forward(self, *prepared: Array) -> Array:
@@ -269,10 +269,10 @@ class ArrayNetwork:
             encoder.backward(behind.array[:, part], self._features.array[: len(gradient), part])
             start = part.stop
 
-    def _fused(self, *prepared: Array) -> _Matrix:
+    def _fused(self, *prepared: Array) -> Matrix:
         """Compute the features of images, with the other values after them."""
         if not self._encoders:
-            return _Matrix(prepared[0])
+            return Matrix(prepared[0])
         count = len(self._encoders)
         rest = prepared[count:]
         seen = sum(encoder.features for encoder in self._encoders)
@@ -310,9 +310,12 @@ def has_arrays(network: QNetwork) -> TypeGuard[FusedNetwork]:
         return False
     dense = [*network.trunk, network.head.advantage]
     plain = all(type(layer) is nn.Linear for layer in dense)
-    return plain and all(
-        p.dtype == torch.float32 and p.device.type == "cpu" for p in network.parameters()
-    )
+    return plain and suits_flat(network)
+
+
+def suits_flat(network: nn.Module) -> bool:
+    """Return whether a network's parameters can be arrays: float32, on the CPU."""
+    return all(p.dtype == torch.float32 and p.device.type == "cpu" for p in network.parameters())
 
 
 class _Acting(threading.local):

@@ -15,22 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pdqn.jit import compiled
+from pdqn.networks.array_network import Buffers
 from pdqn.networks.qmap import QMap
 from pdqn.networks.qmap_inputs import REWARD_SCALE
 
 
 class _Memory(threading.local):
-    """Arrays of the thread that acts, by name."""
+    """Memory of the thread that acts."""
 
     def __init__(self) -> None:
-        self._arrays: dict[str, NDArray[np.float32]] = {}
+        self._buffers = Buffers()
 
     def get(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return an array without defined contents, valid until the next call for this name."""
-        array = self._arrays.get(name)
-        if array is None or array.shape[1:] != shape[1:] or len(array) < shape[0]:
-            array = self._arrays[name] = np.empty(shape, np.float32)
-        return array[: shape[0]]
+        return self._buffers.get(name, *shape).array
 
 
 _memory = _Memory()
