@@ -88,7 +88,7 @@ def measure(work: Work, seconds: float) -> float:
     return statistics.quantiles(found, n=4)[0]
 
 
-def _config(env: str, env_args: dict[str, Any], **learner: Any) -> Config:
+def _config(env: str, env_args: dict[str, Any]) -> Config:
     settings = {
         "run": {"env": env, "env_args": env_args},
         "actor": {
@@ -102,7 +102,6 @@ def _config(env: str, env_args: dict[str, Any], **learner: Any) -> Config:
             "device": "cpu",
             "precision": "float32",
             "batch_size": _BATCH,
-            **learner,
         },
     }
     return build(("benchmark", settings))

@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from actors.segments import join_segments
+from benchmarks.check_speed import ratios
 from launcher.bench import hosts, journal, replay
 from launcher.bench.recordings import RECORDINGS, record
 from launcher.coordinator.coordinator import Coordinator
@@ -132,3 +133,12 @@ def test_what_a_transition_costs_is_measured_piece_by_piece(capsys: Any):
     assert 20 < shown["costs"]["wire_bytes"] < 2000
     assert hosts.bench_hosts(config, 0.1, 30, as_json=False) == 0
     assert "actors that saturate" in capsys.readouterr().out
+
+
+def test_lost_speed_is_told_by_the_median_of_the_rounds_and_new_paths_are_left_out():
+    rounds = [
+        ({"act": 10.0, "gone": 1.0}, {"act": 30.0, "new": 1.0}),
+        ({"act": 10.0, "gone": 1.0}, {"act": 12.0, "new": 1.0}),
+        ({"act": 20.0, "gone": 1.0}, {"act": 20.0, "new": 1.0}),
+    ]
+    assert ratios(rounds) == {"act": pytest.approx(1.2)}

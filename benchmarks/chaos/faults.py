@@ -175,8 +175,13 @@ def kill_host(case: Case) -> None:
 
 
 def move_host(case: Case) -> None:
-    """Kill all processes of a host with replay, and let another host join in its place."""
+    """Kill all processes of a host with replay, and let another host join in its place.
+
+    Before the run has missed the first one, the place is taken.
+    """
     kill_host(case)
+    events = case.run.path / "events.jsonl"
+    wait_until(lambda: '"vanished"' in events.read_text("utf-8"), 60.0, "the end of the host")
     case.run.join("replay")
 
 

@@ -279,9 +279,13 @@ class Scenario:
         for assignment in (*_COMMON, f"replay.journal={plan.journal}"):
             options += ["--set", assignment]
         for one in self._kinds:
-            options += [option.replace("{folder}", str(self.folder)) for option in one.options]
+            options += self._options(one)
         self._run.launch(*options)
         self._join()
+
+    def _options(self, kind: Kind) -> list[str]:
+        """Return a kind's further options of the launcher."""
+        return [option.replace("{folder}", str(self.folder)) for option in kind.options]
 
     def _join(self) -> None:
         if self._kind.joined:
@@ -384,7 +388,7 @@ class Scenario:
         run, kind = self._run, self._kind
         run.hosts.clear()
         # The addresses to bind, and the roles that join, belong to a session and not to the run.
-        again = kind.options if kind.joined else ()
+        again = self._options(kind) if kind.joined else ()
         run.launch("--resume", str(run.path), "--console", self.plan.console, *again)
         if kind.joined:
             self._join()
