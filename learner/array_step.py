@@ -16,6 +16,9 @@ from pdqn.networks.array_network import Array, ArrayNetwork, Gradients, has_arra
 from pdqn.networks.fused import FusedNetwork
 from pdqn.specs import ACTION_MASK
 
+# Share of a batch up to which only the rows that bootstrap are computed. Above it, all are:
+# products of one shape are prepared only once.
+_MOST_SELECTED = 0.75
 _NO_MASK = np.zeros((0, 0), bool)
 
 
@@ -86,7 +89,7 @@ class ArrayStep:
     def _values(self, batch: TensorBatch, targets: Array) -> Array:
         """Compute the values of a batch's observations, and add to targets what is bootstrapped.
 
-        A return that reaches the end of its episode is known: its row has no second pass.
+        A return that reaches the end of its episode is known: its row needs no second pass.
         """
         count = len(batch)
         discount = batch.discount.numpy()
@@ -95,7 +98,8 @@ class ArrayStep:
         if not len(rows):
             return self._online.forward(*here)
         there = self._inputs(batch.bootstrap_observation)
-        if len(rows) < count:
+        selects = len(rows) <= _MOST_SELECTED * count
+        if selects:
             there = [part[rows] for part in there]
         values = self._target.forward(*there)
         ours, chooser = self._online, values
@@ -107,6 +111,8 @@ class ArrayStep:
             found = ours.forward(*here)
         mask = batch.bootstrap_observation.get(ACTION_MASK)
         given = _NO_MASK if mask is None else mask.numpy()
+        if not selects:
+            chooser, values = chooser[rows], values[rows]
         kernels.add_bootstrapped(targets, discount, rows, chooser, values, given)
         return found[:count]
 

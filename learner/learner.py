@@ -76,6 +76,8 @@ class Learner:
         self.target.load_state_dict(self.online.state_dict())
         self.online.train()
         self._optimizer, self._arrays, self._flat_target = self._descent(config)
+        # To look for them in all modules takes as long as a step of Adam.
+        self._has_buffers = any(True for _ in self.online.buffers())
         self.learner_steps = 0
         self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
@@ -248,9 +250,10 @@ class Learner:
             with torch.no_grad():
                 for ours, theirs in pairs:
                     theirs.lerp_(ours, rate)
-        # Values that a network counts without learning them, such as the means of a batch norm.
-        for ours, theirs in zip(self.online.buffers(), self.target.buffers(), strict=True):
-            theirs.copy_(ours)
+        if self._has_buffers:
+            # Values that a network counts without learning them, as the means of a batch norm.
+            for ours, theirs in zip(self.online.buffers(), self.target.buffers(), strict=True):
+                theirs.copy_(ours)
 
     def account(self, telemetry: Telemetry, result: StepResult) -> None:
         """Count one step in the learner's figures."""

@@ -236,19 +236,25 @@ class PrioritizedBuffer:
         self.sample_into(sample)
         return sample
 
-    def sample_into(self, out: Sample) -> None:
+    def sample_into(self, out: Sample, batches: int = 1) -> None:
         """Draw transitions with replacement, in proportion to priority^priority_exponent.
 
         The draw is stratified (Schaul et al. 2016, appendix B.2.1). All priorities lie end to end
         on a line. It is cut into as many equal pieces as ``out`` has rows, and each piece yields
         one transition.
 
+        Args:
+            out: memory for the transitions.
+            batches: number of batches, one after another, among which neighbouring pieces are
+                divided; a divisor of the number of rows.
+
         Raises:
             ValueError: the buffer is empty.
         """
         if self.size == 0:
             raise ValueError("nothing can be sampled from an empty buffer")
-        slots = self._tree.find(_stratified_points(self._tree.total, out.count, self.rng))
+        points = _stratified_points(self._tree.total, out.count, self.rng)
+        slots = self._tree.find(points.reshape(-1, batches).T.ravel())
         rows = self._rows.take(slots)
         # The only key of this slot in the live range, which is no longer than the ring.
         out.keys[:] = self._oldest_key + (slots - self._oldest_key) % self.capacity

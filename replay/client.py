@@ -1,8 +1,8 @@
 """The learner's way to replay: it asks for SampleBatches, and gets none unasked.
 
-The client keeps ``learner.prefetch`` batches requested; every request carries the new priorities of
-earlier batches. Replay writes the rows into the client's memory if it can, and otherwise sends them
-as messages. Several shards each write their rows of the same batch. See ``replay.samples`` for the
+The client keeps ``learner.prefetch`` requests outstanding, each for a batch or a few small ones.
+Every request carries the new priorities of earlier batches. Replay writes the rows into the
+client's memory if it can, and otherwise sends them as messages. Several shards each write their rows of the same batch. See ``replay.samples`` for the
 messages, and ``replay.sharding`` for the shares of a batch.
 
 **Lost requests.** A shard may end, and a connection may break, while rows are outstanding. The
@@ -33,7 +33,7 @@ from pdqn import transport, wire
 from pdqn.config import Config
 from pdqn.specs import EnvironmentSpec
 from replay.limiter import make_limiter
-from replay.outstanding import Batch, Part, Shard
+from replay.outstanding import Batch, Held, Part, Shard
 from replay.samples import (
     Sample,
     SampleAnswer,
@@ -42,6 +42,7 @@ from replay.samples import (
     SlotLayout,
     decode_answer,
     encode_request,
+    rows_of_request,
     slot_count,
 )
 from replay.sharding import Ledger, allocate
@@ -83,7 +84,8 @@ class SampleClient:
         self._rng = rng
         self._batch_size = config.learner.batch_size
         self._prefetch = config.learner.prefetch
-        layout = SlotLayout(spec, self._batch_size, slot_count(config))
+        self._rows = rows_of_request(config, spec)
+        layout = SlotLayout(spec, self._rows, slot_count(config))
         self._slots = Slots(layout, share=config.replay.transport == "auto")
         self._part_layout = lru_cache(64)(lambda rows: SampleLayout(spec, rows))
         self._ledger = Ledger(make_limiter(config)) if config.replay.shards > 1 else None
@@ -95,7 +97,8 @@ class SampleClient:
         self._learner_steps = 0
         self._asked: list[Batch] = []
         self._ready: deque[Batch] = deque()
-        self._held: list[Batch] = []
+        self._next: deque[Held] = deque()
+        self._held: list[Held] = []
         self.rejected = 0
         self.priorities_dropped = 0
 
@@ -143,6 +146,8 @@ class SampleClient:
             learner_steps: present learner steps, from which replay computes the age of parameters.
         """
         self._learner_steps = learner_steps
+        if self._next:
+            return self._hold_next()
         deadline = time.monotonic() + timeout_seconds
         while True:
             self._hear()
@@ -150,8 +155,8 @@ class SampleClient:
             now = time.monotonic()
             self._ask_states(now)
             if self._ready:
-                self._held.append(self._ready.popleft())
-                return self._held[-1].sample
+                self._next.extend(self._ready.popleft().divide(self._batch_size))
+                return self._hold_next()
             if now >= deadline:
                 return None
             self._try_again(now)  # nothing arrived: not with every batch
@@ -167,20 +172,26 @@ class SampleClient:
         Raises:
             ValueError: the sample is another one, or the number of priorities is wrong.
         """
-        batch = next((held for held in self._held if held.sample is sample), None)
-        if batch is None:
+        held = next((held for held in self._held if held.sample is sample), None)
+        if held is None:
             raise ValueError("the sample is not one that was received and not released")
         if priorities is not None:
             if priorities.shape != sample.keys.shape:
                 raise ValueError(f"{priorities.shape} priorities for {sample.keys.shape} rows")
             new = np.asarray(priorities, np.float32)
-            for part in batch.parts:
-                rows = slice(part.start, part.start + part.rows)
-                self.priorities_dropped += part.shard.update(sample.keys[rows], new[rows])
-        self._held.remove(batch)
-        # Parts refer to their batch: a message's memory would live on until the cycle is collected.
-        batch.parts.clear()
-        self._slots.put(batch.slot)
+            self.priorities_dropped += held.whole.update(held, new)
+        self._held.remove(held)
+        whole = held.whole
+        whole.unreleased -= sample.count
+        if not whole.unreleased:
+            # Parts refer to it: a message's memory would live on until the cycle is collected.
+            whole.parts.clear()
+            self._slots.put(whole.slot)
+
+    def _hold_next(self) -> Sample:
+        held = self._next.popleft()
+        self._held.append(held)
+        return held.sample
 
     def close(self) -> None:
         """Close the sockets and give the memory back; samples that are held stay valid."""
@@ -203,7 +214,7 @@ class SampleClient:
     def _add(self, index: int, address: str) -> None:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
-        rows = self._part_layout(self._batch_size).nbytes
+        rows = self._part_layout(self._rows).nbytes
         socket.setsockopt(zmq.MAXMSGSIZE, rows + _HEADER_BYTES)
         refusals = transport.Refusals(socket)
         transport.connect(socket, address)
@@ -239,7 +250,7 @@ class SampleClient:
     # ---- asking ----
 
     def _ask_ahead(self) -> None:
-        """Keep ``prefetch`` batches requested, as far as there are slots and shards for them."""
+        """Keep ``prefetch`` requests outstanding, as far as there are slots and shards for them."""
         for batch in self._asked:
             unasked, batch.unasked = batch.unasked, []
             for start, rows in unasked:
@@ -250,9 +261,9 @@ class SampleClient:
             and len(self._asked) + len(self._ready) < self._prefetch
         ):
             slot = self._slots.free.pop()
-            batch = Batch(slot, slot.sample, self._batch_size)
+            batch = Batch(slot, slot.sample, self._rows, unreleased=self._rows)
             self._asked.append(batch)
-            self._ask_rows(batch, 0, self._batch_size)
+            self._ask_rows(batch, 0, self._rows)
 
     @property
     def _can_ask(self) -> bool:
@@ -299,7 +310,7 @@ class SampleClient:
         slot = part.slot if part is not None and part.in_slot else None
         request = SampleRequest(
             request=self._requests,
-            batch_size=self._batch_size,
+            batch_size=self._rows,
             rows=0 if part is None else part.rows,
             start=0 if part is None else part.start,
             slot=None if slot is None else slot.index,
@@ -324,7 +335,7 @@ class SampleClient:
             for _ in range(_MOST_ANSWERS_PER_TURN):
                 if not self._hear_from(shard):
                     break
-        bytes_asked = len(self._asked) * self._part_layout(self._batch_size).nbytes
+        bytes_asked = len(self._asked) * self._part_layout(self._rows).nbytes
         for index in self._silences.turn(self._addresses, bytes_asked):
             self._reconnect(self._shards[index])
         if self._ledger is not None:

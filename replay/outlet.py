@@ -25,6 +25,7 @@ from replay.samples import (
     SlotLayout,
     decode_request,
     encode_answer,
+    rows_of_request,
     slot_count,
 )
 from replay.shared_memory import Attachments, SharedMemoryError
@@ -79,11 +80,12 @@ class Outlet:
         self._telemetry = telemetry
         self._life = contents.life
         self._batch_size = config.learner.batch_size
-        self._slots = SlotLayout(spec, self._batch_size, slot_count(config))
+        self._rows = rows_of_request(config, spec)
+        self._slots = SlotLayout(spec, self._rows, slot_count(config))
         self._layout: Callable[[int], SampleLayout] = lru_cache(64)(
             lambda rows: SampleLayout(spec, rows)
         )
-        self._slabs = Slabs(self._layout(self._batch_size).nbytes)
+        self._slabs = Slabs(self._layout(self._rows).nbytes)
         self._attachments = Attachments()
         self._pending: deque[tuple[bytes, SampleRequest]] = deque()
         self._warn = BoundedWarning()
@@ -105,7 +107,7 @@ class Outlet:
     def take(self, identity: bytes, data: bytes) -> None:
         """Apply a request, and answer it at once or keep it until there are rows for it."""
         try:
-            request = decode_request(data, self._batch_size, self._slots)
+            request = decode_request(data, self._rows, self._slots)
         except wire.WireError as error:
             self.reject(error)
             return
@@ -169,7 +171,7 @@ class Outlet:
         self._slabs.give(slab, self._socket.send(rows, copy=False, track=True))
 
     def _draw(self, out: Sample) -> None:
-        self._buffer.sample_into(out)
+        self._buffer.sample_into(out, max(1, out.count // self._batch_size))
         self._limiter.count_sampled(out.count)
         self._telemetry.count("samples", out.count)
 

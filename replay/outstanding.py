@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,13 +107,14 @@ class Part:
 
 @dataclass(eq=False)
 class Batch:
-    """A batch on its way, or with the learner.
+    """A batch on its way or with the learner, or a few small ones of the same request.
 
     Attributes:
-        sample: the slot's sample, or the memory of a message that brought the whole batch.
+        sample: the slot's sample, or the memory of a message that brought all rows.
         missing: number of rows that have not arrived.
         unasked: (start, rows) that no shard has been asked for.
         parts: parts that have arrived.
+        unreleased: number of rows that the learner has not released.
     """
 
     slot: Slot
@@ -120,6 +122,12 @@ class Batch:
     missing: int
     unasked: list[tuple[int, int]] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
+    unreleased: int = 0
+
+    def divide(self, batch_size: int) -> Iterator[Held]:
+        """Yield the batches of a learner, in order."""
+        for start in range(0, self.sample.count, batch_size):
+            yield Held(self, start, self.sample.rows(start, start + batch_size))
 
     def take(self, part: Part, came: Sample | None) -> None:
         """Take rows: those of a message, or those in the slot of the part's request."""
@@ -133,9 +141,29 @@ class Batch:
         self.parts.append(part)
         self.missing -= part.rows
 
+    def update(self, held: Held, priorities: NDArray[np.float32]) -> int:
+        """Keep new priorities of some rows for the shards that gave them; count those dropped."""
+        dropped = 0
+        for part in self.parts:
+            first = max(part.start, held.start)
+            beyond = min(part.start + part.rows, held.start + held.sample.count)
+            if first < beyond:
+                rows = slice(first - held.start, beyond - held.start)
+                dropped += part.shard.update(held.sample.keys[rows], priorities[rows])
+        return dropped
+
     def move(self, slot: Slot) -> None:
         """Copy the rows that have arrived to another slot."""
         old, self.slot, self.sample = self.sample, slot, slot.sample
         for part in self.parts:
             rows = (part.start, part.start + part.rows)
             self.sample.rows(*rows).copy_from(old.rows(*rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A learner's batch of a request: the rows from ``start`` on."""
+
+    whole: Batch
+    start: int
+    sample: Sample

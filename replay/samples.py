@@ -5,9 +5,12 @@ environment and the number of rows. Replay gathers rows directly into the slab. 
 that replay shares with the learner, or a message on its way there.
 
 The learner owns a few slabs of whole batches, its *slots*. It asks each shard of replay for some
-rows of a batch, and names the batch's rows that they become. A *request* is one frame, a control
-map. The answer is a control map. A slab of just these rows follows it, unless replay has written
-the rows into the slot::
+rows of a batch, and names the batch's rows that they become. It asks a single shard for a few
+batches at once if they are small (``rows_of_request``). Here these count as one batch, and lie one
+after another.
+
+A *request* is one frame, a control map. The answer is a control map. A slab of just these rows
+follows it, unless replay has written the rows into the slot::
 
     request     number of the request                answer   the number answered
     batch_size  of the run                                    rows, start: as asked
@@ -42,6 +45,9 @@ from replay.shared_memory import TOKEN_BYTES, MemoryAddress
 # Limit of one request: more than a batch has, and less than a control message holds.
 MAX_UPDATES = 1 << 16
 _MOST_WAITING = 1 << 10
+# Of batches that one request asks for.
+_MOST_BATCHES = 4
+_SMALL_BYTES = 1 << 17
 _Record = TypeVar("_Record", MemoryAddress, ShardState, Tally)
 
 # No column shares a cache line with another, and all are aligned for their dtypes.
@@ -164,6 +170,23 @@ class SlotLayout:
 def slot_count(config: Config) -> int:
     """Count a learner's slots: those of its requests, the one it learns from, and a spare."""
     return config.learner.prefetch + 2
+
+
+def rows_of_request(config: Config, spec: EnvironmentSpec) -> int:
+    """Count the rows of a request: those of a batch, or of several if batches are small.
+
+    A message costs replay and learner as much as a small batch does. The rows of several shards
+    are mixed within a batch, so that there every batch is a request of its own. All that is
+    requested ahead must be a part of what the rate limiter tolerates, which a plan settles last.
+    """
+    batch_size = config.learner.batch_size
+    if config.replay.shards > 1:
+        return batch_size
+    tolerance = config.replay.samples_per_insert_tolerance
+    ahead = 2 * batch_size * config.learner.prefetch
+    tolerated = _MOST_BATCHES if tolerance is None else tolerance / ahead
+    small = _SMALL_BYTES / SampleLayout(spec, batch_size).nbytes
+    return batch_size * max(1, int(min(_MOST_BATCHES, tolerated, small)))
 
 
 @dataclass(frozen=True, eq=False)

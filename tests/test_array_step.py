@@ -19,6 +19,7 @@ from pdqn.config import Config, NetworkConfig
 from pdqn.layers import build
 from pdqn.networks import QNetwork, build_network
 from pdqn.networks.array_network import acting_arrays, has_arrays
+from pdqn.networks.products import multiply
 from pdqn.policy import action_values
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 from replay.samples import Sample
@@ -270,6 +271,36 @@ def test_parameters_of_another_precision_keep_it():
     for one, other in zip(learner.online.parameters(), before, strict=True):
         assert one.dtype == torch.float64
         assert not torch.equal(one, other)
+
+
+def test_steps_with_large_layers_are_those_of_torch_and_the_same_in_another_run(with_torch: Any):
+    settings = {"hidden": 512, "layers": 3, "layer_norm": True}
+    config, spec = config_of({"batch_size": BATCH}, **settings), SPECS["masked"]
+    ours, again = Learner(config, spec), Learner(config, spec)
+    theirs = with_torch(config, spec)
+    for seed in range(3):
+        found, wanted = (step(learner, sample_of(spec, seed)) for learner in (ours, theirs))
+        step(again, sample_of(spec, seed))
+        assert found.gradient_norm == pytest.approx(wanted.gradient_norm, rel=1e-3)
+        np.testing.assert_allclose(found.priorities, wanted.priorities, rtol=1e-3, atol=1e-4)
+    for name, tensor in ours.online.state_dict().items():
+        assert torch.equal(tensor, again.online.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("shape", [(64, 256, 256), (7, 640, 512), (256, 64, 256), (3, 4, 5)])
+def test_products_are_those_of_torch_for_any_strides(shape: tuple[int, int, int]):
+    rows, inner, columns = shape
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, inner, generator=generator)
+    right = torch.randn(inner, columns, generator=generator)
+    wanted = left.double() @ right.double()
+    found = torch.empty(rows, columns)
+    with torch.inference_mode():
+        for a, b in itertools.product(
+            (left, left.t().contiguous().t()), (right, right.t().contiguous().t())
+        ):
+            multiply(a, b, found)
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 # ---- acting ----

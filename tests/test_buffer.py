@@ -421,6 +421,18 @@ def test_a_stratified_batch_takes_one_transition_of_every_equal_piece():
     assert buffer.sample(100).keys.tolist() == list(range(100))
 
 
+def test_each_of_several_batches_takes_one_transition_of_every_equal_piece_of_its_own_size():
+    buffer = buffer_of(64)
+    insert(buffer, random_batch(64, [64]))
+    buffer.update_priorities(keys_of(*range(64)), np.ones(64, np.float32))
+    layout = SampleLayout(SPEC, 32)
+    sample = layout.view(bytearray(layout.nbytes))
+    buffer.sample_into(sample, batches=4)
+    for start in range(0, 32, 8):
+        batch = sample.rows(start, start + 8)
+        assert (batch.keys // 8).tolist() == list(range(8))
+
+
 def test_updated_priorities_change_what_is_sampled():
     buffer = buffer_of(4, priority_exponent=1)
     insert(buffer, with_priorities(1, 1, 1, 1))

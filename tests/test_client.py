@@ -24,6 +24,7 @@ from replay.samples import (
     SlotLayout,
     decode_request,
     encode_answer,
+    rows_of_request,
     slot_count,
 )
 from replay.sharding import ShardState
@@ -54,6 +55,9 @@ def config_of(**replay: Any) -> Config:
 
 
 SLOTS = SlotLayout(SPEC, BATCH, slot_count(config_of()))
+SEVERAL = 3
+# All that is requested ahead is then half of what the limiter tolerates.
+SEVERAL_TOLERANCE = 2.0 * BATCH * PREFETCH * SEVERAL
 
 
 def fill(out: Sample, first: int) -> None:
@@ -70,8 +74,12 @@ def fill(out: Sample, first: int) -> None:
 class Shard:
     """A shard's socket; it gathers requests and answers those that a test names."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], eventually: Eventually) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], eventually: Eventually, batches: int = 1
+    ) -> None:
         self._eventually = eventually
+        self._rows = BATCH * batches
+        self._slots = SlotLayout(SPEC, self._rows, SLOTS.count)
         self.router = context.socket(zmq.ROUTER)
         self.router.setsockopt(zmq.LINGER, 0)
         self.router.bind("tcp://127.0.0.1:*")
@@ -86,7 +94,7 @@ class Shard:
         """Take all requests so far, including those for the state alone."""
         while self.router.poll(0):
             self.identity, data = self.router.recv_multipart()
-            request = decode_request(data, BATCH, SLOTS)
+            request = decode_request(data, self._rows, self._slots)
             if request.memory is not None and request.memory not in self._memories:
                 self._memories[request.memory] = attach(request.memory)
             self.requests.append(request)
@@ -136,7 +144,7 @@ class Shard:
         """Return the memory in which a request wants its rows."""
         assert request.memory is not None
         assert request.slot is not None
-        slot = SLOTS.view(self._memories[request.memory], request.slot)
+        slot = self._slots.view(self._memories[request.memory], request.slot)
         return slot.rows(request.start, request.start + request.rows)
 
     def send(self, *frames: bytes) -> None:
@@ -153,12 +161,12 @@ class Bench:
         self.clients: list[SampleClient] = []
         self.shards: list[Shard] = []
 
-    def shard(self) -> Shard:
-        self.shards.append(Shard(self.context, self._eventually))
+    def shard(self, batches: int = 1) -> Shard:
+        self.shards.append(Shard(self.context, self._eventually, batches))
         return self.shards[-1]
 
-    def client(self, *shards: Shard) -> SampleClient:
-        config = config_of(transport=self._transport, shards=max(1, len(shards)))
+    def client(self, *shards: Shard, **replay: Any) -> SampleClient:
+        config = config_of(transport=self._transport, shards=max(1, len(shards)), **replay)
         client = SampleClient(self.context, SPEC, config, np.random.default_rng(0))
         client.connect({index: shard.address for index, shard in enumerate(shards)})
         self.clients.append(client)
@@ -221,6 +229,64 @@ def test_so_many_batches_as_configured_are_requested_and_no_more(bench: Bench):
     assert_rows(bench.sample(client), *range(10, 16))
     requests = shard.rows_requests(PREFETCH + 1, client)
     assert client.receive(0.0, 0) is None
+
+
+def test_small_batches_come_several_at_once_and_their_memory_is_free_after_the_last(bench: Bench):
+    shard = bench.shard(SEVERAL)
+    client = bench.client(shard, samples_per_insert_tolerance=SEVERAL_TOLERANCE)
+    requests = shard.rows_requests(PREFETCH, client)
+    assert [(r.rows, r.start) for r in requests] == [(SEVERAL * BATCH, 0)] * PREFETCH
+    for number, request in enumerate(requests):
+        shard.answer(request, 100 * number)
+    held = []
+    for first in (0, 6, 12, 100, 106, 112):
+        held.append(bench.sample(client))
+        assert_rows(held[-1], *range(first, first + BATCH))
+    assert client.receive(0.0, 0) is None
+    later = shard.rows_requests(PREFETCH + 2, client)
+    for number in (0, 3, 2):
+        client.release(held[number], None)
+    assert client.receive(0.05, 0) is None
+    assert len([r for r in shard.take() if r.rows]) == len(later), "a part of each slot is held"
+    client.release(held[1], None)
+    shard.answer(later[PREFETCH], 200)
+    assert_rows(bench.sample(client), *range(200, 206))
+    assert shard.rows_requests(PREFETCH + 3, client)[-1].slot == requests[0].slot
+
+
+def test_priorities_of_batches_that_came_together_go_to_the_transitions_of_each(bench: Bench):
+    shard = bench.shard(SEVERAL)
+    client = bench.client(shard, samples_per_insert_tolerance=SEVERAL_TOLERANCE)
+    shard.answer(shard.rows_requests(PREFETCH, client)[0], 10)
+    _, second, third = (bench.sample(client) for _ in range(SEVERAL))
+    client.release(third, np.full(BATCH, 3.0, np.float32))
+    client.release(second, np.full(BATCH, 2.0, np.float32))
+    shard.answer(shard.take()[1], 100)
+    bench.sample(client)
+    carrying = shard.rows_requests(PREFETCH + 2, client)[PREFETCH]
+    assert carrying.keys.tolist() == [*range(22, 28), *range(16, 22)]
+    assert carrying.priorities.tolist() == [3.0] * BATCH + [2.0] * BATCH
+
+
+@pytest.mark.parametrize(
+    ("replay", "batches"),
+    [
+        ({"samples_per_insert_tolerance": 2 * SEVERAL_TOLERANCE}, 4),
+        ({"samples_per_insert_tolerance": SEVERAL_TOLERANCE}, SEVERAL),
+        ({"samples_per_insert_tolerance": SEVERAL_TOLERANCE - 1}, SEVERAL - 1),
+        ({"samples_per_insert_tolerance": BATCH / 2}, 1),
+        ({"samples_per_insert_tolerance": 2 * SEVERAL_TOLERANCE, "shards": 2}, 1),
+    ],
+)
+def test_a_request_is_for_as_many_batches_as_the_limiter_tolerates(
+    replay: dict[str, Any], batches: int
+):
+    assert rows_of_request(config_of(**replay), SPEC) == batches * BATCH
+
+
+def test_a_request_is_for_one_batch_where_observations_are_large():
+    pictures = EnvironmentSpec("test/Pictures-v0", (FieldSpec("screen", (84, 84), "uint8"),), 2)
+    assert rows_of_request(config_of(samples_per_insert_tolerance=1e6), pictures) == BATCH
 
 
 def test_batches_come_in_the_order_in_which_they_are_complete(bench: Bench):

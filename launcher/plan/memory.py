@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pdqn.config import Config, resolved
 from pdqn.specs import EnvironmentSpec
-from replay.samples import SampleLayout, SlotLayout, slot_count
+from replay.samples import SampleLayout, SlotLayout, rows_of_request, slot_count
 from replay.waiting import largest_batch_bytes, window_bytes
 
 MB, GB = 10**6, 10**9
@@ -75,13 +75,13 @@ class Estimates:
     def samples(self) -> int:
         """The learner's SampleBatches, in its own memory or in what it shares with replay."""
         config = self.config
-        return SlotLayout(self.spec, config.learner.batch_size, slot_count(config)).nbytes
+        return SlotLayout(self.spec, rows_of_request(config, self.spec), slot_count(config)).nbytes
 
     @property
     def samples_on_their_way(self) -> int:
         """SampleBatches in the sockets of replay and learner, where they share no memory."""
-        learner = self.config.learner
-        return 2 * learner.prefetch * SampleLayout(self.spec, learner.batch_size).nbytes
+        rows = rows_of_request(self.config, self.spec)
+        return 2 * self.config.learner.prefetch * SampleLayout(self.spec, rows).nbytes
 
     @property
     def together(self) -> int:

@@ -21,6 +21,7 @@ from pdqn.networks import array_kernels as kernels
 from pdqn.networks.encoders import Convolutions
 from pdqn.networks.fused import FusedNetwork
 from pdqn.networks.interface import QNetwork
+from pdqn.networks.products import multiply
 
 # Numbers of rows whose parts of buffers are remembered; other than a run's, a person's vary.
 _MOST_PARTS = 64
@@ -93,7 +94,7 @@ class _Dense:
         """Compute [n, width] from [n, inputs]; the result is valid until the next call."""
         count, width = len(inputs.array), self._bias.array.size
         hidden = self._buffers.get("hidden", count, width)
-        torch.mm(inputs.tensor, self._weight.transposed, out=hidden.tensor)
+        multiply(inputs.tensor, self._weight.transposed, hidden.tensor)
         self._inputs, self._hidden = inputs, hidden
         bias = self._bias.array[0]
         if self._gain is None or self._shift is None:
@@ -126,11 +127,11 @@ class _Dense:
                 self._shift.gradient.array[0],
             )  # fmt: skip
         inputs = self._inputs.tensor[:count]
-        torch.mm(gradient.tensor.t(), inputs, out=self._weight.gradient.tensor)
+        multiply(gradient.tensor.t(), inputs, self._weight.gradient.tensor)
         if not to_inputs:
             return _NOTHING
         behind = self._buffers.get("gradient", count, self._weight.array.shape[1])
-        torch.mm(gradient.tensor, self._weight.tensor, out=behind.tensor)
+        multiply(gradient.tensor, self._weight.tensor, behind.tensor)
         return behind
 
 
@@ -155,7 +156,7 @@ class _Convolution:
         columns = self._columns.array.reshape(len(images), self._area, self._inputs)
         kernels.patches(images, columns)
         places = self._buffers.get("places", rows, self._channels)
-        torch.mm(self._columns.tensor, self._weight.transposed, out=places.tensor)
+        multiply(self._columns.tensor, self._weight.transposed, places.tensor)
         kernels.places_to_features(places.array, self._bias.array[0], features)
 
     def backward(self, gradient: Array, features: Array) -> None:
@@ -165,7 +166,7 @@ class _Convolution:
         bias_gradient = self._bias.gradient.array[0]
         kernels.features_to_places(gradient, features, bias_gradient, places.array)
         columns = self._columns.tensor[:rows]
-        torch.mm(places.tensor.t(), columns, out=self._weight.gradient.tensor)
+        multiply(places.tensor.t(), columns, self._weight.gradient.tensor)
 
 
 class _Head:
@@ -186,13 +187,13 @@ class _Head:
         self._inputs = inputs
         count, bias = len(inputs.array), self._bias.array[0]
         values = self._buffers.get("values", count, len(bias))
-        torch.mm(inputs.tensor, self._weight.transposed, out=values.tensor)
+        multiply(inputs.tensor, self._weight.transposed, values.tensor)
         if self._value is None:
             values.array += bias
             return values.array
         weight, value_bias = self._value
         common = self._buffers.get("common", count, 1)
-        torch.mm(inputs.tensor, weight.transposed, out=common.tensor)
+        multiply(inputs.tensor, weight.transposed, common.tensor)
         kernels.dueling(values.array, bias, common.array, value_bias.array[0], values.array)
         return values.array
 
@@ -209,12 +210,12 @@ class _Head:
         if self._value is not None:
             gradient -= total / np.float32(gradient.shape[1])
         slopes = torch.from_numpy(gradient)
-        torch.mm(slopes.t(), inputs, out=self._weight.gradient.tensor)
+        multiply(slopes.t(), inputs, self._weight.gradient.tensor)
         gradient.sum(axis=0, out=self._bias.gradient.array[0])
-        torch.mm(slopes, self._weight.tensor, out=behind.tensor)
+        multiply(slopes, self._weight.tensor, behind.tensor)
         if self._value is not None:
             weight, bias = self._value
-            torch.mm(torch.from_numpy(total).t(), inputs, out=weight.gradient.tensor)
+            multiply(torch.from_numpy(total).t(), inputs, weight.gradient.tensor)
             total.sum(axis=0, out=bias.gradient.array[0])
             behind.array += total * weight.array
         return behind
