@@ -241,20 +241,16 @@ class PrioritizedBuffer:
 
         The draw is stratified (Schaul et al. 2016, appendix B.2.1). All priorities lie end to end
         on a line. It is cut into as many equal pieces as ``out`` has rows, and each piece yields
-        one transition.
-
-        Args:
-            out: memory for the transitions.
-            batches: number of batches, one after another, among which neighbouring pieces are
-                divided; a divisor of the number of rows.
+        one transition. Neighbouring pieces are divided among ``batches``, a divisor of the number
+        of rows, which lie one after another.
 
         Raises:
             ValueError: the buffer is empty.
         """
         if self.size == 0:
             raise ValueError("nothing can be sampled from an empty buffer")
-        points = _stratified_points(self._tree.total, out.count, self.rng)
-        slots = self._tree.find(points.reshape(-1, batches).T.ravel())
+        points = _stratified_points(self._tree.total, out.count, self.rng, batches)
+        slots = self._tree.find(points)
         rows = self._rows.take(slots)
         # The only key of this slot in the live range, which is no longer than the ring.
         out.keys[:] = self._oldest_key + (slots - self._oldest_key) % self.capacity
@@ -540,9 +536,15 @@ def _compressed_overhead(spec: EnvironmentSpec, capacity: int) -> int:
     return _own_bytes(spec, capacity) + table
 
 
-def _stratified_points(total: float, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw one uniform point in each of ``count`` equal pieces of 0 .. total, float64[count]."""
-    return (np.arange(count) + rng.random(count)) / count * total
+def _stratified_points(
+    total: float, count: int, rng: np.random.Generator, batches: int
+) -> NDArray[np.float64]:
+    """Draw one uniform point in each of ``count`` equal pieces of 0 .. total, float64[count].
+
+    The first batch has the first of every ``batches`` points, and so on.
+    """
+    points = (np.arange(count) + rng.random(count)) / count * total
+    return points.reshape(-1, batches).T.ravel()
 
 
 @compiled

@@ -2,8 +2,9 @@
 
 The client keeps ``learner.prefetch`` requests outstanding, each for a batch or a few small ones.
 Every request carries the new priorities of earlier batches. Replay writes the rows into the
-client's memory if it can, and otherwise sends them as messages. Several shards each write their rows of the same batch. See ``replay.samples`` for the
-messages, and ``replay.sharding`` for the shares of a batch.
+client's memory if it can, and otherwise sends them as messages. Several shards each write their
+rows of the same batch. See ``replay.samples`` for the messages, and ``replay.sharding`` for the
+shares of a batch.
 
 **Lost requests.** A shard may end, and a connection may break, while rows are outstanding. The
 client asks for those rows again. It does so at once if the shard is gone, and otherwise when a
