@@ -239,18 +239,17 @@ class PrioritizedBuffer:
     def sample_into(self, out: Sample, batches: int = 1) -> None:
         """Draw transitions with replacement, in proportion to priority^priority_exponent.
 
-        The draw is stratified (Schaul et al. 2016, appendix B.2.1). All priorities lie end to end
-        on a line. It is cut into as many equal pieces as ``out`` has rows, and each piece yields
-        one transition. Neighbouring pieces are divided among ``batches``, a divisor of the number
-        of rows, which lie one after another.
+        The draw is stratified (Schaul et al. 2016, appendix B.2.1): the line of all priorities, end
+        to end, is cut into as many equal pieces as ``out`` has rows, and each yields a transition.
+        Neighbours are divided among ``batches``, which lie one after another.
 
         Raises:
             ValueError: the buffer is empty.
         """
         if self.size == 0:
             raise ValueError("nothing can be sampled from an empty buffer")
-        points = _stratified_points(self._tree.total, out.count, self.rng, batches)
-        slots = self._tree.find(points)
+        tree = self._tree
+        slots = tree.find(_stratified_points(tree.total, out.count, self.rng, batches))
         rows = self._rows.take(slots)
         # The only key of this slot in the live range, which is no longer than the ring.
         out.keys[:] = self._oldest_key + (slots - self._oldest_key) % self.capacity
@@ -258,7 +257,7 @@ class PrioritizedBuffer:
         out.n_step_return[:] = rows["n_step_return"]
         out.discount[:] = rows["discount"]
         out.parameter_version[:] = rows["parameter_version"]
-        out.sampling_priority[:] = self._tree.get(slots)
+        out.sampling_priority[:] = tree.get(slots)
         # In one call, since both frames of a transition are usually in the same block.
         self.store.gather(
             [
