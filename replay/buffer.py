@@ -239,8 +239,8 @@ class PrioritizedBuffer:
     def sample_into(self, out: Sample, batches: int = 1) -> None:
         """Draw transitions with replacement, in proportion to priority^priority_exponent.
 
-        The draw is stratified (Schaul et al. 2016, appendix B.2.1): the line of all priorities, end
-        to end, is cut into as many equal pieces as ``out`` has rows, and each yields a transition.
+        The draw is stratified (Schaul et al. 2016, appendix B.2.1). The line of all priorities is
+        cut into as many equal pieces as ``out`` has rows, and each yields one transition.
         Neighbours are divided among ``batches``, which lie one after another.
 
         Raises:
