@@ -248,8 +248,7 @@ class PrioritizedBuffer:
         """
         if self.size == 0:
             raise ValueError("nothing can be sampled from an empty buffer")
-        tree = self._tree
-        slots = tree.find(_stratified_points(tree.total, out.count, self.rng, batches))
+        slots = self._tree.find(_stratified_points(self._tree.total, out.count, self.rng, batches))
         rows = self._rows.take(slots)
         # The only key of this slot in the live range, which is no longer than the ring.
         out.keys[:] = self._oldest_key + (slots - self._oldest_key) % self.capacity
@@ -257,7 +256,7 @@ class PrioritizedBuffer:
         out.n_step_return[:] = rows["n_step_return"]
         out.discount[:] = rows["discount"]
         out.parameter_version[:] = rows["parameter_version"]
-        out.sampling_priority[:] = tree.get(slots)
+        out.sampling_priority[:] = self._tree.get(slots)
         # In one call, since both frames of a transition are usually in the same block.
         self.store.gather(
             [
