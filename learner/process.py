@@ -26,6 +26,7 @@ from pdqn.model import FINAL_MODEL
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient
+from replay.samples import Sample
 
 _WAIT_SECONDS = 0.1
 _LINK_SECONDS = 0.1
@@ -105,6 +106,15 @@ class LearnerProcess:
 
     def _await_batch(self) -> None:
         """Stage the next batch, or none if other work is due."""
+        if self._client.has_next:
+            sample = self._client.receive(0.0, self._learner.learner_steps)
+        else:
+            sample = self._wait_for_batch()
+        if sample is not None:
+            self._stager.put(sample)
+
+    def _wait_for_batch(self) -> Sample | None:
+        """Wait for an answer of replay; None if there was none in time."""
         shards = self._follow_replay()
         started = time.monotonic()
         if not shards:
@@ -113,10 +123,9 @@ class LearnerProcess:
         timeout = _WAIT_SECONDS if shards else 0.0
         sample = self._client.receive(timeout, self._learner.learner_steps)
         self._link.telemetry.count("wait_seconds", time.monotonic() - started)
-        waits = self._client.unheard or "waits for batches"
-        self._link.telemetry.activity = "" if sample is not None else waits
-        if sample is not None:
-            self._stager.put(sample)
+        waits = "" if sample is not None else self._client.unheard or "waits for batches"
+        self._link.telemetry.activity = waits
+        return sample
 
     def _follow_replay(self) -> Mapping[int, str]:
         """Follow the present shards and their target ratio; return the shards' addresses."""

@@ -112,10 +112,12 @@ class SampleClient:
     @property
     def unheard(self) -> str:
         """Name the shards that have not answered for seconds; empty if none."""
-        silent = [str(index) for index in self._silences.unheard]
-        if len(silent) < 2:
-            return f"replay {silent[0]} does not answer" if silent else ""
-        return f"replays {', '.join(silent)} do not answer"
+        return self._silences.unheard
+
+    @property
+    def has_next(self) -> bool:
+        """Return whether a batch is there that came together with the last one."""
+        return bool(self._next)
 
     def connect(self, shards: Mapping[int, str]) -> None:
         """Ask these shards from now on, by index; call this whenever they may have changed.

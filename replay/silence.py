@@ -70,9 +70,12 @@ class Silences:
         return silence is not None and silence.given_up
 
     @property
-    def unheard(self) -> list[int]:
-        """The shards that have not answered for seconds, in order."""
-        return sorted(shard for shard, silence in self._silences.items() if silence.said)
+    def unheard(self) -> str:
+        """Names of the shards that have not answered for seconds; empty if there are none."""
+        silent = sorted(shard for shard, silence in self._silences.items() if silence.said)
+        if len(silent) < 2:
+            return f"replay {silent[0]} does not answer" if silent else ""
+        return f"replays {', '.join(map(str, silent))} do not answer"
 
     def turn(self, addresses: Mapping[int, str], bytes_asked: int) -> list[int]:
         """Note that all pending answers have been read.

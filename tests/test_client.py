@@ -717,7 +717,7 @@ def test_silent_shards_are_named_in_order_whichever_fell_silent_first(
         hours.now += 1.0
         assert silences.turn(addresses, 0) == []
     assert said(caplog) == [WAITED_FOR.format(shard) for shard in range(3)]
-    assert silences.unheard == [0, 1, 2]
+    assert silences.unheard == "replays 0, 1, 2 do not answer"
 
 
 def test_the_only_shard_is_waited_for_and_that_is_said_once(
