@@ -264,7 +264,7 @@ class LearnerConfig:
     munchausen_clip: float = setting(
         -1.0, "least value of the scaled log-policy", at_least=-1e15, at_most=0
     )
-    prefetch: int = setting(3, "SampleBatches requested ahead", at_least=1, at_most=64)
+    prefetch: int = setting(3, "requests for SampleBatches ahead", at_least=1, at_most=64)
     publish_period: int = setting(8, "learner steps between parameter publications", at_least=1)
     publish_seconds: float = setting(0.25, "least time between publications", at_least=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device that the learner uses")
