@@ -79,6 +79,8 @@ class Learner:
         # To look for them in all modules takes as long as a step of Adam.
         self._has_buffers = any(True for _ in self.online.buffers())
         self.learner_steps = 0
+        # The share of the run that is over, as far as its limits tell. Whoever knows them sets it.
+        self.progress = 0.0
         self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
         self._noisy = config.network.noisy
@@ -111,10 +113,13 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Adam's step size, which may decay over learner steps."""
+        """Adam's step size, which may decay over learner steps or over the whole run."""
         first, final = resolved(self._config.learning_rate), self._config.learning_rate_final
+        final = first if final is None else final
         steps = self._config.learning_rate_decay_steps
-        return linear(first, first if final is None else final, steps, self.learner_steps)
+        if steps is None:
+            return first + (final - first) * self.progress
+        return linear(first, final, steps, self.learner_steps)
 
     def tensors(self, sample: Sample) -> TensorBatch:
         """Unpack a Sample and bring it to the device, unless that has no memory for all of it.
