@@ -148,9 +148,9 @@ def _observed(
     _await(run, lambda: any(line["learner_steps"] for line in _lines(directory)))
     time.sleep(_SETTLE_SECONDS)
     psutil.cpu_percent()
-    before, started, told = _spent(run.pid), time.monotonic(), len(_lines(directory))
+    before, started, told = spent_by_role(run.pid), time.monotonic(), len(_lines(directory))
     time.sleep(seconds)
-    after, wall, machine = _spent(run.pid), time.monotonic() - started, psutil.cpu_percent()
+    after, wall, machine = spent_by_role(run.pid), time.monotonic() - started, psutil.cpu_percent()
     lines = _lines(directory)[told:]
     rate = steps_per_second(lines)
     spent = {role: after[role] - before[role] for role in after}
@@ -191,9 +191,9 @@ def saturated(cores_used: Mapping[str, float], machine: float, waits: float) -> 
     return "limiter" if waits > 1.0 - _FULL else ""
 
 
-def _spent(session: int) -> dict[str, float]:
+def spent_by_role(session: int) -> dict[str, float]:
     """Return the processor seconds of each role's processes so far."""
-    seconds = dict.fromkeys(ROLES, 0.0)
+    seconds: dict[str, float] = dict.fromkeys(ROLES, 0.0)
     for process in processes.members(session):
         try:
             times = process.cpu_times()
