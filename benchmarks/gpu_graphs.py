@@ -2,8 +2,8 @@
 
 The learner itself has no such option yet. A graph replays the whole step without Python: losses,
 backward pass, clipping, Adam and the soft target. So everything has to stay on the device and at
-its place: a step that is to be skipped is left out by Adam's own kernel, and each batch is copied
-into the memory of the first.
+its place. Adam's own kernel leaves out a step that is to be skipped, and each batch is copied into
+the memory of the first.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class GraphedStep:
 
     def __init__(self, learner: Learner, batch: TensorBatch) -> None:
         self._learner, self._batch = learner, batch
-        self._online = list(learner.online.parameters())
-        self._target = list(learner.target.parameters())
+        self._online: list[Tensor] = list(learner.online.parameters())
+        self._target: list[Tensor] = list(learner.target.parameters())
         self._rate = learner._config.target_update_rate
         self._clip_norm = learner._config.gradient_clip_norm
         on_gpu = learner.device.type == "cuda"
@@ -61,7 +61,8 @@ class GraphedStep:
         self._adam.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
         self._adam.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self._target, self._online, self._rate)
+            for ours, theirs in zip(self._online, self._target, strict=True):
+                theirs.lerp_(ours, self._rate)
         self._numbers = torch.cat([figures, norm.detach()[None], rows.flatten()])
 
     def _captured(self) -> torch.cuda.CUDAGraph:

@@ -143,33 +143,37 @@ def tests(setting: Setting, findings: Findings) -> int:
     import pytest
 
     os.environ["PDQN_TEST_DEVICE"] = setting.device
-    outcomes = _Outcomes()
+    torch.set_num_threads(1)
+    outcomes = _Outcomes(findings)
     arguments = [str(_ROOT / "tests" / name) for name in _TESTS]
     # Other versions of torch and numpy warn of other things.
     arguments += ["-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
     arguments += ["-m", "not slow", *(["-k", "one_step or halves"] if setting.tiny else [])]
-    code = int(pytest.main(arguments, plugins=[outcomes]))
-    findings.put("passed", outcomes.passed)
-    findings.put("skipped", outcomes.skipped)
-    findings.put("failed", outcomes.failed)
-    return code
+    return int(pytest.main(arguments, plugins=[outcomes]))
 
 
 class _Outcomes:
-    """A plugin of pytest that counts what came of the tests."""
+    """A plugin of pytest that counts what came of the tests.
 
-    def __init__(self) -> None:
-        self.passed, self.skipped = 0, 0
-        self.failed: dict[str, str] = {}
+    Args:
+        findings: gets the counts after each test.
+    """
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self._passed, self._skipped = 0, 0
+        self._failed: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Take in a test's report."""
         if report.failed:
-            self.failed[report.nodeid] = str(report.longreprtext)[-600:]
+            self._failed[report.nodeid] = str(report.longreprtext)[-600:]
         elif report.skipped:
-            self.skipped += 1
+            self._skipped += 1
         elif report.when == "call":
-            self.passed += 1
+            self._passed += 1
+        counts = {"passed": self._passed, "skipped": self._skipped, "failed": self._failed}
+        self._findings.put("outcomes", counts)
 
 
 def precision(setting: Setting, findings: Findings) -> int:
@@ -365,17 +369,19 @@ def _staged_steps(learner: Learner, sample: Sample) -> Callable[[], object]:
 def run(setting: Setting, findings: Findings) -> int:
     """Train the main problem in mode ultra with 15 actors, for two minutes."""
     seconds = max(5.0, min(_RUN_SECONDS, setting.seconds - _START_AND_END_SECONDS))
-    sizes = ["--mode", "ultra", "--actors", "15"]
+    actors, problem = "15", []
     if setting.tiny:
-        seconds = 5.0
-        sizes = ["--mode", "parallel", "--actors", "1", "--env-arg", "map_size=16"]
+        seconds, actors, problem = 5.0, "1", ["--env-arg", "map_size=16"]
+    # Yes: ultra is advised from 64 cores on.
+    sizes = ["--mode", "ultra", "--actors", actors, "--yes", *problem]
     with tempfile.TemporaryDirectory(prefix="pdqn-gpu-run-") as folder:
         directory = Path(folder, "run")
         command = [sys.executable, "-m", "pdqn", "launch", "--time", f"{seconds:.0f}s", *sizes]
         command += ["--seed", "1", "--console", "plain", "--run-dir", str(directory)]
         command += ["--set", f"learner.device={setting.device}", "--set", "system.pictures=false"]
         began = time.monotonic()
-        with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as launch:
+        # In this session, so that it ends with this process.
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as launch:
             spent = _watched(launch)
         findings.put("command", command[2:])
         findings.put("seconds", round(time.monotonic() - began, 1))
@@ -389,7 +395,7 @@ def _watched(launch: subprocess.Popen[bytes]) -> list[tuple[float, dict[str, flo
     """Wait for a run's end; return each role's processor seconds, once a second."""
     spent: list[tuple[float, dict[str, float]]] = []
     while launch.poll() is None:
-        spent.append((time.monotonic(), spent_by_role(launch.pid)))
+        spent.append((time.monotonic(), spent_by_role(os.getsid(0))))
         try:
             launch.wait(1.0)
         except subprocess.TimeoutExpired:

@@ -192,9 +192,11 @@ def saturated(cores_used: Mapping[str, float], machine: float, waits: float) -> 
 
 
 def spent_by_role(session: int) -> dict[str, float]:
-    """Return the processor seconds of each role's processes so far."""
+    """Return the processor seconds of each role's processes so far, without this process."""
     seconds: dict[str, float] = dict.fromkeys(ROLES, 0.0)
     for process in processes.members(session):
+        if process.pid == os.getpid():
+            continue
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
