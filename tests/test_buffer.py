@@ -16,11 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 from pdqn.wire import FrameBlock, compress_block
+from replay.sizes import compressed_bytes, default_frame_capacity, dense_bytes
 from replay.buffer import (
     PrioritizedBuffer,
-    compressed_bytes,
-    default_frame_capacity,
-    dense_bytes,
     make_store,
 )
 from replay.samples import Sample, SampleLayout

@@ -14,7 +14,8 @@ import pytest
 
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.wire import FrameBlock, compress_block
-from replay.buffer import PrioritizedBuffer, compressed_bytes, make_store
+from replay.buffer import PrioritizedBuffer, make_store
+from replay.sizes import compressed_bytes
 from replay.samples import SampleLayout
 
 STACK = 3
