@@ -22,7 +22,7 @@ from pdqn.files import RunFiles
 from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import LAST_SAVE, MAX_INDEX, Welcome
-from pdqn.model import FINAL_MODEL
+from pdqn.model_head import FINAL_MODEL
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient

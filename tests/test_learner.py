@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from learner.checkpoint import Saver, checkpoints, load_newest, save_checkpoint
+from learner.checkpoint import Saver, load_newest, save_checkpoint
+from learner.checkpoint_folders import checkpoints
 from learner.learner import Learner, StepResult
 from pdqn import wire
 from pdqn.errors import RunError

@@ -91,7 +91,8 @@ def draw_pictures(run_dir: Path, trust: Trust = NOTHING) -> list[Path]:
     # These import torch and environments, which the pictures of other runs do not need.
     from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
     from launcher.results.models import open_model_of_run
-    from pdqn.model import FINAL_MODEL, read_model
+    from pdqn.model import read_model
+    from pdqn.model_head import FINAL_MODEL
 
     path = run_dir / FINAL_MODEL
     # Runs of earlier versions do not say what they are; their models do.

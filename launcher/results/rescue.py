@@ -9,14 +9,12 @@ import zmq
 
 from launcher.numbers import plural
 from launcher.results.saved import model_steps
-from learner.checkpoint import newest_steps
+from learner.checkpoint_folders import newest_steps
 from pdqn import wire
 from pdqn.broadcast import Subscriber
 from pdqn.config import Config
 from pdqn.errors import RunError
-from pdqn.model import FINAL_MODEL, save_model
-from pdqn.networks import build_network
-from pdqn.parameters import decode, matches
+from pdqn.model_head import FINAL_MODEL
 from pdqn.specs import EnvironmentSpec
 
 _LATE_SHARE = 0.1
@@ -58,6 +56,13 @@ class LastParameters:
         Returns:
             Learner steps of the parameters; None if nothing was or could be saved.
         """
+        if not self._message:
+            return None
+        # These import torch, which few runs need here.
+        from pdqn.model import save_model
+        from pdqn.networks import build_network
+        from pdqn.parameters import decode, matches
+
         try:
             parameters = decode(self._message)
         except wire.WireError:

@@ -83,9 +83,10 @@ def launch(
             _tell_resumed(directory, view, state, past.config, resolved)
         insecure = access.insecure
         session = Session(resolved, spec, directory, view, interrupts, state, insecure=insecure)
-        return (
-            _run_alone(session) if single else Run(session, access, cluster, forkserver).execute()
-        )
+        if single:
+            return _run_alone(session)
+        size = plan.parameter_bytes
+        return Run(session, access, cluster, forkserver, parameter_bytes=size).execute()
 
 
 def _check_mode(access: Access, forkserver: ForkServer | None, *, single: bool) -> None:

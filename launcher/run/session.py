@@ -22,7 +22,7 @@ from launcher.run.limits import limit_reached, progress
 from launcher.run.state import RunState
 from launcher.rundir import SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory
 from pdqn.config import Config, resolved
-from pdqn.model import NOT_SAVED
+from pdqn.model_head import NOT_SAVED
 from pdqn.specs import EnvironmentSpec
 
 _TICK_SECONDS = 1.0
