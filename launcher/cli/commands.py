@@ -35,7 +35,6 @@ from launcher.cli.trusting import (
     trusting,
 )
 from launcher.interrupts import Interrupts
-from launcher.run.resume import PastRun, read_run
 from launcher.terminal import echo
 from pdqn import layers
 from pdqn.config import MAX_EPISODE_STEPS
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from launcher.hosts.dask.cluster import DaskCluster
     from launcher.plan.inspector import Inspector
     from launcher.processes.forkserver import ForkServer
+    from launcher.run.resume import PastRun
     from pdqn.config import Config
 
 
@@ -201,7 +201,11 @@ def _past(resume: Path | None, run_dir: Path | None) -> PastRun | None:
     """Read the run that is to go on, if there is one."""
     if resume is not None and run_dir is not None:
         raise UsageError(f"--run-dir {run_dir}: a resumed run stays in its own, {resume}")
-    return None if resume is None else read_run(resume)
+    if resume is None:
+        return None
+    from launcher.run.resume import read_run
+
+    return read_run(resume)
 
 
 @contextlib.contextmanager
