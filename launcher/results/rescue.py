@@ -56,8 +56,17 @@ class LastParameters:
         Returns:
             Learner steps of the parameters; None if nothing was or could be saved.
         """
-        if not self._message:
+        try:
+            header, _ = wire.decode_arrays(self._message)
+            version = wire.natural(header, "parameter_version")
+        except wire.WireError:
             return None
+        saved, _ = model_steps(run_dir / FINAL_MODEL)
+        if saved is not None and saved >= version:
+            return None
+        return self._save(run_dir, config, spec)
+
+    def _save(self, run_dir: Path, config: Config, spec: EnvironmentSpec) -> int | None:
         # These import torch, which few runs need here.
         from pdqn.model import save_model
         from pdqn.networks import build_network
@@ -69,9 +78,6 @@ class LastParameters:
             return None
         version, network = parameters.parameter_version, build_network(spec, config.network)
         if parameters.run != self._run or not matches(parameters.tensors, network):
-            return None
-        saved, _ = model_steps(run_dir / FINAL_MODEL)
-        if saved is not None and saved >= version:
             return None
         network.load_state_dict(parameters.tensors)
         try:
