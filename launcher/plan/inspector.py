@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from actors.environments.examination import Examination
 from launcher.terminal import echo
 from pdqn.apart import Apart, ApartError, Task
 from pdqn.config import Config, NetworkConfig, SystemConfig
 from pdqn.errors import RunError, UsageError
-from pdqn.specs import EnvironmentSpec
+
+if TYPE_CHECKING:
+    # Numpy need not be imported before the process is started.
+    from actors.environments.examination import Examination
+    from pdqn.specs import EnvironmentSpec
 
 T = TypeVar("T")
 _TURN_SECONDS = 0.1
