@@ -99,7 +99,7 @@ class Learner:
 
     @property
     def computes_on_arrays(self) -> bool:
-        """Whether compiled loops take the steps, and not torch."""
+        """True if compiled loops take the steps, and not torch."""
         return self._arrays is not None
 
     @property

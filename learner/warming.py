@@ -26,7 +26,7 @@ def _blank(spec: EnvironmentSpec, batch_size: int) -> Sample:
     layout = SampleLayout(spec, batch_size)
     sample = layout.view(bytearray(layout.nbytes))
     for field in spec.fields:
-        if field.categories:  # a number below the first is none of them
+        if field.categories:  # zero may lie below the first
             for part in (sample.observation, sample.bootstrap_observation):
                 part[field.name][:] = field.blank(batch_size)
     sample.sampling_priority[:] = 1.0

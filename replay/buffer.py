@@ -29,7 +29,7 @@ from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
 from pdqn.jit import compiled
-from pdqn.specs import MAX_FRAME_STACK, EnvironmentSpec, Observation
+from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock
 from replay.priorities import PriorityScale
 from replay.samples import (
@@ -48,7 +48,6 @@ from replay.stores import (
     write_ring,
 )
 from replay.sum_tree import SumTree
-
 
 
 class StoredBatch(NamedTuple):

@@ -16,12 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 from pdqn.wire import FrameBlock, compress_block
-from replay.sizes import compressed_bytes, default_frame_capacity, dense_bytes
 from replay.buffer import (
     PrioritizedBuffer,
     make_store,
 )
 from replay.samples import Sample, SampleLayout
+from replay.sizes import compressed_bytes, default_frame_capacity, dense_bytes
 from replay.stores import CompressedStore, DenseStore, FrameStore
 
 SPEC = EnvironmentSpec(

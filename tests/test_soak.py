@@ -15,8 +15,8 @@ import pytest
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.wire import FrameBlock, compress_block
 from replay.buffer import PrioritizedBuffer, make_store
-from replay.sizes import compressed_bytes
 from replay.samples import SampleLayout
+from replay.sizes import compressed_bytes
 
 STACK = 3
 SPEC = EnvironmentSpec(

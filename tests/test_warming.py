@@ -1,4 +1,4 @@
-"""Tests that a learner's first step finds its compiled loops loaded, and that nothing else tells."""
+"""Tests that a learner loads its compiled loops before its first step, changing nothing else."""
 
 from __future__ import annotations
 

@@ -136,9 +136,7 @@ class Inspector:
         """
         return self._about_network(network, _takes, network, spec, other)
 
-    def _about_network(
-        self, network: NetworkConfig, function: Callable[..., T], *args: Any
-    ) -> T:
+    def _about_network(self, network: NetworkConfig, function: Callable[..., T], *args: Any) -> T:
         task = self._process().begin(function, *args, seconds=self._seconds)
         try:
             return self._answer_of(task, f"network {network.kind}")
@@ -179,7 +177,6 @@ class Here:
         """Measure the bytes of compressed frames that actors will send for each transition."""
         with contextlib.contextmanager(_measure)(config, spec) as found:
             return found
-
 
     def measure_network(self, spec: EnvironmentSpec, network: NetworkConfig) -> int:
         """Build a person's own network, and return the bytes of its parameters."""

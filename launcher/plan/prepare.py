@@ -94,9 +94,7 @@ def _parameter_bytes(
     return parameter_bytes(spec, sized)
 
 
-def _check_evaluation(
-    config: Config, spec: EnvironmentSpec, inspector: Inspector | Here
-) -> None:
+def _check_evaluation(config: Config, spec: EnvironmentSpec, inspector: Inspector | Here) -> None:
     """Refuse evaluations that show the network something other than it is trained on.
 
     Shapes and the number of actions may differ if the network can take them.

@@ -7,9 +7,9 @@ from pathlib import Path
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import plural
 from learner.checkpoint_folders import newest_steps
+from pdqn import model_head
 from pdqn.config import Config
 from pdqn.errors import UsageError
-from pdqn import model_head
 from pdqn.model_head import FINAL_MODEL
 
 

@@ -62,8 +62,7 @@ class Run:
         access: Access | None = None,
         cluster: DaskCluster | None = None,
         forkserver: ForkServer | None = None,
-        *,
-        parameter_bytes: int,
+        parameter_bytes: int = 0,
     ) -> None:
         self._access = access or Access()
         self._cluster = cluster
@@ -149,24 +148,16 @@ class Run:
         directory = self._session.run_dir
         directory.name_run(self._run)
         directory.restore = self._restore
+        config, spec, path = self._config, self._session.spec, str(directory.path.resolve())
         coordinator = Coordinator(
             self._context,
             address,
-            welcome=Welcome(
-                self._run,
-                0,
-                0,
-                self._config,
-                self._session.spec,
-                role_bind,
-                str(directory.path.resolve()),
-                versions,
-            ),
+            welcome=Welcome(self._run, 0, 0, config, spec, role_bind, path, versions),
             metrics=self._metrics,
             files=FileDesk(self._files, self._session.records.aside),
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
-            memory=Estimates(self._config, self._session.spec, parameter_bytes).of_roles(),
+            memory=Estimates(config, spec, parameter_bytes).of_roles(),
             may_admit=self._reserve,
         )
         if self._access.clients is not None:
