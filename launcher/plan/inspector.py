@@ -137,11 +137,15 @@ class Inspector:
         return self._about_network(network, _takes, network, spec, other)
 
     def _about_network(self, network: NetworkConfig, function: Callable[..., T], *args: Any) -> T:
-        task = self._process().begin(function, *args, seconds=self._seconds)
+        # Not in the process of the environment, which may have left nothing there as it was.
+        apart = Apart("inspector")
         try:
+            task = apart.begin(function, *args, seconds=self._seconds)
             return self._answer_of(task, f"network {network.kind}")
         except ApartError as error:
             raise UsageError(f"network.kind = {network.kind}: {error}") from None
+        finally:
+            apart.close()
 
     def _process(self) -> Apart:
         """Return a process that is ready: another one if an environment does not let go of it."""
