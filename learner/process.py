@@ -123,10 +123,11 @@ class LearnerProcess:
             self._stager.put(sample)
 
     def _follow_replay(self) -> Mapping[int, str]:
-        """Follow the present shards and their target ratio; return the shards' addresses."""
+        """Follow the run's progress, shards and target ratio; return the shards' addresses."""
         pulse = self._link.pulse
         shards = pulse.shards("samples")
         self._client.connect(shards)
+        self._learner.progress = pulse.progress
         target = pulse.samples_per_insert or resolved(self._config.replay.samples_per_insert)
         self._client.set_samples_per_insert(target)
         return shards

@@ -365,9 +365,18 @@ def test_the_step_size_decays_on_a_straight_line_and_is_what_adam_takes():
     assert taken == pytest.approx([0.005, 0.004, 0.003, 0.002, 0.001, 0.001])
 
 
+def test_without_a_number_of_decay_steps_it_falls_with_the_run_itself():
+    learner = learner_of(learning_rate=0.005, learning_rate_final=0.001)
+    learner.learner_steps = 10**6
+    rates: list[float] = []
+    for learner.progress in (0.0, 0.25, 1.0):
+        rates.append(learner.learning_rate)
+    assert rates == pytest.approx([0.005, 0.004, 0.001])
+
+
 def test_without_a_final_step_size_it_stays():
     learner = learner_of(learning_rate=0.005)
-    learner.learner_steps = 10**6
+    learner.learner_steps, learner.progress = 10**6, 0.5
     assert learner.learning_rate == 0.005
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from launcher.console.console import Console
 from launcher.console.controls import Controls, keys_of
 from launcher.interrupts import Interrupts
+from launcher.metrics.limits import limit_reached, progress
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import Roster
 from launcher.metrics.snapshot import Seen, Snapshot
@@ -19,7 +20,6 @@ from launcher.records.records import Records
 from launcher.records.sinks import make_sinks
 from launcher.results.saved import unevaluated
 from launcher.run.firsts import FirstSteps
-from launcher.run.limits import limit_reached, progress
 from launcher.run.state import RunState
 from launcher.rundir import SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory
 from pdqn.config import Config, resolved
