@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -210,14 +211,17 @@ def _past(resume: Path | None, run_dir: Path | None) -> PastRun | None:
 
 @contextlib.contextmanager
 def _helpers(
-    config: Config, interrupts: Interrupts, forks: bool
+    config: Config, interrupts: Interrupts, runs: bool
 ) -> Iterator[tuple[Inspector, ForkServer | None]]:
     """Have others look at the environment, and import what roles share, during our own imports."""
     from launcher.processes.forkserver import ForkServer
 
     # On one core a run has one process, and two imports at once take as long as one after another.
-    forks &= len(os.sched_getaffinity(0)) > 1 and config.run.mode != "single"
+    single = config.run.mode == "single"
+    forks = runs and len(os.sched_getaffinity(0)) > 1 and not single
     with _inspecting(config, interrupts) as inspector:
+        if runs and single:
+            importlib.import_module("launcher.run.single")  # all that roles need, into this process
         if not forks or config.actor.count == 0:
             yield inspector, None
             return
