@@ -85,8 +85,7 @@ def launch(
         session = Session(resolved, spec, directory, view, interrupts, state, insecure=insecure)
         if single:
             return _run_alone(session)
-        size = plan.parameter_bytes
-        return Run(session, access, cluster, forkserver, parameter_bytes=size).execute()
+        return Run(session, access, cluster, forkserver, plan.parameter_bytes).execute()
 
 
 def _check_mode(access: Access, forkserver: ForkServer | None, *, single: bool) -> None:
