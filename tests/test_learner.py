@@ -11,7 +11,8 @@ import pytest
 import torch
 from devices import DEVICE, on_the_cpu
 
-from learner.checkpoint import Saver, checkpoints, load_newest, save_checkpoint
+from learner.checkpoint import Saver, load_newest, save_checkpoint
+from learner.checkpoint_folders import checkpoints
 from learner.learner import Learner, StepResult
 from pdqn import wire
 from pdqn.errors import RunError
