@@ -102,6 +102,11 @@ class Learner:
         return optimizer, arrays, flat_target
 
     @property
+    def computes_on_arrays(self) -> bool:
+        """True if compiled loops take the steps, and not torch."""
+        return self._arrays is not None
+
+    @property
     def importance_sampling_exponent(self) -> float:
         """Exponent that corrects the bias of prioritized sampling, annealed over learner steps."""
         return linear(

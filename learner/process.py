@@ -15,6 +15,7 @@ from learner.checkpoint import Saver, not_saved, saved
 from learner.gpu import GpuGauge
 from learner.learner import Learner
 from learner.staging import Stager
+from learner.warming import warm_up
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.errors import RunError
@@ -22,7 +23,7 @@ from pdqn.files import RunFiles
 from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import LAST_SAVE, MAX_INDEX, Welcome
-from pdqn.model import FINAL_MODEL
+from pdqn.model_head import FINAL_MODEL
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient
@@ -68,6 +69,9 @@ class LearnerProcess:
     def learn(self) -> None:
         """Learn until this role must stop, then save."""
         settled = False
+        # Meanwhile actors fill the replay. A first run on a machine compiles here, for seconds.
+        with self._heartbeat:
+            warm_up(self._learner, self._config, self._welcome.spec)
         while not self._link.stopping:
             self._communicate()
             self._maybe_save()

@@ -24,7 +24,8 @@ from launcher.results.training import read_metrics
 from launcher.run.session import Session
 from launcher.run.single import SingleRun
 from launcher.rundir import RunDirectory
-from learner.checkpoint import checkpoints, load_newest
+from learner.checkpoint import load_newest
+from learner.checkpoint_folders import checkpoints
 from pdqn.config import Config
 from pdqn.layers import build
 from pdqn.messages import Report

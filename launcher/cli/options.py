@@ -8,16 +8,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from launcher.cli.trusting import Authored, admit_configuration, trusting
-from launcher.run.resume import PastRun
 from pdqn import layers as configuration
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.trust import read_settings
+
+if TYPE_CHECKING:
+    from launcher.run.resume import PastRun
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0

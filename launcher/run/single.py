@@ -24,7 +24,6 @@ from launcher.metrics.limits import limit_reached, progress
 from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import MemberView, Roster
 from launcher.plan.memory import Estimates
-from launcher.plan.prepare import parameter_bytes
 from launcher.run.session import Session
 from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner
@@ -32,7 +31,7 @@ from pdqn.config import resolved
 from pdqn.errors import Interrupted, RunError, reason_of, type_and_first_line
 from pdqn.memory import MemoryLimit, held_bytes, machine_bytes
 from pdqn.messages import Welcome
-from pdqn.model import NOT_SAVED
+from pdqn.model_head import NOT_SAVED
 from pdqn.networks import build_network, set_noise
 from pdqn.schedules import is_due
 from pdqn.telemetry import Telemetry
@@ -123,7 +122,7 @@ class SingleRun:
             raise Interrupted from error
 
     def _memory_limit(self) -> MemoryLimit:
-        parameters = parameter_bytes(self._acting)
+        parameters = sum(tensor.nbytes for tensor in self._acting.state_dict().values())
         planned = Estimates(self._config, self._session.spec, parameters).together
         limit = MemoryLimit("run", planned, self._config.system.memory_limit, machine_bytes())
         # The plan does not know how large the environments are.
