@@ -287,6 +287,19 @@ def test_steps_with_large_layers_are_those_of_torch_and_the_same_in_another_run(
         assert torch.equal(tensor, again.online.state_dict()[name]), name
 
 
+def test_a_bootstrap_observation_without_meaning_changes_nothing():
+    config, spec = config_of(), SPECS["vector"]
+    ours, twin = Learner(config, spec), Learner(config, spec)
+    for few in (False, True):
+        sample, other = sample_of(spec, 1), sample_of(spec, 1)
+        for one in (sample, other):
+            one.discount[:] = np.where(np.arange(BATCH) % 4 if few else np.arange(BATCH), 0.9, 0.0)
+        other.bootstrap_observation["observation"][0] = np.nan
+        assert step(ours, sample).loss == step(twin, other).loss
+    for name, tensor in ours.online.state_dict().items():
+        assert torch.equal(tensor, twin.online.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("shape", [(64, 256, 256), (7, 640, 512), (256, 64, 256), (3, 4, 5)])
 def test_products_are_those_of_torch_for_any_strides(shape: tuple[int, int, int]):
     rows, inner, columns = shape
