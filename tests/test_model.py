@@ -69,12 +69,13 @@ def test_the_ratio_of_samples_to_inserts_ties_the_learner_to_the_actors():
 
 
 def test_several_replays_share_what_arrives_and_what_is_sampled():
-    one = layout(actors=60, samples_per_insert=0.1)
-    # The learner permits 250,000 transitions/s, and 59.3 cores about 520,000.
-    assert replays_worth(COSTS, dataclasses.replace(one, cores=1000)) == 3
-    three = predict(COSTS, dataclasses.replace(one, cores=1000, replays=3))
+    one = layout(cores=1000, actors=60, samples_per_insert=0.1)
+    # The learner permits 250,000 transitions/s, of 10.2 us each.
+    assert replays_worth(COSTS, one) == 3
+    three = predict(COSTS, dataclasses.replace(one, replays=3))
     assert three.limit == "learner"
     assert replays_worth(COSTS, layout()) == 1
+    assert replays_worth(COSTS, dataclasses.replace(one, cores=63)) == 2, "no core is left"
 
 
 def test_only_a_part_of_a_step_is_faster_on_more_threads():

@@ -15,7 +15,7 @@ CORES_PER_OTHER_CORE = 16
 # Another learner thread is worth its core if it speeds a step up by this factor.
 THREAD_GAIN = 1.1
 # Parts of a learner's step that several threads share evenly, by the size of observations. Steps on
-# compiled arrays have one thread. docs/performance.md has the measurement and its limits.
+# compiled arrays have one thread. That of large ones is assumed: pdqn bench measures it.
 PARALLEL_SHARE = {"small": 0.0, "large": 0.7}
 _SECONDS_MIN = 1e-12
 
@@ -167,10 +167,15 @@ def actors_for(cores: int) -> int:
 
 
 def replays_worth(costs: Costs, layout: Layout) -> int:
-    """Return the number of replays from which on something else limits a run of this layout."""
+    """Return the number of replays from which on something else limits a run of this layout.
+
+    It is at most the number of cores beside actors and learner, and at least one.
+    """
     rest = [limit for name, limit in predict(costs, layout).limits.items() if name != "replay"]
     needed = min(rest) * costs.replay_seconds(layout.samples_per_insert)
-    return max(1, math.ceil(round(needed, 6)))
+    learner = 1 if layout.gpu else layout.threads
+    left = max(1, layout.cores - layout.actors - learner)
+    return max(1, min(left, math.ceil(round(needed, 6))))
 
 
 def useful_actors(costs: Costs, layout: Layout) -> int:
@@ -183,8 +188,10 @@ def useful_actors(costs: Costs, layout: Layout) -> int:
 def required_gpu_seconds(costs: Costs, layout: Layout) -> float:
     """Return the time of a sampled transition below which a GPU does not limit a run."""
     limits = predict(costs, layout).limits
-    return 1.0 / _seconds(min(limits[name] for name in limits if name != "learner")) / (
-        layout.samples_per_insert
+    return (
+        1.0
+        / _seconds(min(limits[name] for name in limits if name != "learner"))
+        / (layout.samples_per_insert)
     )
 
 
