@@ -1,9 +1,10 @@
 """Predicted rates beside those of real runs: ``python -m benchmarks.prediction``.
 
-The costs are measured once for each environment, as ``pdqn bench`` does, with one real run on all
-cores. From them follow the rates of twelve other runs: on one and two cores, with 2 to 32 actors,
-and 0.1 to 8 samples an insert. A run also reports its CPU time. The model with the costs of the run
-itself then says whether a difference is one of costs or one of the model.
+The costs are measured once for each environment, as ``pdqn bench`` does. From them follow the
+rates of twelve runs: on one and two cores, with 2 to 32 actors, and 0.1 to 8 samples an insert. A
+run also reports its CPU time. If the model is right with the costs of the run itself and the
+prediction is not, then the costs were measured wrongly. ``actor``, ``replay`` and ``learner`` are
+factors: the CPU time of a role in the run over what was predicted.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.bench.whole.costs import Pieces, costs_of, measure
+from launcher.bench.whole.costs import Factors, Pieces, costs_of, factors_of, measure
 from launcher.bench.whole.overview import layout_of
 from launcher.bench.whole.trial import Trial, run_trial
 from launcher.plan.inspector import Inspector
-from launcher.plan.model import Costs, Layout, predict
+from launcher.plan.model import Layout, predict
 from launcher.plan.prepare import prepare
 from pdqn.config import Config, resolved
 from pdqn.layers import build
@@ -88,31 +89,32 @@ class Outcome:
 
     Attributes:
         case: the run.
-        predicted: from costs that were measured before.
+        predicted: from costs that were measured piece by piece before.
         limit: the resource that limits it by this prediction.
-        by_own_costs: what the model makes of the CPU time of the run itself.
+        by_base_run: the same with each role's CPU time as in the real run on all cores.
+        by_own_run: the same with each role's CPU time as in this run.
         measured: the run's.
-        cost_error: measured CPU time of a transition, of all roles, over what was predicted; less 1.
+        factors: CPU time of each role in this run over what was predicted.
         trial: all figures of the run.
     """
 
     case: Case
     predicted: float
     limit: str
-    by_own_costs: float
+    by_base_run: float
+    by_own_run: float
     measured: float
-    cost_error: float
+    factors: Factors
     trial: Trial
 
     @property
     def error(self) -> float:
         """The prediction over the measurement, less 1."""
-        return self.predicted / self.measured - 1.0
+        return self.error_of(self.predicted)
 
-    @property
-    def model_error(self) -> float:
-        """The same with the costs of the run itself."""
-        return self.by_own_costs / self.measured - 1.0
+    def error_of(self, rate: float) -> float:
+        """Return a rate over the measured one, less 1."""
+        return rate / self.measured - 1.0
 
 
 def main() -> int:
@@ -160,6 +162,12 @@ class Base:
     pieces: Pieces
     trial: Trial
 
+    @property
+    def factors(self) -> Factors:
+        """The CPU time of each role in the real run, over what its costs say."""
+        costs = costs_of(self.pieces, self.config, self.trial)
+        return factors_of(costs, layout_of(self.config, 2), self.trial)
+
     @classmethod
     def measured(cls, environment: str, options: argparse.Namespace) -> Base:
         """Measure an environment's costs on two cores."""
@@ -194,13 +202,15 @@ def outcome_of(case: Case, base: Base, cores: list[int], seconds: float) -> Outc
     layout = layout_of(config, case.cores)
     predicted = predict(costs, layout)
     trial = run_trial(config, seconds, cores[: case.cores])
+    own = factors_of(costs, layout, trial)
     return Outcome(
         case=case,
         predicted=predicted.rate,
         limit=predicted.limit,
-        by_own_costs=predict(own_costs(costs, layout, trial), layout).rate,
+        by_base_run=predict(base.factors.applied_to(costs), layout).rate,
+        by_own_run=predict(own.applied_to(costs), layout).rate,
         measured=measured_rate(trial, layout),
-        cost_error=spent(trial) / predicted_spent(costs, layout) - 1.0,
+        factors=own,
         trial=trial,
     )
 
@@ -212,52 +222,22 @@ def measured_rate(trial: Trial, layout: Layout) -> float:
     return trial.samples / layout.samples_per_insert
 
 
-def own_costs(costs: Costs, layout: Layout, trial: Trial) -> Costs:
-    """Return costs that agree with the CPU time of a run itself."""
-    rate = measured_rate(trial, layout)
-    upkeep = layout.actors * costs.upkeep_seconds
-    actor = (trial.cpu["actor"] - upkeep) / rate / costs.actor_seconds
-    replay = trial.cpu["replay"] / rate / costs.replay_seconds(layout.samples_per_insert)
-    learning = trial.cpu["learner"] / (rate * layout.samples_per_insert)
-    return dataclasses.replace(
-        costs,
-        environment_seconds=actor * costs.environment_seconds,
-        acting_seconds=actor * costs.acting_seconds,
-        recording_seconds=actor * costs.recording_seconds,
-        intake_seconds=replay * costs.intake_seconds,
-        journal_seconds=replay * costs.journal_seconds,
-        sampling_seconds=replay * costs.sampling_seconds,
-        priority_seconds=replay * costs.priority_seconds,
-        learning_seconds=learning,
-        fixed_cores=trial.cpu["launcher"],
-    )
-
-
-def spent(trial: Trial) -> float:
-    """Return the CPU seconds of actors, replay and learner for each environment step."""
-    roles = ("actor", "replay", "learner")
-    return sum(trial.cpu[role] for role in roles) / trial.environment_steps
-
-
-def predicted_spent(costs: Costs, layout: Layout) -> float:
-    """Return what the costs say of the same."""
-    ratio = layout.samples_per_insert
-    return costs.actor_seconds + costs.replay_seconds(ratio) + ratio * costs.learning_seconds
-
-
 def report(outcomes: list[Outcome]) -> Iterator[str]:
     """Yield the lines of a Markdown table, and a summary."""
     yield (
         "| environment | cores | actors | samples an insert | predicted, steps/s | limit "
-        "| measured | error | with the run's own costs | CPU time of a step | cores in use |"
+        "| measured | error | with the base run's costs | with its own | actor | replay | learner "
+        "| cores in use |"
     )
-    yield "|---" * 11 + "|"
+    yield "|---" * 14 + "|"
     for one in outcomes:
         case, used = one.case, sum(one.trial.cpu.values())
+        factors = " | ".join(f"{factor:.2f}" for factor in vars(one.factors).values())
         yield (
             f"| {case.environment} | {case.cores} | {case.actors} | {case.samples_per_insert:g} "
             f"| {one.predicted:.1f} | {one.limit} | {one.measured:.1f} | {one.error:+.1%} "
-            f"| {one.model_error:+.1%} | {one.cost_error:+.1%} | {used:.2f} |"
+            f"| {one.error_of(one.by_base_run):+.1%} | {one.error_of(one.by_own_run):+.1%} "
+            f"| {factors} | {used:.2f} |"
         )
     errors = [abs(one.error) for one in outcomes]
     yield (
@@ -269,10 +249,7 @@ def report(outcomes: list[Outcome]) -> Iterator[str]:
 def as_data(outcomes: list[Outcome], bases: dict[str, Base]) -> dict[str, Any]:
     """Return everything as plain data."""
     return {
-        "outcomes": [
-            dataclasses.asdict(one) | {"error": one.error, "model_error": one.model_error}
-            for one in outcomes
-        ],
+        "outcomes": [dataclasses.asdict(one) | {"error": one.error} for one in outcomes],
         "costs": {
             name: dataclasses.asdict(costs_of(base.pieces, base.config, base.trial))
             for name, base in bases.items()

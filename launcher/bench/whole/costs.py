@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from launcher.bench import recordings
-from launcher.bench.replay import WARM_UP_SECONDS, Processes, changed
+from launcher.bench.replay import WARM_UP_SECONDS, Load, Processes, changed, encoded_counts
 from launcher.bench.whole import stages
 from launcher.bench.whole.stages import Acting, Learning, Replaying
 from launcher.bench.whole.trial import Trial
-from launcher.plan.model import Costs, parallel_share_of
+from launcher.plan.model import Costs, Layout, parallel_share_of
 from pdqn.apart import Apart, Task
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
@@ -30,14 +31,16 @@ _EVALUATED_EPISODE_STEPS = 500  # where no episode ended
 
 @dataclass(frozen=True)
 class Serving:
-    """CPU seconds of real processes over real sockets.
+    """CPU seconds of real processes over real sockets, while all of them are busy.
 
     Attributes:
+        send: an actor's, of sending a transition that is encoded.
         insert: replay's, of a transition that arrives.
         sample: replay's, of a sampled transition and its new priority.
         client: the learner's, of receiving a sampled transition and returning its priority.
     """
 
+    send: float
     insert: float
     sample: float
     client: float
@@ -183,9 +186,10 @@ def _measure_scaling(
 
 
 def _measure_serving(config: Config, spec: EnvironmentSpec, seconds: float) -> Serving:
-    """Measure a real replay that first takes transitions in, and then hands out samples."""
+    """Measure a real replay, between a writer and a client in the places of actor and learner."""
     envs = resolved(config.actor.envs_per_actor)
     recording = recordings.play(spec, config.run.env_args, envs, _SERVED_STEPS)
+    encoding = stages.median_seconds(encoded_counts(recording, config), seconds, time.process_time)
     free = {"samples_per_insert_tolerance": _UNLIMITED, "shards": 1}
     with Processes(recording, changed(config, "replay", free)) as bench:
         least = resolved(config.replay.min_size)
@@ -194,28 +198,52 @@ def _measure_serving(config: Config, spec: EnvironmentSpec, seconds: float) -> S
             inserted += WARM_UP_SECONDS * bench.phase({"writer": WARM_UP_SECONDS})["writer"].rate
         wrote = bench.phase({"writer": seconds})
         drew = bench.phase({"client": seconds})
+        both = bench.phase({"writer": seconds, "client": seconds})
+    return serving_of(wrote, drew, both, encoding)
+
+
+def serving_of(
+    wrote: Mapping[str, Load],
+    drew: Mapping[str, Load],
+    both: Mapping[str, Load],
+    encoding_seconds: float,
+) -> Serving:
+    """Make the costs out of three phases: with a writer, with a client, and with both.
+
+    A process that waits for single messages wakes up for each of them. The phase with both, in
+    which it wakes up least, gives the sum, and the others say how it is divided.
+
+    Args:
+        wrote: loads of writer and replay.
+        drew: loads of client and replay.
+        both: loads of all three.
+        encoding_seconds: CPU time in which a writer records and encodes a transition.
+    """
     insert = wrote["replay"].busy / max(1.0, wrote["writer"].rate)
-    sampled = max(1.0, drew["client"].rate)
-    return Serving(insert, drew["replay"].busy / sampled, drew["client"].busy / sampled)
+    sample = drew["replay"].busy / max(1.0, drew["client"].rate)
+    apart = both["writer"].rate * insert + both["client"].rate * sample
+    factor = min(1.0, both["replay"].busy / max(1e-9, apart))
+    written = both["writer"].busy / max(1.0, both["writer"].rate)
+    client = both["client"].busy / max(1.0, both["client"].rate)
+    send = max(0.0, written - encoding_seconds)
+    return Serving(send, factor * insert, factor * sample, client)
 
 
 def costs_of(
     pieces: Pieces, config: Config, trial: Trial | None = None, envs: int | None = None
 ) -> Costs:
-    """Put the costs of a run together.
+    """Put the costs of a run together, for roles that are busy.
 
-    A real run knows more than the pieces: its roles also keep in touch, wake up, and share caches.
-    What it took is taken over, and the pieces say how it is divided.
+    A role that waits spends more on each unit, since it wakes up for a few of them at a time. It is
+    not what limits a run then.
 
     Args:
         pieces: as measured.
-        config: of the real run, with all that is left to auto filled in.
-        trial: that run; None to do without.
+        config: of the run, with all that is left to auto filled in.
+        trial: a real run; None to do without the launcher's part and the length of episodes.
         envs: environments of an actor; by default the configured number.
     """
-    own = resolved(config.actor.envs_per_actor)
-    acting = pieces.acting[envs or own]
-    overhead, replay_factor, learning = _beyond_the_pieces(pieces, config, trial)
+    acting = pieces.acting[envs or resolved(config.actor.envs_per_actor)]
     replaying, serving = pieces.replaying, pieces.serving
     inserting = max(serving.insert, replaying.intake + replaying.journal)
     sampling = max(serving.sample, replaying.sampling + replaying.priority)
@@ -225,13 +253,12 @@ def costs_of(
     return Costs(
         environment_seconds=acting.environment_seconds,
         acting_seconds=acting.values_seconds,
-        # What a step costs beyond the pieces is shared by its environments.
-        recording_seconds=max(0.0, recording + overhead * own / (envs or own)),
-        intake_seconds=replay_factor * (inserting - replaying.journal),
-        journal_seconds=replay_factor * replaying.journal,
-        sampling_seconds=replay_factor * (sampling - replaying.priority),
-        priority_seconds=replay_factor * replaying.priority,
-        learning_seconds=learning,
+        recording_seconds=max(0.0, recording) + serving.send,
+        intake_seconds=inserting - replaying.journal,
+        journal_seconds=replaying.journal,
+        sampling_seconds=sampling - replaying.priority,
+        priority_seconds=replaying.priority,
+        learning_seconds=pieces.learning.cpu_seconds + serving.client,
         parallel_share=shared_part(pieces, config.learner.batch_size) or 0.0,
         gpu_seconds=pieces.gpu_seconds,
         wait_seconds=acting.wait_seconds,
@@ -243,27 +270,45 @@ def costs_of(
     )
 
 
-def _beyond_the_pieces(
-    pieces: Pieces, config: Config, trial: Trial | None
-) -> tuple[float, float, float]:
-    """Compare a run with the pieces.
+@dataclass(frozen=True)
+class Factors:
+    """The CPU time of each role in a real run, over what its costs say.
 
-    Returns:
-        An actor's further CPU seconds of a transition, the factor of replay's, and the learner's
-        CPU seconds of a sampled transition on one thread.
+    Attributes:
+        actor: of the actors.
+        replay: of the replays.
+        learner: of the learner.
     """
-    learning = pieces.learning.cpu_seconds + pieces.serving.client
-    if trial is None:
-        return 0.0, 1.0, learning
-    acting = pieces.acting[resolved(config.actor.envs_per_actor)]
-    kept_up = resolved(config.actor.count) * pieces.upkeep
-    overhead = (trial.cpu["actor"] - kept_up) / trial.environment_steps - acting.seconds
-    inserting = max(pieces.serving.insert, pieces.replaying.intake + pieces.replaying.journal)
-    sampling = max(pieces.serving.sample, pieces.replaying.sampling + pieces.replaying.priority)
-    predicted = trial.environment_steps * inserting + trial.samples * sampling
-    if config.learner.device == "cpu" and config.learner.threads == 1:
-        learning = trial.cpu["learner"] / max(1.0, trial.samples)
-    return overhead, trial.cpu["replay"] / predicted, learning
+
+    actor: float
+    replay: float
+    learner: float
+
+    def applied_to(self, costs: Costs) -> Costs:
+        """Return costs that are changed by these factors."""
+        return dataclasses.replace(
+            costs,
+            environment_seconds=self.actor * costs.environment_seconds,
+            acting_seconds=self.actor * costs.acting_seconds,
+            recording_seconds=self.actor * costs.recording_seconds,
+            intake_seconds=self.replay * costs.intake_seconds,
+            journal_seconds=self.replay * costs.journal_seconds,
+            sampling_seconds=self.replay * costs.sampling_seconds,
+            priority_seconds=self.replay * costs.priority_seconds,
+            learning_seconds=self.learner * costs.learning_seconds,
+        )
+
+
+def factors_of(costs: Costs, layout: Layout, trial: Trial) -> Factors:
+    """Compare the CPU time of a real run with its costs, for a learner with one thread."""
+    steps, samples, cpu = trial.environment_steps, trial.samples, trial.cpu
+    inserting = costs.replay_seconds(0.0)
+    sampling = costs.replay_seconds(1.0) - inserting
+    return Factors(
+        actor=(cpu["actor"] - layout.actors * costs.upkeep_seconds) / (steps * costs.actor_seconds),
+        replay=cpu["replay"] / (steps * inserting + samples * sampling),
+        learner=cpu["learner"] / (samples * costs.learning_seconds),
+    )
 
 
 def shared_part(pieces: Pieces, batch_size: int) -> float | None:
@@ -288,22 +333,19 @@ def rows(pieces: Pieces, config: Config, costs: Costs) -> Iterator[tuple[str, st
         role, part, its CPU seconds for one unit, and the units of a transition.
     """
     ratio = resolved(config.replay.samples_per_insert)
-    acting = pieces.acting[resolved(config.actor.envs_per_actor)]
-    recording = acting.seconds - acting.environment_seconds - acting.values_seconds
+    replaying, send = pieces.replaying, pieces.serving.send
     yield "actor", "environment step", costs.environment_seconds, 1.0
     yield "actor", "values of the actions", costs.acting_seconds, 1.0
-    yield "actor", "explore, record, compress", recording, 1.0
-    yield "actor", "send, keep in touch", costs.recording_seconds - recording, 1.0
-    replaying = pieces.replaying
+    yield "actor", "explore, record, compress", costs.recording_seconds - send, 1.0
+    yield "actor", "send", send, 1.0
     yield "replay", "check, insert", replaying.intake, 1.0
     yield "replay", "journal", costs.journal_seconds, 1.0
     yield "replay", "receive, acknowledge", costs.intake_seconds - replaying.intake, 1.0
     yield "replay", "sample", replaying.sampling, ratio
     yield "replay", "new priority", costs.priority_seconds, ratio
     yield "replay", "hand out", costs.sampling_seconds - replaying.sampling, ratio
-    step = pieces.learning.cpu_seconds
-    yield "learner", "step", step, ratio
-    yield "learner", "receive, return priorities", costs.learning_seconds - step, ratio
+    yield "learner", "step", pieces.learning.cpu_seconds, ratio
+    yield "learner", "receive, return priorities", pieces.serving.client, ratio
 
 
 def with_gpu(pieces: Pieces, told_seconds: float | None) -> Pieces:

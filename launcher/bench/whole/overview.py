@@ -222,7 +222,7 @@ def _cost_table(
     trial: Trial | None,
     costs: Costs,
 ) -> Table:
-    """Lay out what a transition costs each role."""
+    """Lay out what a transition costs each role, and what it has cost in a run."""
     envs, ratio = config.actor.envs_per_actor, resolved(config.replay.samples_per_insert)
     title = (
         f"{spec.id}: CPU time of a transition, {envs} environments an actor, {number(ratio)} "
@@ -231,29 +231,30 @@ def _cost_table(
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     for name in ("role", "part"):
         table.add_column(name, no_wrap=True)
-    for name in ("us each", "times", "us", "share"):
+    for name in ("us each", "times", "us", "share", "us in a run"):
         table.add_column(name, justify="right", no_wrap=True)
     parts = list(rows(pieces, config, costs))
     whole = sum(each * times for *_, each, times in parts)
-    before = ""
-    for role, part, each, times in parts:
-        if role != before:
-            table.add_section()
-            table.add_row(*_sum_of(role, [p for p in parts if p[0] == role], whole))
-        before = role
-        spent = each * times
-        cells = (f"{1e6 * each:.2f}", number(times), f"{1e6 * spent:.2f}", percent(spent / whole))
-        table.add_row("", part, *cells)
+    for role in ("actor", "replay", "learner"):
+        own = [part for part in parts if part[0] == role]
+        spent = sum(each * times for *_, each, times in own)
+        in_run = _in_run(trial, role, ratio)
+        table.add_section()
+        table.add_row(role, "", "", "", f"{1e6 * spent:.2f}", percent(spent / whole), in_run)
+        for _, part, each, times in own:
+            cells = (f"{1e6 * each:.2f}", number(times), f"{1e6 * each * times:.2f}")
+            table.add_row("", part, *cells, percent(each * times / whole), "")
     table.add_section()
-    table.add_row("all", "", "", "", f"{1e6 * whole:.2f}", "")
-    if trial is None:
-        table.caption = "without a run: what roles do beyond these parts is left out"
+    table.add_row("all", "", "", "", f"{1e6 * whole:.2f}", "", "")
     return table
 
 
-def _sum_of(role: str, parts: list[tuple[str, str, float, float]], whole: float) -> list[str]:
-    spent = sum(each * times for *_, each, times in parts)
-    return [role, "", "", "", f"{1e6 * spent:.2f}", percent(spent / whole)]
+def _in_run(trial: Trial | None, role: str, ratio: float) -> str:
+    """Write a role's CPU time of a transition in the run; the learner's goes by its samples."""
+    if trial is None:
+        return ""
+    transitions = trial.samples / ratio if role == "learner" else trial.environment_steps
+    return f"{1e6 * trial.cpu[role] / max(1.0, transitions):.2f}"
 
 
 def _here_lines(
