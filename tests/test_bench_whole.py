@@ -156,7 +156,7 @@ def test_rates_are_of_the_time_after_learning_has_settled_and_before_the_end():
 
 
 def test_a_run_that_ends_before_it_has_settled_is_refused():
-    with pytest.raises(RunError, match="try longer"):
+    with pytest.raises(RunError, match="soon after its first learner step"):
         summarize([line(1.0, 1.0, 0), line(2.0, 2.0, 1), line(3.0, 3.0, 2)], [0.0], 64)
 
 
@@ -240,7 +240,7 @@ def test_every_piece_of_a_small_run_has_a_cost(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.slow
 def test_a_whole_run_is_measured_and_predicted(capsys: pytest.CaptureFixture[str]):
     config = configured(run={"env": "CartPole-v1", "mode": "parallel"})
-    assert overview.bench(config, 0.2, 12.0, 50e-6, as_json=True) == 0
+    assert overview.bench(config, 0.2, 5.0, 50e-6, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(part["seconds"] >= 0 for part in found["parts"])
     assert found["run"]["environment_steps"] > 0

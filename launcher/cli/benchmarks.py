@@ -39,10 +39,10 @@ class _Bench(GroupedCommand, click.Group):
 )
 @click.option(
     "--run-seconds",
-    default=20.0,
+    default=12.0,
     show_default=True,
     type=click.FloatRange(0, 3600),
-    help="length of a real run, which shows what the parts leave out; 0: none",
+    help="length of a real run once it has settled, which is shown beside the parts; 0: none",
 )
 @click.option(
     "--gpu-sample-us",
@@ -62,7 +62,7 @@ def bench(
     """Measure what a transition costs each role here, and predict the rates of other machines.
 
     Each part is measured by itself while actors keep the other cores busy. A short real run shows
-    the rest. From these costs follow the bottleneck, this machine's rates, and the rates of
+    how well they add up. From these costs follow the bottleneck, this machine's rates, and those of
     machines with 16 to 1,024 cores. docs/performance.md explains the model and its assumptions.
 
     \b

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,9 +27,9 @@ ROLES = ("actor", "replay", "learner", "evaluator")
 _POLL_SECONDS = 0.2
 # Time after the first learner step until rates are counted.
 _SETTLING_SECONDS = 3.0
-_START_AND_END_SECONDS = 180.0
+# The longest time until then, and from the end of counting to the end of the run.
+_START_SECONDS, _END_SECONDS = 180.0, 60.0
 _LEAST_LINES = 4
-_STOP_SECONDS = 20.0
 _LAST_CHARACTERS = 300
 
 
@@ -63,15 +64,15 @@ class Trial:
 
 
 def run_trial(config: Config, seconds: float, cores: Sequence[int] = ()) -> Trial:
-    """Run a configuration, with all that is left to auto filled in.
+    """Run a configuration until it has settled, and for a while longer.
 
     Args:
-        config: the run's.
-        seconds: its limit.
+        config: the run's, with all that is left to auto filled in.
+        seconds: time for which rates are counted.
         cores: numbers of the cores that it may use; empty for those of this process.
 
     Raises:
-        RunError: the run failed, or learned nothing in this time.
+        RunError: the run failed, or did not learn in time.
     """
     with _folder() as folder:
         file, run = folder / "bench.toml", folder / "run"
@@ -84,10 +85,11 @@ def run_trial(config: Config, seconds: float, cores: Sequence[int] = ()) -> Tria
             )
             if cores:
                 os.sched_setaffinity(process.pid, cores)
-            launcher = _watch(process, run / "metrics.jsonl", seconds + _START_AND_END_SECONDS)
-        if process.returncode:
+            launcher = _watch(process, run / "metrics.jsonl", seconds)
+        lines = list(_lines(run / "metrics.jsonl"))
+        if process.returncode and not _settled(lines):
             raise RunError(f"the benchmark's run failed: {_last_words(folder / 'output')}")
-        return summarize(list(_lines(run / "metrics.jsonl")), launcher, config.learner.batch_size)
+        return summarize(lines, launcher, config.learner.batch_size)
 
 
 def _limited(config: Config, seconds: float) -> Config:
@@ -96,7 +98,7 @@ def _limited(config: Config, seconds: float) -> Config:
     for limit in ("episodes", "steps"):
         settings["run"].pop(limit, None)
     own = {
-        "run": {"time_seconds": seconds},
+        "run": {"time_seconds": seconds + _START_SECONDS},
         "system": {"metrics_seconds": 1.0, "pictures": False},
     }
     return layers.build(("plan", settings), ("benchmark", own))
@@ -113,12 +115,9 @@ def summarize(lines: Sequence[dict[str, Any]], launcher: Sequence[float], batch:
     Raises:
         RunError: too few lines came after the first learner step.
     """
-    learning = [line["time_seconds"] for line in lines if line["learner_steps"]]
-    settled = learning[0] + _SETTLING_SECONDS if learning else float("inf")
-    # The end of a run is not part of it.
-    chosen = [i for i, line in enumerate(lines[:-1]) if line["time_seconds"] >= settled]
+    chosen = _settled(lines)
     if len(chosen) < _LEAST_LINES:
-        raise RunError("the benchmark's run ended soon after its first learner step: try longer")
+        raise RunError("the benchmark's run ended soon after its first learner step")
     times = np.array([lines[i]["time_seconds"] for i in chosen])
 
     def growth(name: str) -> float:
@@ -141,6 +140,13 @@ def summarize(lines: Sequence[dict[str, Any]], launcher: Sequence[float], batch:
     )
 
 
+def _settled(lines: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the places of the lines from which rates are counted; the last one is the end."""
+    learning = [line["time_seconds"] for line in lines if line["learner_steps"]]
+    since = learning[0] + _SETTLING_SECONDS if learning else float("inf")
+    return [i for i, line in enumerate(lines[:-1]) if line["time_seconds"] >= since]
+
+
 def slope(times: np.ndarray, values: Sequence[float]) -> float:
     """Return the growth per second of a line through all points, which bursts move little."""
     return float(np.polyfit(times - times[0], np.array(values), 1)[0])
@@ -156,24 +162,29 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _watch(process: subprocess.Popen[bytes], metrics: Path, most_seconds: float) -> list[float]:
-    """Wait for the run; return the launcher's CPU seconds as each line of its figures was there."""
-    end, found = time.monotonic() + most_seconds, list[float]()
+def _watch(process: subprocess.Popen[bytes], metrics: Path, seconds: float) -> list[float]:
+    """Wait until the run has been counted for these seconds, and end it.
+
+    Returns:
+        The launcher's CPU seconds as each line of its figures was there.
+    """
+    end, found = time.monotonic() + seconds + _START_SECONDS, list[float]()
     try:
         looked = psutil.Process(process.pid)
-        while process.poll() is None:
-            if time.monotonic() > end:
-                raise RunError(f"the benchmark's run did not end in {most_seconds:g} s")
-            count = sum(1 for _ in _lines(metrics))
+        while process.poll() is None and time.monotonic() < end:
+            lines = list(_lines(metrics))
             with suppress(psutil.Error):
                 times = looked.cpu_times()
-                found += [times.user + times.system] * (count - len(found))
+                found += [times.user + times.system] * (len(lines) - len(found))
+            settled = [lines[i]["time_seconds"] for i in _settled(lines)]
+            if len(settled) >= _LEAST_LINES and settled[-1] - settled[0] >= seconds:
+                break
             time.sleep(_POLL_SECONDS)
     finally:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_SECONDS)
+                process.wait(_END_SECONDS)
             process.kill()
             process.wait()
     return found or [0.0]
