@@ -36,7 +36,7 @@ from replay.journal import Journal, SegmentHead
 from replay.samples import Sample, SampleLayout
 
 _RUN = "bench"
-_SLICE_SECONDS, _LEAST_SLICES = 0.05, 5
+_SLICE_SECONDS, _LEAST_SLICES = 0.05, 3
 _WARM_UP_SECONDS = 0.3
 _BATCHES_KEPT = 400
 _TELEMETRY_STEPS = 1000
@@ -282,9 +282,7 @@ def measure_learning(
             learner.step(learner.tensors(sample))
             yield sample.count
 
-    learning = learn()
-    cpu = median_seconds(learning, seconds, time.process_time)
-    wall = median_seconds(learning, seconds, time.perf_counter)
+    cpu, wall = median_times(learn(), seconds, time.process_time, time.perf_counter)
     layout = SampleLayout(spec, sample.count)
     buffer.close()
     return Learning(cpu, wall, layout.nbytes / sample.count)
@@ -332,15 +330,20 @@ def _filled(
 
 def median_seconds(work: Work, seconds: float, clock: Clock) -> float:
     """Return the seconds of a unit: the median of slices, after a short warm-up."""
+    return median_times(work, seconds, clock)[0]
+
+
+def median_times(work: Work, seconds: float, *clocks: Clock) -> list[float]:
+    """Return the seconds of a unit by several clocks, the first of which divides the slices."""
     end = time.monotonic() + _WARM_UP_SECONDS
     next(work)  # compiles
     while time.monotonic() < end:
         next(work)
-    found: list[float] = []
+    found: list[list[float]] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(found) < _LEAST_SLICES:
-        began, units = clock(), 0
-        while (taken := clock() - began) < _SLICE_SECONDS or not units:
+        began, units = [clock() for clock in clocks], 0
+        while clocks[0]() - began[0] < _SLICE_SECONDS or not units:
             units += next(work)
-        found.append(taken / units)
-    return statistics.median(found)
+        found.append([(clock() - b) / units for clock, b in zip(clocks, began, strict=True)])
+    return [statistics.median(column) for column in zip(*found, strict=True)]
