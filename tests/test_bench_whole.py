@@ -89,7 +89,7 @@ def test_the_costs_of_busy_roles_add_up_from_their_pieces():
     assert whole == pytest.approx(100e-6 + 36e-6 + 16 * 15e-6)
 
 
-def test_a_process_over_its_sockets_is_divided_by_the_phases_and_weighed_by_the_busiest():
+def test_replay_costs_what_it_takes_for_single_messages_and_less_while_it_is_busy():
     # Alone, replay takes 10 us of an insert and 5 us of a sample; together half of both.
     found = serving_of(
         {"writer": Load(1000.0, 0.02), "replay": Load(0.0, 0.01)},
@@ -101,8 +101,9 @@ def test_a_process_over_its_sockets_is_divided_by_the_phases_and_weighed_by_the_
         },
         encoding_seconds=12e-6,
     )
-    assert found.insert == pytest.approx(5e-6)
-    assert found.sample == pytest.approx(2.5e-6)
+    assert found.insert == pytest.approx(10e-6)
+    assert found.sample == pytest.approx(5e-6)
+    assert found.replay_busy == pytest.approx(0.5)
     assert found.send == pytest.approx(6e-6)
     assert found.client == pytest.approx(4e-6)
 

@@ -78,6 +78,15 @@ def test_several_replays_share_what_arrives_and_what_is_sampled():
     assert replays_worth(COSTS, dataclasses.replace(one, cores=63)) == 2, "no core is left"
 
 
+def test_a_replay_that_is_always_busy_takes_less_of_each_message():
+    costs = dataclasses.replace(COSTS, replay_busy=0.5)
+    many = layout(cores=1000, actors=60, samples_per_insert=0.1)
+    assert predict(costs, many).limit == "replay"
+    assert predict(costs, many).rate == pytest.approx(1 / 5.1e-6)
+    shared = predict(costs, layout(cores=1))
+    assert shared.rate == pytest.approx(1 / 152e-6), "one that waits takes all of it"
+
+
 def test_only_a_part_of_a_step_is_faster_on_more_threads():
     costs = dataclasses.replace(COSTS, parallel_share=0.8)
     # 40 us of which 8 remain and 32 are shared by four: 16 us.

@@ -33,6 +33,8 @@ class Costs:
         sampling_seconds: replay's CPU time of a sampled transition for drawing and handing it out.
         priority_seconds: for its new priority.
         learning_seconds: the learner's CPU time of a sampled transition, on one thread.
+        replay_busy: part of replay's CPU time that remains while it is always busy. It then wakes up
+            for many messages at once.
         parallel_share: part of a learner's step that several threads share evenly; 0 to 1.
         gpu_seconds: time of a sampled transition on a GPU; None where nobody has measured it.
         wait_seconds: time of a transition in which its environment waits without computing.
@@ -51,6 +53,7 @@ class Costs:
     sampling_seconds: float
     priority_seconds: float
     learning_seconds: float
+    replay_busy: float = 1.0
     parallel_share: float = 0.0
     gpu_seconds: float | None = None
     wait_seconds: float = 0.0
@@ -122,7 +125,7 @@ def predict(costs: Costs, layout: Layout) -> Prediction:
         "actors": layout.actors
         * max(0.0, 1.0 - costs.upkeep_seconds)
         / _seconds(costs.actor_seconds + costs.wait_seconds),
-        "replay": layout.replays / _seconds(replay),
+        "replay": layout.replays / _seconds(costs.replay_busy * replay),
     }
     if not layout.gpu:
         # A thread that waits for the others keeps its core.
@@ -172,7 +175,7 @@ def replays_worth(costs: Costs, layout: Layout) -> int:
     It is at most the number of cores beside actors and learner, and at least one.
     """
     rest = [limit for name, limit in predict(costs, layout).limits.items() if name != "replay"]
-    needed = min(rest) * costs.replay_seconds(layout.samples_per_insert)
+    needed = min(rest) * costs.replay_busy * costs.replay_seconds(layout.samples_per_insert)
     learner = 1 if layout.gpu else layout.threads
     left = max(1, layout.cores - layout.actors - learner)
     return max(1, min(left, math.ceil(round(needed, 6))))

@@ -31,19 +31,21 @@ _EVALUATED_EPISODE_STEPS = 500  # where no episode ended
 
 @dataclass(frozen=True)
 class Serving:
-    """CPU seconds of real processes over real sockets, while all of them are busy.
+    """CPU seconds of real processes over real sockets.
 
     Attributes:
         send: an actor's, of sending a transition that is encoded.
-        insert: replay's, of a transition that arrives.
-        sample: replay's, of a sampled transition and its new priority.
+        insert: replay's, of a transition that arrives, while it waits between messages.
+        sample: replay's, of a sampled transition and its new priority, in the same way.
         client: the learner's, of receiving a sampled transition and returning its priority.
+        replay_busy: part of replay's CPU time that remains while it is always busy.
     """
 
     send: float
     insert: float
     sample: float
     client: float
+    replay_busy: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -210,8 +212,8 @@ def serving_of(
 ) -> Serving:
     """Make the costs out of three phases: with a writer, with a client, and with both.
 
-    A process that waits for single messages wakes up for each of them. The phase with both, in
-    which it wakes up least, gives the sum, and the others say how it is divided.
+    A replay that waits for single messages wakes up for each of them. That is what it does in a
+    run, unless it is the bottleneck; the phase with both says how much less it takes then.
 
     Args:
         wrote: loads of writer and replay.
@@ -226,16 +228,16 @@ def serving_of(
     written = both["writer"].busy / max(1.0, both["writer"].rate)
     client = both["client"].busy / max(1.0, both["client"].rate)
     send = max(0.0, written - encoding_seconds)
-    return Serving(send, factor * insert, factor * sample, client)
+    return Serving(send, insert, sample, client, factor)
 
 
 def costs_of(
     pieces: Pieces, config: Config, trial: Trial | None = None, envs: int | None = None
 ) -> Costs:
-    """Put the costs of a run together, for roles that are busy.
+    """Put the costs of a run together.
 
-    A role that waits spends more on each unit, since it wakes up for a few of them at a time. It is
-    not what limits a run then.
+    A role that waits spends more on each unit, since it wakes up for a few of them at a time. Replay
+    does so, unless it limits the run. Actors and learner are taken to be busy.
 
     Args:
         pieces: as measured.
@@ -259,6 +261,7 @@ def costs_of(
         sampling_seconds=sampling - replaying.priority,
         priority_seconds=replaying.priority,
         learning_seconds=pieces.learning.cpu_seconds + serving.client,
+        replay_busy=serving.replay_busy,
         parallel_share=shared_part(pieces, config.learner.batch_size) or 0.0,
         gpu_seconds=pieces.gpu_seconds,
         wait_seconds=acting.wait_seconds,
