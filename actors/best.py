@@ -10,7 +10,8 @@ from typing import Any
 
 from pdqn.config import Config
 from pdqn.errors import UsageError, reason_of
-from pdqn.model import NOT_SAVED, read_model, save_model
+from pdqn.model import read_model, save_model
+from pdqn.model_head import NOT_SAVED
 from pdqn.networks import QNetwork
 from pdqn.specs import EnvironmentSpec
 

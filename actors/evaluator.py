@@ -20,7 +20,7 @@ from pdqn.files import RunFiles
 from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
-from pdqn.model import BEST_MODEL
+from pdqn.model_head import BEST_MODEL
 from pdqn.networks import build_network, set_noise
 from pdqn.schedules import is_due
 from pdqn.transport import Network

@@ -14,7 +14,7 @@ from actors.evaluation import describe, dropped_text, play
 from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, first_line
-from pdqn.model import BEST_MODEL
+from pdqn.model_head import BEST_MODEL
 from pdqn.networks import QNetwork
 from pdqn.policy import greedy
 from pdqn.specs import EnvironmentSpec

@@ -87,6 +87,7 @@ class Rollout:
         self._failures = 0
         self.epsilons = np.zeros(self._num_envs)
         self.guidance = guidance_at(actor, 0)
+        self._slot = (-1, 0)
         self.set_slot(identity.index, identity.index + 1)
 
     def set_slot(self, slot: int, slots: int) -> None:
@@ -94,6 +95,10 @@ class Rollout:
         if self._noisy:
             return  # the noise of its layers explores
         slots = max(slots, slot + 1)
+        # Actors ask ten times a second, and the ladder grows with their number.
+        if (slot, slots) == self._slot:
+            return
+        self._slot = (slot, slots)
         ladder = epsilon_ladder(
             slots * self._num_envs, self._config.epsilon_base, self._config.epsilon_alpha
         )

@@ -29,12 +29,13 @@ from launcher.plan.model import Layout, predict
 from launcher.plan.prepare import prepare
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
-from pdqn.layers import build
+from pdqn.layers import Layer, build, read_toml
 from pdqn.specs import EnvironmentSpec
 
 _TARGET = 0.10
 # With few samples an insert bursts of the learner, and with many those of actors, blur a rate.
 _FEW_SAMPLES = 1.0
+_PRESET = Path(__file__).parents[1] / "launcher" / "presets" / "placement.toml"
 _PLACEMENT = "pdqn/CirclePlacement-v0"
 _ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "CartPole": ("CartPole-v1", {}),
@@ -194,7 +195,10 @@ def planned(case: Case) -> tuple[Config, EnvironmentSpec]:
         "replay": ratio,
         "evaluation": {"enabled": False},
     }
-    config = build(("case", settings))
+    layers: list[tuple[str, Layer]] = [("case", settings)]
+    if env == _PLACEMENT:  # as for pdqn launch
+        layers.insert(0, ("preset", read_toml(_PRESET)))
+    config = build(*layers)
     with Inspector(config.system) as inspector:
         spec, _, plan = prepare(config, inspector=inspector)
     return plan.config, spec

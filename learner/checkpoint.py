@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import logging
-import re
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from learner.checkpoint_folders import CHECKPOINTS, STATE, checkpoints, prune, set_aside
 from learner.learner import Learner
 from pdqn.config import Config
 from pdqn.errors import RunError, UsageError, reason_of
 from pdqn.model import (
-    BEST_MODEL,
-    FINAL_MODEL,
-    NOT_SAVED,
     UNREADABLE,
     ModelFile,
     load_checked,
     read_model,
     save_model,
-    unreadable_reason,
     write_atomically,
 )
+from pdqn.model_head import BEST_MODEL, FINAL_MODEL, NOT_SAVED, unreadable_reason
 from pdqn.schedules import is_due
 from pdqn.specs import EnvironmentSpec
 
 _log = logging.getLogger("learner")
-_FOLDER, _FILE = "checkpoints", "learner.pth"
-_ASIDE = "unreadable-"
-_MOST_ASIDE = 10
 
 
 class DamagedError(RunError):
@@ -131,7 +124,7 @@ class Saver:
         finally:
             path = self._run_dir / FINAL_MODEL
             save_model(path, self._config, self._spec, learner.online, learner.learner_steps)
-        return (checkpoint / _FILE).relative_to(self._run_dir).as_posix(), FINAL_MODEL
+        return (checkpoint / STATE).relative_to(self._run_dir).as_posix(), FINAL_MODEL
 
 
 def usable_model(run_dir: Path, config: Config) -> ModelFile | None:
@@ -165,10 +158,10 @@ def save_checkpoint(run_dir: Path, state: Mapping[str, Any], keep: int) -> Path:
         state: a learner's state.
         keep: number of checkpoints to keep.
     """
-    path = run_dir / _FOLDER / f"step-{state['learner_steps']:09d}"
+    path = run_dir / CHECKPOINTS / f"step-{state['learner_steps']:09d}"
     path.mkdir(parents=True, exist_ok=True)
     try:
-        write_atomically(path / _FILE, dict(state))
+        write_atomically(path / STATE, dict(state))
     except OSError:
         with suppress(OSError):
             path.rmdir()  # it stays if it holds an earlier save of this step
@@ -177,54 +170,10 @@ def save_checkpoint(run_dir: Path, state: Mapping[str, Any], keep: int) -> Path:
     return path
 
 
-def prune(run_dir: Path, keep: int, saved: Path) -> None:
-    """Remove all checkpoints but the newest ``keep``, of which the one just saved is the first.
-
-    A learner continues from the newest checkpoint that it can read. It could therefore not read
-    those of later steps. They are set aside under another name, so that they do not take the places
-    of those that follow.
-
-    Args:
-        run_dir: directory of the run.
-        keep: number of checkpoints to keep.
-        saved: the checkpoint just saved.
-    """
-    for later in checkpoints(run_dir):
-        if _steps(later) <= _steps(saved):
-            break
-        set_aside(later)
-    kept = list(checkpoints(run_dir))[:keep]
-    for old in _directories(run_dir):
-        if old not in kept:
-            shutil.rmtree(old)
-
-
-def set_aside(path: Path) -> None:
-    """Rename a checkpoint; a person may still want to look at it, or at the newest ten of them."""
-    aside = path.with_name(_ASIDE + path.name)
-    if aside.exists():
-        shutil.rmtree(aside)
-    path.rename(aside)
-    _log.warning("checkpoint %s could not be read: it is now %s", path, aside.name)
-    for old in _directories(path.parent.parent, _ASIDE)[_MOST_ASIDE:]:
-        shutil.rmtree(old)
-
-
 def _set_aside_all(paths: list[Path]) -> None:
     for path in paths:
         with suppress(OSError):  # as in a directory that may not be written
             set_aside(path)
-
-
-def checkpoints(run_dir: Path) -> Iterator[Path]:
-    """Yield complete checkpoints, newest first."""
-    yield from (path for path in _directories(run_dir) if (path / _FILE).exists())
-
-
-def newest_steps(run_dir: Path) -> int | None:
-    """Return the learner steps of the newest complete checkpoint; None if there is none."""
-    newest = next(checkpoints(run_dir), None)
-    return None if newest is None else _steps(newest)
 
 
 def load_newest(run_dir: Path, say: Callable[[str], None] = _log.warning) -> dict[str, Any] | None:
@@ -247,7 +196,7 @@ def _load_newest(
     found, damaged = list(checkpoints(run_dir)), list[Path]()
     for path in found:
         try:
-            return _load(path / _FILE), damaged
+            return _load(path / STATE), damaged
         except UNREADABLE as error:
             reason = unreadable_reason(error)
             say(f"checkpoint {path} cannot be read ({reason}); trying the one before")
@@ -267,14 +216,3 @@ def _load(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "learner_steps" not in state:
         raise TypeError("not a learner's state")
     return state
-
-
-def _directories(run_dir: Path, prefix: str = "") -> list[Path]:
-    """Return the directories of checkpoints whose names have a prefix, most steps first."""
-    name = re.compile(rf"{prefix}step-\d+")
-    found = (run_dir / _FOLDER).glob(f"{prefix}step-*")
-    return sorted((path for path in found if name.fullmatch(path.name)), key=_steps, reverse=True)
-
-
-def _steps(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -77,6 +77,8 @@ class Learner:
         self.online.train()
         self._optimizer, self._arrays, self._flat_target = self._descent(config)
         self.learner_steps = 0
+        # The share of the run that is over, as far as its limits tell. Whoever knows them sets it.
+        self.progress = 0.0
         self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
         self._noisy = config.network.noisy
@@ -98,6 +100,11 @@ class Learner:
         return optimizer, arrays, flat_target
 
     @property
+    def computes_on_arrays(self) -> bool:
+        """True if compiled loops take the steps, and not torch."""
+        return self._arrays is not None
+
+    @property
     def importance_sampling_exponent(self) -> float:
         """Exponent that corrects the bias of prioritized sampling, annealed over learner steps."""
         return linear(
@@ -109,10 +116,13 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Adam's step size, which may decay over learner steps."""
+        """Adam's step size, which may decay over learner steps or over the whole run."""
         first, final = resolved(self._config.learning_rate), self._config.learning_rate_final
+        final = first if final is None else final
         steps = self._config.learning_rate_decay_steps
-        return linear(first, first if final is None else final, steps, self.learner_steps)
+        if steps is None:
+            return first + (final - first) * self.progress
+        return linear(first, final, steps, self.learner_steps)
 
     def tensors(self, sample: Sample) -> TensorBatch:
         """Unpack a Sample and bring it to the device, unless that has no memory for all of it.

@@ -15,6 +15,7 @@ from learner.checkpoint import Saver, not_saved, saved
 from learner.gpu import GpuGauge
 from learner.learner import Learner
 from learner.staging import Stager
+from learner.warming import warm_up
 from pdqn import seeds
 from pdqn.config import resolved
 from pdqn.errors import RunError
@@ -22,7 +23,7 @@ from pdqn.files import RunFiles
 from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import LAST_SAVE, MAX_INDEX, Welcome
-from pdqn.model import FINAL_MODEL
+from pdqn.model_head import FINAL_MODEL
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient
@@ -67,6 +68,9 @@ class LearnerProcess:
     def learn(self) -> None:
         """Learn until this role must stop, then save."""
         settled = False
+        # Meanwhile actors fill the replay. A first run on a machine compiles here, for seconds.
+        with self._heartbeat:
+            warm_up(self._learner, self._config, self._welcome.spec)
         while not self._link.stopping:
             self._communicate()
             self._maybe_save()
@@ -119,10 +123,11 @@ class LearnerProcess:
             self._stager.put(sample)
 
     def _follow_replay(self) -> Mapping[int, str]:
-        """Follow the present shards and their target ratio; return the shards' addresses."""
+        """Follow the run's progress, shards and target ratio; return the shards' addresses."""
         pulse = self._link.pulse
         shards = pulse.shards("samples")
         self._client.connect(shards)
+        self._learner.progress = pulse.progress
         target = pulse.samples_per_insert or resolved(self._config.replay.samples_per_insert)
         self._client.set_samples_per_insert(target)
         return shards

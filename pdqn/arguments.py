@@ -8,10 +8,10 @@ from __future__ import annotations
 import datetime
 import math
 import numbers
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tomli_w
 
 from pdqn.text import is_utf8
@@ -61,7 +61,7 @@ def _plain(name: str, value: Any, depth: int) -> Any:
         return {_key(name, k): _plain(f"{name}.{k}", v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return _list(name, value, depth)
-    if isinstance(value, bool | np.bool_):
+    if _is_truth(value):
         return bool(value)
     if isinstance(value, str):
         return _text(name, value)
@@ -76,6 +76,13 @@ def _plain(name: str, value: Any, depth: int) -> Any:
     if value is None:
         raise ValueError(f"{name} = None: an argument cannot be None; leave it out")
     raise ValueError(f"{name} = {_shown(value)}; {_ACCEPTED}")
+
+
+def _is_truth(value: Any) -> bool:
+    """Tell whether a value is true or false, of Python or of numpy."""
+    # Whoever has a value of numpy's has imported it; --help need not.
+    numpy = sys.modules.get("numpy")
+    return isinstance(value, bool) or (numpy is not None and isinstance(value, numpy.bool_))
 
 
 def _list(name: str, values: Sequence[Any], depth: int) -> list[Any]:

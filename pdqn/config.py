@@ -241,8 +241,11 @@ class LearnerConfig:
     learning_rate_final: float | None = setting(
         None, "final step size, after the decay; auto keeps it constant", above=0
     )
-    learning_rate_decay_steps: int = setting(
-        100_000, "learner steps until the final step size, on a straight line", at_least=1
+    learning_rate_decay_steps: int | None = setting(
+        None,
+        "learner steps until the final step size, on a straight line; auto takes the whole run, by "
+        "its limit of time, steps or episodes",
+        at_least=1,
     )
     adam_epsilon: float = setting(1e-8, "Adam's epsilon", above=0)
     micro_batch_size: int | None = setting(

@@ -427,6 +427,7 @@ class Pulse(Message):
         revoked: public keys that are no longer allowed.
         count: number of processes that a host must have; 0 for as many as it began with.
         condemned: pids of a host's roles that hang and that the host must end.
+        progress: share of the run that is over, for a learner whose step size depends on it.
     """
 
     KIND = "pulse"
@@ -443,6 +444,7 @@ class Pulse(Message):
     revoked: frozenset[str] = frozenset()
     count: int = 0
     condemned: tuple[int, ...] = ()
+    progress: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -455,6 +457,8 @@ class Pulse(Message):
         ratio = self.samples_per_insert
         if ratio is not None and not (is_finite(ratio) and ratio > 0):
             raise refusal(ratio, "samples_per_insert", "a finite number above 0")
+        if not (is_finite(self.progress) and 0 <= self.progress <= 1):
+            raise refusal(self.progress, "progress", "a number from 0 to 1")
         check_numbers(self.allowed, "allowed")
         _set(self, "clients", as_clients(self.clients, "clients"))
         _set(self, "revoked", frozenset(as_keys(self.revoked, "revoked")))

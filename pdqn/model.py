@@ -17,17 +17,13 @@ from pdqn.arguments import same
 from pdqn.atomic import replacing
 from pdqn.checksum import ChecksumWriter, check
 from pdqn.config import Config, NetworkConfig, network_kind
-from pdqn.errors import NotTrustedError, UsageError, first_line
+from pdqn.errors import NotTrustedError, UsageError
+from pdqn.model_head import FORMAT, check_format, not_read, unreadable_reason
 from pdqn.networks import QNetwork, build_network, set_noise
 from pdqn.specs import EnvironmentSpec
 from pdqn.text import printable
 from pdqn.trust import NOTHING, Trust, is_own, names_code, own_config, shown
 
-FORMAT = 3
-# What a role's note says when it could not save.
-NOT_SAVED = "not saved"
-# Model files in a run directory: the last parameters, and those with the best evaluation.
-FINAL_MODEL, BEST_MODEL = "final_model.pth", "best_model.pth"
 # Errors of torch.load for damaged and foreign files, and those that strange contents cause later.
 UNREADABLE = (
     OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError, ValueError,
@@ -155,7 +151,7 @@ class ModelFile:
                     f"{self.path}: {printable(str(error))}; its module must be importable: run "
                     "this in its folder, or add that folder to PYTHONPATH"
                 ) from error
-            raise _not_read(self.path, error) from error
+            raise not_read(self.path, unreadable_reason(error)) from error
         set_noise(network, False)
         return Model(network.eval(), self.spec, self.env_args, self.parameter_version, self.score)
 
@@ -186,7 +182,7 @@ def read_model(path: Path) -> ModelFile:
             is_own=own,
         )
     except UNREADABLE as error:
-        raise _not_read(path, error) from error
+        raise not_read(path, unreadable_reason(error)) from error
 
 
 def load_model(path: Path, trust: Trust = NOTHING, *, plays: bool = False) -> Model:
@@ -209,22 +205,8 @@ def load_model(path: Path, trust: Trust = NOTHING, *, plays: bool = False) -> Mo
 
 def _content(path: Path, file: BinaryIO) -> dict[str, Any]:
     content = load_checked(file)
-    if content.get("format") != FORMAT:
-        raise UsageError(f"{path}: model format {content.get('format')!r:.40}, not {FORMAT}")
+    check_format(path, content)
     return content
-
-
-def _not_read(path: Path, error: Exception) -> UsageError:
-    reason = unreadable_reason(error)
-    return UsageError(f"{path}: not a model that this version reads ({reason})")
-
-
-def unreadable_reason(error: Exception) -> str:
-    """Return the reason why a file of tensors cannot be read, in one line."""
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-        # Torch's message recommends weights_only=False, which would run foreign code.
-        return "damaged, or another kind of file"
-    return printable(first_line(error))
 
 
 def load_checked(file: BinaryIO) -> Any:

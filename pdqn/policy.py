@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pdqn.casting import as_array, as_mask, shown
 from pdqn.errors import UsageError
-from pdqn.model import BEST_MODEL, FINAL_MODEL, Model, load_model
+from pdqn.model import Model, load_model
+from pdqn.model_head import BEST_MODEL, FINAL_MODEL
 from pdqn.networks import QNetwork
 from pdqn.networks.array_network import acting_arrays
 from pdqn.networks.qmap import QMap

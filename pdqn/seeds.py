@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import typing
 import zlib
 
-import numpy as np
+if typing.TYPE_CHECKING:
+    import numpy as np
 
 HELD_OUT_SEED = 1_000_000
 MOST_HELD_OUT = 1_000_000  # held-out episodes of an evaluation
@@ -16,6 +18,9 @@ _REBUILT_STRIDE = 7_919
 
 def generator(seed: int, role: str, index: int = 0, incarnation: int = 0) -> np.random.Generator:
     """Make the random generator of one incarnation of one role."""
+    # The settings need this module's numbers, and --help need not wait for numpy.
+    import numpy as np
+
     return np.random.default_rng([seed, zlib.crc32(role.encode()), index, incarnation])
 
 

@@ -29,13 +29,14 @@ from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
 from pdqn.jit import compiled
-from pdqn.specs import MAX_FRAME_STACK, EnvironmentSpec, Observation
+from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock
 from replay.priorities import PriorityScale
 from replay.samples import (
     Sample,
     SampleLayout,
 )
+from replay.sizes import TRANSITION, compressed_overhead, default_frame_capacity, own_bytes
 from replay.stores import (
     CompressedStore,
     DenseStore,
@@ -47,22 +48,6 @@ from replay.stores import (
     write_ring,
 )
 from replay.sum_tree import SumTree
-
-# The stored part of a transition; both frames are numbers in the store. One row is faster than one
-# array per column: a sampled transition then costs one access to distant memory.
-_TRANSITION = np.dtype(
-    [
-        ("action", np.int32),
-        ("n_step_return", np.float32),
-        ("discount", np.float32),
-        ("priority", np.float32),
-        ("observation_frame", np.int64),
-        ("bootstrap_frame", np.int64),
-        ("parameter_version", np.int64),
-    ],
-    align=True,
-)
-_LONGEST_N_STEP = 64
 
 
 class StoredBatch(NamedTuple):
@@ -132,7 +117,7 @@ class PrioritizedBuffer:
         self.store = store
         self._scale = PriorityScale(priority_exponent, minimum_priority, priority_max)
         self.rng = rng
-        self._rows = np.empty(capacity, _TRANSITION)
+        self._rows = np.empty(capacity, TRANSITION)
         self._history = np.empty(store.frame_capacity if spec.frame_stack > 1 else 0, np.uint8)
         self._tree = SumTree(capacity)
         # Transitions and frames of each batch held.
@@ -183,7 +168,7 @@ class PrioritizedBuffer:
     def stored_bytes(self) -> int:
         """Bytes of the live frames and transitions, without the sum tree."""
         history = self.frame_count if self._spec.frame_stack > 1 else 0
-        return self.store.stored_bytes + self.size * _TRANSITION.itemsize + history
+        return self.store.stored_bytes + self.size * TRANSITION.itemsize + history
 
     @property
     def allocated_bytes(self) -> int:
@@ -219,7 +204,7 @@ class PrioritizedBuffer:
         first_frame = self.store.append(blocks)
         if self._spec.frame_stack > 1:
             write_ring(self._history, first_frame, columns[HISTORY])
-        rows = np.empty(transitions, _TRANSITION)
+        rows = np.empty(transitions, TRANSITION)
         for name in ("action", "n_step_return", "discount"):
             rows[name] = columns[name]
         rows["priority"] = self._scale.clip(columns["priority"], mean)
@@ -454,40 +439,6 @@ def stored_batch(
     return StoredBatch(columns, blocks, int(rows["parameter_version"][0]))
 
 
-def default_frame_capacity(capacity: int) -> int:
-    """Return the number of frames to hold for ``capacity`` transitions: a quarter more, and 96.
-
-    A segment of L consecutive steps of one environment has additional frames. Up to n_step of them
-    lie beyond its end, where its last transitions bootstrap. Up to frame_stack - 1 lie before its
-    start, where its first stacks begin. A quarter more suffices from L = 4 (n_step + frame_stack -
-    1) on. The 96 are the largest n_step and frame_stack together: one such segment fits into the
-    smallest buffer.
-    """
-    return capacity + capacity // 4 + _LONGEST_N_STEP + MAX_FRAME_STACK
-
-
-def dense_bytes(spec: EnvironmentSpec, capacity: int) -> int:
-    """Compute ``allocated_bytes`` of a buffer with the dense store of ``make_store``."""
-    return _own_bytes(spec, capacity) + default_frame_capacity(capacity) * spec.observation_bytes
-
-
-def compressed_bytes(
-    spec: EnvironmentSpec, capacity: int, block_bytes_per_transition: float
-) -> int:
-    """Compute the memory for a buffer with a compressed store that holds ``capacity`` transitions.
-
-    It equals ``allocated_bytes`` of the buffer with the store that ``make_store`` makes of it.
-
-    Args:
-        spec: spec of the environment.
-        capacity: number of transitions.
-        block_bytes_per_transition: mean arena bytes of a transition: the ``stored_bytes`` of a
-            filled store without those of its table.
-    """
-    words = math.ceil(capacity * block_bytes_per_transition / 8)
-    return _compressed_overhead(spec, capacity) + 8 * words
-
-
 def make_store(
     kind: Literal["dense", "compressed"],
     spec: EnvironmentSpec,
@@ -513,25 +464,14 @@ def make_store(
         return DenseStore(spec, frame_capacity)
     if memory_bytes is None:
         raise UsageError("replay.memory is not set, and a compressed store needs it")
-    needed = _compressed_overhead(spec, capacity) + spec.observation_bytes
+    needed = compressed_overhead(spec, capacity) + spec.observation_bytes
     if memory_bytes < needed:
         raise UsageError(
             f"replay.memory is {memory_bytes} bytes, but the columns of replay.capacity {capacity} "
             f"and a frame take {needed}: give more memory or less capacity"
         )
-    own = _own_bytes(spec, capacity)
+    own = own_bytes(spec, capacity)
     return CompressedStore(spec, frame_capacity, memory_bytes - own, threads)
-
-
-def _own_bytes(spec: EnvironmentSpec, capacity: int) -> int:
-    """Compute the bytes of a buffer's arrays outside the store."""
-    history = default_frame_capacity(capacity) if spec.frame_stack > 1 else 0
-    return capacity * _TRANSITION.itemsize + SumTree.bytes_needed(capacity) + history
-
-
-def _compressed_overhead(spec: EnvironmentSpec, capacity: int) -> int:
-    table = CompressedStore.table_bytes(default_frame_capacity(capacity))
-    return _own_bytes(spec, capacity) + table
 
 
 def _stratified_points(total: float, count: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdqn.jit import compiled
+from replay.sizes import power_of_two, tree_bytes
 
 
 class SumTree:
@@ -28,7 +29,7 @@ class SumTree:
         if capacity < 1:
             raise ValueError(f"a sum tree has at least one leaf, not {capacity}")
         self.capacity = capacity
-        self._first_leaf = _power_of_two(capacity)
+        self._first_leaf = power_of_two(capacity)
         # The sum of all leaves must also be finite.
         self._largest_priority = float(np.finfo(np.float64).max) / self._first_leaf
         self._nodes = np.zeros(2 * self._first_leaf, np.float64)
@@ -36,7 +37,7 @@ class SumTree:
     @staticmethod
     def bytes_needed(capacity: int) -> int:
         """Compute the bytes of the tree's array for ``capacity`` leaves."""
-        return 2 * _power_of_two(capacity) * np.dtype(np.float64).itemsize
+        return tree_bytes(capacity)
 
     @property
     def total(self) -> float:
@@ -134,11 +135,6 @@ class SumTree:
     def _check_priorities(self, priorities: NDArray[np.float64]) -> None:
         if not _all_between(priorities, 0.0, self._largest_priority):
             raise ValueError(f"a priority is not between 0 and {self._largest_priority:.3g}")
-
-
-def _power_of_two(number: int) -> int:
-    """Return the least power of two that is at least ``number``, which is 1 or more."""
-    return 1 << (number - 1).bit_length()
 
 
 @compiled

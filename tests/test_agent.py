@@ -151,6 +151,21 @@ def test_a_host_that_cannot_go_on_lets_its_roles_leave_and_says_why(tmp_path: Pa
     assert asked.index("ask_to_leave") < asked.index("join") < asked.index("kill_all")
 
 
+def test_actors_that_are_forked_get_the_limit_of_open_files_that_they_need(tmp_path: Path):
+    supervised = Supervised()
+    here: Any = (
+        Line(),
+        welcome(),
+        supervised,
+        None,
+        Part("actor", 2),
+        str,
+        SocketsFolder(tmp_path),
+    )
+    _Agent(*here)._resize()
+    assert supervised.asked.index("share_limits") < supervised.asked.index("resize")
+
+
 def test_the_place_of_a_learner_that_ended_is_free_although_its_hosts_reports_are_lost(
     pdqn_command: StartCommand,
     eventually: Callable[..., Any],

@@ -18,12 +18,10 @@ from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 from pdqn.wire import FrameBlock, compress_block
 from replay.buffer import (
     PrioritizedBuffer,
-    compressed_bytes,
-    default_frame_capacity,
-    dense_bytes,
     make_store,
 )
 from replay.samples import Sample, SampleLayout
+from replay.sizes import compressed_bytes, default_frame_capacity, dense_bytes
 from replay.stores import CompressedStore, DenseStore, FrameStore
 
 SPEC = EnvironmentSpec(

@@ -23,7 +23,8 @@ from pdqn.config import Config
 from pdqn.layers import build
 from pdqn.model import load_model, read_model, save_model
 from pdqn.networks import build_network
-from pdqn.networks.qmap import QMAP_FIELDS, QMap
+from pdqn.networks.qmap import QMap
+from pdqn.networks.sizes import QMAP_FIELDS
 from pdqn.specs import EnvironmentSpec
 
 HERE = __name__

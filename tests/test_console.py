@@ -40,6 +40,7 @@ SUMMARY = {
         "episodes": 32,
         "metrics": {"coverage": 0.391},
         "baselines": {"greedy": 0.414},
+        "differences": {"greedy": [-0.0232, 0.00081]},
     },
     "transitions": {"sent": 160_000, "received": 159_990, "lost": 10},
     "restarts": {"actor": 1, "replay": 0},
@@ -130,7 +131,13 @@ def snapshot(
         "replay_waits": "inserts wait 43% (learner is behind, 12 s)",
         "bottleneck": "learner-bound: actors wait 43%",
         "evaluation": EvaluationView(
-            5000, 32, 0.391, 0.0061, {"coverage": 0.391}, {"random": 0.266, "greedy": 0.4142}
+            5000,
+            32,
+            0.391,
+            0.0061,
+            {"coverage": 0.391},
+            {"random": 0.266, "greedy": 0.4142},
+            ("greedy", -0.0232, 0.00081),
         ),
         "members": tuple(member("actor", index) for index in range(actors)) + others,
         "restarts": 1,
@@ -225,6 +232,7 @@ def test_a_small_terminal_shows_everything_that_matters() -> None:
         "inserts wait 43% (learner is behind, 12 s)", "waits 2%", "step 5.21k", "lag 12.4",
         "learner-bound: actors wait 43%", "0.00123", "0.0853", "target 0.500", "62%", "5.43 GB",
         "0.391 ±0.0061", "greedy        0.414", "120 alive", "2.40 GB", "evaluator",
+        "-0.023 ±0.00081 beside greedy",
         "rejected 12", "bad shape 10", "actor 40 restarted",
     ):  # fmt: skip
         assert figure in text
@@ -473,7 +481,8 @@ def test_plain_says_the_same_as_the_picture() -> None:
         "[12:34]", "53%, 11:01 left", "episodes 12.3k (943/s)", "env steps 160k (12.3k/s)",
         "learner steps 5.21k (96.2/s)", "samples/insert 0.503 of 0.500", "lag 12.4",
         "coverage 0.372", "loss 0.00123", "epsilon 0.0853", "buffer 123k of 200k, 5.43 GB",
-        "eval coverage 0.391 +-0.0061 (random 0.266, greedy 0.414)", "actors 120 alive",
+        "eval coverage 0.391 +-0.0061 (random 0.266, greedy 0.414), -0.023 +-0.00081 beside greedy",
+        "actors 120 alive",
         "learner alive", "learner-bound: actors wait 43%",
         "inserts wait 43% (learner is behind, 12 s)", 
         "restarts 1, lost 0, rejected 12 (bad shape 10, not finite 2)",
@@ -619,7 +628,8 @@ def test_the_summary_takes_a_few_lines() -> None:
     assert len(rows) == 7
     assert "12.3k episodes" in text
     assert "in 12:34 (episode limit)" in text
-    assert "coverage 0.391, return 0.391 over 32 episodes; baselines: greedy 0.414" in text
+    assert "coverage 0.391, return 0.391 over 32 episodes; baselines: greedy 0.414;" in text
+    assert "; -0.023 +-0.00081 beside greedy" in text
     assert "10 lost" in text
     assert "runs/x" in text
     assert summary_rows({}, "no environment") == [("error", "no environment")]

@@ -120,20 +120,25 @@ def free_port() -> int:
 # ---- a run that ends by itself ----
 
 
-# A library of the forkserver with an exit handler that waits.
-HANGS_AT_EXIT = """
+# A library of the forkserver with an exit handler that waits, and one of the launcher that tells
+# what it has imported in the end.
+EXIT_HANDLERS = """
 import atexit, pathlib, sys, time
+here = pathlib.Path(__file__)
 if any("launcher.processes.forkserver" in argument for argument in sys.orig_argv):
     atexit.register(time.sleep, 1000)
-    pathlib.Path(__file__).with_name("registered").touch()
+    here.with_name("registered").touch()
+if "launch" in sys.orig_argv:
+    atexit.register(lambda: here.with_name("imported").write_text(" ".join(sys.modules)))
 """
+HEAVY = {"torch", "numba", "scipy", "gymnasium", "matplotlib"}
 
 
 @pytest.fixture(scope="module")
 def finished(pdqn_command: StartCommand, tmp_path_factory: pytest.TempPathFactory) -> Command:
     """Provide a run of circle placement that has ended, and has left no process."""
     directory = tmp_path_factory.mktemp("finished")
-    (directory / "sitecustomize.py").write_text(HANGS_AT_EXIT)
+    (directory / "sitecustomize.py").write_text(EXIT_HANDLERS)
     path = {"PYTHONPATH": str(directory)}
     options = ["--actors", "2", "--episodes", "400", "--console", "json", "--mode", "ultra"]
     options += ["--force", "--set", "system.pictures=true"]
@@ -173,6 +178,12 @@ def test_a_run_leaves_all_its_files(run_dir: Path):
 def test_an_exit_handler_of_a_library_that_waits_keeps_no_process(finished: Command):
     assert (finished.directory / "registered").exists()
     assert finished.members() == []
+
+
+def test_the_launcher_of_a_run_never_imports_what_is_heavy(finished: Command):
+    imported = (finished.directory / "imported").read_text(encoding="utf-8").split()
+    assert "launcher.run.parallel" in imported
+    assert not HEAVY.intersection(imported)
 
 
 def test_nothing_is_lost(summary: dict[str, Any]):

@@ -26,7 +26,8 @@ from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import build
 from pdqn.messages import Pulse, Report, Welcome
-from pdqn.model import BEST_MODEL, load_model, save_model
+from pdqn.model import load_model, save_model
+from pdqn.model_head import BEST_MODEL
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
 

@@ -59,6 +59,9 @@ def test_the_shares_of_all_actors_are_one_ladder_and_each_has_of_both_ends():
     with rollouts_of() as rollouts:
         for slot, rollout in enumerate(rollouts):
             rollout.set_slot(slot, ACTORS)
+            before = rollout.epsilons
+            rollout.set_slot(slot, ACTORS)
+            assert rollout.epsilons is before, "computed again, which grows with the actors"
         shares = [rollout.epsilons.tolist() for rollout in rollouts]
     assert sorted(np.concatenate(shares), reverse=True) == pytest.approx(LADDER)
     for share in shares:

@@ -28,7 +28,7 @@ from pdqn.files import FOLDER_VARIABLE, RUN_ID, RunFiles
 from pdqn.layers import build
 from pdqn.link import CoordinatorLink
 from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece, Welcome
-from pdqn.model import BEST_MODEL, FINAL_MODEL
+from pdqn.model_head import BEST_MODEL, FINAL_MODEL
 from pdqn.wire import WireError
 
 if TYPE_CHECKING:

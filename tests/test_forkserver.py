@@ -60,7 +60,7 @@ def test_a_forkserver_that_was_begun_early_gets_the_limits_that_are_set_later():
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (soft - 1, hard)
-    server.share_limits()
+    Supervisor(NOBODY, None, 5, forkserver=server).share_limits()
     assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (soft, hard)
     server.close()
     server.share_limits()  # of nobody

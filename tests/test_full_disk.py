@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from learner.checkpoint import checkpoints
+from learner.checkpoint_folders import checkpoints
 from pdqn.model import write_atomically
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.layers import build
 from pdqn.networks import QNetwork, build_network, network_sizes
-from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN, as_image
+from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN
 from pdqn.networks.fused import FusedNetwork
+from pdqn.networks.images import as_image
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.samples import Sample
 

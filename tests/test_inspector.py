@@ -14,8 +14,9 @@ import pytest
 
 from actors.environments.describe import examine_environment
 from launcher.plan.inspector import Inspector
-from pdqn.config import SystemConfig
+from pdqn.config import NetworkConfig, SystemConfig
 from pdqn.errors import UsageError
+from pdqn.specs import EnvironmentSpec, FieldSpec
 
 if TYPE_CHECKING:
     from conftest import StartCommand
@@ -85,6 +86,26 @@ never_closes = environment("close", lambda: time.sleep(600))
 close_raises = environment("close", lambda: raises(OddError("no")))
 close_ends = environment("close", end)
 """
+NETWORKS = """
+import os
+import torch
+from pdqn.networks import QNetwork
+
+class Mine(QNetwork):
+    def __init__(self, spec, config):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def prepare(self, observation):
+        return (observation["observation"],)
+
+    def forward(self, observation):
+        return self.layer(observation)
+
+def ends(spec, config):
+    print("no licence")
+    os._exit(3)
+"""
 SCRIPT = """
 import argparse
 parser = argparse.ArgumentParser(prog="train")
@@ -98,6 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder of a person's modules."""
     folder = tmp_path_factory.mktemp("person")
     (folder / "oddities.py").write_text(ODD, encoding="utf-8")
+    (folder / "odd_networks.py").write_text(NETWORKS, encoding="utf-8")
     (folder / "a_script.py").write_text(SCRIPT, encoding="utf-8")
     (folder / "a_leaver.py").write_text("import sys\nsys.exit('see README')\n", encoding="utf-8")
     (folder / "misspelt.py").write_text("\n\ndef make(:\n", encoding="utf-8")
@@ -143,6 +165,21 @@ def test_nothing_happens_to_the_process_that_asks(
     assert before == (Path.cwd(), signal.getsignal(signal.SIGINT), dict(os.environ), sys.path)
     assert "oddities" not in sys.modules
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_persons_network_is_built_in_another_process(inspector: Inspector):
+    spec = inspector.examine("oddities:make_rude", {}).spec
+    mine = NetworkConfig(kind="odd_networks:Mine")
+    assert inspector.measure_network(spec, mine) == 4 * (2 * 2 + 2)
+    larger = EnvironmentSpec("larger", (FieldSpec("observation", (3,), "float32"),), 2)
+    assert not inspector.takes(mine, spec, larger)
+    with pytest.raises(UsageError) as caught:
+        inspector.measure_network(spec, NetworkConfig(kind="odd_networks:ends"))
+    assert str(caught.value) == (
+        "network.kind = odd_networks:ends: its process ended with exit code 3; it printed last: "
+        "no licence"
+    )
+    assert "odd_networks" not in sys.modules
 
 
 ENDS = [

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE, on_the_cpu
 
-from learner.checkpoint import Saver, checkpoints, load_newest, save_checkpoint
+from learner.checkpoint import Saver, load_newest, save_checkpoint
+from learner.checkpoint_folders import checkpoints
 from learner.learner import Learner, StepResult
 from pdqn import wire
 from pdqn.errors import RunError
@@ -38,7 +40,7 @@ def learner_of(
     network: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Learner:
-    settings = {"learning_rate": 1e-2, "device": "cpu", "precision": "float32", **changes}
+    settings = {"learning_rate": 1e-2, "device": DEVICE, "precision": "float32", **changes}
     sizes = {"hidden": 16, "layers": 1, **(network or {})}
     layer = {"learner": settings, "network": sizes, "replay": replay or {}}
     return Learner(build(("test", layer)), spec)
@@ -101,8 +103,9 @@ def test_priorities_are_the_absolute_errors_of_the_batch():
     learner = learner_of()
     sample = sample_of(discount=np.zeros(8, np.float32))
     with torch.no_grad():
-        observation = torch.from_numpy(sample.observation["observation"])
-        values = learner.online(*learner.online.prepare({"observation": observation})).numpy()
+        observation = torch.from_numpy(sample.observation["observation"]).to(DEVICE)
+        values = learner.online(*learner.online.prepare({"observation": observation}))
+        values = values.cpu().numpy()
     result = learn(learner, sample)
     errors = np.abs(sample.n_step_return - values[np.arange(8), sample.action])
     assert result.priorities == pytest.approx(errors, abs=1e-6)
@@ -117,8 +120,8 @@ def test_the_mask_of_the_bootstrap_observation_is_unpacked_and_used():
     everything = np.packbits(np.ones((2, 3), bool), axis=1)
     learner = learner_of(MASKED)
     with torch.no_grad():
-        inputs = {"observation": torch.from_numpy(observation)}
-        values = learner.target(*learner.target.prepare(inputs)).numpy()
+        inputs = {"observation": torch.from_numpy(observation).to(DEVICE)}
+        values = learner.target(*learner.target.prepare(inputs)).cpu().numpy()
     sample = sample_of(
         2,
         observation={"action_mask": everything, "observation": observation},
@@ -132,6 +135,7 @@ def test_the_mask_of_the_bootstrap_observation_is_unpacked_and_used():
     assert result.priorities == pytest.approx(np.abs(targets - values[:, 0]), abs=1e-5)
 
 
+@on_the_cpu
 def test_a_batch_whose_returns_reach_the_end_of_their_episodes_asks_no_network_what_follows(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -293,6 +297,7 @@ def test_arrays_off_the_wire_are_learned_from_though_they_are_read_only():
     assert not learn(learner_of(), sample).skipped
 
 
+@on_the_cpu
 def test_tensors_on_the_cpu_are_the_samples_own_memory():
     sample = sample_of()
     batch = learner_of().tensors(sample)
@@ -364,9 +369,18 @@ def test_the_step_size_decays_on_a_straight_line_and_is_what_adam_takes():
     assert taken == pytest.approx([0.005, 0.004, 0.003, 0.002, 0.001, 0.001])
 
 
+def test_without_a_number_of_decay_steps_it_falls_with_the_run_itself():
+    learner = learner_of(learning_rate=0.005, learning_rate_final=0.001)
+    learner.learner_steps = 10**6
+    rates: list[float] = []
+    for learner.progress in (0.0, 0.25, 1.0):
+        rates.append(learner.learning_rate)
+    assert rates == pytest.approx([0.005, 0.004, 0.001])
+
+
 def test_without_a_final_step_size_it_stays():
     learner = learner_of(learning_rate=0.005)
-    learner.learner_steps = 10**6
+    learner.learner_steps, learner.progress = 10**6, 0.5
     assert learner.learning_rate == 0.005
 
 

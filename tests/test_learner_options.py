@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
+from devices import DEVICE
 
 from launcher.plan.prepare import check_combinations
 from learner.learner import Learner, StepResult
@@ -36,7 +37,7 @@ SPEC = EnvironmentSpec(
 
 
 def config_of(learner: dict[str, Any] | None = None, **network: Any) -> Config:
-    fixed = {"learning_rate": 1e-2, "device": "cpu", "precision": "float32", "batch_size": 8}
+    fixed = {"learning_rate": 1e-2, "device": DEVICE, "precision": "float32", "batch_size": 8}
     layer = {
         "learner": {**fixed, **(learner or {})},
         "network": {"hidden": 16, "layers": 1, "value_min": -5, "value_max": 5, **network},
@@ -98,7 +99,7 @@ def test_batches_are_normalised_by_all_of_their_transitions(
     sample.discount[:] = np.where(np.arange(8) < bootstrapped, 0.9, 0.0)
     assert not learn(learner, sample).skipped
     # Counted are the observations, and those by which double Q-learning chooses actions.
-    counted = learner.online.get_buffer("norm.running_mean")
+    counted = learner.online.get_buffer("norm.running_mean").cpu()
     means = [
         o["observation"].mean(axis=0) for o in (sample.observation, sample.bootstrap_observation)
     ]

@@ -45,8 +45,8 @@ from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
 from pdqn.networks import network_sizes
 from pdqn.specs import EnvironmentSpec, FieldSpec
-from replay.buffer import compressed_bytes, dense_bytes
 from replay.samples import SampleLayout
+from replay.sizes import compressed_bytes, dense_bytes
 
 LookAtGpus = Callable[..., tuple[Gpu, ...]]
 

@@ -127,12 +127,12 @@ def test_of_a_host_with_a_hundred_and_fifty_roles_that_hang_all_are_condemned():
         admitted(membership.receive(b"%d" % index, message, 0.0))
     for member in list(membership.members("actor")):
         membership.condemn(member)
-    assert membership.orders.pulse(host).condemned == tuple(range(1000, 1150))
+    assert membership.orders.pulse(host, 0.0).condemned == tuple(range(1000, 1150))
     membership.receive(b"host", Report(ended=(1000,)), 1.0)
-    assert 1000 not in membership.orders.pulse(host).condemned
-    assert membership.orders.pulse(host).condemned == tuple(range(1001, 1150))
+    assert 1000 not in membership.orders.pulse(host, 0.0).condemned
+    assert membership.orders.pulse(host, 0.0).condemned == tuple(range(1001, 1150))
     membership.receive(b"host", Report(ended=tuple(range(1000, 1150))), 1.0)
-    assert membership.orders.pulse(host).condemned == ()
+    assert membership.orders.pulse(host, 0.0).condemned == ()
     assert membership.count("actor") == 0
 
 
@@ -170,9 +170,9 @@ def test_a_report_that_repeats_what_has_ended_changes_no_pulse():
     member = admitted(join(membership, b"one", "host", agent="one"))
     join(membership, b"a", "actor", agent="one")
     membership.receive(b"one", Report(ended=(1,)), 1.0)
-    pulse = membership.orders.pulse(member)
+    pulse = membership.orders.pulse(member, 0.0)
     assert membership.receive(b"one", Report(ended=(1,)), 2.0) == [SendPulse(member)]
-    assert membership.orders.pulse(member) is pulse
+    assert membership.orders.pulse(member, 0.0) is pulse
 
 
 @given(
@@ -229,15 +229,34 @@ def test_a_ratio_that_no_replay_could_aim_at_is_refused(value: float):
 def test_a_pulse_is_made_again_only_after_a_change():
     membership = membership_of()
     member = admitted(join(membership, b"a", index=0))
-    first = membership.orders.pulse(member)
+    first = membership.orders.pulse(member, 0.0)
     membership.receive(b"a", Report(), 1.0)
-    assert membership.orders.pulse(member) is first
+    assert membership.orders.pulse(member, 0.0) is first
     membership.command(["actor"], "run")
-    second = membership.orders.pulse(member)
+    second = membership.orders.pulse(member, 0.0)
     assert (first.command, second.command) == ("hold", "run")
     join(membership, b"b", index=1)
     join(membership, b"c")
-    assert membership.orders.pulse(member).actor_slots == 3
+    assert membership.orders.pulse(member, 0.0).actor_slots == 3
+
+
+def test_the_learner_is_told_how_much_of_the_run_is_over():
+    membership = membership_of(run={"steps": 1000, "time_seconds": 60.0})
+    actor = admitted(join(membership, b"a", index=0))
+    learner = admitted(join(membership, b"l", role="learner"))
+    membership.receive(b"a", Report(counters={"environment_steps": 100}), 5.0)
+    told = [membership.orders.pulse(learner, now).progress for now in (5.0, 35.0, 600.0)]
+    assert told == pytest.approx([0.1, 0.5, 1.0])
+    assert membership.orders.pulse(actor, 35.0).progress == 0.0
+
+
+def test_nobody_is_told_how_much_is_over_if_nothing_depends_on_it():
+    membership = membership_of(learner={"learning_rate_decay_steps": 100}, run={"steps": 1000})
+    actor = admitted(join(membership, b"a", index=0))
+    learner = admitted(join(membership, b"l", role="learner"))
+    membership.receive(b"a", Report(counters={"environment_steps": 100}), 5.0)
+    assert membership.orders.pulse(learner, 5.0).progress == 0.0
+    assert membership.orders.pulse(actor, 5.0).command == "hold"
 
 
 # ---- silence ----

@@ -157,6 +157,7 @@ REFUSED: dict[type[Message], dict[str, list[Any]]] = {
     Pulse: {
         "command": ["explode", None, 7], "endpoints": [[1], {"a": 1}],
         "samples_per_insert": [0, -3.0, "fast", True, math.inf, [1]],
+        "progress": [None, -0.1, 1.5, "half", math.nan],
         "actor_slots": [0, -1, None], "actor_slot": [-1], "final_version": ["x"], "saves": [-1],
         "allowed": [{"episodes": "many"}, [1]], "clients": [7, *STRANGE_CLIENTS],
         "revoked": [7, [None]], "count": [-1], "condemned": [7, ["x"], [-1]],

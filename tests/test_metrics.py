@@ -61,6 +61,16 @@ def evaluation_of(score: float) -> dict[str, Any]:
     }
 
 
+def test_the_nearest_baseline_is_the_one_that_the_policy_differs_least_from():
+    metrics, baselines = RunMetrics("coverage"), {"random": 0.1, "exact_greedy": 0.25, "bound": 0.4}
+    differences = {"random": [0.15, 0.03], "exact_greedy": [-0.001, 0.0003], "bound": [-0.15, 0.02]}
+    known = {"baselines": baselines, "differences": differences}
+    report(metrics, "evaluator", evaluation=evaluation_of(3.0) | known)
+    view = metrics.evaluation_view()
+    assert view is not None
+    assert view.nearest == ("exact greedy", -0.001, 0.0003)
+
+
 # ---- totals ----
 
 
@@ -377,6 +387,7 @@ def test_an_evaluation_is_written_once_and_shown_until_the_next():
     view = metrics.evaluation_view()
     assert view is not None
     assert (view.parameter_version, view.return_mean, view.baselines) == (70, 3.0, {"random": 0.1})
+    assert view.nearest == ("random", 0.15, 0.03)
     line = metrics.evaluation_line(Evaluation.from_map(evaluation_of(3.0)), 12.34567)
     assert line["time_seconds"] == 12.346
     assert line["eval/coverage"] == 0.25

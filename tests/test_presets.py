@@ -9,7 +9,8 @@ import pytest
 
 import launcher
 from benchmarks.learning_cases import placement
-from launcher.cli.options import PRESETS
+from launcher.cli.commands import check
+from launcher.cli.options import PRESETS, configuration_of
 from launcher.plan.prepare import check_combinations
 from pdqn.config import Config
 from pdqn.layers import build, from_assignments, read_toml
@@ -48,14 +49,48 @@ def test_every_file_is_a_preset_and_every_preset_a_file():
     assert {path.stem for path in FOLDER.glob("*.toml")} == set(PRESETS)
 
 
-def test_the_preset_for_placement_is_what_its_figures_were_measured_with():
+def test_the_preset_for_placement_is_what_its_figures_were_measured_with_but_for_their_pace():
     arguments = placement(64, "fixed").systems[0].arguments
     pairs = itertools.pairwise(arguments)
     sets = [value for option, value in pairs if option == "--set"]
     measured = build(("case", from_assignments(sets)))
     wanted = preset("placement")
+    # Two samples an insert and a number of decay steps fitted the machine of these figures.
+    paced = {
+        "replay": {"samples_per_insert": 1.0},
+        "learner": {"learning_rate_decay_steps": "auto"},
+    }
+    measured = build(("measured", measured.to_map()), ("pace", paced))
     assert (measured.actor, measured.replay, measured.learner) == (
         wanted.actor,
         wanted.replay,
         wanted.learner,
     )
+
+
+# ---- the preset that suits an environment ----
+
+
+def configured(*arguments: str) -> Config:
+    """Build the configuration of ``pdqn check`` with these arguments."""
+    with check.make_context("check", list(arguments)) as context:
+        return configuration_of(context.params)
+
+
+def test_circle_placement_has_its_preset_without_being_asked():
+    given, asked = configured(), configured("--preset", "placement")
+    assert given == asked
+    assert (given.actor.n_step, given.actor.exploration) == (15, "boltzmann")
+
+
+def test_what_a_person_says_wins_over_what_suits_the_environment(tmp_path: Path):
+    file = tmp_path / "own.toml"
+    file.write_text("[actor]\nn_step = 5\n")
+    assert configured("--config", str(file)).actor.n_step == 5
+    assert configured("--set", "actor.n_step=4").actor.n_step == 4
+    assert configured("--preset", "dqn").actor == preset("dqn").actor
+    assert configured("--env-arg", "map_size=64").run.env_args == {"map_size": 64}
+
+
+def test_other_environments_have_the_defaults():
+    assert configured("--env", "CartPole-v1").actor == Config().actor

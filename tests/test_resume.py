@@ -29,13 +29,14 @@ from launcher.run import launch as running
 from launcher.run.resume import read_run
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory
-from learner.checkpoint import checkpoints, load_newest
+from learner.checkpoint import load_newest
+from learner.checkpoint_folders import checkpoints
 from pdqn.arguments import same
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import Layer, build
 from pdqn.messages import Episode, Report
-from pdqn.model import BEST_MODEL
+from pdqn.model_head import BEST_MODEL
 from pdqn.spans import Span
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pdqn.errors import RunError
 from pdqn.heartbeat import Heartbeat
 from pdqn.layers import build
 from pdqn.messages import Filed, FilePiece
-from pdqn.model import FINAL_MODEL
+from pdqn.model_head import FINAL_MODEL
 
 if TYPE_CHECKING:
     from conftest import Observed, StartCommand

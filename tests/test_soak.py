@@ -14,8 +14,9 @@ import pytest
 
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.wire import FrameBlock, compress_block
-from replay.buffer import PrioritizedBuffer, compressed_bytes, make_store
+from replay.buffer import PrioritizedBuffer, make_store
 from replay.samples import SampleLayout
+from replay.sizes import compressed_bytes
 
 STACK = 3
 SPEC = EnvironmentSpec(

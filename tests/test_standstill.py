@@ -160,6 +160,18 @@ def test_a_run_that_was_stopped_and_resumed_is_equal_to_one_that_was_not(
     assert first == second
 
 
+def test_the_step_size_of_a_resumed_run_falls_on_from_where_it_was(tmp_path: Path):
+    config = config_with({"env": "CartPole-v1"}, learner={"learning_rate_final": 1e-6})
+    run_to(config, tmp_path / "whole", 600)
+    for _ in range(2):
+        run_to(config, tmp_path / "parts", 600, interrupt_after(33))
+    run_to(config, tmp_path / "parts", 600)
+    whole, parts = (everything_in(tmp_path / name) for name in ("whole", "parts"))
+    taken = whole["checkpoint"]["optimizer"]["param_groups"][0]["lr"]
+    assert taken == pytest.approx(1e-6, abs=1e-5)
+    assert_equal(whole, parts)
+
+
 class Forgetful(gymnasium.Env[Any, Any]):
     """An environment without methods for its state; an episode has ten steps."""
 

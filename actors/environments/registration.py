@@ -11,6 +11,7 @@ from __future__ import annotations
 from gymnasium.envs import registration
 
 CIRCLE_PLACEMENT_ID = "pdqn/CirclePlacement-v0"
+LATENCY_ID = "pdqn/Latency-v0"
 
 
 def register() -> None:
@@ -22,6 +23,7 @@ def register() -> None:
         entry_point="actors.circle_placement.environment:CirclePlacementEnv",
         vector_entry_point="actors.circle_placement.environment:CirclePlacementVectorEnv",
     )
+    registration.register(id=LATENCY_ID, entry_point="actors.environments.latency:LatencyEnv")
 
 
 register()

@@ -15,7 +15,8 @@ from benchmarks.chaos.run import ROLES, Command, GaveUpError, Run, wait_until
 from benchmarks.chaos.witness import Testimony, read_testimonies
 from pdqn.config import LearnerConfig
 from pdqn.errors import UsageError
-from pdqn.model import FINAL_MODEL, read_model
+from pdqn.model import read_model
+from pdqn.model_head import FINAL_MODEL
 
 _LEAVE_SECONDS = 45.0
 _MOST_BYTES = 2 << 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -37,7 +38,6 @@ from launcher.cli.trusting import (
     trusting,
 )
 from launcher.interrupts import Interrupts
-from launcher.run.resume import PastRun, read_run
 from launcher.terminal import echo
 from pdqn import layers
 from pdqn.config import MAX_EPISODE_STEPS
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from launcher.hosts.dask.cluster import DaskCluster
     from launcher.plan.inspector import Inspector
     from launcher.processes.forkserver import ForkServer
+    from launcher.run.resume import PastRun
     from pdqn.config import Config
 
 
@@ -197,19 +198,26 @@ def _past(resume: Path | None, run_dir: Path | None) -> PastRun | None:
     """Read the run that is to go on, if there is one."""
     if resume is not None and run_dir is not None:
         raise UsageError(f"--run-dir {run_dir}: a resumed run stays in its own, {resume}")
-    return None if resume is None else read_run(resume)
+    if resume is None:
+        return None
+    from launcher.run.resume import read_run
+
+    return read_run(resume)
 
 
 @contextlib.contextmanager
 def _helpers(
-    config: Config, interrupts: Interrupts, forks: bool
+    config: Config, interrupts: Interrupts, runs: bool
 ) -> Iterator[tuple[Inspector, ForkServer | None]]:
     """Have others look at the environment, and import what roles share, during our own imports."""
     from launcher.processes.forkserver import ForkServer
 
     # On one core a run has one process, and two imports at once take as long as one after another.
-    forks &= len(os.sched_getaffinity(0)) > 1 and config.run.mode != "single"
+    single = config.run.mode == "single"
+    forks = runs and len(os.sched_getaffinity(0)) > 1 and not single
     with _inspecting(config, interrupts) as inspector:
+        if runs and single:
+            importlib.import_module("launcher.run.single")  # all that roles need, into this process
         if not forks or config.actor.count == 0:
             yield inspector, None
             return

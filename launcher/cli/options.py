@@ -8,16 +8,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from launcher.cli.trusting import Authored, admit_configuration, trusting
-from launcher.run.resume import PastRun
 from pdqn import layers as configuration
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.trust import read_settings
+
+if TYPE_CHECKING:
+    from launcher.run.resume import PastRun
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
@@ -29,6 +31,8 @@ GROUPS = {
     "Settings": ("preset", "config_file", "assignments", "trust"),
 }
 PRESETS = ("dqn", "apex", "rainbow", "placement")
+# What an environment learns best with, unless a person names a preset.
+PRESET_OF = {"pdqn/CirclePlacement-v0": "placement"}
 
 
 class NamedPath(click.Path):
@@ -250,6 +254,8 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
     """
     authored = _layers_of(options)
     layers = [(name, layer) for name, layer, _ in authored]
+    if past is None and options["preset"] is None:
+        layers = [*_suited_to(configuration.build(*layers).run.env), *layers]
     if past is not None:
         layers = past.layers(*layers)
         theirs = (past.configured, past.config.to_map())
@@ -263,12 +269,21 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
     return config
 
 
+def _suited_to(env: str) -> list[tuple[str, configuration.Layer]]:
+    """Return the settings that an environment learns best with, if there is a preset for it."""
+    name = PRESET_OF.get(env)
+    return [] if name is None else [(f"preset {name}", _preset(name))]
+
+
+def _preset(name: str) -> configuration.Layer:
+    return configuration.read_toml(Path(__file__).parents[1] / "presets" / f"{name}.toml")
+
+
 def _layers_of(options: Mapping[str, Any]) -> list[Authored]:
     """Read the layers that the options name, lowest first."""
     file, layers = options["config_file"], list[Authored]()
     if options["preset"] is not None:
-        path = Path(__file__).parents[1] / "presets" / f"{options['preset']}.toml"
-        layers.append((f"preset {options['preset']}", configuration.read_toml(path), True))
+        layers.append((f"preset {options['preset']}", _preset(options["preset"]), True))
     if file is not None:
         layers.append((f"file {file}", *read_settings(file)))
         _check_preset(layers)

@@ -403,7 +403,8 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
     name, score, error = evaluation_score(snapshot.evaluation)
     rows = {"policy": score, **snapshot.evaluation.baselines}
     ranking = sorted(rows.items(), key=lambda item: -item[1])
-    others = [row for row in ranking if row[0] != "policy"][: limit - 1]
+    beside = beside_nearest(snapshot.evaluation.nearest, "±")
+    others = [row for row in ranking if row[0] != "policy"][: limit - 1 - bool(beside)]
     top = max(map(abs, rows.values())) or 1.0
     lines = []
     for label, value in [row for row in ranking if row[0] == "policy" or row in others]:
@@ -415,7 +416,7 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
         line.append(f"{number(value):>6}", FIGURE).append(f" {spread:<8}", LABEL)
         bar = _bar(max(0.0, value / top), max(0, inner - line.cell_len), "green" if mine else SPARK)
         lines.append(line + bar)
-    return lines
+    return [*lines, Text(beside, LABEL)] if beside else lines
 
 
 def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | None]:
@@ -425,6 +426,19 @@ def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | No
     name, value = next(iter(evaluation.metrics.items()))
     same = math.isclose(value, evaluation.return_mean, rel_tol=1e-4, abs_tol=1e-9)
     return name, value, evaluation.return_error if same else None
+
+
+def beside_nearest(nearest: tuple[str, float, float] | None, sign: str) -> str:
+    """Phrase how far a policy is from the nearest baseline; empty without baselines.
+
+    Args:
+        nearest: the baseline's name, the mean difference and its standard error.
+        sign: sign before the standard error.
+    """
+    if nearest is None:
+        return ""
+    name, mean, error = nearest
+    return f"{mean:+.2g} {sign}{uncertainty(error)} beside {name}"
 
 
 def _roles(snapshot: Snapshot, inner: int, limit: int) -> Lines:

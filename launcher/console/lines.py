@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from launcher.console.dashboard import evaluation_score
-from launcher.metrics.snapshot import Snapshot
+from launcher.console.dashboard import beside_nearest, evaluation_score
+from launcher.metrics.snapshot import Snapshot, nearest_of
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
 from launcher.strict_json import to_json
 from pdqn.text import printable
@@ -82,7 +82,9 @@ def _evaluation_part(snapshot: Snapshot) -> str:
     name, score, error = evaluation_score(snapshot.evaluation)
     spread = "" if error is None else f" +-{uncertainty(error)}"
     baselines = ", ".join(f"{k} {number(v)}" for k, v in snapshot.evaluation.baselines.items())
-    return f"eval {name} {number(score)}{spread}" + (f" ({baselines})" if baselines else "")
+    text = f"eval {name} {number(score)}{spread}" + (f" ({baselines})" if baselines else "")
+    beside = beside_nearest(snapshot.evaluation.nearest, "+-")
+    return f"{text}, {beside}" if beside else text
 
 
 def _states(snapshot: Snapshot) -> dict[str, Counter[str]]:
@@ -171,7 +173,9 @@ def _scores(values: Mapping[str, Any] | None) -> str:
     text = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
     baselines = ", ".join(f"{k} {number(v)}" for k, v in values.get("baselines", {}).items())
     text += f" over {plural(values['episodes'], 'episode')}" if "episodes" in values else ""
-    return text + (f"; baselines: {baselines}" if baselines else "")
+    text += f"; baselines: {baselines}" if baselines else ""
+    beside = beside_nearest(nearest_of(values.get("differences", {})), "+-")
+    return f"{text}; {beside}" if beside else text
 
 
 def _shown(transitions: Mapping[str, int]) -> dict[str, int]:

@@ -260,7 +260,7 @@ class Coordinator:
             index=key.index,
             incarnation=key.incarnation,
             bind=fill(bind, "role", f"{key.role}-{key.index}-{key.incarnation}"),
-            pulse=self.membership.orders.pulse(member),
+            pulse=self.membership.orders.pulse(member, time.monotonic()),
             memory_bytes=self._memory.get(key.role, 0),
             **self._secrets_for(member),
         )
@@ -274,7 +274,7 @@ class Coordinator:
         return {"seal": self._seal} if key.role == "replay" else {}
 
     def _pulse(self, member: Member) -> None:
-        self._send(member.identity, self.membership.orders.pulse(member))
+        self._send(member.identity, self.membership.orders.pulse(member, time.monotonic()))
 
     def _send(self, identity: bytes, message: Message) -> None:
         # A ROUTER drops messages for a peer that is gone or does not read: pulses are repeated.

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from learner.checkpoint import checkpoints, prune, set_aside
+from learner.checkpoint_folders import checkpoints, prune, set_aside
 from pdqn.files import CHECKPOINT_NAME
 from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece
-from pdqn.model import BEST_MODEL, FINAL_MODEL
+from pdqn.model_head import BEST_MODEL, FINAL_MODEL
 from pdqn.wire import WireError
 
 # The files that each role may write; other roles may write none.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Set
 
 from launcher.coordinator.budget import Budgets
 from launcher.coordinator.places import Member, Places
+from launcher.metrics.limits import progress
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from pdqn.clients import Clients
 from pdqn.config import Config
@@ -41,6 +42,8 @@ class Orders:
         self.samples_per_insert: float | None = None
         limits = {"episodes": config.run.episodes, "environment_steps": config.run.steps}
         self._limited = tuple(name for name, limit in limits.items() if limit is not None)
+        self._run = config.run
+        self._follows_progress = config.learner.learning_rate_decay_steps is None
         self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
         # The number of changes: a member's pulse is made again only after one.
         self._state = 0
@@ -124,16 +127,28 @@ class Orders:
         """Leave to the others what a member that is gone has not done."""
         self._budgets.forget(key)
 
-    def pulse(self, member: Member) -> Pulse:
-        """Make the pulse of a member, or give its last one again if nothing has changed."""
+    def pulse(self, member: Member, now: float) -> Pulse:
+        """Make the pulse of a member, or give its last one again if nothing has changed.
+
+        Args:
+            member: the member.
+            now: the present time of the metrics' clock, in seconds.
+        """
         key = member.key
         limited = bool(self._limited) and key.role == "actor"
-        if member.pulse is None or member.pulse_state != self._state or limited:
+        follows = self._follows_progress and key.role == "learner"
+        if member.pulse is None or member.pulse_state != self._state or limited or follows:
             member.pulse_state = self._state
-            member.pulse = self._make(member, self._allowed(key) if limited else {})
+            allowed = self._allowed(key) if limited else {}
+            member.pulse = self._make(member, allowed, self._progress(now) if follows else 0.0)
         return member.pulse
 
-    def _make(self, member: Member, allowed: dict[str, int]) -> Pulse:
+    def _progress(self, now: float) -> float:
+        metrics = self._metrics
+        share, _ = progress(self._run, metrics.counts(), metrics.seconds_since_first_step(now))
+        return share or 0.0
+
+    def _make(self, member: Member, allowed: dict[str, int], progress: float) -> Pulse:
         role, agent = member.key.role, member.agent
         host = role == "host"
         return Pulse(
@@ -149,6 +164,7 @@ class Orders:
             revoked=frozenset(self.revoked),
             count=self._counts.get(agent, 0) if host else 0,
             condemned=tuple(sorted(self._condemned.get(agent, ()))) if host else (),
+            progress=progress,
         )
 
     def _allowed(self, key: MemberKey) -> dict[str, int]:

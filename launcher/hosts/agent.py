@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,14 +78,18 @@ def take_part(
     network = replace(network, agent=network.agent or uuid.uuid4().hex)
     context = Context(network)
     try:
-        with _folder_of_roles() as folder, _relay_for(part, network, folder.path) as relay:
+        with (
+            _folder_of_roles() as folder,
+            _relay_for(part, network, folder.path) as relay,
+            _forkserver_for(part) as forkserver,
+        ):
             supervisor = Supervisor(
                 endpoint,
                 part.logs,
                 0,
                 network=replace(network, relay=relay.endpoint if relay else ""),
                 own_indices=False,
-                forkserver=ForkServer() if part.role == "actor" else None,
+                forkserver=forkserver,
             )
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join(is_given_up=lambda: interrupts.count > 0)
@@ -123,6 +127,17 @@ def _relay_for(part: Part, network: Network, folder: Path) -> Iterator[Relay | N
         yield relay
     finally:
         relay.close()
+
+
+@contextmanager
+def _forkserver_for(part: Part) -> Iterator[ForkServer | None]:
+    """Begin to import what actors share, while this host joins; None for other roles."""
+    if part.role != "actor":
+        yield None
+        return
+    with closing(ForkServer()) as server:
+        server.begin()
+        yield server
 
 
 class _Agent:
@@ -233,6 +248,7 @@ class _Agent:
         wanted = self._link.pulse.count or self._count
         if wanted != self._resized:
             machine.raise_open_file_limit(plan.open_files_of(wanted))
+            self._supervisor.share_limits()
         while wanted != self._resized:
             # A few at a time: the run must hear from this host while a hundred start.
             self._resized = min(wanted, self._resized + _STARTS_AT_ONCE)

@@ -95,6 +95,11 @@ class Supervisor:
         """Set how many restarts in a row each role may have that is started from now on."""
         self._restarts = restarts
 
+    def share_limits(self) -> None:
+        """Give the roles that are forked from now on this process's limit of open files."""
+        if self._forkserver is not None:
+            self._forkserver.share_limits()
+
     def start(self, role: str, index: int) -> None:
         """Have a role started; one that cannot be is found ended by ``check``."""
         slot = self._slots.setdefault((role, index), _Slot(RestartPolicy(self._restarts)))

@@ -11,7 +11,7 @@ from launcher.metrics.bounds import LARGEST, LARGEST_REAL
 from launcher.metrics.counters import Counters, Gauges, MemberKey
 from launcher.metrics.episodes import RecentEpisodes
 from launcher.metrics.ledger import Ledger, state_of_sums
-from launcher.metrics.snapshot import EvaluationView
+from launcher.metrics.snapshot import EvaluationView, nearest_of
 from pdqn import figures
 from pdqn.checks import MAX_NAME
 from pdqn.figures import Figure
@@ -251,6 +251,7 @@ class RunMetrics:
             e.return_error,
             e.metrics,
             {name.replace("_", " "): value for name, value in e.baselines.items()},
+            nearest_of(e.differences),
         )
 
     def take_evaluations(self) -> list[Evaluation]:

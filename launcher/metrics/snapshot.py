@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -37,6 +37,8 @@ class EvaluationView:
         return_error: standard error of ``return_mean``.
         metrics: mean of the environment's headline metric, if it has one.
         baselines: mean score of the environment's baselines on the same seeds, by name in words.
+        nearest: name of the baseline with the nearest score, the policy's mean difference from it,
+            and the standard error, paired by seed. None without baselines.
     """
 
     parameter_version: int
@@ -45,6 +47,7 @@ class EvaluationView:
     return_error: float
     metrics: dict[str, float] = field(default_factory=dict)
     baselines: dict[str, float] = field(default_factory=dict)
+    nearest: tuple[str, float, float] | None = None
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> EvaluationView:
@@ -60,7 +63,27 @@ class EvaluationView:
             as_number(values["return_error"]),
             {as_text(name): as_number(value) for name, value in values["metrics"].items()},
             {as_text(name): as_number(value) for name, value in values["baselines"].items()},
+            _nearest(values["nearest"]),
         )
+
+
+def nearest_of(differences: Mapping[str, Sequence[float]]) -> tuple[str, float, float] | None:
+    """Return the smallest difference from a baseline, as in ``EvaluationView.nearest``.
+
+    Args:
+        differences: mean and standard error of the difference from each baseline.
+    """
+    if not differences:
+        return None
+    name, (mean, error) = min(differences.items(), key=lambda item: abs(item[1][0]))
+    return name.replace("_", " "), mean, error
+
+
+def _nearest(value: Any) -> tuple[str, float, float] | None:
+    if value is None:
+        return None
+    name, mean, error = value
+    return as_text(name), as_number(mean), as_number(error)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from actors.environments.examination import Examination
 from launcher.terminal import echo
 from pdqn.apart import Apart, ApartError, Task
-from pdqn.config import Config, SystemConfig
+from pdqn.config import Config, NetworkConfig, SystemConfig
 from pdqn.errors import RunError, UsageError
-from pdqn.specs import EnvironmentSpec
+
+if TYPE_CHECKING:
+    # Numpy need not be imported before the process is started.
+    from actors.environments.examination import Examination
+    from pdqn.specs import EnvironmentSpec
 
 T = TypeVar("T")
 _TURN_SECONDS = 0.1
@@ -79,7 +82,7 @@ class Inspector:
         assert self._begun is not None
         task, self._begun = self._begun[2], None
         try:
-            return self._answer_of(task, env_id)
+            return self._answer_of(task, f"environment {env_id}")
         except ApartError as error:
             longer = "; if it needs longer, raise system.heartbeat_timeout_seconds"
             hint = longer if error.hangs else ""
@@ -87,9 +90,8 @@ class Inspector:
 
     def versions(self, env_id: str) -> dict[str, str]:
         """Look up the versions of the packages that an environment comes from, by name."""
-        return self._answer_of(
-            self._process().begin(_versions, env_id, seconds=self._seconds), env_id
-        )
+        task = self._process().begin(_versions, env_id, seconds=self._seconds)
+        return self._answer_of(task, f"environment {env_id}")
 
     def measure(self, config: Config, spec: EnvironmentSpec) -> float | None:
         """Measure the bytes of compressed frames that actors will send for each transition.
@@ -107,11 +109,43 @@ class Inspector:
         seconds = config.system.heartbeat_timeout_seconds + _MEASURE_SECONDS
         task = self._process().begin(_measure, config, spec, seconds=seconds)
         try:
-            return self._answer_of(task, spec.id)
+            return self._answer_of(task, f"environment {spec.id}")
         except ApartError:
             return None
         except UsageError as error:
             raise RunError(str(error)) from None
+
+    def measure_network(self, spec: EnvironmentSpec, network: NetworkConfig) -> int:
+        """Build a person's own network, and return the bytes of its parameters.
+
+        Raises:
+            UsageError: it cannot be built, or is not a network that pdqn can train.
+        """
+        return self._about_network(network, _measure_network, spec, network)
+
+    def takes(self, network: NetworkConfig, spec: EnvironmentSpec, other: EnvironmentSpec) -> bool:
+        """Tell whether a network values every action of an environment it was not built for.
+
+        Args:
+            network: its configuration.
+            spec: of the environment that it is built for.
+            other: of the other environment.
+
+        Raises:
+            UsageError: it cannot be built.
+        """
+        return self._about_network(network, _takes, network, spec, other)
+
+    def _about_network(self, network: NetworkConfig, function: Callable[..., T], *args: Any) -> T:
+        # Not in the process of the environment, which may have left nothing there as it was.
+        apart = Apart("inspector")
+        try:
+            task = apart.begin(function, *args, seconds=self._seconds)
+            return self._answer_of(task, f"network {network.kind}")
+        except ApartError as error:
+            raise UsageError(f"network.kind = {network.kind}: {error}") from None
+        finally:
+            apart.close()
 
     def _process(self) -> Apart:
         """Return a process that is ready: another one if an environment does not let go of it."""
@@ -120,14 +154,14 @@ class Inspector:
             self._apart = Apart("inspector")
         return self._apart
 
-    def _answer_of(self, task: Task[T], env_id: str) -> T:
+    def _answer_of(self, task: Task[T], name: str) -> T:
         told = False
         while not task.done(_TURN_SECONDS):
             self._meanwhile()
             if task.waited_seconds > _NOTICE_SECONDS and not told:
                 told = True
                 limit = f"for at most {task.seconds:g} s"
-                echo(f"pdqn: waiting for environment {env_id} to be ready, {limit}", err=True)
+                echo(f"pdqn: waiting for {name} to be ready, {limit}", err=True)
         return task.result()
 
 
@@ -148,6 +182,14 @@ class Here:
         with contextlib.contextmanager(_measure)(config, spec) as found:
             return found
 
+    def measure_network(self, spec: EnvironmentSpec, network: NetworkConfig) -> int:
+        """Build a person's own network, and return the bytes of its parameters."""
+        return _measure_network(spec, network)
+
+    def takes(self, network: NetworkConfig, spec: EnvironmentSpec, other: EnvironmentSpec) -> bool:
+        """Tell whether a network values every action of an environment it was not built for."""
+        return _takes(network, spec, other)
+
 
 def _examine(env_id: str, env_args: Mapping[str, Any]) -> Iterator[Examination]:
     from actors.environments.describe import examining
@@ -165,3 +207,25 @@ def _measure(config: Config, spec: EnvironmentSpec) -> Iterator[float]:
     from launcher.plan.probe import measuring
 
     return measuring(config, spec)
+
+
+def _measure_network(spec: EnvironmentSpec, network: NetworkConfig) -> int:
+    from pdqn.networks import build_network
+
+    built = build_network(spec, network)
+    return sum(tensor.nbytes for tensor in built.state_dict().values())
+
+
+def _takes(network: NetworkConfig, spec: EnvironmentSpec, other: EnvironmentSpec) -> bool:
+    import torch
+
+    from pdqn.networks import build_network
+
+    built = build_network(spec, network)
+    blank = {name: torch.from_numpy(values) for name, values in other.blank(1).items()}
+    try:
+        with torch.inference_mode():
+            values = built(*built.prepare(blank))
+    except Exception:  # noqa: BLE001 - a person's own network may raise anything
+        return False
+    return tuple(values.shape) == (1, other.num_actions)

@@ -33,8 +33,8 @@ class Costs:
         sampling_seconds: replay's CPU time of a sampled transition for drawing and handing it out.
         priority_seconds: for its new priority.
         learning_seconds: the learner's CPU time of a sampled transition, on one thread.
-        replay_busy: part of replay's CPU time that remains while it is always busy. It then wakes up
-            for many messages at once.
+        replay_busy: part of replay's CPU time that remains while it is always busy. It then wakes
+            up for many messages at once.
         parallel_share: part of a learner's step that several threads share evenly; 0 to 1.
         gpu_seconds: time of a sampled transition on a GPU; None where nobody has measured it.
         wait_seconds: time of a transition in which its environment waits without computing.

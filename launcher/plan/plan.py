@@ -24,6 +24,7 @@ from launcher.plan.model import PARALLEL_SHARE, actors_for, threads_worth
 from launcher.plan.storage import COMPRESSED_HEADROOM, STORES, Storage, Store
 from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
+from pdqn.networks.sizes import network_sizes
 from pdqn.specs import ACTION_MASK, ATARI_NAMESPACE, EnvironmentSpec, FieldSpec
 from pdqn.wire import MAX_TRANSITION_BYTES
 from replay.limiter import make_limiter
@@ -88,6 +89,7 @@ class Plan:
         journal: a sentence about the disk that the replays' journals take; empty without one.
         state: whether the environment's state can be saved, as equal resumption needs it; empty if
             nobody has looked.
+        parameter_bytes: size of the network's parameters.
     """
 
     mode: Mode
@@ -102,6 +104,7 @@ class Plan:
     advises_against: str | None
     journal: str = ""
     state: str = ""
+    parameter_bytes: int = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -146,6 +149,7 @@ def plan(
         warnings=draft.warnings,
         errors=draft.errors,
         advises_against=_advice(machine, mode),
+        parameter_bytes=parameter_bytes,
     )
 
 
@@ -432,9 +436,6 @@ def learner_settings(
 
 
 def _plan_network(draft: _Draft) -> None:
-    # Importing torch takes seconds; looking at the machine must not.
-    from pdqn.networks import network_sizes
-
     sizes = network_sizes(draft.spec, draft.config.network)
     for key in ("kind", "hidden", "layers", "channels"):
         value = getattr(sizes, key)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import torch
-
 from actors.environments.examination import Examination
 from launcher.plan import plan as planning
 from launcher.plan.disk import describe_journal
 from launcher.plan.inspector import Here, Inspector
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import Plan
-from pdqn.config import Config
+from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
-from pdqn.networks import QNetwork, build_network
+from pdqn.networks.counting import parameter_bytes
+from pdqn.networks.sizes import check_network, network_sizes
 from pdqn.specs import EnvironmentSpec
 
 
@@ -39,13 +38,12 @@ def prepare(
     run, inspector = config.run, inspector or Here()
     examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
-    network = build_network(spec, config.network)
+    parameters = _parameter_bytes(spec, config.network, inspector)
     if config.evaluation.env_args:
-        _check_evaluation(config, spec, network, inspector)
+        _check_evaluation(config, spec, inspector)
     check_combinations(config)
     _check_guidance(config, examined)
     here = detect()
-    parameters = parameter_bytes(network)
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
     size = float(spec.observation_bytes)
     if planning.measures_frames(here, config, spec, parameters):
@@ -85,14 +83,18 @@ def _check_guidance(config: Config, examined: Examination) -> None:
         )
 
 
-def parameter_bytes(network: QNetwork) -> int:
-    """Return the size of a network's parameters, as the learner publishes them."""
-    return sum(tensor.nbytes for tensor in network.state_dict().values())
+def _parameter_bytes(
+    spec: EnvironmentSpec, network: NetworkConfig, inspector: Inspector | Here
+) -> int:
+    """Return the size of a network's parameters, and refuse what no network could be built of."""
+    sized = network_sizes(spec, network)
+    check_network(spec, sized)
+    if ":" in sized.kind:
+        return inspector.measure_network(spec, network)
+    return parameter_bytes(spec, sized)
 
 
-def _check_evaluation(
-    config: Config, spec: EnvironmentSpec, network: QNetwork, inspector: Inspector | Here
-) -> None:
+def _check_evaluation(config: Config, spec: EnvironmentSpec, inspector: Inspector | Here) -> None:
     """Refuse evaluations that show the network something other than it is trained on.
 
     Shapes and the number of actions may differ if the network can take them.
@@ -106,7 +108,7 @@ def _check_evaluation(
     differ = [f"{seen[k]} (in training {trained[k]})" for k in seen if seen[k] != trained[k]]
     if differ:
         raise UsageError(f"{where}: with them {spec.id} has {', '.join(differ)}")
-    if _sizes(found) != _sizes(spec) and not _takes(network, found):
+    if _sizes(found) != _sizes(spec) and not inspector.takes(config.network, spec, found):
         raise UsageError(
             f"{where}: with them {spec.id} has {_sizes(found)} (in training {_sizes(spec)}), which "
             "the network does not fit"
@@ -130,17 +132,6 @@ def _essentials(spec: EnvironmentSpec) -> dict[str, str]:
 def _sizes(spec: EnvironmentSpec) -> str:
     shapes = ", ".join(f"{field.name} {list(field.shape)}" for field in spec.fields)
     return f"the shapes {shapes} and {spec.num_actions} actions"
-
-
-def _takes(network: QNetwork, spec: EnvironmentSpec) -> bool:
-    """Tell whether a network values every action of an environment that it was not built for."""
-    blank = {name: torch.from_numpy(values) for name, values in spec.blank(1).items()}
-    try:
-        with torch.inference_mode():
-            values = network(*network.prepare(blank))
-    except Exception:  # noqa: BLE001 - a person's own network may raise anything
-        return False
-    return tuple(values.shape) == (1, spec.num_actions)
 
 
 def check_combinations(config: Config) -> None:

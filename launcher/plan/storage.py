@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pdqn.specs import EnvironmentSpec
-from replay.buffer import compressed_bytes, dense_bytes
+from replay.sizes import compressed_bytes, dense_bytes
 
 Store = Literal["dense", "compressed"]
 STORES: tuple[Store, ...] = ("dense", "compressed")

@@ -20,12 +20,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.processes.restarts import Exit
 from launcher.safe_path import safe_path
 from pdqn.errors import reason_of
 from pdqn.process import OF_GROUP, READY
-from pdqn.transport import Network
+
+if TYPE_CHECKING:
+    from pdqn.transport import Network
 
 LENGTH = struct.Struct("<I")
 _START = (

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from launcher import safe_path
 from launcher.leaving import leave
@@ -19,12 +19,14 @@ from launcher.processes.children import LENGTH, Order
 from pdqn import process
 from pdqn.errors import JoinRefusedError, PlaceTakenError, type_and_first_line
 from pdqn.text import printable, printable_lines
-from pdqn.transport import Network
+
+if TYPE_CHECKING:
+    from pdqn.transport import Network
+
+    _Main = Callable[[str, int | None, Path | None, Network | None], None]
 
 EXIT_REFUSED, EXIT_TAKEN = 3, 4
 _LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
-
-_Main = Callable[[str, int | None, Path | None, Network | None], None]
 
 
 def serve(descriptor: int, _: str = "") -> None:

@@ -21,7 +21,7 @@ from launcher.rundir import EVENTS, METRICS, SUMMARY, RunDirectory
 from launcher.strict_json import to_json
 from pdqn.config import Config
 from pdqn.errors import reason_of
-from pdqn.model import BEST_MODEL
+from pdqn.model_head import BEST_MODEL
 
 _TEND_SECONDS = 0.1
 _WAIT_SECONDS = 0.1

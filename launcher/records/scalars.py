@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
+from types import ModuleType
 
-import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.plugins.scalar.metadata import create_summary_metadata
-from tensorboard.summary.writer.record_writer import RecordWriter
-from tensorboard.util.tensor_util import make_tensor_proto
-
-_VERSION = "brain.Event:2"
 _MOST_DOUBLINGS = 6  # of a pause of one second
 
 
@@ -59,8 +51,7 @@ class ScalarWriter:
             if self._file is not None and not self._is_in_place(self._file):
                 self.close()
             self._file = self._file or self._open()
-            summary = Summary(value=[_value(name, figures[name]) for name in figures])
-            _append(self._file, Event(wall_time=time.time(), step=step, summary=summary))
+            _append(self._file, _tensorboard().figures_record(figures, step))
         except OSError as error:
             self.close()
             self.left_out += 1
@@ -84,7 +75,7 @@ class ScalarWriter:
         self._path = self.folder / f"events.out.tfevents.{name}"
         file = self._path.open("wb", buffering=0)
         try:
-            _append(file, Event(wall_time=time.time(), file_version=_VERSION))
+            _append(file, _tensorboard().first_record())
         except OSError:
             file.close()
             with contextlib.suppress(OSError):
@@ -100,18 +91,14 @@ class ScalarWriter:
             return False
 
 
-def _value(name: str, figure: float) -> Summary.Value:
-    return Summary.Value(
-        tag=name,
-        tensor=make_tensor_proto(np.float32(figure)),
-        metadata=create_summary_metadata("", ""),
-    )
+def _tensorboard() -> ModuleType:
+    """Import TensorBoard's parts with the first figures: the first frame need not wait for them."""
+    from launcher.records import event_records
+
+    return event_records
 
 
-def _append(file: FileIO, event: Event) -> None:
+def _append(file: FileIO, data: bytes) -> None:
     """Write a record whole, or raise an OSError."""
-    record = io.BytesIO()
-    RecordWriter(record).write(event.SerializeToString())
-    data = record.getvalue()
     if file.write(data) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)

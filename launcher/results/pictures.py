@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.rundir import CONFIG, STATE_FILE
+from pdqn.apart import Apart, ApartError
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import read_toml
@@ -20,6 +21,7 @@ from pdqn.logs import LOG, keep_within
 from pdqn.trust import NOTHING, Trust
 
 _NICENESS = 15
+_DRAWING_SECONDS = 300.0
 
 
 class PictureDrawer:
@@ -91,7 +93,8 @@ def draw_pictures(run_dir: Path, trust: Trust = NOTHING) -> list[Path]:
     # These import torch and environments, which the pictures of other runs do not need.
     from launcher.results.circle_placement import STRATEGY_PICTURE, draw_strategy
     from launcher.results.models import open_model_of_run
-    from pdqn.model import FINAL_MODEL, read_model
+    from pdqn.model import read_model
+    from pdqn.model_head import FINAL_MODEL
 
     path = run_dir / FINAL_MODEL
     # Runs of earlier versions do not say what they are; their models do.
@@ -102,12 +105,31 @@ def draw_pictures(run_dir: Path, trust: Trust = NOTHING) -> list[Path]:
 
 def draw_last(run_dir: Path, config: Config, say: Callable[[str], None]) -> None:
     """Draw the pictures of a run that has ended."""
+    named = (config.run.env, config.network.kind)
     try:
-        trust = may_run(config.run.env, config.network.kind)
-        draw_pictures(run_dir, trust)
+        # In mode single, this process has imported all of it.
+        if config.run.mode == "single":
+            draw_pictures(run_dir, may_run(*named))
+        else:
+            _draw_apart(run_dir, *named)
+    except ApartError as error:
+        say(f"the pictures could not be drawn: {error}")
     except Exception as error:  # noqa: BLE001 - networks and environments raise anything
         # A full disk, or a picture that cannot be drawn, must not hide how the run went.
         say(f"the pictures could not be drawn: {type(error).__name__}: {error}")
+
+
+def _draw_apart(run_dir: Path, env_id: str, kind: str) -> None:
+    """Draw the pictures in another process: the launcher imports neither torch nor Matplotlib."""
+    apart = Apart("pictures")
+    try:
+        apart.begin(_draw, run_dir, env_id, kind, seconds=_DRAWING_SECONDS).result()
+    finally:
+        apart.close()
+
+
+def _draw(run_dir: Path, env_id: str, kind: str) -> None:
+    draw_pictures(run_dir, may_run(env_id, kind))
 
 
 def _check_config(path: Path) -> None:

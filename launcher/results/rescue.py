@@ -9,14 +9,12 @@ import zmq
 
 from launcher.numbers import plural
 from launcher.results.saved import model_steps
-from learner.checkpoint import newest_steps
+from learner.checkpoint_folders import newest_steps
 from pdqn import wire
 from pdqn.broadcast import Subscriber
 from pdqn.config import Config
 from pdqn.errors import RunError
-from pdqn.model import FINAL_MODEL, save_model
-from pdqn.networks import build_network
-from pdqn.parameters import decode, matches
+from pdqn.model_head import FINAL_MODEL
 from pdqn.specs import EnvironmentSpec
 
 _LATE_SHARE = 0.1
@@ -59,14 +57,27 @@ class LastParameters:
             Learner steps of the parameters; None if nothing was or could be saved.
         """
         try:
+            header, _ = wire.decode_arrays(self._message)
+            version = wire.natural(header, "parameter_version")
+        except wire.WireError:
+            return None
+        saved, _ = model_steps(run_dir / FINAL_MODEL)
+        if saved is not None and saved >= version:
+            return None
+        return self._save(run_dir, config, spec)
+
+    def _save(self, run_dir: Path, config: Config, spec: EnvironmentSpec) -> int | None:
+        # These import torch, which few runs need here.
+        from pdqn.model import save_model
+        from pdqn.networks import build_network
+        from pdqn.parameters import decode, matches
+
+        try:
             parameters = decode(self._message)
         except wire.WireError:
             return None
         version, network = parameters.parameter_version, build_network(spec, config.network)
         if parameters.run != self._run or not matches(parameters.tensors, network):
-            return None
-        saved, _ = model_steps(run_dir / FINAL_MODEL)
-        if saved is not None and saved >= version:
             return None
         network.load_state_dict(parameters.tensors)
         try:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import plural
-from learner.checkpoint import newest_steps
+from learner.checkpoint_folders import newest_steps
+from pdqn import model_head
 from pdqn.config import Config
 from pdqn.errors import UsageError
-from pdqn.model import FINAL_MODEL, read_model
+from pdqn.model_head import FINAL_MODEL
 
 
 def unsaved(run_dir: Path, learner_steps: int, reason: str) -> str:
@@ -50,7 +51,7 @@ def model_steps(path: Path) -> tuple[int | None, str]:
     try:
         if not path.exists():
             return None, ""
-        return read_model(path).parameter_version, ""
+        return model_head.model_steps(path), ""
     except (OSError, UsageError) as error:
         return None, str(error)
 

@@ -83,9 +83,9 @@ def launch(
             _tell_resumed(directory, view, state, past.config, resolved)
         insecure = access.insecure
         session = Session(resolved, spec, directory, view, interrupts, state, insecure=insecure)
-        return (
-            _run_alone(session) if single else Run(session, access, cluster, forkserver).execute()
-        )
+        if single:
+            return _run_alone(session)
+        return Run(session, access, cluster, forkserver, plan.parameter_bytes).execute()
 
 
 def _check_mode(access: Access, forkserver: ForkServer | None, *, single: bool) -> None:

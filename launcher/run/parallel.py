@@ -23,7 +23,6 @@ from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import Roster
 from launcher.plan.inspector import Inspector
 from launcher.plan.memory import LAUNCHER_BYTES, Estimates
-from launcher.plan.prepare import parameter_bytes
 from launcher.processes.forkserver import ForkServer
 from launcher.results.rescue import LastParameters
 from launcher.run.ends import Ends
@@ -34,12 +33,10 @@ from launcher.sockets import SocketsFolder, make_folder
 from pdqn import transport
 from pdqn.broadcast import Relay
 from pdqn.clients import Clients
-from pdqn.config import Config, resolved
+from pdqn.config import resolved
 from pdqn.errors import RunError
 from pdqn.memory import MemoryLimit, held_bytes
 from pdqn.messages import Welcome
-from pdqn.networks import build_network
-from pdqn.specs import EnvironmentSpec
 
 _TURN_SECONDS, _CHECK_SECONDS = 0.1, 0.1
 _JOIN_SECONDS = 120.0
@@ -55,6 +52,8 @@ class Run:
         session: the run's settings, records and console.
         access: the terms on which other hosts take part; by default they cannot.
         cluster: runs all roles but the evaluator, in place of this host.
+        forkserver: what actors are forked from, if it is begun already.
+        parameter_bytes: size of the network's parameters.
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class Run:
         access: Access | None = None,
         cluster: DaskCluster | None = None,
         forkserver: ForkServer | None = None,
+        parameter_bytes: int = 0,
     ) -> None:
         self._access = access or Access()
         self._cluster = cluster
@@ -75,7 +75,7 @@ class Run:
         self._context = transport.Context(self._access.network)
         self._files = FileStore(session.run_dir.path, self._config.checkpoint.keep)
         try:
-            self._coordinator = self._make_coordinator()
+            self._coordinator = self._make_coordinator(parameter_bytes)
         except BaseException:
             self._close_doors()
             raise
@@ -133,7 +133,7 @@ class Run:
         session.state.reserved.clear()  # no process starts any more
         return session.conclude(reason, Roster.of(self._views.present()))
 
-    def _make_coordinator(self) -> Coordinator:
+    def _make_coordinator(self, parameter_bytes: int) -> Coordinator:
         address, bind = f"ipc://{self._sockets.path}/coordinator", self._access.address
         versions: dict[str, str] = {}
         role_bind = f"ipc://{self._sockets.path}/{{role}}-{{name}}"
@@ -148,24 +148,16 @@ class Run:
         directory = self._session.run_dir
         directory.name_run(self._run)
         directory.restore = self._restore
+        config, spec, path = self._config, self._session.spec, str(directory.path.resolve())
         coordinator = Coordinator(
             self._context,
             address,
-            welcome=Welcome(
-                self._run,
-                0,
-                0,
-                self._config,
-                self._session.spec,
-                role_bind,
-                str(directory.path.resolve()),
-                versions,
-            ),
+            welcome=Welcome(self._run, 0, 0, config, spec, role_bind, path, versions),
             metrics=self._metrics,
             files=FileDesk(self._files, self._session.records.aside),
             own_actors=0 if "actor" in self._access.elsewhere else None,
             incarnations=self._session.state.incarnations,
-            memory=_planned_memory(self._config, self._session.spec),
+            memory=Estimates(config, spec, parameter_bytes).of_roles(),
             may_admit=self._reserve,
         )
         if self._access.clients is not None:
@@ -398,9 +390,3 @@ class Run:
         records.aside(partial(remove_address, self._session.run_dir.path))
         records.flush(_FLUSH_SECONDS)  # for a run that fails; another one waits at its end
         self._sockets.remove()
-
-
-def _planned_memory(config: Config, spec: EnvironmentSpec) -> dict[str, int]:
-    """Return the bytes that are planned for one process of each role."""
-    parameters = parameter_bytes(build_network(spec, config.network))
-    return Estimates(config, spec, parameters).of_roles()

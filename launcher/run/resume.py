@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from launcher.run.state import RunState, read_state
 from launcher.rundir import CONFIG, CONFIGURED, METRICS, STATE_FILE, STRUCTURAL
 from launcher.terminal import echo
 from pdqn import layers
+from pdqn.apart import Apart, ApartError
 from pdqn.arguments import same
 from pdqn.config import Config
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import Layer
 from pdqn.trust import is_own, read_settings
 
+_READING_SECONDS = 600.0
 _LIMITS = ("episodes", "steps", "time_seconds")
 _REACHED = {
     "episodes": ("episodes", "--episodes"),
@@ -140,25 +143,48 @@ class PastRun:
         if not has_state and metrics.exists() and metrics.stat().st_size:
             yield f"no {STATE_FILE}: the counters start over, below those in {METRICS}"
 
-    def _losses_of_learner(self, steps: str) -> Iterator[str]:
-        # Torch takes seconds to import.
-        from learner.checkpoint import DamagedError, goes_on_with, load_newest, usable_model
-
+    def _losses_of_learner(self, steps: str) -> list[str]:
+        if "torch" in sys.modules:  # as in mode single
+            return losses_of_learner(self.path, self.config, steps)
+        apart = Apart("checkpoints")
         try:
-            state = load_newest(self.path, lambda _: None)
-        except DamagedError as error:
-            model = usable_model(self.path, self.config)
-            if model is None:
-                raise UsageError(
-                    f"--resume {self.path}: {error}, and no model file; to begin with new "
-                    f"parameters and what the journal holds, move {self.path / 'checkpoints'} away"
-                ) from error
-            yield goes_on_with(model) + (f"; the run took {steps}" if steps else "")
-        except (OSError, RunError) as error:
-            raise UsageError(f"--resume {self.path}: {error}") from error
-        else:
-            if state is None and steps:
-                yield f"no checkpoint: the learner starts over, after {steps}"
+            return apart.begin(
+                losses_of_learner, self.path, self.config, steps, seconds=_READING_SECONDS
+            ).result()
+        except ApartError as error:
+            raise RunError(f"--resume {self.path}: {error}") from None
+        finally:
+            apart.close()
+
+
+def losses_of_learner(path: Path, config: Config, steps: str) -> list[str]:
+    """List what the learner of a run loses, which imports torch.
+
+    Args:
+        path: the run's directory.
+        config: the run's.
+        steps: the learner steps that the run took, in words; empty for none.
+
+    Raises:
+        UsageError: no checkpoint can be read, and no model either.
+    """
+    from learner.checkpoint import DamagedError, goes_on_with, load_newest, usable_model
+
+    try:
+        state = load_newest(path, lambda _: None)
+    except DamagedError as error:
+        model = usable_model(path, config)
+        if model is None:
+            raise UsageError(
+                f"--resume {path}: {error}, and no model file; to begin with new "
+                f"parameters and what the journal holds, move {path / 'checkpoints'} away"
+            ) from error
+        return [goes_on_with(model) + (f"; the run took {steps}" if steps else "")]
+    except (OSError, RunError) as error:
+        raise UsageError(f"--resume {path}: {error}") from error
+    if state is None and steps:
+        return [f"no checkpoint: the learner starts over, after {steps}"]
+    return []
 
 
 def read_run(path: Path) -> PastRun:

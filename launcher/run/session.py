@@ -11,6 +11,7 @@ from typing import Any
 from launcher.console.console import Console
 from launcher.console.controls import Controls, keys_of
 from launcher.interrupts import Interrupts
+from launcher.metrics.limits import limit_reached, progress
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import Roster
 from launcher.metrics.snapshot import Seen, Snapshot
@@ -18,11 +19,11 @@ from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.records.records import Records
 from launcher.records.sinks import make_sinks
 from launcher.results.saved import unevaluated
-from launcher.run.limits import limit_reached, progress
+from launcher.run.firsts import FirstSteps
 from launcher.run.state import RunState
 from launcher.rundir import SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory
 from pdqn.config import Config, resolved
-from pdqn.model import NOT_SAVED
+from pdqn.model_head import NOT_SAVED
 from pdqn.specs import EnvironmentSpec
 
 _TICK_SECONDS = 1.0
@@ -91,6 +92,12 @@ class Session:
         self.state.sessions += 1
         self._session_started = time.monotonic()
         self._started = self._session_started - self.state.elapsed_seconds
+        self._first_steps = FirstSteps(
+            self.metrics,
+            lambda name: self.records.event(
+                "first_step", text=name, seconds=round(self.session_seconds, 3)
+            ),
+        )
         self._next_tick = self._next_line = self._next_console = self._next_watched = 0.0
         self._messages: deque[tuple[float, str]] = deque(maxlen=_MOST_MESSAGES)
         self._said = 0
@@ -209,6 +216,7 @@ class Session:
         self.records.tend()
         self._hear_records()
         self._write_evaluations()
+        self._first_steps.look()
         now = time.monotonic()
         if now >= self._next_line and self.metrics.moves:
             self._next_line = now + self.config.system.metrics_seconds

@@ -20,10 +20,10 @@ from actors.segments import Segment, join_segments
 from launcher import standstill, streams
 from launcher.console.controls import Controls
 from launcher.interrupts import EXIT_INTERRUPTED_TWICE
+from launcher.metrics.limits import limit_reached, progress
 from launcher.metrics.metrics import MemberKey
 from launcher.metrics.roster import MemberView, Roster
 from launcher.plan.memory import Estimates
-from launcher.plan.prepare import parameter_bytes
 from launcher.run.session import Session
 from learner.checkpoint import Saver, not_saved, saved
 from learner.learner import Learner
@@ -31,7 +31,7 @@ from pdqn.config import resolved
 from pdqn.errors import Interrupted, RunError, reason_of, type_and_first_line
 from pdqn.memory import MemoryLimit, held_bytes, machine_bytes
 from pdqn.messages import Welcome
-from pdqn.model import NOT_SAVED
+from pdqn.model_head import NOT_SAVED
 from pdqn.networks import build_network, set_noise
 from pdqn.schedules import is_due
 from pdqn.telemetry import Telemetry
@@ -122,7 +122,7 @@ class SingleRun:
             raise Interrupted from error
 
     def _memory_limit(self) -> MemoryLimit:
-        parameters = parameter_bytes(self._acting)
+        parameters = sum(tensor.nbytes for tensor in self._acting.state_dict().values())
         planned = Estimates(self._config, self._session.spec, parameters).together
         limit = MemoryLimit("run", planned, self._config.system.memory_limit, machine_bytes())
         # The plan does not know how large the environments are.
@@ -225,6 +225,7 @@ class SingleRun:
         while limiter.can_sample(batch_size) and not self._session.end_reason():
             sample = self._sample
             self._replay.sample_into(sample)
+            self._learner.progress = self._progress()
             result = self._learner.step(self._learner.tensors(sample))
             self._replay.update_priorities(sample.keys, result.priorities)
             self._learner.account(telemetry, result)
@@ -260,12 +261,21 @@ class SingleRun:
             self._report()
 
     def _limits_counted(self) -> bool:
-        run, counters = self._config.run, self._telemetry["actor"].counters
-        limits = {"episodes": run.episodes, "environment_steps": run.steps}
-        return any(
-            limit is not None and self._counted_before[name] + counters[name] >= limit
-            for name, limit in limits.items()
-        )
+        return bool(limit_reached(self._config.run, self._counts(), 0.0))
+
+    def _counts(self) -> dict[str, int]:
+        """Count to this moment, where the metrics have only what was reported."""
+        counters = self._telemetry["actor"].counters
+        names = ("episodes", "environment_steps")
+        return {name: self._counted_before[name] + int(counters[name]) for name in names}
+
+    def _progress(self) -> float:
+        """Return the share of the run that is over, which does not depend on when reports are made.
+
+        Only a limit of time makes it depend on the clock.
+        """
+        seconds = self._session.metrics.seconds_since_first_step(time.monotonic())
+        return progress(self._config.run, self._counts(), seconds)[0] or 0.0
 
     def _report(self) -> None:
         session = self._session

@@ -1,8 +1,7 @@
-"""Choice, sizes and construction of an environment's network, with checks of what fits."""
+"""Construction of an environment's network, with checks of what fits."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -10,48 +9,14 @@ import torch
 from pdqn import own_modules
 from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError, with_place
-from pdqn.networks.encoders import NATURE_SIDE_MIN
-from pdqn.networks.fused import FusedNetwork, images
+from pdqn.networks.fused import FusedNetwork
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.noisy import noisy_layers
-from pdqn.networks.qmap import QMAP_FIELDS, QMap, check_qmap
-from pdqn.networks.spatial import SpatialNetwork, place_images
+from pdqn.networks.qmap import QMap
+from pdqn.networks.sizes import check_network, network_sizes
+from pdqn.networks.spatial import SpatialNetwork
 from pdqn.specs import EnvironmentSpec
 from pdqn.wire import MAX_COLUMNS
-
-# Default sizes of each kind, None for sizes that it does not have. Those of the MLP are customary;
-# the others are from the papers.
-_SIZES: dict[str, dict[str, int | None]] = {
-    "mlp": {"hidden": 256, "layers": 2, "channels": None},
-    "conv": {"hidden": 128, "layers": 1, "channels": 16},
-    "nature": {"hidden": 512, "layers": 1, "channels": 32},
-    "impala": {"hidden": 256, "layers": 1, "channels": 16},
-    "spatial": {"hidden": 128, "layers": 4, "channels": 32},
-    "qmap": {"hidden": None, "layers": None, "channels": 24},
-}
-
-
-def network_sizes(spec: EnvironmentSpec, config: NetworkConfig) -> NetworkConfig:
-    """Fill in the kind and the sizes that the configuration leaves to auto.
-
-    Raises:
-        UsageError: the kind cannot take the environment's observations, or does not have a given
-            size.
-    """
-    kind = _kind(spec, config)
-    if kind not in _SIZES:
-        return dataclasses.replace(config, kind=kind)
-    filled = {}
-    for key, size in _SIZES[kind].items():
-        given = getattr(config, key)
-        if size is None and given is not None:
-            sized = ", ".join(f"network.{name}" for name, size in _SIZES[kind].items() if size)
-            raise UsageError(
-                f"network.{key} = {given}: a network of kind {kind} does not use it; "
-                f"it is sized by {sized}"
-            )
-        filled[key] = size if given is None else given
-    return dataclasses.replace(config, kind=kind, **filled)
 
 
 def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
@@ -61,58 +26,14 @@ def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
         UsageError: no network fits the environment's observations, or options cannot be combined.
     """
     sized = network_sizes(spec, config)
-    _check_distribution(sized)
+    check_network(spec, sized)
     if ":" in sized.kind:
         return _build_own(spec, sized).eval()
     if sized.kind == "qmap":
-        check_qmap(spec, sized)
         return QMap(spec, sized).eval()
     if sized.kind == "spatial":
         return SpatialNetwork(spec, sized).eval()
     return FusedNetwork(spec, sized).eval()
-
-
-def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
-    names = {field.name for field in spec.fields}
-    sides = [image.side for image in images(spec, config.images)]
-    if config.kind == "auto":
-        # A wrapper may have removed fields.
-        if spec.circle_placement and names >= QMAP_FIELDS:
-            return "qmap"
-        if place_images(spec, config.images):
-            return "spatial"
-        if not sides:
-            return "mlp"
-        return "nature" if max(sides) >= NATURE_SIDE_MIN else "conv"
-    if config.kind == "qmap" and not names >= QMAP_FIELDS:
-        raise UsageError(
-            f"network.kind = qmap needs the observation fields {', '.join(sorted(QMAP_FIELDS))}; "
-            f"{spec.id} has {', '.join(sorted(names))}"
-        )
-    if config.kind == "spatial" and not place_images(spec, config.images):
-        raise UsageError(
-            f"network.kind = spatial needs images with a pixel for each of {spec.num_actions} "
-            f"actions; {spec.id} has {_shapes(spec)}: use auto"
-        )
-    least = {"conv": 8, "impala": 8, "nature": NATURE_SIDE_MIN}.get(config.kind)
-    if least is not None and max(sides, default=0) < least:
-        raise UsageError(
-            f"network.kind = {config.kind} needs an image of at least {least} x {least}; {spec.id} "
-            f"has {_shapes(spec)}: use mlp or auto"
-        )
-    return config.kind
-
-
-def _shapes(spec: EnvironmentSpec) -> str:
-    return ", ".join(f"{field.name} {list(field.shape)}" for field in spec.fields)
-
-
-def _check_distribution(config: NetworkConfig) -> None:
-    if config.distribution == "categorical" and config.value_min >= config.value_max:
-        raise UsageError(
-            f"network.value_min = {config.value_min:g} and value_max = {config.value_max:g}: the "
-            "first atom must lie below the last"
-        )
 
 
 # ---- a network of the user's own ----

@@ -10,16 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pdqn.config import NetworkConfig, resolved
-from pdqn.networks.encoders import (
-    NATURE_SIDE_MIN,
-    Convolutions,
-    FlatFields,
-    Image,
-    ImpalaResNet,
-    NatureCNN,
-    as_image,
-)
+from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN
 from pdqn.networks.heads import Head, categorical_support, dense, expected
+from pdqn.networks.images import NATURE_SIDE_MIN, Image, images
 from pdqn.networks.interface import QNetwork
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
@@ -73,12 +66,6 @@ class FusedNetwork(QNetwork):
         for layer, norm in zip(self.trunk, self.norms, strict=True):
             hidden = functional.relu(norm(layer(hidden)))
         return hidden
-
-
-def images(spec: EnvironmentSpec, reading: str) -> tuple[Image, ...]:
-    """List the fields that are read as images, sorted by name."""
-    found = (as_image(field, reading) for field in spec.fields)
-    return tuple(image for image in found if image is not None)
 
 
 def _encoder(image: Image, config: NetworkConfig) -> Convolutions | NatureCNN | ImpalaResNet:

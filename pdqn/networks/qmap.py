@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pdqn.config import NetworkConfig, resolved
-from pdqn.errors import UsageError
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.qmap_inputs import (
     PARTS,
@@ -23,42 +22,11 @@ from pdqn.networks.qmap_inputs import (
     interpolation_matrix,
     new_array,
 )
-from pdqn.specs import ACTION_MASK, EnvironmentSpec
+from pdqn.networks.sizes import field_shape, qmap_block
+from pdqn.specs import EnvironmentSpec
 
-QMAP_FIELDS = frozenset({"map", "radius", "radii", "placed", "progress", ACTION_MASK})
-# Map sizes are multiples of the larger block. Large maps have large discs, so coarse blocks
-# suffice.
-_SMALL_BLOCK, _LARGE_BLOCK, _LARGE_MAP = 4, 8, 128
 # Approximate share of the heaviest cells that a greedy policy collects: learning starts there.
 _USUAL_SHARE = 0.8
-
-
-def check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
-    """Reject what the Q-map network does not support.
-
-    Raises:
-        UsageError: the frames are stacked, the map has a wrong size, a distribution is configured,
-            or an option of dense layers is set.
-    """
-    if spec.frame_stack > 1:
-        raise UsageError(
-            f"run.frame_stack = {spec.frame_stack}: the Q-map network takes single frames; "
-            "accepted is 1, or network.kind = mlp"
-        )
-    size = _field_shape(spec, "map")[0]
-    if size % _LARGE_BLOCK:
-        raise UsageError(f"map_size = {size}: the Q-map network needs a multiple of {_LARGE_BLOCK}")
-    if config.distribution != "none":
-        raise UsageError(
-            f"network.distribution = {config.distribution}: the Q-map network has a value for each "
-            f"of {spec.num_actions} cells, and would need {config.atoms} times as many; use none"
-        )
-    for key in ("noisy", "layer_norm"):
-        if getattr(config, key):
-            raise UsageError(
-                f"network.{key} = true: the Q-map network is convolutional, and this is for dense "
-                "layers; use false"
-            )
 
 
 class QMap(QNetwork):
@@ -81,10 +49,10 @@ class QMap(QNetwork):
 
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         super().__init__()
-        self.size = _field_shape(spec, "map")[0]
-        scalars = 1 + 2 * _field_shape(spec, "radii")[0] + 2 + len(PARTS)
+        self.size = field_shape(spec, "map")[0]
+        scalars = 1 + 2 * field_shape(spec, "radii")[0] + 2 + len(PARTS)
         channels = resolved(config.channels)
-        self.block = block = _LARGE_BLOCK if self.size >= _LARGE_MAP else _SMALL_BLOCK
+        self.block = block = qmap_block(self.size)
         self.condition = nn.Sequential(nn.Linear(scalars, 64), nn.ReLU())
         self.embed = nn.Conv2d(PLANES, channels, block, stride=block)
         self.shift = nn.Linear(64, channels)
@@ -210,7 +178,3 @@ class Learned(NamedTuple):
     advantage: Tensor
     direct: Tensor
     common: Tensor
-
-
-def _field_shape(spec: EnvironmentSpec, name: str) -> tuple[int, ...]:
-    return next(field.shape for field in spec.fields if field.name == name)

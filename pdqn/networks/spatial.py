@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pdqn.config import NetworkConfig, resolved
-from pdqn.networks.encoders import IMAGE_SIDE_MIN, FlatFields, Image, as_image, with_axes
+from pdqn.networks.encoders import FlatFields
 from pdqn.networks.heads import (
     categorical_support,
     dense,
@@ -19,35 +18,12 @@ from pdqn.networks.heads import (
     in_single_precision,
     outputs_per_action,
 )
+from pdqn.networks.images import place_images
 from pdqn.networks.interface import QNetwork
+from pdqn.networks.sizes import spatial_block
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
-# From this shorter side on, a block of the dilated convolutions is two or four pixels a side. A few
-# convolutions then see about as large a part of the image, in a fraction of the time.
-_BLOCK_SIDES = ((64, 4), (32, 2), (0, 1))
 _DILATIONS = (1, 2, 4, 8)
-
-
-def place_images(spec: EnvironmentSpec, reading: str) -> tuple[Image, ...]:
-    """Return the images, sorted by name, if all have one pixel for every action; else ()."""
-    images = (as_image(field, reading) for field in spec.fields)
-    found = [_read(image, spec.num_actions, reading) for image in images if image]
-    sides = {(image.height, image.width) for image in found}
-    if len(sides) == 1 and math.prod(sides.pop()) == spec.num_actions:
-        return tuple(found)
-    return ()
-
-
-def _read(image: Image, places: int, reading: str) -> Image:
-    """Choose the reading of an image's axes that has ``places`` pixels, if there is one.
-
-    A board may have more planes than cells on a side, so that its planes look like a side.
-    """
-    if image.height * image.width == places or len(image.field.shape) == 2:
-        return image
-    other = with_axes(image.field, not image.channels_last, reading)
-    fits = other.height * other.width == places and other.side >= IMAGE_SIDE_MIN
-    return other if fits else image
 
 
 class SpatialNetwork(QNetwork):
@@ -69,7 +45,7 @@ class SpatialNetwork(QNetwork):
         super().__init__()
         self._images = place_images(spec, config.images)
         self._sides = self._images[0].height, self._images[0].width
-        self._block = next(b for side, b in _BLOCK_SIDES if min(self._sides) >= side)
+        self._block = spatial_block(min(self._sides))
         seen = {image.field.name for image in self._images} | {ACTION_MASK}
         rest = [field for field in spec.fields if field.name not in seen]
         self._flat = FlatFields(rest, config.images)

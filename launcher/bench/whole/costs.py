@@ -236,8 +236,8 @@ def costs_of(
 ) -> Costs:
     """Put the costs of a run together.
 
-    A role that waits spends more on each unit, since it wakes up for a few of them at a time. Replay
-    does so, unless it limits the run. Actors and learner are taken to be busy.
+    A role that waits spends more on each unit, since it wakes up for a few of them at a time.
+    Replay does so, unless it limits the run. Actors and learner are taken to be busy.
 
     Args:
         pieces: as measured.
