@@ -18,6 +18,7 @@ from launcher.bench.whole.costs import (
     Serving,
     costs_of,
     factors_of,
+    median_of,
     rows,
     serving_of,
     with_gpu,
@@ -106,6 +107,11 @@ def test_replay_costs_what_it_takes_for_single_messages_and_less_while_it_is_bus
     assert found.replay_busy == pytest.approx(0.5)
     assert found.send == pytest.approx(6e-6)
     assert found.client == pytest.approx(4e-6)
+
+
+def test_a_phase_in_which_a_process_was_held_up_does_not_count():
+    good, held_up = Serving(1.0, 2.0, 3.0, 4.0, 0.5), Serving(9e9, 9e9, 9e9, 9e9, 0.0)
+    assert median_of([good, held_up, good]) == good
 
 
 def test_a_run_tells_by_which_factor_each_role_took_more():

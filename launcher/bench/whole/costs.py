@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,9 +23,12 @@ from pdqn.errors import RunError
 from pdqn.specs import EnvironmentSpec
 
 T = TypeVar("T")
+# By process.
+Loads = Mapping[str, Load]
 _TASK_SECONDS = 300.0
 _MOST_NEIGHBOURS = 31
 _SERVED_STEPS = 64
+_LEAST_SERVED_SECONDS, _ROUNDS = 0.7, 3
 _UNLIMITED = 1e15
 _EVALUATED_EPISODE_STEPS = 500  # where no episode ended
 
@@ -198,16 +202,29 @@ def _measure_serving(config: Config, spec: EnvironmentSpec, seconds: float) -> S
         inserted = 0.0
         while inserted < 2 * least:  # nothing is handed out before
             inserted += WARM_UP_SECONDS * bench.phase({"writer": WARM_UP_SECONDS})["writer"].rate
-        wrote = bench.phase({"writer": seconds})
-        drew = bench.phase({"client": seconds})
-        both = bench.phase({"writer": seconds, "client": seconds})
-    return serving_of(wrote, drew, both, encoding)
+        rounds = [_served(bench, max(_LEAST_SERVED_SECONDS, seconds)) for _ in range(_ROUNDS)]
+    return median_of([serving_of(*loads, encoding) for loads in rounds])
+
+
+def _served(bench: Processes, seconds: float) -> tuple[Loads, Loads, Loads]:
+    """Let the writer work, then the client, then both; return the loads of each phase."""
+    found = [
+        bench.phase(dict.fromkeys(names, seconds))
+        for names in (("writer",), ("client",), ("writer", "client"))
+    ]
+    return found[0], found[1], found[2]
+
+
+def median_of(found: Sequence[Serving]) -> Serving:
+    """Return the median of each cost, since a process may be held up in one of the phases."""
+    columns = zip(*(dataclasses.astuple(one) for one in found), strict=True)
+    return Serving(*map(statistics.median, columns))
 
 
 def serving_of(
-    wrote: Mapping[str, Load],
-    drew: Mapping[str, Load],
-    both: Mapping[str, Load],
+    wrote: Loads,
+    drew: Loads,
+    both: Loads,
     encoding_seconds: float,
 ) -> Serving:
     """Make the costs out of three phases: with a writer, with a client, and with both.
