@@ -106,7 +106,7 @@ def test_replay_costs_what_it_takes_for_single_messages_and_less_while_it_is_bus
     assert found.sample == pytest.approx(5e-6)
     assert found.replay_busy == pytest.approx(0.5)
     assert found.send == pytest.approx(6e-6)
-    assert found.client == pytest.approx(4e-6)
+    assert found.client == pytest.approx(5e-6)
 
 
 def test_a_phase_in_which_a_process_was_held_up_does_not_count():

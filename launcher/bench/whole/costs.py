@@ -230,7 +230,8 @@ def serving_of(
     """Make the costs out of three phases: with a writer, with a client, and with both.
 
     A replay that waits for single messages wakes up for each of them. That is what it does in a
-    run, unless it is the bottleneck; the phase with both says how much less it takes then.
+    run, unless it is the bottleneck; the phase with both says how much less it takes then. The
+    client also waits for each batch, as a learner mostly does.
 
     Args:
         wrote: loads of writer and replay.
@@ -243,7 +244,7 @@ def serving_of(
     apart = both["writer"].rate * insert + both["client"].rate * sample
     factor = min(1.0, both["replay"].busy / max(1e-9, apart))
     written = both["writer"].busy / max(1.0, both["writer"].rate)
-    client = both["client"].busy / max(1.0, both["client"].rate)
+    client = drew["client"].busy / max(1.0, drew["client"].rate)
     send = max(0.0, written - encoding_seconds)
     return Serving(send, insert, sample, client, factor)
 
