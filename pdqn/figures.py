@@ -16,6 +16,7 @@ HEADLINE, BASELINE = "HEADLINE", "NAME"
 
 Kind = Literal[
     "total",  # of a counter, since the run began
+    "time",  # of a counter of seconds, since the run began
     "rate",  # growth of a counter per second, over the last ten seconds
     "share",  # growth of a counter of seconds, per second and member of the role; at most 1
     "ratio",  # of two totals; 0 before there is anything to divide by
@@ -100,6 +101,8 @@ FIGURES = (
            "steps left out because an observation or a reward is not finite"),
     Figure("actor/episode_details_dropped", "actor", "total", "episode_details_dropped", "episodes",
            "episodes without score and length, for which a report had no room"),
+    Figure("actor/cpu_seconds", "actor", "time", "cpu_seconds", "seconds",
+           "CPU time of all actors since the run began, start-up included"),
     # ---- replay ----
     Figure("replay/size", "replay", "sum", "size", "transitions",
            "transitions stored in all shards"),
@@ -144,6 +147,8 @@ FIGURES = (
            "attempts at writing the journal that failed"),
     Figure("replay/journal_damaged", "replay", "total", "journal_damaged", "",
            "damaged places of journals that restarted replays have read"),
+    Figure("replay/cpu_seconds", "replay", "time", "cpu_seconds", "seconds",
+           "CPU time of all replays since the run began, start-up included"),
     # ---- learner ----
     Figure("learner/steps_per_second", "learner", "rate", "learner_steps", "learner steps/s",
            "learner steps, over the last ten seconds", drawn=True),
@@ -162,6 +167,8 @@ FIGURES = (
            "answers of replay that the learner could not read"),
     Figure("learner/priorities_dropped", "learner", "total", "priorities_dropped", "priorities",
            "new priorities for shards that are gone"),
+    Figure("learner/cpu_seconds", "learner", "time", "cpu_seconds", "seconds",
+           "CPU time of the learner since the run began, start-up included"),
     # ---- system ----
     Figure("system/lost", "replay", "total", "batches_missing", "TransitionBatches",
            "TransitionBatches that never came"),
@@ -183,6 +190,8 @@ FIGURES = (
            "load of the learner's GPU"),
     Figure("system/gpu_memory_bytes", "learner", "mean", "gpu_memory_bytes", "bytes",
            "memory in use on the learner's GPU"),
+    Figure("evaluator/cpu_seconds", "evaluator", "time", "cpu_seconds", "seconds",
+           "CPU time of the evaluator since the run began, start-up included"),
     # ---- eval: of one evaluation, on lines of their own ----
     Figure("eval/parameter_version", "evaluator", "told", "", "learner steps",
            "steps behind the evaluated parameters"),

@@ -275,6 +275,7 @@ class CoordinatorLink:
         with suppress(OSError):  # no descriptor is left: the gauges stay as they are
             self.telemetry.gauge("cpu_percent", self._process.cpu_percent())
             self.telemetry.gauge("memory_bytes", self._process.memory_info().rss)
+        self.telemetry.counters["cpu_seconds"] = time.process_time()
         return self.telemetry.report(self._serves)
 
     def _send(self, message: Report | Leave) -> None:

@@ -13,7 +13,7 @@ from launcher.console.lines import progress_line
 from launcher.metrics.ledger import Balance
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import in_unit
-from pdqn.figures import BASELINE, BY_NAME, FIGURES, HEADLINE, computed, find
+from pdqn.figures import BASELINE, BY_NAME, FIGURES, HEADLINE, Figure, computed, find
 from pdqn.messages import Evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -42,16 +42,20 @@ def named(name: str) -> str:
     return name.replace(HEADLINE, "coverage").replace(BASELINE, "random")
 
 
+def is_of_evaluation(figure: Figure) -> bool:
+    return figure.role == "evaluator" and figure.kind == "told"
+
+
 def test_a_line_of_metrics_has_every_figure_that_no_evaluation_tells() -> None:
     line = RunMetrics("coverage").line(1.0, capacity=50)
-    expected = {named(figure.name) for figure in FIGURES if figure.role != "evaluator"}
+    expected = {named(figure.name) for figure in FIGURES if not is_of_evaluation(figure)}
     assert set(line) == expected
 
 
 def test_a_line_of_an_evaluation_has_every_figure_that_it_tells() -> None:
     line = RunMetrics("coverage").evaluation_line(Evaluation.from_map(evaluation_of(3.0)), 1.0)
     counts = {"time_seconds", "environment_steps", "episodes", "learner_steps"}
-    expected = {named(figure.name) for figure in FIGURES if figure.role == "evaluator"}
+    expected = {named(figure.name) for figure in FIGURES if is_of_evaluation(figure)}
     assert set(line) == expected | counts
 
 

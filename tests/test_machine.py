@@ -29,10 +29,10 @@ from launcher.plan.machine import (
     usable_cores,
     visible_gpus,
 )
+from launcher.plan.model import PARALLEL_SHARE, actors_for, threads_worth
 from launcher.plan.plan import (
     GB,
     Plan,
-    actors_for,
     frame_stack,
     learner_settings,
     measures_frames,
@@ -208,15 +208,20 @@ def test_configured_values_are_kept_and_planned_around() -> None:
     assert sized.layer["run"] == {"frame_stack": 1}
 
 
-def test_the_learner_takes_the_cores_that_actors_leave() -> None:
-    def threads(count: int | None, gpus: tuple[Gpu, ...] = ()) -> int | None:
+def test_the_learner_takes_of_the_cores_that_actors_leave_what_speeds_it_up() -> None:
+    def threads(
+        count: int | None, gpus: tuple[Gpu, ...] = (), spec: EnvironmentSpec = PLACEMENT
+    ) -> int | None:
         given = configured(actor={"count": count})
-        return plan(machine(gpus=gpus), given, CART_POLE).config.learner.threads
+        return plan(machine(gpus=gpus), given, spec).config.learner.threads
 
+    worth = threads_worth(PARALLEL_SHARE["large"], 16)
+    assert 2 < worth < 16
     assert threads(None) == 1
-    assert threads(12) == 4
-    assert threads(0) == 8
+    assert threads(14) == 2
+    assert threads(0) == worth
     assert threads(0, (H200,)) == 4
+    assert threads(0, spec=CART_POLE) == 1, "steps on compiled arrays have one thread"
 
 
 def test_what_depends_on_a_learners_host_is_left_to_that_host() -> None:
@@ -230,7 +235,7 @@ def test_what_depends_on_a_learners_host_is_left_to_that_host() -> None:
         "learner": {"device": "cuda", "precision": "bfloat16"}
     }
     assert learner_settings(here, Config(), CART_POLE) == {
-        "learner": {"device": "cpu", "precision": "float32", "threads": 8}
+        "learner": {"device": "cpu", "precision": "float32", "threads": 1}
     }
 
 

@@ -6,7 +6,7 @@ over and over, so that a benchmark measures only what follows them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +78,11 @@ def record(name: str) -> Recording:
     return RECORDINGS[name]()
 
 
-def _played(env: str, num_envs: int, steps: int) -> Recording:
-    """Record a random policy in an environment that needs no further package."""
-    spec = describe_environment(env, {})
-    vector = VectorEnvironment(spec, {}, num_envs)
+def play(
+    spec: EnvironmentSpec, env_args: Mapping[str, Any], num_envs: int, steps: int
+) -> Recording:
+    """Record a random policy."""
+    vector = VectorEnvironment(spec, env_args, num_envs)
     act = random_act(spec, np.random.default_rng(0))
     observation = vector.reset(range(num_envs))
     log: list[tuple[Observation, Any, Any, Any]] = []
@@ -93,7 +94,12 @@ def _played(env: str, num_envs: int, steps: int) -> Recording:
         log.append((packed, actions, transition.rewards.copy(), ended))
         observation = transition.observation
     vector.close()
-    return _recording(spec, log, f"{env}, random policy")
+    return _recording(spec, log, f"{spec.id}, random policy")
+
+
+def _played(env: str, num_envs: int, steps: int) -> Recording:
+    """Record a random policy in an environment that needs no further package."""
+    return play(describe_environment(env, {}), {}, num_envs, steps)
 
 
 def _minatar() -> Recording:

@@ -186,7 +186,7 @@ def _stages(recording: Recording, config: Config, seconds: float) -> dict[str, f
             yield wire.decode_transitions(data, recording.spec, _RUN).count
 
     figures = {
-        "client": _rate(_encoded_counts(recording, config), seconds),
+        "client": _rate(encoded_counts(recording, config), seconds),
         "wire": _wire_rate(encoded, decoded, seconds),
         "decode": _rate(decode(), seconds),
     }
@@ -262,7 +262,8 @@ def _encode(
     return wire.encode_transitions(batch)
 
 
-def _encoded_counts(recording: Recording, config: Config) -> Iterator[int]:
+def encoded_counts(recording: Recording, config: Config) -> Iterator[int]:
+    """Record and encode TransitionBatches; yield the number of transitions of each."""
     for sequence, segments in enumerate(_batches(recording, config)):
         _encode(segments, recording, (0, 0), sequence)
         yield sum(len(segment.columns["action"]) for segment in segments)

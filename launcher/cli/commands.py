@@ -14,8 +14,10 @@ import click
 from click.shell_completion import get_completion_class
 
 import pdqn
+from launcher.cli.benchmarks import bench
 from launcher.cli.help import GroupedCommand
 from launcher.cli.options import (
+    GROUPS,
     PATH,
     Count,
     DaskOptions,
@@ -71,13 +73,7 @@ def cli() -> None:
     """
 
 
-# Headings of the help, and the options under them.
-_GROUPS = {
-    "What to train": ("env", "env_args", "seed"),
-    "When to end": ("episodes", "steps", "seconds"),
-    "Sizes": ("mode", "actors", "envs_per_actor", "replays"),
-    "Settings": ("preset", "config_file", "assignments", "trust"),
-}
+# Further headings of the help, and the options under them.
 _SHOWN = ("run_dir", "resume", "console", "wandb", "metrics_port")
 _ASKED = ("check_only", "force", "yes")
 _HOSTS = ("bind", "keys", "insecure", "advertise", "ports", "no_learner", "no_replay")
@@ -87,7 +83,7 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
 @cli.command(
     cls=GroupedCommand,
     groups={
-        **_GROUPS,
+        **GROUPS,
         "Directory and output": _SHOWN,
         "Other hosts": _HOSTS,
         "Dask": _DASK,
@@ -263,7 +259,7 @@ def _opened(hosts: HostOptions, dask: DaskOptions) -> Iterator[tuple[Access, Das
 
 @cli.command(
     cls=GroupedCommand,
-    groups={**_GROUPS, "Dask": _DASK[:3]},
+    groups={**GROUPS, "Dask": _DASK[:3]},
     short_help="Show this machine's resources, and what would run.",
 )
 @run_options
@@ -545,91 +541,7 @@ def export(run: Path, path: Path, best: bool, **others: Any) -> int:
     return 0
 
 
-@cli.group()
-def bench() -> None:
-    """Measure this machine, stage by stage."""
-
-
-@bench.command("replay", short_help="Measure how fast replay is, and what limits it.")
-@click.option(
-    "--data",
-    multiple=True,
-    type=click.Choice(["cartpole", "minatar", "atari", "placement"]),
-    help="shape of the data; may be repeated  [default: all available]",
-)
-@click.option(
-    "--seconds", default=4.0, type=click.FloatRange(0.1, 600), help="length of each phase"
-)
-@click.option(
-    "--journal",
-    type=click.Choice(["write", "sync"]),
-    help="measure only the cost of the journal at this level, beside none, in turns",
-)
-@click.option(
-    "--rounds",
-    default=5,
-    type=click.IntRange(1, 100),
-    help="rounds of --journal",
-    show_default=True,
-)
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
-def bench_replay(
-    data: tuple[str, ...], seconds: float, journal: str | None, rounds: int, as_json: bool
-) -> int:
-    """Measure every stage that transitions pass between an actor and the learner.
-
-    Each stage first runs by itself on one core. Then a writer, a replay and a client work together
-    over local sockets: inserting, sampling, and both. The table names the bottleneck of each phase.
-
-    \b
-    pdqn bench replay
-    pdqn bench replay --data atari --seconds 10
-    pdqn bench replay --data cartpole --journal write
-    """
-    from launcher.bench import journal as comparison
-    from launcher.bench import replay as benchmark
-
-    if journal is not None:
-        return comparison.bench_journal(data, seconds, journal, rounds, as_json=as_json)
-    return benchmark.bench_replay(data, seconds, as_json=as_json)
-
-
-@bench.command(
-    "hosts",
-    cls=GroupedCommand,
-    groups=_GROUPS,
-    short_help="Measure what a transition costs, and how many actors saturate a part.",
-)
-@run_options
-@click.option(
-    "--seconds",
-    "part_seconds",
-    default=4.0,
-    type=click.FloatRange(0.1, 600),
-    help="length of each measurement",
-)
-@click.option(
-    "--host-actors",
-    default=30,
-    show_default=True,
-    type=click.IntRange(1),
-    help="actors on each host, which receive parameters together",
-)
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
-def bench_hosts(part_seconds: float, host_actors: int, as_json: bool, **options: Any) -> int:
-    """Measure what a transition costs, and derive how large a run can be.
-
-    The costs are bytes on the wire and processor time of every process involved, encryption
-    included. They give the number of actors that saturate a link, replay, learner or coordinator.
-
-    \b
-    pdqn bench hosts
-    pdqn bench hosts --env CartPole-v1 --set learner.publish_seconds=5
-    """
-    config = configuration_of(options)
-    from launcher.bench import hosts as benchmark
-
-    return benchmark.bench_hosts(config, part_seconds, host_actors, as_json=as_json)
+cli.add_command(bench)
 
 
 @cli.command(short_help="Print a script that completes commands and options in a shell.")

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
+# Headings of the help for what says what to run, and the options under them.
+GROUPS = {
+    "What to train": ("env", "env_args", "seed"),
+    "When to end": ("episodes", "steps", "seconds"),
+    "Sizes": ("mode", "actors", "envs_per_actor", "replays"),
+    "Settings": ("preset", "config_file", "assignments", "trust"),
+}
 PRESETS = ("dqn", "apex", "rainbow", "placement")
 # What an environment learns best with, unless a person names a preset.
 PRESET_OF = {"pdqn/CirclePlacement-v0": "placement"}

@@ -167,6 +167,8 @@ class RunMetrics:
         match figure.kind:
             case "total":
                 return int(counters.total(role, source))
+            case "time":
+                return round(counters.total(role, source), 3)
             case "rate":
                 return counters.rate(role, source)
             case "share":

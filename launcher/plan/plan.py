@@ -20,6 +20,7 @@ from launcher.plan.machine import (
     open_files_error,
 )
 from launcher.plan.memory import GB, LAUNCHER_BYTES, MB, REPLAY_BYTES, Estimates, window_for
+from launcher.plan.model import PARALLEL_SHARE, actors_for, threads_worth
 from launcher.plan.storage import COMPRESSED_HEADROOM, STORES, Storage, Store
 from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
@@ -58,6 +59,8 @@ DISCOUNT, PLACEMENT_DISCOUNT = 0.99, 1.0
 ATARI_FRAME_STACK, ATARI_REWARD_CLIP, SCREEN_SIDE_MIN = 4, 1.0, 36
 EVALUATION_EPISODES, HEADLINE_EVALUATION_EPISODES = 10, 32
 
+# Beside a GPU, the learner's threads only unpack samples.
+GPU_THREADS = 4
 ACTORS_MEMORY_SHARE = 0.5
 # Of a host that runs nothing but actors.
 HOST_MEMORY_SHARE = 0.8
@@ -161,11 +164,6 @@ def measures_frames(
     wanted = config.replay.capacity or CAPACITY_MAX[draft.scale]
     needed = Storage(spec, config.replay.shards).bytes_of("dense", wanted)
     return store == "compressed" or needed > _budget(draft)
-
-
-def actors_for(cores: int) -> int:
-    """Return the number of actors for these cores; one core in sixteen is for the other roles."""
-    return max(1, cores - max(1, cores // 16))
 
 
 def open_files_of(processes: int) -> int:
@@ -410,7 +408,9 @@ def _plan_device(draft: _Draft, actors: int) -> str:
     fast_bfloat16 = device == "cuda" and gpu is not None and gpu.compute_capability >= (8, 0)
     draft.settle("learner", "precision", "bfloat16" if fast_bfloat16 else "float32")
     left = max(1, draft.machine.cores - actors)
-    draft.settle("learner", "threads", min(4 if device == "cuda" else 8, left))
+    share = PARALLEL_SHARE[draft.scale]
+    threads = min(GPU_THREADS, left) if device == "cuda" else threads_worth(share, left)
+    draft.settle("learner", "threads", threads)
     if draft.config.learner.compile and not draft.machine.compiler:
         draft.errors.append(
             "learner.compile = true, but no C++ compiler is installed, which torch.compile needs: "

@@ -1,0 +1,202 @@
+"""The rates of a run, from the CPU time of its work. Pure.
+
+A transition costs each role a known CPU time. The limiter ties samples to inserts, so one rate
+describes the whole run. The most heavily used resource limits it: the actors' processes, the
+replays' processes, the learner, or the cores together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# Every core beyond this share runs an actor; the share is for the other roles.
+CORES_PER_OTHER_CORE = 16
+# Another learner thread is worth its core if it speeds a step up by this factor.
+THREAD_GAIN = 1.1
+# Parts of a learner's step that several threads share evenly, by the size of observations. Steps on
+# compiled arrays have one thread. That of large ones is assumed: pdqn bench measures it.
+PARALLEL_SHARE = {"small": 0.0, "large": 0.7}
+_SECONDS_MIN = 1e-12
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The measured costs of a run's work; CPU time is that of one busy core.
+
+    Attributes:
+        environment_seconds: an actor's CPU time of a transition for stepping its environment.
+        acting_seconds: for the values of the actions.
+        recording_seconds: for exploring, recording, cutting, compressing, sending, and all else.
+        intake_seconds: replay's CPU time of a transition for receiving, checking and inserting it.
+        journal_seconds: for the journal.
+        sampling_seconds: replay's CPU time of a sampled transition for drawing and handing it out.
+        priority_seconds: for its new priority.
+        learning_seconds: the learner's CPU time of a sampled transition, on one thread.
+        replay_busy: part of replay's CPU time that remains while it is always busy. It then wakes
+            up for many messages at once.
+        parallel_share: part of a learner's step that several threads share evenly; 0 to 1.
+        gpu_seconds: time of a sampled transition on a GPU; None where nobody has measured it.
+        wait_seconds: time of a transition in which its environment waits without computing.
+        upkeep_seconds: CPU seconds per second for each actor's parameters and reports.
+        fixed_cores: CPU seconds per second of launcher and evaluator.
+        wire_bytes: bytes of a transition between actor and replay.
+        sample_bytes: bytes of a sampled transition between replay and learner.
+        episode_steps: environment steps of an episode.
+    """
+
+    environment_seconds: float
+    acting_seconds: float
+    recording_seconds: float
+    intake_seconds: float
+    journal_seconds: float
+    sampling_seconds: float
+    priority_seconds: float
+    learning_seconds: float
+    replay_busy: float = 1.0
+    parallel_share: float = 0.0
+    gpu_seconds: float | None = None
+    wait_seconds: float = 0.0
+    upkeep_seconds: float = 0.0
+    fixed_cores: float = 0.0
+    wire_bytes: float = 0.0
+    sample_bytes: float = 0.0
+    episode_steps: float = 1.0
+
+    @property
+    def actor_seconds(self) -> float:
+        """The actor's CPU time of a transition."""
+        return self.environment_seconds + self.acting_seconds + self.recording_seconds
+
+    def replay_seconds(self, samples_per_insert: float) -> float:
+        """Return replay's CPU time of a transition, its samples included."""
+        sampled = self.sampling_seconds + self.priority_seconds
+        return self.intake_seconds + self.journal_seconds + samples_per_insert * sampled
+
+    def sample_seconds(self, threads: int) -> float:
+        """Return the learner's wall time of a sampled transition on this number of threads."""
+        return self.learning_seconds / speed_up(self.parallel_share, threads)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The processes of a run, and the cores that they share.
+
+    Attributes:
+        cores: of the machine.
+        actors: actor processes.
+        replays: replay processes.
+        threads: CPU threads of the learner.
+        samples_per_insert: transitions sampled for each that arrives.
+        gpu: whether the learner computes on a GPU.
+    """
+
+    cores: int
+    actors: int
+    replays: int
+    threads: int
+    samples_per_insert: float
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The rates of a run.
+
+    Attributes:
+        rate: environment steps per second, each of which makes a transition.
+        limit: the resource that is used up: actors, replay, learner, or cores.
+        limits: environment steps per second that each resource would permit alone.
+        known: False where a GPU's time is not measured, so that the learner is left out.
+    """
+
+    rate: float
+    limit: str
+    limits: dict[str, float]
+    known: bool = True
+
+
+def predict(costs: Costs, layout: Layout) -> Prediction:
+    """Predict the rates of a run that has been filled, and whose limiter holds its ratio."""
+    ratio, upkeep = layout.samples_per_insert, layout.actors * costs.upkeep_seconds
+    replay = costs.replay_seconds(ratio)
+    computed = costs.actor_seconds + replay
+    limits = {
+        "actors": layout.actors
+        * max(0.0, 1.0 - costs.upkeep_seconds)
+        / _seconds(costs.actor_seconds + costs.wait_seconds),
+        "replay": layout.replays / _seconds(costs.replay_busy * replay),
+    }
+    if not layout.gpu:
+        # A thread that waits for the others keeps its core.
+        sample = costs.sample_seconds(layout.threads)
+        limits["learner"] = 1.0 / _seconds(ratio * sample)
+        computed += ratio * sample * layout.threads
+    elif costs.gpu_seconds is not None:
+        limits["learner"] = 1.0 / _seconds(ratio * costs.gpu_seconds)
+        computed += ratio * costs.gpu_seconds  # its process feeds the GPU, and waits for it
+    limits["cores"] = max(0.0, layout.cores - costs.fixed_cores - upkeep) / _seconds(computed)
+    limit = min(limits, key=lambda name: limits[name])
+    return Prediction(limits[limit], limit, limits, not layout.gpu or costs.gpu_seconds is not None)
+
+
+def speed_up(parallel_share: float, threads: int) -> float:
+    """Return how many times as fast a step is on several threads, by Amdahl's law."""
+    return 1.0 / (1.0 - parallel_share + parallel_share / threads)
+
+
+def parallel_share_of(one: float, two: float) -> float:
+    """Return the part that threads share evenly, from the times of a step on one and on two.
+
+    It is 0 where two are not faster, and at most 1.
+    """
+    return min(1.0, max(0.0, 2.0 * (1.0 - two / one)))
+
+
+def threads_worth(parallel_share: float, most: int) -> int:
+    """Return the number of learner threads up to which each one is worth its core."""
+    threads = 1
+    while threads < most:
+        gain = speed_up(parallel_share, threads + 1) / speed_up(parallel_share, threads)
+        if gain < THREAD_GAIN:
+            break
+        threads += 1
+    return threads
+
+
+def actors_for(cores: int) -> int:
+    """Return the number of actors for these cores; one core in sixteen is for the other roles."""
+    return max(1, cores - max(1, cores // CORES_PER_OTHER_CORE))
+
+
+def replays_worth(costs: Costs, layout: Layout) -> int:
+    """Return the number of replays from which on something else limits a run of this layout.
+
+    It is at most the number of cores beside actors and learner, and at least one.
+    """
+    rest = [limit for name, limit in predict(costs, layout).limits.items() if name != "replay"]
+    needed = min(rest) * costs.replay_busy * costs.replay_seconds(layout.samples_per_insert)
+    learner = 1 if layout.gpu else layout.threads
+    left = max(1, layout.cores - layout.actors - learner)
+    return max(1, min(left, math.ceil(round(needed, 6))))
+
+
+def useful_actors(costs: Costs, layout: Layout) -> int:
+    """Return the number of actors from which on something else limits a run of this layout."""
+    rest = [limit for name, limit in predict(costs, layout).limits.items() if name != "actors"]
+    each = (1.0 - costs.upkeep_seconds) / _seconds(costs.actor_seconds + costs.wait_seconds)
+    return max(1, math.ceil(round(min(rest) / _seconds(each), 6)))
+
+
+def required_gpu_seconds(costs: Costs, layout: Layout) -> float:
+    """Return the time of a sampled transition below which a GPU does not limit a run."""
+    limits = predict(costs, layout).limits
+    return (
+        1.0
+        / _seconds(min(limits[name] for name in limits if name != "learner"))
+        / (layout.samples_per_insert)
+    )
+
+
+def _seconds(seconds: float) -> float:
+    return max(_SECONDS_MIN, seconds)
