@@ -138,6 +138,7 @@ def test_a_member_that_floods_notes_is_named_and_the_run_says_how_much_it_left_o
             tell(hub, b"honest", "report", notes=[["seeds", f"of turn {turn}"]])
         while hub.coordinator.events:
             ends.take(hub.coordinator.events.popleft())
+    assert session.records.flush(60)
     session.run_dir.close()
     records = (tmp_path / "events.jsonl").read_text("utf-8")
     assert len(records) < 1_000_000, "of 40 MB"
