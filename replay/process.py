@@ -163,10 +163,9 @@ class ReplayServer:
             busy |= self._outlet.answer(end + _TURN_SECONDS)
             with self._heartbeat:
                 self._keeper.write()
-            if not busy:
-                self._wait()
+            has_other_work = not busy and self._wait()
             self._note_blocked()
-            if not busy or now >= next_attention:
+            if has_other_work or now >= next_attention:
                 next_attention = now + _ATTEND_SECONDS
                 self._attend()
         with self._heartbeat:
@@ -246,11 +245,15 @@ class ReplayServer:
         self._intake.set_learner_steps(self._outlet.learner_steps)
         return any_taken
 
-    def _wait(self) -> None:
-        """Sleep until there may be work."""
+    def _wait(self) -> bool:
+        """Sleep until there may be work; return whether it may be other than data and requests.
+
+        A replay that waits for single messages wakes up a thousand times a second.
+        """
         self._note_blocked()
         milliseconds = _SYNC_MILLISECONDS if self._keeper.waits else _POLL_MILLISECONDS
-        (self._all if self._open else self._learner_only).poll(milliseconds)
+        woken = (self._all if self._open else self._learner_only).poll(milliseconds)
+        return not woken or any(socket not in (self._pull, self._router) for socket, _ in woken)
 
     def _note_blocked(self) -> None:
         side = None

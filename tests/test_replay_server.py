@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -358,6 +359,29 @@ def test_a_request_for_no_rows_is_answered_at_once_with_the_state(bench: Bench):
     state = answer.state
     assert (state.inserted, state.sampled, state.size, state.incarnation) == (4, 0, 4, 0)
     assert state.total_priority == pytest.approx(10)
+
+
+def test_a_message_alone_does_not_have_replay_do_its_other_work(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+):
+    attended: list[float] = []
+    attend = ReplayServer._attend
+
+    def noted(server: ReplayServer) -> None:
+        attended.append(time.monotonic())
+        attend(server)
+
+    monkeypatch.setattr(ReplayServer, "_attend", noted)
+    bench = make_bench()
+    dealer = bench.dealer()
+    began = time.monotonic()
+    for number in range(300):
+        dealer.ask(number, rows=0)
+        assert dealer.socket.poll(10_000)
+        dealer.answers()
+    there = sum(began < moment for moment in attended)
+    # Ten milliseconds pass between two times, or a message of the coordinator calls for one.
+    assert there < 30 + 200 * (time.monotonic() - began)
 
 
 def test_nobody_is_told_of_the_requests_of_others(bench: Bench):

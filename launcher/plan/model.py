@@ -15,7 +15,7 @@ CORES_PER_OTHER_CORE = 16
 # Another learner thread is worth its core if it speeds a step up by this factor.
 THREAD_GAIN = 1.1
 # Parts of a learner's step that several threads share evenly, by the size of observations. Steps on
-# compiled arrays have one thread. That of large ones is assumed: pdqn bench measures it.
+# compiled arrays have one thread. That of large ones is the Q-map's, as pdqn bench measured it.
 PARALLEL_SHARE = {"small": 0.0, "large": 0.7}
 _SECONDS_MIN = 1e-12
 
