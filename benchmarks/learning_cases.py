@@ -99,7 +99,7 @@ def cartpole() -> Case:
         *("--set", "actor.n_step=10", "--set", "network.layer_norm=true"),
         *("--set", "learner.target_update=soft", "--set", "learner.target_update_rate=0.1"),
         *("--set", "actor.epsilon_alpha=1", "--set", "replay.capacity=20000"),
-        *decaying(3e-3, 1e-4, 8_000),
+        *decaying(3e-3, 3e-5, 12_000),
     )
     return Case(
         name="cartpole",
