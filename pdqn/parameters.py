@@ -77,6 +77,11 @@ def matches(tensors: Mapping[str, torch.Tensor], network: torch.nn.Module) -> bo
     return tensors.keys() == own.keys() and all(own[n].shape == t.shape for n, t in tensors.items())
 
 
+def published_bytes(network: torch.nn.Module) -> int:
+    """Return the size of a network's parameters, as the learner publishes them."""
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
+
+
 class ParameterPublisher(Publisher):
     """Publisher of parameters; it repeats the last ones for late subscribers."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdqn.config import CheckpointConfig, EvaluationConfig
+from pdqn.config import CheckpointConfig, EvaluationConfig, LearnerConfig
 
 
 def linear(first: float, final: float, steps: int, step: int) -> float:
@@ -15,6 +15,12 @@ def linear(first: float, final: float, steps: int, step: int) -> float:
         step: the step, at least 0.
     """
     return first + (final - first) * min(1.0, step / steps)
+
+
+def falls_with_run(settings: LearnerConfig) -> bool:
+    """Return whether the step size depends on how much of the run is over."""
+    changes = settings.learning_rate_final not in (None, settings.learning_rate)
+    return changes and settings.learning_rate_decay_steps is None
 
 
 def is_due(settings: EvaluationConfig | CheckpointConfig, seconds: float, steps: int) -> bool:

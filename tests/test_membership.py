@@ -240,8 +240,11 @@ def test_a_pulse_is_made_again_only_after_a_change():
     assert membership.orders.pulse(member, 0.0).actor_slots == 3
 
 
+FALLING = {"learning_rate": 1e-3, "learning_rate_final": 1e-5}
+
+
 def test_the_learner_is_told_how_much_of_the_run_is_over():
-    membership = membership_of(run={"steps": 1000, "time_seconds": 60.0})
+    membership = membership_of(learner=FALLING, run={"steps": 1000, "time_seconds": 60.0})
     actor = admitted(join(membership, b"a", index=0))
     learner = admitted(join(membership, b"l", role="learner"))
     membership.receive(b"a", Report(counters={"environment_steps": 100}), 5.0)
@@ -250,8 +253,11 @@ def test_the_learner_is_told_how_much_of_the_run_is_over():
     assert membership.orders.pulse(actor, 35.0).progress == 0.0
 
 
-def test_nobody_is_told_how_much_is_over_if_nothing_depends_on_it():
-    membership = membership_of(learner={"learning_rate_decay_steps": 100}, run={"steps": 1000})
+@pytest.mark.parametrize(
+    "changes", [{"learning_rate_decay_steps": 100}, {"learning_rate_final": 1e-3}]
+)
+def test_nobody_is_told_how_much_is_over_if_nothing_depends_on_it(changes: dict[str, float]):
+    membership = membership_of(learner={**FALLING, **changes}, run={"steps": 1000})
     actor = admitted(join(membership, b"a", index=0))
     learner = admitted(join(membership, b"l", role="learner"))
     membership.receive(b"a", Report(counters={"environment_steps": 100}), 5.0)

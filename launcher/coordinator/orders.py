@@ -12,6 +12,7 @@ from launcher.metrics.metrics import MemberKey, RunMetrics
 from pdqn.clients import Clients
 from pdqn.config import Config
 from pdqn.messages import ROLES, Pulse
+from pdqn.schedules import falls_with_run
 
 _BINDING = ("replay", "learner")
 
@@ -43,7 +44,7 @@ class Orders:
         limits = {"episodes": config.run.episodes, "environment_steps": config.run.steps}
         self._limited = tuple(name for name, limit in limits.items() if limit is not None)
         self._run = config.run
-        self._follows_progress = config.learner.learning_rate_decay_steps is None
+        self._follows_progress = falls_with_run(config.learner)
         self._budgets = Budgets(limits, config.actor.envs_per_actor or 1)
         # The number of changes: a member's pulse is made again only after one.
         self._state = 0

@@ -211,9 +211,9 @@ def _measure(config: Config, spec: EnvironmentSpec) -> Iterator[float]:
 
 def _measure_network(spec: EnvironmentSpec, network: NetworkConfig) -> int:
     from pdqn.networks import build_network
+    from pdqn.parameters import published_bytes
 
-    built = build_network(spec, network)
-    return sum(tensor.nbytes for tensor in built.state_dict().values())
+    return published_bytes(build_network(spec, network))
 
 
 def _takes(network: NetworkConfig, spec: EnvironmentSpec, other: EnvironmentSpec) -> bool:

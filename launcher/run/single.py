@@ -33,7 +33,8 @@ from pdqn.memory import MemoryLimit, held_bytes, machine_bytes
 from pdqn.messages import Welcome
 from pdqn.model_head import NOT_SAVED
 from pdqn.networks import build_network, set_noise
-from pdqn.schedules import is_due
+from pdqn.parameters import published_bytes
+from pdqn.schedules import falls_with_run, is_due
 from pdqn.telemetry import Telemetry
 from replay.durability import StoppedError
 from replay.local import LocalReplay
@@ -59,6 +60,7 @@ class SingleRun:
         self._session, self._config = session, config
         self._stream = (0, incarnation)
         self._learner = Learner(config, spec)
+        self._follows_progress = falls_with_run(config.learner)
         # Acts on the CPU, wherever the learner computes.
         self._acting = build_network(spec, config.network)
         # Only now: the parts above draw from the random state that this restores.
@@ -122,7 +124,7 @@ class SingleRun:
             raise Interrupted from error
 
     def _memory_limit(self) -> MemoryLimit:
-        parameters = sum(tensor.nbytes for tensor in self._acting.state_dict().values())
+        parameters = published_bytes(self._acting)
         planned = Estimates(self._config, self._session.spec, parameters).together
         limit = MemoryLimit("run", planned, self._config.system.memory_limit, machine_bytes())
         # The plan does not know how large the environments are.
@@ -225,7 +227,8 @@ class SingleRun:
         while limiter.can_sample(batch_size) and not self._session.end_reason():
             sample = self._sample
             self._replay.sample_into(sample)
-            self._learner.progress = self._progress()
+            if self._follows_progress:
+                self._learner.progress = self._progress()
             result = self._learner.step(self._learner.tensors(sample))
             self._replay.update_priorities(sample.keys, result.priorities)
             self._learner.account(telemetry, result)
