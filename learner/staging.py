@@ -44,7 +44,11 @@ class Stager:
 
     def put(self, sample: Sample) -> None:
         """Begin to bring a sample to the device; its memory must stay until its step is done."""
-        with torch.cuda.stream(self._stream):  # without a stream, this does nothing
+        if self._stream is None:
+            # Without a GPU, torch would look for one at every step.
+            self._staged.append((sample, self._to_device(sample)))
+            return
+        with torch.cuda.stream(self._stream):
             self._staged.append((sample, self._to_device(sample)))
 
     def take(self) -> tuple[Sample, TensorBatch]:

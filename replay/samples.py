@@ -316,6 +316,8 @@ def importance_weights(priorities: NDArray[np.float64], exponent: float) -> NDAr
     Schaul et al. 2016, section 3.4: w_i = (N P(i))^-exponent, over the batch's largest w. In that
     quotient N and the sum of all priorities cancel: w_i = (min_j p_j / p_i)^exponent.
     """
+    if not exponent:
+        return np.ones(len(priorities), np.float32)
     return ((priorities.min() / priorities) ** exponent).astype(np.float32)
 
 

@@ -33,7 +33,7 @@ class FlatFields:
     def prepare(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Build float32[batch, size], in the order of names; in a stack, the oldest frame first."""
         parts = [self._part(field, observation[field.name]) for field in self._fields]
-        return torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _part(self, field: FieldSpec, values: Tensor) -> Tensor:
         flat = _flat(field, values)
@@ -43,7 +43,7 @@ class FlatFields:
 
 def _flat(field: FieldSpec, values: Tensor) -> Tensor:
     # A field of shape () has no second dimension to flatten from.
-    flat = values[..., None].flatten(1)
+    flat = values[:, None] if values.dim() == 1 else values.flatten(1)
     if not field.categories:
         return flat.float()
     ends = list(itertools.accumulate(field.categories))

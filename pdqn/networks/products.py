@@ -7,6 +7,9 @@ from torch import Tensor
 
 # Multiplications from which another library pays: its call costs some microseconds more.
 _LARGE = 1 << 21
+# Columns below which a transposed left matrix costs several times as much as the product turned
+# round, with its copy.
+_NARROW = 16
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -20,8 +23,11 @@ def multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
         right: float32[k, m].
         out: float32[n, m], overwritten.
     """
-    large = left.shape[0] * left.shape[1] * right.shape[1] >= _LARGE
-    if large and _linear is not None:
+    rows, inner = left.shape
+    columns = right.shape[1]
+    if columns < _NARROW <= rows and left.stride(0) == 1:
+        out.copy_(torch.mm(right.t(), left.t()).t())
+    elif rows * inner * columns >= _LARGE and _linear is not None:
         out.copy_(_linear(left, right.t(), None, "none", [], ""))
     else:
         torch.mm(left, right, out=out)
