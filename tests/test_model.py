@@ -7,8 +7,11 @@ import dataclasses
 import pytest
 
 from launcher.plan.model import (
+    COOLING_SECONDS,
+    CROWD,
     Costs,
     Layout,
+    cold_part,
     parallel_share_of,
     predict,
     replays_worth,
@@ -57,6 +60,30 @@ def test_two_cores_are_twice_one_until_a_single_process_is_full():
     learns = predict(COSTS, layout(cores=2, actors=4, samples_per_insert=8.0))
     assert learns.limit == "learner"
     assert learns.rate == pytest.approx(1 / 320e-6)
+
+
+def test_each_doubling_of_the_actors_on_a_core_adds_the_same_to_their_costs():
+    costs = dataclasses.replace(COSTS, crowding=1.6)
+    assert [round(1e6 * costs.crowded_seconds(n)) for n in (0.1, 1, 2, 8, 16)] == [
+        100, 100, 120, 160, 180,
+    ]  # fmt: skip
+    alone, among = layout(cores=1), layout(cores=1, actors=CROWD)
+    assert predict(costs, alone).rate == pytest.approx(1 / 152e-6)
+    assert predict(costs, among).rate == pytest.approx(1 / 212e-6)
+
+
+def test_a_learner_that_waits_takes_more_for_a_sample_and_one_that_limits_does_not():
+    costs = dataclasses.replace(COSTS, cold_seconds=60e-6)
+    busy = layout(actors=60, samples_per_insert=8.0)
+    assert predict(costs, busy) == predict(COSTS, busy)
+    # A sample for ten transitions: the learner steps ten times a second, and waits in between.
+    rarely = layout(cores=1, samples_per_insert=0.1)
+    found = predict(costs, rarely)
+    waits = 64 * (1 / (0.1 * found.rate) - 40e-6)
+    cold = waits / (waits + COOLING_SECONDS)
+    assert cold > 0.9
+    assert found.rate == pytest.approx(1 / (110.2e-6 + 0.1 * (40e-6 + cold * 60e-6)))
+    assert cold_part(0.0, 64, 40e-6) == 1.0, "a learner that has not learned has cold caches"
 
 
 def test_the_ratio_of_samples_to_inserts_ties_the_learner_to_the_actors():

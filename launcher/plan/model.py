@@ -3,6 +3,10 @@
 A transition costs each role a known CPU time. The limiter ties samples to inserts, so one rate
 describes the whole run. The most heavily used resource limits it: the actors' processes, the
 replays' processes, the learner, or the cores together.
+
+Two costs depend on the layout. Actors that share a core evict each other's caches, so a transition
+costs more the more of them there are. A learner that waits finds its caches cold, so a sample
+costs more the longer it has waited.
 """
 
 from __future__ import annotations
@@ -18,6 +22,12 @@ THREAD_GAIN = 1.1
 # compiled arrays have one thread. That of large ones is the Q-map's, as pdqn bench measured it.
 PARALLEL_SHARE = {"small": 0.0, "large": 0.7}
 _SECONDS_MIN = 1e-12
+# Actors on each core, for which `Costs.crowding` holds.
+CROWD = 8
+# A learner that waits this long between two steps takes half of `Costs.cold_seconds`.
+COOLING_SECONDS = 0.008
+# The rate decides for how long the learner waits, and that decides the rate.
+_TURNS = 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,12 @@ class Costs:
         journal_seconds: for the journal.
         sampling_seconds: replay's CPU time of a sampled transition for drawing and handing it out.
         priority_seconds: for its new priority.
-        learning_seconds: the learner's CPU time of a sampled transition, on one thread.
+        learning_seconds: the learner's CPU time of a sampled transition, on one thread, while it is
+            always busy.
+        cold_seconds: the CPU time that is added to it after a long wait.
+        step_samples: sampled transitions of a learner step.
+        crowding: an actor's CPU time of a transition among `CROWD` actors on each core, over that
+            of an actor with a core of its own.
         replay_busy: part of replay's CPU time that remains while it is always busy. It then wakes
             up for many messages at once.
         parallel_share: part of a learner's step that several threads share evenly; 0 to 1.
@@ -53,6 +68,9 @@ class Costs:
     sampling_seconds: float
     priority_seconds: float
     learning_seconds: float
+    cold_seconds: float = 0.0
+    step_samples: int = 64
+    crowding: float = 1.0
     replay_busy: float = 1.0
     parallel_share: float = 0.0
     gpu_seconds: float | None = None
@@ -65,17 +83,28 @@ class Costs:
 
     @property
     def actor_seconds(self) -> float:
-        """The actor's CPU time of a transition."""
+        """The CPU time of a transition of an actor with a core of its own."""
         return self.environment_seconds + self.acting_seconds + self.recording_seconds
+
+    def crowded_seconds(self, actors_per_core: float) -> float:
+        """Return the actor's CPU time of a transition: each doubling on a core adds the same."""
+        doublings = math.log2(max(1.0, actors_per_core)) / math.log2(CROWD)
+        return self.actor_seconds * (1.0 + doublings * (self.crowding - 1.0))
 
     def replay_seconds(self, samples_per_insert: float) -> float:
         """Return replay's CPU time of a transition, its samples included."""
         sampled = self.sampling_seconds + self.priority_seconds
         return self.intake_seconds + self.journal_seconds + samples_per_insert * sampled
 
-    def sample_seconds(self, threads: int) -> float:
-        """Return the learner's wall time of a sampled transition on this number of threads."""
-        return self.learning_seconds / speed_up(self.parallel_share, threads)
+    def sample_seconds(self, threads: int, cold: float = 0.0) -> float:
+        """Return the learner's wall time of a sampled transition on this number of threads.
+
+        Args:
+            threads: CPU threads of the learner.
+            cold: part of `cold_seconds` that it takes; see `cold_part`.
+        """
+        seconds = self.learning_seconds + cold * self.cold_seconds
+        return seconds / speed_up(self.parallel_share, threads)
 
 
 @dataclass(frozen=True)
@@ -98,6 +127,11 @@ class Layout:
     samples_per_insert: float
     gpu: bool = False
 
+    @property
+    def actors_per_core(self) -> float:
+        """The actors that share a core."""
+        return self.actors / self.cores
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -118,19 +152,45 @@ class Prediction:
 
 def predict(costs: Costs, layout: Layout) -> Prediction:
     """Predict the rates of a run that has been filled, and whose limiter holds its ratio."""
+    found = _predicted(costs, layout, 0.0)
+    for _ in range(0 if layout.gpu or not costs.cold_seconds else _TURNS):
+        found = _predicted(costs, layout, cold_share(costs, layout, found.rate))
+    return found
+
+
+def cold_share(costs: Costs, layout: Layout, rate: float) -> float:
+    """Return the part of its cold costs that the learner takes, at these environment steps/s."""
+    samples = rate * layout.samples_per_insert
+    return cold_part(samples, costs.step_samples, costs.sample_seconds(layout.threads))
+
+
+def cold_part(samples: float, step_samples: int, sample_seconds: float) -> float:
+    """Return the part of its cold costs that a learner takes; 0 to 1.
+
+    Args:
+        samples: sampled transitions per second.
+        step_samples: sampled transitions of a learner step.
+        sample_seconds: time of a sampled transition.
+    """
+    if not samples:
+        return 1.0
+    wait_seconds = max(0.0, step_samples * (1.0 / samples - sample_seconds))
+    return wait_seconds / (wait_seconds + COOLING_SECONDS)
+
+
+def _predicted(costs: Costs, layout: Layout, cold: float) -> Prediction:
+    """Predict the rates of a run whose learner takes this part of its cold costs."""
     ratio, upkeep = layout.samples_per_insert, layout.actors * costs.upkeep_seconds
-    replay = costs.replay_seconds(ratio)
-    computed = costs.actor_seconds + replay
+    replay, acting = costs.replay_seconds(ratio), costs.crowded_seconds(layout.actors_per_core)
+    computed = acting + replay
     limits = {
-        "actors": layout.actors
-        * max(0.0, 1.0 - costs.upkeep_seconds)
-        / _seconds(costs.actor_seconds + costs.wait_seconds),
+        "actors": layout.actors * _actor_rate(costs, layout),
         "replay": layout.replays / _seconds(costs.replay_busy * replay),
     }
     if not layout.gpu:
         # A thread that waits for the others keeps its core.
-        sample = costs.sample_seconds(layout.threads)
-        limits["learner"] = 1.0 / _seconds(ratio * sample)
+        sample = costs.sample_seconds(layout.threads, cold)
+        limits["learner"] = 1.0 / _seconds(ratio * costs.sample_seconds(layout.threads))
         computed += ratio * sample * layout.threads
     elif costs.gpu_seconds is not None:
         limits["learner"] = 1.0 / _seconds(ratio * costs.gpu_seconds)
@@ -138,6 +198,12 @@ def predict(costs: Costs, layout: Layout) -> Prediction:
     limits["cores"] = max(0.0, layout.cores - costs.fixed_cores - upkeep) / _seconds(computed)
     limit = min(limits, key=lambda name: limits[name])
     return Prediction(limits[limit], limit, limits, not layout.gpu or costs.gpu_seconds is not None)
+
+
+def _actor_rate(costs: Costs, layout: Layout) -> float:
+    """Return the environment steps per second of an actor that always has a core."""
+    each = costs.crowded_seconds(layout.actors_per_core) + costs.wait_seconds
+    return max(0.0, 1.0 - costs.upkeep_seconds) / _seconds(each)
 
 
 def speed_up(parallel_share: float, threads: int) -> float:
@@ -184,7 +250,7 @@ def replays_worth(costs: Costs, layout: Layout) -> int:
 def useful_actors(costs: Costs, layout: Layout) -> int:
     """Return the number of actors from which on something else limits a run of this layout."""
     rest = [limit for name, limit in predict(costs, layout).limits.items() if name != "actors"]
-    each = (1.0 - costs.upkeep_seconds) / _seconds(costs.actor_seconds + costs.wait_seconds)
+    each = _actor_rate(costs, layout)
     return max(1, math.ceil(round(min(rest) / _seconds(each), 6)))
 
 

@@ -16,7 +16,7 @@ from launcher.bench.replay import WARM_UP_SECONDS, Load, Processes, changed, enc
 from launcher.bench.whole import stages
 from launcher.bench.whole.stages import Acting, Learning, Replaying
 from launcher.bench.whole.trial import Trial
-from launcher.plan.model import Costs, Layout, parallel_share_of
+from launcher.plan.model import Costs, Layout, cold_share, parallel_share_of
 from pdqn.apart import Apart, Task
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
@@ -279,6 +279,7 @@ def costs_of(
         sampling_seconds=sampling - replaying.priority,
         priority_seconds=replaying.priority,
         learning_seconds=pieces.learning.cpu_seconds + serving.client,
+        step_samples=config.learner.batch_size,
         replay_busy=serving.replay_busy,
         parallel_share=shared_part(pieces, config.learner.batch_size) or 0.0,
         gpu_seconds=pieces.gpu_seconds,
@@ -288,6 +289,18 @@ def costs_of(
         wire_bytes=acting.wire_bytes,
         sample_bytes=pieces.learning.sample_bytes,
         episode_steps=steps,
+    )
+
+
+def layout_of(config: Config, cores: int) -> Layout:
+    """Return the processes of a configuration with all that is left to auto filled in."""
+    return Layout(
+        cores=cores,
+        actors=resolved(config.actor.count),
+        replays=config.replay.shards,
+        threads=resolved(config.learner.threads),
+        samples_per_insert=resolved(config.replay.samples_per_insert),
+        gpu=config.learner.device == "cuda",
     )
 
 
@@ -317,6 +330,7 @@ class Factors:
             sampling_seconds=self.replay * costs.sampling_seconds,
             priority_seconds=self.replay * costs.priority_seconds,
             learning_seconds=self.learner * costs.learning_seconds,
+            cold_seconds=self.learner * costs.cold_seconds,
         )
 
 
@@ -325,10 +339,12 @@ def factors_of(costs: Costs, layout: Layout, trial: Trial) -> Factors:
     steps, samples, cpu = trial.environment_steps, trial.samples, trial.cpu
     inserting = costs.replay_seconds(0.0)
     sampling = costs.replay_seconds(1.0) - inserting
+    acting = costs.crowded_seconds(layout.actors_per_core)
+    learning = costs.sample_seconds(1, cold_share(costs, layout, steps))
     return Factors(
-        actor=(cpu["actor"] - layout.actors * costs.upkeep_seconds) / (steps * costs.actor_seconds),
+        actor=(cpu["actor"] - layout.actors * costs.upkeep_seconds) / (steps * acting),
         replay=cpu["replay"] / (steps * inserting + samples * sampling),
-        learner=cpu["learner"] / (samples * costs.learning_seconds),
+        learner=cpu["learner"] / (samples * learning),
     )
 
 

@@ -1,0 +1,208 @@
+"""The costs of real runs over those of their parts, measured in three runs that differ much.
+
+A part that is measured by itself misses the costs of company. These are wake-ups for single
+messages, cold caches after a wait, and actors that share a core. Three short runs have them:
+
+- the planned run, whose learner mostly gets many samples;
+- an actor on each core, and few samples: actors never wait, and the learner mostly does;
+- several actors on each core, and few samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from launcher.bench.whole.costs import Factors, Pieces, costs_of, factors_of, layout_of
+from launcher.bench.whole.trial import Trial, run_trial
+from launcher.numbers import plural
+from launcher.plan.machine import Machine
+from launcher.plan.model import CROWD, Costs, cold_part
+from launcher.plan.plan import plan
+from pdqn import layers
+from pdqn.config import Config, resolved
+from pdqn.specs import EnvironmentSpec
+
+# Larger machines are calibrated on some of their cores: a crowd on all of them takes its memory.
+MOST_CORES = 2
+FEW_SAMPLES = 0.1
+# Ratios of samples to inserts that are closer than this do not tell the two apart.
+_APART = 2.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A real run.
+
+    Attributes:
+        config: with all that is left to auto filled in.
+        cores: that it might use.
+        trial: its figures.
+    """
+
+    config: Config
+    cores: int
+    trial: Trial
+
+    @property
+    def samples_per_insert(self) -> float:
+        """The sampled transitions for each that arrived."""
+        return self.trial.samples / max(1.0, self.trial.environment_steps)
+
+    @property
+    def learner_seconds(self) -> float:
+        """The learner's CPU time of a sampled transition."""
+        return self.trial.cpu["learner"] / max(1.0, self.trial.samples)
+
+    @property
+    def replay_seconds(self) -> float:
+        """Replay's CPU time of a transition, its samples included."""
+        return self.trial.cpu["replay"] / max(1.0, self.trial.environment_steps)
+
+    @property
+    def cold(self) -> float:
+        """The part of its cold costs that the learner took."""
+        return cold_part(self.trial.samples, self.config.learner.batch_size, self.learner_seconds)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Changes of costs that are measured part by part.
+
+    Attributes:
+        actor: factor of the actor's costs.
+        crowding: see `Costs`.
+        inserting_seconds: replay's CPU time of a transition.
+        sampling_seconds: replay's CPU time of a sampled transition and its new priority.
+        learning_seconds: see `Costs`.
+        cold_seconds: see `Costs`.
+    """
+
+    actor: float
+    crowding: float
+    inserting_seconds: float
+    sampling_seconds: float
+    learning_seconds: float
+    cold_seconds: float
+
+    def applied_to(self, costs: Costs) -> Costs:
+        """Return costs that are changed by this; how a role's parts share its time stays."""
+        inserting = self.inserting_seconds / costs.replay_seconds(0.0)
+        parts = costs.sampling_seconds + costs.priority_seconds
+        sampling = self.sampling_seconds / parts
+        return dataclasses.replace(
+            Factors(self.actor, inserting, 1.0).applied_to(costs),
+            sampling_seconds=sampling * costs.sampling_seconds,
+            priority_seconds=sampling * costs.priority_seconds,
+            learning_seconds=self.learning_seconds,
+            cold_seconds=self.cold_seconds,
+            crowding=self.crowding,
+        )
+
+
+def edge_configs(chosen: Config, here: Machine, spec: EnvironmentSpec) -> list[Config]:
+    """Plan the two runs with few samples, with an actor on each core and with several.
+
+    Args:
+        chosen: as a person wrote it.
+        here: this machine.
+        spec: the environment's.
+
+    Returns:
+        The configurations; none if this machine has no room for a run.
+    """
+    cores = min(MOST_CORES, here.cores)
+    there = dataclasses.replace(here, cores=cores)
+    plans = [plan(there, _edge(chosen, count * cores), spec) for count in (1, CROWD)]
+    return [] if any(found.errors for found in plans) else [found.config for found in plans]
+
+
+def _edge(chosen: Config, actors: int) -> Config:
+    ratio = chosen.replay.samples_per_insert
+    few = FEW_SAMPLES if ratio is None else min(FEW_SAMPLES, ratio / _APART)
+    settings = chosen.to_map()
+    settings["replay"].pop("samples_per_insert_tolerance", None)  # it goes with the ratio
+    own = {
+        "run": {"mode": "parallel"},
+        "actor": {"count": actors},
+        "replay": {"samples_per_insert": few},
+        "evaluation": {"enabled": False},
+        "learner": {"device": "cpu", "precision": "float32", "threads": 1},
+    }
+    return layers.build(("options", settings), ("benchmark", own))
+
+
+def calibrated(
+    pieces: Pieces,
+    planned: Run,
+    edges: list[Config],
+    cores: list[int],
+    seconds: float,
+    say: Callable[[str], object] = lambda _text: None,
+) -> Calibration:
+    """Run the runs with few samples, and compare.
+
+    Args:
+        pieces: the measured parts, with the edges' numbers of environments.
+        planned: the planned run.
+        edges: configurations of the two other runs.
+        cores: numbers of the cores of this process; empty where the system does not tell.
+        seconds: time for which the rates of a run are counted.
+        say: function that tells a person what is being measured.
+
+    Raises:
+        RunError: a run failed.
+    """
+    used, runs = cores[:MOST_CORES], list[Run]()
+    for config in edges:
+        say(f"a run of {plural(resolved(config.actor.count), 'actor')} and few samples")
+        count = min(MOST_CORES, planned.cores)
+        runs.append(Run(config, count, run_trial(config, seconds, used)))
+    return calibrate(pieces, planned, *runs)
+
+
+def calibrate(pieces: Pieces, planned: Run, alone: Run, crowded: Run) -> Calibration:
+    """Solve for the costs of all three runs."""
+    actor, among = _actor_factor(pieces, alone), _actor_factor(pieces, crowded)
+    inserting, sampling = _replaying(pieces, planned, alone)
+    learning, cold = _learning(pieces, planned, alone)
+    return Calibration(actor, max(1.0, among / actor), inserting, sampling, learning, cold)
+
+
+def _actor_factor(pieces: Pieces, run: Run) -> float:
+    envs = resolved(run.config.actor.envs_per_actor)
+    costs = costs_of(pieces, run.config, run.trial, envs)
+    return factors_of(costs, layout_of(run.config, run.cores), run.trial).actor
+
+
+def _replaying(pieces: Pieces, planned: Run, alone: Run) -> tuple[float, float]:
+    """Return replay's seconds of a transition, and of a sample: two runs, two unknowns."""
+    costs = costs_of(pieces, planned.config, planned.trial)
+    sampling = costs.sampling_seconds + costs.priority_seconds
+    more, fewer = planned.samples_per_insert, alone.samples_per_insert
+    if more > _APART * fewer:
+        found = (planned.replay_seconds - alone.replay_seconds) / (more - fewer)
+        sampling = max(0.0, found)
+    return max(0.0, alone.replay_seconds - fewer * sampling), sampling
+
+
+def _learning(pieces: Pieces, planned: Run, alone: Run) -> tuple[float, float]:
+    """Return the learner's seconds of a sample while it is busy, and those that waiting adds.
+
+    A learner that is busy takes at least what it takes by itself, and at most what the planned
+    run's takes. Between these, both runs decide. A planned run on several threads or a GPU does not
+    tell what one thread takes.
+    """
+    by_itself = costs_of(pieces, planned.config, planned.trial).learning_seconds
+    warm, cool = planned.cold, alone.cold
+    settings = planned.config.learner
+    if settings.device != "cpu" or settings.threads != 1:
+        learning = min(by_itself, alone.learner_seconds)
+        return learning, (alone.learner_seconds - learning) / max(cool, 1e-9)
+    learning = by_itself
+    if cool > warm:
+        slope = (alone.learner_seconds - planned.learner_seconds) / (cool - warm)
+        learning = max(by_itself, planned.learner_seconds - warm * slope)
+    learning = min(learning, planned.learner_seconds)
+    return learning, max(0.0, alone.learner_seconds - learning) / max(cool, 1e-9)
