@@ -64,9 +64,8 @@ def test_two_cores_are_twice_one_until_a_single_process_is_full():
 
 def test_each_doubling_of_the_actors_on_a_core_adds_the_same_to_their_costs():
     costs = dataclasses.replace(COSTS, crowding=1.6)
-    assert [round(1e6 * costs.crowded_seconds(n)) for n in (0.1, 1, 2, 8, 16)] == [
-        100, 100, 120, 160, 180,
-    ]  # fmt: skip
+    found = [costs.crowded_seconds(layout(10, actors=n)) for n in (1, 10, 20, 80, 160)]
+    assert found == pytest.approx([100e-6, 100e-6, 120e-6, 160e-6, 180e-6])
     alone, among = layout(cores=1), layout(cores=1, actors=CROWD)
     assert predict(costs, alone).rate == pytest.approx(1 / 152e-6)
     assert predict(costs, among).rate == pytest.approx(1 / 212e-6)
@@ -83,7 +82,9 @@ def test_a_learner_that_waits_takes_more_for_a_sample_and_one_that_limits_does_n
     cold = waits / (waits + COOLING_SECONDS)
     assert cold > 0.9
     assert found.rate == pytest.approx(1 / (110.2e-6 + 0.1 * (40e-6 + cold * 60e-6)))
-    assert cold_part(0.0, 64, 40e-6) == 1.0, "a learner that has not learned has cold caches"
+    assert cold_part(0.0, 64, 40e-6) == pytest.approx(1.0), (
+        "a learner that has not learned has cold caches"
+    )
 
 
 def test_the_ratio_of_samples_to_inserts_ties_the_learner_to_the_actors():

@@ -86,10 +86,10 @@ class Costs:
         """The CPU time of a transition of an actor with a core of its own."""
         return self.environment_seconds + self.acting_seconds + self.recording_seconds
 
-    def crowded_seconds(self, actors_per_core: float) -> float:
+    def crowded_seconds(self, layout: Layout) -> float:
         """Return the actor's CPU time of a transition: each doubling on a core adds the same."""
-        doublings = math.log2(max(1.0, actors_per_core)) / math.log2(CROWD)
-        return self.actor_seconds * (1.0 + doublings * (self.crowding - 1.0))
+        part = math.log(max(1.0, layout.actors / layout.cores), CROWD)
+        return self.actor_seconds * (1.0 + part * (self.crowding - 1.0))
 
     def replay_seconds(self, samples_per_insert: float) -> float:
         """Return replay's CPU time of a transition, its samples included."""
@@ -97,12 +97,7 @@ class Costs:
         return self.intake_seconds + self.journal_seconds + samples_per_insert * sampled
 
     def sample_seconds(self, threads: int, cold: float = 0.0) -> float:
-        """Return the learner's wall time of a sampled transition on this number of threads.
-
-        Args:
-            threads: CPU threads of the learner.
-            cold: part of `cold_seconds` that it takes; see `cold_part`.
-        """
+        """Return the learner's wall time of a sampled transition, with a part of `cold_seconds`."""
         seconds = self.learning_seconds + cold * self.cold_seconds
         return seconds / speed_up(self.parallel_share, threads)
 
@@ -126,11 +121,6 @@ class Layout:
     threads: int
     samples_per_insert: float
     gpu: bool = False
-
-    @property
-    def actors_per_core(self) -> float:
-        """The actors that share a core."""
-        return self.actors / self.cores
 
 
 @dataclass(frozen=True)
@@ -160,28 +150,20 @@ def predict(costs: Costs, layout: Layout) -> Prediction:
 
 def cold_share(costs: Costs, layout: Layout, rate: float) -> float:
     """Return the part of its cold costs that the learner takes, at these environment steps/s."""
-    samples = rate * layout.samples_per_insert
-    return cold_part(samples, costs.step_samples, costs.sample_seconds(layout.threads))
+    sample = costs.sample_seconds(layout.threads)
+    return cold_part(rate * layout.samples_per_insert, costs.step_samples, sample)
 
 
 def cold_part(samples: float, step_samples: int, sample_seconds: float) -> float:
-    """Return the part of its cold costs that a learner takes; 0 to 1.
-
-    Args:
-        samples: sampled transitions per second.
-        step_samples: sampled transitions of a learner step.
-        sample_seconds: time of a sampled transition.
-    """
-    if not samples:
-        return 1.0
-    wait_seconds = max(0.0, step_samples * (1.0 / samples - sample_seconds))
+    """Return the part of its cold costs that a learner takes at these samples/s; 0 to 1."""
+    wait_seconds = step_samples * max(0.0, 1.0 / max(samples, 1e-9) - sample_seconds)
     return wait_seconds / (wait_seconds + COOLING_SECONDS)
 
 
 def _predicted(costs: Costs, layout: Layout, cold: float) -> Prediction:
     """Predict the rates of a run whose learner takes this part of its cold costs."""
     ratio, upkeep = layout.samples_per_insert, layout.actors * costs.upkeep_seconds
-    replay, acting = costs.replay_seconds(ratio), costs.crowded_seconds(layout.actors_per_core)
+    replay, acting = costs.replay_seconds(ratio), costs.crowded_seconds(layout)
     computed = acting + replay
     limits = {
         "actors": layout.actors * _actor_rate(costs, layout),
@@ -202,7 +184,7 @@ def _predicted(costs: Costs, layout: Layout, cold: float) -> Prediction:
 
 def _actor_rate(costs: Costs, layout: Layout) -> float:
     """Return the environment steps per second of an actor that always has a core."""
-    each = costs.crowded_seconds(layout.actors_per_core) + costs.wait_seconds
+    each = costs.crowded_seconds(layout) + costs.wait_seconds
     return max(0.0, 1.0 - costs.upkeep_seconds) / _seconds(each)
 
 

@@ -339,7 +339,7 @@ def factors_of(costs: Costs, layout: Layout, trial: Trial) -> Factors:
     steps, samples, cpu = trial.environment_steps, trial.samples, trial.cpu
     inserting = costs.replay_seconds(0.0)
     sampling = costs.replay_seconds(1.0) - inserting
-    acting = costs.crowded_seconds(layout.actors_per_core)
+    acting = costs.crowded_seconds(layout)
     learning = costs.sample_seconds(1, cold_share(costs, layout, steps))
     return Factors(
         actor=(cpu["actor"] - layout.actors * costs.upkeep_seconds) / (steps * acting),
