@@ -72,7 +72,7 @@ TRIAL = Trial(
 
 CALIBRATION = Calibration(
     actor=1.1, crowding=1.5, inserting_seconds=8e-6, sampling_seconds=3e-6,
-    learning_seconds=20e-6, cold_seconds=30e-6,
+    learning_seconds=20e-6, cold_factor=2.5,
 )  # fmt: skip
 
 
@@ -157,14 +157,14 @@ def run_of(steps: float, samples: float, actors: int, **cpu: float) -> Run:
 
 
 def test_three_runs_tell_what_company_costs():
-    # The planned run learns 50,000 samples of 20 us: its learner never waits. The others learn a
-    # sample in 200 ms, when its caches are cold, which adds 30 us. Replay takes 8 us of a
-    # transition, and 3 us of a sample. Actors take 110 us, and among eight on each core 165 us.
+    # The planned run learns 50,000 samples of 20 us: its learner never waits. The other one's
+    # steps are 200 ms apart. By then caches are cold, and a sample takes 2.5 times as much. Replay
+    # takes 8 us of a transition and 3 us of a sample. Actors take 110 us, in the crowd 165 us.
     many = run_of(5000.0, 50_000.0, 1, actor=0.55, replay=0.19, learner=1.0)
-    few = run_of(4000.0, 320.0, 2, actor=0.44, replay=0.03296, learner=0.0)
-    waits = 0.2 - 64 * 20e-6
-    cold = (waits - 64 * 30e-6) / (waits - 64 * 30e-6 + COOLING_SECONDS)
-    few.trial.cpu["learner"] = 320.0 * (20e-6 + cold * 30e-6)
+    waits = 0.2 - 64 * 50e-6
+    factor = 1.0 + 1.5 * waits / (waits + COOLING_SECONDS)
+    replay = 4000.0 * 8e-6 + 320.0 * factor * 3e-6
+    few = run_of(4000.0, 320.0, 2, actor=0.44, replay=replay, learner=320.0 * factor * 20e-6)
     crowd = run_of(3000.0, 300.0, 2 * CROWD, actor=0.495, replay=0.02, learner=0.01)
     found = calibrate(PIECES, many, few, crowd)
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(CALIBRATION), rel=0.01)

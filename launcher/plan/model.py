@@ -5,8 +5,8 @@ describes the whole run. The most heavily used resource limits it: the actors' p
 replays' processes, the learner, or the cores together.
 
 Two costs depend on the layout. Actors that share a core evict each other's caches, so a transition
-costs more the more of them there are. A learner that waits finds its caches cold, so a sample
-costs more the longer it has waited.
+costs more the more of them there are. A sample costs learner and replay more the longer the learner
+has waited: both find their caches cold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARALLEL_SHARE = {"small": 0.0, "large": 0.7}
 _SECONDS_MIN = 1e-12
 # Actors on each core, for which `Costs.crowding` holds.
 CROWD = 8
-# A learner that waits this long between two steps takes half of `Costs.cold_seconds`.
+# A wait of this length between two learner steps makes half of what `Costs.cold_factor` adds.
 COOLING_SECONDS = 0.008
 # The rate decides for how long the learner waits, and that decides the rate.
 _TURNS = 20
@@ -44,7 +44,8 @@ class Costs:
         priority_seconds: for its new priority.
         learning_seconds: the learner's CPU time of a sampled transition, on one thread, while it is
             always busy.
-        cold_seconds: the CPU time that is added to it after a long wait.
+        cold_factor: learner's and replay's CPU time of a sampled transition after a long wait, over
+            that of a learner that is always busy.
         step_samples: sampled transitions of a learner step.
         crowding: an actor's CPU time of a transition among `CROWD` actors on each core, over that
             of an actor with a core of its own.
@@ -68,7 +69,7 @@ class Costs:
     sampling_seconds: float
     priority_seconds: float
     learning_seconds: float
-    cold_seconds: float = 0.0
+    cold_factor: float = 1.0
     step_samples: int = 64
     crowding: float = 1.0
     replay_busy: float = 1.0
@@ -91,15 +92,19 @@ class Costs:
         part = math.log(max(1.0, layout.actors / layout.cores), CROWD)
         return self.actor_seconds * (1.0 + part * (self.crowding - 1.0))
 
-    def replay_seconds(self, samples_per_insert: float) -> float:
-        """Return replay's CPU time of a transition, its samples included."""
-        sampled = self.sampling_seconds + self.priority_seconds
+    def replay_seconds(self, samples_per_insert: float, cold: float = 0.0) -> float:
+        """Return replay's CPU time of a transition, its samples included; see `cold_part`."""
+        sampled = (self.sampling_seconds + self.priority_seconds) * self.sample_factor(cold)
         return self.intake_seconds + self.journal_seconds + samples_per_insert * sampled
 
     def sample_seconds(self, threads: int, cold: float = 0.0) -> float:
-        """Return the learner's wall time of a sampled transition, with a part of `cold_seconds`."""
-        seconds = self.learning_seconds + cold * self.cold_seconds
+        """Return the learner's wall time of a sampled transition on this number of threads."""
+        seconds = self.learning_seconds * self.sample_factor(cold)
         return seconds / speed_up(self.parallel_share, threads)
+
+    def sample_factor(self, cold: float) -> float:
+        """Return the factor of a sample's costs by the wait before it; see `cold_part`."""
+        return 1.0 + cold * (self.cold_factor - 1.0)
 
 
 @dataclass(frozen=True)
@@ -143,31 +148,31 @@ class Prediction:
 def predict(costs: Costs, layout: Layout) -> Prediction:
     """Predict the rates of a run that has been filled, and whose limiter holds its ratio."""
     found = _predicted(costs, layout, 0.0)
-    for _ in range(0 if layout.gpu or not costs.cold_seconds else _TURNS):
+    for _ in range(0 if layout.gpu or costs.cold_factor == 1.0 else _TURNS):
         found = _predicted(costs, layout, cold_share(costs, layout, found.rate))
     return found
 
 
 def cold_share(costs: Costs, layout: Layout, rate: float) -> float:
-    """Return the part of its cold costs that the learner takes, at these environment steps/s."""
+    """Return how cold caches are at these environment steps/s; 0 to 1."""
     sample = costs.sample_seconds(layout.threads)
     return cold_part(rate * layout.samples_per_insert, costs.step_samples, sample)
 
 
 def cold_part(samples: float, step_samples: int, sample_seconds: float) -> float:
-    """Return the part of its cold costs that a learner takes at these samples/s; 0 to 1."""
+    """Return how cold caches are when a learner takes these samples/s; 0 to 1."""
     wait_seconds = step_samples * max(0.0, 1.0 / max(samples, 1e-9) - sample_seconds)
     return wait_seconds / (wait_seconds + COOLING_SECONDS)
 
 
 def _predicted(costs: Costs, layout: Layout, cold: float) -> Prediction:
-    """Predict the rates of a run whose learner takes this part of its cold costs."""
+    """Predict the rates of a run whose caches are as cold as that."""
     ratio, upkeep = layout.samples_per_insert, layout.actors * costs.upkeep_seconds
-    replay, acting = costs.replay_seconds(ratio), costs.crowded_seconds(layout)
+    replay, acting = costs.replay_seconds(ratio, cold), costs.crowded_seconds(layout)
     computed = acting + replay
     limits = {
         "actors": layout.actors * _actor_rate(costs, layout),
-        "replay": layout.replays / _seconds(costs.replay_busy * replay),
+        "replay": layout.replays / _seconds(costs.replay_busy * costs.replay_seconds(ratio)),
     }
     if not layout.gpu:
         # A thread that waits for the others keeps its core.
@@ -191,14 +196,6 @@ def _actor_rate(costs: Costs, layout: Layout) -> float:
 def speed_up(parallel_share: float, threads: int) -> float:
     """Return how many times as fast a step is on several threads, by Amdahl's law."""
     return 1.0 / (1.0 - parallel_share + parallel_share / threads)
-
-
-def parallel_share_of(one: float, two: float) -> float:
-    """Return the part that threads share evenly, from the times of a step on one and on two.
-
-    It is 0 where two are not faster, and at most 1.
-    """
-    return min(1.0, max(0.0, 2.0 * (1.0 - two / one)))
 
 
 def threads_worth(parallel_share: float, most: int) -> int:

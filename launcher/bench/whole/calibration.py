@@ -62,7 +62,7 @@ class Run:
 
     @property
     def cold(self) -> float:
-        """The part of its cold costs that the learner took."""
+        """The coldness of caches before a learner step; see `cold_part`."""
         return cold_part(self.trial.samples, self.config.learner.batch_size, self.learner_seconds)
 
 
@@ -76,7 +76,7 @@ class Calibration:
         inserting_seconds: replay's CPU time of a transition.
         sampling_seconds: replay's CPU time of a sampled transition and its new priority.
         learning_seconds: see `Costs`.
-        cold_seconds: see `Costs`.
+        cold_factor: see `Costs`.
     """
 
     actor: float
@@ -84,7 +84,7 @@ class Calibration:
     inserting_seconds: float
     sampling_seconds: float
     learning_seconds: float
-    cold_seconds: float
+    cold_factor: float
 
     def applied_to(self, costs: Costs) -> Costs:
         """Return costs that are changed by this; how a role's parts share its time stays."""
@@ -96,7 +96,7 @@ class Calibration:
             sampling_seconds=sampling * costs.sampling_seconds,
             priority_seconds=sampling * costs.priority_seconds,
             learning_seconds=self.learning_seconds,
-            cold_seconds=self.cold_seconds,
+            cold_factor=self.cold_factor,
             crowding=self.crowding,
         )
 
@@ -165,9 +165,10 @@ def calibrated(
 def calibrate(pieces: Pieces, planned: Run, alone: Run, crowded: Run) -> Calibration:
     """Solve for the costs of all three runs."""
     actor, among = _actor_factor(pieces, alone), _actor_factor(pieces, crowded)
-    inserting, sampling = _replaying(pieces, planned, alone)
-    learning, cold = _learning(pieces, planned, alone)
-    return Calibration(actor, max(1.0, among / actor), inserting, sampling, learning, cold)
+    learning, cold_factor = _learning(pieces, planned, alone)
+    warm, cold = (1.0 + run.cold * (cold_factor - 1.0) for run in (planned, alone))
+    inserting, sampling = _replaying(pieces, planned, alone, warm, cold)
+    return Calibration(actor, max(1.0, among / actor), inserting, sampling, learning, cold_factor)
 
 
 def _actor_factor(pieces: Pieces, run: Run) -> float:
@@ -176,33 +177,42 @@ def _actor_factor(pieces: Pieces, run: Run) -> float:
     return factors_of(costs, layout_of(run.config, run.cores), run.trial).actor
 
 
-def _replaying(pieces: Pieces, planned: Run, alone: Run) -> tuple[float, float]:
-    """Return replay's seconds of a transition, and of a sample: two runs, two unknowns."""
+def _replaying(
+    pieces: Pieces, planned: Run, alone: Run, warm: float, cold: float
+) -> tuple[float, float]:
+    """Return replay's seconds of a transition, and of a sample: two runs, two unknowns.
+
+    Args:
+        pieces: the measured parts.
+        planned: the planned run.
+        alone: the run with few samples.
+        warm: factor of a sample's costs in the planned run.
+        cold: the same in the run with few samples.
+    """
     costs = costs_of(pieces, planned.config, planned.trial)
     sampling = costs.sampling_seconds + costs.priority_seconds
-    more, fewer = planned.samples_per_insert, alone.samples_per_insert
-    if more > _APART * fewer:
+    more, fewer = warm * planned.samples_per_insert, cold * alone.samples_per_insert
+    if planned.samples_per_insert > _APART * alone.samples_per_insert:
         found = (planned.replay_seconds - alone.replay_seconds) / (more - fewer)
-        sampling = max(0.0, found)
+        sampling = max(0.0, found) if more > fewer else sampling
     return max(0.0, alone.replay_seconds - fewer * sampling), sampling
 
 
 def _learning(pieces: Pieces, planned: Run, alone: Run) -> tuple[float, float]:
-    """Return the learner's seconds of a sample while it is busy, and those that waiting adds.
+    """Return a busy learner's seconds of a sample, and the factor of a learner that waits.
 
-    A learner that is busy takes at least what it takes by itself, and at most what the planned
-    run's takes. Between these, both runs decide. A planned run on several threads or a GPU does not
-    tell what one thread takes.
+    A busy learner takes at least what it takes by itself, and at most what the planned run's takes.
+    Between these, both runs decide. A planned run on several threads or a GPU does not tell what
+    one thread takes.
     """
     by_itself = costs_of(pieces, planned.config, planned.trial).learning_seconds
-    warm, cool = planned.cold, alone.cold
-    settings = planned.config.learner
-    if settings.device != "cpu" or settings.threads != 1:
-        learning = min(by_itself, alone.learner_seconds)
-        return learning, (alone.learner_seconds - learning) / max(cool, 1e-9)
-    learning = by_itself
-    if cool > warm:
-        slope = (alone.learner_seconds - planned.learner_seconds) / (cool - warm)
-        learning = max(by_itself, planned.learner_seconds - warm * slope)
-    learning = min(learning, planned.learner_seconds)
-    return learning, max(0.0, alone.learner_seconds - learning) / max(cool, 1e-9)
+    warm, cold, most = planned.cold, alone.cold, alone.learner_seconds
+    settings, learning = planned.config.learner, by_itself
+    if settings.device == "cpu" and settings.threads == 1:
+        if cold > warm:
+            slope = (alone.learner_seconds - planned.learner_seconds) / (cold - warm)
+            learning = max(by_itself, planned.learner_seconds - warm * slope)
+        most = planned.learner_seconds
+    learning = min(learning, most)
+    added = (alone.learner_seconds / learning - 1.0) / max(cold, 1e-9)
+    return learning, 1.0 + max(0.0, added)

@@ -16,7 +16,7 @@ from launcher.bench.replay import WARM_UP_SECONDS, Load, Processes, changed, enc
 from launcher.bench.whole import stages
 from launcher.bench.whole.stages import Acting, Learning, Replaying
 from launcher.bench.whole.trial import Trial
-from launcher.plan.model import Costs, Layout, cold_share, parallel_share_of
+from launcher.plan.model import Costs, Layout, cold_share
 from pdqn.apart import Apart, Task
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
@@ -330,17 +330,16 @@ class Factors:
             sampling_seconds=self.replay * costs.sampling_seconds,
             priority_seconds=self.replay * costs.priority_seconds,
             learning_seconds=self.learner * costs.learning_seconds,
-            cold_seconds=self.learner * costs.cold_seconds,
         )
 
 
 def factors_of(costs: Costs, layout: Layout, trial: Trial) -> Factors:
     """Compare the CPU time of a real run with its costs, for a learner with one thread."""
     steps, samples, cpu = trial.environment_steps, trial.samples, trial.cpu
+    cold = cold_share(costs, layout, steps)
     inserting = costs.replay_seconds(0.0)
-    sampling = costs.replay_seconds(1.0) - inserting
-    acting = costs.crowded_seconds(layout)
-    learning = costs.sample_seconds(1, cold_share(costs, layout, steps))
+    sampling = costs.replay_seconds(1.0, cold) - inserting
+    acting, learning = costs.crowded_seconds(layout), costs.sample_seconds(1, cold)
     return Factors(
         actor=(cpu["actor"] - layout.actors * costs.upkeep_seconds) / (steps * acting),
         replay=cpu["replay"] / (steps * inserting + samples * sampling),
@@ -352,6 +351,14 @@ def shared_part(pieces: Pieces, batch_size: int) -> float | None:
     """Return the part of a learner's step that threads share; None where there is one core."""
     one, two = (pieces.scaling.get((batch_size, threads)) for threads in (1, 2))
     return parallel_share_of(one.wall_seconds, two.wall_seconds) if one and two else None
+
+
+def parallel_share_of(one: float, two: float) -> float:
+    """Return the part that threads share evenly, from the times of a step on one and on two.
+
+    It is 0 where two are not faster, and at most 1.
+    """
+    return min(1.0, max(0.0, 2.0 * (1.0 - two / one)))
 
 
 def _evaluator(config: Config, acting: Acting, episode_steps: float) -> float:
