@@ -5,7 +5,8 @@ messages, cold caches after a wait, and actors that share a core. Three short ru
 
 - the planned run, whose learner mostly gets many samples;
 - an actor on each core, and few samples: actors never wait, and the learner mostly does;
-- several actors on each core, and few samples.
+- several actors on each core, and a sample for each transition. These actors wait, as crowded ones
+  mostly do: the learner gets its share of the cores only while some actors wait.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pdqn.specs import EnvironmentSpec
 
 # Larger machines are calibrated on some of their cores: a crowd on all of them takes its memory.
 MOST_CORES = 2
-FEW_SAMPLES = 0.1
+FEW_SAMPLES, CROWD_SAMPLES = 0.1, 1.0
 # Ratios of samples to inserts that are closer than this do not tell the two apart.
 _APART = 2.0
 
@@ -102,7 +103,7 @@ class Calibration:
 
 
 def edge_configs(chosen: Config, here: Machine, spec: EnvironmentSpec) -> list[Config]:
-    """Plan the two runs with few samples, with an actor on each core and with several.
+    """Plan the two runs beside the planned one, with an actor on each core and with several.
 
     Args:
         chosen: as a person wrote it.
@@ -114,19 +115,21 @@ def edge_configs(chosen: Config, here: Machine, spec: EnvironmentSpec) -> list[C
     """
     cores = min(MOST_CORES, here.cores)
     there = dataclasses.replace(here, cores=cores)
-    plans = [plan(there, _edge(chosen, count * cores), spec) for count in (1, CROWD)]
+    ratio = chosen.replay.samples_per_insert
+    few = FEW_SAMPLES if ratio is None else min(FEW_SAMPLES, ratio / _APART)
+    some = CROWD_SAMPLES if ratio is None else min(CROWD_SAMPLES, ratio)
+    asked = ((cores, few), (CROWD * cores, some))
+    plans = [plan(there, _edge(chosen, *sizes), spec) for sizes in asked]
     return [] if any(found.errors for found in plans) else [found.config for found in plans]
 
 
-def _edge(chosen: Config, actors: int) -> Config:
-    ratio = chosen.replay.samples_per_insert
-    few = FEW_SAMPLES if ratio is None else min(FEW_SAMPLES, ratio / _APART)
+def _edge(chosen: Config, actors: int, samples_per_insert: float) -> Config:
     settings = chosen.to_map()
     settings["replay"].pop("samples_per_insert_tolerance", None)  # it goes with the ratio
     own = {
         "run": {"mode": "parallel"},
         "actor": {"count": actors},
-        "replay": {"samples_per_insert": few},
+        "replay": {"samples_per_insert": samples_per_insert},
         "evaluation": {"enabled": False},
         "learner": {"device": "cpu", "precision": "float32", "threads": 1},
     }
@@ -141,7 +144,7 @@ def calibrated(
     seconds: float,
     say: Callable[[str], object] = lambda _text: None,
 ) -> Calibration:
-    """Run the runs with few samples, and compare.
+    """Run the other two runs, and compare.
 
     Args:
         pieces: the measured parts, with the edges' numbers of environments.
@@ -155,9 +158,9 @@ def calibrated(
         RunError: a run failed.
     """
     used, runs = cores[:MOST_CORES], list[Run]()
+    count = min(MOST_CORES, planned.cores)
     for config in edges:
-        say(f"a run of {plural(resolved(config.actor.count), 'actor')} and few samples")
-        count = min(MOST_CORES, planned.cores)
+        say(f"a run of {plural(resolved(config.actor.count), 'actor')} on {plural(count, 'core')}")
         runs.append(Run(config, count, run_trial(config, seconds, used)))
     return calibrate(pieces, planned, *runs)
 

@@ -6,7 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launcher.bench.whole.calibration import Calibration, Run, calibrated, edge_configs
+from launcher.bench.whole.calibration import (
+    MOST_CORES,
+    Calibration,
+    Run,
+    calibrated,
+    edge_configs,
+)
 from launcher.bench.whole.costs import Pieces, costs_of, layout_of, measure, with_gpu
 from launcher.bench.whole.trial import Trial, run_trial
 from launcher.plan.machine import Machine
@@ -83,7 +89,9 @@ def measure_whole(
     Raises:
         RunError: a process or a run failed.
     """
-    edges = edge_configs(chosen, here, spec) if run_seconds else []
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    can_crowd = bool(cores) or here.cores <= MOST_CORES  # without affinity, actors would spread
+    edges = edge_configs(chosen, here, spec) if run_seconds and can_crowd else []
     envs = [*envs, *(resolved(config.actor.envs_per_actor) for config in edges)]
     pieces = measure(planned, spec, here.cores, seconds, envs=envs, say=say)
     pieces = with_gpu(pieces, gpu_sample_seconds)
@@ -92,9 +100,8 @@ def measure_whole(
     say(f"the planned run for {run_seconds:g} s")
     trial = run_trial(planned, run_seconds)
     if not edges:
-        say("nothing of actors that share a core: there is no memory for a run of them")
+        say("no run of actors that share a core: this machine has no room, or no CPU affinity")
         return Measured(spec, here, planned, pieces, trial)
     own = Run(planned, here.cores, trial)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     calibration = calibrated(pieces, own, edges, cores, run_seconds, say)
     return Measured(spec, here, planned, pieces, trial, calibration)

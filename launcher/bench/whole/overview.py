@@ -269,7 +269,7 @@ def _here_lines(measured: Measured) -> Iterator[str]:
 
 def _calibration_line(found: Calibration) -> str:
     return (
-        f"with few samples, an actor takes {found.actor:.2f} times its parts with a core of its "
+        f"in a run, an actor takes {found.actor:.2f} times its parts with a core of its "
         f"own, and {found.crowding:.2f} times that as one of {CROWD} on a core; after a long wait "
         f"a sample takes {found.cold_factor:.2f} times as much as without"
     )
