@@ -13,7 +13,14 @@ from test_machine import CART_POLE, PLACEMENT, configured, machine
 from actors.environments.describe import describe_environment
 from launcher.bench.replay import Load
 from launcher.bench.whole import overview, stages
-from launcher.bench.whole.calibration import CROWD, Calibration, Run, calibrate, edge_configs
+from launcher.bench.whole.calibration import (
+    CROWD,
+    Calibration,
+    Run,
+    calibrate,
+    edge_configs,
+    fit,
+)
 from launcher.bench.whole.costs import (
     Pieces,
     Serving,
@@ -165,13 +172,21 @@ def test_three_runs_tell_what_company_costs():
     factor = 1.0 + 1.5 * waits / (waits + COOLING_SECONDS)
     replay = 4000.0 * 8e-6 + 320.0 * factor * 3e-6
     few = run_of(4000.0, 320.0, 2, actor=0.44, replay=replay, learner=320.0 * factor * 20e-6)
-    crowd = run_of(3000.0, 300.0, 2 * CROWD, actor=0.495, replay=0.02, learner=0.01)
+    # The crowd learns as rarely.
+    replay, learner = 3000.0 * 8e-6 + 320.0 * factor * 3e-6, few.trial.cpu["learner"]
+    crowd = run_of(3000.0, 320.0, 2 * CROWD, actor=0.495, replay=replay, learner=learner)
     found = calibrate(PIECES, many, few, crowd)
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(CALIBRATION), rel=0.01)
     costs = found.applied_to(costs_of(PIECES, many.config, many.trial))
     assert costs.actor_seconds == pytest.approx(110e-6)
     assert costs.replay_seconds(2.0) == pytest.approx(14e-6)
     assert costs.journal_seconds / costs.intake_seconds == pytest.approx(0.5 / 3.5), "as measured"
+
+
+def test_costs_that_no_two_terms_explain_get_one_and_none_below_zero():
+    assert fit([0.0, 1.0, 2.0], [3.0, 5.0, 7.0]) == pytest.approx((3.0, 2.0))
+    assert fit([1.0, 2.0, 3.0], [1.0, 3.0, 5.0])[0] == 0.0
+    assert fit([1.0, 2.0], [5.0, 4.0]) == (pytest.approx(180 / 41), 0.0)
 
 
 def test_a_learner_is_not_taken_to_be_quicker_than_it_is_by_itself():

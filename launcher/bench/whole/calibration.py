@@ -12,8 +12,11 @@ messages, cold caches after a wait, and actors that share a core. Three short ru
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from launcher.bench.whole.costs import Factors, Pieces, costs_of, factors_of, layout_of
 from launcher.bench.whole.trial import Trial, run_trial
@@ -28,8 +31,9 @@ from pdqn.specs import EnvironmentSpec
 # Larger machines are calibrated on some of their cores: a crowd on all of them takes its memory.
 MOST_CORES = 2
 FEW_SAMPLES, CROWD_SAMPLES = 0.1, 1.0
-# Ratios of samples to inserts that are closer than this do not tell the two apart.
+# The ratio with few samples is at most the planned one over this.
 _APART = 2.0
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -168,10 +172,26 @@ def calibrated(
 def calibrate(pieces: Pieces, planned: Run, alone: Run, crowded: Run) -> Calibration:
     """Solve for the costs of all three runs."""
     actor, among = _actor_factor(pieces, alone), _actor_factor(pieces, crowded)
-    learning, cold_factor = _learning(pieces, planned, alone)
-    warm, cold = (1.0 + run.cold * (cold_factor - 1.0) for run in (planned, alone))
-    inserting, sampling = _replaying(pieces, planned, alone, warm, cold)
+    learning, cold_factor = _learning(pieces, planned, alone, crowded)
+    runs = (planned, alone, crowded)
+    sampled = [run.samples_per_insert * (1.0 + run.cold * (cold_factor - 1.0)) for run in runs]
+    inserting, sampling = fit(sampled, [run.replay_seconds for run in runs])
     return Calibration(actor, max(1.0, among / actor), inserting, sampling, learning, cold_factor)
+
+
+def fit(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Return a constant and a slope, neither negative, by least squares of relative errors."""
+    times = np.maximum(1e-12, np.array(seconds))
+    rows = np.stack([np.ones_like(times), np.array(amounts)], axis=1) / times[:, None]
+    constant, slope = np.linalg.lstsq(rows, np.ones_like(times))[0]
+    if constant < 0.0:
+        return 0.0, _through(rows[:, 1])
+    return (float(constant), float(slope)) if slope >= 0.0 else (_through(rows[:, 0]), 0.0)
+
+
+def _through(column: FloatArray) -> float:
+    """Return the factor that brings a column nearest to 1."""
+    return float(column.sum() / max(1e-30, (column**2).sum()))
 
 
 def _actor_factor(pieces: Pieces, run: Run) -> float:
@@ -180,42 +200,20 @@ def _actor_factor(pieces: Pieces, run: Run) -> float:
     return factors_of(costs, layout_of(run.config, run.cores), run.trial).actor
 
 
-def _replaying(
-    pieces: Pieces, planned: Run, alone: Run, warm: float, cold: float
-) -> tuple[float, float]:
-    """Return replay's seconds of a transition, and of a sample: two runs, two unknowns.
-
-    Args:
-        pieces: the measured parts.
-        planned: the planned run.
-        alone: the run with few samples.
-        warm: factor of a sample's costs in the planned run.
-        cold: the same in the run with few samples.
-    """
-    costs = costs_of(pieces, planned.config, planned.trial)
-    sampling = costs.sampling_seconds + costs.priority_seconds
-    more, fewer = warm * planned.samples_per_insert, cold * alone.samples_per_insert
-    if planned.samples_per_insert > _APART * alone.samples_per_insert:
-        found = (planned.replay_seconds - alone.replay_seconds) / (more - fewer)
-        sampling = max(0.0, found) if more > fewer else sampling
-    return max(0.0, alone.replay_seconds - fewer * sampling), sampling
-
-
-def _learning(pieces: Pieces, planned: Run, alone: Run) -> tuple[float, float]:
+def _learning(pieces: Pieces, planned: Run, alone: Run, crowded: Run) -> tuple[float, float]:
     """Return a busy learner's seconds of a sample, and the factor of a learner that waits.
 
     A busy learner takes at least what it takes by itself, and at most what the planned run's takes.
-    Between these, both runs decide. A planned run on several threads or a GPU does not tell what
+    Between these, all runs decide. A planned run on several threads or a GPU does not tell what
     one thread takes.
     """
+    settings, runs = planned.config.learner, [planned, alone, crowded]
+    tells = settings.device == "cpu" and settings.threads == 1
+    runs = runs if tells else runs[1:]
+    cold, seconds = [run.cold for run in runs], [run.learner_seconds for run in runs]
     by_itself = costs_of(pieces, planned.config, planned.trial).learning_seconds
-    warm, cold, most = planned.cold, alone.cold, alone.learner_seconds
-    settings, learning = planned.config.learner, by_itself
-    if settings.device == "cpu" and settings.threads == 1:
-        if cold > warm:
-            slope = (alone.learner_seconds - planned.learner_seconds) / (cold - warm)
-            learning = max(by_itself, planned.learner_seconds - warm * slope)
-        most = planned.learner_seconds
-    learning = min(learning, most)
-    added = (alone.learner_seconds / learning - 1.0) / max(cold, 1e-9)
+    least = max(by_itself, fit(cold, seconds)[0]) if tells else by_itself
+    learning = min(least, seconds[0])
+    # The colder the caches were, the more a run tells of what that adds.
+    added = sum(each / learning - 1.0 for each in seconds) / max(1e-9, sum(cold))
     return learning, 1.0 + max(0.0, added)
