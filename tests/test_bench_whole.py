@@ -327,10 +327,11 @@ def test_every_piece_of_a_small_run_has_a_cost(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.slow
 def test_a_whole_run_is_measured_and_predicted(capsys: pytest.CaptureFixture[str]):
     config = configured(run={"env": "CartPole-v1", "mode": "parallel"})
-    assert overview.bench(config, 0.2, 5.0, 50e-6, as_json=True) == 0
+    assert overview.bench(config, 0.2, 3.0, 50e-6, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(part["seconds"] >= 0 for part in found["parts"])
     assert found["run"]["environment_steps"] > 0
     assert found["run"]["cpu"]["learner"] > 0
+    assert found["calibration"]["crowding"] >= 1.0
     assert found["gpu_is_told"]
     assert all(one["known"] and one["rate"] > 0 for one in found["predicted"])
