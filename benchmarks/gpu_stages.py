@@ -29,7 +29,7 @@ from actors.environments.describe import describe_environment
 from actors.environments.vector import VectorEnvironment
 from actors.evaluation import random_act
 from benchmarks.gpu_graphs import GraphedStep
-from benchmarks.scaling import spent_by_role
+from benchmarks.scaling import growth
 from learner.learner import Learner
 from learner.objective import TensorBatch
 from learner.staging import Stager
@@ -381,41 +381,31 @@ def run(setting: Setting, findings: Findings) -> int:
         command += ["--set", f"learner.device={setting.device}", "--set", "system.pictures=false"]
         began = time.monotonic()
         # In this session, so that it ends with this process.
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as launch:
-            spent = _watched(launch)
+        launch = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
         findings.put("command", command[2:])
         findings.put("seconds", round(time.monotonic() - began, 1))
-        findings.put("cores_by_role", _cores(spent))
-        findings.put("figures", _figures(directory / "metrics.jsonl"))
+        lines = _lines(directory / "metrics.jsonl")
+        findings.put("cores_by_role", _cores(lines))
+        findings.put("figures", _figures(lines))
         findings.put("summary", _summary(directory / "summary.json"))
     return launch.returncode
 
 
-def _watched(launch: subprocess.Popen[bytes]) -> list[tuple[float, dict[str, float]]]:
-    """Wait for a run's end; return each role's processor seconds, once a second."""
-    spent: list[tuple[float, dict[str, float]]] = []
-    while launch.poll() is None:
-        spent.append((time.monotonic(), spent_by_role(os.getsid(0))))
-        try:
-            launch.wait(1.0)
-        except subprocess.TimeoutExpired:
-            continue
-    return spent
-
-
-def _cores(spent: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the cores that each role used in the middle half of a run."""
-    if len(spent) < 4:
-        return {}
-    (start, before), (end, after) = spent[len(spent) // 4], spent[3 * len(spent) // 4]
-    return {role: (after[role] - before[role]) / (end - start) for role in after}
-
-
-def _figures(path: Path) -> dict[str, Any]:
-    """Return means over the second half of a run's lines, the last line, and evaluations."""
+def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _cores(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the cores that each role used after the first quarter of a run."""
+    later = lines[len(lines) // 4 :]
+    roles = ("actor", "replay", "learner", "evaluator")
+    return {role: growth(later, f"{role}/cpu_seconds") for role in roles}
+
+
+def _figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return means over the second half of a run's lines, the last line, and evaluations."""
     told = [line for line in lines if "learner_steps" in line]
     half = told[len(told) // 2 :]
     means = {}

@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle, islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from actors.rollout import Identity, Rollout
 from actors.segments import join_segments
 from launcher.bench.recordings import Recording, record
 from launcher.bench.replay import bench_config, changed, encoded_batches
+from launcher.bench.whole.stages import Work, filled, taken_in
 from learner.learner import Learner
 from pdqn import wire
 from pdqn.config import Config
@@ -31,16 +32,13 @@ from pdqn.layers import build
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
 from replay.buffer import PrioritizedBuffer, make_buffer
-from replay.samples import Sample, SampleLayout
+from replay.samples import Sample
 
 _ENVS, _BATCH = 8, 64
 _RUN = "bench"
 _STEPS = 1000
 _SLICE_SECONDS = 0.05
 _BATCHES = 64
-
-# Yields the number of units after each piece of work.
-Work = Iterator[int]
 
 
 def main() -> None:
@@ -144,9 +142,7 @@ def _intake(name: str, store: str) -> Work:
     config = bench_config(recording)
     encoded = list(islice(encoded_batches(recording, config), _BATCHES))
     buffer = make_buffer(changed(config, "replay", {"store": store}), recording.spec)
-    for data in cycle(encoded):
-        batch = wire.decode_transitions(data, recording.spec, _RUN)
-        yield len(buffer.insert(batch.columns, batch.blocks, batch.parameter_version))
+    yield from taken_in(buffer, recording.spec, cycle(encoded))
 
 
 def _sample(name: str, store: str) -> Work:
@@ -175,14 +171,10 @@ def _learn(name: str, **network: Any) -> Work:
 
 
 def _filled(recording: Recording, store: str) -> tuple[PrioritizedBuffer, Sample]:
-    """Fill a buffer with a recording, and make room for a sample of it."""
+    """Fill a buffer with a recording, and draw a sample of it."""
     config = changed(bench_config(recording), "replay", {"store": store})
-    buffer = make_buffer(config, recording.spec)
-    for data in islice(encoded_batches(recording, config), _BATCHES):
-        batch = wire.decode_transitions(data, recording.spec, _RUN)
-        buffer.insert(batch.columns, batch.blocks, batch.parameter_version)
-    layout = SampleLayout(recording.spec, _BATCH)
-    return buffer, layout.view(bytearray(layout.nbytes))
+    encoded = list(islice(encoded_batches(recording, config), _BATCHES))
+    return filled(changed(config, "learner", {"batch_size": _BATCH}), recording.spec, encoded)
 
 
 # A path is a case of its own for each kind of network and store that it may have.

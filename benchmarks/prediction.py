@@ -1,10 +1,10 @@
 """Predicted rates beside those of real runs: ``python -m benchmarks.prediction``.
 
-The costs are measured once for each environment, as ``pdqn bench`` does. From them follow the
-rates of twelve runs: on one and two cores, with 2 to 32 actors, and 0.1 to 8 samples an insert. A
-run also reports its CPU time. If the model is right with the costs of the run itself and the
-prediction is not, then the costs were measured wrongly. ``actor``, ``replay`` and ``learner`` are
-factors: the CPU time of a role in the run over what was predicted.
+The costs are measured once for each environment, as ``pdqn bench`` does, and know nothing of the
+cases. From them follow the rates of twelve runs: on one and two cores, with 2 to 32 actors, and 0.1
+to 8 samples an insert. A run also reports its CPU time. If the model is right with the costs of the
+run itself and the prediction is not, then the costs were measured wrongly. ``actor``, ``replay``
+and ``learner`` are factors: the CPU time of a role in the run over what was predicted.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.bench.whole.costs import Factors, Pieces, costs_of, factors_of, measure
-from launcher.bench.whole.overview import layout_of
+from launcher.bench.whole.costs import Factors, factors_of, layout_of
+from launcher.bench.whole.measured import Measured, measure_whole
 from launcher.bench.whole.trial import Trial, run_trial
 from launcher.plan.inspector import Inspector
+from launcher.plan.machine import Machine
 from launcher.plan.model import Layout, predict
 from launcher.plan.prepare import prepare
 from pdqn.config import Config, resolved
@@ -91,9 +92,9 @@ class Outcome:
 
     Attributes:
         case: the run.
-        predicted: from costs that were measured piece by piece before.
+        predicted: from costs that were measured before.
         limit: the resource that limits it by this prediction.
-        by_base_run: the same with each role's CPU time as in the real run on all cores.
+        by_parts: the same from parts that were measured one by one, without any real run.
         by_own_run: the same with each role's CPU time as in this run.
         measured: the run's.
         factors: CPU time of each role in this run over what was predicted.
@@ -103,7 +104,7 @@ class Outcome:
     case: Case
     predicted: float
     limit: str
-    by_base_run: float
+    by_parts: float
     by_own_run: float
     measured: float
     factors: Factors
@@ -133,11 +134,11 @@ def main() -> int:
         sys.exit(f"this process may use {len(cores)} cores, and the cases need 2")
     os.sched_setaffinity(0, cores[:2])
     began, outcomes = time.monotonic(), list[Outcome]()
-    bases: dict[str, Base] = {}
+    bases: dict[str, Measured] = {}
     for case in chosen:
         if case.environment not in bases:
             print(f"costs of {case.environment}", file=sys.stderr)
-            bases[case.environment] = Base.measured(case.environment, options)
+            bases[case.environment] = measured(case.environment, options)
         print(case.name, file=sys.stderr)
         try:
             outcomes.append(outcome_of(case, bases[case.environment], cores, options.run_seconds))
@@ -152,40 +153,24 @@ def main() -> int:
     return 0 if len(good) == len(chosen) else 1
 
 
-@dataclass(frozen=True)
-class Base:
-    """Whatever predictions for an environment start from.
-
-    Attributes:
-        config: of the real run on all cores, with all that is left to auto filled in.
-        spec: the environment's.
-        pieces: the costs, by numbers of environments that the cases have.
-        trial: the real run.
-    """
-
-    config: Config
-    spec: EnvironmentSpec
-    pieces: Pieces
-    trial: Trial
-
-    @property
-    def factors(self) -> Factors:
-        """The CPU time of each role in the real run, over what its costs say."""
-        costs = costs_of(self.pieces, self.config, self.trial)
-        return factors_of(costs, layout_of(self.config, 2), self.trial)
-
-    @classmethod
-    def measured(cls, environment: str, options: argparse.Namespace) -> Base:
-        """Measure an environment's costs on two cores."""
-        config, spec = planned(Case(environment, 2, 1, 0.0))
-        own = [planned(case)[0] for case in CASES if case.environment == environment]
-        envs = [resolved(config.actor.envs_per_actor) for config in own]
-        pieces = measure(config, spec, 2, options.seconds, envs=envs)
-        return cls(config, spec, pieces, run_trial(config, options.run_seconds))
+def measured(environment: str, options: argparse.Namespace) -> Measured:
+    """Measure an environment's costs on two cores, for one actor and the plan's ratio."""
+    chosen = configured(Case(environment, 2, 1, 0.0))
+    config, spec, here = planned(chosen)
+    own = [configured(case) for case in CASES if case.environment == environment]
+    return measure_whole(
+        chosen,
+        config,
+        spec,
+        here,
+        seconds=options.seconds,
+        run_seconds=options.run_seconds,
+        envs=[resolved(planned(one)[0].actor.envs_per_actor) for one in own],
+    )
 
 
-def planned(case: Case) -> tuple[Config, EnvironmentSpec]:
-    """Plan a case's run; a ratio of 0 is left to the plan."""
+def configured(case: Case) -> Config:
+    """Return a case's settings; a ratio of 0 is left to the plan."""
     env, env_args = _ENVIRONMENTS[case.environment]
     ratio = {"samples_per_insert": case.samples_per_insert} if case.samples_per_insert else {}
     settings = {
@@ -198,17 +183,21 @@ def planned(case: Case) -> tuple[Config, EnvironmentSpec]:
     layers: list[tuple[str, Layer]] = [("case", settings)]
     if env == _PLACEMENT:  # as for pdqn launch
         layers.insert(0, ("preset", read_toml(_PRESET)))
-    config = build(*layers)
+    return build(*layers)
+
+
+def planned(config: Config) -> tuple[Config, EnvironmentSpec, Machine]:
+    """Fill in all that is left to auto."""
     with Inspector(config.system) as inspector:
-        spec, _, plan = prepare(config, inspector=inspector)
-    return plan.config, spec
+        spec, here, plan = prepare(config, inspector=inspector)
+    return plan.config, spec, here
 
 
-def outcome_of(case: Case, base: Base, cores: list[int], seconds: float) -> Outcome:
+def outcome_of(case: Case, base: Measured, cores: list[int], seconds: float) -> Outcome:
     """Predict a case, run it, and compare."""
-    config, _ = planned(case)
-    costs = costs_of(base.pieces, base.config, base.trial, resolved(config.actor.envs_per_actor))
-    layout = layout_of(config, case.cores)
+    config = planned(configured(case))[0]
+    envs, layout = resolved(config.actor.envs_per_actor), layout_of(config, case.cores)
+    costs = base.costs(envs)
     predicted = predict(costs, layout)
     trial = run_trial(config, seconds, cores[: case.cores])
     own = factors_of(costs, layout, trial)
@@ -216,7 +205,7 @@ def outcome_of(case: Case, base: Base, cores: list[int], seconds: float) -> Outc
         case=case,
         predicted=predicted.rate,
         limit=predicted.limit,
-        by_base_run=predict(base.factors.applied_to(costs), layout).rate,
+        by_parts=predict(base.parts(envs), layout).rate,
         by_own_run=predict(own.applied_to(costs), layout).rate,
         measured=measured_rate(trial, layout),
         factors=own,
@@ -235,7 +224,7 @@ def report(outcomes: list[Outcome]) -> Iterator[str]:
     """Yield the lines of a Markdown table, and a summary."""
     yield (
         "| environment | cores | actors | samples an insert | predicted, steps/s | limit "
-        "| measured | error | with the base run's costs | with its own | actor | replay | learner "
+        "| measured | error | by parts alone | with its own costs | actor | replay | learner "
         "| cores in use |"
     )
     yield "|---" * 14 + "|"
@@ -245,7 +234,7 @@ def report(outcomes: list[Outcome]) -> Iterator[str]:
         yield (
             f"| {case.environment} | {case.cores} | {case.actors} | {case.samples_per_insert:g} "
             f"| {one.predicted:.1f} | {one.limit} | {one.measured:.1f} | {one.error:+.1%} "
-            f"| {one.error_of(one.by_base_run):+.1%} | {one.error_of(one.by_own_run):+.1%} "
+            f"| {one.error_of(one.by_parts):+.1%} | {one.error_of(one.by_own_run):+.1%} "
             f"| {factors} | {used:.2f} |"
         )
     errors = [abs(one.error) for one in outcomes]
@@ -255,15 +244,15 @@ def report(outcomes: list[Outcome]) -> Iterator[str]:
     )
 
 
-def as_data(outcomes: list[Outcome], bases: dict[str, Base]) -> dict[str, Any]:
+def as_data(outcomes: list[Outcome], bases: dict[str, Measured]) -> dict[str, Any]:
     """Return everything as plain data."""
     return {
         "outcomes": [dataclasses.asdict(one) | {"error": one.error} for one in outcomes],
-        "costs": {
-            name: dataclasses.asdict(costs_of(base.pieces, base.config, base.trial))
-            for name, base in bases.items()
+        "costs": {name: dataclasses.asdict(base.costs()) for name, base in bases.items()},
+        "parts": {name: dataclasses.asdict(base.parts()) for name, base in bases.items()},
+        "trials": {
+            name: dataclasses.asdict(base.trial) for name, base in bases.items() if base.trial
         },
-        "trials": {name: dataclasses.asdict(base.trial) for name, base in bases.items()},
     }
 
 

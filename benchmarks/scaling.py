@@ -5,8 +5,8 @@ Each run has a number of actors with one environment each, ``pdqn/Latency-v0``, 
 settings are defaults but for one sample per insert and no evaluator.
 
 The table has the rate, its share of the ideal (one step per latency and actor), and the cores in
-use. It has each role's processor time for each transition, all threads included; the forkserver's
-counts as the launcher's. ``--json`` writes the same to a file.
+use. It has each role's processor time for each transition, all threads included, as roles report
+it; the forkserver's counts as the launcher's. ``--json`` writes the same to a file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ import numpy as np
 import psutil
 
 from benchmarks.chaos import processes
+from launcher.bench.whole.trial import slope
 
 ACTORS = (1, 2, 4, 8, 16, 32, 64, 120)
 ROLES = ("actor", "replay", "learner", "launcher")
+_REPORTING = ("actor", "replay", "learner", "evaluator")
 _SETTINGS = (
     "replay.samples_per_insert=1",
     "replay.min_size=256",
@@ -148,30 +151,34 @@ def _observed(
     _await(run, lambda: any(line["learner_steps"] for line in _lines(directory)))
     time.sleep(_SETTLE_SECONDS)
     psutil.cpu_percent()
-    before, started, told = spent_by_role(run.pid), time.monotonic(), len(_lines(directory))
+    before, started, told = launcher_seconds(run.pid), time.monotonic(), len(_lines(directory))
     time.sleep(seconds)
-    after, wall, machine = spent_by_role(run.pid), time.monotonic() - started, psutil.cpu_percent()
-    lines = _lines(directory)[told:]
-    rate = steps_per_second(lines)
-    spent = {role: after[role] - before[role] for role in after}
+    of_launcher = (launcher_seconds(run.pid) - before) / (time.monotonic() - started)
+    machine, lines = psutil.cpu_percent(), _lines(directory)[told:]
+    rate = growth(lines, "environment_steps")
+    used = {role: growth(lines, f"{role}/cpu_seconds") for role in ROLES}
+    used["launcher"] = of_launcher
     waits = float(np.mean([line["actor/wait_share"] or 0.0 for line in lines]))
     return Result(
         actors,
         rate,
         rate * latency / actors,
-        sum(spent.values()) / wall,
+        sum(used.values()),
         machine / 100,
-        {role: 1e6 * spent[role] / (rate * wall) for role in ROLES},
+        {role: 1e6 * used[role] / rate for role in ROLES},
         waits,
-        saturated({role: spent[role] / wall for role in ROLES}, machine / 100, waits),
+        saturated(used, machine / 100, waits),
     )
 
 
-def steps_per_second(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Fit a line through the counted steps, which makes good for reports that come late."""
-    known = [line for line in lines if line.get("environment_steps") is not None]
-    times = [line["time_seconds"] for line in known]
-    return float(np.polyfit(times, [line["environment_steps"] for line in known], 1)[0])
+def growth(lines: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Return the growth per second of a total, 0 where it is not counted.
+
+    A line through all points makes good for reports that come late.
+    """
+    known = [line for line in lines if line.get(name) is not None]
+    times = np.array([line["time_seconds"] for line in known])
+    return slope(times, [line[name] for line in known]) if len(known) > 1 else 0.0
 
 
 def saturated(cores_used: Mapping[str, float], machine: float, waits: float) -> str:
@@ -191,19 +198,16 @@ def saturated(cores_used: Mapping[str, float], machine: float, waits: float) -> 
     return "limiter" if waits > 1.0 - _FULL else ""
 
 
-def spent_by_role(session: int) -> dict[str, float]:
-    """Return the processor seconds of each role's processes so far, without this process."""
-    seconds: dict[str, float] = dict.fromkeys(ROLES, 0.0)
+def launcher_seconds(session: int) -> float:
+    """Return the processor seconds of launcher and forkserver so far."""
+    seconds = 0.0
     for process in processes.members(session):
-        if process.pid == os.getpid():
-            continue
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
         words = processes.title(process).split()
-        role = words[1] if words[:1] == ["pdqn"] else ""
-        seconds[role if role in ROLES else "launcher"] += times.user + times.system
+        if words[:1] == ["pdqn"] and words[1] in _REPORTING:
+            continue
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
     return seconds
 
 

@@ -13,20 +13,30 @@ from test_machine import CART_POLE, PLACEMENT, configured, machine
 from actors.environments.describe import describe_environment
 from launcher.bench.replay import Load
 from launcher.bench.whole import overview, stages
+from launcher.bench.whole.calibration import (
+    CROWD,
+    Calibration,
+    Run,
+    calibrate,
+    edge_configs,
+    fit,
+)
 from launcher.bench.whole.costs import (
     Pieces,
     Serving,
     costs_of,
     factors_of,
+    layout_of,
     median_of,
     rows,
     serving_of,
     with_gpu,
 )
+from launcher.bench.whole.measured import Measured
 from launcher.bench.whole.stages import Acting, Learning, Replaying
 from launcher.bench.whole.trial import Trial, summarize
 from launcher.cli.commands import cli
-from launcher.plan.model import predict
+from launcher.plan.model import COOLING_SECONDS, predict
 from launcher.plan.plan import plan
 from launcher.terminal import terminal
 from pdqn.config import Config
@@ -65,6 +75,12 @@ TRIAL = Trial(
     actor_waits=0.5,
     learner_waits=0.1,
 )
+
+
+CALIBRATION = Calibration(
+    actor=1.1, crowding=1.5, inserting_seconds=8e-6, sampling_seconds=3e-6,
+    learning_seconds=20e-6, cold_factor=2.5,
+)  # fmt: skip
 
 
 def planned(cores: int = 2) -> Config:
@@ -116,7 +132,7 @@ def test_a_phase_in_which_a_process_was_held_up_does_not_count():
 
 def test_a_run_tells_by_which_factor_each_role_took_more():
     config = planned()
-    costs, layout = costs_of(PIECES, config, TRIAL), overview.layout_of(config, 2)
+    costs, layout = costs_of(PIECES, config, TRIAL), layout_of(config, 2)
     found = factors_of(costs, layout, TRIAL)
     assert layout.actors == 1
     assert found.actor == pytest.approx(2.0)  # 0.2 s for 1000 steps of 100 us
@@ -133,6 +149,72 @@ def test_a_gpu_that_was_measured_here_is_not_replaced_by_one_that_is_told():
     measured = dataclasses.replace(PIECES, gpu_seconds=7e-6)
     assert with_gpu(measured, 5e-6).gpu_seconds == 7e-6
     assert with_gpu(PIECES, None).gpu_seconds is None
+
+
+# ---- from real runs to costs ----
+
+
+def run_of(steps: float, samples: float, actors: int, **cpu: float) -> Run:
+    """Make a run on two cores, in which every unit of 8 environments' actors took this CPU time."""
+    chosen = configured(run={"mode": "parallel"}, actor={"count": actors, "envs_per_actor": 8})
+    config = plan(machine(2), chosen, CART_POLE).config
+    own = {**TRIAL.cpu, **cpu, "actor": cpu["actor"] + actors * PIECES.upkeep}
+    trial = dataclasses.replace(TRIAL, environment_steps=steps, samples=samples, cpu=own)
+    return Run(config, 2, trial)
+
+
+def test_three_runs_tell_what_company_costs():
+    # The planned run learns 50,000 samples of 20 us: its learner never waits. The other one's
+    # steps are 200 ms apart. By then caches are cold, and a sample takes 2.5 times as much. Replay
+    # takes 8 us of a transition and 3 us of a sample. Actors take 110 us, in the crowd 165 us.
+    many = run_of(5000.0, 50_000.0, 1, actor=0.55, replay=0.19, learner=1.0)
+    waits = 0.2 - 64 * 50e-6
+    factor = 1.0 + 1.5 * waits / (waits + COOLING_SECONDS)
+    replay = 4000.0 * 8e-6 + 320.0 * factor * 3e-6
+    few = run_of(4000.0, 320.0, 2, actor=0.44, replay=replay, learner=320.0 * factor * 20e-6)
+    # The crowd learns as rarely.
+    replay, learner = 3000.0 * 8e-6 + 320.0 * factor * 3e-6, few.trial.cpu["learner"]
+    crowd = run_of(3000.0, 320.0, 2 * CROWD, actor=0.495, replay=replay, learner=learner)
+    found = calibrate(PIECES, many, few, crowd)
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(CALIBRATION), rel=0.01)
+    costs = found.applied_to(costs_of(PIECES, many.config, many.trial))
+    assert costs.actor_seconds == pytest.approx(110e-6)
+    assert costs.replay_seconds(2.0) == pytest.approx(14e-6)
+    assert costs.journal_seconds / costs.intake_seconds == pytest.approx(0.5 / 3.5), "as measured"
+
+
+def test_costs_that_no_two_terms_explain_get_one_and_none_below_zero():
+    assert fit([0.0, 1.0, 2.0], [3.0, 5.0, 7.0]) == pytest.approx((3.0, 2.0))
+    assert fit([1.0, 2.0, 3.0], [1.0, 3.0, 5.0])[0] == 0.0
+    assert fit([1.0, 2.0], [5.0, 4.0]) == (pytest.approx(180 / 41), 0.0)
+
+
+def test_a_learner_is_not_taken_to_be_quicker_than_it_is_by_itself():
+    # Both runs wait, so that a line through them says little of a learner that is always busy.
+    slow = run_of(5000.0, 500.0, 1, actor=0.55, replay=0.05, learner=500.0 * 40e-6)
+    slower = run_of(5000.0, 400.0, 2, actor=0.55, replay=0.05, learner=400.0 * 41e-6)
+    found = calibrate(PIECES, slow, slower, slower)
+    assert found.learning_seconds == pytest.approx(15e-6)  # a step of 12 us, and 3 of sockets
+
+
+def test_a_planned_run_on_several_threads_does_not_tell_what_one_thread_takes():
+    many = run_of(5000.0, 50_000.0, 1, actor=0.55, replay=0.19, learner=4.0)
+    threads = build(("test", many.config.to_map()), ("test", {"learner": {"threads": 4}}))
+    few = run_of(4000.0, 320.0, 2, actor=0.44, replay=0.03, learner=320.0 * 45e-6)
+    found = calibrate(PIECES, dataclasses.replace(many, config=threads), few, few)
+    assert found.learning_seconds == pytest.approx(15e-6)
+
+
+def test_the_other_runs_have_an_actor_on_each_core_and_a_crowd_on_at_most_two():
+    chosen = configured(replay={"samples_per_insert": 8.0})
+    alone, crowd = edge_configs(chosen, machine(16), CART_POLE)
+    assert (alone.actor.count, crowd.actor.count) == (2, 2 * CROWD)
+    assert (alone.replay.samples_per_insert, crowd.replay.samples_per_insert) == (0.1, 1.0)
+    chosen = configured(replay={"samples_per_insert": 0.1})
+    alone, crowd = edge_configs(chosen, machine(1), CART_POLE)
+    assert (alone.actor.count, crowd.actor.count) == (1, CROWD)
+    # Two ratios are told apart, and none is higher than the planned one.
+    assert (alone.replay.samples_per_insert, crowd.replay.samples_per_insert) == (0.05, 0.1)
 
 
 # ---- a real run's figures ----
@@ -183,34 +265,32 @@ def test_other_machines_get_the_plan_of_their_own_size():
 
 def test_the_report_says_what_is_measured_and_what_is_assumed():
     config, given = planned(), configured()
-    costs = costs_of(PIECES, config, TRIAL)
-    machines = overview._others()
+    measured = Measured(CART_POLE, machine(2), config, PIECES, TRIAL, CALIBRATION)
+    costs = measured.costs()
     places = [
-        overview._place(
-            PIECES, config, TRIAL, overview.other_config(given, CART_POLE, machine(2), *m), *m
-        )
-        for m in machines
+        overview._place(measured, overview.other_config(given, CART_POLE, machine(2), *m), *m)
+        for m in overview._others()
     ]
     console = terminal(width=80, record=True, file=None)
     with console.capture() as capture:
-        console.print(overview._cost_table(CART_POLE, machine(2), config, PIECES, TRIAL, costs))
-        own = overview.layout_of(config, 2)
-        for text in overview._here_lines(costs, own, TRIAL, PIECES, config):
+        console.print(overview._cost_table(measured))
+        for text in overview._here_lines(measured):
             console.print(text)
         console.print(overview._places_table(places))
-        for note in overview._notes(PIECES, config, places):
+        for note in overview._notes(measured, places):
             console.print(note)
     shown = capture.get()
     assert "…" not in shown, "80 columns have room for all"
     assert "learner is the bottleneck" in shown
+    assert "1.10 times its parts" in shown
     assert "No GPU was measured" in shown
     known = [place for place in places if not place.layout.gpu]
     assert {place.prediction.limit for place in known} == {"learner"}
-    data = overview.as_data(CART_POLE, machine(2), config, PIECES, TRIAL, costs, places)
+    data = overview.as_data(measured, places)
     json.dumps(data, allow_nan=False)
     assert [one["cores"] for one in data["predicted"]] == [16, 16, 64, 64, 128, 128, 1024, 1024]
     assert [one["known"] for one in data["predicted"]] == [True, False] * 4
-    assert data["here"]["rate"] == pytest.approx(predict(costs, own).rate)
+    assert data["here"]["rate"] == pytest.approx(predict(costs, layout_of(config, 2)).rate)
 
 
 def test_options_before_the_name_of_a_benchmark_are_refused_rather_than_ignored():
@@ -247,10 +327,11 @@ def test_every_piece_of_a_small_run_has_a_cost(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.slow
 def test_a_whole_run_is_measured_and_predicted(capsys: pytest.CaptureFixture[str]):
     config = configured(run={"env": "CartPole-v1", "mode": "parallel"})
-    assert overview.bench(config, 0.2, 5.0, 50e-6, as_json=True) == 0
+    assert overview.bench(config, 0.2, 3.0, 50e-6, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(part["seconds"] >= 0 for part in found["parts"])
     assert found["run"]["environment_steps"] > 0
     assert found["run"]["cpu"]["learner"] > 0
+    assert found["calibration"]["crowding"] >= 1.0
     assert found["gpu_is_told"]
     assert all(one["known"] and one["rate"] > 0 for one in found["predicted"])

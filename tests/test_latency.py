@@ -10,7 +10,7 @@ from actors.environments import latency
 from actors.environments.describe import describe_environment
 from actors.environments.latency import LatencyEnv
 from actors.environments.registration import LATENCY_ID
-from benchmarks.scaling import saturated, steps_per_second
+from benchmarks.scaling import growth, saturated
 from pdqn.errors import UsageError
 
 LATENCY = 0.5
@@ -100,7 +100,8 @@ def test_it_is_made_by_its_id_and_gymnasium_finds_no_fault():
 
 def test_a_rate_is_the_slope_of_the_counted_steps():
     lines = [{"time_seconds": t, "environment_steps": 40 + 200 * t} for t in (3.0, 4.5, 5.0)]
-    assert steps_per_second(lines) == pytest.approx(200.0)
+    assert growth(lines, "environment_steps") == pytest.approx(200.0)
+    assert growth([{"time_seconds": 1.0, "actor/cpu_seconds": None}], "actor/cpu_seconds") == 0.0
 
 
 @pytest.mark.parametrize(

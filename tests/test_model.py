@@ -6,10 +6,13 @@ import dataclasses
 
 import pytest
 
+from launcher.bench.whole.costs import parallel_share_of
 from launcher.plan.model import (
+    COOLING_SECONDS,
+    CROWD,
     Costs,
     Layout,
-    parallel_share_of,
+    cold_part,
     predict,
     replays_worth,
     required_gpu_seconds,
@@ -57,6 +60,30 @@ def test_two_cores_are_twice_one_until_a_single_process_is_full():
     learns = predict(COSTS, layout(cores=2, actors=4, samples_per_insert=8.0))
     assert learns.limit == "learner"
     assert learns.rate == pytest.approx(1 / 320e-6)
+
+
+def test_each_doubling_of_the_actors_on_a_core_adds_the_same_to_their_costs():
+    costs = dataclasses.replace(COSTS, crowding=1.6)
+    found = [costs.crowded_seconds(layout(10, actors=n)) for n in (1, 10, 20, 80, 160)]
+    assert found == pytest.approx([100e-6, 100e-6, 120e-6, 160e-6, 180e-6])
+    alone, among = layout(cores=1), layout(cores=1, actors=CROWD)
+    assert predict(costs, alone).rate == pytest.approx(1 / 152e-6)
+    assert predict(costs, among).rate == pytest.approx(1 / 212e-6)
+
+
+def test_a_learner_that_waits_takes_more_for_a_sample_and_one_that_limits_does_not():
+    costs = dataclasses.replace(COSTS, cold_factor=2.5)
+    busy = layout(actors=60, samples_per_insert=8.0)
+    assert predict(costs, busy).limit == "learner"
+    assert predict(costs, busy).rate == predict(COSTS, busy).rate
+    # A sample for ten transitions: the learner steps ten times a second, and waits in between.
+    # The 40 us of the learner's sample and the 2 us of replay's grow.
+    found = predict(costs, layout(cores=1, samples_per_insert=0.1))
+    waits = 64 * (1 / (0.1 * found.rate) - 40e-6)
+    cold = waits / (waits + COOLING_SECONDS)
+    assert cold > 0.9
+    assert found.rate == pytest.approx(1 / (110e-6 + 0.1 * 42e-6 * (1 + 1.5 * cold)))
+    assert cold_part(0.0, 64, 40e-6) == pytest.approx(1.0), "nothing was learned for long"
 
 
 def test_the_ratio_of_samples_to_inserts_ties_the_learner_to_the_actors():

@@ -42,7 +42,7 @@ class _Bench(GroupedCommand, click.Group):
     default=12.0,
     show_default=True,
     type=click.FloatRange(0, 3600),
-    help="length of a real run once it has settled, which is shown beside the parts; 0: none",
+    help="length of each of three real runs once it has settled; 0: none, predict from parts alone",
 )
 @click.option(
     "--gpu-sample-us",
@@ -61,9 +61,10 @@ def bench(
 ) -> int:
     """Measure what a transition costs each role here, and predict the rates of other machines.
 
-    Each part is measured by itself while actors keep the other cores busy. A short real run shows
-    how well they add up. From these costs follow the bottleneck, this machine's rates, and those of
-    machines with 16 to 1,024 cores. docs/performance.md explains the model and its assumptions.
+    Each part is measured by itself while actors keep the other cores busy. Three short real runs
+    show what it costs in company. From these costs follow the bottleneck, this machine's rates, and
+    those of machines with 16 to 1,024 cores. It takes two to three minutes. docs/performance.md
+    explains the model and its assumptions.
 
     \b
     pdqn bench

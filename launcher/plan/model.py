@@ -3,6 +3,10 @@
 A transition costs each role a known CPU time. The limiter ties samples to inserts, so one rate
 describes the whole run. The most heavily used resource limits it: the actors' processes, the
 replays' processes, the learner, or the cores together.
+
+Two costs depend on the layout. Actors that share a core evict each other's caches, so a transition
+costs more the more of them there are. A sample costs learner and replay more the longer the learner
+has waited: both find their caches cold.
 """
 
 from __future__ import annotations
@@ -18,6 +22,12 @@ THREAD_GAIN = 1.1
 # compiled arrays have one thread. That of large ones is the Q-map's, as pdqn bench measured it.
 PARALLEL_SHARE = {"small": 0.0, "large": 0.7}
 _SECONDS_MIN = 1e-12
+# Actors on each core, for which `Costs.crowding` holds.
+CROWD = 8
+# A wait of this length between two learner steps makes half of what `Costs.cold_factor` adds.
+COOLING_SECONDS = 0.008
+# The rate decides for how long the learner waits, and that decides the rate.
+_TURNS = 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,13 @@ class Costs:
         journal_seconds: for the journal.
         sampling_seconds: replay's CPU time of a sampled transition for drawing and handing it out.
         priority_seconds: for its new priority.
-        learning_seconds: the learner's CPU time of a sampled transition, on one thread.
+        learning_seconds: the learner's CPU time of a sampled transition, on one thread, while it is
+            always busy.
+        cold_factor: learner's and replay's CPU time of a sampled transition after a long wait, over
+            that of a learner that is always busy.
+        step_samples: sampled transitions of a learner step.
+        crowding: an actor's CPU time of a transition among `CROWD` actors on each core, over that
+            of an actor with a core of its own.
         replay_busy: part of replay's CPU time that remains while it is always busy. It then wakes
             up for many messages at once.
         parallel_share: part of a learner's step that several threads share evenly; 0 to 1.
@@ -53,6 +69,9 @@ class Costs:
     sampling_seconds: float
     priority_seconds: float
     learning_seconds: float
+    cold_factor: float = 1.0
+    step_samples: int = 64
+    crowding: float = 1.0
     replay_busy: float = 1.0
     parallel_share: float = 0.0
     gpu_seconds: float | None = None
@@ -65,17 +84,27 @@ class Costs:
 
     @property
     def actor_seconds(self) -> float:
-        """The actor's CPU time of a transition."""
+        """The CPU time of a transition of an actor with a core of its own."""
         return self.environment_seconds + self.acting_seconds + self.recording_seconds
 
-    def replay_seconds(self, samples_per_insert: float) -> float:
-        """Return replay's CPU time of a transition, its samples included."""
-        sampled = self.sampling_seconds + self.priority_seconds
+    def crowded_seconds(self, layout: Layout) -> float:
+        """Return the actor's CPU time of a transition: each doubling on a core adds the same."""
+        part = math.log(max(1.0, layout.actors / layout.cores), CROWD)
+        return self.actor_seconds * (1.0 + part * (self.crowding - 1.0))
+
+    def replay_seconds(self, samples_per_insert: float, cold: float = 0.0) -> float:
+        """Return replay's CPU time of a transition, its samples included; see `cold_part`."""
+        sampled = (self.sampling_seconds + self.priority_seconds) * self.sample_factor(cold)
         return self.intake_seconds + self.journal_seconds + samples_per_insert * sampled
 
-    def sample_seconds(self, threads: int) -> float:
+    def sample_seconds(self, threads: int, cold: float = 0.0) -> float:
         """Return the learner's wall time of a sampled transition on this number of threads."""
-        return self.learning_seconds / speed_up(self.parallel_share, threads)
+        seconds = self.learning_seconds * self.sample_factor(cold)
+        return seconds / speed_up(self.parallel_share, threads)
+
+    def sample_factor(self, cold: float) -> float:
+        """Return the factor of a sample's costs by the wait before it; see `cold_part`."""
+        return 1.0 + cold * (self.cold_factor - 1.0)
 
 
 @dataclass(frozen=True)
@@ -118,19 +147,37 @@ class Prediction:
 
 def predict(costs: Costs, layout: Layout) -> Prediction:
     """Predict the rates of a run that has been filled, and whose limiter holds its ratio."""
+    found = _predicted(costs, layout, 0.0)
+    for _ in range(0 if layout.gpu or costs.cold_factor == 1.0 else _TURNS):
+        found = _predicted(costs, layout, cold_share(costs, layout, found.rate))
+    return found
+
+
+def cold_share(costs: Costs, layout: Layout, rate: float) -> float:
+    """Return how cold caches are at these environment steps/s; 0 to 1."""
+    sample = costs.sample_seconds(layout.threads)
+    return cold_part(rate * layout.samples_per_insert, costs.step_samples, sample)
+
+
+def cold_part(samples: float, step_samples: int, sample_seconds: float) -> float:
+    """Return how cold caches are when a learner takes these samples/s; 0 to 1."""
+    wait_seconds = step_samples * max(0.0, 1.0 / max(samples, 1e-9) - sample_seconds)
+    return wait_seconds / (wait_seconds + COOLING_SECONDS)
+
+
+def _predicted(costs: Costs, layout: Layout, cold: float) -> Prediction:
+    """Predict the rates of a run whose caches are as cold as that."""
     ratio, upkeep = layout.samples_per_insert, layout.actors * costs.upkeep_seconds
-    replay = costs.replay_seconds(ratio)
-    computed = costs.actor_seconds + replay
+    replay, acting = costs.replay_seconds(ratio, cold), costs.crowded_seconds(layout)
+    computed = acting + replay
     limits = {
-        "actors": layout.actors
-        * max(0.0, 1.0 - costs.upkeep_seconds)
-        / _seconds(costs.actor_seconds + costs.wait_seconds),
-        "replay": layout.replays / _seconds(costs.replay_busy * replay),
+        "actors": layout.actors * _actor_rate(costs, layout),
+        "replay": layout.replays / _seconds(costs.replay_busy * costs.replay_seconds(ratio)),
     }
     if not layout.gpu:
         # A thread that waits for the others keeps its core.
-        sample = costs.sample_seconds(layout.threads)
-        limits["learner"] = 1.0 / _seconds(ratio * sample)
+        sample = costs.sample_seconds(layout.threads, cold)
+        limits["learner"] = 1.0 / _seconds(ratio * costs.sample_seconds(layout.threads))
         computed += ratio * sample * layout.threads
     elif costs.gpu_seconds is not None:
         limits["learner"] = 1.0 / _seconds(ratio * costs.gpu_seconds)
@@ -140,17 +187,15 @@ def predict(costs: Costs, layout: Layout) -> Prediction:
     return Prediction(limits[limit], limit, limits, not layout.gpu or costs.gpu_seconds is not None)
 
 
+def _actor_rate(costs: Costs, layout: Layout) -> float:
+    """Return the environment steps per second of an actor that always has a core."""
+    each = costs.crowded_seconds(layout) + costs.wait_seconds
+    return max(0.0, 1.0 - costs.upkeep_seconds) / _seconds(each)
+
+
 def speed_up(parallel_share: float, threads: int) -> float:
     """Return how many times as fast a step is on several threads, by Amdahl's law."""
     return 1.0 / (1.0 - parallel_share + parallel_share / threads)
-
-
-def parallel_share_of(one: float, two: float) -> float:
-    """Return the part that threads share evenly, from the times of a step on one and on two.
-
-    It is 0 where two are not faster, and at most 1.
-    """
-    return min(1.0, max(0.0, 2.0 * (1.0 - two / one)))
 
 
 def threads_worth(parallel_share: float, most: int) -> int:
@@ -184,7 +229,7 @@ def replays_worth(costs: Costs, layout: Layout) -> int:
 def useful_actors(costs: Costs, layout: Layout) -> int:
     """Return the number of actors from which on something else limits a run of this layout."""
     rest = [limit for name, limit in predict(costs, layout).limits.items() if name != "actors"]
-    each = (1.0 - costs.upkeep_seconds) / _seconds(costs.actor_seconds + costs.wait_seconds)
+    each = _actor_rate(costs, layout)
     return max(1, math.ceil(round(min(rest) / _seconds(each), 6)))
 
 

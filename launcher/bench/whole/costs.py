@@ -16,7 +16,7 @@ from launcher.bench.replay import WARM_UP_SECONDS, Load, Processes, changed, enc
 from launcher.bench.whole import stages
 from launcher.bench.whole.stages import Acting, Learning, Replaying
 from launcher.bench.whole.trial import Trial
-from launcher.plan.model import Costs, Layout, parallel_share_of
+from launcher.plan.model import Costs, Layout, cold_share
 from pdqn.apart import Apart, Task
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
@@ -279,6 +279,7 @@ def costs_of(
         sampling_seconds=sampling - replaying.priority,
         priority_seconds=replaying.priority,
         learning_seconds=pieces.learning.cpu_seconds + serving.client,
+        step_samples=config.learner.batch_size,
         replay_busy=serving.replay_busy,
         parallel_share=shared_part(pieces, config.learner.batch_size) or 0.0,
         gpu_seconds=pieces.gpu_seconds,
@@ -288,6 +289,18 @@ def costs_of(
         wire_bytes=acting.wire_bytes,
         sample_bytes=pieces.learning.sample_bytes,
         episode_steps=steps,
+    )
+
+
+def layout_of(config: Config, cores: int) -> Layout:
+    """Return the processes of a configuration with all that is left to auto filled in."""
+    return Layout(
+        cores=cores,
+        actors=resolved(config.actor.count),
+        replays=config.replay.shards,
+        threads=resolved(config.learner.threads),
+        samples_per_insert=resolved(config.replay.samples_per_insert),
+        gpu=config.learner.device == "cuda",
     )
 
 
@@ -323,12 +336,14 @@ class Factors:
 def factors_of(costs: Costs, layout: Layout, trial: Trial) -> Factors:
     """Compare the CPU time of a real run with its costs, for a learner with one thread."""
     steps, samples, cpu = trial.environment_steps, trial.samples, trial.cpu
+    cold = cold_share(costs, layout, steps)
     inserting = costs.replay_seconds(0.0)
-    sampling = costs.replay_seconds(1.0) - inserting
+    sampling = costs.replay_seconds(1.0, cold) - inserting
+    acting, learning = costs.crowded_seconds(layout), costs.sample_seconds(1, cold)
     return Factors(
-        actor=(cpu["actor"] - layout.actors * costs.upkeep_seconds) / (steps * costs.actor_seconds),
+        actor=(cpu["actor"] - layout.actors * costs.upkeep_seconds) / (steps * acting),
         replay=cpu["replay"] / (steps * inserting + samples * sampling),
-        learner=cpu["learner"] / (samples * costs.learning_seconds),
+        learner=cpu["learner"] / (samples * learning),
     )
 
 
@@ -336,6 +351,14 @@ def shared_part(pieces: Pieces, batch_size: int) -> float | None:
     """Return the part of a learner's step that threads share; None where there is one core."""
     one, two = (pieces.scaling.get((batch_size, threads)) for threads in (1, 2))
     return parallel_share_of(one.wall_seconds, two.wall_seconds) if one and two else None
+
+
+def parallel_share_of(one: float, two: float) -> float:
+    """Return the part that threads share evenly, from the times of a step on one and on two.
+
+    It is 0 where two are not faster, and at most 1.
+    """
+    return min(1.0, max(0.0, 2.0 * (1.0 - two / one)))
 
 
 def _evaluator(config: Config, acting: Acting, episode_steps: float) -> float:

@@ -9,14 +9,16 @@ from typing import Any
 
 from rich.table import Table
 
-from launcher.bench.whole import costs as measuring
-from launcher.bench.whole.costs import Pieces, costs_of, rows, shared_part, with_gpu
-from launcher.bench.whole.trial import Trial, run_trial
+from launcher.bench.whole.calibration import Calibration
+from launcher.bench.whole.costs import Pieces, layout_of, rows, shared_part
+from launcher.bench.whole.measured import Measured, measure_whole
+from launcher.bench.whole.trial import Trial
 from launcher.numbers import in_unit, number, percent, plural, size
 from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Gpu, Machine
 from launcher.plan.memory import GB
 from launcher.plan.model import (
+    CROWD,
     Costs,
     Layout,
     Prediction,
@@ -77,7 +79,7 @@ def bench(
     Args:
         config: as a person wrote it.
         seconds: length of each measurement.
-        run_seconds: length of a real run; 0 for none.
+        run_seconds: length of each real run; 0 for none.
         gpu_sample_seconds: time of a sampled transition on a GPU, if this machine has none.
         as_json: whether to print JSON.
 
@@ -92,25 +94,26 @@ def bench(
     if planned.run.mode == "single":
         planned = _in_parallel(config, spec, here)
     others = [other_config(config, spec, here, *machine) for machine in _others()]
-    envs = [resolved(other.actor.envs_per_actor) for other in others]
-    pieces = measuring.measure(planned, spec, here.cores, seconds, envs=envs, say=_say)
-    pieces = with_gpu(pieces, gpu_sample_seconds)
-    trial = None
-    if run_seconds:
-        _say(f"a run of {run_seconds:g} s")
-        trial = run_trial(planned, run_seconds)
-    costs = costs_of(pieces, planned, trial)
+    measured = measure_whole(
+        config,
+        planned,
+        spec,
+        here,
+        seconds=seconds,
+        run_seconds=run_seconds,
+        envs=[resolved(other.actor.envs_per_actor) for other in others],
+        gpu_sample_seconds=gpu_sample_seconds,
+        say=_say,
+    )
     places = [
-        _place(pieces, planned, trial, other, *machine)
-        for other, machine in zip(others, _others(), strict=True)
+        _place(measured, other, *machine) for other, machine in zip(others, _others(), strict=True)
     ]
-    own = layout_of(planned, here.cores)
     if as_json:
-        echo_json(as_data(spec, here, planned, pieces, trial, costs, places), indent=2)
+        echo_json(as_data(measured, places), indent=2)
         return 0
-    show(_cost_table(spec, here, planned, pieces, trial, costs), "")
-    show(*_here_lines(costs, own, trial, pieces, planned), "")
-    show(_places_table(places), "", *_notes(pieces, planned, places))
+    show(_cost_table(measured), "")
+    show(*_here_lines(measured), "")
+    show(_places_table(places), "", *_notes(measured, places))
     return 0
 
 
@@ -147,23 +150,9 @@ def other_config(
     return plan_run(there, layers.build(("options", chosen)), spec).config
 
 
-def layout_of(config: Config, cores: int) -> Layout:
-    """Return the processes of a configuration with all that is left to auto filled in."""
-    return Layout(
-        cores=cores,
-        actors=resolved(config.actor.count),
-        replays=config.replay.shards,
-        threads=resolved(config.learner.threads),
-        samples_per_insert=resolved(config.replay.samples_per_insert),
-        gpu=config.learner.device == "cuda",
-    )
-
-
-def _place(
-    pieces: Pieces, planned: Config, trial: Trial | None, other: Config, cores: int, gpu: bool
-) -> Place:
+def _place(measured: Measured, other: Config, cores: int, gpu: bool) -> Place:
     """Predict the rates of a run elsewhere, with as many replays as are worth their cores."""
-    costs = costs_of(pieces, planned, trial, resolved(other.actor.envs_per_actor))
+    costs = measured.costs(resolved(other.actor.envs_per_actor))
     layout = layout_of(other, cores)
     layout = dataclasses.replace(layout, gpu=gpu, replays=replays_worth(costs, layout))
     return Place(other, costs, layout, predict(costs, layout))
@@ -172,31 +161,26 @@ def _place(
 # ---- report ----
 
 
-def as_data(
-    spec: EnvironmentSpec,
-    here: Machine,
-    config: Config,
-    pieces: Pieces,
-    trial: Trial | None,
-    costs: Costs,
-    places: list[Place],
-) -> dict[str, Any]:
+def as_data(measured: Measured, places: list[Place]) -> dict[str, Any]:
     """Return everything as plain data."""
-    own = layout_of(config, here.cores)
+    own, costs, here = measured.layout, measured.costs(), measured.machine
+    pieces, config, parts = measured.pieces, measured.config, measured.parts()
+    trial, calibration = measured.trial, measured.calibration
     return {
-        "environment": spec.id,
+        "environment": measured.spec.id,
         "machine": {"cores": here.cores, "system": here.system, "versions": dict(here.versions)},
         "config": config.to_map(),
         "costs": dataclasses.asdict(costs),
         "parts": [
             {"role": role, "part": part, "seconds": each, "times": times}
-            for role, part, each, times in rows(pieces, config, costs)
+            for role, part, each, times in rows(pieces, config, parts)
         ],
         "learner_scaling": [
             {"batch_size": batch, "threads": threads, "seconds": found.wall_seconds}
             for (batch, threads), found in pieces.scaling.items()
         ],
         "run": None if trial is None else dataclasses.asdict(trial),
+        "calibration": None if calibration is None else dataclasses.asdict(calibration),
         "here": _prediction_data(costs, own, predict(costs, own)),
         "predicted": [_prediction_data(p.costs, p.layout, p.prediction) for p in places],
         "gpu_is_told": pieces.gpu_is_told,
@@ -214,31 +198,24 @@ def _prediction_data(costs: Costs, layout: Layout, found: Prediction) -> dict[st
     }
 
 
-def _cost_table(
-    spec: EnvironmentSpec,
-    here: Machine,
-    config: Config,
-    pieces: Pieces,
-    trial: Trial | None,
-    costs: Costs,
-) -> Table:
+def _cost_table(measured: Measured) -> Table:
     """Lay out what a transition costs each role, and what it has cost in a run."""
-    envs, ratio = config.actor.envs_per_actor, resolved(config.replay.samples_per_insert)
+    envs, ratio = measured.config.actor.envs_per_actor, measured.samples_per_insert
     title = (
-        f"{spec.id}: CPU time of a transition, {envs} environments an actor, {number(ratio)} "
-        f"samples an insert, {plural(here.cores, 'core')}"
+        f"{measured.spec.id}: CPU time of a transition, {envs} environments an actor, "
+        f"{number(ratio)} samples an insert, {plural(measured.machine.cores, 'core')}"
     )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     for name in ("role", "part"):
         table.add_column(name, no_wrap=True)
     for name in ("us each", "times", "us", "share", "us in a run"):
         table.add_column(name, justify="right", no_wrap=True)
-    parts = list(rows(pieces, config, costs))
+    parts = list(rows(measured.pieces, measured.config, measured.parts()))
     whole = sum(each * times for *_, each, times in parts)
     for role in ("actor", "replay", "learner"):
         own = [part for part in parts if part[0] == role]
         spent = sum(each * times for *_, each, times in own)
-        in_run = _in_run(trial, role, ratio)
+        in_run = _in_run(measured.trial, role, ratio)
         table.add_section()
         table.add_row(role, "", "", "", f"{1e6 * spent:.2f}", percent(spent / whole), in_run)
         for _, part, each, times in own:
@@ -257,10 +234,11 @@ def _in_run(trial: Trial | None, role: str, ratio: float) -> str:
     return f"{1e6 * trial.cpu[role] / max(1.0, transitions):.2f}"
 
 
-def _here_lines(
-    costs: Costs, own: Layout, trial: Trial | None, pieces: Pieces, config: Config
-) -> Iterator[str]:
+def _here_lines(measured: Measured) -> Iterator[str]:
     """Describe this machine's rates, predicted and measured."""
+    costs, own, pieces, trial = (
+        measured.costs(), measured.layout, measured.pieces, measured.trial,
+    )  # fmt: skip
     found = predict(costs, own)
     yield (
         f"this machine, as planned ({_described(own)}): {_rates(costs, own, found)}; "
@@ -278,6 +256,8 @@ def _here_lines(
             f"cores in use: {parts}; actors wait {percent(trial.actor_waits)} of their time, the "
             f"learner {percent(trial.learner_waits)}"
         )
+    if measured.calibration is not None:
+        yield _calibration_line(measured.calibration)
     enough = useful_actors(costs, own)
     if enough < own.actors:
         yield f"{plural(enough, 'actor')} would be enough: --actors {enough}"
@@ -285,6 +265,14 @@ def _here_lines(
         yield f"replay limits: --replays {worth}"
     for batch in sorted({batch for batch, _ in pieces.scaling}):
         yield _scaling_line(pieces, batch)
+
+
+def _calibration_line(found: Calibration) -> str:
+    return (
+        f"in a run, an actor takes {found.actor:.2f} times its parts with a core of its "
+        f"own, and {found.crowding:.2f} times that as one of {CROWD} on a core; after a long wait "
+        f"a sample takes {found.cold_factor:.2f} times as much as without"
+    )
 
 
 def _scaling_line(pieces: Pieces, batch: int) -> str:
@@ -337,8 +325,9 @@ def _places_table(places: list[Place]) -> Table:
     return table
 
 
-def _notes(pieces: Pieces, config: Config, places: list[Place]) -> Iterator[str]:
+def _notes(measured: Measured, places: list[Place]) -> Iterator[str]:
     """Say what is assumed."""
+    pieces = measured.pieces
     if pieces.gpu_seconds is None:
         needed = ", ".join(
             f"{1e6 * required_gpu_seconds(p.costs, p.layout):.2f} us with {p.layout.cores} cores"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -207,13 +207,8 @@ def measure_replay(
 ) -> Replaying:
     """Measure replay on these messages."""
     torch.set_num_threads(1)
-    buffer, sample = _filled(config, spec, batches)
+    buffer, sample = filled(config, spec, batches)
     fresh = np.random.default_rng(0).random(sample.count).astype(np.float32)
-
-    def intake() -> Work:
-        for data in cycle(batches):
-            batch = wire.decode_transitions(data, spec, _RUN)
-            yield len(buffer.insert(batch.columns, batch.blocks, 0))
 
     def draw() -> Work:
         while True:
@@ -227,7 +222,7 @@ def measure_replay(
 
     clock = time.process_time
     found = Replaying(
-        intake=median_seconds(intake(), seconds, clock),
+        intake=median_seconds(taken_in(buffer, spec, cycle(batches)), seconds, clock),
         journal=_measure_journal(config, spec, batches, seconds),
         sampling=median_seconds(draw(), seconds, clock),
         priority=median_seconds(update(), seconds, clock),
@@ -274,7 +269,7 @@ def measure_learning(
 ) -> Learning:
     """Measure the learner on samples of these messages."""
     torch.set_num_threads(threads)
-    buffer, sample = _filled(config, spec, batches)
+    buffer, sample = filled(config, spec, batches)
     learner = Learner(config, spec)
 
     def learn() -> Work:
@@ -314,18 +309,24 @@ def measure_upkeep(config: Config, spec: EnvironmentSpec, seconds: float) -> flo
     return follows + median_seconds(report(), seconds, clock) / config.system.telemetry_seconds
 
 
-def _filled(
+def filled(
     config: Config, spec: EnvironmentSpec, batches: list[bytes]
 ) -> tuple[PrioritizedBuffer, Sample]:
     """Fill a buffer with these messages, and draw a sample."""
     buffer = make_buffer(config, spec)
-    for data in batches:
-        batch = wire.decode_transitions(data, spec, _RUN)
-        buffer.insert(batch.columns, batch.blocks, 0)
+    for _ in taken_in(buffer, spec, batches):
+        pass
     layout = SampleLayout(spec, config.learner.batch_size)
     sample = layout.view(bytearray(layout.nbytes))
     buffer.sample_into(sample)
     return buffer, sample
+
+
+def taken_in(buffer: PrioritizedBuffer, spec: EnvironmentSpec, batches: Iterable[bytes]) -> Work:
+    """Decode messages, and insert them."""
+    for data in batches:
+        batch = wire.decode_transitions(data, spec, _RUN)
+        yield len(buffer.insert(batch.columns, batch.blocks, batch.parameter_version))
 
 
 def median_seconds(work: Work, seconds: float, clock: Clock) -> float:
