@@ -26,7 +26,8 @@ def optimum_of_two(tables: Tables) -> float:
         rows, columns = absent(tables), absent(tables)
         rows[0], columns[0] = x, y
         second = best_centre(tables, rows, columns, kinds[1], 0, 0.0)[0]
-        best = max(best, (tables.sums[kinds[0], x, y] + max(0.0, second)) / tables.total)
+        weight = float(tables.sums[kinds[0], x, y]) + max(0.0, second)
+        best = max(best, weight / tables.total)
     return best
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,9 +61,10 @@ def replayed(problem: Problem, seed: int, placement: Placement) -> float:
 class Naive:
     """Rules of a map with forbidden cells, placed circles and a gap, one centre at a time."""
 
-    def __init__(self, weights, radii, placed=(), gap=0.0, allowed=None):
-        self.weights, self.radii, self.gap = np.array(weights, float), list(radii), gap
-        self.placed, self.allowed = [tuple(circle) for circle in placed], allowed or {}
+    def __init__(self, weights, radii, rules: dict[str, Any]):
+        self.weights, self.radii = np.array(weights, float), list(radii)
+        self.gap, self.allowed = rules.get("gap", 0.0), rules.get("allowed", {})
+        self.placed = [tuple(circle) for circle in rules.get("placed", ())]
         self.total = np.nansum(self.weights)
 
     def is_valid(self, x, y, radius, others):
@@ -81,9 +83,9 @@ class Naive:
     def weight(self, circles):
         covered = np.zeros(self.weights.shape, bool)
         for circle in circles:
-            covered |= disc(covered.shape, *circle)
+            covered |= disc(covered.shape, circle[0], circle[1], circle[2])
         for circle in self.placed:
-            covered &= ~disc(covered.shape, *circle)
+            covered &= ~disc(covered.shape, circle[0], circle[1], circle[2])
         return np.nansum(self.weights[covered])
 
     def greedy(self):
@@ -141,7 +143,7 @@ def test_the_environment_collects_what_a_search_promises_and_never_less_than_gre
 
 def test_greedy_follows_all_rules_of_peoples_own_maps():
     for weights, radii, rules in peculiar_maps():
-        tables, naive = make_tables(weights, radii, **rules), Naive(weights, radii, **rules)
+        tables, naive = make_tables(weights, radii, **rules), Naive(weights, radii, rules)
         expected = naive.greedy()
         weight, centres = greedy(tables)
         assert circles_of(tables, centres) == expected
@@ -150,7 +152,7 @@ def test_greedy_follows_all_rules_of_peoples_own_maps():
 
 def test_searches_follow_all_rules_of_peoples_own_maps():
     for weights, radii, rules in peculiar_maps():
-        tables, naive = make_tables(weights, radii, **rules), Naive(weights, radii, **rules)
+        tables, naive = make_tables(weights, radii, **rules), Naive(weights, radii, rules)
         for found in (beam_search(tables, 4, 8), solve(tables, steps=30_000, seed=5)):
             circles = circles_of(tables, found.centres)
             for k, (x, y, radius) in enumerate(circles):
@@ -176,14 +178,17 @@ def test_searches_find_the_best_of_all_placements_of_two_circles():
 def test_the_weight_of_touching_circles_counts_their_cell_once():
     rng = np.random.default_rng(0)
     weights = rng.random((30, 30))
-    tables, naive = make_tables(weights, [5, 3, 3, 2, 1]), Naive(weights, [5, 3, 3, 2, 1])
+    tables, naive = make_tables(weights, [5, 3, 3, 2, 1]), Naive(weights, [5, 3, 3, 2, 1], {})
     touching = 0
     for _ in range(3000):
         rows, columns = rng.integers(5, 25, 5), rng.integers(5, 25, 5)
         if rng.random() < 0.5:  # circle 1 touches circle 0
             rows[1], columns[1] = (rows[0] + 8) % 30, columns[0]
         circles = circles_of(tables, np.stack([rows, columns], 1))
-        valid = all(naive.is_valid(*circle, circles[:k]) for k, circle in enumerate(circles))
+        valid = all(
+            naive.is_valid(circle[0], circle[1], circle[2], circles[:k])
+            for k, circle in enumerate(circles)
+        )
         weight = weight_of(tables, rows, columns)
         assert weight == (pytest.approx(naive.weight(circles), abs=1e-9) if valid else -1.0)
         touching += (
@@ -194,7 +199,7 @@ def test_the_weight_of_touching_circles_counts_their_cell_once():
 
 def test_blocks_hold_each_allowed_centre_once_and_are_in_order():
     for weights, radii, rules in peculiar_maps():
-        tables, naive = make_tables(weights, radii, **rules), Naive(weights, radii, **rules)
+        tables, naive = make_tables(weights, radii, **rules), Naive(weights, radii, rules)
         for kind, radius in enumerate(tables.kind_radii.tolist()):
             length = int(tables.lengths[kind])
             held = tables.values[kind, :length] > NEVER
@@ -202,7 +207,7 @@ def test_blocks_hold_each_allowed_centre_once_and_are_in_order():
             cells = {tuple(map(int, unpacked(centre))) for centre in packed}
             valid = {
                 cell for cell in np.ndindex(*naive.weights.shape)
-                if naive.is_valid(*cell, radius, [])
+                if naive.is_valid(cell[0], cell[1], radius, [])
             }  # fmt: skip
             assert len(packed) == len(cells)
             assert cells == valid

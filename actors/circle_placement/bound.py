@@ -48,20 +48,22 @@ def dual_bound(tables: Tables, known: float, iterations: int = _ITERATIONS) -> f
 
     Returns:
         The bound, as a share of the map's weight, at least the coverage of every valid placement.
+        It is never above the weight of the heaviest cells, as many as all discs have together.
     """
     if len(tables.radii) == 0:
         return 0.0
     descent = _begin(tables)
     _descend(tables.kind_radii, descent, iterations, known)
-    return _value(tables, descent)
+    # Open discs of radius 1 are single cells, so prices say little where such circles prevail.
+    heaviest = _heaviest(tables, np.square(tables.radii))
+    return min(_value(tables, descent), float(heaviest.sum()) / tables.total)
 
 
 def _begin(tables: Tables) -> Descent:
     """Start with prices whose bound is that of the heaviest cells."""
     shape = height, width = tables.weights.shape
-    cells = sum(int((2 * disc_widths(r * r - 1) + 1).sum()) for r in tables.radii.tolist())
-    flat = tables.weights.ravel()
-    least = np.partition(flat, flat.size - cells)[flat.size - cells] if cells < flat.size else 0.0
+    heaviest = _heaviest(tables, np.square(tables.radii) - 1)
+    least = float(heaviest.min()) if heaviest.size < tables.weights.size else 0.0
     prices = np.maximum(tables.weights - least, 0.0) / tables.total
     return Descent(
         prices=prices,
@@ -73,6 +75,15 @@ def _begin(tables: Tables) -> Descent:
         sums=np.maximum(tables.sums / tables.total, -1e30).astype(np.float32),
         counts=np.bincount(tables.kinds, minlength=len(tables.kind_radii)),
     )
+
+
+def _heaviest(tables: Tables, squared_radii: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the heaviest cells, as many as discs of these squared radii have together."""
+    cells = sum(int((2 * disc_widths(squared) + 1).sum()) for squared in squared_radii.tolist())
+    flat = tables.weights.ravel()
+    if cells >= flat.size:
+        return flat
+    return np.partition(flat, flat.size - cells)[flat.size - cells :]
 
 
 def _value(tables: Tables, descent: Descent) -> float:

@@ -71,36 +71,48 @@ def make_tables(
     total = float(grid.sum())
     for row, column, radius in existing.tolist():
         _clear(grid, row, column, radius)
-    kind_radii, kinds = np.unique(-circles, return_inverse=True)
-    kind_radii = -kind_radii
-    shape = (len(kind_radii), *grid.shape)
-    sums, is_allowed = np.empty(shape), np.empty(grid.shape, np.bool_)
-    # Large blocks are passed over in fewer steps; small ones lie closer to the rims of circles.
-    side = _side_of_blocks(max(grid.shape))
-    num_blocks = -(-grid.shape[0] // side) * -(-grid.shape[1] // side)
-    blocks = np.zeros((shape[0], num_blocks), np.int32)
-    centres = np.zeros((*blocks.shape, side * side), np.int32)
-    values, lengths = np.full(centres.shape, NEVER), np.zeros(shape[0], np.int64)
-    for d, radius in enumerate(kind_radii.tolist()):
+    tables = _empty_tables(grid, circles, total, gap)
+    is_allowed = np.empty(grid.shape, np.bool_)
+    for d, radius in enumerate(tables.kind_radii.tolist()):
         is_allowed[:] = True if allowed is None or radius not in allowed else allowed[radius]
         if blocked.any():
             is_allowed &= _free(blocked, radius)
         for row, column, other in existing.tolist():
             _forbid(is_allowed, row, column, least_squared(radius, other, gap))
-        fill_disc_sums(grid, radius * radius, radius, sums[d])
-        sums[d][~is_allowed] = NEVER
-        lengths[d] = _sort_blocks(sums[d], side, blocks[d], centres[d], values[d])
-    apart = np.array(
-        [[least_squared(a, b, gap) for b in circles.tolist()] for a in kind_radii.tolist()],
-        np.int64,
-    ).reshape(len(kind_radii), len(circles))
-    kinds = kinds.reshape(-1).astype(np.int64)
-    # fmt: off
+        fill_disc_sums(grid, radius * radius, radius, tables.sums[d])
+        tables.sums[d][~is_allowed] = NEVER
+        tables.lengths[d] = _sort_blocks(
+            tables.sums[d], tables.side, tables.blocks[d], tables.centres[d], tables.values[d]
+        )
+    return tables
+
+
+def _empty_tables(
+    grid: NDArray[np.float64], circles: NDArray[np.int64], total: float, gap: float
+) -> Tables:
+    """Allocate the tables of a map."""
+    ascending, kinds = np.unique(-circles, return_inverse=True)
+    kind_radii = -ascending
+    count = len(kind_radii)
+    # Large blocks are passed over in fewer steps; small ones lie closer to the rims of circles.
+    side = _side_of_blocks(max(grid.shape))
+    num_blocks = -(-grid.shape[0] // side) * -(-grid.shape[1] // side)
+    apart = [[least_squared(a, b, gap) for b in circles.tolist()] for a in kind_radii.tolist()]
     return Tables(
-        grid, circles, kinds, kind_radii, sums, blocks, centres, values, lengths, apart,
-        side, float(grid.max()), total or 1.0,
+        weights=grid,
+        radii=circles,
+        kinds=kinds.reshape(-1).astype(np.int64),
+        kind_radii=kind_radii,
+        sums=np.empty((count, *grid.shape)),
+        blocks=np.zeros((count, num_blocks), np.int32),
+        centres=np.zeros((count, num_blocks, side * side), np.int32),
+        values=np.full((count, num_blocks, side * side), NEVER),
+        lengths=np.zeros(count, np.int64),
+        apart=np.array(apart, np.int64).reshape(count, len(circles)),
+        side=side,
+        heaviest=float(grid.max()),
+        total=total or 1.0,
     )
-    # fmt: on
 
 
 def least_squared(radius: int, other: int, gap: float) -> int:
