@@ -18,12 +18,14 @@ from actors.circle_placement.beam import Best, advance, expand, make_children, m
 from actors.circle_placement.completion import absent, centres_of, complete, weight_of
 from actors.circle_placement.tables import Tables
 
-_BEAM_SHARE = 0.4  # of the limit
+_BEAM_SHARE = 0.5  # of the limit
 _STEPS_PER_SECOND = 1.5e6  # of a processor of 2024; only the number of annealings follows from it
 _STEPS_PER_CIRCLE = 3  # a circle that is placed greedily costs as much time as 3 annealing moves
 _LIST_LENGTH = 256
 _LARGEST_WIDTH = 2000
-_PROBE_WIDTH, _PROBE_BREADTH, _BREADTH = 2, 16, 32
+_PROBE_WIDTH = 2
+_NARROW, _BROAD = 16, 32  # children of a node, within a short limit and a longer one
+_SHORT = 5e5  # steps
 _SPACING = 1 / 32  # of the map's side, between candidates
 _COARSE = 2  # cells; placements that differ by less count as the same
 _COLDEST = 3e-5  # temperatures are shares of the map's weight
@@ -112,9 +114,10 @@ def solve(
         if weight_of(tables, rows, columns) < 0.0:
             raise ValueError("start is not a valid placement on this map")
         _offer(tables, best, rows, columns)
-    rate = _beam(tables, budget, best, _PROBE_WIDTH, _PROBE_BREADTH, 0.0)
+    rate = _beam(tables, budget, best, _PROBE_WIDTH, _NARROW, 0.0)
     if rate > 0.0:
-        _beam(tables, budget, best, _LARGEST_WIDTH, _BREADTH, rate)
+        breadth = _NARROW if budget.size < _SHORT else _BROAD
+        _beam(tables, budget, best, _LARGEST_WIDTH, breadth, rate)
     _anneal(tables, budget, best, seed)
     weight = weight_of(tables, best.rows, best.columns)
     return Placement(weight / tables.total, centres_of(best.rows, best.columns))
