@@ -1,10 +1,13 @@
 """The environment's own baselines, on the held-out seeds of a run's evaluations.
 
 They are an addition to an evaluation. If they fail, a note says so, and evaluations go on without.
+Bounds that no policy exceeds may take far longer, and no evaluation waits for them. The first one
+begins them in the background, and those after their end have them.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +24,8 @@ from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 
 _SECONDS, _TURN_SECONDS = 600.0, 0.05
+_BOUNDS_SECONDS = 3600.0
+_BOUNDS_NICENESS = 10  # below actors, which do not wait for bounds
 
 Scores = dict[str, NDArray[np.float64]]
 
@@ -49,14 +54,15 @@ class Baselines:
         self._spec, self._env_args, self._held_out = spec, env_args, held_out
         self._telemetry = telemetry
         self.scores: Scores = {}
-        self._has_looked = self._is_pending = self._is_told = False
+        self._has_looked = self._is_pending = self._has_bounds = self._is_told = False
 
     def begin(self, env: VectorEnvironment) -> None:
         """Look for baselines on an environment that is made in any case."""
         if not self._has_looked:
             self._has_looked = True
             try:
-                self._is_pending = env.has_baselines
+                self._is_pending = env.has_baselines()
+                self._has_bounds = env.has_baselines("bounds")
             except Exception as error:  # noqa: BLE001 - environments raise anything
                 self._fail(RunError(type_and_first_line(error)))
 
@@ -114,6 +120,7 @@ class BaselinesApart(Baselines):
         self._run_seed, self._give_up = run_seed, give_up
         self._apart: Apart | None = None
         self._task: Task[Scores] | None = None
+        self._bounds: Task[Scores] | None = None
 
     def begin(self, env: VectorEnvironment) -> None:
         """Look for baselines, and begin to play them."""
@@ -123,9 +130,20 @@ class BaselinesApart(Baselines):
             arguments = (self._run_seed, self._spec, self._env_args, self._held_out)
             self._task = self._apart.begin(_play_seeded, *arguments, seconds=_SECONDS)
 
+    def wait(self) -> bool:
+        """Wait until they are known, or have failed; add the bounds once these are known."""
+        if not super().wait():
+            return False
+        if self._has_bounds and not self._is_pending:
+            try:
+                self._look_for_bounds()
+            except (RunError, UsageError) as error:
+                self._fail(error)
+        return True
+
     def close(self) -> None:
         """End their process."""
-        self._task = None
+        self._task = self._bounds = None
         if self._apart is not None:
             self._apart.close()
             self._apart = None
@@ -145,6 +163,19 @@ class BaselinesApart(Baselines):
             self.close()
         return True
 
+    def _look_for_bounds(self) -> None:
+        """Begin the bounds, or take them over if they are known."""
+        if self._bounds is None:
+            self._apart = Apart("bounds")
+            arguments = (self._spec, self._env_args, self._held_out)
+            self._bounds = self._apart.begin(_bound, *arguments, seconds=_BOUNDS_SECONDS)
+        elif self._bounds.done():
+            self._has_bounds = False
+            try:
+                self.scores = {**self.scores, **self._bounds.result()}
+            finally:
+                self.close()
+
 
 def _play_seeded(
     run_seed: int, spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]
@@ -154,3 +185,9 @@ def _play_seeded(
     random.seed(int(rng.integers(1 << 62)))
     np.random.seed(int(rng.integers(1 << 32)))
     return baseline_scores(spec, env_args, held_out)
+
+
+def _bound(spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]) -> Scores:
+    """Compute the bounds, and leave the processor to others."""
+    os.nice(_BOUNDS_NICENESS)
+    return baseline_scores(spec, env_args, held_out, "bounds")

@@ -101,15 +101,24 @@ def _players(spec: EnvironmentSpec, env_args: Mapping[str, Any], width: int) -> 
 
 
 def baseline_scores(
-    spec: EnvironmentSpec, env_args: Mapping[str, Any], seeds: Sequence[int]
+    spec: EnvironmentSpec,
+    env_args: Mapping[str, Any],
+    seeds: Sequence[int],
+    method: str = "baselines",
 ) -> dict[str, NDArray[np.float64]]:
     """Score the environment's own baselines on these seeds, by name; empty without baselines.
+
+    Args:
+        spec: spec of the environment.
+        env_args: keyword arguments of the environment.
+        seeds: seeds of the episodes.
+        method: ``baselines``, ``bounds`` or ``searches``.
 
     Raises:
         RunError: the environment cannot be made, or its baselines fail or are not scores.
     """
     with _in_one_line(unplayed(spec)), closing(VectorEnvironment(spec, env_args, 1)) as env:
-        scores = env.baselines(seeds)
+        scores = env.baselines(seeds, method)
         for name, values in scores.items():
             if not np.isfinite(values).any():
                 raise RunError(

@@ -201,6 +201,8 @@ FIGURES = (
     Figure("eval/best", "evaluator", "told", "", "", "score of the best evaluation so far"),
     Figure("eval/baseline/NAME", "evaluator", "told", "", "",
            "score of the environment's baseline NAME on the same seeds"),
+    Figure("eval/gap_closed", "evaluator", "told", "", "",
+           "share of the gap from exact greedy to the dual bound; absent unless both are known"),
     Figure("eval/difference/NAME_error", "evaluator", "told", "", "",
            "standard error of the difference from the baseline"),
     Figure("eval/difference/NAME", "evaluator", "told", "", "",

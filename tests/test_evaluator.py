@@ -13,9 +13,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from conftest import wait_until
 from gymnasium import spaces
 
-from actors.baselines import Baselines
+from actors.baselines import Baselines, BaselinesApart
 from actors.best import BestKeeper
 from actors.environments.describe import describe_environment
 from actors.environments.vector import VectorEnvironment
@@ -287,6 +288,36 @@ def test_baselines_that_fail_cost_no_evaluation(baselines: str, words: str):
             assert played.wait()
     assert played.scores == {}
     check_told(telemetry.report().notes, words)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_evaluation_waits_for_bounds_and_later_ones_have_them_or_a_note(
+    tmp_path: Path, fails: bool
+):
+    path = tmp_path / "fails"
+    if fails:
+        path.touch()
+    spec, telemetry = describe_environment(JUDGED, {}), Telemetry()
+    arguments = {"baselines": "bounded", "path": str(path)}
+    played = BaselinesApart(spec, arguments, range(3), telemetry, run_seed=0, give_up=lambda: False)
+    notes: list[Any] = []
+
+    def is_over() -> bool:
+        assert played.wait()
+        notes.extend(telemetry.report().notes)
+        return bool(notes) or "dual_bound" in played.scores
+
+    with closing(played), closing(VectorEnvironment(spec, arguments, 1)) as env:
+        played.begin(env)
+        assert played.wait()
+        assert played.scores.keys() == {"standing still"}
+        wait_until(is_over)
+        assert ("dual_bound" in played.scores) is not fails
+        assert played.wait()
+    if fails:
+        check_told(notes, "ZeroDivisionError: of no bound")
+    else:
+        assert notes == []
 
 
 @pytest.mark.parametrize("kind", ["alarm", "loop"])

@@ -53,7 +53,12 @@ def test_a_line_of_metrics_has_every_figure_that_no_evaluation_tells() -> None:
 
 
 def test_a_line_of_an_evaluation_has_every_figure_that_it_tells() -> None:
-    line = RunMetrics("coverage").evaluation_line(Evaluation.from_map(evaluation_of(3.0)), 1.0)
+    yardsticks = {"exact_greedy": 0.15, "dual_bound": 0.35}
+    told = evaluation_of(3.0)
+    told["baselines"] = told["baselines"] | yardsticks
+    line = RunMetrics("coverage").evaluation_line(Evaluation.from_map(told), 1.0)
+    assert line["eval/gap_closed"] == pytest.approx(0.5)
+    line = {name: line[name] for name in line if name.split("/")[-1] not in yardsticks}
     counts = {"time_seconds", "environment_steps", "episodes", "learner_steps"}
     expected = {named(figure.name) for figure in FIGURES if is_of_evaluation(figure)}
     assert set(line) == expected | counts

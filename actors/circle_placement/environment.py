@@ -26,7 +26,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from actors.circle_placement import kernels
+from actors.circle_placement import kernels, yardsticks
 from actors.circle_placement.baselines import baselines, heaviest
 from actors.circle_placement.drawing import draw_episode
 from actors.circle_placement.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
@@ -222,6 +222,14 @@ class _CirclePlacement:
         See ``actors.circle_placement.baselines``. The settings are those of this environment.
         """
         return baselines(self._batch.problem, seeds)
+
+    def bounds(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Compute the coverage that no placement on these maps exceeds, ``dual_bound``."""
+        return yardsticks.bounds(self._batch.problem, seeds)
+
+    def searches(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Compute the coverage of a search of a second a map, ``annealing_1s``."""
+        return yardsticks.searches(self._batch.problem, seeds)
 
 
 class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64]):

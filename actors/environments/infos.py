@@ -36,7 +36,9 @@ def no_number(name: str, text: str) -> InterfaceError:
     )
 
 
-def checked_scores(scores: Any, count: int) -> dict[str, NDArray[np.float64]]:
+def checked_scores(
+    scores: Any, count: int, method: str = "baselines"
+) -> dict[str, NDArray[np.float64]]:
     """Check the scores of an environment's baselines: ``count`` numbers by each name.
 
     Raises:
@@ -48,7 +50,7 @@ def checked_scores(scores: Any, count: int) -> dict[str, NDArray[np.float64]]:
         checked = None
     if checked is None or any(each.shape != (count,) for each in checked.values()):
         raise InterfaceError(
-            f"baselines(seeds) gave {shown(scores)}; a dict of names and scores is needed, one "
+            f"{method}(seeds) gave {shown(scores)}; a dict of names and scores is needed, one "
             f"score for each of the {count} seeds"
         )
     return checked

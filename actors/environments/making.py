@@ -91,12 +91,14 @@ def attribute(env: Any, name: str) -> Any:
         return None
 
 
-def baselines_of(env: Any) -> Callable[[list[int]], Any] | None:
+def baselines_of(env: Any, method: str = "baselines") -> Callable[[list[int]], Any] | None:
     """Return an environment's method ``baselines(seeds)``; None if it has no such method.
+
+    ``bounds(seeds)`` and ``searches(seeds)`` are methods of the same kind.
 
     A property of this name may raise anything.
     """
-    compute = _read(env, "baselines")
+    compute = _read(env, method)
     return compute if callable(compute) and _accepts(compute, [0]) else None
 
 

@@ -47,6 +47,8 @@ _CLOSE_SECONDS, _LEAST_CLOSE_SECONDS = 8.0, 0.5
 _MOST_FAULTS_IN_A_ROW = 1000
 _log = logging.getLogger("environment")
 
+Scores = dict[str, NDArray[np.float64]]
+
 
 @dataclass(frozen=True)
 class Transition:
@@ -378,20 +380,17 @@ class VectorEnvironment:
             return np.full(self.num_envs, np.nan)
         return headlines(self._infos, name, self.num_envs)
 
-    @property
-    def has_baselines(self) -> bool:
+    def has_baselines(self, method: str = "baselines") -> bool:
         """Return whether the environment has baselines of its own; this may raise anything."""
-        env = self._guarded[0] if self._guarded else self._env
         with self._guest:
-            return baselines_of(env) is not None
+            return baselines_of((*self._guarded, self._env)[0], method) is not None
 
-    def baselines(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Score the environment's own baselines on these seeds, by name; empty without any."""
-        env = self._guarded[0] if self._guarded else self._env
+    def baselines(self, seeds: Sequence[int], method: str = "baselines") -> Scores:
+        """Score its own baselines, or ``bounds`` or ``searches``, by name; empty without any."""
         with self._guest:
-            compute = baselines_of(env)
+            compute = baselines_of((*self._guarded, self._env)[0], method)
             scores: Any = {} if compute is None else compute(list(seeds))
-        return checked_scores(scores, len(seeds))
+        return checked_scores(scores, len(seeds), method)
 
     def close(self) -> None:
         """Close all environments within a bounded time; errors go to the log."""

@@ -433,6 +433,9 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
     type=click.IntRange(1),
     help="cut an episode after this many steps, and count it as far as it went",
 )
+@click.option(
+    "--quick", is_flag=True, help="leave out bounds and searches, which may take a second each"
+)
 @click.option("--video", type=PATH, help="film the first episodes: gif, webp, png or mp4")
 @click.option(
     "--video-episodes",
@@ -445,6 +448,7 @@ def evaluate(
     best: bool,
     as_json: bool,
     max_episode_steps: int,
+    quick: bool,
     video: Path | None,
     video_episodes: int | None,
     **others: Any,
@@ -475,6 +479,7 @@ def evaluate(
         film=film,
         max_episode_steps=max_episode_steps,
         permission=Permission(**others),
+        quick=quick,
     )
 
 

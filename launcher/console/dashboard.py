@@ -22,6 +22,7 @@ from launcher.metrics.roster import MemberGroup, MemberView, merged, states_of
 from launcher.metrics.snapshot import EvaluationView, Snapshot
 from launcher.metrics.waiting import limiting_stage
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
+from pdqn.gap import closed_text
 
 Lines = list[Text]
 Health = Literal["healthy", "degraded", "failing"]
@@ -403,7 +404,10 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
     name, score, error = evaluation_score(snapshot.evaluation)
     rows = {"policy": score, **snapshot.evaluation.baselines}
     ranking = sorted(rows.items(), key=lambda item: -item[1])
-    beside = beside_nearest(snapshot.evaluation.nearest, "±")
+    beside = ", ".join(filter(None, (
+        beside_nearest(snapshot.evaluation.nearest, "±"),
+        closed_text(score, snapshot.evaluation.baselines),
+    )))  # fmt: skip
     others = [row for row in ranking if row[0] != "policy"][: limit - 1 - bool(beside)]
     top = max(map(abs, rows.values())) or 1.0
     lines = []

@@ -11,6 +11,7 @@ from launcher.console.dashboard import beside_nearest, evaluation_score
 from launcher.metrics.snapshot import Snapshot, nearest_of
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
 from launcher.strict_json import to_json
+from pdqn.gap import closed_text
 from pdqn.text import printable
 
 _MOST_REASONS = 3
@@ -84,7 +85,8 @@ def _evaluation_part(snapshot: Snapshot) -> str:
     baselines = ", ".join(f"{k} {number(v)}" for k, v in snapshot.evaluation.baselines.items())
     text = f"eval {name} {number(score)}{spread}" + (f" ({baselines})" if baselines else "")
     beside = beside_nearest(snapshot.evaluation.nearest, "+-")
-    return f"{text}, {beside}" if beside else text
+    closed = closed_text(score, snapshot.evaluation.baselines)
+    return ", ".join(part for part in (text, beside, closed) if part)
 
 
 def _states(snapshot: Snapshot) -> dict[str, Counter[str]]:
@@ -175,7 +177,9 @@ def _scores(values: Mapping[str, Any] | None) -> str:
     text += f" over {plural(values['episodes'], 'episode')}" if "episodes" in values else ""
     text += f"; baselines: {baselines}" if baselines else ""
     beside = beside_nearest(nearest_of(values.get("differences", {})), "+-")
-    return f"{text}; {beside}" if beside else text
+    score = next(iter(values.get("metrics", {}).values()), values["return_mean"])
+    closed = closed_text(score, values.get("baselines", {}))
+    return "; ".join(part for part in (text, beside, closed) if part)
 
 
 def _shown(transitions: Mapping[str, int]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from launcher.metrics.snapshot import EvaluationView, nearest_of
 from pdqn import figures
 from pdqn.checks import MAX_NAME
 from pdqn.figures import Figure
+from pdqn.gap import closed_gap
 from pdqn.messages import Evaluation, Report
 
 _HISTORY_POINTS = 240
@@ -218,6 +219,9 @@ class RunMetrics:
             line[f"eval/{name}_error"] = evaluation.errors[name]
         for name, value in evaluation.baselines.items():
             line[f"eval/baseline/{name}"] = value
+        headline = next(iter(evaluation.metrics.values()), evaluation.return_mean)
+        if (share := closed_gap(headline, evaluation.baselines)) is not None:
+            line["eval/gap_closed"] = share
         for name, (difference, error) in evaluation.differences.items():
             line[f"eval/difference/{name}"] = difference
             line[f"eval/difference/{name}_error"] = error
@@ -314,7 +318,7 @@ class RunMetrics:
                 "return_mean": self.value("rollout/ep_rew_mean"),
                 "metrics": {} if headline is None else {self._headline: headline},
             },
-            "eval": None if self.evaluation is None else self.evaluation.to_map(),
+            "eval": None if self.evaluation is None else _summary_of(self.evaluation),
             "refused": self.counters.refused(),
             "control_rejected": self.counters.starting_with("all", "control_rejected/"),
             "environment_failures": self.value("actor/environment_failures"),
@@ -343,6 +347,13 @@ def _ratio(measure: Callable[[str, str], float], figure: Figure) -> float | None
     first, *others = (measure(figure.role, name) for name in figure.per)
     divisor = first - sum(others)
     return measure(figure.role, figure.source) / divisor if divisor > 0 else None
+
+
+def _summary_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as plain data, with the share of the provable gap if it is known."""
+    headline = next(iter(evaluation.metrics.values()), evaluation.return_mean)
+    share = closed_gap(headline, evaluation.baselines)
+    return evaluation.to_map() | ({} if share is None else {"gap_closed": share})
 
 
 def _line_characters(evaluation: Evaluation) -> int:

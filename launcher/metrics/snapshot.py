@@ -70,12 +70,15 @@ class EvaluationView:
 def nearest_of(differences: Mapping[str, Sequence[float]]) -> tuple[str, float, float] | None:
     """Return the smallest difference from a baseline, as in ``EvaluationView.nearest``.
 
+    Bounds do not count: no policy is to be compared with them.
+
     Args:
         differences: mean and standard error of the difference from each baseline.
     """
-    if not differences:
+    policies = {name: of for name, of in differences.items() if not name.endswith("_bound")}
+    if not policies:
         return None
-    name, (mean, error) = min(differences.items(), key=lambda item: abs(item[1][0]))
+    name, (mean, error) = min(policies.items(), key=lambda item: abs(item[1][0]))
     return name.replace("_", " "), mean, error
 
 

@@ -30,6 +30,7 @@ from launcher.terminal import echo, echo_json, show
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import RunError, first_line
+from pdqn.gap import closed_gap
 from pdqn.model import Model
 from pdqn.policy import greedy, model_path
 
@@ -52,6 +53,7 @@ def evaluate(
     film: Film | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
     permission: Permission = NO_PERMISSION,
+    quick: bool = False,
 ) -> int:
     """Evaluate a run directory or a model file, and print the result.
 
@@ -64,6 +66,7 @@ def evaluate(
         film: the film to make.
         max_episode_steps: steps after which an episode is cut; it counts as far as it went.
         permission: the code that the file may run.
+        quick: leave out the environment's bounds and searches, which may take long.
 
     Raises:
         UsageError: see ``open_model``.
@@ -77,7 +80,7 @@ def evaluate(
         model = open_model(model_path(path, best=best), permission, plays=True)
         if film is not None:
             check_camera(model)
-        result = _scored(model, episodes, max_episode_steps)
+        result = _scored(model, episodes, max_episode_steps, quick)
         if as_json:
             echo_json(result)
         else:
@@ -87,7 +90,7 @@ def evaluate(
     return 0
 
 
-def _scored(model: Model, episodes: int, max_episode_steps: int) -> dict[str, Any]:
+def _scored(model: Model, episodes: int, max_episode_steps: int, quick: bool) -> dict[str, Any]:
     """Play the policy and its baselines, and describe both."""
     # The best parameters of many evaluations look better on the seeds that chose them.
     held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
@@ -100,7 +103,12 @@ def _scored(model: Model, episodes: int, max_episode_steps: int) -> dict[str, An
     )
     scores = playing(partial(greedy, model.network))
     assert scores is not None, "nothing stops it"
-    result = describe(scores, model.spec, _baselines(model, held_out, playing))
+    beside = _baselines(model, held_out, playing)
+    if not quick:
+        beside |= _slow_baselines(model, held_out)
+    result = describe(scores, model.spec, beside)
+    score = result["metrics"].get(model.spec.headline_metric, result["return_mean"])
+    result["gap_closed"] = closed_gap(score, result["baselines"])
     return result | {"parameter_version": model.parameter_version}
 
 
@@ -138,6 +146,8 @@ def table(model: Model, result: dict[str, Any]) -> Table:
     if reference:
         drawn.add_section()
         drawn.add_row("greedy on Q / exact greedy", f"{score / reference:.1%}", "")
+    if (share := closed_gap(score, result["baselines"])) is not None:
+        drawn.add_row("share of the provable gap closed", f"{share:.1%}", "")
     return drawn
 
 
@@ -149,6 +159,17 @@ def _without_score(result: dict[str, Any]) -> str:
     if result["dropped"]:
         parts.append(f"{result['dropped']} more have no score")
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _slow_baselines(model: Model, held_out: list[int]) -> dict[str, NDArray[np.float64]]:
+    """Compute the environment's bounds, and scores of its searches; empty without any."""
+    scores: dict[str, NDArray[np.float64]] = {}
+    for method in ("bounds", "searches"):
+        try:
+            scores |= baseline_scores(model.spec, model.env_args, held_out, method)
+        except RunError as error:
+            echo(f"pdqn: {first_line(error)}", err=True)
+    return scores
 
 
 def _baselines(

@@ -26,6 +26,7 @@ from launcher.results.checks import check_output
 from launcher.rundir import STATE_FILE, SUMMARY
 from pdqn.atomic import replacing
 from pdqn.figures import BY_NAME, rollout_name
+from pdqn.gap import closed_text
 from pdqn.text import printable
 
 Floats = NDArray[np.float64]
@@ -258,7 +259,10 @@ def _draw_evaluation(axes: Axes, metrics: Metrics) -> bool:
     axes.errorbar(bars["policy"], "policy", xerr=error, color="black", capsize=5, linewidth=1.5)
     _write_values(axes, [(bars[bar], error if bar == "policy" else 0.0) for bar in names])
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(f"{name} (bar of the policy: standard error)")
+    closed = closed_text(bars["policy"], metrics.baselines)
+    axes.set_xlabel(
+        "\n".join(filter(None, (f"{name} (bar of the policy: standard error)", closed)))
+    )
     return True
 
 
