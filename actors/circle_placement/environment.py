@@ -308,9 +308,9 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
             map_size: N, at least 16. Generated maps look similar at every size. ``auto`` is 128, or
                 the least multiple of 8 that holds every one of your own maps.
             radii: ``fixed``, always the same 13 circles; ``random``, 3 to 15 circles that differ
-                between episodes; up to 20 radii in cells, in the order of placement; or a range
-                such as ``10..20``. The radii of ``fixed`` and ``random`` are in proportion to the
-                map, or to the shortest side of your own ones.
+                between maps; or up to 20 radii in cells, in the order of placement. The radii of
+                ``fixed`` and ``random`` are in proportion to the map, or to the shortest side of
+                your own ones. A range such as ``10..20`` is drawn from for every episode.
             overlap: whether circles may overlap. A cell under several of them counts once.
             render_mode: ``rgb_array`` for pictures, or none.
             suggest: whether infos hold exact greedy's choice.

@@ -163,7 +163,7 @@ def _read_npy(path: Path, _size: int) -> Iterator[RawMap]:
     shape, dtype = _npy_header(path)
     if dtype.kind not in "biuf" or dtype.itemsize > _MAX_ITEM_BYTES:
         raise BadFileError(f"the array holds {dtype}; numbers of at most 64 bits are accepted")
-    if len(shape) not in (2, 3) or shape[0] < 1:
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] < 1):
         raise BadFileError(
             f"the array has the shape {list(shape)}; expected [rows, columns] or "
             "[maps, rows, columns]"
@@ -260,7 +260,9 @@ def _read_geotiff(path: Path, _size: int) -> Iterator[RawMap]:
     except ImportError as error:
         raise BadFileError("a .tif needs rasterio: python -m pip install 'pdqn[geo]'") from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        # rasterio itself calls what its own dependency affine is about to give up.
+        for kind in (NotGeoreferencedWarning, PendingDeprecationWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", kind)
         try:
             # No other driver may read it, and no file beside it: some formats name other files.
             with (

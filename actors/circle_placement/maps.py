@@ -38,9 +38,9 @@ class MapSet:
         names: name of each map.
         shapes: height and width of each map, without padding.
         weights: float32[K, N, N], 0 where padded, forbidden or covered by a circle placed already.
-        fits: int16[K, N, N], the largest radius of a circle that may have its centre there, as far
-            as edges, forbidden zones and circles placed already decide; ``FORBIDDEN`` in padding
-            and forbidden cells.
+        fits: int16[K, N, N], the largest radius of a circle that may have its centre there. Edges,
+            forbidden zones and circles placed already decide. ``FORBIDDEN`` in padding and in
+            forbidden cells.
         placed: circles that are there already, on every map.
         training: indices of the maps to train on.
         held_out: indices of the maps to evaluate on; the same if there is a single map.

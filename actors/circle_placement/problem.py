@@ -81,8 +81,8 @@ class Problem:
 
     Attributes:
         map_size: N, for maps of N x N cells; at least 16.
-        radii: radii of the circles in cells, in the order of placement; the range from which every
-            episode draws them; or ``None`` for the distribution of random ones.
+        radii: radii of the circles in cells, in the order of placement, or the range from which
+            every episode draws them. ``None`` if every map has random ones.
         overlap: whether circles may overlap. A cell under several of them counts once.
         spacing: least number of cells between the rims of two circles that may not overlap.
         maps: a person's own maps; None for generated ones.
@@ -240,11 +240,13 @@ def _load(own: OwnMaps, size: int | None, spacing: int | None) -> MapSet | None:
             own.maps, forbidden=own.forbidden, keep_out=keep_out, placed=placed, spacing=spacing,
             size=size, split_seed=split_seed,
         )  # fmt: skip
-    defaults = OwnMaps()
-    for key in ("maps", "forbidden", "keep_out", "placed", "split_seed"):
+    says = {
+        "forbidden": own.forbidden, "keep_out": keep_out != "centre", "placed": placed,
+        "split_seed": split_seed,
+    }  # fmt: skip
+    for key in (key for key, given in says.items() if given):
         value = getattr(own, key)
-        if value != getattr(defaults, key) and str(value) != str(getattr(defaults, key)):
-            raise UsageError(f"{key}={value!r:.200}: it is for your own maps; give maps=PATH too")
+        raise UsageError(f"{key}={value!r:.200}: it is for your own maps; give maps=PATH too")
     return None
 
 
