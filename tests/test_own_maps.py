@@ -1,5 +1,6 @@
 """A person's own maps in circle placement: files, forbidden zones, circles placed before."""
 
+import inspect
 import os
 import struct
 import sys
@@ -121,8 +122,8 @@ RADII = [9, 8, 8, 7, 4, 4, 3, 3, 3, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_generated_maps_and_radii_are_those_of_earlier_versions_to_the_bit():
-    assert [zlib.crc32(Problem.parse("auto", "fixed", False).instance(s).weights.data) for s in (0, 7)] \
-        == GENERATED  # fmt: skip
+    standard = Problem.parse("auto", "fixed", False)
+    assert [zlib.crc32(standard.instance(seed).weights.data) for seed in (0, 7)] == GENERATED
     assert Problem.parse(64, "random", False).instance(5).radii.tolist() == RADII
     assert Problem.parse(64, "fixed", False) == Problem.parse("64", "fixed", "false")
 
@@ -491,7 +492,7 @@ def test_an_episode_does_not_continue_on_maps_that_have_changed(own):
         other.set_state(state)
 
 
-# ---- pictures and networks ----
+# ---- pictures, networks, documentation ----
 
 
 def test_a_picture_has_the_shape_of_the_map_and_the_circles_placed_before(own):
@@ -524,3 +525,18 @@ def test_an_untrained_network_plays_exact_greedy_on_own_maps_and_draws_it(own, t
         observation, *_, info = env.step(action)
     greedy = env.baselines([0])["exact_greedy"][0]
     assert info["coverage"] == pytest.approx(greedy, rel=2e-3)  # the map is rounded to float16
+
+
+def test_the_example_of_the_documentation_works(tmp_path: Path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "environment.md").read_text("utf-8")
+    section = text.partition("## Your own maps")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["env"].map_shape == (60, 100)
+    assert 0.2 < names["coverage"] <= 1
+    # A table row for every argument of the environment, and no other.
+    rows = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    arguments = set(inspect.signature(CirclePlacementEnv).parameters)
+    assert rows == arguments - {"render_mode", "suggest"}
