@@ -459,6 +459,7 @@ def test_the_start_tells_of_the_maps_and_evaluates_each_held_out_one_once(folder
     assert told["maps"].startswith(f"10 maps of up to 26 x 30 cells from {folder}, on squares of ")
     assert told["maps"].endswith("forbidden: 8 to train on, 2 held out for evaluation")
     assert (config.evaluation.episodes, config.network.kind) == (2, "qmap")
+    assert told["chosen"]["evaluation"]["episodes"] == 2
     config, told = planned(maps=own, radii="random")
     assert "training and evaluation are on this same map" in told["maps"]
     assert config.evaluation.episodes == 32  # other circles every time

@@ -38,7 +38,7 @@ def prepare(
     run, inspector = config.run, inspector or Here()
     examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
-    config = _without_repetition(config, examined)
+    given, config = config, _without_repetition(config, examined)
     parameters = _parameter_bytes(spec, config.network, inspector)
     if config.evaluation.env_args:
         _check_evaluation(config, spec, inspector)
@@ -56,6 +56,8 @@ def prepare(
                 f"{spec.id} ended or hung while its frames were measured: memory is planned as if "
                 "they could not be compressed"
             )
+    if config is not given:
+        plan.layer.setdefault("evaluation", {})["episodes"] = config.evaluation.episodes
     if "replay" not in elsewhere and not plan.errors:
         line, warning = describe_journal(plan.config, size, folder or Path.cwd())
         plan = dataclasses.replace(plan, journal=line)
