@@ -1,6 +1,7 @@
 """A person's own maps in circle placement: files, forbidden zones, circles placed before."""
 
 import inspect
+import json
 import os
 import struct
 import sys
@@ -22,6 +23,7 @@ from actors.environments.registration import CIRCLE_PLACEMENT_ID
 from launcher.plan.prepare import prepare
 from launcher.plan.report import as_json
 from launcher.results.circle_placement import draw_strategy
+from launcher.results.evaluate import evaluate
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import build
@@ -509,7 +511,9 @@ def test_a_picture_has_the_shape_of_the_map_and_the_circles_placed_before(own):
     assert (shown[0] != shown[1]).any()
 
 
-def test_an_untrained_network_plays_exact_greedy_on_own_maps_and_draws_it(own, tmp_path: Path):
+def test_an_untrained_network_plays_exact_greedy_on_own_maps_and_draws_it(
+    own, tmp_path: Path, capfd
+):
     args = {"maps": own, "radii": "5,4,3,2", "placed": "12,20,4", "spacing": 1, "keep_out": "disc"}
     run = {"env": CIRCLE_PLACEMENT_ID, "env_args": args}
     replay = {"capacity": 1000, "store": "dense"}
@@ -519,6 +523,10 @@ def test_an_untrained_network_plays_exact_greedy_on_own_maps_and_draws_it(own, t
     model = load_model(tmp_path / "model.pth")
     with Image.open(draw_strategy(model, tmp_path / "strategy.png")) as picture:
         assert picture.size[0] > 1000
+    assert evaluate(tmp_path / "model.pth", 9, as_json=True) == 0
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["episodes"] == 1  # on a single map, all would be the same
+    assert printed.err.startswith(f"1 map of 21 x 34 cells from {own}")
     env, policy = CirclePlacementEnv(**args), Policy(model)
     observation, info = env.reset(seed=0)
     while "end" not in info:

@@ -82,7 +82,10 @@ def _play(weights, radii, count, gap, fits, greedy, seed):
     s0, s1 = seeded(seed, POLICY_STREAM)
     collected = 0.0
     for circle in range(count):
-        if not kernels.find_valid_centres(centres, radii, circle, gap, fits, size, mask):
+        any_valid = kernels.find_valid_centres(centres, radii, circle, gap, size, mask)
+        if any_valid and len(fits) > 0:
+            any_valid = kernels.keep_fitting(fits, radii[circle], mask)
+        if not any_valid:
             break
         bits, s0, s1 = drawn(s0, s1)
         action = heaviest(weights, mask, radii[circle]) if greedy else _random_valid(mask, bits)

@@ -55,7 +55,7 @@ class EpisodeBatch:
     def __init__(self, problem: Problem, num_envs: int) -> None:
         """Allocate the episodes; each must be started before it can be advanced."""
         maps_shape = (num_envs, problem.map_size, problem.map_size)
-        self.problem = problem
+        self.problem, self._gap = problem, problem.gap
         self.map_seeds = np.zeros(num_envs, np.int64)
         self.ends = np.full(num_envs, _NOT_STARTED, np.int8)
         self._maps = np.zeros(maps_shape, np.float16)
@@ -68,15 +68,16 @@ class EpisodeBatch:
             counts=np.ones(num_envs, np.int64),
             placed=np.zeros(num_envs, np.int64),
             centres=np.zeros((num_envs, MAX_CIRCLES, 2), np.int64),
-            fits=np.zeros((num_envs, *problem.fits_of(0).shape), np.int16),
         )
+        # int16[B, N, N], see ``MapSet``; the edges alone bound circles on generated maps.
+        self._fits = None if problem.maps is None else np.zeros(maps_shape, np.int16)
 
     def start(self, b: int, map_seed: int) -> None:
         """Start episode b on map number ``map_seed``."""
         weights = self.episodes.weights[b]
         self.episodes.counts[b] = self.problem.generate(map_seed, weights, self.episodes.radii[b])
-        if self.problem.maps is not None:
-            self.episodes.fits[b] = self.problem.fits_of(map_seed)
+        if self._fits is not None:
+            self._fits[b] = self.problem.fits_of(map_seed)
         self.episodes.totals[b] = weights.sum(dtype=np.float64)
         self.episodes.coverages[b] = 0.0
         self.episodes.placed[b] = 0
@@ -99,18 +100,27 @@ class EpisodeBatch:
         """
         if self.ends.any():
             raise ResetNeeded("reset() must be called before step(), and after an episode's end")
+        if self._fits is not None:
+            b = int(kernels.first_blocked(self.episodes, self._fits, actions))
+            if b >= 0:
+                raise ValueError(self._explain(b, int(actions[b]), kernels.BLOCKED, -1))
         rewards = np.empty(len(actions))
         masks = np.empty((len(actions), self.problem.map_size**2), np.int8)
         b, rule, circle = kernels.place_circles(
-            self.episodes, self.problem.gap, actions, rewards, masks, self.ends
+            self.episodes, self._gap, actions, rewards, masks, self.ends
         )
         if rule != kernels.VALID:
             raise ValueError(self._explain(b, int(actions[b]), rule, circle))
+        if self._fits is not None:
+            kernels.keep_fitting_of_all(self.episodes, self._fits, masks, self.ends)
         return rewards, masks
 
     def fill_mask(self, b: int, mask: NDArray[np.int8]) -> None:
         """Fill mask, int8[N * N], with the valid centres of episode b's next circle."""
-        kernels.find_next_centres(self.episodes, self.problem.gap, b, mask)
+        kernels.find_next_centres(self.episodes, self._gap, b, mask)
+        if self._fits is not None and self.ends[b] == GOING_ON:
+            radius = self.episodes.radii[b, self.episodes.placed[b]]
+            kernels.keep_fitting(self._fits[b], radius, mask)
 
     def observe(self, rows: NDArray[np.int64], masks: NDArray[np.int8]) -> Observation:
         """Return the observations of the episodes in rows, in arrays that stay unchanged.
@@ -172,6 +182,7 @@ class EpisodeBatch:
         parts: dict[str, Any] = {n: a[b : b + 1] for n, a in self.episodes._asdict().items()}
         alone.episodes = kernels.Episodes(**parts)
         alone.ends = self.ends[b : b + 1]
+        alone._fits = None if self._fits is None else self._fits[b : b + 1]
         for action in state["actions"]:
             alone.place(np.array([_parse_whole(action)]))
 
@@ -209,10 +220,10 @@ class EpisodeBatch:
                 f"{start}: centred at {centre} it is out of bounds, as {' and '.join(bad)} must be "
                 f"within {within}"
             )
-        if rule == kernels.BLOCKED:
+        if rule == kernels.BLOCKED and self._fits is not None:
             return (
                 f"{start}: centred at {centre} it meets a forbidden zone or a circle that was "
-                f"placed before; at most radius {self.episodes.fits[b, x, y]} fits there"
+                f"placed before; at most radius {self._fits[b, x, y]} fits there"
             )
         other = tuple(map(int, self.episodes.centres[b, circle]))
         other_radius = int(self.episodes.radii[b, circle])

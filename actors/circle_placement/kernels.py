@@ -48,7 +48,6 @@ class Episodes(NamedTuple):
     counts: NDArray[np.int64]  # [B]: circles in the episode
     placed: NDArray[np.int64]  # [B]: circles placed so far
     centres: NDArray[np.int64]  # [B, MAX_CIRCLES, 2]: centres of the circles placed so far
-    fits: NDArray[np.int16]  # [B, N, N]: see ``MapSet``; [B, 0, 0] for generated maps
 
 
 # --- random numbers -------------------------------------------------------------------------
@@ -194,7 +193,7 @@ def draw_radii_within(seed, lowest, highest, fewest, most, radii):
 
 
 @compiled
-def find_valid_centres(centres, radii, placed, gap, fits, size, mask):
+def find_valid_centres(centres, radii, placed, gap, size, mask):
     """Mark the valid centres of circle number ``placed``; return whether there are any.
 
     Args:
@@ -202,8 +201,6 @@ def find_valid_centres(centres, radii, placed, gap, fits, size, mask):
         radii: int64[MAX_CIRCLES], in cells.
         placed: number of circles placed so far, and index of the next circle.
         gap: least number of cells between the rims of two circles; -1 if they may overlap.
-        fits: int16[N, N], the largest radius that fits around each cell; or int16[0, 0] if only the
-            edges of the square bound it.
         size: N.
         mask: int8[N * N], overwritten.
     """
@@ -212,10 +209,6 @@ def find_valid_centres(centres, radii, placed, gap, fits, size, mask):
     mask[:] = 0
     for x in range(radius, size - radius):
         grid[x, radius : size - radius] = 1
-    if len(fits) > 0:
-        for x in range(radius, size - radius):
-            for y in range(radius, size - radius):
-                grid[x, y] = fits[x, y] >= radius
     if gap >= 0:
         for circle in range(placed):
             _forbid_around(grid, centres[circle], radii[circle] + radius + gap)
@@ -224,6 +217,28 @@ def find_valid_centres(centres, radii, placed, gap, fits, size, mask):
             if grid[x, y]:
                 return True
     return False
+
+
+@compiled
+def keep_fitting(fits, radius, mask):
+    """Zero the centres in mask, int8[N * N], around which a circle does not fit.
+
+    Args:
+        fits: int16[N, N], the largest radius that fits around each cell.
+        radius: of the circle, in cells.
+        mask: valid centres by all other rules; changed in place.
+
+    Returns:
+        Whether any centre is left.
+    """
+    size, any_valid = len(fits), False
+    for x in range(size):
+        for y in range(size):
+            if fits[x, y] < radius:
+                mask[x * size + y] = 0
+            elif mask[x * size + y]:
+                any_valid = True
+    return any_valid
 
 
 @compiled
@@ -238,7 +253,7 @@ def _forbid_around(grid, centre, distance):
 
 
 @compiled
-def broken_rule(centres, radii, placed, gap, fits, size, action):
+def broken_rule(centres, radii, placed, gap, size, action):
     """Return the rule that an action breaks, or VALID, and the circle that it overlaps, or -1."""
     if not 0 <= action < size * size:
         return OFF_MAP, -1
@@ -246,8 +261,6 @@ def broken_rule(centres, radii, placed, gap, fits, size, action):
     radius = radii[placed]
     if min(x, y) < radius or max(x, y) >= size - radius:
         return OUT_OF_BOUNDS, -1
-    if len(fits) > 0 and fits[x, y] < radius:
-        return BLOCKED, -1
     if gap >= 0:
         for circle in range(placed):
             distance = radii[circle] + radius + gap
@@ -286,9 +299,8 @@ def first_invalid(episodes, gap, actions):
     size = episodes.weights.shape[1]
     for b in range(len(actions)):
         rule, circle = broken_rule(
-            episodes.centres[b], episodes.radii[b], episodes.placed[b], gap, episodes.fits[b], size,
-            actions[b],
-        )  # fmt: skip
+            episodes.centres[b], episodes.radii[b], episodes.placed[b], gap, size, actions[b]
+        )
         if rule != VALID:
             return b, rule, circle
     return -1, VALID, -1
@@ -335,12 +347,44 @@ def find_next_centres(episodes, gap, b, mask):
         return ALL_PLACED
     size = episodes.weights.shape[1]
     any_valid = find_valid_centres(
-        episodes.centres[b],
-        episodes.radii[b],
-        episodes.placed[b],
-        gap,
-        episodes.fits[b],
-        size,
-        mask,
+        episodes.centres[b], episodes.radii[b], episodes.placed[b], gap, size, mask
     )
     return GOING_ON if any_valid else NO_VALID_CENTRE
+
+
+# --- a person's own maps ----------------------------------------------------------------------
+
+
+@compiled
+def first_blocked(episodes, fits, actions):
+    """Return the first episode whose circle does not fit around its action's cell; -1 without any.
+
+    Args:
+        episodes: ``Episodes``.
+        fits: int16[B, N, N], the largest radius that fits around each cell.
+        actions: int64[B]; those off the map do not count.
+    """
+    size = fits.shape[1]
+    for b in range(len(actions)):
+        if 0 <= actions[b] < size * size:
+            x, y = divmod(actions[b], size)
+            if fits[b, x, y] < episodes.radii[b, episodes.placed[b]]:
+                return b
+    return -1
+
+
+@compiled
+def keep_fitting_of_all(episodes, fits, masks, ends):
+    """Zero the centres around which the next circles do not fit, and end episodes without any.
+
+    Args:
+        episodes: ``Episodes``, after a step.
+        fits: int16[B, N, N], the largest radius that fits around each cell.
+        masks: int8[B, N * N], changed in place.
+        ends: int8[B], changed in place.
+    """
+    for b in range(len(ends)):
+        if ends[b] == GOING_ON:
+            radius = episodes.radii[b, episodes.placed[b]]
+            if not keep_fitting(fits[b], radius, masks[b]):
+                ends[b] = NO_VALID_CENTRE
