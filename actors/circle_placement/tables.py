@@ -1,0 +1,265 @@
+"""Tables of one map for searches: static disc sums, and the centres of each radius in order.
+
+Circles that do not overlap share no cell, except for the one in which two discs may touch. A
+placement therefore collects the sum of its disc sums on the empty map, less such cells. The tables
+hold these sums, so searches never touch the map again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pdqn.jit import compiled
+
+ABSENT = -(10**6)  # coordinate of a circle that is not placed, so far away that none overlaps it
+NEVER = -1e300  # disc sum of a centre that is not allowed
+LARGEST_SIDE = 1 << 15
+_COLUMN_BITS, _COLUMN = 16, 0xFFFF
+
+
+class Tables(NamedTuple):
+    """One map of H x W cells with K circles of D different radii, as kernels take it.
+
+    A centre is packed into an int32: row * 65,536 + column. Centres form square blocks, B for a
+    radius, of S cells. Walks in search of the heaviest free centre pass over whole blocks.
+    """
+
+    weights: NDArray[np.float64]  # [H, W]: 0 in cells that no circle may cover
+    radii: NDArray[np.int64]  # [K]: in cells, in the order of placement
+    kinds: NDArray[np.int64]  # [K]: index of a circle's radius among the different ones
+    kind_radii: NDArray[np.int64]  # [D]: largest first
+    sums: NDArray[np.float64]  # [D, H, W]: disc sums; NEVER where the centre is not allowed
+    blocks: NDArray[np.int32]  # [D, B]: packed first cells, by the heaviest centre of the block
+    centres: NDArray[np.int32]  # [D, B, S]: allowed centres of a block, heaviest first
+    values: NDArray[np.float64]  # [D, B, S]: their disc sums; NEVER after the last
+    lengths: NDArray[np.int64]  # [D]: blocks with an allowed centre
+    apart: NDArray[np.int64]  # [D, K]: least squared distance between centres
+    side: int  # of a block, in cells
+    heaviest: float  # weight of a single cell
+    total: float  # weight of the whole map, to which shares refer
+
+
+def make_tables(
+    weights: ArrayLike,
+    radii: ArrayLike,
+    *,
+    allowed: Mapping[int, NDArray[np.bool_]] | None = None,
+    placed: ArrayLike = (),
+    gap: float = 0.0,
+) -> Tables:
+    """Make the tables of a map.
+
+    Args:
+        weights: numbers [H, W], none negative. No circle may cover a NaN.
+        radii: whole numbers [K], at least 1, in the order of placement.
+        allowed: bool[H, W] by radius, True where a circle of that radius may have its centre. It
+            adds to the rules that no circle leaves the map or covers a NaN.
+        placed: whole numbers [P, 3], row, column and radius of circles that are there already. What
+            they cover is collected, and counts towards the total only.
+        gap: least distance in cells between the rims of two circles, 0 or more.
+
+    Raises:
+        ValueError: an argument breaks these rules.
+    """
+    grid, circles, existing = _checked(weights, radii, placed, gap)
+    blocked = ~np.isfinite(grid)
+    grid[blocked] = 0.0
+    total = float(grid.sum())
+    for row, column, radius in existing.tolist():
+        _clear(grid, row, column, radius)
+    kind_radii, kinds = np.unique(-circles, return_inverse=True)
+    kind_radii = -kind_radii
+    shape = (len(kind_radii), *grid.shape)
+    sums, is_allowed = np.empty(shape), np.empty(grid.shape, np.bool_)
+    # Large blocks are passed over in fewer steps; small ones lie closer to the rims of circles.
+    side = _side_of_blocks(max(grid.shape))
+    num_blocks = -(-grid.shape[0] // side) * -(-grid.shape[1] // side)
+    blocks = np.zeros((shape[0], num_blocks), np.int32)
+    centres = np.zeros((*blocks.shape, side * side), np.int32)
+    values, lengths = np.full(centres.shape, NEVER), np.zeros(shape[0], np.int64)
+    for d, radius in enumerate(kind_radii.tolist()):
+        is_allowed[:] = True if allowed is None or radius not in allowed else allowed[radius]
+        if blocked.any():
+            is_allowed &= _free(blocked, radius)
+        for row, column, other in existing.tolist():
+            _forbid(is_allowed, row, column, least_squared(radius, other, gap))
+        fill_disc_sums(grid, radius * radius, radius, sums[d])
+        sums[d][~is_allowed] = NEVER
+        lengths[d] = _sort_blocks(sums[d], side, blocks[d], centres[d], values[d])
+    apart = np.array(
+        [[least_squared(a, b, gap) for b in circles.tolist()] for a in kind_radii.tolist()],
+        np.int64,
+    ).reshape(len(kind_radii), len(circles))
+    kinds = kinds.reshape(-1).astype(np.int64)
+    # fmt: off
+    return Tables(
+        grid, circles, kinds, kind_radii, sums, blocks, centres, values, lengths, apart,
+        side, float(grid.max()), total or 1.0,
+    )
+    # fmt: on
+
+
+def least_squared(radius: int, other: int, gap: float) -> int:
+    """Return the least squared distance between the centres of two circles."""
+    apart = radius + other + gap
+    return int(np.ceil(apart * apart - 1e-9))
+
+
+def _side_of_blocks(map_side: int) -> int:
+    """Return the side of blocks on a map, in cells."""
+    return 2 if map_side < 96 else 4 if map_side < 384 else 8
+
+
+@compiled
+def unpacked(centre):
+    """Return row and column of a packed centre."""
+    return np.int64(centre) >> _COLUMN_BITS, np.int64(centre) & _COLUMN
+
+
+@compiled
+def disc_widths(squared_radius):
+    """Return int64[2 * r + 1], the half-width of each row of cells within this distance."""
+    radius = int(np.sqrt(squared_radius))
+    widths = np.empty(2 * radius + 1, np.int64)
+    for row in range(2 * radius + 1):
+        offset = row - radius
+        widths[row] = int(np.sqrt(squared_radius - offset * offset))
+    return widths
+
+
+@compiled
+def fill_disc_sums(grid, squared_radius, margin, sums):
+    """Fill sums, float64[H, W], with disc sums of grid, float64[H, W].
+
+    Args:
+        grid: the map.
+        squared_radius: cells up to this squared distance belong to a disc.
+        margin: distance in cells that a centre keeps from the edge, at least the radius; centres
+            nearer to it become NEVER.
+        sums: overwritten.
+    """
+    height, width = grid.shape
+    widths = disc_widths(squared_radius)
+    radius = len(widths) // 2
+    count = width - 2 * margin
+    sums[:] = NEVER
+    if count <= 0:
+        return
+    prefixes = np.zeros((height, width + 1))
+    for i in range(height):
+        total = 0.0
+        for j in range(width):
+            total += grid[i, j]
+            prefixes[i, j + 1] = total
+    for x in range(margin, height - margin):
+        row = sums[x, margin : margin + count]
+        row[:] = 0.0
+        for offset in range(-radius, radius + 1):
+            reach = widths[offset + radius]
+            upper = prefixes[x + offset, margin + reach + 1 :]
+            lower = prefixes[x + offset, margin - reach :]
+            for y in range(count):
+                row[y] += upper[y] - lower[y]
+
+
+@compiled
+def _sort_blocks(sums, side, blocks, centres, values):
+    """Fill the blocks of one radius, heaviest first; return the number with an allowed centre.
+
+    Args:
+        sums: float64[H, W], NEVER where a centre is not allowed.
+        side: of a block, in cells.
+        blocks: int32[B], overwritten: packed first cells.
+        centres: int32[B, S], overwritten: packed, heaviest first, lowest among equals.
+        values: float64[B, S], overwritten: their disc sums; NEVER after the last.
+    """
+    height, width = sums.shape
+    found = np.empty(len(blocks), np.int32)
+    tops = np.empty(len(blocks))
+    count = 0
+    for x in range(0, height, side):
+        for y in range(0, width, side):
+            top = NEVER
+            for i in range(x, min(height, x + side)):
+                for j in range(y, min(width, y + side)):
+                    top = max(top, sums[i, j])
+            if top > NEVER:
+                found[count], tops[count] = (x << _COLUMN_BITS) | y, -top
+                count += 1
+    ranks = np.argsort(tops[:count], kind="mergesort")
+    for rank in range(count):
+        blocks[rank] = found[ranks[rank]]
+        _sort_block(sums, side, blocks[rank], centres[rank], values[rank])
+    return count
+
+
+@compiled
+def _sort_block(sums, side, block, centres, values):
+    """Fill one block's centres, int32[S], and their sums, heaviest first."""
+    first_x, first_y = unpacked(block)
+    count = 0
+    for x in range(first_x, min(sums.shape[0], first_x + side)):
+        for y in range(first_y, min(sums.shape[1], first_y + side)):
+            value = sums[x, y]
+            if value == NEVER:
+                continue
+            at = count
+            while at > 0 and values[at - 1] < value:
+                values[at], centres[at] = values[at - 1], centres[at - 1]
+                at -= 1
+            values[at], centres[at] = value, (x << _COLUMN_BITS) | y
+            count += 1
+
+
+def _checked(
+    weights: ArrayLike, radii: ArrayLike, placed: ArrayLike, gap: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Check the arguments of ``make_tables``, and return copies of the arrays."""
+    grid = np.array(weights, np.float64)
+    if grid.ndim != 2 or not 1 <= min(grid.shape) <= max(grid.shape) < LARGEST_SIDE:
+        raise ValueError(
+            f"weights of shape {list(grid.shape)}: expected [H, W] below {LARGEST_SIDE} cells"
+        )
+    if (grid < 0).any() or np.isinf(grid).any():
+        raise ValueError("weights: expected numbers that are neither negative nor infinite")
+    circles = np.atleast_1d(np.asarray(radii))
+    if circles.ndim != 1 or circles.dtype.kind not in "iu" or (circles < 1).any():
+        raise ValueError(f"radii={radii!r:.80}: expected whole numbers >= 1")
+    if not 0.0 <= gap < np.inf:
+        raise ValueError(f"gap={gap!r}: expected a number >= 0")
+    existing = np.asarray(placed, np.int64).reshape(-1, 3)
+    return grid, circles.astype(np.int64), existing
+
+
+def _disc(
+    shape: tuple[int, ...], row: int, column: int, squared: int
+) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
+    """Return the part of a map that may be within a distance of a cell, and which of it is."""
+    reach = int(np.sqrt(squared))
+    rows = slice(max(0, row - reach), max(0, min(shape[0], row + reach + 1)))
+    columns = slice(max(0, column - reach), max(0, min(shape[1], column + reach + 1)))
+    i, j = np.ogrid[rows, columns]
+    return (rows, columns), (i - row) ** 2 + (j - column) ** 2 <= squared
+
+
+def _clear(grid: NDArray[np.float64], row: int, column: int, radius: int) -> None:
+    """Zero a disc, clipped to the map."""
+    part, within = _disc(grid.shape, row, column, radius * radius)
+    grid[part][within] = 0.0
+
+
+def _forbid(allowed: NDArray[np.bool_], row: int, column: int, least: int) -> None:
+    """Forbid the centres that are nearer to a cell than the root of ``least``."""
+    part, within = _disc(allowed.shape, row, column, least - 1)
+    allowed[part][within] = False
+
+
+def _free(blocked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Return the centres, bool[H, W], around which a disc covers no blocked cell."""
+    sums = np.empty(blocked.shape)
+    fill_disc_sums(blocked.astype(np.float64), radius * radius, radius, sums)
+    return sums == 0.0
