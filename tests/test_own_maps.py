@@ -285,13 +285,24 @@ def test_other_bad_files_are_refused(tmp_path: Path):
     refused(str(tmp_path / "huge.csv"), "the file has 1,099,511,627,776 bytes; at most 67,108,864")
 
 
+VIRTUAL = """<VRTDataset rasterXSize="20" rasterYSize="20">
+  <VRTRasterBand dataType="Float32" band="1">
+    <SimpleSource>
+      <SourceFilename relativeToVRT="1">other.tif</SourceFilename>
+      <SourceBand>1</SourceBand>
+    </SimpleSource>
+  </VRTRasterBand>
+</VRTDataset>"""
+
+
 def test_a_bad_geotiff_is_refused(tmp_path: Path):
     geotiff(tmp_path / "three.tif", np.ones((3, 20, 20)))
     refused(str(tmp_path / "three.tif"), "it has 3 bands; one is accepted")
     geotiff(tmp_path / "wide.tif", np.ones((2, 2000)))
     refused(str(tmp_path / "wide.tif"), "2 x 2000 cells; at most 1,024 a side")
-    # A file of another format may name files and code that are to be read.
-    (tmp_path / "virtual.tif").write_text("<VRTDataset rasterXSize='20' rasterYSize='20'/>")
+    # A file of another format may name other files and code.
+    geotiff(tmp_path / "other.tif", np.ones((20, 20)))
+    (tmp_path / "virtual.tif").write_text(VIRTUAL)
     refused(str(tmp_path / "virtual.tif"), "cannot be read as a GeoTIFF")
 
 
