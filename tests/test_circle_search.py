@@ -46,7 +46,7 @@ def disc(shape: tuple[int, ...], x: int, y: int, radius: int) -> NDArray[np.bool
 
 def replayed(problem: Problem, seed: int, placement: Placement) -> float:
     """The coverage that the environment gives for a placement, which must end its episode."""
-    radii = "random" if problem.radii is None else list(problem.radii)
+    radii = list(problem.radii) if isinstance(problem.radii, tuple) else "random"
     env = CirclePlacementEnv(map_size=problem.map_size, radii=radii)
     env.reset(seed=seed)
     info, terminated = {}, False

@@ -110,12 +110,7 @@ def solve(
     Raises:
         UsageError: an option cannot be used; the message names it.
     """
-    if not 0 < seconds <= _LONGEST_SECONDS:
-        raise UsageError(f"--time {seconds:g}s: expected more than 0, and at most 1h")
-    if out is not None:
-        check_output("--out", out, (".csv",))
-    if picture is not None:
-        check_output("--picture", picture, (".png",))
+    _check_options(seconds, out, picture)
     problem = Problem.parse("auto", radii, False, spacing=spacing, own=own)
     maps = problem.maps
     if maps is None or len(maps.names) != 1:
@@ -134,6 +129,16 @@ def solve(
     if picture is not None:
         _draw(picture, maps, solution)
     return 0
+
+
+def _check_options(seconds: float, out: Path | None, picture: Path | None) -> None:
+    """Refuse a time or files that cannot be, before the search."""
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise UsageError(f"--time {seconds:g}s: expected more than 0, and at most 1h")
+    if out is not None:
+        check_output("--out", out, (".csv",))
+    if picture is not None:
+        check_output("--picture", picture, (".png",))
 
 
 def tables_of(problem: Problem, seed: int) -> Tables:
