@@ -10,12 +10,7 @@ from actors.circle_placement.bound import dual_bound
 from actors.circle_placement.completion import absent, best_centre, greedy
 from actors.circle_placement.problem import Problem
 from actors.circle_placement.search import solve
-from actors.circle_placement.tables import NEVER, Tables, make_tables
-
-
-def tables_of(problem: Problem, seed: int) -> Tables:
-    instance = problem.instance(seed)
-    return make_tables(instance.weights, instance.radii[: instance.num_circles])
+from actors.circle_placement.tables import NEVER, Tables, make_tables, tables_of
 
 
 def optimum_of_two(tables: Tables) -> float:

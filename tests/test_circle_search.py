@@ -24,7 +24,7 @@ from actors.circle_placement.completion import (
 from actors.circle_placement.environment import CirclePlacementEnv
 from actors.circle_placement.problem import Problem
 from actors.circle_placement.search import Budget, Placement, beam_search, solve
-from actors.circle_placement.tables import NEVER, Tables, make_tables, unpacked
+from actors.circle_placement.tables import NEVER, Tables, make_tables, tables_of, unpacked
 
 PROBLEMS = [
     Problem.parse(32, "fixed", False),
@@ -35,11 +35,6 @@ PROBLEMS = [
 ]
 
 
-def tables_of(problem: Problem, seed: int) -> Tables:
-    instance = problem.instance(seed)
-    return make_tables(instance.weights, instance.radii[: instance.num_circles])
-
-
 def disc(shape: tuple[int, ...], x: int, y: int, radius: int) -> NDArray[np.bool_]:
     i, j = np.ogrid[: shape[0], : shape[1]]
     return (i - x) ** 2 + (j - y) ** 2 <= radius * radius
@@ -47,7 +42,7 @@ def disc(shape: tuple[int, ...], x: int, y: int, radius: int) -> NDArray[np.bool
 
 def replayed(problem: Problem, seed: int, placement: Placement) -> float:
     """The coverage that the environment gives for a placement, which must end its episode."""
-    radii = "random" if problem.radii is None else list(problem.radii)
+    radii = list(problem.radii) if isinstance(problem.radii, tuple) else "random"
     env = CirclePlacementEnv(map_size=problem.map_size, radii=radii)
     env.reset(seed=seed)
     info, terminated = {}, False

@@ -35,10 +35,11 @@ def baselines(problem: Problem, seeds: Sequence[int]) -> dict[str, NDArray[np.fl
     for k, seed in enumerate(map(int, seeds)):
         instance = problem.instance(seed)
         weights, radii, num_circles = instance
+        fits = problem.fits_of(seed)
         total = weights.sum(dtype=np.float64)
         coverages["upper_bound"][k] = _heaviest_cells(instance) / total
         for name, greedy in (("random", False), ("exact_greedy", True)):
-            collected = _play(weights.copy(), radii, num_circles, problem.overlap, greedy, seed)
+            collected = _play(weights.copy(), radii, num_circles, problem.gap, fits, greedy, seed)
             coverages[name][k] = collected / total
     return coverages
 
@@ -63,14 +64,15 @@ def _heaviest_cells(instance: Instance) -> float:
 
 
 @compiled
-def _play(weights, radii, count, overlap, greedy, seed):
+def _play(weights, radii, count, gap, fits, greedy, seed):
     """Play an episode and return the collected weight; collected cells of weights become 0.
 
     Args:
         weights: float32[N, N].
         radii: int64[MAX_CIRCLES], in cells.
         count: number of circles.
-        overlap: whether circles may overlap.
+        gap: least number of cells between the rims of two circles; -1 if they may overlap.
+        fits: int16[N, N] or [0, 0], the largest radius that fits around each cell.
         greedy: whether to choose the heaviest valid centre instead of a random one.
         seed: seed of the random choices.
     """
@@ -80,7 +82,10 @@ def _play(weights, radii, count, overlap, greedy, seed):
     s0, s1 = seeded(seed, POLICY_STREAM)
     collected = 0.0
     for circle in range(count):
-        if not kernels.find_valid_centres(centres, radii, circle, overlap, size, mask):
+        any_valid = kernels.find_valid_centres(centres, radii, circle, gap, size, mask)
+        if any_valid and len(fits) > 0:
+            any_valid = kernels.keep_fitting(fits, radii[circle], mask)
+        if not any_valid:
             break
         bits, s0, s1 = drawn(s0, s1)
         action = heaviest(weights, mask, radii[circle]) if greedy else _random_valid(mask, bits)

@@ -30,7 +30,7 @@ from actors.circle_placement import kernels, yardsticks
 from actors.circle_placement.baselines import baselines, heaviest
 from actors.circle_placement.drawing import draw_episode
 from actors.circle_placement.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
-from actors.circle_placement.problem import Problem, parse_switch, parse_whole
+from actors.circle_placement.problem import OwnMaps, Problem, parse_switch, parse_whole
 from pdqn import plain
 from pdqn.errors import UsageError
 from pdqn.seeds import HELD_OUT_SEED
@@ -55,7 +55,7 @@ class EpisodeBatch:
     def __init__(self, problem: Problem, num_envs: int) -> None:
         """Allocate the episodes; each must be started before it can be advanced."""
         maps_shape = (num_envs, problem.map_size, problem.map_size)
-        self.problem = problem
+        self.problem, self._gap = problem, problem.gap
         self.map_seeds = np.zeros(num_envs, np.int64)
         self.ends = np.full(num_envs, _NOT_STARTED, np.int8)
         self._maps = np.zeros(maps_shape, np.float16)
@@ -69,11 +69,15 @@ class EpisodeBatch:
             placed=np.zeros(num_envs, np.int64),
             centres=np.zeros((num_envs, MAX_CIRCLES, 2), np.int64),
         )
+        # int16[B, N, N], see ``MapSet``; the edges alone bound circles on generated maps.
+        self._fits = None if problem.maps is None else np.zeros(maps_shape, np.int16)
 
     def start(self, b: int, map_seed: int) -> None:
         """Start episode b on map number ``map_seed``."""
         weights = self.episodes.weights[b]
         self.episodes.counts[b] = self.problem.generate(map_seed, weights, self.episodes.radii[b])
+        if self._fits is not None:
+            self._fits[b] = self.problem.fits_of(map_seed)
         self.episodes.totals[b] = weights.sum(dtype=np.float64)
         self.episodes.coverages[b] = 0.0
         self.episodes.placed[b] = 0
@@ -96,18 +100,27 @@ class EpisodeBatch:
         """
         if self.ends.any():
             raise ResetNeeded("reset() must be called before step(), and after an episode's end")
+        if self._fits is not None:
+            b = int(kernels.first_blocked(self.episodes, self._fits, actions))
+            if b >= 0:
+                raise ValueError(self._explain(b, int(actions[b]), kernels.BLOCKED, -1))
         rewards = np.empty(len(actions))
         masks = np.empty((len(actions), self.problem.map_size**2), np.int8)
         b, rule, circle = kernels.place_circles(
-            self.episodes, self.problem.overlap, actions, rewards, masks, self.ends
+            self.episodes, self._gap, actions, rewards, masks, self.ends
         )
         if rule != kernels.VALID:
             raise ValueError(self._explain(b, int(actions[b]), rule, circle))
+        if self._fits is not None:
+            kernels.keep_fitting_of_all(self.episodes, self._fits, masks, self.ends)
         return rewards, masks
 
     def fill_mask(self, b: int, mask: NDArray[np.int8]) -> None:
         """Fill mask, int8[N * N], with the valid centres of episode b's next circle."""
-        kernels.find_next_centres(self.episodes, self.problem.overlap, b, mask)
+        kernels.find_next_centres(self.episodes, self._gap, b, mask)
+        if self._fits is not None and self.ends[b] == GOING_ON:
+            radius = self.episodes.radii[b, self.episodes.placed[b]]
+            kernels.keep_fitting(self._fits[b], radius, mask)
 
     def observe(self, rows: NDArray[np.int64], masks: NDArray[np.int8]) -> Observation:
         """Return the observations of the episodes in rows, in arrays that stay unchanged.
@@ -149,7 +162,9 @@ class EpisodeBatch:
             return {"map_seed": None, "actions": []}
         centres = self.episodes.centres[b, : self.episodes.placed[b]]
         actions = centres[:, 0] * self.problem.map_size + centres[:, 1]
-        return {"map_seed": int(self.map_seeds[b]), "actions": actions.tolist()}
+        state = {"map_seed": int(self.map_seeds[b]), "actions": actions.tolist()}
+        maps = self.problem.maps
+        return state if maps is None else state | {"maps": maps.digest}
 
     def set_state(self, b: int, state: Mapping[str, Any]) -> None:
         """Play episode b as far as another one was.
@@ -160,22 +175,29 @@ class EpisodeBatch:
         self.ends[b] = _NOT_STARTED
         if state["map_seed"] is None:
             return
+        if (maps := self.problem.maps) is not None and state.get("maps") != maps.digest:
+            raise ValueError(f"the maps in {maps.source} have changed")
         self.start(b, _parse_whole(state["map_seed"]))
         alone = EpisodeBatch(self.problem, 1)
         parts: dict[str, Any] = {n: a[b : b + 1] for n, a in self.episodes._asdict().items()}
         alone.episodes = kernels.Episodes(**parts)
         alone.ends = self.ends[b : b + 1]
+        alone._fits = None if self._fits is None else self._fits[b : b + 1]
         for action in state["actions"]:
             alone.place(np.array([_parse_whole(action)]))
 
     def draw(self, b: int) -> NDArray[np.uint8]:
         """Draw a picture of episode b, uint8[height, width, 3]."""
-        placed = int(self.episodes.placed[b])
+        placed, map_seed = int(self.episodes.placed[b]), int(self.map_seeds[b])
+        # Films need pictures of one size.
+        height, width = self.problem.extent
         return draw_episode(
-            self.problem.instance(int(self.map_seeds[b])).weights,
+            self.problem.instance(map_seed).weights[:height, :width],
             self.episodes.centres[b, :placed],
             self.episodes.radii[b, : self.episodes.counts[b]],
             float(self.episodes.coverages[b]),
+            self.problem.fits_of(map_seed)[:height, :width] < 0,
+            () if self.problem.maps is None else self.problem.maps.placed,
         )
 
     def _explain(self, b: int, action: int, rule: int, circle: int) -> str:
@@ -189,12 +211,19 @@ class EpisodeBatch:
             start = f"environment {b}: {start}"
         if rule == kernels.OFF_MAP:
             return f"{start}: expected 0 to {size**2 - 1}, a cell of the map"
-        if rule == kernels.OUT_OF_BOUNDS:
-            bad = [f"{name} = {at}" for name, at in (("x", x), ("y", y))
-                   if not radius <= at < size - radius]  # fmt: skip
+        sides = self.problem.shape_of(int(self.map_seeds[b]))
+        bad = [f"{name} = {at}" for name, at, side in zip("xy", centre, sides, strict=True)
+               if not radius <= at < side - radius]  # fmt: skip
+        if bad:
+            within = " and ".join(dict.fromkeys(f"{radius} to {n - radius - 1}" for n in sides))
             return (
                 f"{start}: centred at {centre} it is out of bounds, as {' and '.join(bad)} must be "
-                f"within {radius} to {size - radius - 1}"
+                f"within {within}"
+            )
+        if rule == kernels.BLOCKED and self._fits is not None:
+            return (
+                f"{start}: centred at {centre} it meets a forbidden zone or a circle that was "
+                f"placed before; at most radius {self._fits[b, x, y]} fits there"
             )
         other = tuple(map(int, self.episodes.centres[b, circle]))
         other_radius = int(self.episodes.radii[b, circle])
@@ -202,7 +231,7 @@ class EpisodeBatch:
         return (
             f"{start}: centred at {centre} it overlaps circle {circle + 1} of radius "
             f"{other_radius} at {other}; the distance is {distance:.2f}, "
-            f"at least {radius + other_radius} is needed"
+            f"at least {radius + other_radius + self.problem.spacing} is needed"
         )
 
 
@@ -230,6 +259,25 @@ class _CirclePlacement:
     def searches(self, seeds: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Compute the coverage of a search of a second a map, ``annealing_1s``."""
         return yardsticks.searches(self._batch.problem, seeds)
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """Height and width of the largest map, without padding."""
+        return self._batch.problem.extent
+
+    @property
+    def held_out_episodes(self) -> int:
+        """Number of held-out seeds whose episodes differ; 0 for any number."""
+        problem = self._batch.problem
+        if problem.maps is None or not isinstance(problem.radii, tuple):
+            return 0
+        return len(problem.maps.held_out)
+
+    @property
+    def about(self) -> str:
+        """Sentence about a person's own maps, for the first lines of a run; empty without any."""
+        maps = self._batch.problem.maps
+        return "" if maps is None else maps.describe()
 
 
 class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64]):
@@ -260,27 +308,48 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
 
     def __init__(
         self,
-        map_size: int | str = 128,
+        map_size: int | str = "auto",
         radii: Sequence[int] | str = "fixed",
         overlap: bool | str = False,
         render_mode: str | None = None,
         suggest: bool | str = False,
+        circles: int | str = "",
+        spacing: int | str = 0,
+        maps: str = "",
+        forbidden: str = "",
+        keep_out: str = "centre",
+        placed: Sequence[Sequence[int]] | str = "",
+        split_seed: int | str = 0,
     ) -> None:
         """Create the environment.
 
         Args:
-            map_size: N, at least 16. Generated maps look similar at every size.
+            map_size: N, at least 16. Generated maps look similar at every size. ``auto`` is 128, or
+                the least multiple of 8 that holds every one of your own maps.
             radii: ``fixed``, always the same 13 circles; ``random``, 3 to 15 circles that differ
                 between maps; or up to 20 radii in cells, in the order of placement. The radii of
-                ``fixed`` and ``random`` are in proportion to the map.
-            overlap: whether circles may overlap.
+                ``fixed`` and ``random`` are in proportion to the map, or to the shortest side of
+                your own ones. A range such as ``10..20`` is drawn from for every episode.
+            overlap: whether circles may overlap. A cell under several of them counts once.
             render_mode: ``rgb_array`` for pictures, or none.
             suggest: whether infos hold exact greedy's choice.
+            circles: number of circles that a range of radii draws, or a range such as ``5..8``.
+            spacing: least number of cells between the rims of two circles.
+            maps: path of your own maps: a ``.npy``, ``.png``, ``.csv`` or ``.tif`` file, or a
+                folder of them.
+            forbidden: path of files like the maps; where they are not 0 is forbidden, and so is a
+                NaN of the maps.
+            keep_out: whether only the ``centre`` of a circle or its whole ``disc`` keeps out of
+                what is forbidden.
+            placed: row, column and radius of circles that are on your own maps already. What they
+                cover is gone, and coverage is a share of what they leave.
+            split_seed: decides which fifth of your own maps is held out for evaluation.
 
         Raises:
             UsageError: a ``ValueError`` that names the setting, its value and what is accepted.
         """
-        problem = Problem.parse(map_size, radii, overlap)
+        own = OwnMaps(maps, forbidden, keep_out, placed, split_seed)
+        problem = Problem.parse(map_size, radii, overlap, circles=circles, spacing=spacing, own=own)
         self.render_mode = _parse_render_mode(render_mode)
         self.action_space = spaces.Discrete(problem.map_size**2)
         self.observation_space = _observation_space(problem)
@@ -361,14 +430,22 @@ class CirclePlacementVectorEnv(
     def __init__(
         self,
         num_envs: int | str = 1,
-        map_size: int | str = 128,
+        map_size: int | str = "auto",
         radii: Sequence[int] | str = "fixed",
         overlap: bool | str = False,
         render_mode: str | None = None,
         suggest: bool | str = False,
+        circles: int | str = "",
+        spacing: int | str = 0,
+        maps: str = "",
+        forbidden: str = "",
+        keep_out: str = "centre",
+        placed: Sequence[Sequence[int]] | str = "",
+        split_seed: int | str = 0,
     ) -> None:
         """Create ``num_envs`` environments with the other arguments of ``CirclePlacementEnv``."""
-        problem = Problem.parse(map_size, radii, overlap)
+        own = OwnMaps(maps, forbidden, keep_out, placed, split_seed)
+        problem = Problem.parse(map_size, radii, overlap, circles=circles, spacing=spacing, own=own)
         self.num_envs = parse_whole("num_envs", num_envs, 1)
         self.metadata = CirclePlacementEnv.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.render_mode = _parse_render_mode(render_mode)

@@ -21,7 +21,7 @@ from pdqn.jit import compiled
 MAX_CIRCLES = 20
 # Results of an episode's step, and the rules that an action can break.
 GOING_ON, ALL_PLACED, NO_VALID_CENTRE = 0, 1, 2
-VALID, OFF_MAP, OUT_OF_BOUNDS, OVERLAPS = 0, 1, 2, 3
+VALID, OFF_MAP, OUT_OF_BOUNDS, OVERLAPS, BLOCKED = 0, 1, 2, 3, 4
 # Independent streams of random numbers of one seed.
 MAP_STREAM, RADII_STREAM, POLICY_STREAM, SEARCH_STREAM = 1, 2, 3, 4
 
@@ -166,18 +166,41 @@ def draw_radii(seed, scaled, radii):
     return count
 
 
+@compiled
+def draw_radii_within(seed, lowest, highest, fewest, most, radii):
+    """Draw circles with radii from lowest to highest, in no order; return their number.
+
+    Numbers from fewest to most are equally likely, and so are all radii.
+
+    Args:
+        seed: seed of the map; the circles have their own stream.
+        lowest: in cells.
+        highest: in cells.
+        fewest: at least 1.
+        most: at most MAX_CIRCLES.
+        radii: int64[MAX_CIRCLES], overwritten as far as there are circles.
+    """
+    s0, s1 = seeded(seed, RADII_STREAM)
+    bits, s0, s1 = drawn(s0, s1)
+    count = fewest + below(bits, most - fewest + 1)
+    for circle in range(count):
+        bits, s0, s1 = drawn(s0, s1)
+        radii[circle] = lowest + below(bits, highest - lowest + 1)
+    return count
+
+
 # --- placements -----------------------------------------------------------------------------
 
 
 @compiled
-def find_valid_centres(centres, radii, placed, overlap, size, mask):
+def find_valid_centres(centres, radii, placed, gap, size, mask):
     """Mark the valid centres of circle number ``placed``; return whether there are any.
 
     Args:
         centres: int64[MAX_CIRCLES, 2], centres of the circles placed so far.
         radii: int64[MAX_CIRCLES], in cells.
         placed: number of circles placed so far, and index of the next circle.
-        overlap: whether circles may overlap.
+        gap: least number of cells between the rims of two circles; -1 if they may overlap.
         size: N.
         mask: int8[N * N], overwritten.
     """
@@ -186,14 +209,36 @@ def find_valid_centres(centres, radii, placed, overlap, size, mask):
     mask[:] = 0
     for x in range(radius, size - radius):
         grid[x, radius : size - radius] = 1
-    if not overlap:
+    if gap >= 0:
         for circle in range(placed):
-            _forbid_around(grid, centres[circle], radii[circle] + radius)
+            _forbid_around(grid, centres[circle], radii[circle] + radius + gap)
     for x in range(radius, size - radius):
         for y in range(radius, size - radius):
             if grid[x, y]:
                 return True
     return False
+
+
+@compiled
+def keep_fitting(fits, radius, mask):
+    """Zero the centres in mask, int8[N * N], around which a circle does not fit.
+
+    Args:
+        fits: int16[N, N], the largest radius that fits around each cell.
+        radius: of the circle, in cells.
+        mask: valid centres by all other rules; changed in place.
+
+    Returns:
+        Whether any centre is left.
+    """
+    size, any_valid = len(fits), False
+    for x in range(size):
+        for y in range(size):
+            if fits[x, y] < radius:
+                mask[x * size + y] = 0
+            elif mask[x * size + y]:
+                any_valid = True
+    return any_valid
 
 
 @compiled
@@ -208,7 +253,7 @@ def _forbid_around(grid, centre, distance):
 
 
 @compiled
-def broken_rule(centres, radii, placed, overlap, size, action):
+def broken_rule(centres, radii, placed, gap, size, action):
     """Return the rule that an action breaks, or VALID, and the circle that it overlaps, or -1."""
     if not 0 <= action < size * size:
         return OFF_MAP, -1
@@ -216,9 +261,9 @@ def broken_rule(centres, radii, placed, overlap, size, action):
     radius = radii[placed]
     if min(x, y) < radius or max(x, y) >= size - radius:
         return OUT_OF_BOUNDS, -1
-    if not overlap:
+    if gap >= 0:
         for circle in range(placed):
-            distance = radii[circle] + radius
+            distance = radii[circle] + radius + gap
             if (x - centres[circle, 0]) ** 2 + (y - centres[circle, 1]) ** 2 < distance * distance:
                 return OVERLAPS, circle
     return VALID, -1
@@ -246,7 +291,7 @@ def _clear_disc(bits, x, y, radius):
 
 
 @compiled
-def first_invalid(episodes, overlap, actions):
+def first_invalid(episodes, gap, actions):
     """Return the first episode with an invalid action, the broken rule, and the overlapped circle.
 
     Without such an episode or circle, they are -1, VALID and -1.
@@ -254,7 +299,7 @@ def first_invalid(episodes, overlap, actions):
     size = episodes.weights.shape[1]
     for b in range(len(actions)):
         rule, circle = broken_rule(
-            episodes.centres[b], episodes.radii[b], episodes.placed[b], overlap, size, actions[b]
+            episodes.centres[b], episodes.radii[b], episodes.placed[b], gap, size, actions[b]
         )
         if rule != VALID:
             return b, rule, circle
@@ -262,7 +307,7 @@ def first_invalid(episodes, overlap, actions):
 
 
 @compiled
-def place_circles(episodes, overlap, actions, rewards, masks, ends):
+def place_circles(episodes, gap, actions, rewards, masks, ends):
     """Place the next circle of every episode, or change nothing if any action is invalid.
 
     Returns:
@@ -270,13 +315,13 @@ def place_circles(episodes, overlap, actions, rewards, masks, ends):
 
     Args:
         episodes: ``Episodes``, changed in place.
-        overlap: whether circles may overlap.
+        gap: least number of cells between the rims of two circles; -1 if they may overlap.
         actions: int64[B].
         rewards: float64[B], overwritten: the share of the original weight that was collected.
         masks: int8[B, N * N], overwritten: the valid centres of the following circle.
         ends: int8[B], overwritten: GOING_ON, ALL_PLACED or NO_VALID_CENTRE.
     """
-    invalid = first_invalid(episodes, overlap, actions)
+    invalid = first_invalid(episodes, gap, actions)
     if invalid[1] != VALID:
         return invalid
     size = episodes.weights.shape[1]
@@ -290,18 +335,56 @@ def place_circles(episodes, overlap, actions, rewards, masks, ends):
         episodes.centres[b, circle, 0] = x
         episodes.centres[b, circle, 1] = y
         episodes.placed[b] = circle + 1
-        ends[b] = find_next_centres(episodes, overlap, b, masks[b])
+        ends[b] = find_next_centres(episodes, gap, b, masks[b])
     return invalid
 
 
 @compiled
-def find_next_centres(episodes, overlap, b, mask):
+def find_next_centres(episodes, gap, b, mask):
     """Fill mask, int8[N * N], for episode b in its present state; return its end or GOING_ON."""
     if episodes.placed[b] == episodes.counts[b]:
         mask[:] = 0
         return ALL_PLACED
     size = episodes.weights.shape[1]
     any_valid = find_valid_centres(
-        episodes.centres[b], episodes.radii[b], episodes.placed[b], overlap, size, mask
+        episodes.centres[b], episodes.radii[b], episodes.placed[b], gap, size, mask
     )
     return GOING_ON if any_valid else NO_VALID_CENTRE
+
+
+# --- a person's own maps ----------------------------------------------------------------------
+
+
+@compiled
+def first_blocked(episodes, fits, actions):
+    """Return the first episode whose circle does not fit around its action's cell; -1 without any.
+
+    Args:
+        episodes: ``Episodes``.
+        fits: int16[B, N, N], the largest radius that fits around each cell.
+        actions: int64[B]; those off the map do not count.
+    """
+    size = fits.shape[1]
+    for b in range(len(actions)):
+        if 0 <= actions[b] < size * size:
+            x, y = divmod(actions[b], size)
+            if fits[b, x, y] < episodes.radii[b, episodes.placed[b]]:
+                return b
+    return -1
+
+
+@compiled
+def keep_fitting_of_all(episodes, fits, masks, ends):
+    """Zero the centres around which the next circles do not fit, and end episodes without any.
+
+    Args:
+        episodes: ``Episodes``, after a step.
+        fits: int16[B, N, N], the largest radius that fits around each cell.
+        masks: int8[B, N * N], changed in place.
+        ends: int8[B], changed in place.
+    """
+    for b in range(len(ends)):
+        if ends[b] == GOING_ON:
+            radius = episodes.radii[b, episodes.placed[b]]
+            if not keep_fitting(fits[b], radius, masks[b]):
+                ends[b] = NO_VALID_CENTRE

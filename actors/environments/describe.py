@@ -6,6 +6,7 @@ makes the batch that actors step.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import warnings
@@ -78,9 +79,11 @@ def examining(env_id: str, env_args: Mapping[str, Any]) -> Iterator[Examination]
         with _closed_if_refused(one), _explained(one):
             check_spaces(one)
             spec = _spec_of(env_id, one)
+            told = _told_about_maps(one) if spec.circle_placement else {}
             batch = _batch_around(one, made, spec)
         with _quiet(), closing(batch):
-            yield _try_once(batch, one if made.vector is None else None)
+            found = _try_once(batch, one if made.vector is None else None)
+            yield dataclasses.replace(found, **told)
 
 
 @contextmanager
@@ -212,6 +215,13 @@ def _spec_of(env_id: str, one: Any) -> EnvironmentSpec:
     placement = attribute(one, "circle_placement") is True
     fields, num_actions, first_action = _spaces_of(env_id, one, masked=tells_mask(one))
     return EnvironmentSpec(env_id, fields, num_actions, headline, first_action, placement)
+
+
+def _told_about_maps(one: Any) -> dict[str, Any]:
+    """Read what circle placement tells of a person's own maps, by the field of the findings."""
+    about, episodes = attribute(one, "about"), attribute(one, "held_out_episodes")
+    told: dict[str, Any] = {"about": about} if isinstance(about, str) else {}
+    return told | ({"held_out_episodes": episodes} if type(episodes) is int else {})
 
 
 def _spaces_of(env_id: str, env: Any, *, masked: bool) -> tuple[tuple[FieldSpec, ...], int, int]:

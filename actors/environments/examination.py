@@ -16,9 +16,13 @@ class Examination:
         suggests: whether its info holds an expert's action, at the beginning or after a step.
         odd_suggestion: text of a suggestion that is not an action; empty without any.
         unsaved: the reason why its state cannot be saved; empty if it can.
+        about: a sentence about the maps that it plays; empty for other environments.
+        held_out_episodes: number of held-out seeds with different episodes; 0 for any number.
     """
 
     spec: EnvironmentSpec
     suggests: bool
     odd_suggestion: str = ""
     unsaved: str = ""
+    about: str = ""
+    held_out_episodes: int = 0

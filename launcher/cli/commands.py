@@ -21,6 +21,7 @@ from launcher.cli.options import (
     PATH,
     Count,
     DaskOptions,
+    Duration,
     HostOptions,
     KeyValue,
     configuration_of,
@@ -481,6 +482,56 @@ def evaluate(
         permission=Permission(**others),
         quick=quick,
     )
+
+
+@cli.command(short_help="Place circles on a map of your own, by search.")
+@click.argument("map_file", metavar="MAP", type=PATH)
+@click.option("--radii", required=True, help="radii in cells, in the order of placement: 20,17,14")
+@click.option("--time", "seconds", type=Duration(), default="1s", help="time to search")
+@click.option("--model", type=PATH, help="run or model file of a policy to begin from")
+@click.option("--spacing", type=click.IntRange(0), default=0, help="least cells between circles")
+@click.option("--forbidden", type=PATH, help="file that is not 0 where circles are forbidden")
+@click.option(
+    "--keep-out",
+    type=click.Choice(["centre", "disc"]),
+    default="centre",
+    help="what keeps out of forbidden cells",
+)
+@click.option("--placed", default="", help="circles that are there: row,column,radius;...")
+@click.option("--seed", type=click.IntRange(0), default=0, help="seed of the search")
+@click.option("--out", type=PATH, help="file for the plan: csv")
+@click.option("--picture", type=PATH, help="file for a picture of the plan: png")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def solve(
+    map_file: Path,
+    radii: str,
+    seconds: float,
+    model: Path | None,
+    spacing: int,
+    forbidden: Path | None,
+    keep_out: str,
+    placed: str,
+    seed: int,
+    out: Path | None,
+    picture: Path | None,
+    as_json: bool,
+) -> int:
+    """Place circles on a map to cover as much of its weight as possible.
+
+    MAP is a .npy, .png, .csv or .tif file with one map. The plan is printed with its coverage,
+    beside exact greedy and a coverage that no plan exceeds.
+
+    \b
+    pdqn solve town.npy --radii 20,17,14
+    pdqn solve town.tif --radii 20,17,14 --time 10s --out plan.csv --picture plan.png
+    """
+    from actors.circle_placement.problem import OwnMaps
+    from launcher.results import solve as solving
+
+    zones = "" if forbidden is None else str(forbidden)
+    own = OwnMaps(str(map_file), zones, keep_out, placed)
+    files = {"model": model, "out": out, "picture": picture}
+    return solving.solve(own, radii, spacing, seconds, seed, **files, as_json=as_json)
 
 
 @cli.command(short_help="Draw a run's pictures, or compare several runs.")

@@ -36,7 +36,7 @@ PACKAGES = (
 OPTIONAL = {
     "atari": "ale-py", "minatar": "MinAtar", "gpu": "nvidia-ml-py", "video": "imageio-ffmpeg",
     "onnx": "onnxscript", "prometheus": "prometheus-client", "wandb": "wandb",
-    "dask": "distributed",
+    "dask": "distributed", "geo": "rasterio",
 }  # fmt: skip
 # torch.compile needs one of these, on any device.
 COMPILERS = ("c++", "g++", "clang++", "cl")

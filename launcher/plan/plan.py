@@ -90,6 +90,7 @@ class Plan:
         state: whether the environment's state can be saved, as equal resumption needs it; empty if
             nobody has looked.
         parameter_bytes: size of the network's parameters.
+        about: a sentence about the maps that the environment plays; empty without any.
     """
 
     mode: Mode
@@ -105,6 +106,7 @@ class Plan:
     journal: str = ""
     state: str = ""
     parameter_bytes: int = 0
+    about: str = ""
 
     @property
     def memory_bytes(self) -> int:

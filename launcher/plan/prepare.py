@@ -38,6 +38,7 @@ def prepare(
     run, inspector = config.run, inspector or Here()
     examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
+    given, config = config, _without_repetition(config, examined)
     parameters = _parameter_bytes(spec, config.network, inspector)
     if config.evaluation.env_args:
         _check_evaluation(config, spec, inspector)
@@ -55,13 +56,27 @@ def prepare(
                 f"{spec.id} ended or hung while its frames were measured: memory is planned as if "
                 "they could not be compressed"
             )
+    if config is not given:
+        plan.layer.setdefault("evaluation", {})["episodes"] = config.evaluation.episodes
     if "replay" not in elsewhere and not plan.errors:
         line, warning = describe_journal(plan.config, size, folder or Path.cwd())
         plan = dataclasses.replace(plan, journal=line)
         plan.warnings.extend([warning] if warning else [])
     no = f"cannot be saved ({examined.unsaved}): --resume begins new episodes"
     yes = "can be saved: a stopped run in mode single resumes equal to the bit"
-    return spec, here, dataclasses.replace(plan, state=no if examined.unsaved else yes)
+    state = no if examined.unsaved else yes
+    return spec, here, dataclasses.replace(plan, state=state, about=examined.about)
+
+
+def _without_repetition(config: Config, examined: Examination) -> Config:
+    """Evaluate each held-out map once if there are few: repeated scores would count as many."""
+    distinct, evaluation = examined.held_out_episodes, config.evaluation
+    if not distinct or evaluation.episodes is not None or evaluation.env_args:
+        return config
+    episodes = min(distinct, planning.HEADLINE_EVALUATION_EPISODES)
+    return dataclasses.replace(
+        config, evaluation=dataclasses.replace(evaluation, episodes=episodes)
+    )
 
 
 def _check_guidance(config: Config, examined: Examination) -> None:

@@ -50,6 +50,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "replay": plan.replay,
             "journal": plan.journal,
             "environment_state": plan.state,
+            "maps": plan.about,
             "memory_bytes": plan.memory_bytes,
             "open_files": plan.open_files,
             "warnings": plan.warnings,
@@ -93,6 +94,8 @@ def _machine_table(machine: Machine) -> Table:
 def _plan_table(plan: Plan) -> Table:
     table = _table("plan")
     table.add_row("mode", f"{plan.mode} ({plan.why})")
+    if plan.about:
+        table.add_row("maps", plan.about)
     if plan.state:
         table.add_row("environment's state", plan.state)
     config, defaults = dataclasses.asdict(plan.config), dataclasses.asdict(Config())

@@ -54,7 +54,8 @@ def draw_strategy(model: Model, path: Path) -> Path:
             _show(row[1], "exact greedy", _placed(env, seed, lambda *_: inner.exact_greedy()))
             observation, info = env.reset(seed=seed)
             policy.reset()
-            _draw_values(figure, row[2], policy.values(observation, info.get(ACTION_MASK)))
+            values = policy.values(observation, info.get(ACTION_MASK))
+            _draw_values(figure, row[2], values, inner.map_shape)
     return save_picture(figure, path, dpi=80)
 
 
@@ -85,10 +86,12 @@ def _show(axes: Axes, title: str, picture: Picture) -> None:
     axes.set_axis_off()
 
 
-def _draw_values(figure: Figure, axes: Axes, values: NDArray[np.float32]) -> None:
-    size = round(len(values) ** 0.5)
+def _draw_values(
+    figure: Figure, axes: Axes, values: NDArray[np.float32], shape: tuple[int, int]
+) -> None:
+    size, (height, width) = round(len(values) ** 0.5), shape
     shown = np.where(np.isfinite(values), values, np.nan).reshape(size, size)
-    image = axes.imshow(shown, cmap="viridis")
+    image = axes.imshow(shown[:height, :width], cmap="viridis")
     down, right = divmod(int(values.argmax()), size)
     axes.plot(right, down, marker="+", color="red", markersize=14, markeredgewidth=2)
     axes.set_title("Q of the first circle's centre")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from actors.environments.describe import examine_environment
 from actors.evaluation import (
     Act,
     Scores,
@@ -80,6 +81,7 @@ def evaluate(
         model = open_model(model_path(path, best=best), permission, plays=True)
         if film is not None:
             check_camera(model)
+        episodes = _without_repetition(model, episodes)
         result = _scored(model, episodes, max_episode_steps, quick)
         if as_json:
             echo_json(result)
@@ -88,6 +90,15 @@ def evaluate(
         if film is not None:
             echo(_filmed(model, film), err=as_json)
     return 0
+
+
+def _without_repetition(model: Model, episodes: int) -> int:
+    """Return the number of episodes, at most one for each of a person's own held-out maps."""
+    if not model.spec.circle_placement or not model.env_args.get("maps"):
+        return episodes
+    found = examine_environment(model.spec.id, model.env_args)
+    echo(found.about, err=True)
+    return min(episodes, found.held_out_episodes or episodes)
 
 
 def _scored(model: Model, episodes: int, max_episode_steps: int, quick: bool) -> dict[str, Any]:

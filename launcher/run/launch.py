@@ -102,6 +102,8 @@ def _check_mode(access: Access, forkserver: ForkServer | None, *, single: bool) 
 def _say_first(view: Console, plan: Plan, warnings: Iterator[str]) -> None:
     for warning in (*plan.warnings, *warnings):
         view.message(f"warning: {warning}")
+    if plan.about:
+        view.message(plan.about)
     view.message(plan.replay)
 
 
