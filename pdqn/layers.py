@@ -118,7 +118,8 @@ def of_run(values: Layer) -> Layer:
     Args:
         values: ``config.toml`` or ``configured.toml`` of a run, or its network in a model file.
     """
-    return {**values, "network": {"images": "dtype", **values.get("network", {})}}
+    before = {"images": "dtype", "fold_frames": False}
+    return {**values, "network": {**before, **values.get("network", {})}}
 
 
 def from_environment(variables: Mapping[str, str]) -> Layer:

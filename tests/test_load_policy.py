@@ -273,12 +273,13 @@ def test_a_model_of_an_earlier_version_acts_as_it_did(
     path = tmp_path / "m.pth"
     spec = saved(path, "sight_environment:Sight")
     content = torch.load(path, weights_only=True)
-    del content["network"]["images"]
+    for key in ("images", "channels_axis", "fold_frames"):
+        del content["network"][key]
     for field in content["spec"]["fields"]:
         del field["scale"]
     torch.save(content, path)
     file = read_model(path)
-    assert file.network.images == "dtype"
+    assert (file.network.images, file.network.fold_frames) == ("dtype", False)
     assert spec.difference(file.spec) == file.spec.difference(spec) == ""
     seen, _ = Sight().reset()
     assert np.isfinite(pdqn.load_policy(path, trust=True).values(seen)).all()

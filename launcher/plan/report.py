@@ -50,6 +50,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "replay": plan.replay,
             "journal": plan.journal,
             "environment_state": plan.state,
+            "readings": plan.readings,
             "memory_bytes": plan.memory_bytes,
             "open_files": plan.open_files,
             "warnings": plan.warnings,
@@ -95,6 +96,8 @@ def _plan_table(plan: Plan) -> Table:
     table.add_row("mode", f"{plan.mode} ({plan.why})")
     if plan.state:
         table.add_row("environment's state", plan.state)
+    for name, words in plan.readings.items():
+        table.add_row(name, words)
     config, defaults = dataclasses.asdict(plan.config), dataclasses.asdict(Config())
     for section, key in _REPORTED:
         value = config[section][key]
