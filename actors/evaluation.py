@@ -23,6 +23,7 @@ from pdqn.stacking import FrameStacker
 Act = Callable[[Observation], NDArray[np.int64]]
 MOST_ENVIRONMENTS = 16
 _FAILURES_ALLOWED = 4
+_ROUNDING = 1e-9  # share of sums over long episodes that may be rounding
 _log = logging.getLogger("environment")
 
 
@@ -222,9 +223,19 @@ def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
     return act
 
 
-def standard_error(values: NDArray[np.float64]) -> float:
-    """Compute the standard error of the mean; 0 for a single value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+def standard_error(values: NDArray[np.float64], magnitude: float | None = None) -> float:
+    """Compute the standard error of the mean; 0 for a single value, and where it is rounding.
+
+    Args:
+        values: float64[n].
+        magnitude: largest of the numbers that the values were computed from; by default, of the
+            values.
+    """
+    if len(values) < 2:
+        return 0.0
+    largest = float(np.abs(values).max()) if magnitude is None else magnitude
+    deviation = float(values.std(ddof=1))
+    return deviation / math.sqrt(len(values)) if deviation > _ROUNDING * largest else 0.0
 
 
 def dropped_text(result: Mapping[str, Any]) -> str:
@@ -283,7 +294,7 @@ def describe(
         "baselines": {name: float(values.mean()) for name, values in baselines.items()},
         "baseline_errors": {name: standard_error(values) for name, values in baselines.items()},
         "differences": {
-            name: _mean_and_error((compared - values)[known]) for name, values in baselines.items()
+            name: _difference(compared[known], values[known]) for name, values in baselines.items()
         },
     }
     if (name := spec.headline_metric) is not None and known.any():
@@ -294,6 +305,12 @@ def describe(
 
 def _mean_and_error(values: NDArray[np.float64]) -> list[float]:
     return [float(values.mean()), standard_error(values)]
+
+
+def _difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> list[float]:
+    """Return the mean and the standard error of differences that are paired by seed."""
+    magnitude = float(max(np.abs(ours).max(), np.abs(theirs).max()))
+    return [float((ours - theirs).mean()), standard_error(ours - theirs, magnitude)]
 
 
 def _with_all_scores(

@@ -407,8 +407,14 @@ def role(
         process.set_title(name, welcome.index)
         if parent.log_trouble:
             link.telemetry.note("log", f"it has no log ({parent.log_trouble})")
+        log = logging.getLogger(name)
+        # Without a log, standard error may be a terminal, where nobody asked for this.
+        told = logging.DEBUG if log_path is None else logging.INFO
+        again = f", started {welcome.incarnation} times before" if welcome.incarnation else ""
+        log.log(told, "%s %d joined as process %d%s", name, welcome.index, os.getpid(), again)
         yield context, link, welcome
         link.leave()
+        log.log(told, "it has left in order")
     except JoinRefusedError:
         raise
     except MemoryLimitError as error:

@@ -26,6 +26,7 @@ from click.testing import CliRunner
 
 from launcher.cli.commands import cli
 from launcher.cli.main import main
+from launcher.cli.options import Count, Whole, WholeRange
 from launcher.plan.machine import detect
 from pdqn import handlers
 from pdqn.config import Config
@@ -658,3 +659,32 @@ def test_commands_and_options_are_completed():
     assert "--resume" in [i.value for i in complete.get_completions(["launch"], "--re")]
     modes = [item.value for item in complete.get_completions(["launch", "--mode"], "")]
     assert modes == ["auto", "single", "parallel", "ultra"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "number"),
+    [
+        (Whole(), "1e5", 100_000),
+        (Whole(), "100k", 100_000),
+        (WholeRange(1, 10**6), "0.5M", 500_000),
+        (Count(), "1e1", 10),
+        (Count(), "auto", 0),
+    ],
+)
+def test_counts_may_be_written_short(kind: click.ParamType[int], text: str, number: int):
+    assert kind.convert(text, None, None) == number
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Whole(), "1.5"),
+        (Whole(), "1e19"),
+        (WholeRange(1, 10), "1000"),
+        (Count(), "1m"),
+        (Count(), "0"),
+    ],
+)
+def test_counts_that_are_none_are_refused(kind: click.ParamType[int], text: str):
+    with pytest.raises(click.BadParameter, match=re.escape(text)):
+        kind.convert(text, None, None)

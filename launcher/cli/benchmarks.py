@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from launcher.cli.help import GroupedCommand
-from launcher.cli.options import GROUPS, configuration_of, run_options
+from launcher.cli.options import GROUPS, WholeRange, configuration_of, run_options
 from pdqn.errors import UsageError
 
 
@@ -108,7 +108,7 @@ def _refuse_options(ctx: click.Context) -> None:
 @click.option(
     "--rounds",
     default=5,
-    type=click.IntRange(1, 100),
+    type=WholeRange(1, 100),
     help="rounds of --journal",
     show_default=True,
 )
@@ -152,7 +152,7 @@ def bench_replay(
     "--host-actors",
     default=30,
     show_default=True,
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="actors on each host, which receive parameters together",
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON")

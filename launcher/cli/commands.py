@@ -23,6 +23,7 @@ from launcher.cli.options import (
     DaskOptions,
     HostOptions,
     KeyValue,
+    WholeRange,
     configuration_of,
     joining,
     on_dask,
@@ -421,7 +422,7 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 @click.option(
     "--episodes",
     default=100,
-    type=click.IntRange(1, UNSEEN),
+    type=WholeRange(1, UNSEEN),
     help="held-out episodes to play",
 )
 @click.option("--best", is_flag=True, help="use the parameters that evaluated best, not the last")
@@ -430,13 +431,13 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
     "--max-episode-steps",
     default=MAX_EPISODE_STEPS,
     show_default=True,
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="cut an episode after this many steps, and count it as far as it went",
 )
 @click.option("--video", type=PATH, help="film the first episodes: gif, webp, png or mp4")
 @click.option(
     "--video-episodes",
-    type=click.IntRange(1, 100),
+    type=WholeRange(1, 100),
     help="episodes to film, with --video; by default 3",
 )
 def evaluate(
