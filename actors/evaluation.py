@@ -57,6 +57,7 @@ def play(
     should_stop: Callable[[], bool] = lambda: False,
     max_episode_steps: int = MAX_EPISODE_STEPS,
     begun: Callable[[VectorEnvironment], object] = lambda _: None,
+    ended: Callable[[int], object] = lambda _: None,
 ) -> Scores | None:
     """Play one episode for every seed; None if stopped before the end.
 
@@ -70,6 +71,7 @@ def play(
         should_stop: called at every step; True stops.
         max_episode_steps: steps after which an episode is cut off and counts as it is.
         begun: called with the environments once they are made.
+        ended: called with the number of episodes that have ended since the last call.
 
     Raises:
         RunError: no episode counts, an environment failed for several seeds in a row, or no
@@ -80,7 +82,7 @@ def play(
         env = _players(spec, env_args, width)
     with closing(env):
         begun(env)
-        scores = _play_all(act, env, seeds, should_stop, max_episode_steps)
+        scores = _play_all(act, env, seeds, should_stop, max_episode_steps, ended)
     if scores is not None and not _counted(scores, spec).any():
         raise RunError(
             f"none of {len(seeds)} held-out episodes of {spec.id} could be played to its end "
@@ -142,6 +144,7 @@ def _play_all(
     seeds: Sequence[int],
     should_stop: Callable[[], bool],
     max_episode_steps: int,
+    ended: Callable[[int], object],
 ) -> Scores | None:
     """Play batch after batch; None if stopped before the end."""
     parts: list[Scores] = []
@@ -152,6 +155,7 @@ def _play_all(
         if part is None:
             return None
         parts.append(part)
+        ended(min(env.num_envs, len(seeds) - start))
     whole = (np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Scores))
     return Scores(*whole).part(slice(len(seeds)))
 

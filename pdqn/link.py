@@ -400,6 +400,7 @@ def role(
         the context, the link to the coordinator, and its welcome.
     """
     parent = process.prepare(name, index, log_path)
+    log = logging.getLogger(name)
     context = Context(network)
     link = CoordinatorLink(context, address, name, index=index, parent=parent)
     try:
@@ -407,7 +408,6 @@ def role(
         process.set_title(name, welcome.index)
         if parent.log_trouble:
             link.telemetry.note("log", f"it has no log ({parent.log_trouble})")
-        log = logging.getLogger(name)
         # Without a log, standard error may be a terminal, where nobody asked for this.
         told = logging.DEBUG if log_path is None else logging.INFO
         again = f", started {welcome.incarnation} times before" if welcome.incarnation else ""
@@ -418,11 +418,14 @@ def role(
     except JoinRefusedError:
         raise
     except MemoryLimitError as error:
-        logging.getLogger(name).error("this role %s", error)
+        log.error("this role %s", error)
         link.leave("ended by its memory limit")
         raise
     except Exception as error:
-        logging.getLogger(name).exception("this role failed")
+        if parent.gone and isinstance(error, RunError):  # which is no fault of this role
+            log.error("%s", error)
+            raise
+        log.exception("this role failed")
         link.leave(type_and_first_line(error), traceback.format_exc())
         raise
     finally:

@@ -9,6 +9,8 @@ from click.core import ParameterSource
 
 from launcher.cli.help import GroupedCommand
 from launcher.cli.options import GROUPS, WholeRange, configuration_of, run_options
+from launcher.interrupts import end_in_order
+from launcher.progress import progress
 from pdqn.errors import UsageError
 
 
@@ -71,6 +73,7 @@ def bench(
     pdqn bench --gpu-sample-us 50
     pdqn bench replay                    (one part in detail)
     """
+    end_in_order()
     if ctx.invoked_subcommand is not None:
         _refuse_options(ctx)
         return 0
@@ -78,7 +81,8 @@ def bench(
     from launcher.bench.whole import overview
 
     gpu_seconds = None if gpu_sample_us is None else gpu_sample_us / 1e6
-    return overview.bench(config, part_seconds, run_seconds, gpu_seconds, as_json=as_json)
+    with progress(lambda: "measures"):
+        return overview.bench(config, part_seconds, run_seconds, gpu_seconds, as_json=as_json)
 
 
 def _refuse_options(ctx: click.Context) -> None:
@@ -129,9 +133,10 @@ def bench_replay(
     from launcher.bench import journal as comparison
     from launcher.bench import replay as benchmark
 
-    if journal is not None:
-        return comparison.bench_journal(data, seconds, journal, rounds, as_json=as_json)
-    return benchmark.bench_replay(data, seconds, as_json=as_json)
+    with progress(lambda: "measures replay"):
+        if journal is not None:
+            return comparison.bench_journal(data, seconds, journal, rounds, as_json=as_json)
+        return benchmark.bench_replay(data, seconds, as_json=as_json)
 
 
 @bench.command(
@@ -169,4 +174,5 @@ def bench_hosts(part_seconds: float, host_actors: int, as_json: bool, **options:
     config = configuration_of(options)
     from launcher.bench import hosts as benchmark
 
-    return benchmark.bench_hosts(config, part_seconds, host_actors, as_json=as_json)
+    with progress(lambda: "measures what a transition costs"):
+        return benchmark.bench_hosts(config, part_seconds, host_actors, as_json=as_json)

@@ -39,6 +39,7 @@ from launcher.cli.trusting import (
     trusting,
 )
 from launcher.interrupts import Interrupts
+from launcher.progress import progress
 from launcher.terminal import echo
 from pdqn import layers
 from pdqn.config import MAX_EPISODE_STEPS
@@ -288,7 +289,7 @@ def check(
         return running.check_cluster(
             config, dask.dask, dask.python, dask.dask_slots, as_json=as_json
         )
-    with _inspecting(config) as inspector:
+    with progress(lambda: f"examines {config.run.env}"), _inspecting(config) as inspector:
         from launcher.run import launch as running
 
         return running.check(config, as_json=as_json, inspector=inspector)
