@@ -558,7 +558,10 @@ def completion(shell: str) -> int:
     """
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(cli, {}, "pdqn", "_PDQN_COMPLETE").source())
+    script = found(cli, {}, "pdqn", "_PDQN_COMPLETE").source()
+    # After a setting's name comes its value, without a space.
+    plain = "COMPREPLY+=($value)"
+    click.echo(script.replace(plain, f"{plain}; [[ $value == *= ]] && compopt -o nospace"))
     return 0
 
 

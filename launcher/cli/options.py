@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.trusting import Authored, admit_configuration, trusting
 from pdqn import layers as configuration
 from pdqn.config import Config
@@ -219,6 +220,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--env",
             metavar="ID",
+            shell_complete=completing.environments,
             help="gymnasium id, module:id or module:factory  [default: the built-in one]",
         ),
         click.option(
@@ -255,6 +257,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "assignments",
             multiple=True,
             metavar="SECTION.KEY=VALUE",
+            shell_complete=completing.settings,
             help="any setting; may be repeated (see: pdqn settings)",
         ),
         trusting("run whatever code another person's file or run directory names"),
