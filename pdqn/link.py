@@ -422,7 +422,7 @@ def role(
         link.leave("ended by its memory limit")
         raise
     except Exception as error:
-        if parent.gone and isinstance(error, RunError):  # which is no fault of this role
+        if parent.gone and isinstance(error, RunError):  # the role itself works
             log.error("%s", error)
             raise
         log.exception("this role failed")

@@ -234,9 +234,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--actors", type=Whole(), help="actor processes; 0: only those that join later"
         ),
         click.option("--replays", type=Whole(), help="replay processes that share the capacity"),
-        click.option(
-            "--envs-per-actor", type=Whole(), help="environments that each actor steps at once"
-        ),
+        click.option("--envs-per-actor", type=Whole(), help="environments that an actor steps"),
         click.option(
             "--mode",
             type=click.Choice(["auto", "single", "parallel", "ultra"]),
