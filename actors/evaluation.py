@@ -23,6 +23,7 @@ from pdqn.stacking import FrameStacker
 Act = Callable[[Observation], NDArray[np.int64]]
 MOST_ENVIRONMENTS = 16
 _FAILURES_ALLOWED = 4
+_ROUNDING = 1e-9  # share of sums over long episodes that may be rounding
 _log = logging.getLogger("environment")
 
 
@@ -56,6 +57,7 @@ def play(
     should_stop: Callable[[], bool] = lambda: False,
     max_episode_steps: int = MAX_EPISODE_STEPS,
     begun: Callable[[VectorEnvironment], object] = lambda _: None,
+    ended: Callable[[int], object] = lambda _: None,
 ) -> Scores | None:
     """Play one episode for every seed; None if stopped before the end.
 
@@ -69,6 +71,7 @@ def play(
         should_stop: called at every step; True stops.
         max_episode_steps: steps after which an episode is cut off and counts as it is.
         begun: called with the environments once they are made.
+        ended: called with the number of episodes that have ended since the last call.
 
     Raises:
         RunError: no episode counts, an environment failed for several seeds in a row, or no
@@ -79,7 +82,7 @@ def play(
         env = _players(spec, env_args, width)
     with closing(env):
         begun(env)
-        scores = _play_all(act, env, seeds, should_stop, max_episode_steps)
+        scores = _play_all(act, env, seeds, should_stop, max_episode_steps, ended)
     if scores is not None and not _counted(scores, spec).any():
         raise RunError(
             f"none of {len(seeds)} held-out episodes of {spec.id} could be played to its end "
@@ -150,6 +153,7 @@ def _play_all(
     seeds: Sequence[int],
     should_stop: Callable[[], bool],
     max_episode_steps: int,
+    ended: Callable[[int], object],
 ) -> Scores | None:
     """Play batch after batch; None if stopped before the end."""
     parts: list[Scores] = []
@@ -160,6 +164,7 @@ def _play_all(
         if part is None:
             return None
         parts.append(part)
+        ended(min(env.num_envs, len(seeds) - start))
     whole = (np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Scores))
     return Scores(*whole).part(slice(len(seeds)))
 
@@ -231,9 +236,19 @@ def random_act(spec: EnvironmentSpec, rng: np.random.Generator) -> Act:
     return act
 
 
-def standard_error(values: NDArray[np.float64]) -> float:
-    """Compute the standard error of the mean; 0 for a single value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+def standard_error(values: NDArray[np.float64], magnitude: float | None = None) -> float:
+    """Compute the standard error of the mean; 0 for a single value, and where it is rounding.
+
+    Args:
+        values: float64[n].
+        magnitude: largest of the numbers that the values were computed from; by default, of the
+            values.
+    """
+    if len(values) < 2:
+        return 0.0
+    largest = float(np.abs(values).max()) if magnitude is None else magnitude
+    deviation = float(values.std(ddof=1))
+    return deviation / math.sqrt(len(values)) if deviation > _ROUNDING * largest else 0.0
 
 
 def dropped_text(result: Mapping[str, Any]) -> str:
@@ -292,7 +307,7 @@ def describe(
         "baselines": {name: float(values.mean()) for name, values in baselines.items()},
         "baseline_errors": {name: standard_error(values) for name, values in baselines.items()},
         "differences": {
-            name: _mean_and_error((compared - values)[known]) for name, values in baselines.items()
+            name: _difference(compared[known], values[known]) for name, values in baselines.items()
         },
     }
     if (name := spec.headline_metric) is not None and known.any():
@@ -303,6 +318,12 @@ def describe(
 
 def _mean_and_error(values: NDArray[np.float64]) -> list[float]:
     return [float(values.mean()), standard_error(values)]
+
+
+def _difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> list[float]:
+    """Return the mean and the standard error of differences that are paired by seed."""
+    magnitude = float(max(np.abs(ours).max(), np.abs(theirs).max()))
+    return [float((ours - theirs).mean()), standard_error(ours - theirs, magnitude)]
 
 
 def _with_all_scores(

@@ -26,8 +26,8 @@ from launcher.bench.whole.measured import Measured, measure_whole
 from launcher.bench.whole.trial import Trial, run_trial
 from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Machine
-from launcher.plan.model import Layout, predict
 from launcher.plan.prepare import prepare
+from launcher.prediction.model import Layout, predict
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
 from pdqn.layers import Layer, build, read_toml

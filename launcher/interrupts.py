@@ -28,6 +28,38 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise Interrupted
 
 
+class Ended(Interrupted):
+    """A signal that ends this command, as whoever runs it has decided.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and SIGHUP raise ``Ended``, so that what this command has started ends first.
+
+    A second one, unless it comes within a second as of a whole process group, ends it at once.
+    """
+    first: list[float] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise Ended(number)
+        if time.monotonic() - first[0] >= _SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            handlers.install(number, end)
+
+
 class Interrupts:
     """A counter of SIGINT, SIGTERM and SIGHUP, from the moment it is installed.
 

@@ -290,6 +290,14 @@ class NetworkConfig:
         "space",
         "images are read by the bounds of their space, or by their dtype as earlier versions did",
     )
+    channels_axis: Literal["auto", "first", "last"] = setting(
+        "auto",
+        "axis of an image's channels; auto takes the one beside two equal axes, else the shorter "
+        "outer one",
+    )
+    fold_frames: bool = setting(
+        True, "observations of four axes are stacks of images, whose frames become channels"
+    )
     dueling: bool = setting(True, "separate value and advantage streams")
     layer_norm: bool = setting(False, "normalise hidden layers, which steadies large step sizes")
     noisy: bool = setting(False, "noisy dense layers, which replace epsilon")

@@ -10,6 +10,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,6 +23,9 @@ Layer = Mapping[str, Mapping[str, Any]]
 
 LARGEST_INTEGER = (1 << 63) - 1  # the largest that messages and other readers of TOML hold
 _MOST_SHOWN = 500  # characters of a value that is refused
+_WHOLE = re.compile(r"([+-]?\d+(?:\.\d+)?(?:[eE]\+?\d{1,2})?)([kKMGT]?)", re.ASCII)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_MOST_DIGITS = 25  # so that a decimal holds all of them
 _OF_SERVICE = re.compile(r"_SERVICE_(HOST|PORT\w*)|_PORT_\d+_(TCP|UDP|SCTP)\w*")
 
 # In a run directory: the configuration as filled in for the machine, and as a person wrote it.
@@ -118,7 +122,8 @@ def of_run(values: Layer) -> Layer:
     Args:
         values: ``config.toml`` or ``configured.toml`` of a run, or its network in a model file.
     """
-    return {**values, "network": {"images": "dtype", **values.get("network", {})}}
+    before = {"images": "dtype", "fold_frames": False}
+    return {**values, "network": {**before, **values.get("network", {})}}
 
 
 def from_environment(variables: Mapping[str, str]) -> Layer:
@@ -199,6 +204,27 @@ def _holds_time(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(map(_holds_time, value.values() if isinstance(value, dict) else value))
     return isinstance(value, datetime.date | datetime.time)
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number as people write it: ``100000``, ``100_000``, ``1e5``, ``100k``, ``1.5M``.
+
+    Raises:
+        ValueError: the text is not a whole number.
+        OverflowError: it is larger than any setting can be.
+    """
+    match = _WHOLE.fullmatch(text.strip().replace("_", ""))
+    if match is None:
+        raise ValueError(f"{text!r:.80} is not a whole number")
+    digits, unit = match.groups()
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"{text!r:.80} has too many digits")
+    number = Decimal(digits) * _UNITS[unit.upper()]
+    if number > LARGEST_INTEGER:
+        raise OverflowError(f"{text:.80}; expected a whole number from 1 to {LARGEST_INTEGER}")
+    if number != number.to_integral_value():
+        raise ValueError(f"{text!r:.80} is not a whole number")
+    return int(number)
 
 
 def settings() -> Iterable[tuple[str, Any, str, str]]:
@@ -292,7 +318,7 @@ def _as_bool(value: Any) -> bool:
 def _as_int(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
-    number = int(str(value).replace("_", "")) if isinstance(value, str) else int(value)
+    number = whole_number(value) if isinstance(value, str) else int(value)
     if not isinstance(value, str) and number != value:
         raise ValueError
     if number > LARGEST_INTEGER:

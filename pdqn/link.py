@@ -400,6 +400,7 @@ def role(
         the context, the link to the coordinator, and its welcome.
     """
     parent = process.prepare(name, index, log_path)
+    log = logging.getLogger(name)
     context = Context(network)
     link = CoordinatorLink(context, address, name, index=index, parent=parent)
     try:
@@ -407,16 +408,24 @@ def role(
         process.set_title(name, welcome.index)
         if parent.log_trouble:
             link.telemetry.note("log", f"it has no log ({parent.log_trouble})")
+        # Without a log, standard error may be a terminal, where nobody asked for this.
+        told = logging.DEBUG if log_path is None else logging.INFO
+        again = f", started {welcome.incarnation} times before" if welcome.incarnation else ""
+        log.log(told, "%s %d joined as process %d%s", name, welcome.index, os.getpid(), again)
         yield context, link, welcome
         link.leave()
+        log.log(told, "it has left in order")
     except JoinRefusedError:
         raise
     except MemoryLimitError as error:
-        logging.getLogger(name).error("this role %s", error)
+        log.error("this role %s", error)
         link.leave("ended by its memory limit")
         raise
     except Exception as error:
-        logging.getLogger(name).exception("this role failed")
+        if parent.gone and isinstance(error, RunError):  # the role itself works
+            log.error("%s", error)
+            raise
+        log.exception("this role failed")
         link.leave(type_and_first_line(error), traceback.format_exc())
         raise
     finally:

@@ -184,4 +184,5 @@ def model_path(run: Path, *, best: bool = False) -> Path:
         return run
     if (run / name).is_file():
         return run / name
-    raise UsageError(f"{run} is neither a model file nor a run directory with {name}")
+    has_best = f"; it has {BEST_MODEL}: best=True" if (run / BEST_MODEL).is_file() else ""
+    raise UsageError(f"{run} is neither a model file nor a run directory with {name}{has_best}")

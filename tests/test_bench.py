@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import builtins
 import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -142,3 +147,57 @@ def test_lost_speed_is_told_by_the_median_of_the_rounds_and_new_paths_are_left_o
         ({"act": 20.0, "gone": 1.0}, {"act": 20.0, "new": 1.0}),
     ]
     assert ratios(rounds) == {"act": pytest.approx(1.2)}
+
+
+# ---- the end, when somebody else decides it ----
+
+ENDING = """
+import os, signal, sys
+from launcher.bench.children import process_of
+
+def work(pipe):
+    pipe.send(None)
+    pipe.recv()
+
+if __name__ == "__main__":
+    with process_of(work) as (process, pipe):
+        pipe.recv()
+        {}
+"""
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(3)"])
+def test_processes_of_a_benchmark_that_is_ended_say_nothing(tmp_path: Path, end: str):
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING.format(end), encoding="utf-8")
+    # It waits until nobody has its standard error, which the processes share.
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode in (-signal.SIGKILL, 3)
+    assert done.stderr == ""
+
+
+def test_a_benchmark_that_is_ended_says_so_in_one_line():
+    command = [sys.executable, "-m", "pdqn", "bench", "replay", "--data", "cartpole"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stderr is not None
+        assert "cartpole" in bench.stderr.readline()
+        for _ in range(2):  # as of timeout(1), which signals the command and its group
+            bench.send_signal(signal.SIGTERM)
+        rest = bench.stderr.read()
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    assert rest.strip().splitlines()[-1] == "pdqn: ended by SIGTERM"
+    assert "Traceback" not in rest
+
+
+def test_a_measurement_that_is_ended_leaves_no_thread(monkeypatch: pytest.MonkeyPatch):
+    def interrupted(counts: Iterator[int], _seconds: float) -> float:
+        next(counts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hosts, "_cpu_rate", interrupted)
+    before = threading.enumerate()
+    with pytest.raises(KeyboardInterrupt):
+        hosts._measure_encryption(0.1)
+    assert threading.enumerate() == before

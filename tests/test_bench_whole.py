@@ -36,8 +36,8 @@ from launcher.bench.whole.measured import Measured
 from launcher.bench.whole.stages import Acting, Learning, Replaying
 from launcher.bench.whole.trial import Trial, summarize
 from launcher.cli.commands import cli
-from launcher.plan.model import COOLING_SECONDS, predict
 from launcher.plan.plan import plan
+from launcher.prediction.model import COOLING_SECONDS, predict
 from launcher.terminal import terminal
 from pdqn.config import Config
 from pdqn.errors import RunError, UsageError

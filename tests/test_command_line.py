@@ -26,6 +26,7 @@ from click.testing import CliRunner
 
 from launcher.cli.commands import cli
 from launcher.cli.main import main
+from launcher.cli.options import Count, Whole, WholeRange
 from launcher.plan.machine import detect
 from pdqn import handlers
 from pdqn.config import Config
@@ -658,3 +659,61 @@ def test_commands_and_options_are_completed():
     assert "--resume" in [i.value for i in complete.get_completions(["launch"], "--re")]
     modes = [item.value for item in complete.get_completions(["launch", "--mode"], "")]
     assert modes == ["auto", "single", "parallel", "ultra"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "number"),
+    [
+        (Whole(), "1e5", 100_000),
+        (Whole(), "100k", 100_000),
+        (WholeRange(1, 10**6), "0.5M", 500_000),
+        (Count(), "1e1", 10),
+        (Count(), "auto", 0),
+    ],
+)
+def test_counts_may_be_written_short(kind: click.ParamType[int], text: str, number: int):
+    assert kind.convert(text, None, None) == number
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Whole(), "1.5"),
+        (Whole(), "1e19"),
+        (WholeRange(1, 10), "1000"),
+        (Count(), "1m"),
+        (Count(), "0"),
+    ],
+)
+def test_counts_that_are_none_are_refused(kind: click.ParamType[int], text: str):
+    with pytest.raises(click.BadParameter, match=re.escape(text)):
+        kind.convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("launch", "--set", "learner.batch"), ["plain,learner.batch_size="]),
+        (("check", "--set", "network.channels_axis=f"), ["plain,network.channels_axis=first"]),
+        (("launch", "--set", "learner.double="), ["learner.double=true", "learner.double=false"]),
+        (("launch", "--set", "learner.batch_size=1"), []),
+        (("launch", "--env", "CartPole-"), ["plain,CartPole-v0", "plain,CartPole-v1"]),
+        (("bench", "--env", "pdqn/Circle"), ["plain,pdqn/CirclePlacement-v0"]),
+        (("launch", "--env", "MinAtar/Breakout"), ["MinAtar/Breakout-v0", "MinAtar/Breakout-v1"]),
+    ],
+)
+def test_a_shell_completes_environments_and_settings(
+    words: tuple[str, ...], expected: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COMP_WORDS", " ".join(("pdqn", *words)))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    kind = get_completion_class("bash")
+    assert kind is not None
+    lines = kind(cli, {}, "pdqn", "_PDQN_COMPLETE").complete().splitlines()
+    assert lines == [one if "," in one else f"plain,{one}" for one in expected]
+
+
+def test_no_space_follows_a_setting_that_a_shell_completes(run: Run):
+    _, script, _ = run("completion", "bash")
+    assert "[[ $value == *= ]] && compopt -o nospace" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

@@ -467,3 +467,35 @@ def test_arguments_of_the_environment_are_merged_over_the_layers() -> None:
     option = {"run": {"env_args": {"map_size": 32}}}
     built = build(("file", file), ("option", option))
     assert built.run.env_args == {"map_size": 32, "overlap": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1e5", 100_000),
+        ("100k", 100_000),
+        ("100K", 100_000),
+        ("1.5M", 1_500_000),
+        ("2.5e3", 2500),
+        ("1E+3", 1000),
+        ("2G", 2 * 10**9),
+        ("100_000", 100_000),
+        (" 7 ", 7),
+    ],
+)
+def test_a_whole_number_may_be_written_short(text: str, number: int):
+    assert build(("--set", from_assignments([f"run.steps={text}"]))).run.steps == number
+    file = tomllib.loads(f'[run]\nsteps = "{text}"\n')
+    assert build(("file", file)).run.steps == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1.5", "1e-3", "100m", "k", "1e", "k1", "1 k", "1kk", "0x10", "1e99", "9" * 400,
+     "1e9999999999", "nan", "inf", "\u0661", "1.0000000001k", "9223372036854775808"],
+)  # fmt: skip
+def test_what_is_no_whole_number_is_refused_in_one_line(text: str):
+    with pytest.raises(
+        UsageError, match=r"^--set: run\.steps = .*; expected a whole number [^\n]*$"
+    ):
+        build(("--set", from_assignments([f"run.steps={text}"])))

@@ -19,7 +19,7 @@ from launcher.console.console import RichConsole, make_console
 from launcher.console.dashboard import chart, health, render, sparkline
 from launcher.console.keyboard import KEYS
 from launcher.console.lines import progress_line, progress_map, summary_rows
-from launcher.metrics.roster import MemberView
+from launcher.metrics.roster import MOST_HOSTS, MemberView
 from launcher.metrics.snapshot import EvaluationView, Snapshot
 from launcher.metrics.waiting import limiting_stage
 
@@ -312,6 +312,20 @@ def test_many_replays_do_not_push_the_rest_off_the_screen() -> None:
     text = "\n".join(lines_of(snapshot(members=(*members, member("learner"))), 80, 24))
     assert "replays   20 alive" in text
     assert "● learner" in text
+
+
+def test_parts_of_one_host_that_join_by_themselves_are_one_host() -> None:
+    # One Dask worker has a part with actors, one with the learner, and one with replay.
+    names = ("vm (1)", "vm (2)", "vm (3)", "vm")
+    hosts = [member("host", index, host=host) for index, host in enumerate(names)]
+    assert "  host alive; learner alive  " in progress_line(
+        snapshot(members=(*hosts, member("learner", host="vm (2)")))
+    )
+    late = member("host", 4, host="gpu-host", state="late")
+    others = (*hosts, member("host", 5, host="vm (5)", state="late"), late, member("host", 6))
+    assert "hosts 2 late, 1 alive" in progress_line(snapshot(members=others))
+    many = tuple(member("host", index, host=f"h{index}") for index in range(MOST_HOSTS + 7))
+    assert f"hosts {MOST_HOSTS + 7} alive" in progress_line(snapshot(members=many))
 
 
 def test_several_hosts_have_a_line_each_with_what_they_do_and_how_busy_they_are() -> None:

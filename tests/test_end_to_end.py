@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -173,6 +174,10 @@ def test_a_run_leaves_all_its_files(run_dir: Path):
     assert any(file.startswith("checkpoints/step-") for file in files)
     assert not [file for file in files if Path(file).name.startswith(".")]
     assert (run_dir / "training_results.png").read_bytes()[:4] == b"\x89PNG"
+    for role in ("actor-0", "actor-1", "replay-0", "learner-0", "evaluator-0"):
+        log = (run_dir / "logs" / f"{role}.log").read_text(encoding="utf-8")
+        assert re.search(rf"{role.replace('-', ' ')} joined as process \d+$", log, re.M)
+        assert log.endswith("it has left in order\n")
 
 
 def test_an_exit_handler_of_a_library_that_waits_keeps_no_process(finished: Command):

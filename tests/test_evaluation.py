@@ -339,6 +339,20 @@ class TestNumbers:
         assert standard_error(array(2, 4, 6, 8)) == pytest.approx(math.sqrt(20 / 12))
         assert standard_error(array(5, 5, 5)) == 0
 
+    def test_an_error_of_the_size_of_rounding_is_none(self):
+        # Fifty steps of -0.1, which sum up to a bit more or less than -5.
+        returns = array(-0.1 * 50, sum([-0.1] * 50), -5, -5 - 4e-16)
+        assert returns.std(ddof=1) > 0
+        assert standard_error(returns) == 0
+        assert standard_error(array(-5, -5.0001)) == pytest.approx(5e-5)
+        result = describe(
+            scores_of(returns, np.full(4, 50), np.full(4, np.nan)),
+            EnvironmentSpec("x", (), 2),
+            {"same": array(-5, -5, -5, -5)},
+        )
+        assert result["return_error"] == 0
+        assert result["differences"]["same"][1] == 0
+
     def test_a_single_value_has_no_error(self):
         assert standard_error(array(7)) == 0
 

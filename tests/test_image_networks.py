@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Mapping
@@ -18,11 +19,12 @@ from actors.environments.fields import fields_of
 from learner.learner import Learner
 from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
-from pdqn.layers import build
+from pdqn.layers import build, of_run
 from pdqn.networks import QNetwork, build_network, network_sizes
 from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN
 from pdqn.networks.fused import FusedNetwork
 from pdqn.networks.images import as_image
+from pdqn.networks.readings import Reading, readings
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.samples import Sample
 
@@ -120,12 +122,58 @@ class TestImages:
             ((4, 10), None),
             ((9,), None),
             ((20, 20, 20, 3), None),
+            ((4, 64, 64, 3), (3, 64, 64, True)),
+            ((4, 3, 64, 64), (3, 64, 64, False)),
+            ((4, 10, 10, 27), (27, 10, 10, True)),
+            ((64, 64, 3, 4), None),
+            ((0, 64, 64, 3), None),
+            ((2, 4, 64, 64, 3), None),
         ],
     )
     def test_which_axes_are_what(self, shape: tuple[int, ...], expected: Any):
         image = as_image(FieldSpec("x", shape, "uint8"))
         found = image and (image.channels, image.height, image.width, image.channels_last)
         assert found == expected
+
+    @pytest.mark.parametrize(
+        ("shape", "axis", "expected"),
+        [
+            ((8, 10, 20), "auto", (8, 10, 20)),
+            ((8, 10, 20), "last", (20, 8, 10)),
+            ((12, 12, 12), "auto", (12, 12, 12)),
+            ((20, 8, 8), "last", (8, 20, 8)),
+            ((40, 8, 9), "first", (40, 8, 9)),
+            ((84, 84), "first", (1, 84, 84)),
+            ((20, 20, 20, 3), "last", (3, 20, 20)),
+            ((64, 64, 3), "first", None),
+        ],
+    )
+    def test_the_axis_of_channels_can_be_told(
+        self, shape: tuple[int, ...], axis: Any, expected: Any
+    ):
+        image = as_image(FieldSpec("x", shape, "uint8"), NetworkConfig(channels_axis=axis))
+        assert (image and (image.channels, image.height, image.width)) == expected
+
+    @pytest.mark.parametrize(
+        ("field", "changes"),
+        [
+            (SPEED, {}),
+            (SCREEN, {}),
+            (FieldSpec("x", (64, 64, 3), "uint8"), {"channels_axis": "first"}),
+            (FieldSpec("x", (64, 64, 3), "uint8"), {"kind": "mlp"}),
+        ],
+    )
+    def test_an_axis_that_no_image_has_is_refused(self, field: FieldSpec, changes: Any):
+        config = NetworkConfig(**{"channels_axis": "last", **changes})
+        with pytest.raises(
+            UsageError, match=r"^network\.channels_axis = .* has no image .*; use auto"
+        ):
+            build_network(spec_of(field), config)
+
+    def test_a_told_axis_overrides_the_number_of_actions(self):
+        spec = spec_of(FieldSpec("observation", (10, 9, 12), "uint8"), actions=90)
+        assert network_sizes(spec, NetworkConfig()).kind == "spatial"
+        assert network_sizes(spec, NetworkConfig(channels_axis="first")).kind == "conv"
 
     def test_bytes_are_scaled_to_one_and_other_numbers_are_not(self):
         for dtype, largest in (("uint8", 1.0), ("float32", 255.0)):
@@ -184,12 +232,18 @@ class TestImages:
             {"observation": torch.full((1, 20, 8, 8), 7, dtype=torch.uint8)}
         )
         assert flat.max() == 7
+        colours = spec_of(FieldSpec("observation", (4, 64, 64, 3), "uint8", scale=255.0))
+        network = of_run({"network": {"images": "space"}})["network"]
+        assert network_sizes(colours, NetworkConfig(**network)).kind == "mlp"
 
     def test_boards_with_more_planes_than_fields_a_side_have_a_value_for_every_place(self):
         for shape in ((8, 8, 20), (20, 8, 8)):
             field = FieldSpec("observation", shape, "float32")
             assert network_sizes(spec_of(field, actions=64), NetworkConfig()).kind == "spatial"
             assert network_sizes(spec_of(field, actions=65), NetworkConfig()).kind == "conv"
+        for shape in ((10, 9, 12), (12, 10, 9)):
+            field = FieldSpec("observation", shape, "float32")
+            assert network_sizes(spec_of(field, actions=90), NetworkConfig()).kind == "spatial"
 
     def test_channels_and_frames_of_a_stack_become_channels_oldest_first(self):
         field = FieldSpec("observation", (8, 9, 2), "float32", stack=3)
@@ -200,6 +254,26 @@ class TestImages:
             for channel in range(2):
                 wanted = values[0, frame, :, :, channel]
                 assert torch.equal(prepared[0, 2 * frame + channel], wanted)
+
+    @pytest.mark.parametrize("stack", [1, 2])
+    def test_stacked_frames_of_the_environment_become_channels_oldest_first(self, stack: int):
+        # As of gymnasium's FrameStackObservation around an environment with colours.
+        field = FieldSpec("observation", (4, 8, 9, 3), "uint8", stack=stack)
+        values = torch.randint(0, 256, (2, *field.stacked_shape), dtype=torch.uint8)
+        network = fused(spec_of(field))
+        (prepared,) = network.prepare({"observation": values})
+        assert prepared.shape == (2, 12 * stack, 8, 9)
+        steps = values.reshape(2, stack, 4, 8, 9, 3)
+        for step, frame, channel in itertools.product(range(stack), range(4), range(3)):
+            wanted = steps[:, step, frame, :, :, channel] / 255
+            assert torch.allclose(prepared[:, 12 * step + 3 * frame + channel], wanted)
+        assert network(prepared).shape == (2, 4)
+
+    def test_stacks_with_channels_first_become_the_same_channels(self):
+        field = FieldSpec("observation", (4, 3, 12, 12), "uint8")
+        values = torch.randint(0, 256, (2, *field.shape), dtype=torch.uint8)
+        (prepared,) = fused(spec_of(field)).prepare({"observation": values})
+        assert torch.allclose(prepared, values.reshape(2, 12, 12, 12) / 255)
 
     def test_channels_first_stay_where_they_are(self):
         field = FieldSpec("observation", (3, 12, 10), "float32")
@@ -231,6 +305,69 @@ class TestImages:
         assert values.dtype == torch.float32
         values.sum().backward()
         assert all(p.grad is not None for p in network.parameters())
+
+
+class TestReadings:
+    """Lines of ``pdqn check``."""
+
+    @pytest.mark.parametrize(
+        ("box", "words"),
+        [
+            (((4, 84, 84), 255), "uint8[4, 84, 84]: an image of 84 x 84; channels: 4, the first "
+             "axis; divided by 255"),
+            (((4, 64, 64, 3), 255), "uint8[4, 64, 64, 3]: an image of 64 x 64; channels: 3, the "
+             "last axis, of each of 4 frames; divided by 255"),
+            (((10, 10), 1), "uint8[10, 10]: an image of 10 x 10; channels: 1; not divided: at "
+             "most 1"),
+            (((5, 5, 3), 255), "uint8[5, 5, 3]: 75 plain numbers; divided by 255"),
+            (((6,), 255), "uint8[6]: 6 plain numbers"),
+            (((210, 160, 3), 255), "uint8[210, 160, 3]: an image of 210 x 160; channels: 3, the "
+             "last axis; divided by 255"),
+        ],
+    )  # fmt: skip
+    def test_a_reading_names_the_axes_and_the_scale(self, box: Any, words: str):
+        shape, high = box
+        spec = spec_of(*fields_of("x", spaces.Box(0, high, shape, np.uint8)))
+        read = readings(spec, network_sizes(spec, NetworkConfig()))
+        assert read == {"observation": Reading(words)}
+
+    def test_floats_without_bounds_are_said_to_stay_as_they_are(self):
+        spec = spec_of(*fields_of("x", spaces.Box(-np.inf, np.inf, (8, 8), np.float32)))
+        read = readings(spec, network_sizes(spec, NetworkConfig()))["observation"]
+        assert read.words.endswith("not divided: its space names no bound between 1 and 65,535")
+
+    @pytest.mark.parametrize(
+        ("shape", "advice"),
+        [
+            ((8, 10, 20), "that is a guess; network.channels_axis=last reads it otherwise"),
+            ((20, 20, 20, 3), "network.channels_axis=last reads it as an image"),
+        ],
+    )
+    def test_a_guess_names_the_setting_that_changes_it(self, shape: Any, advice: str):
+        spec = spec_of(FieldSpec("observation", shape, "uint8"))
+        assert readings(spec, network_sizes(spec, NetworkConfig()))["observation"].advice == advice
+        told = network_sizes(spec, NetworkConfig(channels_axis="last"))
+        assert readings(spec, told)["observation"].advice == ""
+
+    def test_the_number_of_actions_is_no_guess(self):
+        spec = spec_of(FieldSpec("observation", (12, 10, 9), "uint8"), actions=90)
+        read = readings(spec, network_sizes(spec, NetworkConfig()))["observation"]
+        assert "an image of 10 x 9; channels: 12, the first axis" in read.words
+        assert not read.advice
+
+    def test_sides_that_both_readings_share_with_the_actions_are_a_guess(self):
+        spec = spec_of(FieldSpec("observation", (8, 8, 8), "uint8"), actions=64)
+        sized = network_sizes(spec, NetworkConfig())
+        assert sized.kind == "spatial"
+        assert "channels_axis=first" in readings(spec, sized)["observation"].advice
+
+    def test_other_fields_and_networks(self):
+        mask = FieldSpec("action_mask", (4,), "int8", binary=True)
+        kind = FieldSpec("kind", (2,), "int64", categories=(2, 3), start=(0, 0))
+        spec = spec_of(mask, kind)
+        read = readings(spec, network_sizes(spec, NetworkConfig()))
+        assert read == {"kind": Reading("int64[2]: 5 numbers, one-hot")}
+        assert readings(spec, NetworkConfig(kind="own:make")) == {}
 
 
 class TestCategories:
@@ -355,7 +492,7 @@ class Flat(QNetwork):
 
     def __init__(self, spec: EnvironmentSpec) -> None:
         super().__init__()
-        self.fields = FlatFields(spec.fields)
+        self.fields = FlatFields(spec.fields, NetworkConfig())
         self.layer = torch.nn.Linear(self.fields.size, spec.num_actions)
 
     def prepare(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from gymnasium import spaces
 import pdqn
 from actors.environments.describe import describe_environment
 from actors.evaluation import Scores, play
+from launcher.results import evaluate as evaluation
 from launcher.results.evaluate import evaluate
 from launcher.results.films import record_film
+from launcher.results.models import chosen_model
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
 from pdqn.model import load_model, read_model, save_model
@@ -273,12 +277,13 @@ def test_a_model_of_an_earlier_version_acts_as_it_did(
     path = tmp_path / "m.pth"
     spec = saved(path, "sight_environment:Sight")
     content = torch.load(path, weights_only=True)
-    del content["network"]["images"]
+    for key in ("images", "channels_axis", "fold_frames"):
+        del content["network"][key]
     for field in content["spec"]["fields"]:
         del field["scale"]
     torch.save(content, path)
     file = read_model(path)
-    assert file.network.images == "dtype"
+    assert (file.network.images, file.network.fold_frames) == ("dtype", False)
     assert spec.difference(file.spec) == file.spec.difference(spec) == ""
     seen, _ = Sight().reset()
     assert np.isfinite(pdqn.load_policy(path, trust=True).values(seen)).all()
@@ -286,7 +291,7 @@ def test_a_model_of_an_earlier_version_acts_as_it_did(
 
 def test_the_best_parameters_are_had_by_asking(tmp_path: Path):
     saved(tmp_path / "final_model.pth", "CartPole-v1")
-    with pytest.raises(UsageError, match=r"best_model\.pth"):
+    with pytest.raises(UsageError, match=r"run directory with best_model\.pth$"):
         pdqn.load_policy(tmp_path, best=True)
     saved(tmp_path / "best_model.pth", "CartPole-v1")
     assert pdqn.load_policy(tmp_path, best=True).model.parameter_version == 7
@@ -342,6 +347,56 @@ def test_parameters_that_evaluations_chose_are_judged_on_other_seeds(
     monkeypatch.setattr("launcher.results.evaluate.play", noted)
     assert evaluate(tmp_path / "m.pth", 3, as_json=True) == 0
     assert set(played) == {first, first + 1, first + 2}
+
+
+def test_the_best_parameters_are_evaluated_where_there_are_no_last_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    saved(tmp_path / "best_model.pth", "CartPole-v1")
+    assert evaluate(tmp_path, 1, as_json=True) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["episodes"] == 1
+    assert told.err == (
+        f"pdqn: {tmp_path} has no final_model.pth, as of a run that goes on or was ended at once; "
+        "its best parameters are used, best_model.pth\n"
+    )
+    assert chosen_model(tmp_path, best=True) == tmp_path / "best_model.pth"
+    with pytest.raises(
+        UsageError, match=r"with final_model\.pth; it has best_model\.pth: best=True$"
+    ):
+        pdqn.load_policy(tmp_path)
+    saved(tmp_path / "final_model.pth", "CartPole-v1")
+    assert chosen_model(tmp_path, best=False) == tmp_path / "final_model.pth"
+    assert capsys.readouterr().err == ""
+
+
+def test_an_evaluation_tells_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    saved(tmp_path / "m.pth", "CartPole-v1")
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def noted(describe: Callable[[], str]) -> Iterator[None]:
+        told.append(describe())
+        reported = evaluation.random_act
+
+        def act(*arguments: Any) -> Any:
+            told.append(describe())
+            return reported(*arguments)
+
+        monkeypatch.setattr(evaluation, "random_act", act)
+        yield
+        told.append(describe())
+
+    monkeypatch.setattr(evaluation, "progress", noted)
+    assert evaluate(tmp_path / "m.pth", 20, as_json=True) == 0
+    assert told == [
+        f"opens {tmp_path / 'm.pth'}",
+        "plays the environment's baselines",
+        "plays the random policy: 20 of 20 episodes",
+    ]
+    json.loads(capsys.readouterr().out)
 
 
 class Endless(gymnasium.Env[Any, Any]):

@@ -29,7 +29,6 @@ from launcher.plan.machine import (
     usable_cores,
     visible_gpus,
 )
-from launcher.plan.model import PARALLEL_SHARE, actors_for, threads_worth
 from launcher.plan.plan import (
     GB,
     Plan,
@@ -40,6 +39,7 @@ from launcher.plan.plan import (
 )
 from launcher.plan.report import as_json, report
 from launcher.plan.storage import COMPRESSED_SAFETY, Storage
+from launcher.prediction.model import PARALLEL_SHARE, actors_for, threads_worth
 from pdqn.config import Config, NetworkConfig
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
@@ -126,7 +126,24 @@ def test_every_auto_setting_is_filled_in() -> None:
         sizeless = {key for key, value in network.items() if value is None}
         for section, values in dataclasses.asdict(sized.config).items():
             left = {key for key, value in values.items() if value in (None, "auto")}
-            assert left <= limits | sizeless | {"transport", "journal_dir"}, section
+            by_field = {"channels_axis"}  # each field of an observation has its own
+            assert left <= limits | sizeless | by_field | {"transport", "journal_dir"}, section
+
+
+def test_the_plan_says_how_observations_are_read_and_warns_of_a_guess() -> None:
+    sized = plan(machine(), Config(), ATARI)
+    assert "an image of 84 x 84" in sized.readings["observation"]
+    assert as_json(machine(), sized)["plan"]["readings"] == sized.readings
+    text = io.StringIO()
+    Console(width=200, file=text).print(report(machine(), sized))
+    assert re.search(
+        rf"^observation +{re.escape(sized.readings['observation'])}", text.getvalue(), re.M
+    )
+    board = FieldSpec("board", (8, 10, 20), "uint8")
+    (warning,) = plan(machine(), Config(), dataclasses.replace(ATARI, fields=(board,))).warnings
+    assert re.match(
+        r"board uint8\[8, 10, 20\]: .*: that is a guess; network\.channels_axis", warning
+    )
 
 
 def test_the_layer_gives_the_planned_configuration() -> None:

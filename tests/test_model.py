@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from launcher.bench.whole.costs import parallel_share_of
-from launcher.plan.model import (
+from launcher.prediction.model import (
     COOLING_SECONDS,
     CROWD,
     Costs,

@@ -366,7 +366,9 @@ def test_nan_and_infinity_among_the_arguments_are_not_a_contradiction(tmp_path: 
 def test_a_run_of_an_earlier_version_goes_on_reading_images_as_it_did(tmp_path: Path):
     config = build(("test", SETTINGS))
     assert written(tmp_path, config).network.images == "space"
+    assert written(tmp_path, config).network.fold_frames
     assert written(tmp_path, config, without="images").network.images == "dtype"
+    assert not written(tmp_path, config, without="fold_frames").network.fold_frames
 
 
 # ---- limits ----

@@ -188,21 +188,22 @@ def _measure_encryption(seconds: float) -> float:
             except zmq.Again:
                 return
 
-    thread = threading.Thread(target=send)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
 
     def receive() -> Iterator[int]:
         while True:
             yield len(pull.recv(copy=False)) if pull.poll(1000) else 0
 
-    rate = _cpu_rate(receive(), seconds)
-    done.set()
-    while thread.is_alive():
-        if pull.poll(50):
-            pull.recv(copy=False)
-    thread.join()
-    for context in contexts:
-        context.destroy(linger=0)
+    try:
+        rate = _cpu_rate(receive(), seconds)
+    finally:  # after Ctrl-C as well: what is on its way would keep this process
+        done.set()
+        while thread.is_alive():
+            if pull.poll(50):
+                pull.recv(copy=False)
+        for context in contexts:
+            context.destroy(linger=0)
     return 1 / rate / 2
 
 
@@ -214,21 +215,28 @@ def _measure_coordinator(config: Config, spec: EnvironmentSpec) -> float:
         welcome=Welcome(_RUN, 0, 0, config, spec, "inproc://nowhere", ""),
         metrics=RunMetrics(spec.headline_metric),
     )  # fmt: skip
+    try:
+        return _report_seconds(context, coordinator)
+    finally:
+        context.destroy(linger=0)
+
+
+def _report_seconds(context: zmq.Context[zmq.Socket[bytes]], coordinator: Coordinator) -> float:
+    """Measure CPU seconds of a report by members that join through this context."""
     coordinator.command(["actor"], "run")
-    socket = _join_many(context, coordinator)
     telemetry = Telemetry()
     for name in ("environment_steps", "episodes", "transitions_sent", "bytes_sent", "wait_seconds"):
         telemetry.count(name, 1)
     report = telemetry.report().encoded
     spent = 0.0
-    for _ in range(_REPORTS):
-        socket.send(report)
-        started = time.thread_time()
-        coordinator.poll(_TURN_SECONDS)
-        spent += time.thread_time() - started
-        while socket.poll(0):
-            socket.recv()
-    context.destroy(linger=0)
+    with _join_many(context, coordinator) as socket:
+        for _ in range(_REPORTS):
+            socket.send(report)
+            started = time.thread_time()
+            coordinator.poll(_TURN_SECONDS)
+            spent += time.thread_time() - started
+            while socket.poll(0):
+                socket.recv()
     return spent / _REPORTS
 
 

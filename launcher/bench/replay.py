@@ -15,7 +15,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
@@ -31,6 +30,8 @@ from rich.text import Text
 
 from actors.segments import Segment, join_segments
 from launcher import sockets
+from launcher.bench import children
+from launcher.bench.children import process_of
 from launcher.bench.recordings import Recording, recorded
 from launcher.coordinator.coordinator import Coordinator
 from launcher.metrics.metrics import RunMetrics
@@ -285,7 +286,7 @@ def _consume(counts: Iterator[int], seconds: float) -> tuple[int, float]:
 
 def _wire_rate(encoded: list[bytes], decoded: list[wire.TransitionBatch], seconds: float) -> float:
     """Measure transitions per second from one process to another, without decoding."""
-    with _process(_receive_all) as (process, pipe), zmq.Context() as context:
+    with process_of(_receive_all) as (process, pipe), zmq.Context() as context:
         push = context.socket(zmq.PUSH)
         push.setsockopt(zmq.LINGER, 0)
         push.setsockopt(zmq.SNDTIMEO, 10_000)
@@ -405,27 +406,33 @@ class Processes:
 
     def __enter__(self) -> Processes:
         """Start the processes; return when all work."""
-        address = self._coordinator.endpoint
-        context = multiprocessing.get_context("spawn")
-        replay = context.Process(target=run_replay, args=(address, 0, None))
-        replay.start()
-        self._processes["replay"] = replay
-        for name, target in (("writer", _write), ("client", _draw)):
-            here, there = context.Pipe()
-            process = context.Process(target=target, args=(there, address, self._recording))
-            process.start()
-            there.close()
-            self._processes[name], self._pipes[name] = process, here
         try:
+            self._start(self._coordinator.endpoint)
             for name in self._pipes:
                 self._wait_for(name)
         except BaseException:
-            self.__exit__()
+            self._kill()
+            self._remove()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End the processes, and remove what they have written."""
+    def __exit__(self, failure: type[BaseException] | None = None, *_: object) -> None:
+        """End the processes, at once after a failure, and remove what they have written."""
+        if failure is None:
+            self._stop()
+        self._kill()
+        self._remove()
+
+    def _start(self, address: str) -> None:
+        self._processes["replay"] = children.start(run_replay, address, 0, None)
+        for name, target in (("writer", _write), ("client", _draw)):
+            here, there = multiprocessing.get_context("spawn").Pipe()
+            self._pipes[name] = here
+            self._processes[name] = children.start(target, there, address, self._recording)
+            there.close()
+
+    def _stop(self) -> None:
+        """Have the processes end in order, for ten seconds at most."""
         self._coordinator.command(["actor", "replay", "learner"], "stop")
         for pipe in self._pipes.values():
             pipe.close()
@@ -433,9 +440,14 @@ class Processes:
         for process in self._processes.values():
             while process.is_alive() and time.monotonic() < deadline:
                 self._coordinator.poll(0.05)
-            if process.is_alive():
-                process.kill()
-            process.join()
+
+    def _kill(self) -> None:
+        for process in self._processes.values():
+            children.end(process)
+        for pipe in self._pipes.values():
+            pipe.close()
+
+    def _remove(self) -> None:
         self._coordinator.close()
         self._context.destroy(linger=0)
         self._sockets.remove()
@@ -588,26 +600,6 @@ def _obey(
         after = process.cpu_times()
         busy = (after.user + after.system - before.user - before.system) / elapsed
         pipe.send((total / elapsed, busy, latency()))
-
-
-@contextmanager
-def _process(
-    target: Callable[[Connection], None],
-) -> Iterator[tuple[BaseProcess, Connection]]:
-    """Run a process until the block ends."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=target, args=(there,))
-    process.start()
-    there.close()
-    try:
-        yield process, here
-    finally:
-        here.close()
-        process.join(5.0)
-        if process.is_alive():
-            process.kill()
-            process.join()
 
 
 def _received(pipe: Connection, process: BaseProcess) -> Any:

@@ -8,7 +8,9 @@ import click
 from click.core import ParameterSource
 
 from launcher.cli.help import GroupedCommand
-from launcher.cli.options import GROUPS, configuration_of, run_options
+from launcher.cli.options import GROUPS, WholeRange, configuration_of, run_options
+from launcher.interrupts import end_in_order
+from launcher.progress import progress
 from pdqn.errors import UsageError
 
 
@@ -72,6 +74,7 @@ def bench(
     pdqn bench --gpu-sample-us 50
     pdqn bench replay                    (one part in detail)
     """
+    end_in_order()
     if ctx.invoked_subcommand is not None:
         _refuse_options(ctx)
         return 0
@@ -79,7 +82,8 @@ def bench(
     from launcher.bench.whole import overview
 
     gpu_seconds = None if gpu_sample_us is None else gpu_sample_us / 1e6
-    return overview.bench(config, part_seconds, run_seconds, gpu_seconds, as_json=as_json)
+    with progress(lambda: "measures"):
+        return overview.bench(config, part_seconds, run_seconds, gpu_seconds, as_json=as_json)
 
 
 def _refuse_options(ctx: click.Context) -> None:
@@ -109,7 +113,7 @@ def _refuse_options(ctx: click.Context) -> None:
 @click.option(
     "--rounds",
     default=5,
-    type=click.IntRange(1, 100),
+    type=WholeRange(1, 100),
     help="rounds of --journal",
     show_default=True,
 )
@@ -130,9 +134,10 @@ def bench_replay(
     from launcher.bench import journal as comparison
     from launcher.bench import replay as benchmark
 
-    if journal is not None:
-        return comparison.bench_journal(data, seconds, journal, rounds, as_json=as_json)
-    return benchmark.bench_replay(data, seconds, as_json=as_json)
+    with progress(lambda: "measures replay"):
+        if journal is not None:
+            return comparison.bench_journal(data, seconds, journal, rounds, as_json=as_json)
+        return benchmark.bench_replay(data, seconds, as_json=as_json)
 
 
 @bench.command(
@@ -153,7 +158,7 @@ def bench_replay(
     "--host-actors",
     default=30,
     show_default=True,
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="actors on each host, which receive parameters together",
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -170,4 +175,5 @@ def bench_hosts(part_seconds: float, host_actors: int, as_json: bool, **options:
     config = configuration_of(options)
     from launcher.bench import hosts as benchmark
 
-    return benchmark.bench_hosts(config, part_seconds, host_actors, as_json=as_json)
+    with progress(lambda: "measures what a transition costs"):
+        return benchmark.bench_hosts(config, part_seconds, host_actors, as_json=as_json)

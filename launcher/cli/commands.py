@@ -24,6 +24,7 @@ from launcher.cli.options import (
     Duration,
     HostOptions,
     KeyValue,
+    WholeRange,
     configuration_of,
     joining,
     on_dask,
@@ -39,6 +40,7 @@ from launcher.cli.trusting import (
     trusting,
 )
 from launcher.interrupts import Interrupts
+from launcher.progress import progress
 from launcher.terminal import echo
 from pdqn import layers
 from pdqn.config import MAX_EPISODE_STEPS
@@ -288,7 +290,7 @@ def check(
         return running.check_cluster(
             config, dask.dask, dask.python, dask.dask_slots, as_json=as_json
         )
-    with _inspecting(config) as inspector:
+    with progress(lambda: f"examines {config.run.env}"), _inspecting(config) as inspector:
         from launcher.run import launch as running
 
         return running.check(config, as_json=as_json, inspector=inspector)
@@ -422,7 +424,7 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 @click.option(
     "--episodes",
     default=100,
-    type=click.IntRange(1, UNSEEN),
+    type=WholeRange(1, UNSEEN),
     help="held-out episodes to play",
 )
 @click.option("--best", is_flag=True, help="use the parameters that evaluated best, not the last")
@@ -431,7 +433,7 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
     "--max-episode-steps",
     default=MAX_EPISODE_STEPS,
     show_default=True,
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="cut an episode after this many steps, and count it as far as it went",
 )
 @click.option(
@@ -440,7 +442,7 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 @click.option("--video", type=PATH, help="film the first episodes: gif, webp, png or mp4")
 @click.option(
     "--video-episodes",
-    type=click.IntRange(1, 100),
+    type=WholeRange(1, 100),
     help="episodes to film, with --video; by default 3",
 )
 def evaluate(
@@ -612,7 +614,10 @@ def completion(shell: str) -> int:
     """
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(cli, {}, "pdqn", "_PDQN_COMPLETE").source())
+    script = found(cli, {}, "pdqn", "_PDQN_COMPLETE").source()
+    # After a setting's name comes its value, without a space.
+    plain = "COMPREPLY+=($value)"
+    click.echo(script.replace(plain, f"{plain}; [[ $value == *= ]] && compopt -o nospace"))
     return 0
 
 

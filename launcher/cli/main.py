@@ -20,7 +20,7 @@ import click
 
 from launcher import streams
 from launcher.cli.commands import cli
-from launcher.interrupts import end_at_once
+from launcher.interrupts import Ended, end_at_once
 from launcher.leaving import leave
 from launcher.terminal import echo
 from pdqn.caches import keep_caches_private
@@ -64,7 +64,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(end := error.__cause__ or error, Ended):
+            _fail(end, 128 + end.number)
         sys.exit(130)
     except OSError as error:
         _fail(_describe(error), 1)
@@ -149,7 +151,7 @@ def _describe(error: OSError) -> str:
     return words if error.filename is None else f"{error.filename}: {words}"
 
 
-def _fail(error: Exception | str, code: int) -> None:
+def _fail(error: BaseException | str, code: int) -> None:
     with contextlib.suppress(OSError):  # nobody can read it, but the exit code still tells
         echo(f"pdqn: {error}", err=True)
     sys.exit(code)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.trusting import Authored, admit_configuration, trusting
 from pdqn import layers as configuration
 from pdqn.config import Config
@@ -78,19 +79,34 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-class Limit(click.types.IntParamType):
-    """A whole number that files can hold; the settings check it against its minimum."""
+class Whole(click.types.IntParamType):
+    """A whole number as people write it, also as 1e5 or 100k; the settings check its bounds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number."""
-        number = super().convert(value, param, ctx)
-        if number > configuration.LARGEST_INTEGER:
-            self.fail(
-                f"{value}; expected a whole number from 1 to {configuration.LARGEST_INTEGER}",
-                param,
-                ctx,
-            )
-        return number
+        return super().convert(_read(value), param, ctx)
+
+
+class WholeRange(click.IntRange):
+    """A whole number within bounds as people write it, also as 1e5 or 100k."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        return super().convert(_read(value), param, ctx)
+
+
+def _read(value: Any) -> Any:
+    """Return the whole number that a text means; what is not one stays, to be refused.
+
+    Raises:
+        BadParameter: the number is larger than files can hold.
+    """
+    try:
+        return configuration.whole_number(str(value))
+    except OverflowError as error:
+        raise click.BadParameter(str(error)) from None
+    except ValueError:
+        return value
 
 
 class PortRange(click.ParamType[tuple[int, int]]):
@@ -120,9 +136,10 @@ class Count(click.ParamType[int]):
         """Return the number, 0 for ``auto``."""
         if value == "auto" or value == 0:
             return 0
-        if not str(value).isdecimal() or int(value) < 1:
+        number = _read(value)
+        if not isinstance(number, int) or number < 1:
             self.fail(f"{value!r}; expected auto or a number from 1 up", param, ctx)
-        return int(value)
+        return number
 
 
 class KeyValue(click.ParamType[tuple[str, Any]]):
@@ -188,7 +205,7 @@ def on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--dask-slots",
-            type=click.IntRange(1),
+            type=WholeRange(1),
             help="actors that a worker has room for  [default: its threads]",
         ),
     ]
@@ -203,6 +220,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--env",
             metavar="ID",
+            shell_complete=completing.environments,
             help="gymnasium id, module:id or module:factory  [default: the built-in one]",
         ),
         click.option(
@@ -212,20 +230,20 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=KeyValue(),
             help="argument of the environment; may be repeated",
         ),
-        click.option("--actors", type=int, help="actor processes; 0: only those that join later"),
-        click.option("--replays", type=int, help="replay processes that share the capacity"),
         click.option(
-            "--envs-per-actor", type=int, help="environments that each actor steps at once"
+            "--actors", type=Whole(), help="actor processes; 0: only those that join later"
         ),
+        click.option("--replays", type=Whole(), help="replay processes that share the capacity"),
+        click.option("--envs-per-actor", type=Whole(), help="environments that an actor steps"),
         click.option(
             "--mode",
             type=click.Choice(["auto", "single", "parallel", "ultra"]),
             help="preset of sizes  [default: auto, chosen for the machine]",
         ),
-        click.option("--episodes", type=Limit(), help="end after this many episodes"),
-        click.option("--steps", type=Limit(), help="end after this many environment steps"),
+        click.option("--episodes", type=Whole(), help="end after this many episodes"),
+        click.option("--steps", type=Whole(), help="end after this many environment steps"),
         click.option("--time", "seconds", type=Duration(), help="end after this long: 90s, 10m"),
-        click.option("--seed", type=int, help="seed of the whole run  [default: 0]"),
+        click.option("--seed", type=Whole(), help="seed of the whole run  [default: 0]"),
         click.option(
             "--preset",
             type=click.Choice(PRESETS),
@@ -237,6 +255,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "assignments",
             multiple=True,
             metavar="SECTION.KEY=VALUE",
+            shell_complete=completing.settings,
             help="any setting; may be repeated (see: pdqn settings)",
         ),
         trusting("run whatever code another person's file or run directory names"),

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from launcher.console.dashboard import beside_nearest, evaluation_score
+from launcher.console.dashboard import STATE_STYLES, beside_nearest, evaluation_score
+from launcher.coordinator.places import unnumbered
+from launcher.metrics.roster import MemberGroup, states_of
 from launcher.metrics.snapshot import Snapshot, nearest_of
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
 from launcher.strict_json import to_json
@@ -90,11 +92,20 @@ def _evaluation_part(snapshot: Snapshot) -> str:
 
 
 def _states(snapshot: Snapshot) -> dict[str, Counter[str]]:
-    """Count the members of each role in each state."""
+    """Count the members of each role in each state; a host counts once, in its worst state.
+
+    Each part of a run that joins by itself is a host to the coordinator. A Dask worker has several.
+    """
     states: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    hosts: defaultdict[str, list[MemberGroup]] = defaultdict(list)
     for group in snapshot.groups:
-        states[group.role].update(group.states)
-    return dict(states)
+        if group.role == "host" and group.count == 1:  # others are many hosts in one group
+            hosts[unnumbered(group.host)].append(group)
+        else:
+            states[group.role].update(group.states)
+    for groups in hosts.values():
+        states["host"][max(states_of(groups), key=list(STATE_STYLES).index)] += 1
+    return dict(sorted(states.items()))
 
 
 def _members_part(role: str, states: Counter[str]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from launcher.metrics.metrics import MemberKey
 from pdqn.messages import MAX_INDEX, ROLES, Pulse
+
+_NUMBER = re.compile(r" \(\d+\)$")
 
 
 @dataclass(eq=False)
@@ -100,7 +103,7 @@ class Places:
         if member.agent not in named or (len(named) == 1 and member.host != launcher_host):
             return member.host
         host = next(m for m in self._of_agent[member.agent].values() if m.key.role == "host")
-        return f"{member.host} ({host.key.index + 1})"
+        return _numbered(member.host, host.key.index + 1)
 
     def served(self) -> dict[str, str]:
         """Map the name of everything that is served to its address."""
@@ -187,3 +190,12 @@ class Places:
     def _drop_slot(self, actor: int) -> None:
         if self._has_slot(actor):
             del self._ladder[self.slot(actor)]
+
+
+def _numbered(host: str, number: int) -> str:
+    return f"{host} ({number})"
+
+
+def unnumbered(host: str) -> str:
+    """Return a host's own name, without the number by which ``Places`` tells it from others."""
+    return _NUMBER.sub("", host)

@@ -20,10 +20,11 @@ from launcher.plan.machine import (
     open_files_error,
 )
 from launcher.plan.memory import GB, LAUNCHER_BYTES, MB, REPLAY_BYTES, Estimates, window_for
-from launcher.plan.model import PARALLEL_SHARE, actors_for, threads_worth
 from launcher.plan.storage import COMPRESSED_HEADROOM, STORES, Storage, Store
+from launcher.prediction.model import PARALLEL_SHARE, actors_for, threads_worth
 from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
+from pdqn.networks.readings import readings
 from pdqn.networks.sizes import network_sizes
 from pdqn.specs import ACTION_MASK, ATARI_NAMESPACE, EnvironmentSpec, FieldSpec
 from pdqn.wire import MAX_TRANSITION_BYTES
@@ -91,6 +92,7 @@ class Plan:
             nobody has looked.
         parameter_bytes: size of the network's parameters.
         about: a sentence about the maps that the environment plays; empty without any.
+        readings: how the network reads each field of an observation.
     """
 
     mode: Mode
@@ -107,6 +109,7 @@ class Plan:
     state: str = ""
     parameter_bytes: int = 0
     about: str = ""
+    readings: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     @property
     def memory_bytes(self) -> int:
@@ -139,6 +142,8 @@ def plan(
     _plan_limiter(draft, mode)
     processes = actors + draft.config.replay.shards
     open_files = open_files_of(processes)
+    read = readings(spec, draft.config.network)
+    draft.warnings += [f"{name} {r.words}: {r.advice}" for name, r in read.items() if r.advice]
     _check_machine(draft, open_files)
     return Plan(
         mode=mode,
@@ -152,6 +157,7 @@ def plan(
         errors=draft.errors,
         advises_against=_advice(machine, mode),
         parameter_bytes=parameter_bytes,
+        readings={name: reading.words for name, reading in read.items()},
     )
 
 

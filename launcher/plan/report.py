@@ -51,6 +51,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "journal": plan.journal,
             "environment_state": plan.state,
             "maps": plan.about,
+            "readings": plan.readings,
             "memory_bytes": plan.memory_bytes,
             "open_files": plan.open_files,
             "warnings": plan.warnings,
@@ -98,6 +99,8 @@ def _plan_table(plan: Plan) -> Table:
         table.add_row("maps", plan.about)
     if plan.state:
         table.add_row("environment's state", plan.state)
+    for name, words in plan.readings.items():
+        table.add_row(name, words)
     config, defaults = dataclasses.asdict(plan.config), dataclasses.asdict(Config())
     for section, key in _REPORTED:
         value = config[section][key]

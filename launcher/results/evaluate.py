@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,15 +26,16 @@ from actors.evaluation import (
     scored,
 )
 from launcher import streams
+from launcher.progress import progress
 from launcher.results.films import check_camera, check_film, record_film
-from launcher.results.models import NO_PERMISSION, Permission, open_model
+from launcher.results.models import NO_PERMISSION, Permission, chosen_model, open_model
 from launcher.terminal import echo, echo_json, show
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
 from pdqn.errors import RunError, first_line
 from pdqn.gap import closed_gap
 from pdqn.model import Model
-from pdqn.policy import greedy, model_path
+from pdqn.policy import greedy
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,19 @@ def evaluate(
         check_film(film.path)
         # Before an environment in this process changes the directory.
         film = replace(film, file=film.path.absolute())
-    with streams.apart():
-        model = open_model(model_path(path, best=best), permission, plays=True)
+    doing = deque([f"opens {path}"], maxlen=1)
+    with streams.apart(), progress(lambda: doing[-1]):
+        model = open_model(chosen_model(path, best=best), permission, plays=True)
         if film is not None:
             check_camera(model)
         episodes = _without_repetition(model, episodes)
-        result = _scored(model, episodes, max_episode_steps, quick)
+        result = _scored(model, episodes, max_episode_steps, quick, doing.append)
         if as_json:
             echo_json(result)
         else:
             show(table(model, result))
         if film is not None:
+            doing.append(f"films {film.episodes} episodes")
             echo(_filmed(model, film), err=as_json)
     return 0
 
@@ -101,8 +105,22 @@ def _without_repetition(model: Model, episodes: int) -> int:
     return min(episodes, found.held_out_episodes or episodes)
 
 
-def _scored(model: Model, episodes: int, max_episode_steps: int, quick: bool) -> dict[str, Any]:
-    """Play the policy and its baselines, and describe both."""
+def _scored(
+    model: Model,
+    episodes: int,
+    max_episode_steps: int,
+    quick: bool,
+    tell: Callable[[str], object],
+) -> dict[str, Any]:
+    """Play the policy and its baselines, and describe both.
+
+    Args:
+        model: the policy.
+        episodes: number of episodes.
+        max_episode_steps: steps after which an episode is cut.
+        quick: whether to leave out the environment's bounds and searches.
+        tell: called with a few words about what goes on.
+    """
     # The best parameters of many evaluations look better on the seeds that chose them.
     held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
     playing = partial(
@@ -112,15 +130,37 @@ def _scored(model: Model, episodes: int, max_episode_steps: int, quick: bool) ->
         seeds=held_out,
         max_episode_steps=max_episode_steps,
     )
-    scores = playing(partial(greedy, model.network))
-    assert scores is not None, "nothing stops it"
-    beside = _baselines(model, held_out, playing)
+    scores = _played(playing, partial(greedy, model.network), "policy", episodes, tell)
+    tell("plays the environment's baselines")
+    beside = _own_baselines(model, held_out) or _random(model, episodes, playing, tell)
     if not quick:
+        tell("computes bounds and searches")
         beside |= _slow_baselines(model, held_out)
     result = describe(scores, model.spec, beside)
     score = result["metrics"].get(model.spec.headline_metric, result["return_mean"])
     result["gap_closed"] = closed_gap(score, result["baselines"])
     return result | {"parameter_version": model.parameter_version}
+
+
+def _played(
+    playing: Callable[..., Scores | None],
+    act: Act,
+    name: str,
+    episodes: int,
+    tell: Callable[[str], object],
+) -> Scores:
+    """Play episodes, and tell how many have ended."""
+    over = 0
+
+    def ended(count: int) -> None:
+        nonlocal over
+        over += count
+        tell(f"plays the {name}: {over} of {episodes} episodes")
+
+    ended(0)
+    scores = playing(act, ended=ended)
+    assert scores is not None, "nothing stops it"
+    return scores
 
 
 def _filmed(model: Model, film: Film) -> str:
@@ -183,21 +223,28 @@ def _slow_baselines(model: Model, held_out: list[int]) -> dict[str, NDArray[np.f
     return scores
 
 
-def _baselines(
-    model: Model, held_out: list[int], playing: Callable[[Act], Scores | None]
-) -> dict[str, NDArray[np.float64]]:
-    """Score the environment's own baselines, or at least the random policy.
-
-    If the random policy is cut before its headline metric is known, it is left out. The seeds of
-    its short episodes alone would not compare the two fairly.
-    """
+def _own_baselines(model: Model, held_out: list[int]) -> dict[str, NDArray[np.float64]]:
+    """Score the environment's own baselines, if it has any that can be played."""
     try:
-        if own := baseline_scores(model.spec, model.env_args, held_out):
-            return own
+        return baseline_scores(model.spec, model.env_args, held_out)
     except RunError as error:  # they are an addition to the policy's score
         echo(f"pdqn: {first_line(error)}", err=True)
-    scores = playing(random_act(model.spec, seeds.generator(0, "random baseline")))
-    assert scores is not None
+    return {}
+
+
+def _random(
+    model: Model,
+    episodes: int,
+    playing: Callable[..., Scores | None],
+    tell: Callable[[str], object],
+) -> dict[str, NDArray[np.float64]]:
+    """Score the random policy, which every environment has.
+
+    If it is cut before its headline metric is known, it is left out. The seeds of its short
+    episodes alone would not compare the two fairly.
+    """
+    act = random_act(model.spec, seeds.generator(0, "random baseline"))
+    scores = _played(playing, act, "random policy", episodes, tell)
     values = scored(scores, model.spec)
     if unscored := int((scores.cut & np.isnan(values)).sum()):
         echo(

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from launcher.results.checks import check_output
-from launcher.results.models import NO_PERMISSION, Permission, open_model
+from launcher.results.models import NO_PERMISSION, Permission, chosen_model, open_model
 from pdqn.atomic import replacing
 from pdqn.errors import UsageError
 from pdqn.model import Model
 from pdqn.networks import QNetwork
 from pdqn.networks.qmap import QMap
-from pdqn.policy import model_path
 from pdqn.specs import EnvironmentSpec
 
 _NEEDED = ("onnx", "onnxscript")
@@ -67,7 +66,7 @@ def export_onnx(
         raise UsageError(
             f"export needs {' and '.join(missing)}: python -m pip install 'pdqn[onnx]'"
         )
-    model = open_model(model_path(run, best=best), permission)
+    model = open_model(chosen_model(run, best=best), permission)
     examples = example_fields(model.spec)
     names = list(examples)
     _check_exportable(model)

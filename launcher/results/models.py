@@ -8,10 +8,13 @@ from pathlib import Path
 from launcher.plan.inspector import Here, Inspector
 from launcher.rundir import CONFIG
 from launcher.safe_path import find_own_modules
+from launcher.terminal import echo
 from pdqn import layers
 from pdqn.config import SystemConfig
 from pdqn.errors import UsageError
 from pdqn.model import Model, ModelFile, read_model
+from pdqn.model_head import BEST_MODEL, FINAL_MODEL
+from pdqn.policy import model_path
 from pdqn.trust import Trust, own_config
 
 
@@ -91,6 +94,28 @@ def open_model_of_run(path: Path, trust: Trust) -> Model:
     # The process that draws pictures of the run makes its environment anyway.
     _compare(file, config.run.env_args, Here())
     return file.build()
+
+
+def chosen_model(run: Path, *, best: bool) -> Path:
+    """Return the model file to use of a run: the best one where there is no last one, and say so.
+
+    A run that is ended at once, or that still goes on, has no last parameters.
+
+    Args:
+        run: a run directory or a model file.
+        best: take the parameters that evaluated best.
+
+    Raises:
+        UsageError: see ``model_path``.
+    """
+    if best or (run / FINAL_MODEL).exists() or not (run / BEST_MODEL).is_file():
+        return model_path(run, best=best)
+    echo(
+        f"pdqn: {run} has no {FINAL_MODEL}, as of a run that goes on or was ended at once; its "
+        f"best parameters are used, {BEST_MODEL}",
+        err=True,
+    )
+    return run / BEST_MODEL
 
 
 def _admit(file: ModelFile, trust: Trust, *, plays: bool) -> None:

@@ -43,7 +43,7 @@ def _convolution(inputs: int, outputs: int, side: int) -> int:
 
 
 def _fused(spec: EnvironmentSpec, config: NetworkConfig) -> int:
-    seen = () if config.kind == "mlp" else images(spec, config.images)
+    seen = () if config.kind == "mlp" else images(spec, config)
     encoders = [_encoder(image, config) for image in seen]
     features = _values_beside(seen, spec) + sum(size for _, size in encoders)
     sizes = [features, *[resolved(config.hidden)] * resolved(config.layers)]
@@ -90,7 +90,7 @@ def _encoder(image: Image, config: NetworkConfig) -> tuple[int, int]:
 
 
 def _spatial(spec: EnvironmentSpec, config: NetworkConfig) -> int:
-    seen = place_images(spec, config.images)
+    seen = place_images(spec, config)
     planes, flat = sum(image.inputs for image in seen), _values_beside(seen, spec)
     channels, hidden, atoms = resolved(config.channels), resolved(config.hidden), _atoms(config)
     return (

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pdqn.config import NetworkConfig
 from pdqn.networks.images import Image, flat_size
 from pdqn.specs import FieldSpec
 
@@ -21,9 +22,9 @@ from pdqn.specs import FieldSpec
 class FlatFields:
     """Fields as one vector: numbers divided by their scale, categories (Discrete) one-hot."""
 
-    def __init__(self, fields: Sequence[FieldSpec], reading: str = "space") -> None:
+    def __init__(self, fields: Sequence[FieldSpec], config: NetworkConfig) -> None:
         self._fields = sorted(fields, key=lambda field: field.name)
-        self._scaled = reading == "space"
+        self._scaled = config.images == "space"
 
     @property
     def size(self) -> int:

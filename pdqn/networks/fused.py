@@ -27,10 +27,10 @@ class FusedNetwork(QNetwork):
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         """Build the network for an environment; kind, hidden, layers and channels are resolved."""
         super().__init__()
-        self._images = () if config.kind == "mlp" else images(spec, config.images)
+        self._images = () if config.kind == "mlp" else images(spec, config)
         seen = {image.field.name for image in self._images} | {ACTION_MASK}
         rest = [field for field in spec.fields if field.name not in seen]
-        self._flat = FlatFields(rest, config.images)
+        self._flat = FlatFields(rest, config)
         encoders = [_encoder(image, config) for image in self._images]
         self.encoders = nn.ModuleList(encoders)
         inputs = self._flat.size + sum(encoder.features for encoder in encoders)

@@ -10,7 +10,7 @@ import dataclasses
 
 from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
-from pdqn.networks.images import NATURE_SIDE_MIN, images, place_images
+from pdqn.networks.images import IMAGE_SIDE_MIN, NATURE_SIDE_MIN, images, place_images
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
 QMAP_FIELDS = frozenset({"map", "radius", "radii", "placed", "progress", ACTION_MASK})
@@ -70,6 +70,7 @@ def check_network(spec: EnvironmentSpec, sized: NetworkConfig) -> None:
             f"network.value_min = {sized.value_min:g} and value_max = {sized.value_max:g}: the "
             "first atom must lie below the last"
         )
+    _check_axis(spec, sized)
     if sized.kind == "qmap":
         _check_qmap(spec, sized)
 
@@ -91,12 +92,12 @@ def field_shape(spec: EnvironmentSpec, name: str) -> tuple[int, ...]:
 
 def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
     names = {field.name for field in spec.fields}
-    sides = [image.side for image in images(spec, config.images)]
+    sides = [image.side for image in images(spec, config)]
     if config.kind == "auto":
         # A wrapper may have removed fields.
         if spec.circle_placement and names >= QMAP_FIELDS:
             return "qmap"
-        if place_images(spec, config.images):
+        if place_images(spec, config):
             return "spatial"
         if not sides:
             return "mlp"
@@ -106,7 +107,7 @@ def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
             f"network.kind = qmap needs the observation fields {', '.join(sorted(QMAP_FIELDS))}; "
             f"{spec.id} has {', '.join(sorted(names))}"
         )
-    if config.kind == "spatial" and not place_images(spec, config.images):
+    if config.kind == "spatial" and not place_images(spec, config):
         raise UsageError(
             f"network.kind = spatial needs images with a pixel for each of {spec.num_actions} "
             f"actions; {spec.id} has {_shapes(spec)}: use auto"
@@ -122,6 +123,18 @@ def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
 
 def _shapes(spec: EnvironmentSpec) -> str:
     return ", ".join(f"{field.name} {list(field.shape)}" for field in spec.fields)
+
+
+def _check_axis(spec: EnvironmentSpec, config: NetworkConfig) -> None:
+    """Refuse an axis of channels where no field is read as an image that has one."""
+    has = any(len(image.field.shape) > 2 for image in images(spec, config))
+    reads = ":" not in config.kind and config.kind not in ("mlp", "qmap")
+    if config.channels_axis != "auto" and not (has and reads):
+        raise UsageError(
+            f"network.channels_axis = {config.channels_axis}: with it, {spec.id} has no image of "
+            f"at least {IMAGE_SIDE_MIN} x {IMAGE_SIDE_MIN} for a network of kind {config.kind}, "
+            f"but {_shapes(spec)}; use auto"
+        )
 
 
 def _check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:

@@ -43,12 +43,12 @@ class SpatialNetwork(QNetwork):
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         """Build the network for an environment; channels, hidden and layers are resolved."""
         super().__init__()
-        self._images = place_images(spec, config.images)
+        self._images = place_images(spec, config)
         self._sides = self._images[0].height, self._images[0].width
         self._block = spatial_block(min(self._sides))
         seen = {image.field.name for image in self._images} | {ACTION_MASK}
         rest = [field for field in spec.fields if field.name not in seen]
-        self._flat = FlatFields(rest, config.images)
+        self._flat = FlatFields(rest, config)
         atoms = outputs_per_action(config)
         planes = sum(image.inputs for image in self._images)
         channels, hidden = resolved(config.channels), resolved(config.hidden)

@@ -22,8 +22,8 @@ from launcher.bench.whole.costs import Factors, Pieces, costs_of, factors_of, la
 from launcher.bench.whole.trial import Trial, run_trial
 from launcher.numbers import plural
 from launcher.plan.machine import Machine
-from launcher.plan.model import CROWD, Costs, cold_part
 from launcher.plan.plan import plan
+from launcher.prediction.model import CROWD, Costs, cold_part
 from pdqn import layers
 from pdqn.config import Config, resolved
 from pdqn.specs import EnvironmentSpec

@@ -16,7 +16,7 @@ from launcher.bench.replay import WARM_UP_SECONDS, Load, Processes, changed, enc
 from launcher.bench.whole import stages
 from launcher.bench.whole.stages import Acting, Learning, Replaying
 from launcher.bench.whole.trial import Trial
-from launcher.plan.model import Costs, Layout, cold_share
+from launcher.prediction.model import Costs, Layout, cold_share
 from pdqn.apart import Apart, Task
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError

@@ -16,7 +16,7 @@ from launcher.bench.whole.calibration import (
 from launcher.bench.whole.costs import Pieces, costs_of, layout_of, measure, with_gpu
 from launcher.bench.whole.trial import Trial, run_trial
 from launcher.plan.machine import Machine
-from launcher.plan.model import Costs, Layout
+from launcher.prediction.model import Costs, Layout
 from pdqn.config import Config, resolved
 from pdqn.specs import EnvironmentSpec
 

@@ -17,7 +17,9 @@ from launcher.numbers import in_unit, number, percent, plural, size
 from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Gpu, Machine
 from launcher.plan.memory import GB
-from launcher.plan.model import (
+from launcher.plan.plan import plan as plan_run
+from launcher.plan.prepare import prepare
+from launcher.prediction.model import (
     CROWD,
     Costs,
     Layout,
@@ -27,8 +29,6 @@ from launcher.plan.model import (
     required_gpu_seconds,
     useful_actors,
 )
-from launcher.plan.plan import plan as plan_run
-from launcher.plan.prepare import prepare
 from launcher.terminal import echo, echo_json, show
 from pdqn import layers
 from pdqn.config import Config, resolved

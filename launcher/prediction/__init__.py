@@ -1,0 +1,1 @@
+"""The prediction of a run's rates from the cost of each part."""
