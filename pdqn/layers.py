@@ -218,7 +218,7 @@ def whole_number(text: str) -> int:
         raise ValueError(f"{text!r:.80} is not a whole number")
     digits, unit = match.groups()
     if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"{text!r:.80} has too many digits")
+        raise OverflowError(f"{text:.80}; expected a whole number from 1 to {LARGEST_INTEGER}")
     number = Decimal(digits) * _UNITS[unit.upper()]
     if number > LARGEST_INTEGER:
         raise OverflowError(f"{text:.80}; expected a whole number from 1 to {LARGEST_INTEGER}")

@@ -202,11 +202,21 @@ class Outlet:
 
     def _route(self, identity: bytes) -> bool:
         """Begin an answer; return False if the learner is gone or does not read its answers."""
+        if self._is_routed(identity):
+            return True
+        # libzmq notices what a peer has read only once in a millisecond, or when asked for events.
+        # Until then, a quick learner looks like one that does not read.
+        self._socket.getsockopt(zmq.EVENTS)
+        if self._is_routed(identity):
+            return True
+        self._telemetry.count("answers_undeliverable")
+        return False
+
+    def _is_routed(self, identity: bytes) -> bool:
         try:
             self._socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
-            self._telemetry.count("answers_undeliverable")
             return False
         return True
