@@ -61,19 +61,17 @@ class FlatAdam:
         self._mean, self._square = np.zeros_like(self.values), np.zeros_like(self.values)
         self._steps = 0
         self._learning_rate = 0.0
+        self._scale = 1.0  # of the gradient in the next step
 
     def zero_grad(self) -> None:
         """Set the gradient to 0, to which backward passes then add."""
         self.gradient.fill(0.0)
 
-    def clip(self, most: float) -> Tensor:
-        """Clip the gradient's norm; return the norm before, float32[]."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            norm = math.sqrt(float(np.dot(self.gradient, self.gradient)))
-            scale = most / (norm + _CLIP_EPSILON)
-            if scale < 1.0:
-                self.gradient *= np.float32(scale)
-        return torch.tensor(norm)
+    def clip(self, most: float) -> float:
+        """Have the next step clip the gradient's norm; return the norm before."""
+        norm = math.sqrt(kernels.squared_norm(self.gradient))
+        self._scale = min(1.0, most / (norm + _CLIP_EPSILON))
+        return norm
 
     def step(self, learning_rate: float) -> None:
         """Take a step along the gradient."""
@@ -81,11 +79,12 @@ class FlatAdam:
         self._learning_rate = learning_rate
         beta1, beta2 = _BETAS
         kernels.adam(
-            self.values, self.gradient, self._mean, self._square,
+            self.values, self.gradient, self._mean, self._square, np.float32(self._scale),
             np.float32(learning_rate / (1.0 - beta1**self._steps)),
             np.float32(beta1), np.float32(beta2),
             np.float32(math.sqrt(1.0 - beta2**self._steps)), np.float32(self.epsilon),
         )  # fmt: skip
+        self._scale = 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as torch's Adam does; its tensors are views of the moments."""

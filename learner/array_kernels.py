@@ -73,7 +73,7 @@ def huber_backward(values, action, targets, weight, delta, gradient, priorities,
 
 
 @compiled(reassociates=True)
-def adam(parameters, gradient, mean, square, step_size, beta1, beta2, root, epsilon):
+def adam(parameters, gradient, mean, square, scale, step_size, beta1, beta2, root, epsilon):
     """Take a step of Adam (Kingma and Ba 2015, algorithm 1), as torch does.
 
     Args:
@@ -81,6 +81,7 @@ def adam(parameters, gradient, mean, square, step_size, beta1, beta2, root, epsi
         gradient: [count].
         mean: [count], moving average of the gradient, changed.
         square: [count], moving average of its square, changed.
+        scale: factor of the gradient, which clips its norm.
         step_size: step size, over the bias correction of the mean.
         beta1: decay of the mean.
         beta2: decay of the square.
@@ -89,10 +90,19 @@ def adam(parameters, gradient, mean, square, step_size, beta1, beta2, root, epsi
     """
     one = np.float32(1.0)
     for i in range(len(parameters)):
-        slope = gradient[i]
+        slope = scale * gradient[i]
         mean[i] += (one - beta1) * (slope - mean[i])
         square[i] = beta2 * square[i] + (one - beta2) * slope * slope
         parameters[i] -= step_size * mean[i] / (np.sqrt(square[i]) / root + epsilon)
+
+
+@compiled(reassociates=True)
+def squared_norm(values):
+    """Return the sum of the squares of values, [count]; infinity if it is too large."""
+    total = np.float32(0.0)
+    for i in range(len(values)):
+        total += values[i] * values[i]
+    return total
 
 
 @compiled

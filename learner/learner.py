@@ -169,7 +169,8 @@ class Learner:
         norm = self._optimizer.clip(self._config.gradient_clip_norm)
         meanwhile()
         # In one piece, so that there is only one wait for a GPU.
-        numbers = torch.cat([figures, norm[None], rows.flatten()]).cpu().numpy()
+        norms = torch.as_tensor(norm, dtype=torch.float32)[None]
+        numbers = torch.cat([figures, norms, rows.flatten()]).cpu().numpy()
         loss, q_mean, gradient_norm = map(float, numbers[:3])
         priorities, losses = numbers[3:].reshape(2, -1)
         result = _result(priorities, losses, loss, q_mean, gradient_norm)

@@ -172,10 +172,11 @@ def test_the_gradient_is_clipped_before_the_optimizer_sees_it():
     learner = learner_of(gradient_clip_norm=0.5, huber_delta=1e6)
     result = learn(learner, sample_of(n_step_return=np.full(8, 1e5, np.float32)))
     assert result.gradient_norm > 1000, "the norm that is reported is the one before clipping"
-    assert gradient_norm(learner) == pytest.approx(0.5, rel=1e-3)
     # Adam's first moment after one step is (1 - 0.9) times the gradient.
     moments = [s["exp_avg"] for s in learner.get_state()["optimizer"]["state"].values()]
-    assert torch.stack([m.norm() for m in moments]).norm() == pytest.approx(0.05, rel=1e-3)
+    assert torch.stack([m.norm() for m in moments]).norm() == pytest.approx(0.05, rel=1e-3), (
+        "clipped to a norm of 0.5"
+    )
 
 
 def test_a_gradient_within_the_bound_is_left_as_it_is():

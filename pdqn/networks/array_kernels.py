@@ -171,6 +171,15 @@ def features_to_places(gradient, features, bias_gradient, places):
 
 
 @compiled
+def sum_rows(rows, total):
+    """Fill total, [width], with the sum of rows, [n, width]."""
+    total[:] = 0.0
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            total[j] += rows[i, j]
+
+
+@compiled
 def dueling(advantages, advantage_bias, common, common_bias, values):
     """Compute common + advantage - mean advantage (Wang et al. 2016, eq. 9).
 

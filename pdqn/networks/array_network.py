@@ -206,12 +206,13 @@ class _Head:
         count = len(gradient)
         inputs = self._inputs.tensor[:count]
         behind = self._buffers.get("gradient", count, inputs.shape[1])
-        total = gradient.sum(axis=1, keepdims=True)
+        total = _NOTHING.array
         if self._value is not None:
+            total = gradient.sum(axis=1, keepdims=True)
             gradient -= total / np.float32(gradient.shape[1])
         slopes = torch.from_numpy(gradient)
         multiply(slopes.t(), inputs, self._weight.gradient.tensor)
-        gradient.sum(axis=0, out=self._bias.gradient.array[0])
+        kernels.sum_rows(gradient, self._bias.gradient.array[0])
         multiply(slopes, self._weight.tensor, behind.tensor)
         if self._value is not None:
             weight, bias = self._value
