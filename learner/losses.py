@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_COMMON_WEIGHT = 0.1  # of the mean error of a state's rollouts
+
 
 def best_actions(values: Tensor, mask: Tensor | None) -> Tensor:
     """Choose the best valid action of each row, int64[batch]; an arbitrary one if none is valid.
@@ -46,6 +48,31 @@ def huber_losses(chosen: Tensor, targets: Tensor, huber_delta: float) -> Tensor:
         huber_delta: error from which the loss is linear.
     """
     return functional.huber_loss(chosen, targets, reduction="none", delta=huber_delta)
+
+
+def rollout_losses(values: Tensor, returns: Tensor, told: Tensor) -> Tensor:
+    """Compare the values of k actions in each state with their returns, float[batch].
+
+    The returns of one state differ much less than those of different states, and only their
+    differences say which action is best. Errors are therefore taken from their mean within the
+    state, which itself counts a tenth. Actions weigh by a softmax of their returns, in units of
+    their spread: the order near the best matters.
+
+    Args:
+        values: float[batch, k], expected returns; differentiable.
+        returns: float[batch, k].
+        told: bool[batch, k], where there is a return; a state may have none.
+    """
+    count = told.sum(dim=1, keepdim=True).clamp_min(1)
+    mean = (returns * told).sum(dim=1, keepdim=True) / count
+    centred = torch.where(told, returns - mean, 0.0)
+    spread = (centred.square().sum(dim=1, keepdim=True) / count).sqrt().clamp_min(1e-12)
+    weights = (centred / spread).exp() * told
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    errors = torch.where(told, values - returns, 0.0)
+    common = (weights * errors).sum(dim=1, keepdim=True)
+    within = (weights * (errors - common).square()).sum(dim=1)
+    return 0.5 * (within + _COMMON_WEIGHT * common[:, 0].square())
 
 
 # ---- distributions ----

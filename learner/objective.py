@@ -23,13 +23,14 @@ from learner.losses import (
     munchausen_bonus,
     projected,
     quantile_losses,
+    rollout_losses,
     select,
     soft_values,
 )
 from pdqn.config import Config
 from pdqn.networks import QNetwork
 from pdqn.networks.heads import expected
-from pdqn.specs import ACTION_MASK
+from pdqn.specs import ACTION_MASK, ROLLOUT_ACTIONS, ROLLOUT_RETURNS
 
 _Prepared = tuple[Tensor, ...]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -133,6 +134,20 @@ class _Values(NamedTuple):
     mean: Tensor
 
 
+class _Rollouts(NamedTuple):
+    """Returns of other actions in each state.
+
+    Attributes:
+        actions: int64[batch, k]; 0 where there is none.
+        returns: float32[batch, k].
+        told: bool[batch, k], where there is one.
+    """
+
+    actions: Tensor
+    returns: Tensor
+    told: Tensor
+
+
 class Objective:
     """Losses of a batch for an online and a target network."""
 
@@ -152,11 +167,24 @@ class Objective:
     def losses(self, batch: TensorBatch) -> Losses:
         """Compute losses and priorities of a batch; under autocast for lower precision."""
         prepared = self._prepare(batch.observation)
-        ours = self._online.chosen(prepared, batch.action)
+        rollouts = self._rollouts(batch)
+        ours, tried = self._online.chosen(prepared, batch.action, None if rollouts is None else rollouts.actions)
         with torch.no_grad():
             target = self._aim(batch, self._bonus(batch, prepared))
             error = (self._mean(target) - ours.mean).abs()
-        return Losses(self._losses(ours.distribution, target), error, ours.mean.detach())
+        losses = self._losses(ours.distribution, target)
+        if rollouts is not None:
+            found = rollout_losses(tried, rollouts.returns, rollouts.told)
+            losses = losses + self._config.rollout_weight * found
+        return Losses(losses, error, ours.mean.detach())
+
+    def _rollouts(self, batch: TensorBatch) -> _Rollouts | None:
+        """Return what the environment tells of other actions; None if that is not used."""
+        actions = batch.observation.get(ROLLOUT_ACTIONS)
+        if actions is None or not self._config.rollout_weight:
+            return None
+        returns = batch.observation[ROLLOUT_RETURNS].float()
+        return _Rollouts(actions.long().clamp_min(0), returns, actions >= 0)
 
     def _losses(self, predicted: Tensor, target: Tensor) -> Tensor:
         if self._kind == "categorical":
@@ -238,13 +266,31 @@ class _Function:
         self._forward = torch.compile(forward) if config.learner.compile else forward
         self._whole = self._distributional or config.learner.compile
 
-    def chosen(self, prepared: _Prepared, actions: Tensor) -> _Values:
-        """Compute the values of one action in each row, float[batch, atoms] and float[batch]."""
+    def chosen(
+        self, prepared: _Prepared, actions: Tensor, others: Tensor | None
+    ) -> tuple[_Values, Tensor]:
+        """Compute the values of one action in each row, and expected returns of others.
+
+        Args:
+            prepared: what the network's ``prepare`` gives.
+            actions: int64[batch].
+            others: int64[batch, k], or None.
+
+        Returns:
+            float[batch, atoms] and float[batch] of the actions, and float[batch, k] of the others.
+        """
+        if others is None:
+            others = actions[:, None][:, :0]
         if self._whole:
             every = self(prepared)
-            return _Values(select(every.distribution, actions), select(every.mean, actions))
-        values = self._network.chosen(actions, *prepared).float()
-        return _Values(values[:, None], values)
+            values = _Values(select(every.distribution, actions), select(every.mean, actions))
+            return values, every.mean.gather(1, others)
+        if others.shape[1]:
+            both = torch.cat([actions[:, None], others], dim=1)
+            means = self._network.chosen_each(both, *prepared).float()
+        else:
+            means = self._network.chosen(actions, *prepared).float()[:, None]
+        return _Values(means[:, :1], means[:, 0]), means[:, 1:]
 
     def __call__(self, prepared: _Prepared) -> _Values:
         result = self._forward(*prepared).float()

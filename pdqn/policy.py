@@ -18,7 +18,7 @@ from pdqn.networks import QNetwork
 from pdqn.networks.array_network import acting_arrays
 from pdqn.networks.qmap import QMap
 from pdqn.networks.qmap_acting import map_values
-from pdqn.specs import ACTION_MASK, PLAIN_FIELD, FieldSpec, Observation
+from pdqn.specs import ACTION_MASK, PLAIN_FIELD, UNSEEN, FieldSpec, Observation
 from pdqn.stacking import FrameStacker
 from pdqn.trust import EVERYTHING, IN_PYTHON, Trust
 
@@ -119,6 +119,9 @@ class Policy:
     def _frame(self, given: Mapping[str, Any]) -> Observation:
         """Make a batch of one from the environment's fields."""
         fields = self.model.spec.fields
+        # Rollouts are of use to a learner only.
+        blank = self.model.spec.blank(1)
+        given = {name: blank[name][0] for name in UNSEEN - {ACTION_MASK} if name in blank} | dict(given)
         if missing := {field.name for field in fields} - given.keys():
             has, lacks = (", ".join(sorted(names)) for names in (given, missing))
             raise ValueError(f"the observation has {has}; {self.model.spec.id} needs {lacks}")

@@ -27,6 +27,9 @@ from pdqn.text import is_printable
 Observation = dict[str, NDArray[Any]]
 
 ACTION_MASK = "action_mask"
+ROLLOUT_ACTIONS, ROLLOUT_RETURNS = "rollout_actions", "rollout_returns"
+# Fields that tell of actions; networks do not see them.
+UNSEEN = frozenset({ACTION_MASK, ROLLOUT_ACTIONS, ROLLOUT_RETURNS})
 ATARI_NAMESPACE = "ALE/"
 PLAIN_FIELD = "observation"  # name of the field of an observation without parts
 ALLOWED_DTYPES = (
@@ -143,6 +146,11 @@ class EnvironmentSpec:
         """Return whether observations contain a mask of the valid actions."""
         return any(field.name == ACTION_MASK for field in self.fields)
 
+    @property
+    def rollouts(self) -> int:
+        """Number of rollouts of an observation; 0 if the environment tells none."""
+        return sum(f.shape[0] for f in self.fields if f.name == ROLLOUT_ACTIONS)
+
     @cached_property
     def observation_bytes(self) -> int:
         """Bytes of one recorded frame."""
@@ -154,9 +162,9 @@ class EnvironmentSpec:
         return max(field.stack for field in self.fields)
 
     def stacked(self, frame_stack: int) -> EnvironmentSpec:
-        """Copy this spec with all fields but the action mask stacked over ``frame_stack`` steps."""
+        """Copy this spec with all fields that networks see stacked over ``frame_stack`` steps."""
         fields = tuple(
-            replace(field, stack=1 if field.name == ACTION_MASK else frame_stack)
+            replace(field, stack=1 if field.name in UNSEEN else frame_stack)
             for field in self.fields
         )
         return replace(self, fields=fields)

@@ -30,10 +30,12 @@ from actors.circle_placement import kernels, yardsticks
 from actors.circle_placement.baselines import baselines, heaviest
 from actors.circle_placement.drawing import draw_episode
 from actors.circle_placement.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
+from actors.circle_placement.trials import MOST_TRIALS, Trials
 from actors.circle_placement.problem import OwnMaps, Problem, parse_switch, parse_whole
 from pdqn import plain
 from pdqn.errors import UsageError
 from pdqn.seeds import HELD_OUT_SEED
+from pdqn.specs import ROLLOUT_ACTIONS, ROLLOUT_RETURNS
 
 Observation = dict[str, NDArray[Any]]
 Infos = dict[str, Any]
@@ -52,8 +54,15 @@ class EpisodeBatch:
         episodes: the arrays that the kernels work on.
     """
 
-    def __init__(self, problem: Problem, num_envs: int) -> None:
-        """Allocate the episodes; each must be started before it can be advanced."""
+    def __init__(self, problem: Problem, num_envs: int, rollouts: int = 0) -> None:
+        """Allocate the episodes; each must be started before it can be advanced.
+
+        Args:
+            problem: the settings.
+            num_envs: number of episodes.
+            rollouts: trials of each observation.
+        """
+        self._trials = Trials(problem, num_envs, rollouts) if rollouts else None
         maps_shape = (num_envs, problem.map_size, problem.map_size)
         self.problem, self._gap = problem, problem.gap
         self.map_seeds = np.zeros(num_envs, np.int64)
@@ -84,6 +93,8 @@ class EpisodeBatch:
         self._maps[b] = weights / weights.max()
         self.map_seeds[b] = map_seed
         self.ends[b] = GOING_ON
+        if self._trials is not None:
+            self._trials.start(b, map_seed)
 
     def place(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """Place the next circle of every episode.
@@ -155,6 +166,21 @@ class EpisodeBatch:
             radius = self.episodes.radii[b, self.episodes.placed[b]]
             actions[b] = heaviest(self.episodes.weights[b], masks[b], radius)
         return actions
+
+    def roll_out(self, chosen: NDArray[np.bool_]) -> Infos:
+        """Try other centres in some episodes; return the infos of all, without their marks.
+
+        Args:
+            chosen: bool[B]; episodes that are over are left out.
+        """
+        if self._trials is None:
+            return {}
+        shape = (len(chosen), self._trials.count)
+        actions, returns = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+        for b in np.flatnonzero(chosen & (self.ends == GOING_ON)).tolist():
+            centres = self.episodes.centres[b, : self.episodes.placed[b]]
+            actions[b], returns[b] = self._trials.of(b, int(self.map_seeds[b]), centres)
+        return {ROLLOUT_ACTIONS: actions, ROLLOUT_RETURNS: returns}
 
     def get_state(self, b: int) -> dict[str, Any]:
         """Return episode b as plain data: its map, and the circles placed so far."""
@@ -301,7 +327,8 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
 
     Info: ``map_seed``; ``action_mask``, the array in the observation; ``coverage`` so far. The last
     step adds ``end``, either ``all_placed`` or ``no_valid_centre``. ``suggest`` adds
-    ``suggested_action``, exact greedy's choice, -1 when the episode is over.
+    ``suggested_action``, exact greedy's choice, -1 when the episode is over. ``rollouts`` adds
+    ``rollout_actions`` and ``rollout_returns``, see ``Trials``.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - gymnasium's
@@ -320,6 +347,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         keep_out: str = "centre",
         placed: Sequence[Sequence[int]] | str = "",
         split_seed: int | str = 0,
+        rollouts: int | str = 0,
     ) -> None:
         """Create the environment.
 
@@ -344,6 +372,8 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
             placed: row, column and radius of circles that are on your own maps already. What they
                 cover is gone, and coverage is a share of what they leave.
             split_seed: decides which fifth of your own maps is held out for evaluation.
+            rollouts: centres of the next circle, at most 256, for which infos hold what they and
+                exact greedy after them collect.
 
         Raises:
             UsageError: a ``ValueError`` that names the setting, its value and what is accepted.
@@ -354,7 +384,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         self.action_space = spaces.Discrete(problem.map_size**2)
         self.observation_space = _observation_space(problem)
         self._suggests = parse_switch("suggest", suggest)
-        self._batch = EpisodeBatch(problem, 1)
+        self._batch = EpisodeBatch(problem, 1, parse_rollouts(rollouts))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -414,6 +444,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         }
         if self._suggests:
             info["suggested_action"] = int(self._batch.suggest(masks)[0])
+        info |= {key: value[0] for key, value in self._batch.roll_out(np.ones(1, bool)).items()}
         return {key: value[0] for key, value in observations.items()}, info
 
 
@@ -442,6 +473,7 @@ class CirclePlacementVectorEnv(
         keep_out: str = "centre",
         placed: Sequence[Sequence[int]] | str = "",
         split_seed: int | str = 0,
+        rollouts: int | str = 0,
     ) -> None:
         """Create ``num_envs`` environments with the other arguments of ``CirclePlacementEnv``."""
         own = OwnMaps(maps, forbidden, keep_out, placed, split_seed)
@@ -454,7 +486,7 @@ class CirclePlacementVectorEnv(
         self.single_observation_space = _observation_space(problem)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._suggests = parse_switch("suggest", suggest)
-        self._batch = EpisodeBatch(problem, self.num_envs)
+        self._batch = EpisodeBatch(problem, self.num_envs, parse_rollouts(rollouts))
         self._all = np.arange(self.num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
 
@@ -561,6 +593,7 @@ class CirclePlacementVectorEnv(
         }
         if self._suggests:
             infos["suggested_action"] = np.where(chosen, self._batch.suggest(masks), 0)
+        infos |= self._batch.roll_out(chosen & masks.any(axis=1))
         return infos | {f"_{key}": chosen.copy() for key in infos}
 
     def _parse_seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
@@ -599,6 +632,18 @@ def _observation_space(problem: Problem) -> spaces.Space[Any]:
             "radius": spaces.Box(0, size, (1,), np.float32),
         }
     )
+
+
+def parse_rollouts(value: int | str) -> int:
+    """Return the number of rollouts.
+
+    Raises:
+        UsageError: it is not a whole number from 0 to ``MOST_TRIALS``.
+    """
+    count = parse_whole("rollouts", value, 0)
+    if count > MOST_TRIALS:
+        raise UsageError(f"rollouts = {count}; expected a whole number from 0 to {MOST_TRIALS}")
+    return count
 
 
 def _parse_whole(value: Any) -> int:

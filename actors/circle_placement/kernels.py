@@ -24,6 +24,7 @@ GOING_ON, ALL_PLACED, NO_VALID_CENTRE = 0, 1, 2
 VALID, OFF_MAP, OUT_OF_BOUNDS, OVERLAPS, BLOCKED = 0, 1, 2, 3, 4
 # Independent streams of random numbers of one seed.
 MAP_STREAM, RADII_STREAM, POLICY_STREAM, SEARCH_STREAM = 1, 2, 3, 4
+TRIAL_STREAM = 1000  # and one for each circle after it
 
 # Number of circles by lot: 3..15, of which 7..12 are 1.5 times as likely as the others.
 _CIRCLE_COUNT_LOTS = np.repeat(np.arange(3, 16), [2] * 4 + [3] * 6 + [2] * 3)  # int64[32]

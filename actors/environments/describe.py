@@ -31,12 +31,13 @@ from actors.environments.interface import (
     told_with_place,
 )
 from actors.environments.making import Makers, attribute, makers
-from actors.environments.masks import tells_mask, with_mask_observed
+from actors.environments.masks import info_of_reset, tells_mask, with_mask_observed
+from actors.environments.rollouts import told_rollouts, with_rollouts_observed
 from actors.environments.naming import advice_for_unknown
 from actors.environments.states import StateError
 from actors.environments.vector import VectorEnvironment, native_batch
 from pdqn.errors import UsageError, first_line
-from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
+from pdqn.specs import ACTION_MASK, UNSEEN, EnvironmentSpec, FieldSpec
 
 _log = logging.getLogger("environment")
 # Errors of gymnasium.make and of constructors for arguments that they do not accept.
@@ -213,7 +214,9 @@ def _spec_of(env_id: str, one: Any) -> EnvironmentSpec:
             "pdqn's own; choose another for it"
         )
     placement = attribute(one, "circle_placement") is True
-    fields, num_actions, first_action = _spaces_of(env_id, one, masked=tells_mask(one))
+    info = info_of_reset(one)
+    masked, rollouts = tells_mask(one, info), told_rollouts(info, batch=isinstance(one, VectorEnv))
+    fields, num_actions, first_action = _spaces_of(env_id, one, masked, rollouts)
     return EnvironmentSpec(env_id, fields, num_actions, headline, first_action, placement)
 
 
@@ -224,15 +227,17 @@ def _told_about_maps(one: Any) -> dict[str, Any]:
     return told | ({"held_out_episodes": episodes} if type(episodes) is int else {})
 
 
-def _spaces_of(env_id: str, env: Any, *, masked: bool) -> tuple[tuple[FieldSpec, ...], int, int]:
+def _spaces_of(
+    env_id: str, env: Any, masked: bool, rollouts: int
+) -> tuple[tuple[FieldSpec, ...], int, int]:
     """Read the spaces: the fields, the number of actions, and the first action."""
-    shown = with_mask_observed(env) if masked else env
+    shown = with_rollouts_observed(with_mask_observed(env) if masked else env, rollouts)
     batch = isinstance(shown, VectorEnv)
     actions = shown.single_action_space if batch else shown.action_space
     num_actions, first_action = _actions(env_id, actions)
     fields = fields_of(env_id, shown.single_observation_space if batch else shown.observation_space)
     _check_mask(env_id, fields, num_actions)
-    if not any(field.name != ACTION_MASK for field in fields):
+    if all(field.name in UNSEEN for field in fields):
         raise UsageError(f"environment {env_id} shows nothing but its action mask")
     return fields, num_actions, first_action
 
@@ -245,7 +250,7 @@ def _batch_around(one: Any, made: Makers, spec: EnvironmentSpec) -> VectorEnviro
     if made.single is None:
         return VectorEnvironment(spec, {}, 1, made=Makers(None, lambda _: one))
     try:
-        native = native_batch(made, 1, masked=spec.masked)
+        native = native_batch(made, 1, spec)
     except UsageError:
         raise
     except Exception as error:
@@ -266,7 +271,7 @@ def _check_batch(native: VectorEnv, spec: EnvironmentSpec) -> None:
             f"environment {spec.id}: its batch for num_envs=1 has {native.num_envs} environments; "
             "make as many as num_envs says"
         )
-    fields, num_actions, first_action = _spaces_of(spec.id, native, masked=spec.masked)
+    fields, num_actions, first_action = _spaces_of(spec.id, native, spec.masked, spec.rollouts)
     if (fields, num_actions, first_action) != (spec.fields, spec.num_actions, spec.first_action):
         raise UsageError(
             f"environment {spec.id}: its batch has the observations {_listed(fields)} and "

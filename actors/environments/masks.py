@@ -19,20 +19,24 @@ from pdqn.specs import ACTION_MASK, PLAIN_FIELD
 Environment = gymnasium.Env[Any, Any]
 
 
-def tells_mask(env: Environment | VectorEnv) -> bool:
+def info_of_reset(env: Environment | VectorEnv) -> Mapping[str, Any]:
+    """Reset an environment to learn what its infos tell."""
+    every_zero: Any = [0]  # one seed for the batch of one; the base class declares only an int
+    return reset_result(env, env.reset(seed=every_zero if isinstance(env, VectorEnv) else 0))[1]
+
+
+def tells_mask(env: Environment | VectorEnv, info: Mapping[str, Any]) -> bool:
     """Find out whether an environment has action masks, in its observation or in its info.
 
-    If the observation has no mask, it resets the environment: only then are infos known. An info
-    may also have something else under the mask's key, such as a function or names of actions.
+    An info may also have something else under the mask's key, such as a function or names of
+    actions.
 
     Raises:
         InterfaceError: the mask of the info does not fit the actions.
     """
     if _observes_mask(env):
         return True
-    every_zero: Any = [0]  # one seed for the batch of one; the base class declares only an int
     is_batch = isinstance(env, VectorEnv)
-    _, info = reset_result(env, env.reset(seed=every_zero if is_batch else 0))
     actions = env.single_action_space if is_batch else env.action_space
     if ACTION_MASK not in info or not isinstance(actions, spaces.Discrete):
         return False
@@ -140,11 +144,20 @@ class MaskedBatch(VectorWrapper):
 def _masked_space(inner: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> spaces.Dict:
     assert isinstance(actions, spaces.Discrete)
     mask = spaces.Box(0, 1, (int(actions.n),), np.int8)
-    return spaces.Dict({**_parts(inner, spaces.Dict, spaces.Tuple), ACTION_MASK: mask})
+    return spaces.Dict({**parts_of_space(inner), ACTION_MASK: mask})
+
+
+def parts_of_space(space: gymnasium.Space[Any]) -> dict[str, Any]:
+    """Split a space into parts by the names of their fields."""
+    return _parts(space, spaces.Dict, spaces.Tuple)
+
+
+def parts_of_observation(observation: Any) -> dict[str, Any]:
+    """Split an observation into parts by the names of their fields."""
+    return _parts(observation, Mapping, tuple)
 
 
 def _parts(whole: Any, mapping: type, sequence: type) -> dict[str, Any]:
-    """Split a space, or an observation, into parts by the names of their fields."""
     if isinstance(whole, mapping):
         return dict(whole.items())
     if isinstance(whole, sequence):
@@ -164,4 +177,4 @@ def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
 
 
 def _with_mask(observation: Any, mask: NDArray[np.int8]) -> dict[str, Any]:
-    return {**_parts(observation, Mapping, tuple), ACTION_MASK: mask}
+    return {**parts_of_observation(observation), ACTION_MASK: mask}

@@ -36,6 +36,7 @@ from actors.environments.infos import checked_scores, headlines, suggestions
 from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
+from actors.environments.rollouts import with_rollouts_observed
 from actors.environments.states import at_states, set_state, state_of
 from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
@@ -343,7 +344,7 @@ class VectorEnvironment:
 
     def _make(self) -> None:
         self._guarded: list[GuardedEnvironment] = []
-        native = native_batch(self._made, self.num_envs, masked=self.spec.masked)
+        native = native_batch(self._made, self.num_envs, self.spec)
         if native is not None:
             self._env = native
             return
@@ -355,7 +356,7 @@ class VectorEnvironment:
     def _guard(self) -> GuardedEnvironment:
         """Make a guarded environment for stepping one after another."""
         return GuardedEnvironment(
-            partial(_single, self._made, masked=self.spec.masked),
+            partial(_single, self._made, self.spec),
             self._allowed,
             self._backoff,
             check=self._check_one,
@@ -441,13 +442,13 @@ class VectorEnvironment:
 # ---- from makers to gymnasium's batches ----
 
 
-def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | None:
+def native_batch(made: Makers, num_envs: int, spec: EnvironmentSpec) -> VectorEnv | None:
     """Make the environment's own batch; None if it has none that resets within a step.
 
     Args:
         made: makers of the environment.
         num_envs: size of the batch.
-        masked: whether the environment has action masks, in its observation or in its info.
+        spec: spec of the environment, which says what its infos tell.
     """
     if made.vector is None:
         return None
@@ -462,7 +463,7 @@ def native_batch(made: Makers, num_envs: int, *, masked: bool) -> VectorEnv | No
     if mode != AutoresetMode.SAME_STEP:
         native.close()
         return None
-    return with_mask_observed(native) if masked else native
+    return _with_infos_observed(native, spec)
 
 
 def _failed(infos: Mapping[str, Any], num_envs: int) -> NDArray[np.bool_]:
@@ -492,10 +493,14 @@ def _check(observation: Observation, fields: Sequence[FieldSpec], *, ended: bool
             raise ValueError(f"the {field.name} {given} is outside of its space")
 
 
-def _single(made: Makers, *, masked: bool) -> Any:
+def _single(made: Makers, spec: EnvironmentSpec) -> Any:
     assert made.single is not None, "a batch that is the only way resets within a step"
-    env = CheckedEnvironment(made.single())
-    return with_mask_observed(env) if masked else env
+    return _with_infos_observed(CheckedEnvironment(made.single()), spec)
+
+
+def _with_infos_observed(env: Any, spec: EnvironmentSpec) -> Any:
+    """Move what the infos tell of actions into the observation."""
+    return with_rollouts_observed(with_mask_observed(env) if spec.masked else env, spec.rollouts)
 
 
 def _fitting(values: Any, field: FieldSpec, count: int) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from pdqn.config import Config, memory_bytes, resolved
 from pdqn.errors import UsageError
 from pdqn.networks.readings import readings
 from pdqn.networks.sizes import network_sizes
-from pdqn.specs import ACTION_MASK, ATARI_NAMESPACE, EnvironmentSpec, FieldSpec
+from pdqn.specs import ATARI_NAMESPACE, UNSEEN, EnvironmentSpec, FieldSpec
 from pdqn.wire import MAX_TRANSITION_BYTES
 from replay.limiter import make_limiter
 
@@ -340,7 +340,7 @@ def frame_stack(spec: EnvironmentSpec) -> int:
 
     A screen is [H, W], [H, W, 1] or [1, H, W].
     """
-    fields = [field for field in spec.fields if field.name != ACTION_MASK]
+    fields = [field for field in spec.fields if field.name not in UNSEEN]
     return ATARI_FRAME_STACK if all(map(_is_screen, fields)) else 1
 
 

@@ -12,7 +12,7 @@ import math
 from pdqn.config import NetworkConfig, resolved
 from pdqn.networks.images import NATURE_SIDE_MIN, Image, flat_size, images, place_images
 from pdqn.networks.sizes import field_shape, qmap_block, spatial_block
-from pdqn.specs import ACTION_MASK, EnvironmentSpec
+from pdqn.specs import UNSEEN, EnvironmentSpec
 
 _FLOAT32_BYTES = 4
 _QMAP_PLANES, _QMAP_PARTS, _QMAP_LAYERS, _QMAP_CONDITION = 3, 3, 5, 64
@@ -64,7 +64,7 @@ def _atoms(config: NetworkConfig) -> int:
 
 def _values_beside(seen: tuple[Image, ...], spec: EnvironmentSpec) -> int:
     """Count the values of the fields that are not read as images."""
-    names = {image.field.name for image in seen} | {ACTION_MASK}
+    names = {image.field.name for image in seen} | UNSEEN
     return sum(flat_size(field) for field in spec.fields if field.name not in names)
 
 

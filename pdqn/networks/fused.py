@@ -14,7 +14,7 @@ from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, Natur
 from pdqn.networks.heads import Head, categorical_support, dense, expected
 from pdqn.networks.images import NATURE_SIDE_MIN, Image, images
 from pdqn.networks.interface import QNetwork
-from pdqn.specs import ACTION_MASK, EnvironmentSpec
+from pdqn.specs import UNSEEN, EnvironmentSpec
 
 
 class FusedNetwork(QNetwork):
@@ -28,7 +28,7 @@ class FusedNetwork(QNetwork):
         """Build the network for an environment; kind, hidden, layers and channels are resolved."""
         super().__init__()
         self._images = () if config.kind == "mlp" else images(spec, config)
-        seen = {image.field.name for image in self._images} | {ACTION_MASK}
+        seen = {image.field.name for image in self._images} | UNSEEN
         rest = [field for field in spec.fields if field.name not in seen]
         self._flat = FlatFields(rest, config)
         encoders = [_encoder(image, config) for image in self._images]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pdqn.config import NetworkConfig
-from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
+from pdqn.specs import UNSEEN, EnvironmentSpec, FieldSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,7 @@ def as_image(field: FieldSpec, config: NetworkConfig = _AUTO) -> Image | None:
 
 def _may_be_image(field: FieldSpec, config: NetworkConfig) -> bool:
     axes_max = 4 if config.fold_frames else 3
-    other = field.name == ACTION_MASK or field.categories
+    other = field.name in UNSEEN or field.categories
     return not other and 2 <= len(field.shape) <= axes_max
 
 

@@ -48,6 +48,15 @@ class QNetwork(nn.Module):
         """
         return self(*prepared).gather(1, actions[:, None])[:, 0]
 
+    def chosen_each(self, actions: Tensor, *prepared: Tensor) -> Tensor:
+        """Compute the expected returns of k actions in each row, float[batch, k].
+
+        Args:
+            actions: int64[batch, k].
+            prepared: the result of ``prepare``.
+        """
+        return self(*prepared).gather(1, actions)
+
     def distribution(self, *prepared: Tensor) -> Tensor:
         """Compute the distribution of the returns, float[batch, num_actions, atoms].
 

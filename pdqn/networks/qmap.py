@@ -112,6 +112,23 @@ class QMap(QNetwork):
         advantage = (weights * learned.advantage).sum(1) + (here * learned.direct).sum(1)
         return here[:, 1] / REWARD_SCALE + inputs.heaviest * (learned.common + advantage)
 
+    def chosen_each(self, actions: Tensor, *prepared: Tensor) -> Tensor:
+        """Compute the values of k actions each, [batch, k].
+
+        Args:
+            actions: int64[batch, k].
+            prepared: the result of ``prepare``.
+        """
+        inputs = MapInputs(*prepared)
+        learned = self.learned(inputs)
+        advantage = self.cells(learned).flatten(1).gather(1, actions)
+        planes = (inputs.maps, inputs.rewards, inputs.valid)
+        here = [plane.gather(1, actions) for plane in planes]
+        for values, weight in zip(here, learned.direct.unbind(dim=1), strict=True):
+            advantage = torch.addcmul(advantage, values, weight[:, None])
+        share = learned.common[:, None] + advantage
+        return here[1] / REWARD_SCALE + inputs.heaviest[:, None] * share
+
     def cells(self, learned: Learned) -> Tensor:
         """Interpolate the advantages of blocks, float32[batch, N, N]."""
         count = math.isqrt(learned.advantage.shape[1])

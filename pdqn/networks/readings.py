@@ -8,7 +8,7 @@ from typing import Literal
 
 from pdqn.config import NetworkConfig
 from pdqn.networks.images import Image, as_image, is_guess, place_images
-from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
+from pdqn.specs import UNSEEN, EnvironmentSpec, FieldSpec
 
 _AXES: tuple[Literal["last", "first"], ...] = ("last", "first")
 
@@ -43,7 +43,7 @@ def readings(spec: EnvironmentSpec, sized: NetworkConfig) -> dict[str, Reading]:
     found: dict[str, Reading] = {}
     for field in spec.fields:
         image = None if sized.kind == "mlp" else images.get(field.name, as_image(field, sized))
-        if field.name != ACTION_MASK:
+        if field.name not in UNSEEN:
             read = _numbers(field, sized) if image is None else _image(image, sized)
             words = f"{field.dtype}{list(field.shape)}: {read.words}"
             found[field.name] = replace(read, words=words)

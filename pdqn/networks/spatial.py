@@ -21,7 +21,7 @@ from pdqn.networks.heads import (
 from pdqn.networks.images import place_images
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.sizes import spatial_block
-from pdqn.specs import ACTION_MASK, EnvironmentSpec
+from pdqn.specs import UNSEEN, EnvironmentSpec
 
 _DILATIONS = (1, 2, 4, 8)
 
@@ -46,7 +46,7 @@ class SpatialNetwork(QNetwork):
         self._images = place_images(spec, config)
         self._sides = self._images[0].height, self._images[0].width
         self._block = spatial_block(min(self._sides))
-        seen = {image.field.name for image in self._images} | {ACTION_MASK}
+        seen = {image.field.name for image in self._images} | UNSEEN
         rest = [field for field in spec.fields if field.name not in seen]
         self._flat = FlatFields(rest, config)
         atoms = outputs_per_action(config)

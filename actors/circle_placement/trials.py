@@ -1,0 +1,121 @@
+"""Rollouts of circle placement: what other centres of the next circle lead to.
+
+A trial places the next circle at a centre and all after it as exact greedy does. Its return is
+exact, and a map's tables make it cheap: a twentieth of a millisecond at 64 x 64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.circle_placement.beam import (
+    Nodes,
+    candidates,
+    complete_from_lists,
+    fill_lists,
+    make_nodes,
+)
+from actors.circle_placement.completion import loss_at
+from actors.circle_placement.kernels import TRIAL_STREAM, below, drawn, seeded
+from actors.circle_placement.problem import Problem
+from actors.circle_placement.tables import ABSENT, NEVER, Tables, tables_of, unpacked
+from pdqn.errors import UsageError
+from pdqn.jit import compiled
+
+MOST_TRIALS = 256
+_LIST_LENGTH = 512
+_SPACING = 1 / 64  # distance of heavy centres from each other, as a share of the map's side
+# Of the trials; the others begin at random centres, so that no value is left to chance.
+_HEAVY = 2 / 3
+_STEPS = 1 << 20
+_MOST_DRAWS = 20  # for a random centre
+
+
+class Trials:
+    """Rollouts of the episodes of a batch.
+
+    Args:
+        problem: their settings.
+        num_envs: size of the batch.
+        count: trials of each observation.
+
+    Raises:
+        UsageError: circles may overlap, so that tables of a map would be of no use.
+    """
+
+    def __init__(self, problem: Problem, num_envs: int, count: int) -> None:
+        if problem.overlap:
+            raise UsageError("rollouts need circles that do not overlap; leave out overlap=true")
+        self.count = count
+        self._problem = problem
+        self._spacing = int((_SPACING * problem.map_size) ** 2)
+        self._tables: list[Tables | None] = [None] * num_envs
+        self._nodes: list[Nodes | None] = [None] * num_envs
+
+    def start(self, b: int, map_seed: int) -> None:
+        """Make the tables of episode b's map."""
+        tables = tables_of(self._problem, map_seed)
+        self._tables[b], self._nodes[b] = tables, make_nodes(tables, 1, _LIST_LENGTH)
+
+    def of(
+        self, b: int, map_seed: int, centres: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Try centres of an episode's next circle.
+
+        Args:
+            b: index of the episode.
+            map_seed: seed of its map, from which random centres follow.
+            centres: int64[placed, 2] of the circles so far; fewer than there are in all.
+
+        Returns:
+            int32[count], actions, and float32[count], the shares of the map's weight that these and
+            greedy ones after them collect. Actions are -1 where there is no other centre to try.
+        """
+        tables, nodes = self._tables[b], self._nodes[b]
+        assert tables is not None and nodes is not None, "the episode has not been started"
+        placed = len(centres)
+        nodes.rows[0], nodes.columns[0] = ABSENT, ABSENT
+        nodes.rows[0, :placed], nodes.columns[0, :placed] = centres.T
+        nodes.lengths[:], nodes.ends[:] = 0, 0
+        actions = np.full(self.count, -1, np.int32)
+        returns = np.zeros(self.count, np.float32)
+        _try_out(tables, nodes, placed, self._spacing, int(map_seed), _HEAVY, actions, returns)
+        return actions, returns
+
+
+@compiled
+def _try_out(tables, nodes, circle, spacing, seed, heavy, actions, returns):
+    """Fill actions and returns, see ``Trials.of``; the first action is exact greedy's."""
+    fill_lists(tables, nodes, 0, circle)
+    chosen = np.full(len(actions), -1, np.int64)
+    wanted = max(1, int(heavy * len(actions)))
+    count = candidates(tables, nodes, 0, circle, spacing, chosen[:wanted])
+    if count == 0:
+        return
+    rows, columns, kind = nodes.rows[0], nodes.columns[0], tables.kinds[circle]
+    s0, s1 = seeded(seed, TRIAL_STREAM + circle)
+    for _ in range(_MOST_DRAWS * len(actions)):
+        if count == len(actions):
+            break
+        bits, s0, s1 = drawn(s0, s1)
+        share = below(bits, _STEPS) / _STEPS
+        rank = int(tables.lengths[kind] * share * share)  # rather a heavy one
+        bits, s0, s1 = drawn(s0, s1)
+        i = below(bits, tables.values.shape[2])
+        if tables.values[kind, rank, i] == NEVER:
+            continue
+        x, y = unpacked(tables.centres[kind, rank, i])
+        if loss_at(tables, rows, columns, kind, x, y, 0, circle) >= 0.0:
+            chosen[count] = tables.centres[kind, rank, i]
+            count += 1
+    width = tables.weights.shape[1]
+    for i in range(count):
+        x, y = unpacked(chosen[i])
+        loss = loss_at(tables, rows, columns, kind, x, y, 0, circle)
+        rows[circle], columns[circle] = x, y
+        added = complete_from_lists(tables, nodes, 0, circle, rows, columns, circle + 1)
+        rows[circle:] = ABSENT
+        columns[circle:] = ABSENT
+        actions[i] = x * width + y
+        returns[i] = (tables.sums[kind, x, y] - loss + added) / tables.total
