@@ -321,9 +321,16 @@ def _mean_and_error(values: NDArray[np.float64]) -> list[float]:
 
 
 def _difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> list[float]:
-    """Return the mean and the standard error of differences that are paired by seed."""
+    """Return the mean and the standard error of differences that are paired by seed.
+
+    A mean of rounding size is 0, as of a policy that plays like the baseline.
+    """
     magnitude = float(max(np.abs(ours).max(), np.abs(theirs).max()))
-    return [float((ours - theirs).mean()), standard_error(ours - theirs, magnitude)]
+    mean = float((ours - theirs).mean())
+    return [
+        mean if abs(mean) > _ROUNDING * magnitude else 0.0,
+        standard_error(ours - theirs, magnitude),
+    ]
 
 
 def _with_all_scores(

@@ -151,6 +151,11 @@ class EnvironmentSpec:
         """Number of rollouts of an observation; 0 if the environment tells none."""
         return sum(f.shape[0] for f in self.fields if f.name == ROLLOUT_ACTIONS)
 
+    @property
+    def seen_fields(self) -> tuple[FieldSpec, ...]:
+        """The fields without rollouts, which are of use to a learner only."""
+        return tuple(f for f in self.fields if f.name not in (ROLLOUT_ACTIONS, ROLLOUT_RETURNS))
+
     @cached_property
     def observation_bytes(self) -> int:
         """Bytes of one recorded frame."""

@@ -135,7 +135,7 @@ def _essentials(spec: EnvironmentSpec) -> dict[str, str]:
     fields = (
         f"{f.name} {f.dtype}"
         + (f" of {list(f.categories)} categories from {list(f.start)}" if f.categories else "")
-        for f in spec.fields
+        for f in spec.seen_fields
     )
     return {
         "first_action": f"the first action {spec.first_action}",
@@ -145,7 +145,7 @@ def _essentials(spec: EnvironmentSpec) -> dict[str, str]:
 
 
 def _sizes(spec: EnvironmentSpec) -> str:
-    shapes = ", ".join(f"{field.name} {list(field.shape)}" for field in spec.fields)
+    shapes = ", ".join(f"{field.name} {list(field.shape)}" for field in spec.seen_fields)
     return f"the shapes {shapes} and {spec.num_actions} actions"
 
 
