@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,27 @@ class Policy:
         values = action_values(self.model.network, stacked)[0]
         return values if mask is None else np.where(mask, values, np.float32(-np.inf))
 
+    def search(self, env: Any, method: str) -> NDArray[np.int64]:
+        """Plan a whole episode by a search in which the policy takes part.
+
+        Only circle placement has one. All methods but ``symmetries`` are never below exact greedy.
+
+        Args:
+            env: the environment, right after its ``reset``. Its episode stays as it is.
+            method: ``rollouts:16``, ``beam:16x32``, ``time:100ms`` or ``symmetries``, with other
+                numbers as well; docs/environment.md describes them.
+
+        Returns:
+            int64[steps], the actions for ``env.step``.
+
+        Raises:
+            UsageError: a ``ValueError``: the method is not one of these, or the environment or the
+                policy is not of circle placement without overlaps.
+            ResetNeeded: the environment was not reset just before.
+        """
+        values = search_values(self.model, env, "Policy.search")
+        return env.unwrapped.search(method, values)
+
     def _mask(self, given: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         if ACTION_MASK not in given:
             return None
@@ -142,6 +164,40 @@ class Policy:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{field.name}: {shown(values)} is not finite")
         return array
+
+
+def search_values(
+    model: Model, env: Any, setting: str
+) -> Callable[[Observation], NDArray[np.float32]]:
+    """Return Q of the observations that a search of an environment gives.
+
+    Args:
+        model: the policy.
+        env: the environment.
+        setting: name of the option or function, for the error.
+
+    Raises:
+        UsageError: the policy cannot take part in a search there.
+    """
+    inner, spec = getattr(env, "unwrapped", env), model.spec
+    if not spec.circle_placement:
+        raise UsageError(f"{setting}: expected a policy of circle placement; this is of {spec.id}")
+    is_bare = getattr(inner, "circle_placement", False) and hasattr(inner, "search")
+    if not is_bare or env.observation_space != inner.observation_space:
+        raise UsageError(
+            f"{setting}: expected a single circle placement environment, in wrappers that do not "
+            f"change its observations, not {'batches' if env is None else type(env).__name__}"
+        )
+    if spec.frame_stack > 1:
+        raise UsageError(
+            f"{setting}: the policy sees {spec.frame_stack} frames at once; a search has one"
+        )
+    if inner.action_space.n != spec.num_actions and not isinstance(model.network, QMap):
+        raise UsageError(
+            f"{setting}: the policy has {spec.num_actions} actions, the environment "
+            f"{inner.action_space.n}"
+        )
+    return partial(action_values, model.network)
 
 
 def named_parts(observation: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -226,6 +226,7 @@ OTHERS: dict[str, tuple[list[str], list[str]]] = {
     "join how many": (["actor", "--join", "tcp://127.0.0.1:1", "--count", "0"], ["--count"]),
     "eval what": (["eval", "nowhere"], ["nowhere is neither a model file nor a run directory"]),
     "eval how often": (["eval", "nowhere", "--episodes", "2000000000"], ["1<=x<=1000000"]),
+    "search how": (["eval", "nowhere", "--search", "all"], ["--search 'all'", "rollouts:16"]),
     "plot what": (["plot", "nowhere"], ["nowhere holds no metrics.jsonl"]),
     "do what": (["trian"], ["trian"]),
     "open to nobody": (["launch", "--insecure"], ["--insecure is for a run that others join"]),

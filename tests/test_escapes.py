@@ -28,11 +28,11 @@ from launcher.console.console import Console, make_console
 from launcher.console.dashboard import render
 from launcher.console.views import MemberViews
 from launcher.console.watch import watch
+from launcher.evaluation.evaluate import table
 from launcher.interrupts import Interrupts
 from launcher.metrics.roster import MemberView, Roster
 from launcher.metrics.snapshot import TO_CONSOLE, EvaluationView, Seen, Snapshot
 from launcher.results.compare import draw_comparison
-from launcher.results.evaluate import table
 from launcher.results.training import plot_training, read_metrics
 from launcher.run.ends import Ends
 from pdqn import messages, wire

@@ -19,8 +19,8 @@ from gymnasium import spaces
 import pdqn
 from actors.environments.describe import describe_environment
 from actors.evaluation import Scores, play
-from launcher.results import evaluate as evaluation
-from launcher.results.evaluate import evaluate
+from launcher.evaluation import evaluate as evaluation
+from launcher.evaluation.evaluate import evaluate
 from launcher.results.films import record_film
 from launcher.results.models import chosen_model
 from pdqn.config import Config, NetworkConfig, RunConfig
@@ -344,7 +344,7 @@ def test_parameters_that_evaluations_chose_are_judged_on_other_seeds(
         played.extend(seeds)
         return play(*arguments, seeds=seeds, **others)
 
-    monkeypatch.setattr("launcher.results.evaluate.play", noted)
+    monkeypatch.setattr("launcher.evaluation.evaluate.play", noted)
     assert evaluate(tmp_path / "m.pth", 3, as_json=True) == 0
     assert set(played) == {first, first + 1, first + 2}
 

@@ -20,10 +20,10 @@ from actors.circle_placement.environment import CirclePlacementEnv, CirclePlacem
 from actors.circle_placement.maps import FORBIDDEN, load_maps
 from actors.circle_placement.problem import OwnMaps, Problem
 from actors.environments.registration import CIRCLE_PLACEMENT_ID
+from launcher.evaluation.evaluate import evaluate
 from launcher.plan.prepare import prepare
 from launcher.plan.report import as_json
 from launcher.results.circle_placement import draw_strategy
-from launcher.results.evaluate import evaluate
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import build

@@ -35,6 +35,7 @@ class Nodes(NamedTuple):
     columns: NDArray[np.int64]  # [W, K]
     weights: NDArray[np.float64]  # [W]: collected so far
     hashes: NDArray[np.uint64]  # [W]: equal for placements that hardly differ
+    parents: NDArray[np.int64]  # [W]: indices among the nodes of one circle less
     lists: NDArray[np.int32]  # [W, D, L]: ranks of blocks, heaviest first
     lengths: NDArray[np.int64]  # [W, D]
     ends: NDArray[np.int64]  # [W, D]: the first rank that the list does not account for
@@ -67,6 +68,7 @@ def make_nodes(tables: Tables, width: int, list_length: int) -> Nodes:
         columns=np.full((width, circles), ABSENT, np.int64),
         weights=np.zeros(width),
         hashes=np.zeros(width, np.uint64),
+        parents=np.zeros(width, np.int64),
         lists=np.empty(shape, np.int32),
         lengths=np.zeros(shape[:2], np.int64),
         ends=np.zeros(shape[:2], np.int64),
@@ -199,32 +201,49 @@ def expand(tables, nodes, live, circle, breadth, spacing, coarse, children, best
         children: ``Children``, overwritten.
         best: ``Best``, improved in place.
     """
-    count, kind = 0, tables.kinds[circle]
+    count = 0
     chosen = np.empty(breadth, np.int64)
-    rows, columns = np.empty_like(best.rows), np.empty_like(best.columns)
     for node in range(live):
-        rows[:], columns[:] = nodes.rows[node], nodes.columns[node]
-        for i in range(candidates(tables, nodes, node, circle, spacing, chosen)):
-            x, y = unpacked(chosen[i])
-            loss = loss_at(tables, rows, columns, kind, x, y, 0, circle)
-            weight = nodes.weights[node] + tables.sums[kind, x, y] - loss
-            rows[circle], columns[circle] = x, y
-            completed = weight + complete_from_lists(
-                tables, nodes, node, circle, rows, columns, circle + 1
-            )
-            if completed > best.weight[0]:
-                best.weight[0] = completed
-                best.rows[:], best.columns[:] = rows, columns
-            rows[circle:] = ABSENT
-            columns[circle:] = ABSENT
-            children.parents[count], children.centres[count] = node, chosen[i]
-            children.weights[count], children.completed[count] = weight, completed
-            place = (np.uint64(kind) << np.uint64(32)) + np.uint64(
-                x // coarse * 65536 + y // coarse
-            )
-            children.hashes[count] = nodes.hashes[node] + _mixed(place + _GOLDEN)
-            count += 1
+        found = candidates(tables, nodes, node, circle, spacing, chosen)
+        value_children(tables, nodes, node, circle, chosen[:found], coarse, children, count, best)
+        count += found
     return count
+
+
+@compiled
+def value_children(tables, nodes, node, circle, chosen, coarse, children, first, best):
+    """Value the children of one node by their completions.
+
+    Args:
+        tables: ``Tables``.
+        nodes: ``Nodes``.
+        node: index of the node.
+        circle: the circle to place.
+        chosen: int64[C], its packed centres, all valid.
+        coarse: side in cells of the squares within which centres count as the same.
+        children: ``Children``, overwritten from index ``first`` on.
+        first: see ``children``.
+        best: ``Best``, improved in place.
+    """
+    kind, rows, columns = tables.kinds[circle], nodes.rows[node].copy(), nodes.columns[node].copy()
+    for i in range(len(chosen)):
+        x, y = unpacked(chosen[i])
+        loss = loss_at(tables, rows, columns, kind, x, y, 0, circle)
+        weight = nodes.weights[node] + tables.sums[kind, x, y] - loss
+        rows[circle], columns[circle] = x, y
+        completed = weight + complete_from_lists(
+            tables, nodes, node, circle, rows, columns, circle + 1
+        )
+        if completed > best.weight[0]:
+            best.weight[0] = completed
+            best.rows[:], best.columns[:] = rows, columns
+        rows[circle:] = ABSENT
+        columns[circle:] = ABSENT
+        child = first + i
+        children.parents[child], children.centres[child] = node, chosen[i]
+        children.weights[child], children.completed[child] = weight, completed
+        place = (np.uint64(kind) << np.uint64(32)) + np.uint64(x // coarse * 65536 + y // coarse)
+        children.hashes[child] = nodes.hashes[node] + _mixed(place + _GOLDEN)
 
 
 @compiled
@@ -261,6 +280,7 @@ def advance(tables, nodes, following, circle, children, count, width):
             following.hashes[live] = children.hashes[child]
             following.weights[live] = children.weights[child]
             parent = children.parents[child]
+            following.parents[live] = parent
             _place(tables, nodes, parent, following, live, circle, children.centres[child])
             live += 1
     return live

@@ -14,7 +14,7 @@ therefore never uses maps from 1,000,000 on unless a caller asks for them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -287,6 +287,11 @@ class _CirclePlacement:
         return yardsticks.searches(self._batch.problem, seeds)
 
     @property
+    def problem(self) -> Problem:
+        """The settings."""
+        return self._batch.problem
+
+    @property
     def map_shape(self) -> tuple[int, int]:
         """Height and width of the largest map, without padding."""
         return self._batch.problem.extent
@@ -429,6 +434,14 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         masks = np.empty((1, self._batch.problem.map_size**2), np.int8)
         self._batch.fill_mask(0, masks[0])
         return int(self._batch.suggest(masks)[0])
+
+    def search(
+        self, method: str, values: Callable[[Observation], NDArray[np.float32]]
+    ) -> NDArray[np.int64]:
+        """Plan the episode, which has just begun, with a policy's Q; see ``search_episode``."""
+        from actors.circle_placement.guided import search_episode  # it plays episodes itself
+
+        return search_episode(self._batch, method, values)
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """Draw a picture of the episode, uint8[height, width, 3]."""

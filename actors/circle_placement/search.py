@@ -21,13 +21,13 @@ from actors.circle_placement.tables import Tables
 _BEAM_SHARE = 0.5  # of the limit
 _STEPS_PER_SECOND = 1.5e6  # of a processor of 2024; only the number of annealings follows from it
 _STEPS_PER_CIRCLE = 3  # a circle that is placed greedily costs as much time as 3 annealing moves
-_LIST_LENGTH = 256
+LIST_LENGTH = 256  # blocks that a node of a beam keeps for a radius
 _LARGEST_WIDTH = 2000
 _PROBE_WIDTH = 2
 _NARROW, _BROAD = 16, 32  # children of a node, within a short limit and a longer one
 _SHORT = 5e5  # steps
 _SPACING = 1 / 32  # of the map's side, between candidates
-_COARSE = 2  # cells; placements that differ by less count as the same
+COARSE = 2  # cells; placements that differ by less count as the same
 _COLDEST = 3e-5  # temperatures are shares of the map's weight
 _HOTTEST = (5e-4, 1e-3, 2e-3, 1e-3)
 _CHUNKS = 40  # of an annealing, each with its temperature
@@ -106,8 +106,7 @@ def solve(
         ValueError: not exactly one limit is given, or ``start`` is not a valid placement.
     """
     budget = Budget(seconds, steps, clock)
-    best = Best(np.full(1, -1.0), absent(tables), absent(tables))
-    _offer(tables, best, absent(tables), absent(tables))
+    best = greedy_best(tables)
     if start is not None:
         rows, columns = absent(tables), absent(tables)
         rows[: len(start)], columns[: len(start)] = start.T
@@ -119,17 +118,32 @@ def solve(
         breadth = _NARROW if budget.size < _SHORT else _BROAD
         _beam(tables, budget, best, _LARGEST_WIDTH, breadth, rate)
     _anneal(tables, budget, best, seed)
-    weight = weight_of(tables, best.rows, best.columns)
-    return Placement(weight / tables.total, centres_of(best.rows, best.columns))
+    return placement_of(tables, best.rows, best.columns)
 
 
 def beam_search(tables: Tables, width: int, breadth: int) -> Placement:
     """Search with a beam of ``width`` placements, of which each has ``breadth`` children."""
+    best = greedy_best(tables)
+    _beam(tables, Budget(None, 1 << 62), best, width, breadth, 0.0)
+    return placement_of(tables, best.rows, best.columns)
+
+
+def greedy_best(tables: Tables) -> Best:
+    """Return exact greedy's placement as the best so far."""
     best = Best(np.full(1, -1.0), absent(tables), absent(tables))
     _offer(tables, best, absent(tables), absent(tables))
-    _beam(tables, Budget(None, 1 << 62), best, width, breadth, 0.0)
-    weight = weight_of(tables, best.rows, best.columns)
-    return Placement(weight / tables.total, centres_of(best.rows, best.columns))
+    return best
+
+
+def placement_of(tables: Tables, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Placement:
+    """Describe a valid placement: int64[K] rows and columns."""
+    weight = weight_of(tables, rows, columns)
+    return Placement(weight / tables.total, centres_of(rows, columns))
+
+
+def spacing_of(tables: Tables) -> int:
+    """Return the squared distance in cells that candidates of a beam exceed."""
+    return int((_SPACING * min(tables.weights.shape)) ** 2)
 
 
 def _offer(tables: Tables, best: Best, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
@@ -158,14 +172,14 @@ def _beam(
     width = _affordable(budget, rate, costs.sum(), width)
     if rate > 0.0 and width <= _PROBE_WIDTH:
         return rate
-    spacing = int((_SPACING * min(tables.weights.shape)) ** 2)
-    nodes, following = (make_nodes(tables, width, _LIST_LENGTH) for _ in range(2))
+    spacing = spacing_of(tables)
+    nodes, following = (make_nodes(tables, width, LIST_LENGTH) for _ in range(2))
     children = make_children(width * breadth)
     live, steps, began = 1, 0.0, budget.used
     for circle in range(circles):
         if budget.used > _BEAM_SHARE:
             break
-        count = expand(tables, nodes, live, circle, breadth, spacing, _COARSE, children, best)
+        count = expand(tables, nodes, live, circle, breadth, spacing, COARSE, children, best)
         steps += live * costs[circle]
         budget.spend(live * costs[circle])
         if count == 0:

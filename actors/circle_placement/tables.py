@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from actors.circle_placement.problem import Problem
+from actors.circle_placement.problem import Instance, Problem
 from pdqn.jit import compiled
 
 ABSENT = -(10**6)  # coordinate of a circle that is not placed, so far away that none overlaps it
@@ -88,14 +88,15 @@ def make_tables(
     return tables
 
 
-def tables_of(problem: Problem, seed: int) -> Tables:
+def tables_of(problem: Problem, seed: int, instance: Instance | None = None) -> Tables:
     """Make the tables of a problem's map.
 
     Args:
         problem: one in which circles may not overlap.
         seed: seed of the map.
+        instance: that map and its circles, if they are known; None generates them.
     """
-    instance, fits = problem.instance(seed), problem.fits_of(seed)
+    instance, fits = instance or problem.instance(seed), problem.fits_of(seed)
     radii = instance.radii[: instance.num_circles]
     allowed = {int(radius): fits >= radius for radius in radii} if len(fits) else None
     return make_tables(instance.weights, radii, allowed=allowed, gap=float(problem.spacing))

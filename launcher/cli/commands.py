@@ -439,6 +439,12 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
 @click.option(
     "--quick", is_flag=True, help="leave out bounds and searches, which may take a second each"
 )
+@click.option(
+    "--search",
+    metavar="METHOD",
+    help="also search with the policy, and without it, on circle placement: rollouts:16, "
+    "beam:16x32, time:100ms or symmetries",
+)
 @click.option("--video", type=PATH, help="film the first episodes: gif, webp, png or mp4")
 @click.option(
     "--video-episodes",
@@ -452,6 +458,7 @@ def evaluate(
     as_json: bool,
     max_episode_steps: int,
     quick: bool,
+    search: str | None,
     video: Path | None,
     video_episodes: int | None,
     **others: Any,
@@ -465,10 +472,11 @@ def evaluate(
     pdqn eval runs/CartPole-v1__seed0__20260101-120000
     pdqn eval runs/.../final_model.pth --episodes 256
     pdqn eval runs/... --best                         (on seeds that did not choose them)
+    pdqn eval runs/... --search rollouts:16           (circle placement: what a search adds)
     pdqn eval runs/... --video policy.gif
     pdqn eval policy.pth --env my_environment:make
     """
-    from launcher.results import evaluate as evaluation
+    from launcher.evaluation import evaluate as evaluation
     from launcher.results.models import Permission
 
     if video is None and video_episodes is not None:
@@ -483,6 +491,7 @@ def evaluate(
         max_episode_steps=max_episode_steps,
         permission=Permission(**others),
         quick=quick,
+        search=search,
     )
 
 

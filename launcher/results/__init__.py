@@ -1,1 +1,1 @@
-"""Results of a run: pictures, films, comparisons, evaluation and export."""
+"""Results of a run: pictures, films, comparisons and export."""

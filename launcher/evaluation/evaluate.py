@@ -26,6 +26,7 @@ from actors.evaluation import (
     scored,
 )
 from launcher import streams
+from launcher.evaluation.contest import Contest, contest_tables, parse_option
 from launcher.progress import progress
 from launcher.results.films import check_camera, check_film, record_film
 from launcher.results.models import NO_PERMISSION, Permission, chosen_model, open_model
@@ -57,6 +58,7 @@ def evaluate(
     max_episode_steps: int = MAX_EPISODE_STEPS,
     permission: Permission = NO_PERMISSION,
     quick: bool = False,
+    search: str | None = None,
 ) -> int:
     """Evaluate a run directory or a model file, and print the result.
 
@@ -70,10 +72,12 @@ def evaluate(
         max_episode_steps: steps after which an episode is cut; it counts as far as it went.
         permission: the code that the file may run.
         quick: leave out the environment's bounds and searches, which may take long.
+        search: also place circles by a search with the policy, such as ``rollouts:16``.
 
     Raises:
-        UsageError: see ``open_model``.
+        UsageError: see ``open_model`` and ``parse_search``.
     """
+    method = None if search is None else parse_option(search)
     torch.set_num_threads(1)
     if film is not None:
         check_film(film.path)
@@ -84,16 +88,30 @@ def evaluate(
         model = open_model(chosen_model(path, best=best), permission, plays=True)
         if film is not None:
             check_camera(model)
+        contest = None if method is None else Contest(model, method)
         episodes = _without_repetition(model, episodes)
         result = _scored(model, episodes, max_episode_steps, quick, doing.append)
-        if as_json:
-            echo_json(result)
-        else:
-            show(table(model, result))
+        if contest is not None:
+            result["search"] = contest.run(_held_out(model, episodes), doing.append)
+        _show(model, result, as_json)
         if film is not None:
             doing.append(f"films {film.episodes} episodes")
             echo(_filmed(model, film), err=as_json)
     return 0
+
+
+def _show(model: Model, result: dict[str, Any], as_json: bool) -> None:
+    """Print the result."""
+    if as_json:
+        echo_json(result)
+    else:
+        show(table(model, result), *contest_tables(result))
+
+
+def _held_out(model: Model, episodes: int) -> list[int]:
+    """Return the seeds of the episodes."""
+    # The best parameters of many evaluations look better on the seeds that chose them.
+    return seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
 
 
 def _without_repetition(model: Model, episodes: int) -> int:
@@ -121,8 +139,7 @@ def _scored(
         quick: whether to leave out the environment's bounds and searches.
         tell: called with a few words about what goes on.
     """
-    # The best parameters of many evaluations look better on the seeds that chose them.
-    held_out = seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
+    held_out = _held_out(model, episodes)
     playing = partial(
         play,
         spec=model.spec,

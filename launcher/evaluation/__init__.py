@@ -1,0 +1,1 @@
+"""Evaluations of a policy, and its searches beside those without it."""
