@@ -254,7 +254,7 @@ class LearnerConfig:
     gradient_clip_norm: float = setting(10.0, "largest global gradient norm", above=0)
     huber_delta: float = setting(1.0, "error from which the loss is linear", above=0)
     rollout_weight: float = setting(
-        10.0,
+        100.0,
         "weight of the loss of rollouts, where an environment tells the returns of other actions",
         at_least=0,
     )

@@ -57,7 +57,7 @@ def test_the_preset_for_placement_is_what_its_figures_were_measured_with_but_for
     wanted = preset("placement")
     # Two samples an insert and a number of decay steps fitted the machine of these figures.
     paced = {
-        "replay": {"samples_per_insert": 0.75},
+        "replay": {"samples_per_insert": 2.0},
         "learner": {"learning_rate_decay_steps": "auto"},
     }
     measured = build(("measured", measured.to_map()), ("pace", paced))

@@ -167,7 +167,7 @@ def test_both_forms_of_the_environment_tell_the_same_rollouts():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"rollouts": 300}, "rollouts = 300; expected a whole number from 0 to 256"),
+        ({"rollouts": 300}, "rollouts = 300; expected auto or a whole number from 0 to 256"),
         ({"rollouts": 4, "overlap": True}, "rollouts need circles that do not overlap"),
     ],
 )

@@ -30,7 +30,7 @@ from actors.circle_placement import kernels, yardsticks
 from actors.circle_placement.baselines import baselines, heaviest
 from actors.circle_placement.drawing import draw_episode
 from actors.circle_placement.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
-from actors.circle_placement.trials import MOST_TRIALS, Trials
+from actors.circle_placement.trials import Trials, parse_rollouts
 from actors.circle_placement.problem import OwnMaps, Problem, parse_switch, parse_whole
 from pdqn import plain
 from pdqn.errors import UsageError
@@ -378,7 +378,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
                 cover is gone, and coverage is a share of what they leave.
             split_seed: decides which fifth of your own maps is held out for evaluation.
             rollouts: centres of the next circle, at most 256, for which infos hold what they and
-                exact greedy after them collect.
+                exact greedy after them collect; ``auto`` is 24, or 0 if circles may overlap.
 
         Raises:
             UsageError: a ``ValueError`` that names the setting, its value and what is accepted.
@@ -389,7 +389,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         self.action_space = spaces.Discrete(problem.map_size**2)
         self.observation_space = _observation_space(problem)
         self._suggests = parse_switch("suggest", suggest)
-        self._batch = EpisodeBatch(problem, 1, parse_rollouts(rollouts))
+        self._batch = EpisodeBatch(problem, 1, parse_rollouts(rollouts, overlap=problem.overlap))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -499,7 +499,7 @@ class CirclePlacementVectorEnv(
         self.single_observation_space = _observation_space(problem)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._suggests = parse_switch("suggest", suggest)
-        self._batch = EpisodeBatch(problem, self.num_envs, parse_rollouts(rollouts))
+        self._batch = EpisodeBatch(problem, self.num_envs, parse_rollouts(rollouts, overlap=problem.overlap))
         self._all = np.arange(self.num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
 
@@ -645,18 +645,6 @@ def _observation_space(problem: Problem) -> spaces.Space[Any]:
             "radius": spaces.Box(0, size, (1,), np.float32),
         }
     )
-
-
-def parse_rollouts(value: int | str) -> int:
-    """Return the number of rollouts.
-
-    Raises:
-        UsageError: it is not a whole number from 0 to ``MOST_TRIALS``.
-    """
-    count = parse_whole("rollouts", value, 0)
-    if count > MOST_TRIALS:
-        raise UsageError(f"rollouts = {count}; expected a whole number from 0 to {MOST_TRIALS}")
-    return count
 
 
 def _parse_whole(value: Any) -> int:

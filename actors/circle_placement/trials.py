@@ -18,18 +18,39 @@ from actors.circle_placement.beam import (
 )
 from actors.circle_placement.completion import loss_at
 from actors.circle_placement.kernels import TRIAL_STREAM, below, drawn, seeded
-from actors.circle_placement.problem import Problem
+from actors.circle_placement.problem import Problem, parse_whole
 from actors.circle_placement.tables import ABSENT, NEVER, Tables, tables_of, unpacked
 from pdqn.errors import UsageError
 from pdqn.jit import compiled
 
 MOST_TRIALS = 256
+_USUAL_TRIALS = 24  # about as long as a step of the network
 _LIST_LENGTH = 512
 _SPACING = 1 / 64  # distance of heavy centres from each other, as a share of the map's side
 # Of the trials; the others begin at random centres, so that no value is left to chance.
 _HEAVY = 2 / 3
 _STEPS = 1 << 20
 _MOST_DRAWS = 20  # for a random centre
+
+
+def parse_rollouts(value: int | str, *, overlap: bool) -> int:
+    """Return the number of trials of an observation.
+
+    Args:
+        value: a whole number, or ``auto``.
+        overlap: whether circles may overlap.
+
+    Raises:
+        UsageError: it is neither from 0 to ``MOST_TRIALS`` nor ``auto``.
+    """
+    if value == "auto":
+        return 0 if overlap else _USUAL_TRIALS
+    count = parse_whole("rollouts", value, 0)
+    if count > MOST_TRIALS:
+        raise UsageError(
+            f"rollouts = {count}; expected auto or a whole number from 0 to {MOST_TRIALS}"
+        )
+    return count
 
 
 class Trials:

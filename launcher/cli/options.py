@@ -275,6 +275,8 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
     layers = [(name, layer) for name, layer, _ in authored]
     if past is None and options["preset"] is None:
         layers = [*_suited_to(configuration.build(*layers).run.env), *layers]
+    if past is None and options["preset"] in (None, "placement"):
+        layers = [*_told_by(configuration.build(*layers).run.env), *layers]
     if past is not None:
         layers = past.layers(*layers)
         theirs = (past.configured, past.config.to_map())
@@ -292,6 +294,14 @@ def _suited_to(env: str) -> list[tuple[str, configuration.Layer]]:
     """Return the settings that an environment learns best with, if there is a preset for it."""
     name = PRESET_OF.get(env)
     return [] if name is None else [(f"preset {name}", _preset(name))]
+
+
+def _told_by(env: str) -> list[tuple[str, configuration.Layer]]:
+    """Return the settings by which circle placement tells its learner of other placements."""
+    if PRESET_OF.get(env) != "placement":
+        return []
+    told = {"run": {"env_args": {"rollouts": "auto"}}, "evaluation": {"env_args": {"rollouts": 0}}}
+    return [("preset placement", told)]
 
 
 def _preset(name: str) -> configuration.Layer:
