@@ -217,6 +217,7 @@ def test_the_summary_has_everything_that_others_rely_on(summary: dict[str, Any])
     assert summary["eval"]["episodes"] == 32
     assert 0 < summary["eval"]["return_mean"] < 1
     assert 0 < summary["eval"]["metrics"]["coverage"] < 1
+    assert " exact greedy" in summary["eval"]["reached"]
     assert summary["restarts"] == dict.fromkeys(
         ("actor", "replay", "learner", "evaluator", "forkserver"), 0
     )
