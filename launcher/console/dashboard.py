@@ -403,18 +403,15 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
 
     Below it are the difference from the nearest one, and what to expect.
     """
-    expected = [Text(snapshot.expectation, LABEL)] if snapshot.expectation else []
     if snapshot.evaluation is None:
-        return [Text("no evaluation yet", LABEL), *expected]
+        return [Text(note, LABEL) for note in ("no evaluation yet", snapshot.expectation) if note]
     name, score, error = evaluation_score(snapshot.evaluation)
     rows = {"policy": score, **snapshot.evaluation.baselines}
     ranking = sorted(rows.items(), key=lambda item: -item[1])
-    beside = ", ".join(filter(None, (
-        beside_nearest(snapshot.evaluation.nearest, "±"),
-        closed_text(score, snapshot.evaluation.baselines),
-    )))  # fmt: skip
-    room = max(0, limit - 1 - bool(beside) - len(expected))
-    others = [row for row in ranking if row[0] != "policy"][:room]
+    notes = _notes(snapshot, score, inner)
+    others = [row for row in ranking if row[0] != "policy"]
+    # Where there is no room for all, the bounds far above say least.
+    others = sorted(others, key=lambda row: abs(row[1] - score))[: max(0, limit - 1 - len(notes))]
     top = max(map(abs, rows.values())) or 1.0
     lines = []
     for label, value in [row for row in ranking if row[0] == "policy" or row in others]:
@@ -426,7 +423,21 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
         line.append(f"{number(value):>6}", FIGURE).append(f" {spread:<8}", LABEL)
         bar = _bar(max(0.0, value / top), max(0, inner - line.cell_len), "green" if mine else SPARK)
         lines.append(line + bar)
-    return [*lines, *([Text(beside, LABEL)] if beside else []), *expected]
+    return [*lines, *(Text(note, LABEL) for note in notes)]
+
+
+def _notes(snapshot: Snapshot, score: float, inner: int) -> list[str]:
+    """Phrase how far the policy is, and what to expect, in at most two lines.
+
+    In a narrow panel, the share of the gap takes the second line once there is nothing to expect.
+    """
+    assert snapshot.evaluation is not None
+    beside = beside_nearest(snapshot.evaluation.nearest, "±")
+    closed = closed_text(score, snapshot.evaluation.baselines)
+    together = ", ".join(filter(None, (beside, closed)))
+    if cell_len(together) <= inner:
+        return [note for note in (together, snapshot.expectation) if note]
+    return [note for note in (beside, snapshot.expectation or closed) if note]
 
 
 def _roles(snapshot: Snapshot, inner: int, limit: int) -> Lines:
