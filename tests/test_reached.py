@@ -114,3 +114,8 @@ def test_the_closing_lines_have_both_sentences():
 def test_a_mean_has_the_digits_that_its_error_leaves(mean: float, error: float, text: str):
     assert measured(mean, error) == text
     assert measured(mean, error, "+") == "+" + text
+
+
+def test_an_error_that_begins_with_one_has_two_digits_and_zero_has_no_minus():
+    assert measured(-0.000075, 0.00104, "+") == "-0.0001 ± 0.0010"
+    assert measured(-0.00001, 0.00104, "+") == "+0.0000 ± 0.0010"

@@ -65,8 +65,11 @@ def measured(mean: float, error: float, sign: str = "") -> str:
     """
     if error == 0.0:
         return ("+" if sign and mean > 0 else "") + number(mean)
-    digits = max(0, -math.floor(math.log10(error)))
-    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
+    exponent = math.floor(math.log10(error))
+    # An error that begins with 1 has two digits: 0.001 would be anything up to half as much more.
+    digits = max(0, -exponent + (error < 2 * 10.0**exponent))
+    rounded = round(mean, digits) + 0.0  # not -0.0
+    return f"{rounded:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
 def _where(evaluation: Evaluation, noun: str) -> str:
