@@ -307,7 +307,7 @@ def describe(
         "baselines": {name: float(values.mean()) for name, values in baselines.items()},
         "baseline_errors": {name: standard_error(values) for name, values in baselines.items()},
         "differences": {
-            name: _difference(compared[known], values[known]) for name, values in baselines.items()
+            name: difference(compared[known], values[known]) for name, values in baselines.items()
         },
     }
     if (name := spec.headline_metric) is not None and known.any():
@@ -320,17 +320,20 @@ def _mean_and_error(values: NDArray[np.float64]) -> list[float]:
     return [float(values.mean()), standard_error(values)]
 
 
-def _difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> list[float]:
-    """Return the mean and the standard error of differences that are paired by seed.
+def difference(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> list[float]:
+    """Compute the mean and the standard error of differences that are paired by seed.
 
-    A mean of rounding size is 0, as of a policy that plays like the baseline.
+    Args:
+        ours: float64[n], finite scores.
+        theirs: float64[n], finite scores on the same seeds.
+
+    Returns:
+        both; the mean is 0 where it is rounding.
     """
     magnitude = float(max(np.abs(ours).max(), np.abs(theirs).max()))
     mean = float((ours - theirs).mean())
-    return [
-        mean if abs(mean) > _ROUNDING * magnitude else 0.0,
-        standard_error(ours - theirs, magnitude),
-    ]
+    mean = mean if abs(mean) > _ROUNDING * magnitude else 0.0
+    return [mean, standard_error(ours - theirs, magnitude)]
 
 
 def _with_all_scores(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from actors.baselines import Baselines
 from actors.best import BestKeeper, not_kept
-from actors.evaluation import describe, dropped_text, play
+from actors.evaluation import describe, dropped_text, play, scored
 from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, first_line
@@ -77,25 +79,30 @@ class GreedyEvaluation:
             version: learner steps of the parameters.
         """
         try:
-            result = self._play()
+            played = self._play()
         except RunError as error:
             text = f"step {version} has no score: {first_line(error)}"
             self._telemetry.note("evaluation", text)
             self._failed(text, error)
             return True
-        if result is None:
+        if played is None:
             return False
+        result, scores = played
         if text := dropped_text(result):
             self._telemetry.note("evaluation", text)
-        self._keep_best(result, version)
-        best = self._best.score
-        result["best"] = best if math.isfinite(best) else None  # none could be kept so far
+        self._keep_best(result, scores, version)
+        best = self._best
+        result |= {"best": best.score, "best_version": best.version, "best_is_first": best.is_first}
         self._telemetry.count("evaluations")
         self._telemetry.evaluation({"parameter_version": version, **result})
         return True
 
-    def _play(self) -> dict[str, Any] | None:
-        """Play the policy and compare it with the baselines; None if given up."""
+    def _play(self) -> tuple[dict[str, Any], NDArray[np.float64]] | None:
+        """Play the policy and compare it with the baselines; None if given up.
+
+        Returns:
+            the result of ``describe``, and the score of each held-out episode.
+        """
         scores = play(
             lambda observation: greedy(self._network, observation),
             self._spec,
@@ -107,13 +114,16 @@ class GreedyEvaluation:
         )
         if scores is None or not self._baselines.wait():
             return None
-        return describe(scores, self._spec, self._baselines.scores)
+        described = describe(scores, self._spec, self._baselines.scores)
+        return described, scored(scores, self._spec)
 
-    def _keep_best(self, result: Mapping[str, Any], version: int) -> None:
+    def _keep_best(
+        self, result: Mapping[str, Any], scores: NDArray[np.float64], version: int
+    ) -> None:
         try:
             with self._saving:
                 self._may_keep()
-                is_kept = self._best.offer(result, self._network, version)
+                is_kept = self._best.offer(result, scores, self._network, version)
             if is_kept:
                 self._kept()
         except (OSError, RunError) as error:

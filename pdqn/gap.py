@@ -26,4 +26,5 @@ def closed_gap(score: float, baselines: Mapping[str, float]) -> float | None:
 def closed_text(score: float, baselines: Mapping[str, float]) -> str:
     """Phrase the share of the provable gap; empty if it is not known."""
     share = closed_gap(score, baselines)
-    return "" if share is None else f"{share:.0%} of the provable gap closed"
+    # Adding 0 to -0% makes it 0%.
+    return "" if share is None else f"{round(share, 2) + 0.0:.0%} of the provable gap closed"

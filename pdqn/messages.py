@@ -200,7 +200,9 @@ class Evaluation(Message):
         errors: standard error of each of ``metrics``.
         baselines: mean score of the environment's baselines on the same seeds.
         differences: the policy minus each baseline, paired by seed: (mean, standard error).
-        best: the best score of the run so far; None if none is known.
+        best: score of the parameters that are kept as the best; None if there are none.
+        best_version: learner steps of these parameters; None if they are not known.
+        best_is_first: no evaluation was above the run's first, whose parameters are kept.
         dropped: number of episodes without a score.
         length_mean: mean environment steps of an episode.
         baseline_errors: standard error of each of ``baselines``.
@@ -224,6 +226,8 @@ class Evaluation(Message):
     baseline_errors: dict[str, float] = field(default_factory=dict)
     cut: int = 0
     unscored: int = 0
+    best_version: int | None = None
+    best_is_first: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -233,6 +237,10 @@ class Evaluation(Message):
             check_finite(getattr(self, name), name)
         if self.best is not None:
             check_finite(self.best, "best")
+        if self.best_version is not None:
+            check_whole(self.best_version, "best_version")
+        if not isinstance(self.best_is_first, bool):
+            raise refusal(self.best_is_first, "best_is_first", "true or false")
         for name in ("metrics", "errors", "baselines", "baseline_errors"):
             check_numbers(getattr(self, name), name)
         check_names(self.differences, "differences")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pickle
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,8 +59,22 @@ def save_model(
     network: torch.nn.Module,
     version: int,
     score: float | None = None,
+    first_scores: Sequence[float] | None = None,
 ) -> None:
-    """Write a model file atomically; ``torch.load(path, weights_only=True)`` reads it."""
+    """Write a model file atomically; ``torch.load(path, weights_only=True)`` reads it.
+
+    Args:
+        path: the file.
+        config: the run's.
+        spec: spec of the environment.
+        network: network with the parameters.
+        version: learner steps of the parameters.
+        score: see ``Model``.
+        first_scores: see ``ModelFile``.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     content = {
         "format": FORMAT,
         "spec": spec.to_map(),
@@ -67,6 +82,7 @@ def save_model(
         "network": dataclasses.asdict(config.network),
         "parameter_version": version,
         "score": score,
+        "first_scores": None if first_scores is None else list(first_scores),
         "parameters": {name: t.cpu() for name, t in network.state_dict().items()},
     }
     write_atomically(path, content)
@@ -84,6 +100,8 @@ class ModelFile:
         parameters: tensors of the network, by name.
         parameter_version: learner steps of the parameters.
         score: score of the evaluation for which it was kept, if any.
+        first_scores: score of each held-out episode of a run's first evaluation, NaN where there is
+            none; None if the file is not of that evaluation.
         is_own: whether the file that was read is this user's own.
     """
 
@@ -94,6 +112,7 @@ class ModelFile:
     parameters: dict[str, torch.Tensor]
     parameter_version: int
     score: float | None
+    first_scores: tuple[float, ...] | None = None
     is_own: bool = False
 
     @property
@@ -179,6 +198,10 @@ def read_model(path: Path) -> ModelFile:
             parameters=content["parameters"],
             parameter_version=int(content["parameter_version"]),
             score=None if content["score"] is None else float(content["score"]),
+            # Earlier versions did not write them.
+            first_scores=None
+            if (first := content.get("first_scores")) is None
+            else (tuple(map(float, first))),
             is_own=own,
         )
     except UNREADABLE as error:

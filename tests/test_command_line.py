@@ -483,6 +483,7 @@ def test_check_shows_the_store_and_measures_what_it_is_to_compress(check: Callab
     (line,) = [line for line in stdout.splitlines() if line.startswith("replay: ")]
     assert " transitions, compressed, " in line
     assert " of 500 MB (measured " in line
+    assert "the policy starts level with exact greedy; expect it above after about " in stdout
 
 
 def test_check_as_json_is_nothing_but_json(

@@ -419,6 +419,36 @@ def test_evaluation_without_a_headline_metric_shows_the_return() -> None:
     assert "return          480 ±12" in text
 
 
+@pytest.mark.parametrize("changes", [{}, {"evaluation": None}], ids=["evaluated", "not yet"])
+def test_the_console_says_when_exact_greedy_is_passed(changes: dict[str, Any]) -> None:
+    view = snapshot(expectation="above exact greedy in ~12 min", **changes)
+    for width, height in ((80, 24), (200, 50)):
+        lines = lines_of(view, width, height)
+        assert len(lines) <= height
+        assert any("above exact greedy in ~12 min" in line for line in lines)
+    assert "  above exact greedy in ~12 min  " in progress_line(view)
+    again = Snapshot.from_map(view.to_map())
+    assert again.expectation == view.expectation
+    earlier = {name: value for name, value in view.to_map().items() if name != "expectation"}
+    assert Snapshot.from_map(earlier).expectation == ""
+
+
+def test_a_narrow_panel_has_the_nearest_baseline_and_the_share_of_the_gap() -> None:
+    baselines = {"random": 0.26, "exact greedy": 0.4172, "dual bound": 0.4256, "upper bound": 0.56}
+    evaluation = EvaluationView(
+        9156, 32, 0.4198, 0.001, {"coverage": 0.4198}, baselines, ("exact greedy", 0.0026, 0.0003)
+    )
+    text = "\n".join(lines_of(snapshot(evaluation=evaluation), 80, 24))
+    for words in ("exact greedy  0.417", "+0.0026 ±0.0003 beside exact", "31% of the provable gap"):
+        assert words in text
+    expected = snapshot(evaluation=evaluation, expectation="above exact greedy in ~2 min")
+    text = "\n".join(lines_of(expected, 80, 24))
+    assert "exact greedy  0.417" in text
+    assert "above exact greedy in ~2 min" in text
+    wide = "\n".join(lines_of(snapshot(evaluation=evaluation), 200, 50))
+    assert "upper bound" in wide
+
+
 def test_sparklines_rise_with_the_values() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([0, 0, 7, 7], 2) == "▁█"

@@ -217,6 +217,7 @@ def test_the_summary_has_everything_that_others_rely_on(summary: dict[str, Any])
     assert summary["eval"]["episodes"] == 32
     assert 0 < summary["eval"]["return_mean"] < 1
     assert 0 < summary["eval"]["metrics"]["coverage"] < 1
+    assert " exact greedy" in summary["eval"]["reached"]
     assert summary["restarts"] == dict.fromkeys(
         ("actor", "replay", "learner", "evaluator", "forkserver"), 0
     )
@@ -255,7 +256,11 @@ def test_the_json_console_speaks_json_only(finished: Command, summary: dict[str,
     assert {line["event"] for line in lines} == {"message", "progress", "summary"}
     assert [line["event"] for line in lines].index("progress") > 0
     sentences = [line["text"] for line in lines if line["event"] == "message"]
-    assert any(sentence.startswith("replay: 5,000 transitions, dense, ") for sentence in sentences)
+    for start in (
+        "replay: 5,000 transitions, dense, ",
+        "the policy starts level with exact greedy; ",
+    ):
+        assert any(sentence.startswith(start) for sentence in sentences)
     assert lines[-1]["summary"] == summary
     assert lines[-1]["error"] is None
     assert finished.stderr == ""

@@ -212,6 +212,22 @@ def test_a_policy_without_a_score_is_noted_once_and_a_later_one_is_evaluated(
     assert load_model(tmp_path / BEST_MODEL).parameter_version == 2
 
 
+def improves(mood: float) -> Callable[[Link], None]:
+    def better(link: Link) -> None:
+        Moody.mood, link.parameter_version = mood, (link.parameter_version or 0) + 1
+
+    return better
+
+
+def test_evaluations_say_whose_parameters_are_the_best_and_whether_these_are_the_first(
+    evaluated: Evaluated, tmp_path: Path
+):
+    _, evaluations = evaluated(3.0, improves(2.0), improves(5.0), improves(4.0), finishes)
+    told = [(e["best"], e["best_version"], e["best_is_first"]) for e in evaluations]
+    assert told == [(3.0, 1, True), (3.0, 1, True), (5.0, 3, False), (5.0, 3, False)]
+    assert load_model(tmp_path / BEST_MODEL).parameter_version == 3
+
+
 @BAD_MOODS
 def test_a_run_whose_last_policy_has_no_score_ends_all_the_same(
     evaluated: Evaluated, mood: Any, cause: str
@@ -413,7 +429,7 @@ def test_a_score_that_is_no_number_is_not_kept_and_opens_no_door_to_worse_ones(
     network, path = build_network(spec, config.network), tmp_path / BEST_MODEL
     keeper = BestKeeper(path, config, spec)
     kept = [
-        keeper.offer({"return_mean": mean}, network, version)
+        keeper.offer({"return_mean": mean}, np.full(3, mean), network, version)
         for version, mean in enumerate([score, 3.0, score, 2.0, 4.0])
     ]
     assert kept == [False, True, False, False, True]
@@ -425,8 +441,8 @@ def test_a_file_of_no_number_is_replaced_by_the_next_best(tmp_path: Path, score:
     network, path = build_network(spec, config.network), tmp_path / BEST_MODEL
     save_model(path, config, spec, network, 1, score)
     keeper = BestKeeper(path, config, spec)
-    assert keeper.score == -math.inf
-    assert keeper.offer({"return_mean": -5.0}, network, 2)
+    assert keeper.score is None
+    assert keeper.offer({"return_mean": -5.0}, np.full(3, -5.0), network, 2)
 
 
 # ---- what a run is refused to evaluate on ----

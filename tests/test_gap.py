@@ -28,6 +28,10 @@ def test_the_share_is_the_way_from_exact_greedy_to_the_bound(score, share):
     assert closed_text(score, in_words) == f"{share:.0%} of the provable gap closed"
 
 
+def test_a_little_below_exact_greedy_is_none_of_the_gap():
+    assert closed_text(0.3999, KNOWN) == "0% of the provable gap closed"
+
+
 @pytest.mark.parametrize("known", [{}, {"exact_greedy": 0.4}, KNOWN | {"dual_bound": 0.4}])
 def test_there_is_no_share_without_a_gap(known):
     assert closed_gap(0.4, known) is None

@@ -45,7 +45,7 @@ SPEC = EnvironmentSpec("test/Vector-v0", (FieldSpec("observation", (4,), "float3
 EVALUATION = Evaluation(
     7, 10, 1.5, 0.1, {"coverage": 0.5}, {"coverage": 0.01}, {"random": 0.2},
     {"random": (0.3, 0.02)}, best=0.5, dropped=1, length_mean=12.5,
-    baseline_errors={"random": 0.01},
+    baseline_errors={"random": 0.01}, best_version=0, best_is_first=True,
 )  # fmt: skip
 REPORT = Report(
     counters={"environment_steps": 800.0, "episodes": 2},
@@ -145,6 +145,7 @@ REFUSED: dict[type[Message], dict[str, list[Any]]] = {
         "return_mean": ["good", math.nan, None], "return_error": ["x", math.inf],
         "metrics": [[0.5], {"coverage": "x"}, {"other": 1.0}], "errors": [{}, None],
         "baselines": [[0.5], {"random": math.nan}], "best": [math.nan, "x"],
+        "best_version": [-1, 1.0], "best_is_first": [None, 1],
         "differences": [{"random": 1.0}, {"random": ["x", 1.0]}, {"random": [1.0]},
                         {"random": [1.0, math.nan]}, {"random": [1.0, 1.0, 1.0]}, [1]],
     },

@@ -445,7 +445,12 @@ def test_the_summary_adds_up():
     assert summary["samples_per_insert"] == 4.0
     assert summary["policy_lag_mean"] == 0.5
     assert summary["environment"] == {"return_mean": 3.0, "metrics": {"coverage": 0.5}}
-    assert Evaluation.from_map(summary["eval"]) == Evaluation.from_map(evaluation_of(5.0))
+    told = dict(summary["eval"])
+    assert (
+        told.pop("reached") == "the policy covers 0.15 ± 0.03 more than random on 4 held-out maps"
+    )
+    assert told.pop("best_model") == ""
+    assert Evaluation.from_map(told) == Evaluation.from_map(evaluation_of(5.0))
     assert summary["transitions"] == {
         "made": 194,
         "sent": 190,

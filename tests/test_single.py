@@ -188,6 +188,7 @@ def test_evaluations_come_by_learner_steps_where_they_are_to(
         for name in ("first", "second")
     ]
     assert versions[0] == versions[1]
+    assert versions[0][0] == 0, "the best parameters have to be better than the first ones"
     assert len(versions[0]) > 3
 
 
@@ -345,7 +346,7 @@ def test_an_interrupted_run_saves_everything_and_does_not_evaluate(tmp_path: Pat
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["exit_reason"] == "interrupted"
     assert summary["environment_steps"] == 804
-    assert summary["eval"] is None
+    assert summary["eval"]["parameter_version"] == 0 < summary["learner_steps"]
     assert load_model(tmp_path / "final_model.pth").parameter_version == summary["learner_steps"]
 
 
@@ -396,7 +397,9 @@ def with_evaluation(config: Config, **evaluation: Any) -> Config:
 def test_an_environment_that_always_fails_ends_the_run_after_a_last_save(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    config = config_of({**TRAP, "env_args": {"bad_seeds": []}})
+    config = with_evaluation(
+        config_of({**TRAP, "env_args": {"bad_seeds": []}}), env_args={"bad_seeds": [-1]}
+    )
     console = Listening()
     session = session_of(config, tmp_path, console)
     assert SingleRun(session).execute() == 1

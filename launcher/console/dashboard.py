@@ -18,8 +18,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
+from launcher.metrics.reached import beside_nearest, evaluation_score
 from launcher.metrics.roster import MemberGroup, MemberView, merged, states_of
-from launcher.metrics.snapshot import EvaluationView, Snapshot
+from launcher.metrics.snapshot import Snapshot
 from launcher.metrics.waiting import limiting_stage
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
 from pdqn.gap import closed_text
@@ -398,17 +399,19 @@ def _evaluation_note(snapshot: Snapshot) -> str:
 
 
 def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
-    """Draw the policy's score as a bar beside those of the baselines, highest first."""
+    """Draw the policy's score as a bar beside those of the baselines, highest first.
+
+    Below it are the difference from the nearest one, and what to expect.
+    """
     if snapshot.evaluation is None:
-        return [Text("no evaluation yet", LABEL)]
+        return [Text(note, LABEL) for note in ("no evaluation yet", snapshot.expectation) if note]
     name, score, error = evaluation_score(snapshot.evaluation)
     rows = {"policy": score, **snapshot.evaluation.baselines}
     ranking = sorted(rows.items(), key=lambda item: -item[1])
-    beside = ", ".join(filter(None, (
-        beside_nearest(snapshot.evaluation.nearest, "±"),
-        closed_text(score, snapshot.evaluation.baselines),
-    )))  # fmt: skip
-    others = [row for row in ranking if row[0] != "policy"][: limit - 1 - bool(beside)]
+    notes = _notes(snapshot, score, inner)
+    others = [row for row in ranking if row[0] != "policy"]
+    # Where there is no room for all, the bounds far above say least.
+    others = sorted(others, key=lambda row: abs(row[1] - score))[: max(0, limit - 1 - len(notes))]
     top = max(map(abs, rows.values())) or 1.0
     lines = []
     for label, value in [row for row in ranking if row[0] == "policy" or row in others]:
@@ -420,29 +423,21 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
         line.append(f"{number(value):>6}", FIGURE).append(f" {spread:<8}", LABEL)
         bar = _bar(max(0.0, value / top), max(0, inner - line.cell_len), "green" if mine else SPARK)
         lines.append(line + bar)
-    return [*lines, Text(beside, LABEL)] if beside else lines
+    return [*lines, *(Text(note, LABEL) for note in notes)]
 
 
-def evaluation_score(evaluation: EvaluationView) -> tuple[str, float, float | None]:
-    """Return name, value and, if known, standard error of the score to compare with baselines."""
-    if not evaluation.metrics:
-        return "return", evaluation.return_mean, evaluation.return_error
-    name, value = next(iter(evaluation.metrics.items()))
-    same = math.isclose(value, evaluation.return_mean, rel_tol=1e-4, abs_tol=1e-9)
-    return name, value, evaluation.return_error if same else None
+def _notes(snapshot: Snapshot, score: float, inner: int) -> list[str]:
+    """Phrase how far the policy is, and what to expect, in at most two lines.
 
-
-def beside_nearest(nearest: tuple[str, float, float] | None, sign: str) -> str:
-    """Phrase how far a policy is from the nearest baseline; empty without baselines.
-
-    Args:
-        nearest: the baseline's name, the mean difference and its standard error.
-        sign: sign before the standard error.
+    In a narrow panel, the share of the gap takes the second line once there is nothing to expect.
     """
-    if nearest is None:
-        return ""
-    name, mean, error = nearest
-    return f"{mean:+.2g} {sign}{uncertainty(error)} beside {name}"
+    assert snapshot.evaluation is not None
+    beside = beside_nearest(snapshot.evaluation.nearest, "±")
+    closed = closed_text(score, snapshot.evaluation.baselines)
+    together = ", ".join(filter(None, (beside, closed)))
+    if cell_len(together) <= inner:
+        return [note for note in (together, snapshot.expectation) if note]
+    return [note for note in (beside, snapshot.expectation or closed) if note]
 
 
 def _roles(snapshot: Snapshot, inner: int, limit: int) -> Lines:

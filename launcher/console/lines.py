@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from launcher.console.dashboard import STATE_STYLES, beside_nearest, evaluation_score
+from launcher.console.dashboard import STATE_STYLES
 from launcher.coordinator.places import unnumbered
+from launcher.metrics.reached import beside_nearest, evaluation_score
 from launcher.metrics.roster import MemberGroup, states_of
 from launcher.metrics.snapshot import Snapshot, nearest_of
 from launcher.numbers import duration, number, percent, plural, size, uncertainty
@@ -44,6 +45,7 @@ def _parts(snapshot: Snapshot) -> Iterator[str]:
     stored, held = snapshot.amount("replay/size"), size(snapshot.amount("replay/stored_bytes"))
     yield f"buffer {number(int(stored))} of {snapshot.text('replay/capacity')}, {held}"
     yield _evaluation_part(snapshot)
+    yield snapshot.expectation
     yield "; ".join(_members_part(role, states) for role, states in _states(snapshot).items())
     yield snapshot.bottleneck
     yield snapshot.replay_waits
@@ -145,6 +147,8 @@ def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[st
         ("rates", _rates(summary)),
         ("training", _scores(summary.get("environment"))),
         ("evaluation", _scores(summary.get("eval"))),
+        ("reached", _in_words(summary, "reached")),
+        ("best", _in_words(summary, "best_model")),
         ("transitions", _counts(_shown(summary.get("transitions") or {}))),
         ("restarts", _restarts(summary)),
         ("security", "NOT ENCRYPTED" if summary.get("insecure") else ""),
@@ -154,6 +158,12 @@ def summary_rows(summary: Mapping[str, Any], error: str | None) -> list[tuple[st
         ("error", error or ""),
     ]
     return [(title, text) for title, text in rows if text]
+
+
+def _in_words(summary: Mapping[str, Any], name: str) -> str:
+    """Return a sentence about the evaluation, in the signs of the lines around it."""
+    sentence: str = (summary.get("eval") or {}).get(name, "")
+    return sentence.replace("±", "+-")
 
 
 def _done(summary: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from launcher.metrics.bounds import LARGEST, LARGEST_REAL
 from launcher.metrics.counters import Counters, Gauges, MemberKey
 from launcher.metrics.episodes import RecentEpisodes
 from launcher.metrics.ledger import Ledger, state_of_sums
+from launcher.metrics.reached import best_kept, reached
 from launcher.metrics.snapshot import EvaluationView, nearest_of
 from pdqn import figures
 from pdqn.checks import MAX_NAME
@@ -350,10 +351,11 @@ def _ratio(measure: Callable[[str, str], float], figure: Figure) -> float | None
 
 
 def _summary_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as plain data, with the share of the provable gap if it is known."""
+    """Return an evaluation as plain data, with the share of the provable gap, and in words."""
     headline = next(iter(evaluation.metrics.values()), evaluation.return_mean)
     share = closed_gap(headline, evaluation.baselines)
-    return evaluation.to_map() | ({} if share is None else {"gap_closed": share})
+    words = {"reached": reached(evaluation), "best_model": best_kept(evaluation)}
+    return evaluation.to_map() | words | ({} if share is None else {"gap_closed": share})
 
 
 def _line_characters(evaluation: Evaluation) -> int:

@@ -111,6 +111,8 @@ class Snapshot:
         groups: all members, by role and host.
         history: recent values of the drawn figures by name, oldest first, for sparklines; None
             where a value was not finite.
+        expectation: when the policy can be expected above exact greedy, in words; empty once it
+            was, and where that is not known.
     """
 
     run_dir: str
@@ -134,10 +136,11 @@ class Snapshot:
     history: Mapping[str, tuple[float | None, ...]]
     insecure: bool = False
     groups: tuple[MemberGroup, ...] = ()
+    expectation: str = ""
 
     def __post_init__(self) -> None:
         """Group the members, where there are no more than are listed, and clean the texts."""
-        for name in (*_TEXTS, "headline", "first_error"):
+        for name in (*_TEXTS, "headline", "first_error", "expectation"):
             if (text := getattr(self, name)) is not None:
                 object.__setattr__(self, name, printable(text))
         if not self.groups:
@@ -201,6 +204,8 @@ class Snapshot:
                 for name, series in values["history"].items()
             },
             insecure=values["insecure"] is True,
+            # Runs of an earlier version, which ``watch`` shows as well, do not have it.
+            expectation=as_text(values.get("expectation", "")),
         )
 
 

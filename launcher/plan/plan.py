@@ -93,6 +93,7 @@ class Plan:
         parameter_bytes: size of the network's parameters.
         about: a sentence about the maps that the environment plays; empty without any.
         readings: how the network reads each field of an observation.
+        expectation: a sentence about what the policy reaches and when; empty where nobody knows.
     """
 
     mode: Mode
@@ -110,6 +111,7 @@ class Plan:
     parameter_bytes: int = 0
     about: str = ""
     readings: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    expectation: str = ""
 
     @property
     def memory_bytes(self) -> int:

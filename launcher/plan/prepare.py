@@ -11,6 +11,7 @@ from launcher.plan.disk import describe_journal
 from launcher.plan.inspector import Here, Inspector
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import Plan
+from launcher.prediction.expectation import at_start
 from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.networks.counting import parameter_bytes
@@ -65,7 +66,9 @@ def prepare(
     no = f"cannot be saved ({examined.unsaved}): --resume begins new episodes"
     yes = "can be saved: a stopped run in mode single resumes equal to the bit"
     state = no if examined.unsaved else yes
-    return spec, here, dataclasses.replace(plan, state=state, about=examined.about)
+    expected = "" if "learner" in elsewhere else at_start(plan.config, spec)
+    told = {"state": state, "about": examined.about, "expectation": expected}
+    return spec, here, dataclasses.replace(plan, **told)
 
 
 def _without_repetition(config: Config, examined: Examination) -> Config:

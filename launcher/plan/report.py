@@ -24,7 +24,7 @@ def report(machine: Machine, plan: Plan) -> RenderableType:
     """Lay out what ``pdqn check`` shows: the machine, the plan, its memory, and what is wrong."""
     parts: list[RenderableType] = [_machine_table(machine), "", _plan_table(plan), ""]
     parts += [_memory_table(machine, plan), "", plan.replay]
-    parts += [plan.journal] if plan.journal else []
+    parts += [text for text in (plan.journal, plan.expectation) if text]
     parts += [""]
     parts += [Text.assemble(("warning  ", "bold yellow"), text) for text in plan.warnings]
     if plan.advises_against:
@@ -51,6 +51,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "journal": plan.journal,
             "environment_state": plan.state,
             "maps": plan.about,
+            "expectation": plan.expectation,
             "readings": plan.readings,
             "memory_bytes": plan.memory_bytes,
             "open_files": plan.open_files,

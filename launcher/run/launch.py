@@ -75,7 +75,7 @@ def launch(
     # In mode single the environment is in this process, and has its standard streams.
     with streams.apart(log) if single else contextlib.nullcontext():
         view = make_console(console, streams.out())
-        _say_first(view, plan, _warnings_of_access(access, cluster))
+        _say_first(view, plan, _warnings_of_access(access, cluster), is_new=past is None)
         raise_open_file_limit(plan.open_files)
         if forkserver is not None:
             forkserver.share_limits()
@@ -99,12 +99,14 @@ def _check_mode(access: Access, forkserver: ForkServer | None, *, single: bool) 
         forkserver.close()
 
 
-def _say_first(view: Console, plan: Plan, warnings: Iterator[str]) -> None:
+def _say_first(view: Console, plan: Plan, warnings: Iterator[str], *, is_new: bool) -> None:
     for warning in (*plan.warnings, *warnings):
         view.message(f"warning: {warning}")
     if plan.about:
         view.message(plan.about)
     view.message(plan.replay)
+    if plan.expectation and is_new:
+        view.message(plan.expectation)
 
 
 def _run_alone(session: Session) -> int:

@@ -16,6 +16,7 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import Roster
 from launcher.metrics.snapshot import Seen, Snapshot
 from launcher.metrics.waiting import bottleneck, replay_waits
+from launcher.prediction.expectation import time_left
 from launcher.records.records import Records
 from launcher.records.sinks import make_sinks
 from launcher.results.saved import unevaluated
@@ -349,6 +350,9 @@ class Session:
             rejected=metrics.rejected(),
             first_error=self._first_error and self._first_error[:_MOST_CHARACTERS],
             history=metrics.history(),
+            expectation=time_left(self.config, self.spec, figures, metrics.evaluation)
+            if self.stage == "running"
+            else "",
         )
 
     def _trained_seconds(self) -> float:
