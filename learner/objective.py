@@ -168,7 +168,8 @@ class Objective:
         """Compute losses and priorities of a batch; under autocast for lower precision."""
         prepared = self._prepare(batch.observation)
         rollouts = self._rollouts(batch)
-        ours, tried = self._online.chosen(prepared, batch.action, None if rollouts is None else rollouts.actions)
+        others = None if rollouts is None else rollouts.actions
+        ours, tried = self._online.chosen(prepared, batch.action, others)
         with torch.no_grad():
             target = self._aim(batch, self._bonus(batch, prepared))
             error = (self._mean(target) - ours.mean).abs()

@@ -142,8 +142,8 @@ class Policy:
         """Make a batch of one from the environment's fields."""
         fields = self.model.spec.fields
         # Rollouts are of use to a learner only.
-        blank = self.model.spec.blank(1)
-        given = {name: blank[name][0] for name in UNSEEN - {ACTION_MASK} if name in blank} | dict(given)
+        told = [field for field in fields if field.name in UNSEEN - {ACTION_MASK}]
+        given = {field.name: field.blank(1)[0] for field in told} | dict(given)
         if missing := {field.name for field in fields} - given.keys():
             has, lacks = (", ".join(sorted(names)) for names in (given, missing))
             raise ValueError(f"the observation has {has}; {self.model.spec.id} needs {lacks}")

@@ -12,7 +12,7 @@ from launcher.prediction.expectation import about, at_start, steps_above_greedy,
 from pdqn.config import Config
 from pdqn.layers import build
 from pdqn.messages import Evaluation
-from pdqn.specs import EnvironmentSpec, FieldSpec
+from pdqn.specs import ROLLOUT_ACTIONS, EnvironmentSpec, FieldSpec
 
 FIELDS = (FieldSpec("map", (128, 128), "float32"), FieldSpec("radius", (1,), "float32"))
 SPEC = EnvironmentSpec("pdqn/CirclePlacement-v0", FIELDS, 128 * 128, circle_placement=True)
@@ -41,6 +41,10 @@ def test_the_learner_steps_are_those_that_were_measured():
     assert steps_above_greedy(config_of(run={"env_args": {"radii": "10..20"}}), SPEC) == 4500
     assert steps_above_greedy(config_of(run={"env_args": {"radii": [20, 17]}}), SPEC) == 2500
     assert steps_above_greedy(config_of(learner={"batch_size": 256}), SPEC) == 625
+    told = dataclasses.replace(SPEC, fields=(*FIELDS, FieldSpec(ROLLOUT_ACTIONS, (24,), "int32")))
+    assert steps_above_greedy(config_of(), told) == 750
+    assert steps_above_greedy(config_of(learner={"rollout_weight": 0}), told) == 2500
+    assert steps_above_greedy(config_of(run={"env_args": {"radii": "random"}}), told) == 4500
 
 
 @pytest.mark.parametrize(

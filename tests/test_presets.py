@@ -89,7 +89,18 @@ def test_what_a_person_says_wins_over_what_suits_the_environment(tmp_path: Path)
     assert configured("--config", str(file)).actor.n_step == 5
     assert configured("--set", "actor.n_step=4").actor.n_step == 4
     assert configured("--preset", "dqn").actor == preset("dqn").actor
-    assert configured("--env-arg", "map_size=64").run.env_args == {"map_size": 64}
+    told = configured("--env-arg", "map_size=64").run.env_args
+    assert told == {"map_size": 64, "rollouts": "auto"}
+    assert configured("--env-arg", "rollouts=0").run.env_args == {"rollouts": 0}
+
+
+def test_circle_placement_tells_of_other_placements_in_training_alone():
+    for arguments in ((), ("--preset", "placement")):
+        config = configured(*arguments)
+        assert config.run.env_args == {"rollouts": "auto"}
+        assert config.evaluation_env_args == {"rollouts": 0}
+    assert configured("--preset", "dqn").run.env_args == {}
+    assert configured("--preset", "placement", "--env", "CartPole-v1").run.env_args == {}
 
 
 def test_other_environments_have_the_defaults():

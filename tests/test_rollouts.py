@@ -116,7 +116,7 @@ def test_networks_do_not_see_rollouts():
 
 def test_a_policy_acts_without_rollouts():
     network = build_network(SPEC, NetworkConfig(kind="mlp", hidden=8, layers=1))
-    model = Model(network, SPEC, NetworkConfig(), 0)  # pyright: ignore[reportCallIssue]
+    model = Model(network, SPEC, {}, 0)
     assert 0 <= Policy(model).act(np.zeros(4, np.float32)) < 3
 
 
@@ -162,6 +162,13 @@ def test_both_forms_of_the_environment_tell_the_same_rollouts():
         actions = infos[ROLLOUT_ACTIONS][:, 1]
         *_, infos = batch.step(actions.astype(np.int64))
         *_, info = one.step(int(actions[1]))
+
+
+def test_auto_is_a_number_of_rollouts_unless_circles_may_overlap():
+    _, info = CirclePlacementEnv(map_size=32, rollouts="auto").reset(seed=1)
+    assert info[ROLLOUT_ACTIONS].shape == (24,)
+    _, info = CirclePlacementEnv(map_size=32, rollouts="auto", overlap=True).reset(seed=1)
+    assert ROLLOUT_ACTIONS not in info
 
 
 @pytest.mark.parametrize(

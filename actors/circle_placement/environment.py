@@ -30,8 +30,8 @@ from actors.circle_placement import kernels, yardsticks
 from actors.circle_placement.baselines import baselines, heaviest
 from actors.circle_placement.drawing import draw_episode
 from actors.circle_placement.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
-from actors.circle_placement.trials import Trials, parse_rollouts
 from actors.circle_placement.problem import OwnMaps, Problem, parse_switch, parse_whole
+from actors.circle_placement.trials import Trials, parse_rollouts
 from pdqn import plain
 from pdqn.errors import UsageError
 from pdqn.seeds import HELD_OUT_SEED
@@ -377,8 +377,8 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
             placed: row, column and radius of circles that are on your own maps already. What they
                 cover is gone, and coverage is a share of what they leave.
             split_seed: decides which fifth of your own maps is held out for evaluation.
-            rollouts: centres of the next circle, at most 256, for which infos hold what they and
-                exact greedy after them collect; ``auto`` is 24, or 0 if circles may overlap.
+            rollouts: number of centres, at most 256, for which infos hold what they and greedy
+                after them collect; ``auto`` is 24, or 0 if circles may overlap.
 
         Raises:
             UsageError: a ``ValueError`` that names the setting, its value and what is accepted.
@@ -499,7 +499,9 @@ class CirclePlacementVectorEnv(
         self.single_observation_space = _observation_space(problem)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._suggests = parse_switch("suggest", suggest)
-        self._batch = EpisodeBatch(problem, self.num_envs, parse_rollouts(rollouts, overlap=problem.overlap))
+        self._batch = EpisodeBatch(
+            problem, self.num_envs, parse_rollouts(rollouts, overlap=problem.overlap)
+        )
         self._all = np.arange(self.num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
 

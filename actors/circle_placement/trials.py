@@ -94,7 +94,8 @@ class Trials:
             greedy ones after them collect. Actions are -1 where there is no other centre to try.
         """
         tables, nodes = self._tables[b], self._nodes[b]
-        assert tables is not None and nodes is not None, "the episode has not been started"
+        assert tables is not None, "the episode has not been started"
+        assert nodes is not None
         placed = len(centres)
         nodes.rows[0], nodes.columns[0] = ABSENT, ABSENT
         nodes.rows[0, :placed], nodes.columns[0, :placed] = centres.T

@@ -32,8 +32,8 @@ from actors.environments.interface import (
 )
 from actors.environments.making import Makers, attribute, makers
 from actors.environments.masks import info_of_reset, tells_mask, with_mask_observed
-from actors.environments.rollouts import told_rollouts, with_rollouts_observed
 from actors.environments.naming import advice_for_unknown
+from actors.environments.rollouts import told_rollouts, with_rollouts_observed
 from actors.environments.states import StateError
 from actors.environments.vector import VectorEnvironment, native_batch
 from pdqn.errors import UsageError, first_line
