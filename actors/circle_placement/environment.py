@@ -368,12 +368,10 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
             suggest: whether infos hold exact greedy's choice.
             circles: number of circles that a range of radii draws, or a range such as ``5..8``.
             spacing: least number of cells between the rims of two circles.
-            maps: path of your own maps: a ``.npy``, ``.png``, ``.csv`` or ``.tif`` file, or a
-                folder of them.
+            maps: your own: a ``.npy``, ``.png``, ``.csv`` or ``.tif`` file, or a folder of them.
             forbidden: path of files like the maps; where they are not 0 is forbidden, and so is a
                 NaN of the maps.
-            keep_out: whether only the ``centre`` of a circle or its whole ``disc`` keeps out of
-                what is forbidden.
+            keep_out: whether the ``centre`` of a circle or its ``disc`` keeps out of these.
             placed: row, column and radius of circles that are on your own maps already. What they
                 cover is gone, and coverage is a share of what they leave.
             split_seed: decides which fifth of your own maps is held out for evaluation.
