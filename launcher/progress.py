@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from launcher import streams
 from launcher.numbers import duration
 from launcher.terminal import echo
 
@@ -16,11 +17,16 @@ _END_SECONDS = 1.0
 
 @contextmanager
 def progress(describe: Callable[[], str]) -> Iterator[None]:
-    """Say what goes on, and for how long, once the block has taken a few seconds.
+    """Say on a terminal what goes on, and for how long, once the block has taken a few seconds.
+
+    A file or a program that takes standard error gets errors only.
 
     Args:
         describe: function that returns what goes on, in a few words. Another thread calls it.
     """
+    if not _is_watched():
+        yield
+        return
     over, began = threading.Event(), time.monotonic()
 
     def tell() -> None:
@@ -36,3 +42,8 @@ def progress(describe: Callable[[], str]) -> Iterator[None]:
     finally:
         over.set()
         teller.join(_END_SECONDS)
+
+
+def _is_watched() -> bool:
+    """Return whether standard error is a terminal."""
+    return streams.err().isatty()

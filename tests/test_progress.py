@@ -19,9 +19,19 @@ def test_a_short_command_says_nothing(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == ""
 
 
+def test_what_no_one_watches_is_not_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reporting, "_FIRST_SECONDS", 0.0)
+    with progress(lambda: pytest.fail("a file takes standard error")):
+        pass
+    assert capsys.readouterr().err == ""
+
+
 def test_a_long_command_tells_from_time_to_time_what_it_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ):
+    monkeypatch.setattr(reporting, "_is_watched", lambda: True)
     monkeypatch.setattr(reporting, "_FIRST_SECONDS", 0.01)
     monkeypatch.setattr(reporting, "_PERIOD_SECONDS", 0.01)
     done, lines = 0, list[str]()
