@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from benchmarks.chaos import processes
+from launcher.plan import inspector
 
 # With a thread a core in each worker of pytest-xdist, these would spin while they wait for each
 # other. Torch looks at it when it is imported.
@@ -204,6 +205,12 @@ def no_process_is_left_behind() -> Iterator[None]:
     for process in left:
         process.kill()
     assert not left, f"the test left {left}"
+
+
+@pytest.fixture(autouse=True)
+def no_notice_of_slow_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh checkout compiles first, for seconds, and commands would say that they wait."""
+    monkeypatch.setattr(inspector, "_NOTICE_SECONDS", 60.0)
 
 
 @pytest.fixture
