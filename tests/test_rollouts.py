@@ -120,6 +120,22 @@ def test_a_policy_acts_without_rollouts():
     assert 0 <= Policy(model).act(np.zeros(4, np.float32)) < 3
 
 
+def test_an_environment_that_tells_rollouts_can_be_saved_and_goes_on():
+    arguments = {"map_size": 32, "rollouts": 4}
+    spec = describe_environment(PLACEMENT, arguments)
+    ours, theirs = (VectorEnvironment(spec, arguments, 2) for _ in range(2))
+    first = ours.reset([1, 2])
+    theirs.reset([3, 4])
+    second = ours.step(first[ROLLOUT_ACTIONS][:, 1].astype(np.int64)).observation
+    theirs.set_state(ours.get_state())
+    actions = second[ROLLOUT_ACTIONS][:, 2].astype(np.int64)
+    one, other = ours.step(actions).observation, theirs.step(actions).observation
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name])
+    ours.close()
+    theirs.close()
+
+
 # ---- of circle placement ----
 
 

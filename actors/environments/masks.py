@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv, VectorWrapper
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from actors.environments.interface import InterfaceError, is_number, reset_result, shown
+from actors.environments.observed import ObservedInfo, ObservedInfos, Told
 from pdqn.casting import as_mask
-from pdqn.specs import ACTION_MASK, PLAIN_FIELD
+from pdqn.specs import ACTION_MASK
 
 Environment = gymnasium.Env[Any, Any]
 
@@ -69,11 +70,19 @@ def _is_mask(told: Any, num_actions: int) -> bool:
 def with_mask_observed(env: Any) -> Any:
     """Wrap an environment or a batch to move the mask from its info into its observation.
 
-    An environment whose observation has a mask is returned unchanged.
+    An environment whose observation has a mask is returned unchanged. The mask of a batch's final
+    observation is in ``infos["final_info"]``.
     """
     if _observes_mask(env):
         return env
-    return MaskedBatch(env) if isinstance(env, VectorEnv) else MaskedObservation(env)
+    is_batch = isinstance(env, VectorEnv)
+    actions = env.single_action_space if is_batch else env.action_space
+    assert isinstance(actions, spaces.Discrete)
+    number = int(actions.n)
+    told = {ACTION_MASK: spaces.Box(0, 1, (number,), np.int8)}
+    if is_batch:
+        return ObservedInfos(env, told, _masks_of_batch, _masks_of_batch)
+    return ObservedInfo(env, told, partial(_mask_of_one, number=number))
 
 
 def _observes_mask(env: Environment | VectorEnv) -> bool:
@@ -81,88 +90,19 @@ def _observes_mask(env: Environment | VectorEnv) -> bool:
     return isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces
 
 
-class MaskedObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that puts ``info["action_mask"]`` into the observation, where actors look."""
-
-    def __init__(self, env: Environment) -> None:
-        super().__init__(env)
-        self.observation_space = _masked_space(env.observation_space, env.action_space)
-
-    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
-        observation, info = self.env.reset(**arguments)
-        return _with_mask(observation, self._mask(info)), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return _with_mask(observation, self._mask(info)), reward, terminated, truncated, info
-
-    def _mask(self, info: Mapping[str, Any]) -> NDArray[np.int8]:
-        mask = _told_mask(info)
-        space = self.observation_space
-        assert isinstance(space, spaces.Dict)
-        if mask.shape != space[ACTION_MASK].shape:
-            told, (number,) = shown(info[ACTION_MASK]), space[ACTION_MASK].shape or (0,)
-            raise InterfaceError(
-                f'info["{ACTION_MASK}"] is {told}; one value for each of the {number} actions is '
-                "needed at every step, as at the first reset"
-            )
-        return mask
+def _masks_of_batch(infos: Mapping[str, Any]) -> Told:
+    return {ACTION_MASK: _told_mask(infos)}
 
 
-class MaskedBatch(VectorWrapper):
-    """Wrapper for a batch, with ``infos["action_mask"]``, one row for each environment.
-
-    The mask of a final observation is in ``infos["final_info"]``.
-    """
-
-    def __init__(self, env: VectorEnv) -> None:
-        super().__init__(env)
-        space = _masked_space(env.single_observation_space, env.single_action_space)
-        self.single_observation_space = space
-        self.observation_space = batch_space(space, env.num_envs)
-
-    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode in every environment."""
-        observation, infos = self.env.reset(**arguments)
-        return _with_mask(observation, _told_mask(infos)), infos
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step all environments."""
-        observation, rewards, terminated, truncated, infos = self.env.step(actions)
-        cut = np.flatnonzero(truncated & ~terminated)
-        if len(cut):
-            masks = _told_mask(infos.get("final_info", {}))
-            final = np.full(self.num_envs, None, object)
-            for i in cut:
-                final[i] = _with_mask(infos["final_obs"][i], masks[i])
-            infos = {**infos, "final_obs": final}
-        return _with_mask(observation, _told_mask(infos)), rewards, terminated, truncated, infos
-
-
-def _masked_space(inner: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> spaces.Dict:
-    assert isinstance(actions, spaces.Discrete)
-    mask = spaces.Box(0, 1, (int(actions.n),), np.int8)
-    return spaces.Dict({**parts_of_space(inner), ACTION_MASK: mask})
-
-
-def parts_of_space(space: gymnasium.Space[Any]) -> dict[str, Any]:
-    """Split a space into parts by the names of their fields."""
-    return _parts(space, spaces.Dict, spaces.Tuple)
-
-
-def parts_of_observation(observation: Any) -> dict[str, Any]:
-    """Split an observation into parts by the names of their fields."""
-    return _parts(observation, Mapping, tuple)
-
-
-def _parts(whole: Any, mapping: type, sequence: type) -> dict[str, Any]:
-    if isinstance(whole, mapping):
-        return dict(whole.items())
-    if isinstance(whole, sequence):
-        return {str(index): part for index, part in enumerate(whole)}
-    return {PLAIN_FIELD: whole}
+def _mask_of_one(info: Mapping[str, Any], number: int) -> Told:
+    mask = _told_mask(info)
+    if mask.shape != (number,):
+        told = shown(info[ACTION_MASK])
+        raise InterfaceError(
+            f'info["{ACTION_MASK}"] is {told}; one value for each of the {number} actions is '
+            "needed at every step, as at the first reset"
+        )
+    return {ACTION_MASK: mask}
 
 
 def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
@@ -174,7 +114,3 @@ def _told_mask(info: Mapping[str, Any]) -> NDArray[np.int8]:
         known = next(len(row) for row in mask if row is not None)
         mask = np.array([np.zeros(known) if row is None else row for row in mask])
     return as_mask(mask).astype(np.int8)
-
-
-def _with_mask(observation: Any, mask: NDArray[np.int8]) -> dict[str, Any]:
-    return {**parts_of_observation(observation), ACTION_MASK: mask}

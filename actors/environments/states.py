@@ -24,7 +24,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from actors.environments.guest import EnvironmentQuitError, Guest
 from actors.environments.interface import CheckedEnvironment
-from actors.environments.masks import MaskedBatch, MaskedObservation
+from actors.environments.observed import ObservedInfo, ObservedInfos
 from pdqn import plain
 from pdqn.errors import type_and_first_line
 
@@ -35,7 +35,7 @@ _CLASSICS: dict[type, tuple[str, ...]] = {
 }
 # After a reset, their future depends on nothing but what they wrap.
 _STATELESS = (
-    CheckedEnvironment, MaskedObservation, MaskedBatch, OrderEnforcing, PassiveEnvChecker,
+    CheckedEnvironment, ObservedInfo, ObservedInfos, OrderEnforcing, PassiveEnvChecker,
 )  # fmt: skip
 
 
