@@ -17,7 +17,7 @@ from actors.circle_placement.bound import dual_bound
 from actors.circle_placement.completion import greedy
 from actors.circle_placement.problem import Problem
 from actors.circle_placement.search import solve
-from actors.circle_placement.tables import make_tables
+from actors.circle_placement.tables import tables_of
 from actors.evaluation import standard_error
 from pdqn.seeds import HELD_OUT_SEED
 
@@ -33,7 +33,7 @@ def measured(
     """
     instance = problem.instance(seed)
     began = time.thread_time()
-    tables = make_tables(instance.weights, instance.radii[: instance.num_circles])
+    tables = tables_of(problem, seed, instance)
     left = seconds - (time.thread_time() - began)
     found = solve(tables, seconds=max(left, 1e-4), clock=time.thread_time).coverage
     searched = time.thread_time()

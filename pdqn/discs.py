@@ -43,14 +43,24 @@ def disc_sums(maps: NDArray[np.floating], radii: ArrayLike) -> NDArray[np.float3
 
 
 @compiled
-def half_widths(radius):
-    """Return int64[2 * radius + 1]: for each row, the disc's extent from its middle column."""
+def disc_widths(squared_radius):
+    """Return int64[2 * r + 1], the extent of each row of cells within this distance.
+
+    Extents are from the middle column; r is the whole part of the distance.
+    """
+    radius = int(np.sqrt(squared_radius))
     widths = np.empty(2 * radius + 1, np.int64)
     for row in range(2 * radius + 1):
         offset = row - radius
         # Exact: square roots of perfect squares are, and all others are far from an integer.
-        widths[row] = int(np.sqrt(radius * radius - offset * offset))
+        widths[row] = int(np.sqrt(squared_radius - offset * offset))
     return widths
+
+
+@compiled
+def half_widths(radius):
+    """Return int64[2 * radius + 1]: for each row, the disc's extent from its middle column."""
+    return disc_widths(radius * radius)
 
 
 @compiled

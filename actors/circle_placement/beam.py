@@ -19,13 +19,11 @@ from actors.circle_placement.completion import (
     loss_at,
     state_of_block,
 )
+from actors.circle_placement.kernels import GOLDEN, mixed
 from actors.circle_placement.tables import ABSENT, NEVER, Tables, unpacked
 from pdqn.jit import compiled
 
 _CELLS_EACH = 16  # centres to choose from, for each one that is chosen
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Nodes(NamedTuple):
@@ -243,15 +241,7 @@ def value_children(tables, nodes, node, circle, chosen, coarse, children, first,
         children.parents[child], children.centres[child] = node, chosen[i]
         children.weights[child], children.completed[child] = weight, completed
         place = (np.uint64(kind) << np.uint64(32)) + np.uint64(x // coarse * 65536 + y // coarse)
-        children.hashes[child] = nodes.hashes[node] + _mixed(place + _GOLDEN)
-
-
-@compiled
-def _mixed(x):
-    """Apply the output function of splitmix64: every bit of x affects every bit of the result."""
-    x = (x ^ (x >> np.uint64(30))) * _MIX_1
-    x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
+        children.hashes[child] = nodes.hashes[node] + mixed(place + GOLDEN)
 
 
 @compiled

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.circle_placement.tables import NEVER, Tables, disc_widths, fill_disc_sums
+from actors.circle_placement.tables import NEVER, Tables, fill_disc_sums
+from pdqn.discs import disc_widths
 from pdqn.jit import compiled
 
 _ITERATIONS = 800

@@ -30,7 +30,14 @@ from actors.circle_placement import kernels, yardsticks
 from actors.circle_placement.baselines import baselines, heaviest
 from actors.circle_placement.drawing import draw_episode
 from actors.circle_placement.kernels import ALL_PLACED, GOING_ON, MAX_CIRCLES, NO_VALID_CENTRE
-from actors.circle_placement.problem import OwnMaps, Problem, parse_switch, parse_whole
+from actors.circle_placement.problem import (
+    Instance,
+    OwnMaps,
+    Problem,
+    parse_switch,
+    parse_whole,
+)
+from actors.circle_placement.tables import Tables, tables_of
 from actors.circle_placement.trials import Trials, parse_rollouts
 from pdqn import plain
 from pdqn.errors import UsageError
@@ -54,15 +61,16 @@ class EpisodeBatch:
         episodes: the arrays that the kernels work on.
     """
 
-    def __init__(self, problem: Problem, num_envs: int, rollouts: int = 0) -> None:
+    def __init__(self, problem: Problem, num_envs: int, rollouts: int | str = 0) -> None:
         """Allocate the episodes; each must be started before it can be advanced.
 
         Args:
             problem: the settings.
             num_envs: number of episodes.
-            rollouts: trials of each observation.
+            rollouts: the setting of that name.
         """
-        self._trials = Trials(problem, num_envs, rollouts) if rollouts else None
+        trials = parse_rollouts(rollouts, overlap=problem.overlap)
+        self._trials = Trials(problem, num_envs, trials) if trials else None
         maps_shape = (num_envs, problem.map_size, problem.map_size)
         self.problem, self._gap = problem, problem.gap
         self.map_seeds = np.zeros(num_envs, np.int64)
@@ -94,7 +102,7 @@ class EpisodeBatch:
         self.map_seeds[b] = map_seed
         self.ends[b] = GOING_ON
         if self._trials is not None:
-            self._trials.start(b, map_seed)
+            self._trials.start(b, self.tables(b))
 
     def place(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """Place the next circle of every episode.
@@ -166,6 +174,12 @@ class EpisodeBatch:
             radius = self.episodes.radii[b, self.episodes.placed[b]]
             actions[b] = heaviest(self.episodes.weights[b], masks[b], radius)
         return actions
+
+    def tables(self, b: int) -> Tables:
+        """Make the tables of episode b's map, on which nothing is placed yet."""
+        part = self.episodes
+        instance = Instance(part.weights[b], part.radii[b], int(part.counts[b]))
+        return tables_of(self.problem, int(self.map_seeds[b]), instance)
 
     def roll_out(self, chosen: NDArray[np.bool_]) -> Infos:
         """Try other centres in some episodes; return the infos of all, without their marks.
@@ -387,7 +401,7 @@ class CirclePlacementEnv(_CirclePlacement, gymnasium.Env[Observation, np.int64])
         self.action_space = spaces.Discrete(problem.map_size**2)
         self.observation_space = _observation_space(problem)
         self._suggests = parse_switch("suggest", suggest)
-        self._batch = EpisodeBatch(problem, 1, parse_rollouts(rollouts, overlap=problem.overlap))
+        self._batch = EpisodeBatch(problem, 1, rollouts)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -497,9 +511,7 @@ class CirclePlacementVectorEnv(
         self.single_observation_space = _observation_space(problem)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._suggests = parse_switch("suggest", suggest)
-        self._batch = EpisodeBatch(
-            problem, self.num_envs, parse_rollouts(rollouts, overlap=problem.overlap)
-        )
+        self._batch = EpisodeBatch(problem, self.num_envs, rollouts)
         self._all = np.arange(self.num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
 

@@ -27,7 +27,6 @@ from actors.circle_placement.beam import (
 from actors.circle_placement.completion import absent
 from actors.circle_placement.environment import EpisodeBatch, Observation
 from actors.circle_placement.kernels import GOING_ON
-from actors.circle_placement.problem import Instance
 from actors.circle_placement.search import (
     COARSE,
     LIST_LENGTH,
@@ -38,7 +37,7 @@ from actors.circle_placement.search import (
     solve,
     spacing_of,
 )
-from actors.circle_placement.tables import Tables, tables_of, unpacked
+from actors.circle_placement.tables import Tables, packed, unpacked
 from pdqn.errors import UsageError
 from pdqn.jit import compiled
 from pdqn.specs import ACTION_MASK
@@ -165,7 +164,7 @@ def place(batch: EpisodeBatch, method: Method, values: Values | None) -> Placeme
     """
     began = time.perf_counter()
     check_rules(batch)
-    tables = _tables_of_first(batch)
+    tables = batch.tables(0)
     if values is None:
         assert method.searches, "there is nothing to follow"
         if method.width:
@@ -174,7 +173,7 @@ def place(batch: EpisodeBatch, method: Method, values: Values | None) -> Placeme
     elif method.width:
         return _guided_beam(tables, batch, method, values)
     else:
-        start = _follow(batch, values if method.symmetries == 1 else of_symmetries(values))
+        start = follow(batch, values if method.symmetries == 1 else of_symmetries(values))
     if not method.seconds:
         assert start is not None, "there are values to follow"
         rows, columns = absent(tables), absent(tables)
@@ -196,7 +195,7 @@ def check_rules(batch: EpisodeBatch, setting: str = "search") -> None:
 
 def exact_greedy(batch: EpisodeBatch) -> Placement:
     """Place the circles of an episode that has just begun as exact greedy does."""
-    tables = _tables_of_first(batch)
+    tables = batch.tables(0)
     best = greedy_best(tables)
     return placement_of(tables, best.rows, best.columns)
 
@@ -231,15 +230,8 @@ def _turned_back(planes: NDArray[Any], symmetry: int) -> NDArray[Any]:
     return back[:, :, ::-1] if symmetry >= 4 else back
 
 
-def _tables_of_first(batch: EpisodeBatch) -> Tables:
-    """Make the tables of an episode's map, on which nothing is placed yet."""
-    weights, radii = batch.episodes.weights[0], batch.episodes.radii[0]
-    instance = Instance(weights, radii, int(batch.episodes.counts[0]))
-    return tables_of(batch.problem, int(batch.map_seeds[0]), instance)
-
-
-def _follow(batch: EpisodeBatch, values: Values) -> NDArray[np.int64]:
-    """Take the centre of the highest Q in every step; return int64[placed, 2]."""
+def follow(batch: EpisodeBatch, values: Values) -> NDArray[np.int64]:
+    """Follow the highest Q in an episode that has just begun; return centres, int64[placed, 2]."""
     batch, masks = _copies(batch, _FIRST), _masks_of_first(batch)
     while masks.any():
         _, masks = batch.place(values(batch.observe(_FIRST, masks)).argmax(axis=1))
@@ -342,7 +334,7 @@ def _add_best(values, width, spacing, chosen, found, wanted):
         action = np.argmax(values)
         if values[action] == -np.inf:
             break
-        chosen[found] = action // width * 65536 + action % width
+        chosen[found] = packed(action // width, action % width)
         found += 1
         first = 0 if i == 0 else found - 1
         for j in range(first, found):

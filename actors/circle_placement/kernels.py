@@ -33,7 +33,7 @@ _TELEPORT_BELOW = np.uint64(round(_TELEPORT_PROBABILITY * 2**26))
 _U24 = np.float32(2.0**-24)  # one step of a uniform float32 of 24 bits
 
 # numba turns a sum of uint64 and int64 into a float64, so all constants here are uint64.
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
@@ -55,7 +55,7 @@ class Episodes(NamedTuple):
 
 
 @compiled
-def _mixed(x):
+def mixed(x):
     """Apply the output function of splitmix64: every bit of x affects every bit of the result."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
@@ -65,8 +65,8 @@ def _mixed(x):
 @compiled
 def seeded(seed, stream):
     """Return the generator's state, two uint64, for one stream of a seed."""
-    x = _mixed(_mixed(np.uint64(seed) + _GOLDEN) + np.uint64(stream))
-    return _mixed(x + _GOLDEN), _mixed(x + _GOLDEN + _GOLDEN)
+    x = mixed(mixed(np.uint64(seed) + GOLDEN) + np.uint64(stream))
+    return mixed(x + GOLDEN), mixed(x + GOLDEN + GOLDEN)
 
 
 @compiled

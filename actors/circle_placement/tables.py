@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from actors.circle_placement.problem import Instance, Problem
+from pdqn.discs import disc_widths
 from pdqn.jit import compiled
 
 ABSENT = -(10**6)  # coordinate of a circle that is not placed, so far away that none overlaps it
@@ -142,20 +143,15 @@ def _side_of_blocks(map_side: int) -> int:
 
 
 @compiled
-def unpacked(centre):
-    """Return row and column of a packed centre."""
-    return np.int64(centre) >> _COLUMN_BITS, np.int64(centre) & _COLUMN
+def packed(x, y):
+    """Return a centre of this row and column as one number."""
+    return (x << _COLUMN_BITS) | y
 
 
 @compiled
-def disc_widths(squared_radius):
-    """Return int64[2 * r + 1], the half-width of each row of cells within this distance."""
-    radius = int(np.sqrt(squared_radius))
-    widths = np.empty(2 * radius + 1, np.int64)
-    for row in range(2 * radius + 1):
-        offset = row - radius
-        widths[row] = int(np.sqrt(squared_radius - offset * offset))
-    return widths
+def unpacked(centre):
+    """Return row and column of a packed centre."""
+    return np.int64(centre) >> _COLUMN_BITS, np.int64(centre) & _COLUMN
 
 
 @compiled
@@ -215,7 +211,7 @@ def _sort_blocks(sums, side, blocks, centres, values):
                 for j in range(y, min(width, y + side)):
                     top = max(top, sums[i, j])
             if top > NEVER:
-                found[count], tops[count] = (x << _COLUMN_BITS) | y, -top
+                found[count], tops[count] = packed(x, y), -top
                 count += 1
     ranks = np.argsort(tops[:count], kind="mergesort")
     for rank in range(count):
@@ -238,7 +234,7 @@ def _sort_block(sums, side, block, centres, values):
             while at > 0 and values[at - 1] < value:
                 values[at], centres[at] = values[at - 1], centres[at - 1]
                 at -= 1
-            values[at], centres[at] = value, (x << _COLUMN_BITS) | y
+            values[at], centres[at] = value, packed(x, y)
             count += 1
 
 

@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.circle_placement.beam import (
+    Best,
     Nodes,
     candidates,
-    complete_from_lists,
     fill_lists,
+    make_children,
     make_nodes,
+    value_children,
 )
 from actors.circle_placement.completion import loss_at
 from actors.circle_placement.kernels import TRIAL_STREAM, below, drawn, seeded
 from actors.circle_placement.problem import Problem, parse_whole
-from actors.circle_placement.tables import ABSENT, NEVER, Tables, tables_of, unpacked
+from actors.circle_placement.tables import ABSENT, NEVER, Tables, unpacked
 from pdqn.errors import UsageError
 from pdqn.jit import compiled
 
@@ -69,15 +71,15 @@ class Trials:
         if problem.overlap:
             raise UsageError("rollouts need circles that do not overlap; leave out overlap=true")
         self.count = count
-        self._problem = problem
         self._spacing = int((_SPACING * problem.map_size) ** 2)
-        self._tables: list[Tables | None] = [None] * num_envs
-        self._nodes: list[Nodes | None] = [None] * num_envs
+        self._episodes: list[tuple[Tables, Nodes] | None] = [None] * num_envs
+        self._children = make_children(count)
+        none = np.empty(0, np.int64)
+        self._best = Best(np.full(1, np.inf), none, none)  # nothing is better, or kept
 
-    def start(self, b: int, map_seed: int) -> None:
-        """Make the tables of episode b's map."""
-        tables = tables_of(self._problem, map_seed)
-        self._tables[b], self._nodes[b] = tables, make_nodes(tables, 1, _LIST_LENGTH)
+    def start(self, b: int, tables: Tables) -> None:
+        """Start episode b on the map of these tables."""
+        self._episodes[b] = tables, make_nodes(tables, 1, _LIST_LENGTH)
 
     def of(
         self, b: int, map_seed: int, centres: NDArray[np.int64]
@@ -93,32 +95,47 @@ class Trials:
             int32[count], actions, and float32[count], the shares of the map's weight that these and
             greedy ones after them collect. Actions are -1 where there is no other centre to try.
         """
-        tables, nodes = self._tables[b], self._nodes[b]
-        assert tables is not None, "the episode has not been started"
-        assert nodes is not None
-        placed = len(centres)
+        episode = self._episodes[b]
+        assert episode is not None, "the episode has not been started"
+        (tables, nodes), placed = episode, len(centres)
         nodes.rows[0], nodes.columns[0] = ABSENT, ABSENT
         nodes.rows[0, :placed], nodes.columns[0, :placed] = centres.T
         nodes.lengths[:], nodes.ends[:] = 0, 0
         actions = np.full(self.count, -1, np.int32)
         returns = np.zeros(self.count, np.float32)
-        _try_out(tables, nodes, placed, self._spacing, int(map_seed), _HEAVY, actions, returns)
+        heavy = max(1, int(_HEAVY * self.count))
+        tried = _try_out(
+            tables, nodes, placed, self._spacing, map_seed, heavy, actions, self._children,
+            self._best,
+        )  # fmt: skip
+        returns[:tried] = self._children.completed[:tried] / tables.total
         return actions, returns
 
 
 @compiled
-def _try_out(tables, nodes, circle, spacing, seed, heavy, actions, returns):
-    """Fill actions and returns, see ``Trials.of``; the first action is exact greedy's."""
+def _try_out(tables, nodes, circle, spacing, seed, heavy, actions, children, best):
+    """Value centres of a circle as children of the only node, greedy's first; return their number.
+
+    Args:
+        tables: ``Tables``.
+        nodes: ``Nodes``, with empty lists.
+        circle: the circle to place.
+        spacing: squared distance that heavy centres exceed.
+        seed: seed of the random centres.
+        heavy: number of heavy centres at most.
+        actions: int32[count], overwritten as far as there are children.
+        children: ``Children``, overwritten.
+        best: ``Best``.
+    """
     fill_lists(tables, nodes, 0, circle)
-    chosen = np.full(len(actions), -1, np.int64)
-    wanted = max(1, int(heavy * len(actions)))
-    count = candidates(tables, nodes, 0, circle, spacing, chosen[:wanted])
+    chosen = np.empty(len(actions), np.int64)
+    count = candidates(tables, nodes, 0, circle, spacing, chosen[:heavy])
     if count == 0:
-        return
+        return 0
     rows, columns, kind = nodes.rows[0], nodes.columns[0], tables.kinds[circle]
     s0, s1 = seeded(seed, TRIAL_STREAM + circle)
-    for _ in range(_MOST_DRAWS * len(actions)):
-        if count == len(actions):
+    for _ in range(_MOST_DRAWS * len(chosen)):
+        if count == len(chosen):
             break
         bits, s0, s1 = drawn(s0, s1)
         share = below(bits, _STEPS) / _STEPS
@@ -131,13 +148,8 @@ def _try_out(tables, nodes, circle, spacing, seed, heavy, actions, returns):
         if loss_at(tables, rows, columns, kind, x, y, 0, circle) >= 0.0:
             chosen[count] = tables.centres[kind, rank, i]
             count += 1
-    width = tables.weights.shape[1]
+    value_children(tables, nodes, 0, circle, chosen[:count], 1, children, 0, best)
     for i in range(count):
         x, y = unpacked(chosen[i])
-        loss = loss_at(tables, rows, columns, kind, x, y, 0, circle)
-        rows[circle], columns[circle] = x, y
-        added = complete_from_lists(tables, nodes, 0, circle, rows, columns, circle + 1)
-        rows[circle:] = ABSENT
-        columns[circle:] = ABSENT
-        actions[i] = x * width + y
-        returns[i] = (tables.sums[kind, x, y] - loss + added) / tables.total
+        actions[i] = x * tables.weights.shape[1] + y
+    return count

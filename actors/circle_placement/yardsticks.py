@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.circle_placement.bound import dual_bound
-from actors.circle_placement.problem import Problem
+from actors.circle_placement.problem import Instance, Problem
 from actors.circle_placement.search import solve
 from actors.circle_placement.tables import Tables, tables_of
 from pdqn import caches
@@ -74,11 +74,12 @@ def _searched(tables: Tables) -> float:
 
 def _of_map(problem: Problem, compute: Callable[[Tables], float], seed: int) -> float:
     """Compute a value of a map, or read it if it is kept."""
-    path = _kept_at(problem, int(seed), compute.__name__)
+    instance = problem.instance(int(seed))
+    path = _kept_at(problem, int(seed), instance, compute.__name__)
     with contextlib.suppress(OSError, ValueError):
         if path is not None and 0.0 <= (value := float(path.read_text("ascii"))) <= 1.0 + 1e-9:
             return value
-    value = compute(tables_of(problem, int(seed)))
+    value = compute(tables_of(problem, int(seed), instance))
     with contextlib.suppress(OSError):
         if path is not None:
             part = path.with_suffix(f".{os.getpid()}")
@@ -87,12 +88,12 @@ def _of_map(problem: Problem, compute: Callable[[Tables], float], seed: int) -> 
     return value
 
 
-def _kept_at(problem: Problem, seed: int, name: str) -> Path | None:
+def _kept_at(problem: Problem, seed: int, instance: Instance, name: str) -> Path | None:
     """Return the file of a map's value; None if no folder can be written."""
     folder = caches.own_cache()
     if folder is None or not caches.may_write(folder / "placement"):
         return None
-    instance, fits = problem.instance(seed), problem.fits_of(seed)
+    fits = problem.fits_of(seed)
     settings = (_VERSION, name, instance.weights.shape, fits.shape, problem.spacing)
     content = hashlib.sha256(repr(settings).encode())
     content.update(instance.weights.tobytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from actors.circle_placement.baselines import baselines
 from actors.circle_placement.bound import dual_bound
 from actors.circle_placement.drawing import draw_episode
 from actors.circle_placement.environment import EpisodeBatch
+from actors.circle_placement.guided import follow
 from actors.circle_placement.map_files import Georeference
 from actors.circle_placement.maps import FORBIDDEN, MapSet
 from actors.circle_placement.problem import OwnMaps, Problem
@@ -146,19 +148,14 @@ def _policy_centres(problem: Problem, path: Path) -> NDArray[np.int64]:
     # Searches without a policy need not wait for torch.
     from launcher.results.models import NO_PERMISSION, open_model
     from pdqn.networks.qmap import QMap
-    from pdqn.policy import greedy, model_path
+    from pdqn.policy import action_values, model_path
 
     model = open_model(model_path(path), NO_PERMISSION)
     if not isinstance(model.network, QMap):
         raise UsageError(f"--model {path}: expected a policy of circle placement with its network")
     batch = EpisodeBatch(problem, 1)
     batch.start(0, _SEED)
-    masks = np.empty((1, problem.map_size**2), np.int8)
-    batch.fill_mask(0, masks[0])
-    while masks.any():
-        observation = batch.observe(np.zeros(1, np.int64), masks)
-        _, masks = batch.place(greedy(model.network, observation))
-    return batch.episodes.centres[0, : batch.episodes.placed[0]]
+    return follow(batch, partial(action_values, model.network))
 
 
 def _solution(
