@@ -14,7 +14,7 @@ from pdqn.config import Config
 from pdqn.networks import QNetwork
 from pdqn.networks.array_network import Array, ArrayNetwork, Gradients, has_arrays
 from pdqn.networks.fused import FusedNetwork
-from pdqn.specs import ACTION_MASK
+from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
 # Share of a batch up to which only the rows that bootstrap are computed. Above it, all are:
 # products of one shape are prepared only once.
@@ -39,22 +39,28 @@ class Found(NamedTuple):
 
 
 def array_step_of(
-    config: Config, online: QNetwork, target: QNetwork, gradients: Gradients
+    config: Config,
+    spec: EnvironmentSpec,
+    online: QNetwork,
+    target: QNetwork,
+    gradients: Gradients,
 ) -> ArrayStep | None:
     """Make the steps without autograd for a configuration; None where it has to be used.
 
-    It is used in lower precision, in parts of batches, compiled, with a Munchausen bonus, and for
-    networks that have no arrays.
+    It is used in lower precision, in parts of batches, and compiled. A Munchausen bonus, the loss
+    of rollouts and networks that have no arrays need it, too.
 
     Args:
         config: the run's.
+        spec: spec of its environment.
         online: network that learns.
         target: network of the targets.
         gradients: an array for the gradient of each parameter of the online network.
     """
     learner = config.learner
     whole = (learner.micro_batch_size or learner.batch_size) >= learner.batch_size
-    plain = not (learner.compile or learner.munchausen) and learner.precision != "bfloat16"
+    adds = learner.munchausen or (spec.rollouts and learner.rollout_weight)
+    plain = not (learner.compile or adds) and learner.precision != "bfloat16"
     if plain and whole and has_arrays(online) and has_arrays(target):
         return ArrayStep(config, online, target, gradients)
     return None

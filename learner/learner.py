@@ -98,9 +98,7 @@ class Learner:
             return TorchAdam(parameters, epsilon), None, None
         flat_target = flatten(list(self.target.parameters()))
         optimizer = FlatAdam(parameters, epsilon)
-        arrays = None
-        if not (self._spec.rollouts and config.learner.rollout_weight):
-            arrays = array_step_of(config, self.online, self.target, optimizer.gradients)
+        arrays = array_step_of(config, self._spec, self.online, self.target, optimizer.gradients)
         return optimizer, arrays, flat_target
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
@@ -44,11 +45,9 @@ class Stager:
 
     def put(self, sample: Sample) -> None:
         """Begin to bring a sample to the device; its memory must stay until its step is done."""
-        if self._stream is None:
-            # Without a GPU, torch would look for one at every step.
-            self._staged.append((sample, self._to_device(sample)))
-            return
-        with torch.cuda.stream(self._stream):
+        # Without a GPU, torch would look for one at every step.
+        stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with stream:
             self._staged.append((sample, self._to_device(sample)))
 
     def take(self) -> tuple[Sample, TensorBatch]:

@@ -217,10 +217,8 @@ def whole_number(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r:.80} is not a whole number")
     digits, unit = match.groups()
-    if len(digits) > _MOST_DIGITS:
-        raise OverflowError(f"{text:.80}; expected a whole number from 1 to {LARGEST_INTEGER}")
     number = Decimal(digits) * _UNITS[unit.upper()]
-    if number > LARGEST_INTEGER:
+    if len(digits) > _MOST_DIGITS or number > LARGEST_INTEGER:
         raise OverflowError(f"{text:.80}; expected a whole number from 1 to {LARGEST_INTEGER}")
     if number != number.to_integral_value():
         raise ValueError(f"{text!r:.80} is not a whole number")

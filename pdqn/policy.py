@@ -19,7 +19,7 @@ from pdqn.networks import QNetwork
 from pdqn.networks.array_network import acting_arrays
 from pdqn.networks.qmap import QMap
 from pdqn.networks.qmap_acting import map_values
-from pdqn.specs import ACTION_MASK, PLAIN_FIELD, UNSEEN, FieldSpec, Observation
+from pdqn.specs import ACTION_MASK, PLAIN_FIELD, ROLLOUT_FIELDS, FieldSpec, Observation
 from pdqn.stacking import FrameStacker
 from pdqn.trust import EVERYTHING, IN_PYTHON, Trust
 
@@ -141,9 +141,8 @@ class Policy:
     def _frame(self, given: Mapping[str, Any]) -> Observation:
         """Make a batch of one from the environment's fields."""
         fields = self.model.spec.fields
-        # Rollouts are of use to a learner only.
-        told = [field for field in fields if field.name in UNSEEN - {ACTION_MASK}]
-        given = {field.name: field.blank(1)[0] for field in told} | dict(given)
+        told = {f.name: f.blank(1)[0] for f in fields if f.name in ROLLOUT_FIELDS}
+        given = {**told, **given}
         if missing := {field.name for field in fields} - given.keys():
             has, lacks = (", ".join(sorted(names)) for names in (given, missing))
             raise ValueError(f"the observation has {has}; {self.model.spec.id} needs {lacks}")

@@ -28,8 +28,9 @@ Observation = dict[str, NDArray[Any]]
 
 ACTION_MASK = "action_mask"
 ROLLOUT_ACTIONS, ROLLOUT_RETURNS = "rollout_actions", "rollout_returns"
+ROLLOUT_FIELDS = frozenset({ROLLOUT_ACTIONS, ROLLOUT_RETURNS})  # of use to a learner only
 # Fields that tell of actions; networks do not see them.
-UNSEEN = frozenset({ACTION_MASK, ROLLOUT_ACTIONS, ROLLOUT_RETURNS})
+UNSEEN = ROLLOUT_FIELDS | {ACTION_MASK}
 ATARI_NAMESPACE = "ALE/"
 PLAIN_FIELD = "observation"  # name of the field of an observation without parts
 ALLOWED_DTYPES = (
@@ -152,9 +153,9 @@ class EnvironmentSpec:
         return sum(f.shape[0] for f in self.fields if f.name == ROLLOUT_ACTIONS)
 
     @property
-    def seen_fields(self) -> tuple[FieldSpec, ...]:
-        """The fields without rollouts, which are of use to a learner only."""
-        return tuple(f for f in self.fields if f.name not in (ROLLOUT_ACTIONS, ROLLOUT_RETURNS))
+    def fields_to_act(self) -> tuple[FieldSpec, ...]:
+        """The fields without rollouts."""
+        return tuple(f for f in self.fields if f.name not in ROLLOUT_FIELDS)
 
     @cached_property
     def observation_bytes(self) -> int:

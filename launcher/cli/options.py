@@ -273,11 +273,10 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
     """
     authored = _layers_of(options)
     layers = [(name, layer) for name, layer, _ in authored]
-    if past is None and options["preset"] is None:
-        layers = [*_suited_to(configuration.build(*layers).run.env), *layers]
-    if past is None and options["preset"] in (None, "placement"):
-        layers = [*_told_by(configuration.build(*layers).run.env), *layers]
-    if past is not None:
+    if past is None:
+        env = configuration.build(*layers).run.env
+        layers = [*_suited_to(env, options["preset"]), *layers]
+    else:
         layers = past.layers(*layers)
         theirs = (past.configured, past.config.to_map())
         authored = [*((past.name, layer, past.is_own) for layer in theirs), *authored]
@@ -290,18 +289,20 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
     return config
 
 
-def _suited_to(env: str) -> list[tuple[str, configuration.Layer]]:
-    """Return the settings that an environment learns best with, if there is a preset for it."""
+def _suited_to(env: str, asked: str | None) -> list[tuple[str, configuration.Layer]]:
+    """Return the settings that an environment learns best with, if there is a preset for it.
+
+    Args:
+        env: the environment.
+        asked: the preset that a person names. If it is another one, nothing is added to it.
+    """
     name = PRESET_OF.get(env)
-    return [] if name is None else [(f"preset {name}", _preset(name))]
-
-
-def _told_by(env: str) -> list[tuple[str, configuration.Layer]]:
-    """Return the settings by which circle placement tells its learner of other placements."""
-    if PRESET_OF.get(env) != "placement":
+    if name is None or asked not in (None, name):
         return []
+    # Not in the preset's file: other environments may take the preset, and not this argument.
     told = {"run": {"env_args": {"rollouts": "auto"}}, "evaluation": {"env_args": {"rollouts": 0}}}
-    return [("preset placement", told)]
+    layers: list[tuple[str, configuration.Layer]] = [(f"preset {name}", told)]
+    return layers if asked else [*layers, (f"preset {name}", _preset(name))]
 
 
 def _preset(name: str) -> configuration.Layer:

@@ -410,7 +410,7 @@ def _evaluation(snapshot: Snapshot, inner: int, limit: int) -> Lines:
     ranking = sorted(rows.items(), key=lambda item: -item[1])
     notes = _notes(snapshot, score, inner)
     others = [row for row in ranking if row[0] != "policy"]
-    # Where there is no room for all, the bounds far above say least.
+    # Where there is no room for all, the bounds far above are left out.
     others = sorted(others, key=lambda row: abs(row[1] - score))[: max(0, limit - 1 - len(notes))]
     top = max(map(abs, rows.values())) or 1.0
     lines = []

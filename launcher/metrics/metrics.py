@@ -11,12 +11,11 @@ from launcher.metrics.bounds import LARGEST, LARGEST_REAL
 from launcher.metrics.counters import Counters, Gauges, MemberKey
 from launcher.metrics.episodes import RecentEpisodes
 from launcher.metrics.ledger import Ledger, state_of_sums
-from launcher.metrics.reached import best_kept, reached
+from launcher.metrics.reached import best_kept, gap_closed, reached
 from launcher.metrics.snapshot import EvaluationView, nearest_of
 from pdqn import figures
 from pdqn.checks import MAX_NAME
 from pdqn.figures import Figure
-from pdqn.gap import closed_gap
 from pdqn.messages import Evaluation, Report
 
 _HISTORY_POINTS = 240
@@ -220,8 +219,7 @@ class RunMetrics:
             line[f"eval/{name}_error"] = evaluation.errors[name]
         for name, value in evaluation.baselines.items():
             line[f"eval/baseline/{name}"] = value
-        headline = next(iter(evaluation.metrics.values()), evaluation.return_mean)
-        if (share := closed_gap(headline, evaluation.baselines)) is not None:
+        if (share := gap_closed(evaluation)) is not None:
             line["eval/gap_closed"] = share
         for name, (difference, error) in evaluation.differences.items():
             line[f"eval/difference/{name}"] = difference
@@ -352,8 +350,7 @@ def _ratio(measure: Callable[[str, str], float], figure: Figure) -> float | None
 
 def _summary_of(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as plain data, with the share of the provable gap, and in words."""
-    headline = next(iter(evaluation.metrics.values()), evaluation.return_mean)
-    share = closed_gap(headline, evaluation.baselines)
+    share = gap_closed(evaluation)
     words = {"reached": reached(evaluation), "best_model": best_kept(evaluation)}
     return evaluation.to_map() | words | ({} if share is None else {"gap_closed": share})
 

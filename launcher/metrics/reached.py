@@ -79,9 +79,14 @@ def _where(evaluation: Evaluation, noun: str) -> str:
     return f"on {count} held-out {noun}s"
 
 
-def _share(evaluation: Evaluation) -> str:
+def gap_closed(evaluation: Evaluation) -> float | None:
+    """Return the share of the provable gap that an evaluation's policy has closed, if known."""
     score = next(iter(evaluation.metrics.values()), evaluation.return_mean)
-    share = closed_gap(score, evaluation.baselines)
+    return closed_gap(score, evaluation.baselines)
+
+
+def _share(evaluation: Evaluation) -> str:
+    share = gap_closed(evaluation)
     return "" if share is None else f": {share:.0%} of the provable gap"
 
 

@@ -138,7 +138,7 @@ def _essentials(spec: EnvironmentSpec) -> dict[str, str]:
     fields = (
         f"{f.name} {f.dtype}"
         + (f" of {list(f.categories)} categories from {list(f.start)}" if f.categories else "")
-        for f in spec.seen_fields
+        for f in spec.fields_to_act
     )
     return {
         "first_action": f"the first action {spec.first_action}",
@@ -148,7 +148,7 @@ def _essentials(spec: EnvironmentSpec) -> dict[str, str]:
 
 
 def _sizes(spec: EnvironmentSpec) -> str:
-    shapes = ", ".join(f"{field.name} {list(field.shape)}" for field in spec.seen_fields)
+    shapes = ", ".join(f"{field.name} {list(field.shape)}" for field in spec.fields_to_act)
     return f"the shapes {shapes} and {spec.num_actions} actions"
 
 

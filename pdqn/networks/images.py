@@ -61,6 +61,11 @@ class Image:
         """The shorter side, in pixels."""
         return min(self.height, self.width)
 
+    @property
+    def is_large(self) -> bool:
+        """Return whether it has enough pixels for convolutions, and any channels."""
+        return self.side >= IMAGE_SIDE_MIN and self.inputs > 0
+
     def prepare(self, values: Tensor) -> Tensor:
         """Convert a field's values [batch, *stacked_shape] to float32[batch, inputs, H, W]."""
         frames = values if self.field.stack > 1 else values[:, None]
@@ -87,8 +92,7 @@ def as_image(field: FieldSpec, config: NetworkConfig = _AUTO) -> Image | None:
     # A person knows an image that has more channels or frames than pixels on a side.
     fits = is_told or image.channels <= image.side or _has_square(field, config)
     is_stack = is_told or image.frames == 1 or image.frames < image.side
-    large = image.side >= IMAGE_SIDE_MIN and image.inputs > 0
-    return image if large and fits and is_stack else None
+    return image if image.is_large and fits and is_stack else None
 
 
 def _may_be_image(field: FieldSpec, config: NetworkConfig) -> bool:
@@ -181,13 +185,7 @@ def _with_places(field: FieldSpec, places: int, config: NetworkConfig) -> Image 
         return None
     alone = _channels_last(field, config)
     read = (with_axes(field, last, config) for last in (alone, not alone))
-    fits = (
-        image
-        for image in read
-        if image.height * image.width == places
-        and image.side >= IMAGE_SIDE_MIN
-        and image.inputs > 0
-    )
+    fits = (image for image in read if image.height * image.width == places and image.is_large)
     return next(fits, None)
 
 

@@ -46,7 +46,7 @@ class QNetwork(nn.Module):
             actions: int64[batch].
             prepared: the result of ``prepare``.
         """
-        return self(*prepared).gather(1, actions[:, None])[:, 0]
+        return self.chosen_each(actions[:, None], *prepared)[:, 0]
 
     def chosen_each(self, actions: Tensor, *prepared: Tensor) -> Tensor:
         """Compute the expected returns of k actions in each row, float[batch, k].
