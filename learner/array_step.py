@@ -48,7 +48,7 @@ def array_step_of(
     """Make the steps without autograd for a configuration; None where it has to be used.
 
     It is used in lower precision, in parts of batches, and compiled. A Munchausen bonus, the loss
-    of rollouts and networks that have no arrays need it, too.
+    of rollouts and networks that have no arrays need it also.
 
     Args:
         config: the run's.
