@@ -151,9 +151,11 @@ def _moment(parts: Parts) -> dict[str, Any]:
     meaning = [
         parts.spec.to_map(),
         config.run.env_args,
-        [actor.envs_per_actor, actor.n_step, actor.discount, actor.segment_length],
+        [actor.envs_per_actor, actor.lookahead, actor.discount, actor.segment_length],
         actor.reward_clip,
     ]
+    if actor.returns == "lambda":
+        meaning.append(actor.trace_decay)
     text = json.dumps(meaning, sort_keys=True, default=str)
     settings = hashlib.sha256(text.encode()).hexdigest()
     return {

@@ -82,6 +82,7 @@ class PrioritizedBuffer:
             ``PriorityScale``.
         first_key: key of the first transition. A restarted replay continues above the keys that it
             gave out before, since updates for those may still arrive.
+        complete_returns: whether no transition bootstraps, so that samples need no second frame.
 
     Attributes:
         capacity: largest number of transitions held.
@@ -103,6 +104,7 @@ class PrioritizedBuffer:
         minimum_priority: float = 1e-6,
         priority_max: float = math.inf,
         first_key: int = 0,
+        complete_returns: bool = False,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"a buffer for {capacity} transitions")
@@ -117,6 +119,7 @@ class PrioritizedBuffer:
         self.store = store
         self._scale = PriorityScale(priority_exponent, minimum_priority, priority_max)
         self.rng = rng
+        self._complete = complete_returns
         self._rows = np.empty(capacity, TRANSITION)
         self._history = np.empty(store.frame_capacity if spec.frame_stack > 1 else 0, np.uint8)
         self._tree = SumTree(capacity)
@@ -242,13 +245,11 @@ class PrioritizedBuffer:
         out.discount[:] = rows["discount"]
         out.parameter_version[:] = rows["parameter_version"]
         out.sampling_priority[:] = self._tree.get(slots)
+        wanted = [*self._wanted(rows["observation_frame"], out.observation)]
+        if not self._complete or rows["discount"].any():
+            wanted += self._wanted(rows["bootstrap_frame"], out.bootstrap_observation)
         # In one call, since both frames of a transition are usually in the same block.
-        self.store.gather(
-            [
-                *self._wanted(rows["observation_frame"], out.observation),
-                *self._wanted(rows["bootstrap_frame"], out.bootstrap_observation),
-            ]
-        )
+        self.store.gather(wanted)
 
     def update_priorities(
         self,
@@ -529,4 +530,5 @@ def make_buffer(
         rng=seeds.generator(config.run.seed, "replay", shard, incarnation),
         # Updates for keys of another incarnation must not hit transitions of this one.
         first_key=incarnation << 40,
+        complete_returns=config.actor.returns == "lambda",
     )

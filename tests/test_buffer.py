@@ -719,3 +719,23 @@ def test_check_valid_sees_a_damaged_buffer():
     buffer._rows["priority"][2] += 1
     with pytest.raises(AssertionError, match="other priorities"):
         buffer.check_valid()
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_complete_returns_are_sampled_without_a_second_frame(kind: str):
+    batch = random_batch(6, [6])
+    batch.columns["discount"][:] = 0.0
+    layout = SampleLayout(SPEC, 4)
+    samples = []
+    for complete in (True, False):
+        buffer = buffer_of(100, kind=kind, complete_returns=complete)
+        insert(buffer, batch)
+        samples.append(layout.view(bytearray(layout.nbytes)))
+        buffer.sample_into(samples[-1])
+        buffer.close()
+    without, both = samples
+    np.testing.assert_array_equal(without.keys, both.keys)
+    for name in FIELDS:
+        np.testing.assert_array_equal(without.observation[name], both.observation[name])
+        assert not without.bootstrap_observation[name].any()
+    assert both.bootstrap_observation["map"].any()
