@@ -148,6 +148,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _moment(parts: Parts) -> dict[str, Any]:
     """Describe the moment to which a file belongs, and the settings of what it holds."""
     config, actor = parts.config, parts.config.actor
+    # Whenever that was done last: the journal does not say.
+    parts.replay.expire(parts.learner.learner_steps)
     meaning = [
         parts.spec.to_map(),
         config.run.env_args,

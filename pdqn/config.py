@@ -213,6 +213,12 @@ class ReplayConfig:
         "auto", "SampleBatches in memory shared with the learner where possible, or as messages"
     )
     min_size: int | None = setting(None, "transitions held before the first batch", at_least=1)
+    max_age: int = setting(
+        0,
+        "learner steps since the parameters that acted, beyond which a transition is not sampled; "
+        "0 sets no limit",
+        at_least=0,
+    )
     priority_exponent: float = setting(0.6, "0 samples uniformly", at_least=0, at_most=1)
     priority_max: float = setting(
         1000.0, "largest priority, as a multiple of the mean priority stored", at_least=1
