@@ -45,7 +45,8 @@ ULTRA_ENVS_PER_ACTOR = {"small": 32, "large": 16}
 # the repeated frames are less than the share.
 SEGMENT_LENGTH, REPEATED_SHARE = 16, 0.15
 # Lambda returns end with their segment (Gallici et al. 2025 use 32 steps for MinAtar and Atari).
-LAMBDA_SEGMENT_LENGTH = 32
+# Many environments complete them at once: a message for each would cost replay more than sampling.
+LAMBDA_SEGMENT_LENGTH, LAMBDA_BATCH_SHARE = 32, 1 / 8
 # Messages with more raw bytes than about this would not save anything on the wire.
 BATCH_BYTES = 256_000
 BATCH_TRANSITIONS_MIN, BATCH_TRANSITIONS_MAX = 16, 64
@@ -310,9 +311,7 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     draft.settle("actor", "envs_per_actor", envs)
     length = _segment_length(draft.config.actor, spec.frame_stack)
     draft.settle("actor", "segment_length", length)
-    fitting = BATCH_BYTES // max(1, spec.observation_bytes)
-    batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))
-    draft.settle("actor", "batch_transitions", batch)
+    draft.settle("actor", "batch_transitions", _batch_transitions(draft))
     _check_segment(draft)
     draft.settle("actor", "discount", _discount(spec))
     is_atari = spec.id.startswith(ATARI_NAMESPACE)
@@ -351,6 +350,17 @@ def frame_stack(spec: EnvironmentSpec) -> int:
 def _is_screen(field: FieldSpec) -> bool:
     sides = [side for side in field.shape if side > 1]
     return field.dtype == "uint8" and len(sides) == 2 and min(sides) >= SCREEN_SIDE_MIN
+
+
+def _batch_transitions(draft: _Draft) -> int:
+    """Choose the transitions that an actor gathers before it sends them."""
+    actor, most = draft.config.actor, BATCH_TRANSITIONS_MAX
+    if actor.returns == "lambda":
+        # All that the environments record in a segment's time is as old as one another.
+        together = resolved(actor.envs_per_actor) * resolved(actor.segment_length)
+        most = max(most, int(LAMBDA_BATCH_SHARE * together))
+    fitting = BATCH_BYTES // max(1, draft.spec.observation_bytes)
+    return min(most, max(BATCH_TRANSITIONS_MIN, fitting))
 
 
 def _segment_length(actor: ActorConfig, frame_stack: int) -> int:
