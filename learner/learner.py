@@ -135,7 +135,7 @@ class Learner:
         weights = importance_weights(sample.sampling_priority, self.importance_sampling_exponent)
         batch = TensorBatch(
             observation=self._observation(sample.observation),
-            bootstrap_observation=self._observation(sample.bootstrap_observation),
+            bootstrap_observation=self._bootstrap_observation(sample),
             action=_tensor(sample.action).long(),
             n_step_return=_tensor(sample.n_step_return),
             discount=_tensor(sample.discount),
@@ -317,6 +317,12 @@ class Learner:
         self.online.load_state_dict(parameters)
         self.target.load_state_dict(parameters)
         self.learner_steps = learner_steps
+
+    def _bootstrap_observation(self, sample: Sample) -> dict[str, Tensor]:
+        """Unpack what a Sample bootstraps from; nothing if all of its returns are complete."""
+        if not sample.discount.any():
+            return {}
+        return self._observation(sample.bootstrap_observation)
 
     def _observation(self, packed: Observation) -> dict[str, Tensor]:
         return {name: _tensor(a) for name, a in self._spec.unpack(packed).items()}

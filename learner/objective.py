@@ -42,7 +42,7 @@ class TensorBatch:
 
     Attributes:
         observation: fields [batch, ...].
-        bootstrap_observation: fields [batch, ...].
+        bootstrap_observation: fields [batch, ...]; none if no transition bootstraps.
         action: int64[batch].
         n_step_return: float32[batch].
         discount: float32[batch].
@@ -205,6 +205,8 @@ class Objective:
         returns = (batch.n_step_return + bonus)[:, None]
         if self._support is None:
             return returns + self._discounted(batch)
+        if not batch.bootstrap_observation:
+            return projected(returns, torch.ones_like(returns), self._support)
         values, chooser, mask = self._bootstrap(batch)
         probabilities = select(values.distribution, best_actions(chooser, mask)).softmax(dim=1)
         valid = batch.discount if mask is None else batch.discount * mask.any(dim=1)
@@ -216,6 +218,8 @@ class Objective:
         On the CPU, it computes only the rows that are bootstrapped from: a return that reaches the
         end of its episode is known.
         """
+        if not batch.bootstrap_observation:
+            return torch.zeros_like(batch.n_step_return)[:, None]
         if not self._selects or batch.discount.all():
             return batch.discount[:, None] * self._following(batch)
         rows = batch.discount.nonzero()[:, 0]

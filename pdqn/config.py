@@ -122,13 +122,24 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """Actor processes: exploration, n-step returns, and the sending of transitions."""
+    """Actor processes: exploration, returns, and the sending of transitions."""
 
     count: int | None = setting(None, "local actor processes", at_least=0, at_most=10_000)
     envs_per_actor: int | None = setting(
         None, "environments that an actor steps as one batch", at_least=1, at_most=4096
     )
-    n_step: int = setting(3, "rewards summed before bootstrapping", at_least=1, at_most=64)
+    returns: Literal["n_step", "lambda"] = setting(
+        "n_step",
+        "the learner bootstraps after n_step rewards, or actors mix the returns of all lengths up "
+        "to a segment's end, by their own values",
+    )
+    n_step: int = setting(3, "rewards summed before bootstrapping (n_step)", at_least=1, at_most=64)
+    trace_decay: float = setting(
+        0.65,
+        "lambda: 0 bootstraps after one step, 1 at the end of the segment (lambda)",
+        at_least=0,
+        at_most=1,
+    )
     discount: float | None = setting(None, "gamma", at_least=0, at_most=1)
     epsilon_base: float = setting(
         0.4, "epsilon ladder: base^(1 + alpha i/(n-1))", at_least=0, at_most=1
@@ -174,6 +185,11 @@ class ActorConfig:
         None, "bytes of those batches; a larger batch goes alone", at_least=1
     )
 
+    @property
+    def lookahead(self) -> int:
+        """Steps after a transition's own that are recorded before its segment can be cut."""
+        return 1 if self.returns == "lambda" else self.n_step
+
 
 @dataclass(frozen=True)
 class ReplayConfig:
@@ -197,6 +213,12 @@ class ReplayConfig:
         "auto", "SampleBatches in memory shared with the learner where possible, or as messages"
     )
     min_size: int | None = setting(None, "transitions held before the first batch", at_least=1)
+    max_age: int = setting(
+        0,
+        "learner steps since the parameters that acted, beyond which a transition is not sampled; "
+        "0 sets no limit",
+        at_least=0,
+    )
     priority_exponent: float = setting(0.6, "0 samples uniformly", at_least=0, at_most=1)
     priority_max: float = setting(
         1000.0, "largest priority, as a multiple of the mean priority stored", at_least=1

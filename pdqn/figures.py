@@ -133,6 +133,8 @@ FIGURES = (
            "new priorities of transitions that were overwritten meanwhile"),
     Figure("replay/priorities_clipped", "replay", "total", "priorities_clipped", "priorities",
            "priorities, of new transitions and of updates, lowered to replay.priority_max"),
+    Figure("replay/transitions_expired", "replay", "total", "transitions_expired", "transitions",
+           "stored transitions that became older than replay.max_age"),
     Figure("replay/requests_dropped", "replay", "total", "requests_dropped", "messages",
            "requests of the learner beyond the number that may wait"),
     Figure("replay/answers_undeliverable", "replay", "total", "answers_undeliverable", "messages",

@@ -358,6 +358,10 @@ def test_a_restored_noisy_learner_goes_on_exactly_as_the_first_one():
             {"learner": {"munchausen": True}, "network": {"distribution": "categorical"}},
             "munchausen = true with",
         ),
+        (
+            {"learner": {"munchausen": True}, "actor": {"returns": "lambda"}},
+            "munchausen = true with actor.returns = lambda",
+        ),
         ({"learner": {"micro_batch_size": 65}}, "micro_batch_size = 65, but learner.batch_size"),
         (
             {"network": {"noisy": True}, "actor": {"exploration": "boltzmann"}},
@@ -431,3 +435,30 @@ def test_a_compiled_learner_takes_the_steps_of_a_plain_one(
         for seed in range(2):
             one, other = learn(plain, sample_of(seed)), learn(compiled, sample_of(seed))
             np.testing.assert_allclose(one.priorities, other.priorities, atol=tolerance)
+
+
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("settings", [{}, {"double": False}, {"micro_batch_size": 4}])
+def test_complete_returns_are_learned_without_target_and_next_observations(
+    monkeypatch: pytest.MonkeyPatch, distribution: str, settings: dict[str, Any]
+):
+    config = config_of(settings, distribution=distribution, atoms=11)
+    sample = sample_of()
+    sample.discount[:] = 0.0
+    looking = Learner(config, SPEC)
+    monkeypatch.setattr(
+        looking, "_bootstrap_observation", lambda s: looking._observation(s.bootstrap_observation)
+    )
+    expected = learn(looking, sample)
+    # Any pass over these would make the loss NaN.
+    sample.bootstrap_observation["observation"][:] = np.nan
+    learner = Learner(config, SPEC)
+    with torch.no_grad():
+        for parameter in learner.target.parameters():
+            parameter.fill_(torch.nan)
+    found = learn(learner, sample)
+    assert not found.skipped
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    np.testing.assert_allclose(found.priorities, expected.priorities, rtol=1e-5)
+    for name, values in parameters(looking).items():
+        torch.testing.assert_close(parameters(learner)[name], values)

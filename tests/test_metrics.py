@@ -426,6 +426,7 @@ def test_the_summary_adds_up():
         transitions_refused=2,
         spans=[(0, 0, 0, 150, 1), (0, 0, 158, 190, 1)],
         priorities_clipped=3,
+        transitions_expired=7,
         samples=720,
         policy_lag_sum=90,
         bytes_received=9000,
@@ -465,6 +466,7 @@ def test_the_summary_adds_up():
         "unsent": 4,
     }
     assert summary["priorities_clipped"] == 3
+    assert summary["transitions_expired"] == 7
     assert summary["bytes_per_transition"] == {"wire": 50.0, "stored": 100.0}
 
 

@@ -2,7 +2,7 @@
 
 There is one autoreset mode, ``SAME_STEP``. The observation after a finished episode is the first of
 the next one, and the final observation is kept separately. Environments with a native batch in this
-mode use it. gymnasium's SyncVectorEnv steps all others one after another, each with its own guard.
+mode use it. All others are stepped one after another, each with its own guard.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from actors.environments.beside import made_beside
@@ -37,6 +37,7 @@ from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
 from actors.environments.rollouts import with_rollouts_observed
+from actors.environments.serial import SerialBatch
 from actors.environments.states import at_states, set_state, state_of
 from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
@@ -137,7 +138,13 @@ class VectorEnvironment:
         self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
         self._backoff = Backoff(pause)
-        self._checked = [f for f in spec.fields if f.categories or f.binary]
+        # What is a bool is 0 or 1; a mask must also admit an action.
+        self._checked = [
+            field
+            for field in spec.fields
+            if field.categories
+            or (field.binary and (field.dtype != "bool" or field.name == ACTION_MASK))
+        ]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
         self._finite = FiniteCheck(spec, largest_reward)
@@ -349,9 +356,7 @@ class VectorEnvironment:
             self._env = native
             return
         self._guarded = made_beside(self.spec.id, self._guard, self.num_envs)
-        self._env = SyncVectorEnv(
-            [partial(_given, env) for env in self._guarded], autoreset_mode=AutoresetMode.SAME_STEP
-        )
+        self._env = SerialBatch(self._guarded)
 
     def _guard(self) -> GuardedEnvironment:
         """Make a guarded environment for stepping one after another."""
@@ -518,7 +523,3 @@ def _fitting(values: Any, field: FieldSpec, count: int) -> NDArray[Any]:
         return as_array(values, field.dtype, shape)
     except ValueError as error:
         raise ValueError(f"the {field.name} is outside of its space: {error}") from error
-
-
-def _given(env: GuardedEnvironment) -> GuardedEnvironment:
-    return env

@@ -323,6 +323,7 @@ class RunMetrics:
             "environment_failures": self.value("actor/environment_failures"),
             "steps_not_finite": self.counters.starting_with("actor", "not_finite/"),
             "priorities_clipped": self.value("replay/priorities_clipped"),
+            "transitions_expired": self.value("replay/transitions_expired"),
             "transitions": {
                 **self.ledger.balance()._asdict(),
                 "duplicate": int(self.total("replay", "transitions_duplicate")),

@@ -164,6 +164,11 @@ def check_combinations(config: Config) -> None:
             "learner.munchausen = true with network.distribution = categorical: the entropy moves "
             "every action's atoms by a different amount; use quantile or none"
         )
+    if learner.munchausen and config.actor.returns == "lambda":
+        raise UsageError(
+            "learner.munchausen = true with actor.returns = lambda: actors make these returns "
+            "without its bonus; use actor.returns = n_step, or leave munchausen out"
+        )
     micro = learner.micro_batch_size
     if micro is not None and micro > learner.batch_size:
         raise UsageError(
