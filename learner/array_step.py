@@ -76,6 +76,8 @@ class ArrayStep:
         self._prepare = online.prepare
         self._online = ArrayNetwork(online, gradients)
         self._target = ArrayNetwork(target)
+        # Only a whole target has features of its own, for which it sees the observations itself.
+        self._shares_features = config.learner.target != "network"
 
     @torch.inference_mode()
     def differentiate(self, batch: TensorBatch) -> Found:
@@ -107,20 +109,33 @@ class ArrayStep:
         selects = len(rows) <= _MOST_SELECTED * count
         if selects:
             there = [part[rows] for part in there]
-        values = self._target.forward(*there)
-        ours, chooser = self._online, values
-        if self._config.double:
-            both = [np.concatenate(pair) for pair in zip(here, there, strict=True)]
-            found = ours.forward(*both)
-            chooser = found[count:]
-        else:
-            found = ours.forward(*here)
+        found, chooser, values = self._found(here, there)
         mask = batch.bootstrap_observation.get(ACTION_MASK)
         given = _NO_MASK if mask is None else mask.numpy()
         if not selects:
             chooser, values = chooser[rows], values[rows]
         kernels.add_bootstrapped(targets, discount, rows, chooser, values, given)
         return found[:count]
+
+    def _found(self, here: list[Array], there: list[Array]) -> tuple[Array, Array, Array]:
+        """Compute values of two batches of observations.
+
+        Returns:
+            The online network's values, those of ``here`` first; the values of ``there`` that
+            choose its actions, and those that value them.
+        """
+        learner, online = self._config, self._online
+        values = None if self._shares_features else self._target.forward(*there)
+        if values is not None and not learner.double:
+            return online.forward(*here), values, values
+        both = [np.concatenate(pair) for pair in zip(here, there, strict=True)]
+        found = online.forward(*both)
+        chooser = found[len(here[0]) :]
+        if learner.target == "none":
+            return found, chooser, chooser
+        if values is None:
+            values = self._target.last_layer_of(online, len(here[0]))
+        return found, chooser if learner.double else values, values
 
     def _inputs(self, observation: dict[str, Tensor]) -> list[Array]:
         return [part.numpy() for part in self._prepare(observation)]

@@ -45,6 +45,14 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "narrow loss": {"huber_delta": 0.01},
     "tight clip": {"gradient_clip_norm": 1e-3},
     "other epsilon": {"adam_epsilon": 0.1},
+    "no target": {"target": "none"},
+    "last layer": {"target": "last_layer"},
+    "last layer, soft, not double": {
+        "target": "last_layer",
+        "target_update": "soft",
+        "target_update_rate": 0.1,
+        "double": False,
+    },
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -136,6 +144,9 @@ def step(learner: Learner, sample: Sample) -> Any:
         *itertools.product(["masked"], NETWORKS, LEARNERS),
         *itertools.product(["vector", "board", "everything"], ["plain", "layer norm"], ["double"]),
         ("everything", "no hidden layer", "not double"),
+        ("everything", "plain", "last layer"),
+        ("board", "no hidden layer", "last layer"),
+        ("everything", "layer norm", "no target"),
     ],
 )
 def test_twelve_steps_are_those_of_torch(with_torch: Any, spec: str, network: str, settings: str):
@@ -217,7 +228,10 @@ def test_a_state_that_was_taken_does_not_change_with_later_steps_once_it_is_copi
         ({}, {"noisy": True}),
         ({}, {"distribution": "quantile"}),
         ({}, {"distribution": "categorical"}),
+        ({}, {"distribution": "hl_gauss"}),
         ({}, {"kind": "impala"}),
+        ({"target": "none"}, {"kind": "impala_spectral"}),
+        ({"target": "last_layer"}, {"kind": "hadamax_small"}),
     ],
 )
 def test_torch_takes_the_steps_that_are_not_for_arrays(

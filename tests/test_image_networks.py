@@ -85,6 +85,7 @@ class TestChoice:
         [
             ((SPEED,), "conv", r"kind = conv needs an image of at least 8 x 8; .*speed \[2\]"),
             ((GRID,), "nature", r"kind = nature needs an image of at least 36 x 36"),
+            ((GRID,), "hadamax", r"kind = hadamax needs an image of at least 36 x 36"),
         ],
     )
     def test_a_kind_that_does_not_fit_is_refused(self, fields: Any, kind: str, words: str):
@@ -294,8 +295,11 @@ class TestImages:
         convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
         assert len(convolutions) == 15
 
-    @pytest.mark.parametrize("kind", ["conv", "nature", "impala", "mlp"])
-    @pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+    @pytest.mark.parametrize(
+        "kind",
+        ["conv", "nature", "impala", "mlp", "impala_spectral", "hadamax", "hadamax_small"],
+    )
+    @pytest.mark.parametrize("distribution", ["none", "categorical", "quantile", "hl_gauss"])
     def test_every_kind_gives_a_value_for_every_action(self, kind: str, distribution: Any):
         spec = spec_of(FieldSpec("observation", (36, 40, 3), "uint8", stack=2), SPEED)
         sizes = {"hidden": 8} if kind == "mlp" else {"hidden": 8, "channels": 4}

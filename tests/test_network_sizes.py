@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.environments.describe import describe_environment
-from pdqn.config import NetworkConfig
+from pdqn.config import NETWORK_KINDS, NetworkConfig
 from pdqn.networks import build_network, network_sizes
 from pdqn.networks.counting import parameter_bytes
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
@@ -38,13 +38,14 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"noisy": True, "layer_norm": True, "dueling": True},
     {"distribution": "categorical", "atoms": 11, "dueling": True},
     {"distribution": "quantile", "atoms": 7, "hidden": 24, "layers": 3},
+    {"distribution": "hl_gauss", "atoms": 9, "layer_norm": True},
 )
 KINDS = {
     "vector": ("auto", "mlp"),
-    "grid": ("auto", "conv", "impala", "mlp"),
-    "screen": ("auto", "nature", "conv", "impala"),
-    "stack": ("auto", "impala"),
-    "both": ("auto", "nature", "impala"),
+    "grid": ("auto", "conv", "impala", "mlp", "impala_spectral", "hadamax_small"),
+    "screen": ("auto", "nature", "conv", "impala", "impala_spectral", "hadamax", "hadamax_small"),
+    "stack": ("auto", "impala", "impala_spectral"),
+    "both": ("auto", "nature", "impala", "hadamax"),
     "board": ("auto", "spatial", "conv", "mlp"),
     "large board": ("auto", "spatial"),
 }
@@ -81,7 +82,7 @@ def test_every_kind_is_among_them():
         for name, several in KINDS.items()
         for kind in several
     }
-    assert kinds == {"mlp", "conv", "nature", "impala", "spatial"}
+    assert kinds == set(NETWORK_KINDS) - {"auto", "qmap"}
 
 
 def test_a_size_needs_no_torch():

@@ -242,7 +242,7 @@ class ArrayNetwork:
         ]
         self._head = _Head(network.head, wanted)
         self._buffers = Buffers()
-        self._features = _NOTHING
+        self._features = self._hidden = _NOTHING
 
     def forward(self, *prepared: Array) -> Array:
         """Compute expected returns, [n, actions]; the result is valid until the next call.
@@ -253,7 +253,17 @@ class ArrayNetwork:
         hidden = self._fused(*prepared)
         for layer in self._layers:
             hidden = layer.forward(hidden)
+        self._hidden = hidden
         return self._head.forward(hidden)
+
+    def last_layer_of(self, other: ArrayNetwork, start: int) -> Array:
+        """Compute expected returns from another network's features, [n - start, actions].
+
+        Args:
+            other: network whose last forward pass had n rows.
+            start: first of these rows that is used.
+        """
+        return self._head.forward(Matrix(other._hidden.array[start:]))
 
     def backward(self, gradient: Array) -> None:
         """Fill the gradients of all parameters.

@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from pdqn.config import NetworkConfig
 from pdqn.networks.images import Image, flat_size
+from pdqn.networks.sizes import IMPALA_POOLED_SIDE
+from pdqn.networks.spectral import SpectralConv2d
 from pdqn.specs import FieldSpec
 
 
@@ -93,31 +95,38 @@ class NatureCNN(nn.Module):
 
 
 class ImpalaResNet(nn.Module):
-    """The deep network of IMPALA (Espeholt et al. 2018, fig. 3): three residual stages."""
+    """The deep network of IMPALA (Espeholt et al. 2018, fig. 3): three residual stages.
 
-    def __init__(self, image: Image, channels: int) -> None:
+    With ``spectral``, it is the variant of Beyond the Rainbow (Clark et al. 2024). The weights of
+    residual convolutions have the spectral norm 1, and an adaptive max-pooling leaves 6 x 6
+    features of each channel, or fewer of small images.
+    """
+
+    def __init__(self, image: Image, channels: int, *, spectral: bool = False) -> None:
         super().__init__()
         widths = [image.inputs, channels, 2 * channels, 2 * channels]
-        self.stages = nn.ModuleList(_Stage(a, b) for a, b in itertools.pairwise(widths))
+        self.stages = nn.ModuleList(_Stage(a, b, spectral) for a, b in itertools.pairwise(widths))
         sides = [-(-side // 8) for side in (image.height, image.width)]  # halved three times
-        self.features = widths[-1] * math.prod(sides)
+        self._pooled = [min(side, IMPALA_POOLED_SIDE) for side in sides] if spectral else None
+        self.features = widths[-1] * math.prod(self._pooled or sides)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute [batch, features] from [batch, inputs, H, W]."""
         for stage in self.stages:
             images = stage(images)
+        if self._pooled is not None:
+            images = functional.adaptive_max_pool2d(images, self._pooled)
         return functional.relu(images).flatten(1)
 
 
 class _Stage(nn.Module):
     """A convolution, a pooling that halves each side, and two residual blocks."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, spectral: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(outputs, outputs, 3, padding=1) for _ in range(2))
-            for _ in range(2)
+            nn.ModuleList(_residual(outputs, spectral) for _ in range(2)) for _ in range(2)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -128,3 +137,9 @@ class _Stage(nn.Module):
                 inner = layer(functional.relu(inner))
             hidden = hidden + inner
         return hidden
+
+
+def _residual(channels: int, spectral: bool) -> nn.Conv2d:
+    if spectral:
+        return SpectralConv2d(channels, channels)
+    return nn.Conv2d(channels, channels, 3, padding=1)
