@@ -46,17 +46,17 @@ def hadamax(field: FieldSpec, **changes: Any) -> Hadamax:
 def test_a_block_pools_the_product_of_its_branches():
     """Two channels that are normalised to 1 and -1, where the image is 1, else to 0."""
     encoder = hadamax(FieldSpec("observation", (8, 8), "float32"), channels=2)
-    weight = encoder.get_parameter("blocks.0.branches.weight")
     with torch.no_grad():
-        weight.zero_()
-        encoder.get_parameter("blocks.0.branches.bias").zero_()
-        # Channels 0 and 1 of the first branch, then of the second one.
-        weight[:, 0, 1, 1] = torch.tensor([9.0, -9.0, 9.0, -9.0])
-        encoder.get_parameter("blocks.0.gain")[1, 0] = 2.0
-        encoder.get_parameter("blocks.0.shift")[1, 0] = 1.0
+        for branch in ("first", "second"):
+            weight = encoder.get_parameter(f"blocks.0.{branch}.layer.weight")
+            weight.zero_()
+            weight[:, 0, 0, 0] = torch.tensor([9.0, -9.0])
+            encoder.get_parameter(f"blocks.0.{branch}.layer.bias").zero_()
+        encoder.get_parameter("blocks.0.second.norm.weight")[0] = 2.0
+        encoder.get_parameter("blocks.0.second.norm.bias")[0] = 1.0
     images = torch.zeros(1, 1, 8, 8)
     images[0, 0, 0, 0] = 1.0
-    found = encoder(images).reshape(2, 4, 4)
+    found = encoder(images).reshape(2, 3, 3)
     # Channel 0 is gelu(1) gelu(2 + 1) = 0.8413 x 2.9960, above its neighbours' gelu(0) gelu(1) = 0.
     assert found[0, 0, 0].item() == pytest.approx(gelu(1) * gelu(3), rel=1e-4)
     assert found[0, 0, 0].item() == pytest.approx(2.5206, abs=1e-3)
@@ -65,15 +65,16 @@ def test_a_block_pools_the_product_of_its_branches():
     assert found[:, 1:].abs().max() == 0
 
 
-def test_a_branch_is_normalised_over_its_own_channels():
+def test_a_branch_is_normalised_over_the_channels_of_each_pixel():
     encoder = hadamax(BOARD, channels=3)
-    seen: list[Tensor] = []
-    branches = encoder.get_submodule("blocks.0.branches")
-    branches.register_forward_hook(lambda *given: seen.append(given[2]))
+    seen: dict[str, Tensor] = {}
+    for name in ("first", "second"):
+        layer = encoder.get_submodule(f"blocks.0.{name}.layer")
+        layer.register_forward_hook(lambda *given, name=name: seen.update({name: given[2]}))
     with torch.no_grad():
-        found = encoder(torch.randn(2, 4, 10, 10)).reshape(2, 3, 5, 5)
+        found = encoder(torch.randn(2, 4, 10, 10)).reshape(2, 3, 4, 4)
         scaled = []
-        for branch in seen[0].chunk(2, dim=1):
+        for branch in seen.values():
             spread = branch.var(dim=1, correction=0, keepdim=True)
             unit = (branch - branch.mean(dim=1, keepdim=True)) / (spread + 1e-5).sqrt()
             scaled.append(torch.nn.functional.gelu(unit))
@@ -85,12 +86,13 @@ def test_the_large_encoder_has_the_papers_shapes():
     # Pooled by 4, by 2, and without a stride: 84 -> 21 -> 11 -> 11, with 64 channels.
     encoder = hadamax(SCREEN, channels=32, small=False)
     assert encoder.features == 64 * 11 * 11
-    weights = (encoder.get_parameter(f"blocks.{k}.branches.weight") for k in range(3))
-    assert [tuple(weight.shape) for weight in weights] == [
-        (2 * 32, 4, 8, 8),
-        (2 * 64, 32, 4, 4),
-        (2 * 64, 64, 3, 3),
-    ]
+    for branch in ("first", "second"):
+        weights = (encoder.get_parameter(f"blocks.{k}.{branch}.layer.weight") for k in range(3))
+        assert [tuple(weight.shape) for weight in weights] == [
+            (32, 4, 8, 8),
+            (64, 32, 4, 4),
+            (64, 64, 3, 3),
+        ]
     assert encoder(torch.zeros(1, 4, 84, 84)).shape == (1, encoder.features)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pdqn.networks import array_kernels as kernels
 from pdqn.networks.encoders import Convolutions
 from pdqn.networks.fused import FusedNetwork
+from pdqn.networks.heads import expected
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.products import multiply
 
@@ -170,9 +171,10 @@ class _Convolution:
 
 
 class _Head:
-    """The last layer, dueling or not."""
+    """The last layer, dueling or not, with one or more outputs (atoms) for each action."""
 
-    def __init__(self, module: Any, gradients: Gradients) -> None:
+    def __init__(self, module: Any, support: Tensor | None, gradients: Gradients) -> None:
+        self._atoms, self._support = module.atoms, support
         self._weight = _Parameter(module.advantage.weight, gradients)
         self._bias = _Parameter(module.advantage.bias, gradients)
         self._value = None
@@ -180,45 +182,51 @@ class _Head:
             value = module.value
             self._value = (_Parameter(value.weight, gradients), _Parameter(value.bias, gradients))
         self._buffers = Buffers()
-        self._inputs = _NOTHING
+        self._inputs = self.outputs = _NOTHING
 
     def forward(self, inputs: Matrix) -> Array:
         """Compute [n, actions] from [n, features]; the result is valid until the next call."""
         self._inputs = inputs
         count, bias = len(inputs.array), self._bias.array[0]
-        values = self._buffers.get("values", count, len(bias))
-        multiply(inputs.tensor, self._weight.transposed, values.tensor)
+        outputs = self.outputs = self._buffers.get("outputs", count, len(bias))
+        multiply(inputs.tensor, self._weight.transposed, outputs.tensor)
         if self._value is None:
-            values.array += bias
-            return values.array
-        weight, value_bias = self._value
-        common = self._buffers.get("common", count, 1)
-        multiply(inputs.tensor, weight.transposed, common.tensor)
-        kernels.dueling(values.array, bias, common.array, value_bias.array[0], values.array)
-        return values.array
+            outputs.array += bias
+        else:
+            weight, value_bias = self._value
+            common = self._buffers.get("common", count, self._atoms)
+            multiply(inputs.tensor, weight.transposed, common.tensor)
+            kernels.dueling(outputs.array, bias, common.array, value_bias.array[0], outputs.array)
+        if self._atoms == 1:
+            return outputs.array
+        return expected(outputs.tensor.unflatten(1, (-1, self._atoms)), self._support).numpy()
 
     def backward(self, gradient: Array) -> Matrix:
         """Fill the gradients of the parameters; return that of the inputs, [n, features].
 
         Args:
-            gradient: [n, actions], of the first n rows of the last values; overwritten.
+            gradient: [n, actions * atoms], of the first n rows of the last outputs; overwritten.
         """
         count = len(gradient)
         inputs = self._inputs.tensor[:count]
         behind = self._buffers.get("gradient", count, inputs.shape[1])
-        total = _NOTHING.array
+        total = _NOTHING
         if self._value is not None:
-            total = gradient.sum(axis=1, keepdims=True)
-            gradient -= total / np.float32(gradient.shape[1])
+            every = gradient.reshape(count, -1, self._atoms)
+            total = Matrix(every.sum(axis=1))
+            every -= (total.array / np.float32(every.shape[1]))[:, None]
         slopes = torch.from_numpy(gradient)
         multiply(slopes.t(), inputs, self._weight.gradient.tensor)
         kernels.sum_rows(gradient, self._bias.gradient.array[0])
         multiply(slopes, self._weight.tensor, behind.tensor)
         if self._value is not None:
             weight, bias = self._value
-            multiply(torch.from_numpy(total).t(), inputs, weight.gradient.tensor)
-            total.sum(axis=0, out=bias.gradient.array[0])
-            behind.array += total * weight.array
+            multiply(total.tensor.t(), inputs, weight.gradient.tensor)
+            total.array.sum(axis=0, out=bias.gradient.array[0])
+            if self._atoms == 1:
+                behind.array += total.array * weight.array
+            else:
+                behind.tensor.addmm_(total.tensor, weight.tensor)
         return behind
 
 
@@ -240,7 +248,7 @@ class ArrayNetwork:
             for layer, norm in zip(network.trunk, network.norms, strict=True)
             if isinstance(layer, nn.Linear)
         ]
-        self._head = _Head(network.head, wanted)
+        self._head = _Head(network.head, network.support, wanted)
         self._buffers = Buffers()
         self._features = self._hidden = _NOTHING
 
@@ -265,11 +273,17 @@ class ArrayNetwork:
         """
         return self._head.forward(Matrix(other._hidden.array[start:]))
 
+    @property
+    def outputs(self) -> Tensor:
+        """Outputs of the last forward pass, float32[n, actions * atoms]."""
+        return self._head.outputs.tensor
+
     def backward(self, gradient: Array) -> None:
         """Fill the gradients of all parameters.
 
         Args:
-            gradient: [n, actions], of the first n rows of the last forward pass; overwritten.
+            gradient: [n, actions * atoms], of the first n rows of the last forward pass's outputs;
+                overwritten.
         """
         behind = self._head.backward(gradient)
         last = len(self._layers) - 1
@@ -313,12 +327,10 @@ def _encoders(network: FusedNetwork) -> list[Convolutions]:
 def has_arrays(network: QNetwork) -> TypeGuard[FusedNetwork]:
     """Return whether ``ArrayNetwork`` can compute this network.
 
-    It can if there are only dense layers without noise, single convolutions, and one value for each
-    action, in single precision and on the CPU.
+    It can if there are only dense layers without noise and single convolutions, in single precision
+    and on the CPU.
     """
-    if type(network) is not FusedNetwork or network.support is not None:
-        return False
-    if len(_encoders(network)) < len(network.encoders) or network.head.atoms > 1:
+    if type(network) is not FusedNetwork or len(_encoders(network)) < len(network.encoders):
         return False
     dense = [*network.trunk, network.head.advantage]
     plain = all(type(layer) is nn.Linear for layer in dense)

@@ -114,8 +114,8 @@ def _hadamax(image: Image, channels: int, *, small: bool) -> tuple[int, int]:
     shapes = HADAMAX_SMALL_BLOCKS if small else HADAMAX_BLOCKS
     widths = [image.inputs, channels, *[2 * channels] * (len(shapes) - 1)]
     blocks = sum(
-        _convolution(a, 2 * b, side) + 4 * b
-        for (a, b), (side, _, _) in zip(itertools.pairwise(widths), shapes, strict=True)
+        2 * (_convolution(a, b, shape.side) + 2 * b)
+        for (a, b), shape in zip(itertools.pairwise(widths), shapes, strict=True)
     )
     return blocks, widths[-1] * math.prod(hadamax_sides(image, shapes))
 

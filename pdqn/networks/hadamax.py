@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pdqn.networks.images import Image
-from pdqn.networks.sizes import HADAMAX_BLOCKS, HADAMAX_SMALL_BLOCKS, hadamax_sides
+from pdqn.networks.sizes import (
+    HADAMAX_BLOCKS,
+    HADAMAX_SMALL_BLOCKS,
+    HadamaxBlock,
+    hadamax_sides,
+)
 
 
 class Hadamax(nn.Module):
@@ -32,7 +37,7 @@ class Hadamax(nn.Module):
         shapes = HADAMAX_SMALL_BLOCKS if small else HADAMAX_BLOCKS
         widths = [image.inputs, channels, *[2 * channels] * (len(shapes) - 1)]
         self.blocks = nn.ModuleList(
-            _Block(inputs, outputs, *shape)
+            _Block(inputs, outputs, shape)
             for (inputs, outputs), shape in zip(itertools.pairwise(widths), shapes, strict=True)
         )
         self.features = widths[-1] * math.prod(hadamax_sides(image, shapes))
@@ -47,26 +52,34 @@ class Hadamax(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two normalised branches that keep the image's size, their product, and a pooling."""
+    """Two branches, their product, and a pooling."""
 
-    def __init__(self, inputs: int, outputs: int, side: int, pool: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, shape: HadamaxBlock) -> None:
         super().__init__()
-        self.branches = nn.Conv2d(inputs, 2 * outputs, side)
-        for branch in self.branches.weight.chunk(2):
-            nn.init.xavier_normal_(branch)  # as in the paper
-        self._shape = (2, outputs)
-        self.gain = nn.Parameter(torch.ones(self._shape))
-        self.shift = nn.Parameter(torch.zeros(self._shape))
-        self._before, self._after = (side - 1) // 2, side // 2
-        self._pool, self._stride = pool, stride
+        self.first = _Branch(inputs, outputs, shape)
+        self.second = _Branch(inputs, outputs, shape)
+        self._pool, self._stride = shape.pool, shape.stride
 
     def forward(self, images: Tensor) -> Tensor:
-        padding = (self._before, self._after) * 2
-        pixels = self.branches(functional.pad(images, padding)).permute(0, 2, 3, 1)
-        pixels = functional.layer_norm(pixels.unflatten(3, self._shape), self._shape[1:])
-        first, second = functional.gelu(pixels * self.gain + self.shift).unbind(dim=3)
+        product = (self.first(images) * self.second(images)).permute(0, 3, 1, 2)
         # Without a stride, a pooling keeps the image's size.
         border = self._pool // 2 if self._stride == 1 else 0
-        return functional.max_pool2d(
-            (first * second).permute(0, 3, 1, 2), self._pool, self._stride, border, ceil_mode=True
-        )
+        return functional.max_pool2d(product, self._pool, self._stride, border, ceil_mode=True)
+
+
+class _Branch(nn.Module):
+    """A convolution, normalised over the channels of each pixel, and GELU."""
+
+    def __init__(self, inputs: int, outputs: int, shape: HadamaxBlock) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(inputs, outputs, shape.side)
+        nn.init.xavier_normal_(self.layer.weight)  # as in the paper
+        self.norm = nn.LayerNorm(outputs)
+        before, after = (shape.side - 1) // 2, shape.side // 2
+        self._padding = (before, after) * 2 if shape.padded else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute [batch, H, W, outputs] from [batch, inputs, H, W]."""
+        if self._padding is not None:
+            images = functional.pad(images, self._padding)
+        return functional.gelu(self.norm(self.layer(images).permute(0, 2, 3, 1)))

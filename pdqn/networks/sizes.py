@@ -7,12 +7,37 @@ A plan needs these before anything is built. Importing torch takes longer than e
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
 from pdqn.networks.images import IMAGE_SIDE_MIN, NATURE_SIDE_MIN, Image, images, place_images
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
+
+class HadamaxBlock(NamedTuple):
+    """A block of a Hadamax encoder.
+
+    Attributes:
+        side: of its convolutions.
+        pool: side of its pooling.
+        stride: of its pooling.
+        padded: whether its convolutions keep the image's size.
+    """
+
+    side: int
+    pool: int
+    stride: int
+    padded: bool
+
+
+# Those of Kooi et al. (2025). Boards have one convolution as Young and Tian's (2019), pooled.
+HADAMAX_BLOCKS = (
+    HadamaxBlock(8, 4, 4, padded=True),
+    HadamaxBlock(4, 2, 2, padded=True),
+    HadamaxBlock(3, 3, 1, padded=True),
+)
+HADAMAX_SMALL_BLOCKS = (HadamaxBlock(3, 2, 2, padded=False),)
 QMAP_FIELDS = frozenset({"map", "radius", "radii", "placed", "progress", ACTION_MASK})
 # Map sizes are multiples of the larger block. Large maps have large discs, so coarse blocks
 # suffice.
@@ -22,9 +47,6 @@ _SMALL_BLOCK, _LARGE_BLOCK, _LARGE_MAP = 4, 8, 128
 _BLOCK_SIDES = ((64, 4), (32, 2), (0, 1))
 # Side of the features of each channel (Clark et al. 2024), where the image has as many.
 IMPALA_POOLED_SIDE = 6
-# For each block: side of its convolutions, side and stride of its pooling (Kooi et al. 2025).
-HADAMAX_BLOCKS = ((8, 4, 4), (4, 2, 2), (3, 3, 1))
-HADAMAX_SMALL_BLOCKS = ((3, 2, 2),)
 # The shortest side of an image that a kind takes.
 _LEAST_SIDES = {
     "conv": IMAGE_SIDE_MIN,
@@ -103,14 +125,15 @@ def spatial_block(side: int) -> int:
     return next(block for least, block in _BLOCK_SIDES if side >= least)
 
 
-def hadamax_sides(image: Image, shapes: tuple[tuple[int, int, int], ...]) -> list[int]:
-    """Return the height and width of a Hadamax encoder's features, given the shapes of its blocks.
+def hadamax_sides(image: Image, blocks: tuple[HadamaxBlock, ...]) -> list[int]:
+    """Return the height and width of a Hadamax encoder's features.
 
     Each pooling divides both by its stride and rounds up.
     """
     sides = [image.height, image.width]
-    for _, _, stride in shapes:
-        sides = [-(-side // stride) for side in sides]
+    for block in blocks:
+        lost = 0 if block.padded else block.side - 1
+        sides = [-(-(side - lost) // block.stride) for side in sides]
     return sides
 
 
