@@ -59,6 +59,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "no dueling": {"dueling": False},
     "layer norm": {"layer_norm": True, "layers": 2},
     "no hidden layer": {"layers": 0},
+    "all layers normalised": {"layer_norm": True, "layer_norm_convolutions": True},
     "hl_gauss": {"distribution": "hl_gauss", "atoms": 9, "value_min": -2.0, "value_max": 3.0},
     "hl_gauss, no dueling": {"distribution": "hl_gauss", "atoms": 9, "dueling": False},
 }
@@ -152,6 +153,8 @@ def step(learner: Learner, sample: Sample) -> Any:
         *itertools.product(["vector", "board", "everything"], ["plain", "layer norm"], ["double"]),
         ("everything", "no hidden layer", "not double"),
         ("everything", "plain", "last layer"),
+        *itertools.product(["board", "everything"], ["all layers normalised"], ["not double"]),
+        ("board", "all layers normalised", "last layer"),
         ("board", "no hidden layer", "last layer"),
         ("everything", "layer norm", "no target"),
     ],

@@ -6,11 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from learner.learner import Learner
 from pdqn.config import Config, NetworkConfig
+from pdqn.layers import build
 from pdqn.model import load_model, save_model
 from pdqn.networks import build_network
 from pdqn.networks.encoders import ImpalaResNet
@@ -19,6 +22,7 @@ from pdqn.networks.images import Image, as_image
 from pdqn.networks.spectral import SpectralConv2d
 from pdqn.policy import action_values
 from pdqn.specs import EnvironmentSpec, FieldSpec
+from replay.samples import Sample
 
 SCREEN = FieldSpec("observation", (84, 84), "uint8", stack=4)
 BOARD = FieldSpec("observation", (10, 10, 4), "bool", binary=True)
@@ -194,6 +198,35 @@ def test_a_small_board_keeps_its_few_features():
     network = ImpalaResNet(image_of(BOARD), 4, spectral=True)
     assert network.features == 8 * 2 * 2
     assert network(torch.zeros(1, 4, 10, 10)).shape == (1, 32)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", ["network", "last_layer", "none"])
+def test_a_learner_step_turns_each_direction_once(
+    monkeypatch: pytest.MonkeyPatch, precision: str, target: str
+):
+    spec = EnvironmentSpec("test/Board-v0", (FieldSpec("observation", (8, 8), "float32"),), 3)
+    settings = {"device": "cpu", "precision": precision, "learning_rate": 1e-3, "target": target}
+    network = {"kind": "impala_spectral", "channels": 4, "hidden": 8}
+    learner = Learner(build(("test", {"learner": settings, "network": network})), spec)
+    turned, turn = [], SpectralConv2d.turn
+    monkeypatch.setattr(SpectralConv2d, "turn", lambda layer: (turned.append(layer), turn(layer)))
+    rng = np.random.default_rng(0)
+    boards = [{"observation": rng.normal(size=(4, 8, 8)).astype("f4")} for _ in range(2)]
+    sample = Sample(
+        keys=np.arange(4),
+        observation=boards[0],
+        bootstrap_observation=boards[1],
+        action=np.zeros(4, np.int32),
+        n_step_return=np.ones(4, np.float32),
+        discount=np.full(4, 0.9, np.float32),
+        sampling_priority=np.ones(4),
+        parameter_version=np.zeros(4, np.int64),
+    )
+    assert not learner.step(learner.tensors(sample)).skipped
+    assert len(turned) == len(set(turned)) == 12
+    published = learner.online.state_dict()
+    assert sum(name.endswith("direction") for name in published) == 12
 
 
 # ---- model files ----

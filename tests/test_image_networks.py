@@ -23,7 +23,7 @@ from pdqn.layers import build, of_run
 from pdqn.networks import QNetwork, build_network, network_sizes
 from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN
 from pdqn.networks.fused import FusedNetwork
-from pdqn.networks.images import as_image
+from pdqn.networks.images import Image, as_image
 from pdqn.networks.readings import Reading, readings
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.samples import Sample
@@ -52,6 +52,12 @@ def fused(spec: EnvironmentSpec, **changes: Any) -> FusedNetwork:
     return network
 
 
+def image_of(field: FieldSpec) -> Image:
+    image = as_image(field)
+    assert image is not None
+    return image
+
+
 def parameters(network: QNetwork) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -75,6 +81,20 @@ class TestChoice:
     def test_a_small_image_beside_a_large_one_gets_what_fits_it(self):
         network = fused(spec_of(GRID, FieldSpec("screen", (84, 84), "uint8")))
         assert [type(e) for e in network.encoders] == [Convolutions, NatureCNN]
+
+    @pytest.mark.parametrize("kind", ["impala", "impala_spectral"])
+    def test_layers_that_are_never_normalised_are_named(self, kind: str):
+        words = rf"layer_norm_convolutions = true: a network of kind {kind} has no such layers"
+        with pytest.raises(UsageError, match=words):
+            fused(spec_of(GRID), kind=kind, layer_norm_convolutions=True)
+
+    def test_every_pixel_is_normalised_over_its_channels(self):
+        encoder = Convolutions(image_of(GRID), 5, normalised=True)
+        images = torch.randn(2, 4, 10, 10)
+        plain = encoder.first(images)
+        spread = plain.var(dim=1, correction=0, keepdim=True)
+        wanted = (plain - plain.mean(dim=1, keepdim=True)) / (spread + 1e-5).sqrt()
+        torch.testing.assert_close(encoder(images), wanted.relu().flatten(1), atol=1e-5, rtol=1e-4)
 
     def test_the_kind_that_is_asked_for_is_taken(self):
         assert isinstance(fused(spec_of(SCREEN), kind="impala").encoders[0], ImpalaResNet)

@@ -14,6 +14,7 @@ from actors.environments.describe import describe_environment
 from pdqn.config import NETWORK_KINDS, NetworkConfig
 from pdqn.networks import build_network, network_sizes
 from pdqn.networks.counting import parameter_bytes
+from pdqn.networks.sizes import NOT_NORMALISED
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
 
 VECTOR = FieldSpec("position", (5,), "float32")
@@ -40,6 +41,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"distribution": "quantile", "atoms": 7, "hidden": 24, "layers": 3},
     {"distribution": "hl_gauss", "atoms": 9, "layer_norm": True},
 )
+NORMALISED = {"layer_norm": True, "layer_norm_convolutions": True}
 KINDS = {
     "vector": ("auto", "mlp"),
     "grid": ("auto", "conv", "impala", "mlp", "impala_spectral", "hadamax_small"),
@@ -60,7 +62,8 @@ def built_bytes(spec: EnvironmentSpec, config: NetworkConfig) -> int:
 )
 def test_the_bytes_of_a_network_are_known_before_it_is_built(name: str, kind: str):
     spec = SPECS[name]
-    for options in OPTIONS:
+    takes = network_sizes(spec, NetworkConfig(kind=kind)).kind not in NOT_NORMALISED
+    for options in (*OPTIONS, *([NORMALISED] if takes else [])):
         config = NetworkConfig(kind=kind, **options)
         expected = parameter_bytes(spec, network_sizes(spec, config))
         assert built_bytes(spec, config) == expected, options

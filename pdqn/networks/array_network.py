@@ -76,20 +76,52 @@ class Buffers:
         return Matrix(array[:count])
 
 
+class _Norm:
+    """A normalisation of rows with a rectifier behind it."""
+
+    def __init__(self, norm: nn.LayerNorm, gradients: Gradients) -> None:
+        self._gain = _Parameter(norm.weight, gradients)
+        self._shift = _Parameter(norm.bias, gradients)
+        self._epsilon = norm.eps
+        self._buffers = Buffers()
+        self._scales = _NOTHING
+
+    def forward(self, hidden: Array, bias: Array, output: Array) -> None:
+        """Fill output, [n, width], from hidden, which is replaced by the normalised rows."""
+        self._scales = self._buffers.get("scales", len(hidden))
+        kernels.normalise_relu(
+            hidden, bias, self._gain.array[0], self._shift.array[0], self._epsilon,
+            self._scales.array, output,
+        )  # fmt: skip
+
+    def backward(self, gradient: Array, output: Array, normal: Array, bias_gradient: Array) -> None:
+        """Fill the gradients of the parameters and of the bias.
+
+        Args:
+            gradient: [n, width], of the first n rows of the output; overwritten by that of hidden.
+            output: [n, width].
+            normal: [n, width], the normalised rows.
+            bias_gradient: [width], overwritten.
+        """
+        kernels.normalise_relu_backward(
+            gradient, output, normal, self._scales.array[: len(gradient)], self._gain.array[0],
+            bias_gradient, self._gain.gradient.array[0], self._shift.gradient.array[0],
+        )  # fmt: skip
+
+
+def _norm_of(module: nn.Module, gradients: Gradients) -> _Norm | None:
+    return _Norm(module, gradients) if isinstance(module, nn.LayerNorm) else None
+
+
 class _Dense:
     """A hidden layer: product, bias, normalisation if there is one, rectifier."""
 
     def __init__(self, layer: nn.Linear, norm: nn.Module, gradients: Gradients) -> None:
         self._weight = _Parameter(layer.weight, gradients)
         self._bias = _Parameter(layer.bias, gradients)
-        self._gain = self._shift = None
-        self._epsilon = 0.0
-        if isinstance(norm, nn.LayerNorm):
-            self._gain = _Parameter(norm.weight, gradients)
-            self._shift = _Parameter(norm.bias, gradients)
-            self._epsilon = norm.eps
+        self._norm = _norm_of(norm, gradients)
         self._buffers = Buffers()
-        self._inputs = self._hidden = self._scales = self._output = _NOTHING
+        self._inputs = self._hidden = self._output = _NOTHING
 
     def forward(self, inputs: Matrix) -> Matrix:
         """Compute [n, width] from [n, inputs]; the result is valid until the next call."""
@@ -98,16 +130,12 @@ class _Dense:
         multiply(inputs.tensor, self._weight.transposed, hidden.tensor)
         self._inputs, self._hidden = inputs, hidden
         bias = self._bias.array[0]
-        if self._gain is None or self._shift is None:
+        if self._norm is None:
             kernels.add_relu(hidden.array, bias)
             self._output = hidden
-            return hidden
-        self._output = self._buffers.get("output", count, width)
-        self._scales = self._buffers.get("scales", count)
-        kernels.normalise_relu(
-            hidden.array, bias, self._gain.array[0], self._shift.array[0], self._epsilon,
-            self._scales.array, self._output.array,
-        )  # fmt: skip
+        else:
+            self._output = self._buffers.get("output", count, width)
+            self._norm.forward(hidden.array, bias, self._output.array)
         return self._output
 
     def backward(self, gradient: Matrix, *, to_inputs: bool) -> Matrix:
@@ -119,14 +147,11 @@ class _Dense:
         """
         count = len(gradient.array)
         output, bias_gradient = self._output.array[:count], self._bias.gradient.array[0]
-        if self._gain is None or self._shift is None:
+        if self._norm is None:
             kernels.relu_backward(gradient.array, output, bias_gradient)
         else:
-            kernels.normalise_relu_backward(
-                gradient.array, output, self._hidden.array[:count], self._scales.array[:count],
-                self._gain.array[0], bias_gradient, self._gain.gradient.array[0],
-                self._shift.gradient.array[0],
-            )  # fmt: skip
+            hidden = self._hidden.array[:count]
+            self._norm.backward(gradient.array, output, hidden, bias_gradient)
         inputs = self._inputs.tensor[:count]
         multiply(gradient.tensor.t(), inputs, self._weight.gradient.tensor)
         if not to_inputs:
@@ -137,18 +162,21 @@ class _Dense:
 
 
 class _Convolution:
-    """The one convolution of ``Convolutions``, 3 x 3, with its rectifier."""
+    """The one convolution of ``Convolutions``, 3 x 3, with its normalisation and rectifier."""
 
     def __init__(self, module: Convolutions, gradients: Gradients) -> None:
         self._weight = _Parameter(module.first.weight, gradients)
         bias = module.first.bias
         assert bias is not None
         self._bias = _Parameter(bias, gradients)
+        self._norm = _norm_of(module.norm, gradients)
         self.features = module.features
         self._channels, self._inputs = self._weight.array.shape
         self._area = self.features // self._channels
         self._buffers = Buffers()
-        self._columns = _NOTHING
+        self._columns = self._places = _NOTHING
+        # What a layer without a normalisation adds to each place.
+        self._zeros = np.zeros(self._channels, np.float32)
 
     def forward(self, images: Array, features: Array) -> None:
         """Fill features, [n, channels * area], from images [n, inputs, H, W]."""
@@ -156,18 +184,29 @@ class _Convolution:
         self._columns = self._buffers.get("columns", rows, self._inputs)
         columns = self._columns.array.reshape(len(images), self._area, self._inputs)
         kernels.patches(images, columns)
-        places = self._buffers.get("places", rows, self._channels)
+        places = self._places = self._buffers.get("places", rows, self._channels)
         multiply(self._columns.tensor, self._weight.transposed, places.tensor)
-        kernels.places_to_features(places.array, self._bias.array[0], features)
+        bias = self._bias.array[0]
+        if self._norm is None:
+            kernels.places_to_features(places.array, bias, features)
+            return
+        output = self._buffers.get("output", rows, self._channels)
+        self._norm.forward(places.array, bias, output.array)
+        kernels.places_to_features(output.array, self._zeros, features)
 
     def backward(self, gradient: Array, features: Array) -> None:
         """Fill the gradients of the parameters from that of the first n rows of the features."""
         rows = len(gradient) * self._area
-        places = self._buffers.get("places", rows, self._channels)
         bias_gradient = self._bias.gradient.array[0]
-        kernels.features_to_places(gradient, features, bias_gradient, places.array)
+        slopes = self._buffers.get("slopes", rows, self._channels)
+        kernels.features_to_places(gradient, features, bias_gradient, slopes.array)
+        if self._norm is not None:
+            output = self._buffers.get("output", rows, self._channels)
+            self._norm.backward(
+                slopes.array, output.array, self._places.array[:rows], bias_gradient
+            )
         columns = self._columns.tensor[:rows]
-        multiply(places.tensor.t(), columns, self._weight.gradient.tensor)
+        multiply(slopes.tensor.t(), columns, self._weight.gradient.tensor)
 
 
 class _Head:

@@ -85,6 +85,7 @@ def _encoder(image: Image, config: NetworkConfig) -> tuple[int, int]:
         return _impala(image, channels, spectral=config.kind == "impala_spectral")
     if config.kind in ("hadamax", "hadamax_small"):
         return _hadamax(image, channels, small=small)
+    norms = 2 if config.layer_norm_convolutions else 0  # of each channel
     if not small:
         count = (
             _convolution(image.inputs, channels, 8)
@@ -92,9 +93,9 @@ def _encoder(image: Image, config: NetworkConfig) -> tuple[int, int]:
             + _convolution(2 * channels, 2 * channels, 3)
         )
         rest = math.prod(((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in sides)
-        return count, 2 * channels * rest
+        return count + norms * 5 * channels, 2 * channels * rest
     features = channels * math.prod(side - 2 for side in sides)
-    return _convolution(image.inputs, channels, 3), features
+    return _convolution(image.inputs, channels, 3) + norms * channels, features
 
 
 def _impala(image: Image, channels: int, *, spectral: bool) -> tuple[int, int]:

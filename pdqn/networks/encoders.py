@@ -62,20 +62,21 @@ def _flat(field: FieldSpec, values: Tensor) -> Tensor:
 class Convolutions(nn.Module):
     """One 3 x 3 convolution, for small grids such as MinAtar's (Young and Tian 2019)."""
 
-    def __init__(self, image: Image, channels: int) -> None:
+    def __init__(self, image: Image, channels: int, *, normalised: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(image.inputs, channels, 3)
+        self.norm = _norm(channels, normalised)
         self.features = channels * (image.height - 2) * (image.width - 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute [batch, features] from [batch, inputs, H, W]."""
-        return functional.relu(self.first(images)).flatten(1)
+        return functional.relu(_normalised(self.norm, self.first(images))).flatten(1)
 
 
 class NatureCNN(nn.Module):
     """Three convolutions (Mnih et al. 2015): 8 x 8 by 4, 4 x 4 by 2, 3 x 3 by 1."""
 
-    def __init__(self, image: Image, channels: int) -> None:
+    def __init__(self, image: Image, channels: int, *, normalised: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             [
@@ -84,14 +85,27 @@ class NatureCNN(nn.Module):
                 nn.Conv2d(2 * channels, 2 * channels, 3),
             ]
         )
+        widths = (channels, 2 * channels, 2 * channels)
+        self.norms = nn.ModuleList(_norm(width, normalised) for width in widths)
         sides = [((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in (image.height, image.width)]
         self.features = 2 * channels * math.prod(sides)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute [batch, features] from [batch, inputs, H, W]."""
-        for layer in self.layers:
-            images = functional.relu(layer(images))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            images = functional.relu(_normalised(norm, layer(images)))
         return images.flatten(1)
+
+
+def _norm(channels: int, normalised: bool) -> nn.Module:
+    return nn.LayerNorm(channels) if normalised else nn.Identity()
+
+
+def _normalised(norm: nn.Module, images: Tensor) -> Tensor:
+    """Normalise the channels of every pixel, as Gallici et al. (2024) do."""
+    if isinstance(norm, nn.Identity):
+        return images
+    return norm(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ImpalaResNet(nn.Module):

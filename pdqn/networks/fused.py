@@ -82,4 +82,5 @@ def _encoder(
         return ImpalaResNet(image, channels, spectral=config.kind == "impala_spectral")
     if config.kind in ("hadamax", "hadamax_small"):
         return Hadamax(image, channels, small=small)
-    return Convolutions(image, channels) if small else NatureCNN(image, channels)
+    encoder = Convolutions if small else NatureCNN
+    return encoder(image, channels, normalised=config.layer_norm_convolutions)

@@ -56,6 +56,8 @@ _LEAST_SIDES = {
     "hadamax": NATURE_SIDE_MIN,
     "nature": NATURE_SIDE_MIN,
 }
+# Those whose convolutions are never normalised over their channels.
+NOT_NORMALISED = frozenset({"impala", "impala_spectral", "spatial", "qmap"})
 # Default sizes of each kind, None for sizes that it does not have. Those of the MLP are customary;
 # the others are from the papers.
 _SIZES: dict[str, dict[str, int | None]] = {
@@ -109,6 +111,11 @@ def check_network(spec: EnvironmentSpec, sized: NetworkConfig) -> None:
         raise UsageError(
             f"network.value_min = {sized.value_min:g} and value_max = {sized.value_max:g}: the "
             "first atom must lie below the last"
+        )
+    if sized.layer_norm_convolutions and sized.kind in NOT_NORMALISED:
+        raise UsageError(
+            f"network.layer_norm_convolutions = true: a network of kind {sized.kind} has no such "
+            "layers; use false, or network.kind = conv or nature"
         )
     _check_axis(spec, sized)
     if sized.kind == "qmap":
