@@ -41,7 +41,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"distribution": "quantile", "atoms": 7, "hidden": 24, "layers": 3},
     {"distribution": "hl_gauss", "atoms": 9, "layer_norm": True},
 )
-NORMALISED = {"layer_norm": True, "layer_norm_convolutions": True}
+NORMALISED: dict[str, Any] = {"layer_norm": True, "layer_norm_convolutions": True}
 KINDS = {
     "vector": ("auto", "mlp"),
     "grid": ("auto", "conv", "impala", "mlp", "impala_spectral", "hadamax_small"),
