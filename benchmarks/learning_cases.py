@@ -78,6 +78,8 @@ def cases() -> Iterator[Case]:
     for game in ("breakout", "asterix", "space-invaders"):
         yield minatar(game)
     yield atari()
+    for game in ("Pong", "Breakout"):
+        yield btr(game)
     for map_size in (64, 128):
         for radii in ("fixed", "random"):
             yield placement(map_size, radii)
@@ -175,6 +177,30 @@ def atari() -> Case:
         over="environment_steps",
         needs=("ale_py",),
         note="No claim beyond the rates: minutes on a processor are too few for Atari.",
+    )
+
+
+def btr(game: str) -> Case:
+    """Play an Atari game for eight minutes on a GPU, by Beyond the Rainbow's settings."""
+    env_id = f"ALE/{game}-v5"
+    return Case(
+        name=f"btr-{game.lower()}",
+        title=f"{env_id}: Beyond the Rainbow for eight minutes on a GPU",
+        measure="return",
+        seconds=480.0,
+        seeds=(1,),
+        systems=(
+            System(
+                PDQN,
+                (
+                    *("--env", env_id, "--preset", "btr", "--set", "learner.device=cuda"),
+                    *(*evaluated(5), *period(60), *checkpoints(240)),
+                ),
+            ),
+        ),
+        final_episodes=10,
+        needs=("ale_py",),
+        note="It needs a machine with a GPU; without one, pdqn refuses learner.device = cuda.",
     )
 
 
