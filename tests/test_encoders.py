@@ -194,6 +194,18 @@ def test_a_feature_is_the_largest_in_its_part_of_the_image():
     torch.testing.assert_close(found, windows.amax(dim=(3, 4)).relu())
 
 
+@pytest.mark.parametrize("sides", [(84, 84), (60, 100), (210, 160), (49, 49)])
+def test_an_exported_network_pools_the_same_windows(
+    monkeypatch: pytest.MonkeyPatch, sides: tuple[int, int]
+):
+    network = ImpalaResNet(image_of(FieldSpec("observation", sides, "uint8")), 4, spectral=True)
+    images = torch.rand(2, 1, *sides)
+    with torch.no_grad():
+        wanted = network.eval()(images)
+        monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+        assert torch.equal(network(images), wanted)
+
+
 def test_a_small_board_keeps_its_few_features():
     network = ImpalaResNet(image_of(BOARD), 4, spectral=True)
     assert network.features == 8 * 2 * 2

@@ -129,8 +129,24 @@ class ImpalaResNet(nn.Module):
         for stage in self.stages:
             images = stage(images)
         if self._pooled is not None:
-            images = functional.adaptive_max_pool2d(images, self._pooled)
+            images = _pooled(images, self._pooled)
         return functional.relu(images).flatten(1)
+
+
+def _pooled(images: Tensor, sides: list[int]) -> Tensor:
+    """Divide images into rows and columns, as even as possible, and take the largest of each part.
+
+    ONNX has no operator for that: an exported or compiled network takes the largest window by
+    window.
+    """
+    if not torch.compiler.is_compiling():
+        return functional.adaptive_max_pool2d(images, sides)
+    for dim, parts in zip((2, 3), sides, strict=True):
+        side = images.shape[dim]
+        bounds = [(k * side // parts, -(-(k + 1) * side // parts)) for k in range(parts)]
+        windows = [images.narrow(dim, first, end - first).amax(dim) for first, end in bounds]
+        images = torch.stack(windows, dim)
+    return images
 
 
 class _Stage(nn.Module):
