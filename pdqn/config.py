@@ -87,7 +87,18 @@ def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
 
 # Atari's games are cut off after this many steps. An environment without a limit must also end.
 MAX_EPISODE_STEPS = 27_000
-NETWORK_KINDS = ("auto", "mlp", "conv", "nature", "impala", "spatial", "qmap")
+NETWORK_KINDS = (
+    "auto",
+    "mlp",
+    "conv",
+    "nature",
+    "impala",
+    "impala_spectral",
+    "hadamax",
+    "hadamax_small",
+    "spatial",
+    "qmap",
+)
 
 
 def network_kind(text: str) -> None:
@@ -281,6 +292,10 @@ class LearnerConfig:
         at_least=0,
     )
     double: bool = setting(True, "the online network selects, the target network evaluates")
+    target: Literal["network", "last_layer", "none"] = setting(
+        "network",
+        "target that values what follows: a copy of the network, of its last layer only, or none",
+    )
     target_update: Literal["periodic", "soft"] = setting(
         "periodic", "copy the online network from time to time, or follow it a little every step"
     )
@@ -311,7 +326,7 @@ class NetworkConfig:
         "auto",
         "architecture; auto chooses it by the observation",
         check=network_kind,
-        words="auto, mlp, conv, nature, impala, spatial, qmap, or package.module:factory",
+        words=f"{', '.join(NETWORK_KINDS)}, or package.module:factory",
     )
     images: Literal["space", "dtype"] = setting(
         "space",
@@ -327,17 +342,29 @@ class NetworkConfig:
     )
     dueling: bool = setting(True, "separate value and advantage streams")
     layer_norm: bool = setting(False, "normalise hidden layers, which steadies large step sizes")
+    layer_norm_convolutions: bool = setting(
+        False, "normalise the channels of every pixel after a convolution (conv, nature)"
+    )
     noisy: bool = setting(False, "noisy dense layers, which replace epsilon")
     noisy_sigma: float = setting(0.5, "initial scale of the noise", above=0, at_most=1_000_000)
-    distribution: Literal["none", "categorical", "quantile"] = setting(
-        "none", "learn the mean of the return, or its distribution (C51, quantile regression)"
+    distribution: Literal["none", "categorical", "quantile", "hl_gauss"] = setting(
+        "none",
+        "learn the mean of the return, its distribution (C51, quantile regression), or its mean by "
+        "classification (HL-Gauss)",
     )
-    atoms: int = setting(51, "atoms, or quantiles, of the distribution", at_least=2, at_most=1024)
+    atoms: int = setting(
+        51, "atoms, quantiles or bins of the distribution", at_least=2, at_most=1024
+    )
     value_min: float = setting(
-        -10.0, "return of the first atom (categorical)", at_least=-1e15, at_most=1e15
-    )
+        -10.0, "least return: of the first atom (categorical), the lower end of the first bin "
+        "(hl_gauss)", at_least=-1e15, at_most=1e15,
+    )  # fmt: skip
     value_max: float = setting(
-        10.0, "return of the last atom (categorical)", at_least=-1e15, at_most=1e15
+        10.0, "largest return: of the last atom (categorical), the upper end of the last bin "
+        "(hl_gauss)", at_least=-1e15, at_most=1e15,
+    )  # fmt: skip
+    gauss_sigma: float = setting(
+        0.75, "standard deviation of a target, in widths of a bin (hl_gauss)", above=0, at_most=1000
     )
     hidden: int | None = setting(None, "units of a hidden layer", at_least=1, at_most=65_536)
     layers: int | None = setting(None, "hidden layers", at_least=0, at_most=16)

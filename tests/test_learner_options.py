@@ -109,7 +109,7 @@ def test_batches_are_normalised_by_all_of_their_transitions(
 
 COMBINATIONS = [
     (distribution, dict(zip(("double", "munchausen", "dueling", "noisy"), flags, strict=True)))
-    for distribution in ("none", "categorical", "quantile")
+    for distribution in ("none", "categorical", "quantile", "hl_gauss")
     for flags in itertools.product((False, True), repeat=4)
     if not (distribution == "categorical" and flags[1])
 ]
@@ -137,7 +137,7 @@ def test_every_combination_learns_from_a_batch(precision: str, distribution: str
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile", "hl_gauss"])
 def test_repeated_steps_on_one_batch_reduce_its_errors(distribution: str):
     learner = Learner(config_of({"target_update_period": 10**6}, distribution=distribution), SPEC)
     sample = sample_of()
@@ -147,7 +147,7 @@ def test_repeated_steps_on_one_batch_reduce_its_errors(distribution: str):
     assert learn(learner, sample).priorities.mean() < 0.5 * first
 
 
-@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile", "hl_gauss"])
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
 def test_parts_of_a_batch_make_the_step_of_the_whole(distribution: str, micro_batch_size: int):
     whole = Learner(config_of(distribution=distribution), SPEC)

@@ -12,7 +12,7 @@ from launcher.plan.inspector import Here, Inspector
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import Plan
 from launcher.prediction.expectation import at_start
-from pdqn.config import Config, NetworkConfig
+from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.networks.counting import parameter_bytes
 from pdqn.networks.sizes import check_network, network_sizes
@@ -40,7 +40,7 @@ def prepare(
     examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
     given, config = config, _without_repetition(config, examined)
-    parameters = _parameter_bytes(spec, config.network, inspector)
+    parameters = _parameter_bytes(spec, config, inspector)
     if config.evaluation.env_args:
         _check_evaluation(config, spec, inspector)
     check_combinations(config)
@@ -101,15 +101,23 @@ def _check_guidance(config: Config, examined: Examination) -> None:
         )
 
 
-def _parameter_bytes(
-    spec: EnvironmentSpec, network: NetworkConfig, inspector: Inspector | Here
-) -> int:
+def _parameter_bytes(spec: EnvironmentSpec, config: Config, inspector: Inspector | Here) -> int:
     """Return the size of a network's parameters, and refuse what no network could be built of."""
-    sized = network_sizes(spec, network)
+    sized = network_sizes(spec, config.network)
     check_network(spec, sized)
+    _check_target(config, sized.kind)
     if ":" in sized.kind:
-        return inspector.measure_network(spec, network)
+        return inspector.measure_network(spec, config.network)
     return parameter_bytes(spec, sized)
+
+
+def _check_target(config: Config, kind: str) -> None:
+    """Refuse the last layer as a target where it is not known which layer that is."""
+    if config.learner.target == "last_layer" and (":" in kind or kind == "qmap"):
+        raise UsageError(
+            f"learner.target = last_layer: a network of kind {kind} does not tell which layer is "
+            "its last; use network or none"
+        )
 
 
 def _check_evaluation(config: Config, spec: EnvironmentSpec, inspector: Inspector | Here) -> None:
