@@ -156,6 +156,13 @@ class RunMetrics:
         self._gauges.refresh()
         return self._compute(self._figures[name])
 
+    def newest(self, name: str) -> float | None:
+        """Return any figure of metrics.jsonl, also of the newest evaluation; None if not known."""
+        if name.startswith("eval/"):
+            evaluation = self.evaluation
+            return None if evaluation is None else self.evaluation_line(evaluation, 0.0).get(name)
+        return self.value(name) if name in self._figures else self.current().get(name)
+
     def current(self) -> dict[str, float | None]:
         """Return the values of all figures that are computed from reports, by name.
 

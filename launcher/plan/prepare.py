@@ -17,6 +17,7 @@ from pdqn.errors import UsageError
 from pdqn.networks.counting import parameter_bytes
 from pdqn.networks.sizes import check_network, network_sizes
 from pdqn.specs import EnvironmentSpec
+from pdqn.target import WORDS, lacks_figure, parse_target
 
 
 def prepare(
@@ -45,6 +46,7 @@ def prepare(
         _check_evaluation(config, spec, inspector)
     check_combinations(config)
     _check_guidance(config, examined)
+    _check_target(config, spec)
     here = detect()
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
     size = float(spec.observation_bytes)
@@ -99,6 +101,13 @@ def _check_guidance(config: Config, examined: Examination) -> None:
             f'{guidance} no info["suggested_action"] to follow; circle placement does with '
             "--env-arg suggest=true"
         )
+
+
+def _check_target(config: Config, spec: EnvironmentSpec) -> None:
+    """Refuse a target that the environment cannot reach, because it has no such figure."""
+    text = config.run.stop_at
+    if text is not None and lacks_figure(parse_target(text), spec.headline_metric):
+        raise UsageError(f"--stop-at {text}: {spec.id} has no such figure; expected {WORDS}")
 
 
 def _parameter_bytes(
