@@ -45,8 +45,7 @@ def prepare(
     if config.evaluation.env_args:
         _check_evaluation(config, spec, inspector)
     check_combinations(config)
-    _check_guidance(config, examined)
-    _check_target(config, spec)
+    _check_against(examined, config)
     here = detect()
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
     size = float(spec.observation_bytes)
@@ -82,6 +81,12 @@ def _without_repetition(config: Config, examined: Examination) -> Config:
     return dataclasses.replace(
         config, evaluation=dataclasses.replace(evaluation, episodes=episodes)
     )
+
+
+def _check_against(examined: Examination, config: Config) -> None:
+    """Refuse settings that need what this environment does not have."""
+    _check_guidance(config, examined)
+    _check_target(config, examined.spec)
 
 
 def _check_guidance(config: Config, examined: Examination) -> None:
