@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -269,6 +270,14 @@ def test_figures_that_are_not_known_compare_as_false_and_wrong_names_are_told(pl
                          "eval/return_mean", "time_seconds"}  # fmt: skip
 
 
+def test_a_run_that_goes_on_tells_of_no_evaluation_twice(play: Play, tmp_path: Path):
+    means: list[float] = []
+    for mean, resume in ((5.0, None), (6.0, tmp_path / "run")):
+        play(f"figures('running'); evaluate({mean}); figures('done'); end()")
+        pdqn.train(resume=resume, on_evaluation=lambda e: means.append(e["eval/return_mean"]))
+    assert means == [5.0, 6.0]
+
+
 def test_a_condition_ends_the_run_as_a_limit_does(play: Play):
     train = play(
         "figures('running')\nfor line in sys.stdin:\n"
@@ -331,6 +340,22 @@ def test_who_waits_for_a_run_waits_no_longer_than_asked(play: Play):
     for order in (run.pause, run.resume, run.save):
         with pytest.raises(RunError, match="the run has ended"):
             order()
+
+
+def test_a_program_that_has_found_pdqn_by_its_path_starts_the_same_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("PYTHONPATH", "given")
+    paths: list[str] = []
+
+    def note(_: Any, env: Any, **others: Any) -> None:
+        paths.append(env["PYTHONPATH"])
+
+    monkeypatch.setattr(child.subprocess, "Popen", note)
+    for entry in ("elsewhere", str(child.ROOT)):
+        monkeypatch.setattr(sys, "path", [entry])
+        child.start([], ["own"])
+    assert paths == [f"given{os.pathsep}own", f"given{os.pathsep}own{os.pathsep}{child.ROOT}"]
 
 
 def test_a_script_that_a_run_imports_does_not_start_another(monkeypatch: pytest.MonkeyPatch):

@@ -92,6 +92,7 @@ def _learning_parts(snapshot: Snapshot) -> Iterator[str]:
         ("loss", "train/loss"),
         ("q", "train/q_mean"),
         ("epsilon", "rollout/exploration_rate"),
+        *snapshot.own_figures,
     ]
     for label, name in rows:
         if snapshot.value(name) is not None:

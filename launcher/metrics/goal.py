@@ -36,10 +36,17 @@ class Goal:
         is_mean = figure is not None and figure.kind == "episodes"
         if is_mean and metrics.counts()["episodes"] < _EPISODES:
             return
-        value = metrics.newest(name)
-        if self._target.is_reached(value):
+        if self._target.is_reached(_newest(metrics, name)):
             self.reason = STOP_AT
 
     def finish(self) -> None:
         """End the run as a program wants it, in the same way as a limit does."""
         self.reason = self.reason or STOP_WHEN
+
+
+def _newest(metrics: RunMetrics, name: str) -> float | None:
+    """Return any figure of metrics.jsonl, of the newest evaluation as well; None if not known."""
+    if not name.startswith("eval/"):
+        return metrics.current().get(name)
+    evaluation = metrics.evaluation
+    return None if evaluation is None else metrics.evaluation_line(evaluation, 0.0).get(name)

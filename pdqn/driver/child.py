@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pdqn.errors import RunError, UsageError
+from pdqn.own_modules import ROOT
 
 # Set in every process of a run: a script that one of them imports must not start a run again.
 WITHIN = "PDQN_INSIDE"
@@ -187,7 +188,9 @@ def start(arguments: Sequence[str], folders: Sequence[str] = ()) -> subprocess.P
         folders: further folders in which it finds modules.
     """
     given = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([*([given] if given else []), *folders])
+    # A program may have found pdqn itself by changing its path.
+    own = [str(ROOT)] if str(ROOT) in sys.path else []
+    path = os.pathsep.join([*([given] if given else []), *folders, *own])
     return subprocess.Popen(
         [sys.executable, "-m", "pdqn", *arguments],
         stdin=subprocess.PIPE,

@@ -83,16 +83,17 @@ class Run:
             raise UsageError(f"{path} is not a run directory (it needs config.toml)")
         self._child: Child | None = None
         self._folders: Sequence[str] = ()
-        self._read_to = 0
+        self._read_to = self._first_byte = 0
         self._evaluation: Mapping[str, Any] = {}
         self._evaluations_read = threading.Lock()
         self._fault: BaseException | None = None
         self._follower: threading.Thread | None = None
 
     @classmethod
-    def _of(cls, child: Child, folders: Sequence[str]) -> Run:
-        run = cls(_directory_of(child))
-        run._child, run._folders = child, folders
+    def _of(cls, child: Child, folders: Sequence[str], first_byte: int) -> Run:
+        """Make the object of a run that has begun; its metrics begin at this byte."""
+        run = cls(Path(child.progress["run_dir"]))
+        run._child, run._folders, run._first_byte = child, folders, first_byte
         return run
 
     # ---- the run while it goes on ----
@@ -316,7 +317,7 @@ class Run:
 
     def _follow(self, callbacks: Callbacks, display: Display, said: int = 0) -> None:
         """Call the callbacks and show the run, until it has ended."""
-        told, asked = 0, False
+        told, asked = self._first_byte, False
         try:
             for snapshot in self:
                 said = _show_messages(self._started, said, display)
@@ -423,7 +424,7 @@ def train(
         run._follow(callbacks, make_display(show))
     except BaseException as error:
         if run.is_running:
-            with contextlib.suppress(RunError):
+            with contextlib.suppress(RunError, UsageError):
                 run.stop()
         error.add_note(f"the run is in {run.path}: pdqn.Run({str(run.path)!r})")
         raise
@@ -448,21 +449,20 @@ def _begin(env: Env, time: float | str | None, settings: Mapping[str, Any]) -> R
     options = Options(**{name: value for name, value in settings.items() if name in names})
     others = {name: value for name, value in settings.items() if name not in names}
     asked = request(env, time, options, others)
+    # A run that is resumed has told of its earlier evaluations.
+    past = None if options.resume is None else Path(options.resume) / _METRICS
+    first_byte = 0 if past is None else columns.read_lines(past)[1]
     child = Child(asked.arguments, asked.layers, asked.folders)
     try:
         while not child.lines and child.code is None:
             child.wait_for_news(0, math.inf)
         if not child.lines:
             raise child.failure() or RunError(child.last_error or "the run ended at once")
-        return Run._of(child, asked.folders)
+        return Run._of(child, asked.folders, first_byte)
     except BaseException:
         child.interrupt()
         child.wait(_STOP_SECONDS)
         raise
-
-
-def _directory_of(child: Child) -> Path:
-    return Path(child.progress["run_dir"]).absolute()
 
 
 def _show_messages(child: Child, said: int, display: Display) -> int:
