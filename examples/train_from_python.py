@@ -1,6 +1,6 @@
 """Training, watching and using a policy in one program.
 
-Run this in the checkout; it takes half a minute:
+Run this in the checkout; it takes about half a minute:
 
     python examples/train_from_python.py CartPole-v1
 """
@@ -12,14 +12,14 @@ import sys
 import pdqn
 
 
-def main(env: str, time: str = "20s") -> None:
-    """Train until the greedy policy is good enough, and measure it on held-out seeds.
+def main(env: str, target: str = "evaluation=450") -> None:
+    """Train until the greedy policy is good enough, and measure it on other held-out seeds.
 
     Args:
         env: the environment.
-        time: the longest time to train.
+        target: the figure that ends the training, and its value.
     """
-    run = pdqn.launch(env, time=time, seed=1, stop_at="evaluation=450")
+    run = pdqn.launch(env, time="60s", seed=1, stop_at=target)
     for snapshot in run:
         print(f"{snapshot.elapsed_seconds:.0f} s: return {snapshot['rollout/ep_rew_mean']:.3g}")
     print("ended by", run.summary["exit_reason"])

@@ -46,10 +46,3 @@ def test_a_run_is_paused_saved_evaluated_and_ended_by_the_program_that_began_it(
     assert steps[-1] > 64
     assert (run.evaluations(frame=False)["eval/return_mean"] > 0).all()
     sys.modules.pop("own_cart_pole")
-
-
-def test_a_run_ends_at_its_target_and_says_so(tmp_path: Path):
-    run = pdqn.train(
-        "CartPole-v1", stop_at="evaluation=1", time=60, run_dir=tmp_path / "run", config=SMALL
-    )
-    assert run.summary["exit_reason"] == "stop_at"
