@@ -23,6 +23,7 @@ from launcher.cli import options
 from launcher.console.driven import DrivenConsole
 from pdqn import layers
 from pdqn.driver import child, columns, display
+from pdqn.driver import run as run_module
 from pdqn.driver.callables import name_of
 from pdqn.driver.settings import Options, request
 from pdqn.errors import RunError, UsageError
@@ -356,6 +357,22 @@ def test_a_program_that_has_found_pdqn_by_its_path_starts_the_same_one(
         monkeypatch.setattr(sys, "path", [entry])
         child.start([], ["own"])
     assert paths == [f"given{os.pathsep}own", f"given{os.pathsep}own{os.pathsep}{child.ROOT}"]
+
+
+def test_an_order_waits_for_a_run_that_starts_and_gives_up_one_that_does_not_obey(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_module, "_ORDER_SECONDS", 0.2)
+    play(
+        "figures('starting'); order = sys.stdin.readline(); time.sleep(0.5)\n"
+        "figures('paused' if order == 'pause\\n' else order); time.sleep(60)"
+    )
+    run = pdqn.launch("CartPole-v1")
+    run.pause()
+    assert run.snapshot.stage == "paused"
+    with pytest.raises(RunError, match=r"resume: nothing has happened for 0\.2 s"):
+        run.resume()
+    run.stop()
 
 
 def test_a_script_that_a_run_imports_does_not_start_another(monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,7 @@ from launcher.records.event_records import figures_record
 from launcher.records.sinks import _documentation, metric_name
 from pdqn.episodes import MAX_METRIC_VALUES, MAX_METRICS
 from pdqn.layers import build
-from pdqn.messages import Episode, Report
+from pdqn.messages import Episode, Report, decode
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
 from pdqn.wire import WireError
@@ -78,7 +78,7 @@ def test_a_report_holds_a_bounded_number_of_values():
     report = telemetry.report()
     assert sum(len(episode.metrics or ()) for episode in report.episodes) == MAX_METRIC_VALUES
     assert report.counters["figures_dropped"] == 2 * MAX_METRICS
-    assert Report.from_map(json.loads(json.dumps(report.to_map()))).episodes == report.episodes
+    assert decode(report.encoded, {Report.KIND: Report}) == report
     telemetry.episode(Episode(1.0, 1, None, metrics))
     assert telemetry.report().episodes[0].metrics == metrics
 

@@ -173,7 +173,6 @@ class Child:
 
     def _leave(self) -> None:
         """End the run with this program, and leave no process behind."""
-        self.order("stop")
         self.interrupt()
         if not self.wait(_LEAVE_SECONDS):
             with contextlib.suppress(ProcessLookupError):

@@ -279,15 +279,15 @@ class Run:
             raise RunError(f"{self.path}: this program has not started the run")
         return self._child
 
-    def _order(
-        self, word: str, is_done: Callable[[], bool], seconds: float = _ORDER_SECONDS
-    ) -> None:
-        child = self._started
+    def _order(self, word: str, is_done: Callable[[], bool], seconds: float | None = None) -> None:
+        child, seconds = self._started, seconds or _ORDER_SECONDS
         child.order(word)
         deadline = clock.monotonic() + seconds
         while child.code is not None or not is_done():
             if child.code is not None:
                 raise RunError(f"{self.path}: {word}: the run has ended")
+            if child.progress.get("stage") == "starting":  # orders wait until it has begun
+                deadline = clock.monotonic() + seconds
             if clock.monotonic() > deadline:
                 raise RunError(f"{self.path}: {word}: nothing has happened for {seconds:g} s")
             child.wait_for_news(child.lines, _TURN_SECONDS)
