@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from driven import start_script
@@ -28,6 +30,7 @@ from pdqn.driver.callables import name_of
 from pdqn.driver.settings import Options, request
 from pdqn.errors import RunError, UsageError
 
+ROOT = Path(__file__).parents[1]
 Play = Callable[..., Callable[..., pdqn.Run]]
 
 
@@ -390,6 +393,31 @@ def test_results_of_any_run_can_be_read(tmp_path: Path):
     for needs in (run.wait, run.stop, lambda: next(iter(run))):
         with pytest.raises(RunError, match="this program has not started the run"):
             needs()
+
+
+PAGES = [ROOT / "README.md", ROOT / "docs" / "python.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_the_pages_runs_as_it_is_written(
+    page: Path, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    play("figures('running'); evaluate(480.0); figures('done'); end()")
+    (tmp_path / "my_games.py").write_text("class MyEnv: ...\ndef make_network(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(run_module, "output_of", lambda *_: '{"return_mean": 480.0}')
+
+    class Actor:
+        def act(self, observation: Any) -> Any:
+            return np.zeros(np.shape(observation)[:-1], np.int64)
+
+    monkeypatch.setattr("pdqn.policy.load_policy", lambda *_, **__: Actor())
+    names: dict[str, Any] = {"gymnasium": gymnasium, "observation": np.zeros(4)}
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert any("pdqn.train(" in block for block in blocks)
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)
+    sys.modules.pop("my_games", None)
 
 
 # ---- columns and displays ----
