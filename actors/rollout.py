@@ -243,13 +243,16 @@ class Rollout:
         failures = self._env.failures
         telemetry.count("environment_failures", failures - self._failures)
         self._failures = failures
+        if transition.metrics_dropped:
+            telemetry.count("figures_dropped", transition.metrics_dropped)
         self._scores += transition.rewards
         self._lengths += 1
         ended = transition.terminated | transition.truncated
         for env in np.flatnonzero(ended).tolist():
             headline = float(transition.headline[env])
             known = headline if np.isfinite(headline) else None
-            telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
+            score, length = float(self._scores[env]), int(self._lengths[env])
+            telemetry.episode(Episode(score, length, known, transition.metrics.get(env)))
         for env, fault in transition.faults.items():
             _count(fault, telemetry)
             self._scores[env] = np.nan  # an episode that goes on after such a step has no score

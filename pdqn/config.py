@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 
 from pdqn.seeds import MOST_HELD_OUT
+from pdqn.target import WORDS, parse_target
 
 Value = TypeVar("Value")
 
@@ -129,6 +130,9 @@ class RunConfig:
     episodes: int | None = setting(None, "stop after this many episodes", at_least=1)
     steps: int | None = setting(None, "stop after this many environment steps", at_least=1)
     time_seconds: float | None = setting(None, "stop after this many seconds", above=0)
+    stop_at: str | None = setting(
+        None, "stop once a figure has this value", check=parse_target, words=WORDS
+    )
 
 
 @dataclass(frozen=True)

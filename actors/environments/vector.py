@@ -32,7 +32,7 @@ from actors.environments.guard import (
     close_quietly,
 )
 from actors.environments.guest import Guest
-from actors.environments.infos import checked_scores, headlines, suggestions
+from actors.environments.infos import checked_scores, final_metrics, headlines, suggestions
 from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
@@ -70,6 +70,8 @@ class Transition:
         faults: what was not finite in this step, by the index of its environment. Such a step is
             neither terminated nor truncated: records of its episode end with the observation
             before it. Numbers that are not finite are replaced in ``observation``.
+        metrics: the environment's own metrics at the end of an episode, by its index.
+        metrics_dropped: number of those that are not finite numbers, or too many.
         suggested: int64[num_envs], an expert's next action (``info["suggested_action"]``), -1 where
             there is none; None if the environment suggests nothing.
     """
@@ -84,6 +86,8 @@ class Transition:
     suggested: NDArray[np.int64] | None
     began: NDArray[np.bool_]
     faults: Mapping[int, Fault] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[int, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    metrics_dropped: int = 0
 
     @property
     def spoilt(self) -> NDArray[np.bool_]:
@@ -247,6 +251,7 @@ class VectorEnvironment:
         rewards = np.asarray(given, np.float64)
         named, unusable = self._batch(observation)
         cut = np.flatnonzero(truncated & ~terminated)
+        metrics, dropped = final_metrics(infos, ended)
         final, of_final = self._final(infos, cut)
         transition = Transition(
             observation=named,
@@ -258,6 +263,8 @@ class VectorEnvironment:
             failed=failed,
             suggested=self.suggested,
             began=ended | failed,
+            metrics=metrics,
+            metrics_dropped=dropped,
         )
         of_rewards, before = self._finite.rewards(rewards), self.unusable
         if unusable or of_final or of_rewards or before:

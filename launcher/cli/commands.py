@@ -19,6 +19,7 @@ from launcher.cli.help import GroupedCommand
 from launcher.cli.options import (
     GROUPS,
     PATH,
+    ConsoleKind,
     Count,
     DaskOptions,
     Duration,
@@ -107,7 +108,7 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
 )
 @click.option(
     "--console",
-    type=click.Choice(["auto", "rich", "plain", "json", "off"]),
+    type=ConsoleKind(["auto", "rich", "plain", "json", "off"]),
     default="auto",
     help="live view; auto: rich on a terminal, else plain lines",
 )
@@ -174,7 +175,7 @@ def launch(
     interrupts = Interrupts().install()
     hosts, dask = take(HostOptions, options), take(DaskOptions, options)
     past = _past(resume, run_dir)
-    config = configuration_of(options, past)
+    config = configuration_of({**options, "console": console}, past)
     if console in ("auto", "rich") and sys.stderr.isatty():
         echo("pdqn: getting ready", err=True)
     with (

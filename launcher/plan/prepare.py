@@ -17,6 +17,7 @@ from pdqn.errors import UsageError
 from pdqn.networks.counting import parameter_bytes
 from pdqn.networks.sizes import check_network, network_sizes
 from pdqn.specs import EnvironmentSpec
+from pdqn.target import WORDS, lacks_figure, parse_target
 
 
 def prepare(
@@ -44,7 +45,7 @@ def prepare(
     if config.evaluation.env_args:
         _check_evaluation(config, spec, inspector)
     check_combinations(config)
-    _check_guidance(config, examined)
+    _check_against(examined, config)
     here = detect()
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
     size = float(spec.observation_bytes)
@@ -82,6 +83,12 @@ def _without_repetition(config: Config, examined: Examination) -> Config:
     )
 
 
+def _check_against(examined: Examination, config: Config) -> None:
+    """Refuse settings that need what this environment does not have."""
+    _check_guidance(config, examined)
+    _check_stop(config, examined.spec)
+
+
 def _check_guidance(config: Config, examined: Examination) -> None:
     """Refuse to follow an expert who says nothing, or nothing that is an action."""
     if not (config.actor.guidance or config.actor.guidance_final):
@@ -99,6 +106,13 @@ def _check_guidance(config: Config, examined: Examination) -> None:
             f'{guidance} no info["suggested_action"] to follow; circle placement does with '
             "--env-arg suggest=true"
         )
+
+
+def _check_stop(config: Config, spec: EnvironmentSpec) -> None:
+    """Refuse an aim that the environment cannot reach, because it has no such figure."""
+    text = config.run.stop_at
+    if text is not None and lacks_figure(parse_target(text), spec.headline_metric):
+        raise UsageError(f"--stop-at {text}: {spec.id} has no such figure; expected {WORDS}")
 
 
 def _parameter_bytes(spec: EnvironmentSpec, config: Config, inspector: Inspector | Here) -> int:
