@@ -12,6 +12,8 @@ from launcher.run.session import Session
 
 _STANDSTILL_SECONDS = 300.0
 _MOST_SHOWN = 8
+# A busy machine makes a role silent for longer; one that hangs again must not hang for hours.
+_LONGEST_SILENCE_SECONDS = 600.0
 
 
 class Ends:
@@ -27,6 +29,7 @@ class Ends:
         self._session, self._config = session, session.config
         self._coordinator, self._supervisor = coordinator, supervisor
         self._dead_actors: set[int] = set()
+        self._allowed_silence: dict[tuple[str, int], float] = {}  # where it is not the setting's
 
     def take(self, event: Event) -> None:
         """Record what a role reports, or the coordinator reports about it."""
@@ -95,12 +98,23 @@ class Ends:
             self._session.say(f"host {name}: {lost}")
 
     def _end_silent(self) -> None:
-        """End the processes of roles that hang."""
-        limit = self._config.system.heartbeat_timeout_seconds
-        for member in self._coordinator.membership.silent(limit):
+        """End the processes of roles that hang; a successor may be silent for twice as long."""
+        setting = self._config.system.heartbeat_timeout_seconds
+        membership = self._coordinator.membership
+        for member in membership.silent(setting):
             key = member.key
+            place = key.role, key.index
+            limit = self._allowed_silence.get(place, setting)
+            if membership.silent_seconds(member) <= limit:
+                continue
+            longer = max(limit, min(2 * limit, _LONGEST_SILENCE_SECONDS))
+            self._allowed_silence[place] = longer
             self._session.records.event("silent", role=key.role, index=key.index, pid=member.pid)
-            self._session.say(f"{key.role} {key.index}: not heard for {limit:g} s, is ended")
+            self._session.say(
+                f"{key.role} {key.index}: not heard for {limit:g} s "
+                f"(system.heartbeat_timeout_seconds), is ended{self._see_log(*place)}; "
+                f"its successor has {longer:g} s"
+            )
             self._coordinator.lost(key.role, key.index)
             if member.agent:
                 self._coordinator.membership.condemn(member)

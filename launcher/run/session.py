@@ -19,7 +19,7 @@ from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.prediction.expectation import time_left
 from launcher.records.records import Records
 from launcher.records.sinks import make_sinks
-from launcher.results.saved import unevaluated
+from launcher.results.saved import shortcoming
 from launcher.run.firsts import FirstSteps
 from launcher.run.state import RunState
 from launcher.rundir import SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory
@@ -271,6 +271,8 @@ class Session:
         self._write_line()
         # A run may stop at once, and then wait for its disk.
         self.console.update(self.snapshot(members))
+        if reason != "interrupted" and not self.metrics.counts()["environment_steps"]:
+            self.fail("nothing was learned: no environment took a step")
         answers = self._settle(reason)
         self.enter("done")
         last = self.snapshot(members)
@@ -377,7 +379,7 @@ class Session:
             "restarts": {role: self.restarts.get(role, 0) for role in roles},
             "sessions": self.state.sessions,
             "error": self._error(),
-            "warning": unevaluated(self.config, self.metrics, reason, self._evaluation_note),
+            "warning": shortcoming(self.config, self.metrics, reason, self._evaluation_note),
             "unwritten": self.records.lines(),
             "first_error": self.state.first_error or self._first_error,
             "run_dir": self.run_dir.shown,
