@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import click
 from click.shell_completion import get_completion_class
 
 import pdqn
+from launcher import status_line
 from launcher.cli.benchmarks import bench
 from launcher.cli.help import GroupedCommand
 from launcher.cli.options import (
@@ -171,16 +171,15 @@ def launch(
     pdqn launch --bind 10.0.0.1:7777 --keys keys --no-learner
     pdqn launch --actors 120 --dask tcp://scheduler:8786
     """
-    interrupts = Interrupts().install()
+    interrupts = Interrupts(begun=False).install()
     hosts, dask = take(HostOptions, options), take(DaskOptions, options)
-    past = _past(resume, run_dir)
-    config = configuration_of(options, past)
-    if console in ("auto", "rich") and sys.stderr.isatty():
-        echo("pdqn: getting ready", err=True)
-    with (
-        _helpers(config, interrupts, not check_only and not dask.dask) as helpers,
-        _opened(hosts, dask) as (access, cluster),
-    ):
+    with contextlib.ExitStack() as stack:
+        if console in ("auto", "rich"):
+            stack.enter_context(status_line.showing("reads the settings"))
+        past = _past(resume, run_dir)
+        config = configuration_of(options, past)
+        helpers = stack.enter_context(_helpers(config, not check_only and not dask.dask))
+        access, cluster = stack.enter_context(_opened(hosts, dask))
         from launcher.run import launch as running
 
         return running.launch(
@@ -209,16 +208,15 @@ def _past(resume: Path | None, run_dir: Path | None) -> PastRun | None:
 
 
 @contextlib.contextmanager
-def _helpers(
-    config: Config, interrupts: Interrupts, runs: bool
-) -> Iterator[tuple[Inspector, ForkServer | None]]:
+def _helpers(config: Config, runs: bool) -> Iterator[tuple[Inspector, ForkServer | None]]:
     """Have others look at the environment, and import what roles share, during our own imports."""
     from launcher.processes.forkserver import ForkServer
 
+    status_line.doing("imports what a run needs")
     # On one core a run has one process, and two imports at once take as long as one after another.
     single = config.run.mode == "single"
     forks = runs and len(os.sched_getaffinity(0)) > 1 and not single
-    with _inspecting(config, interrupts) as inspector:
+    with _inspecting(config) as inspector:
         if runs and single:
             importlib.import_module("launcher.run.single")  # all that roles need, into this process
         if not forks or config.actor.count == 0:
@@ -230,15 +228,11 @@ def _helpers(
 
 
 @contextlib.contextmanager
-def _inspecting(config: Config, interrupts: Interrupts | None = None) -> Iterator[Inspector]:
+def _inspecting(config: Config) -> Iterator[Inspector]:
     """Have another process look at the environment, while this one imports what a run needs."""
     from launcher.plan.inspector import Inspector
 
-    def give_up_if_interrupted() -> None:
-        if interrupts is not None and interrupts.count:
-            raise KeyboardInterrupt
-
-    with Inspector(config.system, give_up_if_interrupted) as inspector:
+    with Inspector(config.system) as inspector:
         inspector.begin(config.run.env, config.run.env_args)
         yield inspector
 

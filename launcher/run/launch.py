@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from launcher import sockets, streams
+from launcher import sockets, status_line, streams
 from launcher.console.console import Console, Kind, make_console
 from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
@@ -29,7 +29,7 @@ from launcher.run.resume import PastRun
 from launcher.run.session import Session
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
-from launcher.terminal import echo, echo_json, show
+from launcher.terminal import echo_json, show
 from pdqn import layers
 from pdqn.arguments import same
 from pdqn.config import Config
@@ -54,6 +54,7 @@ def launch(
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
+    status_line.doing(f"looks at {config.run.env}, and plans the run")
     folder = past.path if past else run_dir
     with inspector or contextlib.nullcontext():
         spec, here, plan = prepare(config, access.elsewhere, inspector, folder)
@@ -62,12 +63,11 @@ def launch(
         past.check(resolved)
     if check_only:
         return _print_check(here, plan, as_json=False)
+    status_line.end()
     _agree(plan, agreed)
-    if interrupts.count:
-        echo("interrupted before anything was started", err=True)
-        return 0
     single = resolved.run.mode == "single"
     _check_mode(access, forkserver, single=single)
+    interrupts.begun = True
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
     directory.write_config(resolved, config)
