@@ -96,8 +96,12 @@ def test_a_role_that_hangs_writes_its_stacks_into_its_log_before_it_is_ended(
     supervisor.start("replay", 0)
     role = named(eventually, "pdqn replay 0")
     eventually(lambda: catches_dump(role))
-    supervisor.kill("replay", 0, hung_seconds=30.0)
-    (ended,) = eventually(supervisor.check)
+
+    def ended_of_one_that_is_condemned_again_and_again() -> list[Ended]:
+        supervisor.kill("replay", 0, hung_seconds=30.0)
+        return supervisor.check()
+
+    (ended,) = eventually(ended_of_one_that_is_condemned_again_and_again)
     assert ended == Ended("replay", 0, role.pid, "killed by SIGKILL", 0.5)
     text = log.read_text("utf-8")
     assert "Current thread" in text

@@ -173,6 +173,8 @@ class Supervisor:
         slot = self._slots.get((role, index))
         if slot is not None and slot.process is not None:
             slot.hung_seconds = hung_seconds
+            if slot.kill_at is not None and hung_seconds:
+                return  # it is writing them
             if hung_seconds and catches(slot.process.pid, DUMP):
                 slot.process.send_signal(DUMP)
                 slot.kill_at = time.monotonic() + _DUMP_SECONDS
