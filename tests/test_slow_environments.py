@@ -146,6 +146,39 @@ def test_a_limit_that_a_role_was_ended_for_is_doubled_and_its_setting_is_named(t
     session.run_dir.close()
 
 
+def test_a_run_that_all_actors_have_left_says_so_and_says_when_it_goes_on(tmp_path: Path):
+    console = Listening()
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, console)
+    present = {"replay": 1, "learner": 1, "actor": 2}
+    membership = SimpleNamespace(
+        silent=lambda limit: [], silent_hosts=lambda limit: [], count=lambda role: present[role]
+    )
+    coordinator: Any = SimpleNamespace(membership=membership)
+    ends = Ends(session, coordinator, Any)  # pyright: ignore[reportArgumentType]
+    session.enter("running")
+    ends.look()
+    present["actor"] = 0
+    ends.look()
+    present["actor"] = 1
+    ends.look()
+    ends.look()
+    assert console.said == [], "one that is started again at once"
+    present["actor"] = 0
+    for _ in range(3):
+        ends.look()
+    assert console.said == ["the run stands still: no actor is in it; it goes on when one joins"]
+    present["actor"] = 2
+    for _ in range(3):
+        ends.look()
+    assert console.said[1:] == ["the run goes on: all roles are there again"]
+    session.enter("stopping")
+    present.update(actor=0, learner=0)
+    for _ in range(3):
+        ends.look()
+    assert len(console.said) == 2, "at its end all leave"
+    session.run_dir.close()
+
+
 def test_a_run_without_a_single_step_of_an_environment_has_failed(tmp_path: Path):
     session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, Listening())
     assert session.conclude("time", Roster.of(())) == 1

@@ -29,11 +29,14 @@ class Ends:
         self._session, self._config = session, session.config
         self._coordinator, self._supervisor = coordinator, supervisor
         self._dead_actors: set[int] = set()
+        self._absent, self._said_absent = "", ""
         self._allowed_silence: dict[tuple[str, int], float] = {}  # where it is not the setting's
 
     def take(self, event: Event) -> None:
         """Record what a role reports, or the coordinator reports about it."""
         self._session.note(event.kind, event.role, event.index, event.text)
+        if event.role == "host" and event.kind in ("joined", "left") and not event.error:
+            self._session.say(f"host {event.index} has {event.kind}: {event.text}".rstrip(": "))
         if event.error and event.role == "host":
             # Such as a host that refuses the run: a person has to see each of them.
             self._session.say(f"host {event.index}: {event.text}")
@@ -66,7 +69,13 @@ class Ends:
         """Notice hosts and roles that have fallen silent, and a run that stands still."""
         self._lose_hosts()
         self._end_silent()
+        self._notice_absence()
         self._notice_standstill()
+
+    def absent(self) -> list[str]:
+        """List the roles that the run has none of, and cannot go on without."""
+        count = self._coordinator.membership.count
+        return [role for role in ("replay", "learner", "actor") if not count(role)]
 
     def _has_no_actor(self) -> bool:
         """Return whether all actors of this host are given up, and there are none elsewhere."""
@@ -120,6 +129,21 @@ class Ends:
                 self._coordinator.membership.condemn(member)
             else:
                 self._supervisor.kill(key.role, key.index, hung_seconds=limit)
+
+    def _notice_absence(self) -> None:
+        """Tell that a role is gone without which nothing goes on, unless it is back at once."""
+        goes_on = self._session.stage in ("running", "paused")
+        before, self._absent = self._absent, " and no ".join(self.absent()) if goes_on else ""
+        if self._absent != before or self._absent == self._said_absent:
+            return
+        self._said_absent = self._absent
+        kind, text = ("absent", self._absent) if self._absent else ("complete", "all roles")
+        self._session.records.event(kind, text=text)
+        self._session.say(
+            f"the run stands still: no {self._absent} is in it; it goes on when one joins"
+            if self._absent
+            else "the run goes on: all roles are there again"
+        )
 
     def _notice_standstill(self) -> None:
         """End a run without an environment step for minutes, and say what each role waits for."""
