@@ -32,6 +32,7 @@ from launcher.cli.options import (
     run_options,
     take,
 )
+from launcher.cli.studies import COMMANDS, describing, studying, take_beginning
 from launcher.cli.trusting import (
     admitting,
     naming_environment,
@@ -77,7 +78,9 @@ def cli() -> None:
 
 
 # Further headings of the help, and the options under them.
-_SHOWN = ("run_dir", "resume", "console", "wandb", "metrics_port")
+_SHOWN = ("run_dir", "resume", "init_from", "console", "wandb", "metrics_port")
+_WORDS = ("run_name", "tags", "notes")
+_STUDIES = ("seeds", "parallel", "interrupt_exit")
 _ASKED = ("check_only", "force", "yes")
 _HOSTS = ("bind", "keys", "insecure", "advertise", "ports", "no_learner", "no_replay")
 _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
@@ -88,6 +91,8 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
     groups={
         **GROUPS,
         "Directory and output": _SHOWN,
+        "Words about the run": _WORDS,
+        "Several runs": _STUDIES,
         "Other hosts": _HOSTS,
         "Dask": _DASK,
         "This command": _ASKED,
@@ -139,13 +144,16 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
     metavar="ROLE=HOST",
     help="place learner or replay on this host; may be repeated",
 )
+@describing
 @click.option("--wandb", is_flag=True, help="also log to Weights & Biases (pdqn[wandb])")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
     help="serve the metrics on loopback, in plain HTTP, to Prometheus (pdqn[prometheus])",
 )
+@studying
 def launch(
+    interrupts: Interrupts,
     force: bool,
     yes: bool,
     check_only: bool,
@@ -162,17 +170,18 @@ def launch(
     \b
     pdqn launch --time 5m
     pdqn launch --env-arg map_size=64 --env-arg radii=random
-    pdqn launch --env CartPole-v1 --time 90s --seed 1
+    pdqn launch --env CartPole-v1 --time 90s --seeds 1:5
     pdqn launch --actors 120 --replays 2 --set learner.batch_size=256
     pdqn launch --env ALE/Breakout-v5 --preset rainbow --time 2h
     pdqn launch --set replay.memory=50%
     pdqn launch --resume runs/CartPole-v1__seed0__20260101-120000 --time 1h
+    pdqn launch --env-arg map_size=128 --init-from runs/small  (begin with its parameters)
     pdqn launch --bind 127.0.0.1                      (open to processes of this user alone)
     pdqn launch --bind 10.0.0.1:7777 --keys keys --no-learner
     pdqn launch --actors 120 --dask tcp://scheduler:8786
     """
-    interrupts = Interrupts(begun=False).install()
     hosts, dask = take(HostOptions, options), take(DaskOptions, options)
+    begins = take_beginning(options, resume)
     with contextlib.ExitStack() as stack:
         if console in ("auto", "rich"):
             stack.enter_context(status_line.showing("reads the settings"))
@@ -183,9 +192,7 @@ def launch(
         from launcher.run import launch as running
 
         return running.launch(
-            config,
-            interrupts,
-            *helpers,
+            *(config, interrupts, *helpers),
             past=past,
             run_dir=run_dir,
             console=console,
@@ -193,6 +200,7 @@ def launch(
             agreed=force or yes,
             check_only=check_only,
             cluster=cluster,
+            beginning=begins,
         )
 
 
@@ -602,7 +610,8 @@ def export(run: Path, path: Path, best: bool, **others: Any) -> int:
     return 0
 
 
-cli.add_command(bench)
+for known in (bench, *COMMANDS):
+    cli.add_command(known)
 
 
 @cli.command(short_help="Print a script that completes commands and options in a shell.")
