@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from test_ls import ended, made
 
 from launcher.cli.studies import without_options
 from launcher.studies.listing import runs_below
-from launcher.studies.members import is_complete, shares_of
+from launcher.studies.members import EXIT_INTERRUPTED, Member, is_complete, shares_of
 from launcher.studies.seeds import memory_options, parse_seeds, summary_lines
 from pdqn.errors import UsageError
 
@@ -147,3 +148,15 @@ def test_a_program_is_told_that_a_run_was_interrupted(
         command.interrupt()
         assert command.wait() == 130
     assert runs_below(tmp_path / "study")[0].state == "interrupted"
+
+
+def test_a_member_that_is_told_to_end_when_it_has_ended_counts_as_interrupted(
+    tmp_path: Path, eventually: Callable[..., Any]
+):
+    script = tmp_path / "pdqn" / "__main__.py"
+    script.parent.mkdir()
+    script.write_text("import time; time.sleep(60)", encoding="utf-8")
+    with contextlib.chdir(tmp_path):
+        member = Member("one", tmp_path / "run", [], "off")
+        member.stop_now()
+        assert eventually(member.look) == EXIT_INTERRUPTED

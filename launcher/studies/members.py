@@ -73,6 +73,9 @@ class Member:
         """Return its exit code; None while it runs."""
         if self.code is None:
             self.code = self._process.poll()
+            if self.code == -signal.SIGTERM:
+                # It was told again when it had done all, and its handlers were gone.
+                self.code = EXIT_INTERRUPTED
             if self._told_at is not None and time.monotonic() >= self._told_at:
                 self._told_at = None
                 self._send(signal.SIGTERM)
