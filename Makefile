@@ -5,6 +5,7 @@ VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version()
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRAIN_STAMP := $(VENV)/.training-installed
 DOCS_STAMP := $(VENV)/.docs-installed
 ARGS ?=
 # Workers of pytest-xdist. Many tests wait for processes that they have started, so that two cores
@@ -15,10 +16,17 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train setup test test-slow test-durations chaos chaos-short soak bench-check check format docs clean
 
-train: $(STAMP)
+# Training needs none of the tools, but uses an environment that has them.
+train: $(if $(wildcard $(STAMP)),$(STAMP),$(TRAIN_STAMP))
 	$(BIN)/pdqn launch $(ARGS)
 
 setup: $(STAMP)
+
+$(TRAIN_STAMP): pyproject.toml constraints.txt
+	@echo "Installing what training needs into $(VENV), PyTorch included; this takes some minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	touch $(TRAIN_STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,7 +2,8 @@
 
 They are an addition to an evaluation. If they fail, a note says so, and evaluations go on without.
 Bounds that no policy exceeds may take far longer, and no evaluation waits for them. The first one
-begins them in the background, and those after their end have them.
+begins them in the background, and those after their end have them. Where an environment has no
+baselines, the second evaluation begins random episodes in the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.environments.vector import VectorEnvironment
-from actors.evaluation import baseline_scores, unplayed
+from actors.evaluation import baseline_scores, play, random_act, scored, unplayed
 from pdqn import seeds
 from pdqn.apart import Apart, Task
 from pdqn.errors import RunError, UsageError, type_and_first_line
@@ -25,7 +26,8 @@ from pdqn.telemetry import Telemetry
 
 _SECONDS, _TURN_SECONDS = 600.0, 0.05
 _BOUNDS_SECONDS = 3600.0
-_BOUNDS_NICENESS = 10  # below actors, which do not wait for bounds
+_RANDOM_SECONDS = 300.0
+_BACKGROUND_NICENESS = 10  # below actors, which wait for none of this
 
 Scores = dict[str, NDArray[np.float64]]
 
@@ -121,6 +123,8 @@ class BaselinesApart(Baselines):
         self._apart: Apart | None = None
         self._task: Task[Scores] | None = None
         self._bounds: Task[Scores] | None = None
+        self._random: Task[Scores] | None = None
+        self._evaluations = 0
 
     def begin(self, env: VectorEnvironment) -> None:
         """Look for baselines, and begin to play them."""
@@ -139,11 +143,14 @@ class BaselinesApart(Baselines):
                 self._look_for_bounds()
             except (RunError, UsageError) as error:
                 self._fail(error)
+        self._evaluations += 1
+        if self._has_looked and not self.scores and self._task is None and not self._has_bounds:
+            self._look_for_random()
         return True
 
     def close(self) -> None:
         """End their process."""
-        self._task = self._bounds = None
+        self._task = self._bounds = self._random = None
         if self._apart is not None:
             self._apart.close()
             self._apart = None
@@ -176,6 +183,25 @@ class BaselinesApart(Baselines):
             finally:
                 self.close()
 
+    def _look_for_random(self) -> None:
+        """Begin random episodes with the second evaluation, or take them over once they ended.
+
+        The first one is in a run's first seconds, in which all cores have much to do. Environments
+        that cannot be played at random in time go without a baseline, as before.
+        """
+        if self._random is None:
+            if self._evaluations == 2:
+                self._apart = Apart("baselines")
+                arguments = (self._run_seed, self._spec, self._env_args, self._held_out)
+                self._random = self._apart.begin(_at_random, *arguments, seconds=_RANDOM_SECONDS)
+        elif self._random.done():
+            try:
+                self.scores = self._random.result()
+            except (RunError, UsageError):
+                self.scores = {}
+            finally:
+                self.close()
+
 
 def _play_seeded(
     run_seed: int, spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]
@@ -189,5 +215,16 @@ def _play_seeded(
 
 def _bound(spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]) -> Scores:
     """Compute the bounds, and leave the processor to others."""
-    os.nice(_BOUNDS_NICENESS)
+    os.nice(_BACKGROUND_NICENESS)
     return baseline_scores(spec, env_args, held_out, "bounds")
+
+
+def _at_random(
+    run_seed: int, spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]
+) -> Scores:
+    """Score the random policy, and leave the processor to others; nothing if an episode fails."""
+    os.nice(_BACKGROUND_NICENESS)
+    act = random_act(spec, seeds.generator(run_seed, "random baseline"))
+    scores = play(act, spec, env_args, held_out)
+    values = np.empty(0) if scores is None else scored(scores, spec)
+    return {"random": values} if len(values) and np.isfinite(values).all() else {}

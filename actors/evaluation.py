@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -58,6 +58,7 @@ def play(
     max_episode_steps: int = MAX_EPISODE_STEPS,
     begun: Callable[[VectorEnvironment], object] = lambda _: None,
     ended: Callable[[int], object] = lambda _: None,
+    making: AbstractContextManager[object] | None = None,
 ) -> Scores | None:
     """Play one episode for every seed; None if stopped before the end.
 
@@ -72,13 +73,14 @@ def play(
         max_episode_steps: steps after which an episode is cut off and counts as it is.
         begun: called with the environments once they are made.
         ended: called with the number of episodes that have ended since the last call.
+        making: context in which environments are made, which may take long.
 
     Raises:
         RunError: no episode counts, an environment failed for several seeds in a row, or no
             environment could be made or reset. Another attempt may succeed.
     """
     width = min(MOST_ENVIRONMENTS, len(seeds))
-    with _in_one_line(f"environment {spec.id} cannot be made"):
+    with _in_one_line(f"environment {spec.id} cannot be made"), making or nullcontext():
         env = _players(spec, env_args, width)
     with closing(env):
         begun(env)

@@ -17,7 +17,7 @@ from actors.follower import ParameterFollower
 from actors.greedy import GreedyEvaluation, held_out_seeds
 from pdqn.errors import RunError
 from pdqn.files import RunFiles
-from pdqn.heartbeat import Heartbeat
+from pdqn.heartbeat import Heartbeat, longest_making_seconds
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.model_head import BEST_MODEL
@@ -68,7 +68,7 @@ class Evaluator:
             may_keep=self._check_home,
             # The run's directory may be on another host.
             kept=lambda: files.push(BEST_MODEL),
-            saving=Heartbeat(link.poll),
+            waiting=Heartbeat(link.poll, longest_making_seconds(config)),
             baselines=self._baselines,
         )
         self._has_home = True

@@ -38,7 +38,8 @@ class GreedyEvaluation:
         failed: called with a sentence and the error if a policy has no score.
         may_keep: called before the best parameters are saved; raises a RunError to prevent it.
         kept: called when the best parameters have been saved.
-        saving: context in which they are saved, which takes as long as the disk does.
+        waiting: context in which they are saved, which takes as long as the disk does, and in which
+            environments are made.
         baselines: the environment's own ones. By default this process plays them once, as soon as
             a policy has a score.
     """
@@ -55,7 +56,7 @@ class GreedyEvaluation:
         failed: Callable[[str, RunError], object],
         may_keep: Callable[[], object] = lambda: None,
         kept: Callable[[], object] = lambda: None,
-        saving: AbstractContextManager[object] | None = None,
+        waiting: AbstractContextManager[object] | None = None,
         baselines: Baselines | None = None,
     ) -> None:
         self._config, self._spec = config, spec
@@ -65,7 +66,7 @@ class GreedyEvaluation:
             telemetry.note("checkpoint", self._best.unread)
         self._seeds = held_out_seeds(config)
         self._give_up, self._failed, self._kept = give_up, failed, kept
-        self._may_keep, self._saving = may_keep, saving or nullcontext()
+        self._may_keep, self._waiting = may_keep, waiting or nullcontext()
         self._baselines = baselines or Baselines(
             spec, config.evaluation_env_args, self._seeds, telemetry
         )
@@ -111,6 +112,7 @@ class GreedyEvaluation:
             self._give_up,
             self._config.evaluation.max_episode_steps,
             self._baselines.begin,
+            making=self._waiting,
         )
         if scores is None or not self._baselines.wait():
             return None
@@ -121,7 +123,7 @@ class GreedyEvaluation:
         self, result: Mapping[str, Any], scores: NDArray[np.float64], version: int
     ) -> None:
         try:
-            with self._saving:
+            with self._waiting:
                 self._may_keep()
                 is_kept = self._best.offer(result, scores, self._network, version)
             if is_kept:

@@ -12,9 +12,10 @@ from actors.environments import randomness
 from actors.follower import ParameterFollower
 from actors.rollout import Identity, Rollout
 from actors.shipper import Shipper
+from pdqn.heartbeat import Heartbeat, longest_making_seconds
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
-from pdqn.networks import build_network
+from pdqn.networks import QNetwork, build_network
 from pdqn.process import keep_little_free_memory
 from pdqn.transport import Network
 
@@ -43,7 +44,7 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
     follower = ParameterFollower(context, link, welcome.run, network)
     identity = Identity(welcome.index, welcome.incarnation)
     randomness.seed(welcome.config.run.seed, "actor", welcome.index, welcome.incarnation)
-    rollout = Rollout(welcome.config, welcome.spec, network, identity, link.wait)
+    rollout = _make_rollout(link, welcome, network, identity)
     rollout.note_seeds(link.telemetry)
     shipper = Shipper(context, link, welcome)
     # The plan does not know how large the environments are.
@@ -70,3 +71,17 @@ def act(context: zmq.Context[zmq.Socket[bytes]], link: CoordinatorLink, welcome:
     shipper.finish()
     follower.close()
     rollout.close()
+
+
+def _make_rollout(
+    link: CoordinatorLink, welcome: Welcome, network: QNetwork, identity: Identity
+) -> Rollout:
+    """Make the environments, which may take minutes, and keep in touch meanwhile."""
+    heartbeat = Heartbeat(link.poll, longest_making_seconds(welcome.config))
+    link.telemetry.activity = "makes its environments"
+    link.report()
+    with heartbeat:
+        pause = heartbeat.in_turn(link.wait)
+        rollout = Rollout(welcome.config, welcome.spec, network, identity, pause)
+    link.telemetry.activity = ""
+    return rollout

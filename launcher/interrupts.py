@@ -69,12 +69,14 @@ class Interrupts:
 
     Attributes:
         count: number of signals so far.
+        begun: whether something has begun that has to end in order. Until then the first signal
+            raises Interrupted in the main thread.
         on_second: called in the main thread when the second signal arrives; must not return. By
             default it raises Interrupted.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, *, begun: bool = True) -> None:
+        self.count, self.begun = 0, begun
         self._last = -math.inf
         self.on_second: Callable[[], None] = self._exit
 
@@ -90,6 +92,8 @@ class Interrupts:
         if number != signal.SIGINT and self._last - before < _SAME_SECONDS:
             return
         self.count += 1
+        if not self.begun:
+            raise Interrupted("interrupted before anything was started")
         if self.count >= 2:
             self.on_second()
 

@@ -23,6 +23,14 @@ def number(value: float | None) -> str:
     return _digits(value)
 
 
+def compact(value: float) -> str:
+    """Format a tick of an axis, of which many fit: ``0.5``, ``1.5k``, ``2M``."""
+    for scale, suffix in _THOUSANDS:
+        if abs(value) >= scale:
+            return f"{value / scale:.6g}{suffix}"
+    return f"{value:.6g}"
+
+
 def uncertainty(value: float) -> str:
     """Format a standard error, for which two digits are enough."""
     return f"{value:.2g}" if value < 99.5 else number(value)

@@ -39,7 +39,7 @@ METRICS = "metrics.jsonl"
 _MOST_EVENTS = Bound(64 << 20, 16 << 20, 16 << 20, '{"event": "cut", "bytes": {}}\n')
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.02
 _TEMPORARY = re.compile(
-    r"\.(run_id|address\.json|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
+    r"\.(run_id|(address|about|origin)\.json|config\.toml|configured\.toml|(summary|state|snapshot)\.json|(final|best)_model\.pth|"
     r"learner\.pth|(training_results|strategy)\.png)\.\d+"
 )
 
@@ -115,8 +115,15 @@ class RunDirectory:
         """Return a path in this directory as a person who named the directory would write it."""
         return str(Path(self.shown) / path.relative_to(self.path))
 
-    def write_config(self, config: Config, configured: Config) -> None:
+    def write_config(
+        self, config: Config, configured: Config, others: Mapping[str, str] | None = None
+    ) -> None:
         """Write the configuration as filled in, and as a person wrote it.
+
+        Args:
+            config: as filled in.
+            configured: as a person wrote it.
+            others: further texts, by the names of their files.
 
         Raises:
             UsageError: that is not possible, as on a full disk; a new directory is removed again.
@@ -124,6 +131,8 @@ class RunDirectory:
         try:
             self._keep(CONFIGURED, configured.to_toml())
             self._keep(CONFIG, config.to_toml())
+            for name, text in (others or {}).items():
+                self._keep(name, text)
         except OSError as error:
             self._discard()
             raise UsageError(
@@ -282,7 +291,7 @@ class RunDirectory:
         self.close()
         if not self._was_empty:
             return
-        for name in (CONFIGURED, CONFIG, EVENTS, METRICS):
+        for name in {*self._kept, EVENTS, METRICS, CONFIGURED, CONFIG}:
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else is there by now
             for folder in (self.logs, self.path / "checkpoints", self.path):

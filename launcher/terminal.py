@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher import streams
+from launcher import status_line, streams
 from launcher.strict_json import to_json
 from pdqn.text import printable_lines
 
@@ -51,6 +51,7 @@ def terminal(**settings: Any) -> Console:
 
 def show(*renderables: RenderableType) -> None:
     """Print tables and texts on standard output."""
+    status_line.end()
     console = terminal()
     for renderable in renderables:
         console.print(Printable(renderable))
@@ -58,6 +59,7 @@ def show(*renderables: RenderableType) -> None:
 
 def echo(text: object, *, err: bool = False) -> None:
     """Print a text on standard output, or on standard error."""
+    status_line.make_room()
     click.echo(printable_lines(str(text)), file=streams.err() if err else streams.out())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from learner.checkpoint_folders import CHECKPOINTS, STATE, checkpoints, prune, set_aside
 from learner.learner import Learner
+from learner.warm_start import fit_file
 from pdqn.config import Config
 from pdqn.errors import RunError, UsageError, reason_of
 from pdqn.model import (
@@ -21,7 +22,13 @@ from pdqn.model import (
     save_model,
     write_atomically,
 )
-from pdqn.model_head import BEST_MODEL, FINAL_MODEL, NOT_SAVED, unreadable_reason
+from pdqn.model_head import (
+    BEST_MODEL,
+    FINAL_MODEL,
+    INITIAL_MODEL,
+    NOT_SAVED,
+    unreadable_reason,
+)
 from pdqn.schedules import is_due
 from pdqn.specs import EnvironmentSpec
 
@@ -91,6 +98,21 @@ class Saver:
             _set_aside_all(damaged)
             self._saved_steps = learner.learner_steps
             say(f"goes on from learner step {learner.learner_steps}")
+        elif (self._run_dir / INITIAL_MODEL).is_file():
+            self.begin(learner, say)
+
+    def begin(self, learner: Learner, say: Callable[[str], None]) -> None:
+        """Begin with the parameters of the file that a person named, as far as they fit.
+
+        Raises:
+            RunError: the file cannot be read, or nothing of it fits.
+        """
+        try:
+            found = fit_file(self._run_dir / INITIAL_MODEL, learner.online)
+        except UsageError as error:
+            raise RunError(str(error)) from error
+        learner.begin_with(found.state, 0)
+        say(found.text)
 
     def restore_model(self, learner: Learner, say: Callable[[str], None]) -> bool:
         """Continue a learner with the parameters of a model file; return whether there is one."""

@@ -23,7 +23,7 @@ from pdqn.files import RunFiles
 from pdqn.heartbeat import Heartbeat
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import LAST_SAVE, MAX_INDEX, Welcome
-from pdqn.model_head import FINAL_MODEL
+from pdqn.model_head import FINAL_MODEL, INITIAL_MODEL
 from pdqn.parameters import ParameterPublisher, Parameters
 from pdqn.transport import Network
 from replay.client import SampleClient
@@ -230,6 +230,8 @@ class LearnerProcess:
         for index in range(MAX_INDEX):
             path = self._files.fetch("checkpoint", index)
             if path is None and not index:
+                if self._files.fetch(INITIAL_MODEL) is not None:
+                    self._saver.begin(self._learner, say)
                 return
             if path is None:
                 break

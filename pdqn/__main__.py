@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("actors", "launcher", "learner", "replay")
@@ -13,6 +15,9 @@ _PACKAGES = ("actors", "launcher", "learner", "replay")
 
 def main() -> None:
     """Run a command, unless somebody else's packages are in the place of pdqn's."""
+    # Python's own handler would print a traceback, or be caught by a module that is imported.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
     _leave_current_directory()
     try:
         _put_packages_first()
@@ -20,9 +25,13 @@ def main() -> None:
         from launcher.cli.main import run_program
     except ImportError as error:
         sys.exit(f"pdqn: {error}{_overwritten()}")
-    except KeyboardInterrupt:  # while modules are imported: the command answers it only later
-        sys.exit(130)
     run_program()
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End this process, which has only begun to import modules, in one line."""
+    os.write(2, b"pdqn: interrupted\n")
+    os._exit(130)
 
 
 def _leave_current_directory() -> None:

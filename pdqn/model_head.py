@@ -20,6 +20,8 @@ from pdqn.text import printable
 FORMAT = 3
 # Model files in a run directory: the last parameters, and those with the best evaluation.
 FINAL_MODEL, BEST_MODEL = "final_model.pth", "best_model.pth"
+# The parameters with which a run began, if a person named some.
+INITIAL_MODEL = "initial_model.pth"
 # What a role's note says when it could not save.
 NOT_SAVED = "not saved"
 _UNREADABLE = (

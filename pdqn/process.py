@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -24,6 +25,8 @@ from pdqn.text import printable, printable_lines
 # The signal with which a supervisor asks a role to leave. It is not SIGTERM: `timeout`, systemd and
 # batch systems send that to a whole process group, and the launcher then ends the run in order.
 LEAVE = signal.SIGUSR1
+# The signal with which it has a role write its stacks into its log, before it ends one that hangs.
+DUMP = signal.SIGUSR2
 # What a role tells the process that has had it started, once it can work. Not an exit code.
 READY = 255
 # Signals that usually reach the whole process group.
@@ -147,6 +150,8 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
             own, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
         )
     )
+    # C code that does not return to Python is seen as well.
+    faulthandler.register(DUMP, file=own, chain=False)
     lines.setFormatter(PrintableFormatter(_LOG_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
     return ParentWatch(log)

@@ -383,26 +383,6 @@ def test_a_preset_of_which_a_file_leaves_nothing_is_refused(run: Run, tmp_path: 
 # ---- help ----
 
 
-def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_word():
-    # As if the signal came at this import, of all those that the command needs.
-    code = """
-import sys
-
-class Interrupt:
-    def find_spec(self, name, path=None, target=None):
-        if name == "launcher.cli.commands":
-            raise KeyboardInterrupt
-
-sys.meta_path.insert(0, Interrupt())
-from pdqn.__main__ import main
-main()
-"""
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
-
-
 def test_help_lists_every_command(run: Run):
     code, stdout, stderr = run("--help")
     assert (code, stderr) == (0, "")

@@ -397,6 +397,8 @@ def test_a_first_error_leaves_every_panel_on_a_small_terminal() -> None:
 def test_health_names_the_worst_first() -> None:
     late = member("actor", 1, state="late")
     dead = member("learner", state="dead")
+    waits = snapshot(rejected={}, waiting_for="actor (none is left), 12 s")
+    assert health(waits) == ("degraded", "waits for actor")
     healthy = snapshot(rejected={})
     assert health(healthy) == ("healthy", "healthy")
     assert health(snapshot(members=(late,), rejected={})) == ("degraded", "1 late")

@@ -305,6 +305,10 @@ def test_actors_join_a_run_from_another_command(
             assert command.wait() == 0, command.stderr
             assert other.wait(STOP_SECONDS) == 0, other.stderr
     assert f"--join tcp://{address}" in command.stdout
+    assert f"joined the run at tcp://{address} as host 0" in other.stderr
+    assert "this host has left the run: the run has ended" in other.stderr
+    assert "host 0 has joined: host 0 on " in command.stdout
+    assert "host 0 has left" in command.stdout
     summary = run.summary()
     assert summary["exit_reason"] == "steps"
     assert summary["transitions"]["lost"] == 0

@@ -337,6 +337,21 @@ def test_no_evaluation_waits_for_bounds_and_later_ones_have_them_or_a_note(
         assert notes == []
 
 
+def test_an_environment_without_baselines_is_played_at_random_from_the_second_evaluation_on():
+    spec, telemetry = describe_environment("CartPole-v1", {}), Telemetry()
+    played = BaselinesApart(spec, {}, range(3), telemetry, run_seed=0, give_up=lambda: False)
+    with closing(played), closing(VectorEnvironment(spec, {}, 1)) as env:
+        played.begin(env)
+        assert played.wait()
+        assert played._random is None, "the first evaluation is in a run's first seconds"
+        wait_until(lambda: played.wait() and played.scores)
+    (name,) = played.scores
+    assert name == "random"
+    assert played.scores[name].shape == (3,)
+    assert (played.scores[name] >= 8).all()
+    assert telemetry.report().notes == ()
+
+
 @pytest.mark.parametrize("kind", ["alarm", "loop"])
 def test_an_environment_for_a_main_thread_is_evaluated_and_costs_no_process(
     evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -132,4 +132,7 @@ def test_one_that_hangs_is_ended_and_the_others_go_on(
         run.until(lambda: run.joined("actor", 1))
         run.grows("environment_steps")
         summary = run.interrupt()
+    assert "not heard for 3 s (system.heartbeat_timeout_seconds), is ended" in command.stdout
+    logs = [(tmp_path / "run" / "logs" / f"actor-{i}.log").read_text("utf-8") for i in (0, 1)]
+    assert any("failing_environments.py" in log and "in _misbehave" in log for log in logs)
     assert summary["restarts"]["actor"] >= 1

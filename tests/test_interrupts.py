@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +44,41 @@ def test_a_second_ctrl_c_ends_it_however_soon_it_comes(monkeypatch: pytest.Monke
     pressed = Pressed(monkeypatch)
     assert pressed.at(10.0, signal.SIGINT) == (1, 0)
     assert pressed.at(10.1, signal.SIGINT) == (2, 1)
+
+
+# A pdqn that a person interrupts while it imports a module.
+PRESSED = """
+import os, signal, sys
+
+class Presses:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Presses())
+from pdqn.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "answer"),
+    [
+        ("launcher.cli.main", "pdqn: interrupted\n"),
+        ("launcher.cli.commands", "pdqn: interrupted\n"),
+        ("numpy", "pdqn: interrupted before anything was started\n"),
+        ("launcher.run.launch", "pdqn: interrupted before anything was started\n"),
+    ],
+)
+def test_ctrl_c_is_answered_in_one_line_from_the_beginning(
+    tmp_path: Path, module: str, answer: str
+):
+    script = PRESSED.format(module=module)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "launch", "--env", "CartPole-v1", "--time", "60s"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    # Click ends the line on which a terminal shows ^C.
+    assert (done.returncode, done.stderr.lstrip("\n"), done.stdout) == (130, answer, "")
+    assert list(tmp_path.iterdir()) == [], "nothing was started"

@@ -232,6 +232,19 @@ def test_evaluated_scores_are_drawn_as_measured_and_those_in_training_smoothed(
     assert heights(line) == pytest.approx([207.65, 225.0666667, 327.45])
 
 
+def test_runs_are_compared_from_their_first_steps_on(tmp_path: Path, compared: Compared):
+    run = evaluated_run(tmp_path / "run", {1000: 1.0, 2000: 2.0, 3000: 3.0})
+    directory = RunDirectory(run, resumed_at=0.0)
+    directory.event("started")
+    directory.event("first_step", text="learner_steps", seconds=9.0)
+    directory.event("first_step", text="environment_steps", seconds=4.0)
+    directory.close()
+    over_time = compared(run)[1]
+    (line,) = lines_in(over_time)
+    assert np.asarray(line.get_xdata()).tolist() == [6.0, 16.0, 26.0]
+    assert over_time.get_xlabel() == "seconds since the first environment step"
+
+
 def test_a_band_of_evaluated_scores_is_between_the_measured_ones(
     tmp_path: Path, compared: Compared
 ):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from launcher.metrics.metrics import RunMetrics
 from launcher.results.training import plot_training, read_metrics, smoothed, training_figure
@@ -211,3 +212,38 @@ def test_plotting_needs_neither_torch_nor_a_display() -> None:
         [sys.executable, "-c", check], check=True, capture_output=True, text=True, timeout=60
     )
     assert answer.stdout.strip() == "set()"
+
+
+def panel(run_dir: Path, title: str) -> Axes:
+    figure = training_figure(read_metrics(run_dir), run_dir.name)
+    figure.draw_without_rendering()
+    (axes,) = [axes for axes in figure.axes if title in axes.get_title()]
+    return axes
+
+
+@pytest.mark.parametrize("score", [-0.4, -512.0, 0.3, 0.0])
+def test_the_values_of_bars_are_within_their_panel(tmp_path: Path, score: float) -> None:
+    line = {"environment_steps": 9, "eval/return_mean": score, "eval/return_error": abs(score) / 50}
+    axes = panel(write(tmp_path, line | {"eval/baseline/random": 1.5 * score}), "beside")
+    box = axes.get_window_extent()
+    assert len(axes.texts) == 2
+    for text in axes.texts:
+        label = text.get_window_extent()
+        assert box.x0 <= label.x0, text.get_text()
+        assert label.x1 <= box.x1, text.get_text()
+
+
+def test_a_single_bar_does_not_fill_its_panel(tmp_path: Path) -> None:
+    line = {"environment_steps": 9, "eval/return_mean": 500.0, "eval/return_error": 0.0}
+    axes = panel(write(tmp_path, line), "beside")
+    (bar,) = axes.patches
+    assert bar.get_window_extent().height < 0.3 * axes.get_window_extent().height
+
+
+def test_ticks_below_one_are_numbers_and_not_thousandths(tmp_path: Path) -> None:
+    lines = [training_line(s, **{"actor/episodes_per_second": 0.8}) for s in (500, 1500, 2_000_000)]
+    axes = panel(write(tmp_path, *lines), "throughput")
+    shown = [tick.get_text() for tick in (*axes.get_yticklabels(), *axes.get_xticklabels())]
+    assert "0.5" in shown or "0.4" in shown
+    assert not [text for text in shown if text.endswith("m")]
+    assert "1.5M" in shown or "2M" in shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import click
 from click.shell_completion import get_completion_class
 
 import pdqn
+from launcher import status_line
 from launcher.cli.benchmarks import bench
 from launcher.cli.help import GroupedCommand
 from launcher.cli.options import (
@@ -33,6 +33,7 @@ from launcher.cli.options import (
     run_options,
     take,
 )
+from launcher.cli.studies import COMMANDS, describing, studying, take_beginning
 from launcher.cli.trusting import (
     admitting,
     naming_environment,
@@ -78,7 +79,9 @@ def cli() -> None:
 
 
 # Further headings of the help, and the options under them.
-_SHOWN = ("run_dir", "resume", "console", "wandb", "metrics_port")
+_SHOWN = ("run_dir", "resume", "init_from", "console", "wandb", "metrics_port")
+_WORDS = ("run_name", "tags", "notes")
+_STUDIES = ("seeds", "parallel", "interrupt_exit")
 _ASKED = ("check_only", "force", "yes")
 _HOSTS = ("bind", "keys", "insecure", "advertise", "ports", "no_learner", "no_replay")
 _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
@@ -89,6 +92,8 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
     groups={
         **GROUPS,
         "Directory and output": _SHOWN,
+        "Words about the run": _WORDS,
+        "Several runs": _STUDIES,
         "Other hosts": _HOSTS,
         "Dask": _DASK,
         "This command": _ASKED,
@@ -140,13 +145,16 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
     metavar="ROLE=HOST",
     help="place learner or replay on this host; may be repeated",
 )
+@describing
 @click.option("--wandb", is_flag=True, help="also log to Weights & Biases (pdqn[wandb])")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
     help="serve the metrics on loopback, in plain HTTP, to Prometheus (pdqn[prometheus])",
 )
+@studying
 def launch(
+    interrupts: Interrupts,
     force: bool,
     yes: bool,
     check_only: bool,
@@ -163,31 +171,29 @@ def launch(
     \b
     pdqn launch --time 5m
     pdqn launch --env-arg map_size=64 --env-arg radii=random
-    pdqn launch --env CartPole-v1 --time 90s --seed 1
+    pdqn launch --env CartPole-v1 --time 90s --seeds 1:5
     pdqn launch --actors 120 --replays 2 --set learner.batch_size=256
     pdqn launch --env ALE/Breakout-v5 --preset rainbow --time 2h
     pdqn launch --set replay.memory=50%
     pdqn launch --resume runs/CartPole-v1__seed0__20260101-120000 --time 1h
+    pdqn launch --env-arg map_size=128 --init-from runs/small  (begin with its parameters)
     pdqn launch --bind 127.0.0.1                      (open to processes of this user alone)
     pdqn launch --bind 10.0.0.1:7777 --keys keys --no-learner
     pdqn launch --actors 120 --dask tcp://scheduler:8786
     """
-    interrupts = Interrupts().install()
     hosts, dask = take(HostOptions, options), take(DaskOptions, options)
-    past = _past(resume, run_dir)
-    config = configuration_of({**options, "console": console}, past)
-    if console in ("auto", "rich") and sys.stderr.isatty():
-        echo("pdqn: getting ready", err=True)
-    with (
-        _helpers(config, interrupts, not check_only and not dask.dask) as helpers,
-        _opened(hosts, dask) as (access, cluster),
-    ):
+    begins = take_beginning(options, resume)
+    with contextlib.ExitStack() as stack:
+        if console in ("auto", "rich"):
+            stack.enter_context(status_line.showing("reads the settings"))
+        past = _past(resume, run_dir)
+        config = configuration_of({**options, "console": console}, past)
+        helpers = stack.enter_context(_helpers(config, not check_only and not dask.dask))
+        access, cluster = stack.enter_context(_opened(hosts, dask))
         from launcher.run import launch as running
 
         return running.launch(
-            config,
-            interrupts,
-            *helpers,
+            *(config, interrupts, *helpers),
             past=past,
             run_dir=run_dir,
             console=console,
@@ -195,6 +201,7 @@ def launch(
             agreed=force or yes,
             check_only=check_only,
             cluster=cluster,
+            beginning=begins,
         )
 
 
@@ -210,16 +217,15 @@ def _past(resume: Path | None, run_dir: Path | None) -> PastRun | None:
 
 
 @contextlib.contextmanager
-def _helpers(
-    config: Config, interrupts: Interrupts, runs: bool
-) -> Iterator[tuple[Inspector, ForkServer | None]]:
+def _helpers(config: Config, runs: bool) -> Iterator[tuple[Inspector, ForkServer | None]]:
     """Have others look at the environment, and import what roles share, during our own imports."""
     from launcher.processes.forkserver import ForkServer
 
+    status_line.doing("imports what a run needs")
     # On one core a run has one process, and two imports at once take as long as one after another.
     single = config.run.mode == "single"
     forks = runs and len(os.sched_getaffinity(0)) > 1 and not single
-    with _inspecting(config, interrupts) as inspector:
+    with _inspecting(config) as inspector:
         if runs and single:
             importlib.import_module("launcher.run.single")  # all that roles need, into this process
         if not forks or config.actor.count == 0:
@@ -231,15 +237,11 @@ def _helpers(
 
 
 @contextlib.contextmanager
-def _inspecting(config: Config, interrupts: Interrupts | None = None) -> Iterator[Inspector]:
+def _inspecting(config: Config) -> Iterator[Inspector]:
     """Have another process look at the environment, while this one imports what a run needs."""
     from launcher.plan.inspector import Inspector
 
-    def give_up_if_interrupted() -> None:
-        if interrupts is not None and interrupts.count:
-            raise KeyboardInterrupt
-
-    with Inspector(config.system, give_up_if_interrupted) as inspector:
+    with Inspector(config.system) as inspector:
         inspector.begin(config.run.env, config.run.env_args)
         yield inspector
 
@@ -609,7 +611,8 @@ def export(run: Path, path: Path, best: bool, **others: Any) -> int:
     return 0
 
 
-cli.add_command(bench)
+for known in (bench, *COMMANDS):
+    cli.add_command(known)
 
 
 @cli.command(short_help="Print a script that completes commands and options in a shell.")

@@ -25,7 +25,7 @@ from launcher.leaving import leave
 from launcher.terminal import echo
 from pdqn.caches import keep_caches_private
 from pdqn.driver.child import WITHIN
-from pdqn.errors import RunError, UsageError, type_and_first_line
+from pdqn.errors import Interrupted, RunError, UsageError, type_and_first_line
 from pdqn.process import PrintableFormatter
 
 _THREADS_SECONDS, _END_SECONDS = 2.0, 4.0
@@ -69,6 +69,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(end := error.__cause__ or error, Ended):
             _fail(end, 128 + end.number)
+        if isinstance(end, Interrupted) and end.args:
+            _fail(end, 130)
         sys.exit(130)
     except OSError as error:
         _fail(_describe(error), 1)

@@ -106,7 +106,9 @@ def health(snapshot: Snapshot) -> tuple[Health, str]:
         return "failing", f"{states['dead']} dead"
     if snapshot.first_error:
         return "failing", "errors"
-    troubles = [f"{states[state]} {state}" for state in ("late", "restarting") if states[state]]
+    awaited = snapshot.waiting_for.partition(" (")[0] if snapshot.stage == "running" else ""
+    troubles = [f"waits for {awaited}"] if awaited else []
+    troubles += [f"{states[state]} {state}" for state in ("late", "restarting") if states[state]]
     if snapshot.value("system/transitions_lost"):
         troubles.append(f"{snapshot.text('system/transitions_lost')} lost")
     if rejected := sum(snapshot.rejected.values()):
@@ -211,7 +213,9 @@ def _pipeline(snapshot: Snapshot, width: int) -> Lines:
         ("learner", text("learner/steps_per_second"), f"waits {text('learner/wait_share')}"),
         ("parameters", f"step {text('learner_steps')}", f"lag {text('learner/policy_lag')}"),
     ]  # fmt: skip
-    limiting = {"actors": 0, "learner": 3, None: None}[limiting_stage(snapshot.figures)]
+    limiting = {"actors": 0, "replay": 2, "learner": 3, None: None}[
+        limiting_stage(snapshot.figures)
+    ]
     arrow = 1 if width < 100 else 4
     widths = _shares(width - arrow * (len(stages) - 1), len(stages))
     widths[0], widths[2] = widths[2], widths[0]  # replay has the most to say

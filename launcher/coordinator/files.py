@@ -14,7 +14,7 @@ from typing import NamedTuple
 from learner.checkpoint_folders import checkpoints, prune, set_aside
 from pdqn.files import CHECKPOINT_NAME
 from pdqn.messages import PIECE_BYTES, Fetch, Filed, FilePiece, Piece
-from pdqn.model_head import BEST_MODEL, FINAL_MODEL
+from pdqn.model_head import BEST_MODEL, FINAL_MODEL, INITIAL_MODEL
 from pdqn.wire import WireError
 
 # The files that each role may write; other roles may write none.
@@ -24,7 +24,7 @@ _WRITABLE = {
 }
 # The files that each role may read: the learner resumes, the evaluator goes on from the best score.
 _CHECKPOINT = "checkpoint"
-_READABLE = {"learner": (_CHECKPOINT, FINAL_MODEL), "evaluator": (BEST_MODEL,)}
+_READABLE = {"learner": (_CHECKPOINT, FINAL_MODEL, INITIAL_MODEL), "evaluator": (BEST_MODEL,)}
 # A file whose next piece takes longer than this is not coming any more.
 _RECEIVING_SECONDS = 5.0
 _MOST_PIECES = 32  # that wait for the disk; a role sends few ahead

@@ -33,7 +33,7 @@ from pdqn.errors import RunError, UsageError
 from pdqn.files import FOLDER_VARIABLE
 from pdqn.link import CoordinatorLink
 from pdqn.messages import MAX_ENDED, Welcome
-from pdqn.transport import Context, Network
+from pdqn.transport import Context, Network, split
 from pdqn.trust import EVERYTHING, names_code, shown
 
 _TURN_SECONDS = 0.1
@@ -93,6 +93,7 @@ def take_part(
             )
             link = CoordinatorLink(context, endpoint, "host")
             welcome = link.join(is_given_up=lambda: interrupts.count > 0)
+            say(f"joined the run at {split(endpoint)[0]} as host {welcome.index}")
             try:
                 agent = _Agent(link, welcome, supervisor, relay, part, say, folder, interrupts)
             except (RunError, UsageError, KeyboardInterrupt) as error:
@@ -201,7 +202,10 @@ class _Agent:
             self._supervisor.join(_LEAVE_SECONDS, [self._part.role])
         finally:
             self._supervisor.kill_all()
+        ended = self._link.pulse.command in ("drain", "stop")
         self._link.leave(str(failure or ""))
+        why = str(failure) if failure else "the run has ended" if ended else "interrupted"
+        self._say(f"this host has left the run: {why}")
         if failure is not None:
             raise failure
         return self._code

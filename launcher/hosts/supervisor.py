@@ -23,16 +23,18 @@ from launcher.processes.children import (
     Child,
     Direct,
     Order,
+    catches,
     compute_on_one_thread,
     modules_path,
 )
 from launcher.processes.forkserver import ForkServer
 from launcher.processes.restarts import Ended, Exit, RestartPolicy
-from pdqn.process import LEAVE
+from pdqn.process import DUMP, LEAVE
 from pdqn.transport import Network
 
 _FORKED = ("actor", "evaluator")  # these wait for the server
 _WAIT_SECONDS, _KILL_SECONDS = 0.02, 2.0
+_DUMP_SECONDS = 0.5  # for a role that hangs to write its stacks
 _HURRIED_SECONDS = 0.1  # before a role is started again that the end of a run waits for
 
 
@@ -43,6 +45,7 @@ class _Slot:
     start_at: float | None = None
     retired: bool = False
     hung_seconds: float = 0.0
+    kill_at: float | None = None
 
     @property
     def counts(self) -> bool:
@@ -116,7 +119,7 @@ class Supervisor:
             slot.process = server.start(order)
         else:
             slot.process = Direct(order)
-        slot.start_at, slot.hung_seconds = None, 0.0
+        slot.start_at, slot.hung_seconds, slot.kill_at = None, 0.0, None
 
     def check(self, *, may_start: bool = True) -> list[Ended]:
         """List the processes that ended since the last call, and start again what is due.
@@ -127,6 +130,8 @@ class Supervisor:
         ended = self._turn()
         for (role, index), slot in list(self._slots.items()):
             process = slot.process
+            if process is not None:
+                _kill_if_due(slot, process)
             end = None if process is None else process.look()
             if slot.retired and (process is None or end is not None):
                 del self._slots[role, index]
@@ -156,7 +161,9 @@ class Supervisor:
         return [] if ended is None else [ended]
 
     def kill(self, role: str, index: int, *, hung_seconds: float = 0.0) -> None:
-        """End one process at once; ``check`` will notice.
+        """End one process; ``check`` will notice.
+
+        One that hangs first writes its stacks into its log, for half a second. ``check`` ends it.
 
         Args:
             role: its role.
@@ -166,7 +173,13 @@ class Supervisor:
         slot = self._slots.get((role, index))
         if slot is not None and slot.process is not None:
             slot.hung_seconds = hung_seconds
-            slot.process.send_signal(signal.SIGKILL)
+            if slot.kill_at is not None and hung_seconds:
+                return  # it is writing them
+            if hung_seconds and catches(slot.process.pid, DUMP):
+                slot.process.send_signal(DUMP)
+                slot.kill_at = time.monotonic() + _DUMP_SECONDS
+            else:
+                slot.process.send_signal(signal.SIGKILL)
 
     def kill_process(self, pid: int, *, hung_seconds: float = 0.0) -> bool:
         """End the process with this pid at once; return False if it is not one of these."""
@@ -281,6 +294,13 @@ class Supervisor:
             wait = min(wait, _HURRIED_SECONDS)
         slot.start_at = None if wait is None else now + wait
         return Ended(role, index, child.pid, _cause(end), wait)
+
+
+def _kill_if_due(slot: _Slot, process: Child) -> None:
+    """End a process that has had the time to write its stacks."""
+    if slot.kill_at is not None and time.monotonic() >= slot.kill_at:
+        slot.kill_at = None
+        process.send_signal(signal.SIGKILL)
 
 
 def _was_killed(end: Exit) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -136,6 +137,14 @@ class Inspector:
         """
         return self._about_network(network, _takes, network, spec, other)
 
+    def fit(self, path: Path, spec: EnvironmentSpec, network: NetworkConfig) -> str:
+        """Say which parameters of a model file fit a network.
+
+        Raises:
+            UsageError: it is not a model file, or nothing of it fits.
+        """
+        return self._about_network(network, _fit, path, spec, network)
+
     def _about_network(self, network: NetworkConfig, function: Callable[..., T], *args: Any) -> T:
         # Not in the process of the environment, which may have left nothing there as it was.
         apart = Apart("inspector")
@@ -214,6 +223,13 @@ def _measure_network(spec: EnvironmentSpec, network: NetworkConfig) -> int:
     from pdqn.parameters import published_bytes
 
     return published_bytes(build_network(spec, network))
+
+
+def _fit(path: Path, spec: EnvironmentSpec, network: NetworkConfig) -> str:
+    from learner.warm_start import fit_file
+    from pdqn.networks import build_network
+
+    return fit_file(path, build_network(spec, network)).text
 
 
 def _takes(network: NetworkConfig, spec: EnvironmentSpec, other: EnvironmentSpec) -> bool:

@@ -36,7 +36,7 @@ PACKAGES = (
 OPTIONAL = {
     "atari": "ale-py", "minatar": "MinAtar", "gpu": "nvidia-ml-py", "video": "imageio-ffmpeg",
     "onnx": "onnxscript", "prometheus": "prometheus-client", "wandb": "wandb",
-    "dask": "distributed", "geo": "rasterio",
+    "dask": "distributed", "geo": "rasterio", "sweep": "optuna",
 }  # fmt: skip
 # torch.compile needs one of these, on any device.
 COMPILERS = ("c++", "g++", "clang++", "cl")

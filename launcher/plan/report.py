@@ -17,6 +17,9 @@ from launcher.plan.machine import (
 from launcher.plan.plan import Plan
 from pdqn.config import Config
 
+_FLOAT32_BYTES = 4
+
+
 # ---- report ----
 
 
@@ -51,6 +54,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "journal": plan.journal,
             "environment_state": plan.state,
             "maps": plan.about,
+            "network_parameters": plan.parameter_bytes // _FLOAT32_BYTES,
             "expectation": plan.expectation,
             "readings": plan.readings,
             "memory_bytes": plan.memory_bytes,
@@ -60,6 +64,10 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
             "advises_against": plan.advises_against,
         },
     }
+
+
+def _size_of(parameter_bytes: int) -> str:
+    return f"{parameter_bytes // _FLOAT32_BYTES:,} parameters, {size(parameter_bytes)}"
 
 
 def _table(title: str) -> Table:
@@ -100,6 +108,8 @@ def _plan_table(plan: Plan) -> Table:
         table.add_row("maps", plan.about)
     if plan.state:
         table.add_row("environment's state", plan.state)
+    if plan.parameter_bytes:
+        table.add_row("network's size", _size_of(plan.parameter_bytes))
     for name, words in plan.readings.items():
         table.add_row(name, words)
     config, defaults = dataclasses.asdict(plan.config), dataclasses.asdict(Config())

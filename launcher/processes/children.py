@@ -304,6 +304,16 @@ def modules_path() -> tuple[str, ...]:
     return tuple(path or os.curdir for path in sys.path)
 
 
+def catches(pid: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal, so that it does not end by it."""
+    try:
+        status = Path("/proc", str(pid), "status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    caught = status.partition("SigCgt:")[2].split()
+    return bool(caught) and int(caught[0], 16) >> (number - 1) & 1 == 1
+
+
 def _is_readable(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)

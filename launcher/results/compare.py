@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from launcher.results.checks import check_output
@@ -25,6 +24,7 @@ from launcher.results.training import (
     read_metrics,
     save_picture,
     smoothed,
+    ticks,
 )
 from launcher.rundir import CONFIG, CONFIGURED, STRUCTURAL
 from pdqn.errors import UsageError
@@ -34,6 +34,7 @@ _POINTS = 200
 _SHORT_LABEL = 60  # characters of a label of which two fit side by side
 _LONG_LABEL = 200
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_SINCE = "seconds since the first environment step"
 _SEED = ("run", "seed")
 # Runs that differ in these alone differ by chance and patience alone.
 _NOT_COMPARED = (_SEED, ("run", "episodes"), ("run", "steps"), ("run", "time_seconds"))
@@ -66,6 +67,17 @@ def draw_comparison(run_dirs: Sequence[Path], path: Path) -> list[Group]:
             by different metrics.
     """
     check_output("--out", path, PICTURE_FORMATS)
+    groups, figure = comparison_figure(run_dirs)
+    save_picture(figure, path, dpi=110)
+    return groups
+
+
+def comparison_figure(run_dirs: Sequence[Path]) -> tuple[list[Group], Figure]:
+    """Draw the comparison of ``draw_comparison``; return its groups of runs and the figure.
+
+    Raises:
+        UsageError: a directory holds no run, or the runs are scored by different metrics.
+    """
     groups = grouped(run_dirs)
     names = {metrics.score[0] for group in groups for metrics in group.runs}
     if len(names) > 1:
@@ -73,9 +85,9 @@ def draw_comparison(run_dirs: Sequence[Path], path: Path) -> list[Group]:
     name, training, evaluation = groups[0].runs[0].score
     panels = [
         (f"{name}, evaluated", evaluation, "environment_steps", "environment steps"),
-        (f"{name}, evaluated", evaluation, "time_seconds", "seconds"),
+        (f"{name}, evaluated", evaluation, "time_seconds", _SINCE),
         (f"{name} in training", training, "environment_steps", "environment steps"),
-        ("environment steps/s", "time/fps", "time_seconds", "seconds"),
+        ("environment steps/s", "time/fps", "time_seconds", _SINCE),
     ]
     figure = Figure(figsize=(14, 9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
@@ -86,8 +98,7 @@ def draw_comparison(run_dirs: Sequence[Path], path: Path) -> list[Group]:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     columns = 2 if max(map(len, labels), default=0) <= _SHORT_LABEL else 1
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    save_picture(figure, path, dpi=110)
-    return groups
+    return groups, figure
 
 
 def grouped(run_dirs: Sequence[Path]) -> list[Group]:
@@ -145,7 +156,7 @@ def _flat(values: Mapping[str, Mapping[str, Any]]) -> Settings:
 def _draw_panel(axes: Axes, groups: Sequence[Group], key: str, over: str) -> None:
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(ticks())
     for index, group in enumerate(groups):
         _draw_group(axes, group, key, over, _COLOURS[index % len(_COLOURS)])
     for index, (name, level) in enumerate(_levels(groups, key).items()):
@@ -173,6 +184,9 @@ def _draw_group(axes: Axes, group: Group, key: str, over: str, colour: str) -> N
 def _curve(metrics: Metrics, key: str, over: str) -> tuple[Floats, Floats]:
     """Return a curve to draw: evaluations, which are few and means already, are not smoothed."""
     x, y = metrics.series(key, over)
+    if over == "time_seconds":
+        # What a machine imports and plans before the first step is the same for all settings.
+        x = np.maximum(x - metrics.began_seconds, 0.0)
     return x, y if key.startswith("eval/") else smoothed(y)
 
 

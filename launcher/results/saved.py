@@ -8,7 +8,7 @@ from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import plural
 from learner.checkpoint_folders import newest_steps
 from pdqn import model_head
-from pdqn.config import Config
+from pdqn.config import Config, resolved
 from pdqn.errors import UsageError
 from pdqn.model_head import FINAL_MODEL
 
@@ -56,17 +56,26 @@ def model_steps(path: Path) -> tuple[int | None, str]:
         return None, str(error)
 
 
-def unevaluated(config: Config, metrics: RunMetrics, reason: str, note: str) -> str | None:
-    """Say that no evaluation has worked in a run that came to its end; None if one has.
+def shortcoming(config: Config, metrics: RunMetrics, reason: str, note: str) -> str | None:
+    """Say that the learner took no step in a run that came to its end, or no evaluation worked.
 
     Args:
         config: the run's.
         metrics: the run's.
         reason: why it ended.
         note: what the evaluator said last.
+
+    Returns:
+        one line; None if both did.
     """
-    expected = config.evaluation.enabled and metrics.learner_steps() > 0
-    if not expected or reason in ("interrupted", "failed") or metrics.evaluation_view() is not None:
+    if reason in ("interrupted", "failed"):
+        return None
+    if not metrics.learner_steps():
+        return (
+            "nothing was learned: the learner takes its first step when replay has "
+            f"{resolved(config.replay.min_size):,} transitions (replay.min_size)"
+        )
+    if not config.evaluation.enabled or metrics.evaluation_view() is not None:
         return None
     last = f": {note}" if note else ""
     return f"no evaluation worked, so there is no best model{last}"

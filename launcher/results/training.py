@@ -6,6 +6,7 @@ Everything is drawn with Matplotlib's objects: no pyplot, no global state, no di
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -19,11 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from launcher.numbers import compact
 from launcher.results.checks import check_output
-from launcher.rundir import STATE_FILE, SUMMARY
+from launcher.rundir import EVENTS, STATE_FILE, SUMMARY
 from pdqn.atomic import replacing
 from pdqn.figures import BY_NAME, rollout_name
 from pdqn.gap import closed_text
@@ -36,7 +38,9 @@ PICTURE_FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 _X = "environment_steps"
 _BASELINE = "eval/baseline/"
 _RECENT = "episodes_recent"
+_MOST_EVENTS = 20_000  # a run with more of them before its first step is drawn with its start-up
 _MOST_DRAWN = 60  # characters of a name
+_LEAST_ROWS = 3  # for which the panel of bars has room
 _SMOOTHED_PARTS = 30  # the smoothing window is this fraction of a series
 
 # Okabe and Ito's palette, whose colours differ under any kind of colour blindness.
@@ -52,6 +56,7 @@ class Metrics:
     Attributes:
         lines: of ``metrics.jsonl``, oldest first.
         summary: the content of ``summary.json``.
+        began_seconds: time from the run's start to its first environment step; 0 if not known.
         recent: scores of the last episodes in training.
         headline: name of the environment's headline metric, if it has one.
     """
@@ -60,6 +65,7 @@ class Metrics:
     summary: dict[str, Any]
     recent: tuple[Any, ...] = ()
     headline: str | None = None
+    began_seconds: float = 0.0
 
     def series(self, key: str, over: str = _X) -> tuple[Floats, Floats]:
         """Return ``over`` and ``key``, float64[n] each, of the lines where both are finite."""
@@ -107,7 +113,19 @@ def read_metrics(run_dir: Path) -> Metrics:
     state = _map_in(read_object(run_dir / STATE_FILE), "metrics")
     summary = read_object(run_dir / SUMMARY)
     recent = _list_in(state, "distribution") or written
-    return Metrics(tuple(lines), summary, tuple(recent), _headline(state, summary))
+    began = _first_step_seconds(run_dir / EVENTS)
+    return Metrics(tuple(lines), summary, tuple(recent), _headline(state, summary), began)
+
+
+def _first_step_seconds(path: Path) -> float:
+    """Read from a run's events when its environments took their first step; 0 if not known."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in itertools.islice(file, _MOST_EVENTS):
+            event = _object(line.decode("utf-8", "replace"))
+            if event.get("event") == "first_step" and event.get("text") == _X:
+                seconds: Any = event.get("seconds")
+                return float(seconds) if _is_finite(seconds) else 0.0
+    return 0.0
 
 
 def _headline(state: dict[str, Any], summary: dict[str, Any]) -> str | None:
@@ -223,7 +241,7 @@ def _draw_buffer(axes: Axes, metrics: Metrics) -> bool:
     axes.plot(x, size / capacity, color=BLUE, linewidth=2, marker=marker_of(x))
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylabel(f"full, of {EngFormatter(sep='')(capacity)} transitions", color=BLUE)
+    axes.set_ylabel(f"full, of {compact(capacity)} transitions", color=BLUE)
     _label_steps(axes)
     if len(metrics.series(lag[0])[0]):
         _draw_line(_twin(axes), metrics, lag)
@@ -259,6 +277,9 @@ def _draw_evaluation(axes: Axes, metrics: Metrics) -> bool:
     axes.errorbar(bars["policy"], "policy", xerr=error, color="black", capsize=5, linewidth=1.5)
     _write_values(axes, [(bars[bar], error if bar == "policy" else 0.0) for bar in names])
     axes.grid(visible=False, axis="y")
+    # A single bar would fill the panel.
+    missing = max(0.0, _LEAST_ROWS - len(names))
+    axes.set_ylim(-0.6 - missing / 2, len(names) - 0.4 + missing / 2)
     closed = closed_text(bars["policy"], metrics.baselines)
     axes.set_xlabel(
         "\n".join(filter(None, (f"{name} (bar of the policy: standard error)", closed)))
@@ -322,7 +343,7 @@ def _draw_line(axes: Axes, metrics: Metrics, line: tuple[str, str], linestyle: s
     _draw_raw_and_smoothed(axes, x, y, colour, colour, linestyle=linestyle)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(_label(name), color=colour)
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(ticks())
     _label_steps(axes)
     return True
 
@@ -342,10 +363,13 @@ def _twin(axes: Axes) -> Axes:
 def _write_values(axes: Axes, bars: Sequence[tuple[float, float]]) -> None:
     for row, (value, error) in enumerate(bars):
         text = f"{value:.3g} ± {error:.2g}" if error else f"{value:.3g}"
+        # At the end of the bar: beyond 0, where all bars begin, there is no room.
+        below = value < 0
         axes.annotate(
-            text, (max(value + error, 0.0), row), (6, 0), textcoords="offset points", va="center"
-        )
-    axes.margins(x=0.22)
+            text, (value - error if below else value + error, row), (-6 if below else 6, 0),
+            textcoords="offset points", va="center", ha="right" if below else "left",
+        )  # fmt: skip
+    axes.margins(x=0.35)
 
 
 def _style(axes: Axes) -> None:
@@ -358,7 +382,12 @@ def _style(axes: Axes) -> None:
 
 def _label_steps(axes: Axes) -> None:
     axes.set_xlabel("environment steps")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(ticks())
+
+
+def ticks() -> FuncFormatter:
+    """Make a formatter of ticks: 0.5, 1500 as 1.5k, 2M."""
+    return FuncFormatter(lambda value, _: compact(value))
 
 
 def _say_no_data(axes: Axes) -> None:

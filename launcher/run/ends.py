@@ -12,6 +12,8 @@ from launcher.run.session import Session
 
 _STANDSTILL_SECONDS = 300.0
 _MOST_SHOWN = 8
+# A busy machine makes a role silent for longer; one that hangs again must not hang for hours.
+_LONGEST_SILENCE_SECONDS = 600.0
 
 
 class Ends:
@@ -27,10 +29,14 @@ class Ends:
         self._session, self._config = session, session.config
         self._coordinator, self._supervisor = coordinator, supervisor
         self._dead_actors: set[int] = set()
+        self._absent, self._said_absent = "", ""
+        self._allowed_silence: dict[tuple[str, int], float] = {}  # where it is not the setting's
 
     def take(self, event: Event) -> None:
         """Record what a role reports, or the coordinator reports about it."""
         self._session.note(event.kind, event.role, event.index, event.text)
+        if event.role == "host" and event.kind in ("joined", "left") and not event.error:
+            self._session.say(f"host {event.index} has {event.kind}: {event.text}".rstrip(": "))
         if event.error and event.role == "host":
             # Such as a host that refuses the run: a person has to see each of them.
             self._session.say(f"host {event.index}: {event.text}")
@@ -63,7 +69,13 @@ class Ends:
         """Notice hosts and roles that have fallen silent, and a run that stands still."""
         self._lose_hosts()
         self._end_silent()
+        self._notice_absence()
         self._notice_standstill()
+
+    def absent(self) -> list[str]:
+        """List the roles that the run has none of, and cannot go on without."""
+        count = self._coordinator.membership.count
+        return [role for role in ("replay", "learner", "actor") if not count(role)]
 
     def _has_no_actor(self) -> bool:
         """Return whether all actors of this host are given up, and there are none elsewhere."""
@@ -95,17 +107,43 @@ class Ends:
             self._session.say(f"host {name}: {lost}")
 
     def _end_silent(self) -> None:
-        """End the processes of roles that hang."""
-        limit = self._config.system.heartbeat_timeout_seconds
-        for member in self._coordinator.membership.silent(limit):
+        """End the processes of roles that hang; a successor may be silent for twice as long."""
+        setting = self._config.system.heartbeat_timeout_seconds
+        membership = self._coordinator.membership
+        for member in membership.silent(setting):
             key = member.key
+            place = key.role, key.index
+            limit = self._allowed_silence.get(place, setting)
+            if membership.silent_seconds(member) <= limit:
+                continue
+            longer = max(limit, min(2 * limit, _LONGEST_SILENCE_SECONDS))
+            self._allowed_silence[place] = longer
             self._session.records.event("silent", role=key.role, index=key.index, pid=member.pid)
-            self._session.say(f"{key.role} {key.index}: not heard for {limit:g} s, is ended")
+            self._session.say(
+                f"{key.role} {key.index}: not heard for {limit:g} s "
+                f"(system.heartbeat_timeout_seconds), is ended{self._see_log(*place)}; "
+                f"its successor has {longer:g} s"
+            )
             self._coordinator.lost(key.role, key.index)
             if member.agent:
                 self._coordinator.membership.condemn(member)
             else:
                 self._supervisor.kill(key.role, key.index, hung_seconds=limit)
+
+    def _notice_absence(self) -> None:
+        """Tell that a role is gone without which nothing goes on, unless it is back at once."""
+        goes_on = self._session.stage in ("running", "paused")
+        before, self._absent = self._absent, " and no ".join(self.absent()) if goes_on else ""
+        if self._absent != before or self._absent == self._said_absent:
+            return
+        self._said_absent = self._absent
+        kind, text = ("absent", self._absent) if self._absent else ("complete", "all roles")
+        self._session.records.event(kind, text=text)
+        self._session.say(
+            f"the run stands still: no {self._absent} is in it; it goes on when one joins"
+            if self._absent
+            else "the run goes on: all roles are there again"
+        )
 
     def _notice_standstill(self) -> None:
         """End a run without an environment step for minutes, and say what each role waits for."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from launcher import sockets, streams
+from launcher import sockets, status_line, streams
+from launcher.beginning import Beginning
 from launcher.console.console import Console, Kind, make_console
 from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
@@ -29,7 +30,7 @@ from launcher.run.resume import PastRun
 from launcher.run.session import Session
 from launcher.run.state import RunState, read_state
 from launcher.rundir import RunDirectory, new_path
-from launcher.terminal import echo, echo_json, show
+from launcher.terminal import echo_json, show
 from pdqn import layers
 from pdqn.arguments import same
 from pdqn.config import Config
@@ -49,36 +50,36 @@ def launch(
     agreed: bool,
     check_only: bool,
     cluster: DaskCluster | None = None,
+    beginning: Beginning | None = None,
 ) -> int:
     """Check, then train; return the exit code."""
+    beginning = beginning or Beginning()
     if cluster is not None:
         config = on_cluster(config, cluster)
     check_sinks(config)
+    status_line.doing(f"looks at {config.run.env}, and plans the run")
     folder = past.path if past else run_dir
     with inspector or contextlib.nullcontext():
         spec, here, plan = prepare(config, access.elsewhere, inspector, folder)
-    resolved = plan.config
+        begins, resolved = beginning.check(plan.config, spec, inspector), plan.config
     if past is not None:
         past.check(resolved)
     if check_only:
         return _print_check(here, plan, as_json=False)
+    status_line.end()
     _agree(plan, agreed)
-    if interrupts.count:
-        echo("interrupted before anything was started", err=True)
-        return 0
     single = resolved.run.mode == "single"
     _check_mode(access, forkserver, single=single)
+    interrupts.begun = True
     directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
     access = access.with_keys(directory.path)
-    directory.write_config(resolved, config)
-    log = directory.log_path("actor", 0)
+    beginning.write(directory, resolved, config, here, is_new=past is None)
     # In mode single the environment is in this process, and has its standard streams.
-    with streams.apart(log) if single else contextlib.nullcontext():
+    log = streams.apart(directory.log_path("actor", 0)) if single else contextlib.nullcontext()
+    with log:
         view = make_console(console, streams.out())
-        _say_first(view, plan, _warnings_of_access(access, cluster), is_new=past is None)
-        raise_open_file_limit(plan.open_files)
-        if forkserver is not None:
-            forkserver.share_limits()
+        _say_first(view, plan, _warnings_of_access(access, cluster), begins, is_new=past is None)
+        _raise_limits(plan, forkserver)
         if past is not None:
             _tell_resumed(directory, view, state, past.config, resolved)
         insecure = access.insecure
@@ -86,6 +87,12 @@ def launch(
         if single:
             return _run_alone(session)
         return Run(session, access, cluster, forkserver, plan.parameter_bytes).execute()
+
+
+def _raise_limits(plan: Plan, forkserver: ForkServer | None) -> None:
+    raise_open_file_limit(plan.open_files)
+    if forkserver is not None:
+        forkserver.share_limits()
 
 
 def _check_mode(access: Access, forkserver: ForkServer | None, *, single: bool) -> None:
@@ -99,12 +106,16 @@ def _check_mode(access: Access, forkserver: ForkServer | None, *, single: bool) 
         forkserver.close()
 
 
-def _say_first(view: Console, plan: Plan, warnings: Iterator[str], *, is_new: bool) -> None:
+def _say_first(
+    view: Console, plan: Plan, warnings: Iterator[str], begins: str, *, is_new: bool
+) -> None:
     for warning in (*plan.warnings, *warnings):
         view.message(f"warning: {warning}")
     if plan.about:
         view.message(plan.about)
     view.message(plan.replay)
+    if begins:
+        view.message(begins)
     if plan.expectation and is_new:
         view.message(plan.expectation)
 

@@ -336,8 +336,12 @@ class Run:
         self._follow_learner()
         if session.stage == "starting":
             self._maybe_begin()
-        elif self._access.elsewhere and session.stage == "running":
-            session.wait_for(self._coordinator.membership.missing())
+        elif session.stage == "running":
+            if self._access.elsewhere:
+                session.wait_for(self._coordinator.membership.missing())
+            else:
+                gone = (f"{role} (none is left)" for role in self._ends.absent())
+                session.wait_for(", ".join(gone))
 
     def _follow_cluster(self) -> None:
         if self._dask is None:

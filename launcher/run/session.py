@@ -20,7 +20,7 @@ from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.prediction.expectation import time_left
 from launcher.records.records import Records
 from launcher.records.sinks import make_sinks
-from launcher.results.saved import unevaluated
+from launcher.results.saved import shortcoming
 from launcher.run.firsts import FirstSteps
 from launcher.run.state import RunState
 from launcher.rundir import SNAPSHOT, STATE_FILE, SUMMARY, RunDirectory
@@ -68,8 +68,7 @@ class Session:
         insecure: bool = False,
     ) -> None:
         self.config = config
-        self.spec = spec
-        self.run_dir = run_dir
+        self.spec, self.run_dir = spec, run_dir
         self.interrupts = interrupts
         self.seen: Seen | None = None
         self.rescue: Callable[[], int | None] = lambda: None
@@ -87,13 +86,12 @@ class Session:
         self.failure: str | None = None
         self.restarts = self.state.restarts
         self._first_error: str | None = None
-        self._shown_once = set(_SHOWN_ONCE)
-        self._traced = False
+        self._shown_once, self._traced = set(_SHOWN_ONCE), False
         self._evaluation_note = ""
         self._not_saved: dict[str, str] = {}  # the last such note of each role
         self.records = Records(run_dir, config, make_sinks(config, run_dir.path, self.say))
         self.state.sessions += 1
-        self._session_started = time.monotonic()
+        self._session_started = self._waits_since = time.monotonic()
         self._started = self._session_started - self.state.elapsed_seconds
         self._first_steps = FirstSteps(
             self.metrics,
@@ -179,6 +177,8 @@ class Session:
 
     def wait_for(self, text: str) -> None:
         """Show what the run waits for; empty when all is there."""
+        if not self.waiting_for:
+            self._waits_since = time.monotonic()
         self.waiting_for = text
 
     def fail(self, text: str) -> None:
@@ -275,6 +275,8 @@ class Session:
         self._write_line()
         # A run may stop at once, and then wait for its disk.
         self.console.update(self.snapshot(members))
+        if reason != "interrupted" and not self.metrics.counts()["environment_steps"]:
+            self.fail("nothing was learned: no environment took a step")
         answers = self._settle(reason)
         self.enter("done")
         last = self.snapshot(members)
@@ -331,7 +333,8 @@ class Session:
         target = figures["replay/samples_per_insert_target"] or resolved(replay.samples_per_insert)
         figures["replay/samples_per_insert_target"] = target
         done, remaining = progress(run, metrics.counts(), self._trained_seconds())
-        waiting = f"{self.waiting_for}, {self.session_seconds:.0f} s" if self.waiting_for else ""
+        waiting = f"{self.waiting_for}, {time.monotonic() - self._waits_since:.0f} s"
+        waiting = waiting if self.waiting_for else ""
         return Snapshot(
             run_dir=self.run_dir.shown,
             env=self.spec.id,
@@ -346,7 +349,7 @@ class Session:
             headline=self.spec.headline_metric,
             figures=figures,
             replay_waits=replay_waits(figures, resolved(replay.min_size)),
-            bottleneck=bottleneck(figures),
+            bottleneck="" if waiting else bottleneck(figures),
             evaluation=metrics.evaluation_view(),
             members=members.members,
             groups=members.groups,
@@ -381,7 +384,7 @@ class Session:
             "restarts": {role: self.restarts.get(role, 0) for role in roles},
             "sessions": self.state.sessions,
             "error": self._error(),
-            "warning": unevaluated(self.config, self.metrics, reason, self._evaluation_note),
+            "warning": shortcoming(self.config, self.metrics, reason, self._evaluation_note),
             "unwritten": self.records.lines(),
             "first_error": self.state.first_error or self._first_error,
             "run_dir": self.run_dir.shown,
