@@ -19,7 +19,7 @@ from pdqn.config import Config, NetworkConfig
 from pdqn.layers import build
 from pdqn.networks import QNetwork, build_network
 from pdqn.networks.array_network import acting_arrays, has_arrays
-from pdqn.networks.products import multiply
+from pdqn.networks.products import dense, multiply
 from pdqn.policy import action_values
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec, Observation
 from replay.samples import Sample
@@ -314,6 +314,26 @@ def test_products_are_those_of_torch_for_any_strides(shape: tuple[int, int, int]
         ):
             multiply(a, b, found)
             torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [2, 64])
+def test_a_dense_layer_has_the_values_and_gradients_of_torchs(batch: int):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(batch, 256, 192, generator=generator)
+    outer = torch.randn(batch, 256, 24, generator=generator)
+    found = [torch.randn(24, 192, generator=generator), torch.randn(24, generator=generator)]
+    wanted = [each.double() for each in found]
+    for each in found + wanted:
+        each.requires_grad_()
+    result = dense(inputs, *found)
+    torch.testing.assert_close(
+        result.double(), torch.nn.functional.linear(inputs.double(), *wanted), rtol=1e-4, atol=1e-4
+    )
+    (result * outer).sum().backward()
+    (torch.nn.functional.linear(inputs.double(), *wanted) * outer.double()).sum().backward()
+    for one, other in zip(found, wanted, strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-2)
 
 
 # ---- acting ----

@@ -218,8 +218,6 @@ def test_blocks_hold_each_allowed_centre_once_and_are_in_order():
             tops = tables.tops[kind, :length].tolist()
             assert all(a >= b for a, b in pairwise(tops))
             assert tables.values[kind, :length, 0].tolist() == tops
-            firsts = tables.firsts[kind, :length]
-            assert tables.centres[kind, :length, 0].tolist() == firsts.tolist()
             values = tables.values[kind, :length]
             assert (values[:, 1:] <= values[:, :-1]).all()
 

@@ -95,8 +95,8 @@ def configured(**sections: Mapping[str, Any]) -> Config:
     ("cores", "mode", "mode_with_gpu", "actors"),
     [
         (1, "single", "single", 1),
-        (2, "parallel", "parallel", 1),
-        (4, "parallel", "parallel", 3),
+        (2, "parallel", "parallel", 2),
+        (4, "parallel", "parallel", 4),
         (16, "parallel", "parallel", 15),
         (64, "parallel", "ultra", 60),
         (128, "parallel", "ultra", 120),
@@ -348,7 +348,7 @@ def test_single_has_one_actor() -> None:
 
 def test_more_actors_than_cores_are_warned_about() -> None:
     sized = plan(machine(4), configured(actor={"count": 50}), CART_POLE)
-    assert "--actors 3" in sized.warnings[0]
+    assert "--actors 4" in sized.warnings[0]
     assert sized.errors == []
 
 
@@ -405,8 +405,8 @@ def test_what_else_is_wrong_is_said_with_its_fix() -> None:
     assert sized.errors == ["missing Python packages: python -m pip install rich"]
 
 
-def test_actors_leave_cores_to_the_other_roles() -> None:
-    assert [actors_for(cores) for cores in (1, 2, 3, 32, 33, 96)] == [1, 1, 2, 30, 31, 90]
+def test_actors_leave_one_core_in_sixteen_to_the_other_roles() -> None:
+    assert [actors_for(cores) for cores in (1, 2, 3, 32, 33, 96)] == [1, 2, 3, 30, 31, 90]
 
 
 # ---- the buffer ----

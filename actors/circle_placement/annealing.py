@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from actors.circle_placement.completion import best_centre, loss_at, overwrite
 from actors.circle_placement.kernels import SEARCH_STREAM, drawn, seeded
-from actors.circle_placement.tables import ABSENT, NEVER, Tables, unpacked
+from actors.circle_placement.tables import ABSENT, NEVER, Tables, sort_block, unpacked
 from pdqn.jit import compiled
 
 _SHIFTS, _SWAPS, _JUMPS = 0.70, 0.80, 0.88  # shares of moves, cumulated; the rest push
@@ -113,7 +113,8 @@ def _good_place(tables, walk, circle):
     kind = tables.kinds[circle]
     share = _uniform(walk.random)
     rank = int(tables.lengths[kind] * share * share * share)
-    return unpacked(tables.firsts[kind, rank])
+    sort_block(tables, kind, rank)
+    return unpacked(tables.centres[kind, rank, 0])
 
 
 @compiled(borrows=True)

@@ -165,7 +165,8 @@ def best_centre(tables, rows, columns, kind, start, needed):
         if state == BLOCKED:
             continue
         if state == FREE:
-            first = np.int64(tables.firsts[kind, rank])
+            sort_block(tables, kind, rank)
+            first = np.int64(tables.centres[kind, rank, 0])
             if top > best or (top == best and first < centre):
                 best, centre = top, first
         else:

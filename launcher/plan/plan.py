@@ -394,7 +394,7 @@ def _plan_actor_count(draft: _Draft, mode: Mode, each_bytes: int) -> int:
     if count > cores and "actor" not in draft.elsewhere:
         draft.warnings.append(
             f"actor.count = {count} on {plural(cores, 'core')}: actors will take turns; "
-            f"--actors {actors_for(cores)} leaves room for the other roles"
+            f"--actors {actors_for(cores)} keeps them as busy"
         )
     return count
 
