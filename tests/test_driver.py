@@ -453,11 +453,11 @@ def test_a_line_that_is_being_written_is_read_later(tmp_path: Path):
 
 def test_a_terminal_has_one_line_below_the_messages(capsys: pytest.CaptureFixture[str], play: Play):
     train = play("print(json.dumps({'event': 'message', 'text': 'careful\\x1b['})); "
-                 "figures('done'); end()")  # fmt: skip
+                 "figures('done\x1b[2J'); end()")  # fmt: skip
     train("CartPole-v1", show=True)
     shown = capsys.readouterr().err
     assert "careful\\x1b[\n" in shown
-    assert shown.endswith("\r\x1b[Kdone\n")
+    assert shown.endswith("\r\x1b[Kdone\\x1b[2J\n")
 
 
 def test_nobody_is_shown_anything_where_nobody_looks(capsys: pytest.CaptureFixture[str]):
