@@ -59,7 +59,8 @@ class Records:
         self._sinks = tuple(sinks)
         self._said: deque[str] = deque()
         self.unwritten = Unwritten(self._said.append)
-        self._scalars = ScalarWriter(run_dir.path / "tensorboard")
+        settings = {f"{s}.{k}": v for s, keys in config.to_map().items() for k, v in keys.items()}
+        self._scalars = ScalarWriter(run_dir.path / "tensorboard", settings=settings)
         log = run_dir.logs / "pictures.log"
         self._drawer = pictures.PictureDrawer(run_dir.path, config, log)
         self._next_tend = 0.0
