@@ -134,6 +134,15 @@ class ActorConfig:
         0.4, "epsilon ladder: base^(1 + alpha i/(n-1))", at_least=0, at_most=1
     )
     epsilon_alpha: float = setting(7.0, "epsilon ladder: alpha", at_least=0)
+    epsilon: Literal["ladder", "decay"] = setting(
+        "ladder",
+        "each environment has its own epsilon for the whole run, or all have one that falls",
+    )
+    epsilon_first: float = setting(1.0, "epsilon = decay: at first", at_least=0, at_most=1)
+    epsilon_final: float = setting(0.05, "epsilon = decay: in the end", at_least=0, at_most=1)
+    epsilon_decay_steps: int = setting(
+        10_000, "epsilon = decay: learner steps until the end, on a straight line", at_least=1
+    )
     exploration: Literal["uniform", "boltzmann"] = setting(
         "uniform", "exploratory actions: all valid ones equally, or by the softmax of their values"
     )
