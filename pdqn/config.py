@@ -368,6 +368,7 @@ class SystemConfig:
 
     telemetry_seconds: float = setting(1.0, "time between a role's reports", above=0)
     metrics_seconds: float = setting(5.0, "time between lines of metrics.jsonl", above=0)
+    episodes: bool = setting(True, "write a line of episodes.csv for every episode in training")
     pictures: bool = setting(True, "draw pictures of the run, while it goes on and at its end")
     picture_seconds: float = setting(
         120.0, "time between two drawings of the pictures while the run goes on", above=0
