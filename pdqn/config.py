@@ -396,6 +396,8 @@ class SystemConfig:
         at_least=0,
     )
     wandb: bool = setting(False, "also log to Weights & Biases (pdqn[wandb])")
+    wandb_project: str = setting("", "project there; by default WANDB_PROJECT, or pdqn")
+    wandb_group: str = setting("", "group of runs there; by default WANDB_RUN_GROUP")
     metrics_port: int = setting(
         0, "port of the Prometheus metrics (pdqn[prometheus]); 0: none", at_least=0,
         at_most=65535,

@@ -78,7 +78,8 @@ def cli() -> None:
 
 
 # Further headings of the help, and the options under them.
-_SHOWN = ("run_dir", "resume", "init_from", "console", "wandb", "metrics_port")
+_SHOWN = ("run_dir", "resume", "init_from", "console", "metrics_port")
+_WANDB = ("wandb", "wandb_project", "wandb_group")
 _WORDS = ("run_name", "tags", "notes")
 _STUDIES = ("seeds", "parallel", "interrupt_exit")
 _ASKED = ("check_only", "force", "yes")
@@ -93,6 +94,7 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
         "Directory and output": _SHOWN,
         "Words about the run": _WORDS,
         "Several runs": _STUDIES,
+        "Weights & Biases": _WANDB,
         "Other hosts": _HOSTS,
         "Dask": _DASK,
         "This command": _ASKED,
@@ -146,6 +148,10 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
 )
 @describing
 @click.option("--wandb", is_flag=True, help="also log to Weights & Biases (pdqn[wandb])")
+@click.option(
+    "--wandb-project", metavar="NAME", help="project there  [default: WANDB_PROJECT, or pdqn]"
+)
+@click.option("--wandb-group", metavar="NAME", help="group of runs there")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
