@@ -453,6 +453,17 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
     help="also search with the policy, and without it, on circle placement: rollouts:16, "
     "beam:16x32, time:100ms or symmetries",
 )
+@click.option(
+    "--seed", type=WholeRange(0), help="seed of the first episode, in place of held-out ones"
+)
+@click.option(
+    "--env-arg",
+    "env_args",
+    multiple=True,
+    type=KeyValue(),
+    help="argument of the environment that differs from training; may be repeated",
+)
+@click.option("--render", type=click.Choice(["human"]), help="show the episodes in a window")
 @click.option("--video", type=PATH, help="film the first episodes: gif, webp, png or mp4")
 @click.option(
     "--video-episodes",
@@ -469,6 +480,9 @@ def evaluate(
     search: str | None,
     video: Path | None,
     video_episodes: int | None,
+    seed: int | None,
+    env_args: tuple[tuple[str, Any], ...],
+    render: str | None,
     **others: Any,
 ) -> int:
     """Play greedy episodes on held-out seeds, next to the environment's baselines.
@@ -482,6 +496,8 @@ def evaluate(
     pdqn eval runs/... --best                         (on seeds that did not choose them)
     pdqn eval runs/... --search rollouts:16           (circle placement: what a search adds)
     pdqn eval runs/... --video policy.gif
+    pdqn eval runs/... --render human --episodes 3    (in a window)
+    pdqn eval runs/... --env-arg level=3 --seed 7
     pdqn eval policy.pth --env my_environment:make
     """
     from launcher.evaluation import evaluate as evaluation
@@ -500,6 +516,7 @@ def evaluate(
         permission=Permission(**others),
         quick=quick,
         search=search,
+        differs=evaluation.Circumstances(dict(env_args), seed, render),
     )
 
 

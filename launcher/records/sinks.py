@@ -204,7 +204,7 @@ def _id_of(run_dir: Path) -> str:
 def _named(config: Config, run_dir: Path, variables: Mapping[str, str]) -> dict[str, Any]:
     """Return a run's project, group, name and tags there.
 
-    What a person sets for this run goes before the usual variables, which wandb reads itself where
+    What a person sets for this run overrides the usual variables, which wandb reads itself where
     an argument is left out.
     """
     about, system = read_about(run_dir), config.system
