@@ -59,6 +59,7 @@ def play(
     begun: Callable[[VectorEnvironment], object] = lambda _: None,
     ended: Callable[[int], object] = lambda _: None,
     making: AbstractContextManager[object] | None = None,
+    most_environments: int = MOST_ENVIRONMENTS,
 ) -> Scores | None:
     """Play one episode for every seed; None if stopped before the end.
 
@@ -74,12 +75,13 @@ def play(
         begun: called with the environments once they are made.
         ended: called with the number of episodes that have ended since the last call.
         making: context in which environments are made, which may take long.
+        most_environments: number that are stepped as one batch, at most.
 
     Raises:
         RunError: no episode counts, an environment failed for several seeds in a row, or no
             environment could be made or reset. Another attempt may succeed.
     """
-    width = min(MOST_ENVIRONMENTS, len(seeds))
+    width = min(most_environments, len(seeds))
     with _in_one_line(f"environment {spec.id} cannot be made"), making or nullcontext():
         env = _players(spec, env_args, width)
     with closing(env):

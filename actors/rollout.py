@@ -13,7 +13,14 @@ import torch
 from actors.environments.finite import LARGEST, Fault
 from actors.environments.states import StateError
 from actors.environments.vector import Transition, VectorEnvironment
-from actors.exploration import Guide, epsilon_greedy, epsilon_ladder, guidance_at, masked_values
+from actors.exploration import (
+    Guide,
+    epsilon_at,
+    epsilon_greedy,
+    epsilon_ladder,
+    guidance_at,
+    masked_values,
+)
 from actors.segments import Segment, SegmentRecorder, recorder_for
 from pdqn import plain, seeds
 from pdqn.checks import MAX_NAME
@@ -89,11 +96,13 @@ class Rollout:
         self.guidance = guidance_at(actor, 0)
         self._slot = (-1, 0)
         self.set_slot(identity.index, identity.index + 1)
+        self.set_learner_steps(0)
 
     def set_slot(self, slot: int, slots: int) -> None:
         """Take share number ``slot`` of a ladder over the environments of ``slots`` actors."""
-        if self._noisy:
-            return  # the noise of its layers explores
+        # The noise of its layers explores, or all environments have the same epsilon.
+        if self._noisy or self._config.epsilon == "decay":
+            return
         slots = max(slots, slot + 1)
         # Actors ask ten times a second, and the ladder grows with their number.
         if (slot, slots) == self._slot:
@@ -106,8 +115,10 @@ class Rollout:
         self.epsilons = ladder[slot::slots]
 
     def set_learner_steps(self, learner_steps: int) -> None:
-        """Set the guidance for these learner steps."""
+        """Set the guidance, and the epsilon if it decays, for these learner steps."""
         self.guidance = guidance_at(self._config, learner_steps)
+        if self._config.epsilon == "decay" and not self._noisy:
+            self.epsilons = np.full(self._num_envs, epsilon_at(self._config, learner_steps))
 
     def note_seeds(self, telemetry: Telemetry) -> None:
         """Note the first seeds of the environments."""

@@ -160,6 +160,15 @@ class ActorConfig:
         0.4, "epsilon ladder: base^(1 + alpha i/(n-1))", at_least=0, at_most=1
     )
     epsilon_alpha: float = setting(7.0, "epsilon ladder: alpha", at_least=0)
+    epsilon: Literal["ladder", "decay"] = setting(
+        "ladder",
+        "each environment has its own epsilon for the whole run, or all have one that falls",
+    )
+    epsilon_first: float = setting(1.0, "epsilon = decay: at first", at_least=0, at_most=1)
+    epsilon_final: float = setting(0.05, "epsilon = decay: in the end", at_least=0, at_most=1)
+    epsilon_decay_steps: int = setting(
+        10_000, "epsilon = decay: learner steps until the end, on a straight line", at_least=1
+    )
     exploration: Literal["uniform", "boltzmann"] = setting(
         "uniform", "exploratory actions: all valid ones equally, or by the softmax of their values"
     )
@@ -412,6 +421,7 @@ class SystemConfig:
 
     telemetry_seconds: float = setting(1.0, "time between a role's reports", above=0)
     metrics_seconds: float = setting(5.0, "time between lines of metrics.jsonl", above=0)
+    episodes: bool = setting(True, "write a line of episodes.csv for every episode in training")
     pictures: bool = setting(True, "draw pictures of the run, while it goes on and at its end")
     picture_seconds: float = setting(
         120.0, "time between two drawings of the pictures while the run goes on", above=0
@@ -439,6 +449,8 @@ class SystemConfig:
         at_least=0,
     )
     wandb: bool = setting(False, "also log to Weights & Biases (pdqn[wandb])")
+    wandb_project: str = setting("", "project there; by default WANDB_PROJECT, or pdqn")
+    wandb_group: str = setting("", "group of runs there; by default WANDB_RUN_GROUP")
     metrics_port: int = setting(
         0, "port of the Prometheus metrics (pdqn[prometheus]); 0: none", at_least=0,
         at_most=65535,

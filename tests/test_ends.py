@@ -176,9 +176,9 @@ def test_figures_for_tensorboard_go_on_in_another_file_after_a_failure(tmp_path:
     folder.unlink()
     writer.write({"a": 3.0}, 3)
     writer.close()
-    read = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    read = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     read.Reload()
-    assert [event.step for event in read.Tensors("a")] == [3]
+    assert [event.step for event in read.Scalars("a")] == [3]
 
 
 def test_figures_for_tensorboard_are_tried_again_at_intervals_without_a_file_each(

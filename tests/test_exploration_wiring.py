@@ -25,9 +25,11 @@ LADDER = [0.4 ** (1 + 7 * i / 11) for i in range(ACTORS * ENVIRONMENTS)]
 
 
 @contextmanager
-def rollouts_of(noisy: bool = False, actors: int = ACTORS) -> Iterator[list[Rollout]]:
+def rollouts_of(
+    noisy: bool = False, actors: int = ACTORS, **settings: Any
+) -> Iterator[list[Rollout]]:
     """Build actors that start with the same network, like those of a run."""
-    actor = {"envs_per_actor": ENVIRONMENTS, "discount": 0.9, "segment_length": 8}
+    actor = {"envs_per_actor": ENVIRONMENTS, "discount": 0.9, "segment_length": 8, **settings}
     network = {"noisy": noisy, "hidden": 8, "layers": 1}
     layer = {"run": {"env": "CartPole-v1"}, "actor": actor, "network": network}
     config = build(("test", layer))
@@ -53,6 +55,26 @@ def test_every_step_of_every_noisy_actor_draws_noise_of_its_own_and_no_epsilon_i
                 drawn.append([noise.clone() for noise in rollout._network.buffers()])
     for layer in zip(*drawn, strict=True):
         assert len({tuple(noise.tolist()) for noise in layer}) == 6
+
+
+def test_an_epsilon_that_decays_is_the_same_everywhere_and_falls_with_learner_steps():
+    decay = {"epsilon": "decay", "epsilon_first": 0.9, "epsilon_final": 0.1}
+    with rollouts_of(actors=2, epsilon_decay_steps=100, **decay) as rollouts:
+        for slot, rollout in enumerate(rollouts):
+            telemetry = Telemetry()
+            told = []
+            for steps in (0, 50, 100, 10_000):
+                rollout.set_slot(slot, 2)
+                rollout.set_learner_steps(steps)
+                rollout.report(telemetry)
+                told.append(telemetry.report().gauges["epsilon"])
+                assert len(set(rollout.epsilons.tolist())) == 1
+            assert told == pytest.approx([0.9, 0.5, 0.1, 0.1])
+
+
+def test_an_epsilon_that_decays_is_in_force_before_the_first_learner_step():
+    with rollouts_of(actors=1, epsilon="decay") as (rollout,):
+        assert rollout.epsilons.tolist() == [1.0] * ENVIRONMENTS
 
 
 def test_the_shares_of_all_actors_are_one_ladder_and_each_has_of_both_ends():

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from launcher.metrics.counters import Counters
 from launcher.metrics.metrics import MemberKey, RunMetrics
 from launcher.metrics.waiting import bottleneck, replay_waits
 from launcher.records.records import Records
+from launcher.records.scalars import ScalarWriter
 from launcher.rundir import RunDirectory, default_path, new_path
 from pdqn.errors import UsageError
 from pdqn.layers import build
@@ -602,14 +605,34 @@ def test_a_line_goes_to_metrics_and_its_numbers_to_tensorboard(
     assert lines[0]["replay/capacity"] == 50
     assert lines[0]["train/loss"] is None
     assert lines[1]["rollout/exploration_rate"] is None
-    drawn = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    drawn = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
     drawn.Reload()
     assert {"rollout/ep_rew_mean", "time_seconds", "rollout/coverage"} <= set(
-        drawn.Tags()["tensors"]
+        drawn.Tags()["scalars"]
     )
-    assert "train/loss" not in drawn.Tags()["tensors"]
-    steps = [event.step for event in drawn.Tensors("rollout/ep_rew_mean")]
+    assert "train/loss" not in drawn.Tags()["scalars"]
+    # Every common script for event files reads them so.
+    steps = [event.step for event in drawn.Scalars("rollout/ep_rew_mean")]
     assert steps == [30, 40]
+    assert [event.value for event in drawn.Scalars("rollout/coverage")] == [0.25] * 2
+
+
+def test_tensorboard_is_told_the_settings(tmp_path: Path):
+    settings = {"run.seed": 3, "learner.double": True, "actor.n_step": None, "run.env": "X"}
+    writer = ScalarWriter(tmp_path / "my run" / "tensorboard", settings=settings)
+    writer.write({"eval/return_mean": 1.0}, 5)
+    writer.close()
+    read = EventAccumulator(str(tmp_path / "my run" / "tensorboard"))
+    read.Reload()
+    told = read.PluginTagToContent("hparams")
+    session = HParamsPluginData.FromString(told[SESSION_START_INFO_TAG]).session_start_info
+    assert session.group_name == "my run"
+    assert session.hparams["run.seed"].number_value == 3
+    assert session.hparams["learner.double"].bool_value is True
+    assert session.hparams["actor.n_step"].string_value == "None"
+    experiment = HParamsPluginData.FromString(told[EXPERIMENT_TAG]).experiment
+    assert [info.name for info in experiment.hparam_infos] == list(settings)
+    assert [info.name.tag for info in experiment.metric_infos] == ["eval/return_mean"]
 
 
 # ---- figures of members that may not be trusted ----

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from test_end_to_end import free_port
 
+from launcher.about import ABOUT, About
 from launcher.records.sinks import PrometheusSink, WandbSink, check_sinks, make_sinks, metric_name
 from pdqn.config import Config
 from pdqn.errors import UsageError
@@ -113,6 +114,58 @@ def test_after_a_failure_the_same_run_goes_on_there(
         "Weights & Biases takes lines again, 1 were left out",
         "Weights & Biases did not take 1 lines",
     ]
+
+
+def started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **system: Any) -> dict[str, Any]:
+    """Start a run there, and return the arguments with which it was."""
+    given: dict[str, Any] = {}
+
+    def init(**arguments: Any) -> FakeRun:
+        given.update(arguments)
+        return FakeRun()
+
+    install(monkeypatch, init)
+    config = build(("test", {"system": {"wandb": True, **system}}))
+    WandbSink(config, tmp_path, print).close()
+    return given
+
+
+def test_a_run_there_is_called_as_a_person_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("PROJECT", "NAME", "TAGS", "RUN_GROUP", "RUN_ID", "NOTES"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    given = started_with(tmp_path, monkeypatch)
+    assert (given["project"], given["name"]) == ("pdqn", tmp_path.name)
+    assert not {"group", "tags", "notes"} & given.keys()
+    words = About("three steps", ("paper",), ("with a large step size",))
+    (tmp_path / ABOUT).write_text(words.text, encoding="utf-8")
+    given = started_with(tmp_path, monkeypatch, wandb_project="mine", wandb_group="steps")
+    assert (given["project"], given["group"]) == ("mine", "steps")
+    assert (given["name"], given["tags"]) == ("three steps", ["paper"])
+    assert given["notes"] == "with a large step size"
+
+
+def test_its_usual_variables_are_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("PROJECT", "NAME", "NOTES"):
+        monkeypatch.setenv(f"WANDB_{name}", "of a variable")
+    monkeypatch.setenv("WANDB_TAGS", "a,b")
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    given = started_with(tmp_path, monkeypatch)
+    assert not {"project", "name", "notes"} & given.keys()
+    assert (given["tags"], given["id"]) == (["a", "b"], "given")
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    first = started_with(tmp_path, monkeypatch)
+    again = started_with(tmp_path, monkeypatch)
+    assert first["id"] == again["id"]
+    assert again["resume"] == "allow"
+    (tmp_path / "wandb_id").write_text("../../elsewhere", encoding="utf-8")
+    assert started_with(tmp_path, monkeypatch)["id"] not in (first["id"], "../../elsewhere")
 
 
 @pytest.mark.parametrize("how", ["offline", "netrc", "no key"])

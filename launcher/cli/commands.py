@@ -79,7 +79,8 @@ def cli() -> None:
 
 
 # Further headings of the help, and the options under them.
-_SHOWN = ("run_dir", "resume", "init_from", "console", "wandb", "metrics_port")
+_SHOWN = ("run_dir", "resume", "init_from", "console", "metrics_port")
+_WANDB = ("wandb", "wandb_project", "wandb_group")
 _WORDS = ("run_name", "tags", "notes")
 _STUDIES = ("seeds", "parallel", "interrupt_exit")
 _ASKED = ("check_only", "force", "yes")
@@ -94,6 +95,7 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
         "Directory and output": _SHOWN,
         "Words about the run": _WORDS,
         "Several runs": _STUDIES,
+        "Weights & Biases": _WANDB,
         "Other hosts": _HOSTS,
         "Dask": _DASK,
         "This command": _ASKED,
@@ -147,6 +149,10 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
 )
 @describing
 @click.option("--wandb", is_flag=True, help="also log to Weights & Biases (pdqn[wandb])")
+@click.option(
+    "--wandb-project", metavar="NAME", help="project there  [default: WANDB_PROJECT, or pdqn]"
+)
+@click.option("--wandb-group", metavar="NAME", help="group of runs there")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
@@ -448,6 +454,17 @@ def watch(run: str, console: Any, key: Path | None, insecure: bool) -> int:
     help="also search with the policy, and without it, on circle placement: rollouts:16, "
     "beam:16x32, time:100ms or symmetries",
 )
+@click.option(
+    "--seed", type=WholeRange(0), help="seed of the first episode, in place of held-out ones"
+)
+@click.option(
+    "--env-arg",
+    "env_args",
+    multiple=True,
+    type=KeyValue(),
+    help="argument of the environment that differs from training; may be repeated",
+)
+@click.option("--render", type=click.Choice(["human"]), help="show the episodes in a window")
 @click.option("--video", type=PATH, help="film the first episodes: gif, webp, png or mp4")
 @click.option(
     "--video-episodes",
@@ -464,6 +481,9 @@ def evaluate(
     search: str | None,
     video: Path | None,
     video_episodes: int | None,
+    seed: int | None,
+    env_args: tuple[tuple[str, Any], ...],
+    render: str | None,
     **others: Any,
 ) -> int:
     """Play greedy episodes on held-out seeds, next to the environment's baselines.
@@ -477,6 +497,8 @@ def evaluate(
     pdqn eval runs/... --best                         (on seeds that did not choose them)
     pdqn eval runs/... --search rollouts:16           (circle placement: what a search adds)
     pdqn eval runs/... --video policy.gif
+    pdqn eval runs/... --render human --episodes 3    (in a window)
+    pdqn eval runs/... --env-arg level=3 --seed 7
     pdqn eval policy.pth --env my_environment:make
     """
     from launcher.evaluation import evaluate as evaluation
@@ -495,6 +517,7 @@ def evaluate(
         permission=Permission(**others),
         quick=quick,
         search=search,
+        differs=evaluation.Circumstances(dict(env_args), seed, render),
     )
 
 

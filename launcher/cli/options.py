@@ -380,6 +380,9 @@ def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
             layer.setdefault(section, {})[key] = options[option]
     if options.get("wandb"):
         layer.setdefault("system", {})["wandb"] = True
+    for name in ("wandb_project", "wandb_group"):
+        if options.get(name):
+            layer.setdefault("system", {})[name] = options[name]
     if options.get("metrics_port"):
         layer.setdefault("system", {})["metrics_port"] = options["metrics_port"]
     if options["env_args"]:

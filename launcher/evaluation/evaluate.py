@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from launcher.results.models import NO_PERMISSION, Permission, chosen_model, ope
 from launcher.terminal import echo, echo_json, show
 from pdqn import seeds
 from pdqn.config import MAX_EPISODE_STEPS
-from pdqn.errors import RunError, first_line
+from pdqn.errors import RunError, UsageError, first_line
 from pdqn.gap import closed_gap
 from pdqn.model import Model
 from pdqn.policy import greedy
@@ -47,6 +47,54 @@ class Film:
     episodes: int
     file: Path | None = None
 
+    def checked(self) -> Film:
+        """Return the film with its file, before an environment here changes the directory.
+
+        Raises:
+            UsageError: it cannot be written there, or in that format.
+        """
+        check_film(self.path)
+        return replace(self, file=self.path.absolute())
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """Differences from the evaluations of training.
+
+    Attributes:
+        env_args: arguments of the environment that replace the model's.
+        seed: seed of the first episode; the others follow. None for held-out ones.
+        render: render mode in which the policy's episodes are shown, one after another.
+    """
+
+    env_args: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    render: str | None = None
+
+    def of(self, model: Model) -> Model:
+        """Return the model in an environment with these arguments.
+
+        Raises:
+            UsageError: with them it is another environment than the one that the model is for.
+        """
+        if not self.env_args:
+            return model
+        env_args = {**model.env_args, **self.env_args}
+        spec = examine_environment(model.spec.id, env_args).spec.stacked(model.spec.frame_stack)
+        if difference := spec.difference(model.spec):
+            raise UsageError(f"--env-arg: with them {spec.id} is another environment: {difference}")
+        return replace(model, env_args=env_args)
+
+    def seeds_of(self, model: Model, episodes: int) -> list[int]:
+        """Return the seeds of the episodes."""
+        if self.seed is not None:
+            return list(range(self.seed, self.seed + episodes))
+        # The best parameters of many evaluations look better on the seeds that chose them.
+        return seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
+
+
+AS_IN_TRAINING = Circumstances()
+
 
 def evaluate(
     path: Path,
@@ -59,40 +107,39 @@ def evaluate(
     permission: Permission = NO_PERMISSION,
     quick: bool = False,
     search: str | None = None,
+    differs: Circumstances = AS_IN_TRAINING,
 ) -> int:
     """Evaluate a run directory or a model file, and print the result.
 
     Args:
         path: the run directory or the model file.
-        episodes: number of episodes, each on another held-out seed.
-        best: use the parameters of a run that evaluated best in training, not the last ones. They
-            play other seeds than those that chose them.
+        episodes: number of episodes, each on another seed.
+        best: use the parameters that evaluated best, on other seeds than those that chose them.
         as_json: print JSON.
         film: the film to make.
-        max_episode_steps: steps after which an episode is cut; it counts as far as it went.
+        max_episode_steps: steps after which an episode is cut, and counts as far as it went.
         permission: the code that the file may run.
-        quick: leave out the environment's bounds and searches, which may take long.
+        quick: leave out bounds and searches, which may take long.
         search: also place circles by a search with the policy, such as ``rollouts:16``.
+        differs: other arguments, seeds, or episodes that are shown.
 
     Raises:
-        UsageError: see ``open_model`` and ``parse_search``.
+        UsageError: see ``open_model``, ``parse_search`` and ``Circumstances.of``.
     """
     method = None if search is None else parse_option(search)
     torch.set_num_threads(1)
-    if film is not None:
-        check_film(film.path)
-        # Before an environment in this process changes the directory.
-        film = replace(film, file=film.path.absolute())
+    film = None if film is None else film.checked()
     doing = deque([f"opens {path}"], maxlen=1)
     with streams.apart(), progress(lambda: doing[-1]):
-        model = open_model(chosen_model(path, best=best), permission, plays=True)
+        model = differs.of(open_model(chosen_model(path, best=best), permission, plays=True))
         if film is not None:
             check_camera(model)
         contest = None if method is None else Contest(model, method)
         episodes = _without_repetition(model, episodes)
-        result = _scored(model, episodes, max_episode_steps, quick, doing.append)
+        held_out = differs.seeds_of(model, episodes)
+        result = _scored(model, held_out, max_episode_steps, quick, doing.append, differs.render)
         if contest is not None:
-            result["search"] = contest.run(_held_out(model, episodes), doing.append)
+            result["search"] = contest.run(held_out, doing.append)
         _show(model, result, as_json)
         if film is not None:
             doing.append(f"films {film.episodes} episodes")
@@ -108,12 +155,6 @@ def _show(model: Model, result: dict[str, Any], as_json: bool) -> None:
         show(table(model, result), *contest_tables(result))
 
 
-def _held_out(model: Model, episodes: int) -> list[int]:
-    """Return the seeds of the episodes."""
-    # The best parameters of many evaluations look better on the seeds that chose them.
-    return seeds.held_out_seeds(episodes, 0 if model.score is None else seeds.UNSEEN)
-
-
 def _without_repetition(model: Model, episodes: int) -> int:
     """Return the number of episodes, at most one for each of a person's own held-out maps."""
     if not model.spec.circle_placement or not model.env_args.get("maps"):
@@ -125,21 +166,23 @@ def _without_repetition(model: Model, episodes: int) -> int:
 
 def _scored(
     model: Model,
-    episodes: int,
+    held_out: list[int],
     max_episode_steps: int,
     quick: bool,
     tell: Callable[[str], object],
+    render: str | None = None,
 ) -> dict[str, Any]:
     """Play the policy and its baselines, and describe both.
 
     Args:
         model: the policy.
-        episodes: number of episodes.
+        held_out: seeds of the episodes.
         max_episode_steps: steps after which an episode is cut.
         quick: whether to leave out the environment's bounds and searches.
         tell: called with a few words about what goes on.
+        render: render mode in which the policy's episodes are shown, one after another.
     """
-    held_out = _held_out(model, episodes)
+    episodes = len(held_out)
     playing = partial(
         play,
         spec=model.spec,
@@ -147,7 +190,12 @@ def _scored(
         seeds=held_out,
         max_episode_steps=max_episode_steps,
     )
-    scores = _played(playing, partial(greedy, model.network), "policy", episodes, tell)
+    shown = playing
+    if render is not None:
+        shown = partial(
+            playing, env_args={**model.env_args, "render_mode": render}, most_environments=1
+        )
+    scores = _played(shown, partial(greedy, model.network), "policy", episodes, tell)
     tell("plays the environment's baselines")
     beside = _own_baselines(model, held_out) or _random(model, episodes, playing, tell)
     if not quick:

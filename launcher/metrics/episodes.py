@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,40 @@ from pdqn.episodes import MAX_METRICS, Episode
 
 _RECENT = 100  # as stable-baselines3 averages them
 _DISTRIBUTION = 500
+_MOST_NEW = 20_000  # fast environments finish thousands of episodes a second
+
+
+class Finished(NamedTuple):
+    """An episode that an actor has finished.
+
+    Attributes:
+        actor: its index.
+        episode: its return, length and headline metric.
+    """
+
+    actor: int
+    episode: Episode
+
+
+class NewEpisodes:
+    """Episodes since the last look, as many as there is room for."""
+
+    def __init__(self) -> None:
+        self._finished: list[Finished] = []
+        self._left_out = 0
+
+    def add(self, actor: int, episode: Episode) -> None:
+        """Add an episode, or count it if there is no room."""
+        if len(self._finished) < _MOST_NEW:
+            self._finished.append(Finished(actor, episode))
+        else:
+            self._left_out += 1
+
+    def take(self) -> tuple[list[Finished], int]:
+        """Remove and return the episodes, and the number of those that had no room."""
+        taken = self._finished, self._left_out
+        self._finished, self._left_out = [], 0
+        return taken
 
 
 class RecentEpisodes:

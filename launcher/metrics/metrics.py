@@ -9,7 +9,7 @@ from typing import Any
 from launcher.metrics.allowance import Allowance
 from launcher.metrics.bounds import LARGEST, LARGEST_REAL
 from launcher.metrics.counters import Counters, Gauges, MemberKey
-from launcher.metrics.episodes import RecentEpisodes
+from launcher.metrics.episodes import NewEpisodes, RecentEpisodes
 from launcher.metrics.ledger import Ledger, state_of_sums
 from launcher.metrics.reached import best_kept, gap_closed, reached
 from launcher.metrics.snapshot import EvaluationView, nearest_of
@@ -35,6 +35,7 @@ class RunMetrics:
         counters: what the roles have counted.
         ledger: what became of each transition.
         evaluation: the newest one, if there is any.
+        new_episodes: those since whoever writes them has taken them.
     """
 
     def __init__(self, headline: str | None) -> None:
@@ -46,6 +47,7 @@ class RunMetrics:
         self._gauges = Gauges()
         self._episodes = RecentEpisodes()
         self._drawn = [name for name, figure in self._figures.items() if figure.drawn]
+        self.new_episodes = NewEpisodes()
         self._history: dict[str, deque[float]] = {
             name: deque(maxlen=_HISTORY_POINTS) for name in self._drawn
         }
@@ -100,6 +102,7 @@ class RunMetrics:
         for episode in report.episodes:
             if max(abs(episode.score), abs(episode.headline or 0.0)) <= LARGEST_REAL:
                 self.counters.drop(key.role, self._episodes.add(episode))
+                self.new_episodes.add(key.index, episode)
             else:
                 self.counters.drop(key.role, 1)
         if report.evaluation is not None:

@@ -198,8 +198,10 @@ def check_combinations(config: Config) -> None:
             "at most that many can be computed at once"
         )
     explores = config.actor.guidance or config.actor.guidance_final
-    if network.noisy and (explores or config.actor.exploration != "uniform"):
+    decays = config.actor.epsilon == "decay"
+    if network.noisy and (explores or decays or config.actor.exploration != "uniform"):
         what = "actor.guidance" if explores else f"actor.exploration = {config.actor.exploration}"
+        what = "actor.epsilon = decay" if decays and not explores else what
         raise UsageError(
             f"network.noisy = true with {what}: noise explores in place of random actions, so "
             "nothing would follow it; use network.noisy = false, or leave that out"

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import plural
+from launcher.records.episode_log import EPISODES, append, rows
 from launcher.records.scalars import ScalarWriter
 from launcher.records.sinks import Sink
 from launcher.records.unwritten import Unwritten
@@ -59,7 +61,8 @@ class Records:
         self._sinks = tuple(sinks)
         self._said: deque[str] = deque()
         self.unwritten = Unwritten(self._said.append)
-        self._scalars = ScalarWriter(run_dir.path / "tensorboard")
+        settings = {f"{s}.{k}": v for s, keys in config.to_map().items() for k, v in keys.items()}
+        self._scalars = ScalarWriter(run_dir.path / "tensorboard", settings=settings)
         log = run_dir.logs / "pictures.log"
         self._drawer = pictures.PictureDrawer(run_dir.path, config, log)
         self._next_tend = 0.0
@@ -80,6 +83,19 @@ class Records:
         figures = {name: v for name, v in line.items() if isinstance(v, int | float)}
         steps = line["environment_steps"]
         self._writer.put(partial(self._append, text, figures, steps), 2 * len(text))
+
+    def episodes(self, metrics: RunMetrics, seconds: float) -> None:
+        """Append the episodes since the last call to episodes.csv.
+
+        Args:
+            metrics: the run's.
+            seconds: time since the run's start.
+        """
+        finished, left_out = metrics.new_episodes.take()
+        if finished and self._config.system.episodes:
+            steps = metrics.counts()["environment_steps"]
+            text = rows(finished, seconds, steps, left_out)
+            self._writer.put(partial(self._append_episodes, text), 2 * len(text))
 
     def replace(self, name: str, write: Callable[[], object]) -> None:
         """Replace a file as a whole.
@@ -228,6 +244,9 @@ class Records:
         if left_out and self._scalars.left_out == left_out != self._told_left_out:
             self._told_left_out = left_out
             self._said.append(f"tensorboard is written again; it lacks {plural(left_out, 'line')}")
+
+    def _append_episodes(self, text: str) -> None:
+        self._attempt(EPISODES, partial(append, self._run_dir.path, text))
 
     def _append_event(self, line: str) -> None:
         self._look()  # otherwise it could go into a file that has just been removed

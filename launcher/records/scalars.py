@@ -25,14 +25,23 @@ class ScalarWriter:
     Args:
         folder: folder of the files; it is made when it is needed.
         clock: monotonic seconds.
+        settings: the run's settings by name; None leaves them out.
+        score: name of the figure that says how good the run is.
 
     Attributes:
         folder: the folder, which may change.
         left_out: number of steps whose figures are in no file.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: Callable[[], float] = time.monotonic,
+        settings: Mapping[str, object] | None = None,
+        score: str = "eval/return_mean",
+    ) -> None:
         self.folder, self._clock = folder, clock
+        self._settings, self._score = settings, score
         self.left_out = self._failures = 0
         self._failure, self._next_try = OSError(), 0.0
         self._file: FileIO | None = None
@@ -76,6 +85,9 @@ class ScalarWriter:
         file = self._path.open("wb", buffering=0)
         try:
             _append(file, _tensorboard().first_record())
+            if self._settings is not None:
+                name = self.folder.parent.name
+                _append(file, _tensorboard().settings_record(self._settings, name, self._score))
         except OSError:
             file.close()
             with contextlib.suppress(OSError):

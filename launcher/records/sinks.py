@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from launcher.about import read_about
 from launcher.plan.machine import port_error
+from launcher.rundir import replace_text
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.figures import find
 
+WANDB_ID = "wandb_id"
+_ID = re.compile(r"[\w-]{1,64}")
 _MOST_LINES = 1000
 _LEAVE_SECONDS = 5.0
 _FIRST_RETRY_SECONDS, _LARGEST_RETRY_SECONDS = 30.0, 600.0
@@ -92,7 +96,7 @@ class WandbSink:
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(_MOST_LINES)
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._failure = ""
-        self._id = uuid.uuid4().hex
+        self._id = _id_of(run_dir)
         self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         self._thread.start()
@@ -163,9 +167,8 @@ class WandbSink:
         if os.environ.get("WANDB_MODE", "online") == "online" and not _has_wandb_key():
             raise RuntimeError("not logged in; run wandb login, or set WANDB_MODE=offline")
         run = wandb.init(
-            project="pdqn",
-            name=self._run_dir.name,
-            # After a failure, the same run goes on there.
+            **_named(self._config, self._run_dir, os.environ),
+            # After a failure, and when this run is resumed, the same run goes on there.
             id=self._id,
             resume="allow",
             dir=str(self._run_dir),
@@ -182,6 +185,35 @@ class WandbSink:
             run.log(line)
             self._dropped -= 1
         run.finish()
+
+
+def _id_of(run_dir: Path) -> str:
+    """Return the id that a run has there, which its directory keeps for later sessions."""
+    if given := os.environ.get("WANDB_RUN_ID"):
+        return given
+    path = run_dir / WANDB_ID
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if _ID.fullmatch(known := path.read_text(encoding="utf-8").strip()):
+            return known
+    made = uuid.uuid4().hex
+    with contextlib.suppress(OSError):  # the run goes on; a later session is another one there
+        replace_text(path, f"{made}\n")
+    return made
+
+
+def _named(config: Config, run_dir: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+    """Return a run's project, group, name and tags there.
+
+    What a person sets for this run overrides the usual variables, which wandb reads itself where
+    an argument is left out.
+    """
+    about, system = read_about(run_dir), config.system
+    name = about.name or ("" if variables.get("WANDB_NAME") else run_dir.name)
+    project = system.wandb_project or ("" if variables.get("WANDB_PROJECT") else "pdqn")
+    tags = [*filter(None, variables.get("WANDB_TAGS", "").split(",")), *about.tags]
+    notes = "" if variables.get("WANDB_NOTES") else "\n".join(about.notes)
+    found = {"project": project, "group": system.wandb_group, "name": name, "notes": notes}
+    return {key: value for key, value in found.items() if value} | ({"tags": tags} if tags else {})
 
 
 def _has_wandb_key() -> bool:

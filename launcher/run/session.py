@@ -91,7 +91,7 @@ class Session:
         self._not_saved: dict[str, str] = {}  # the last such note of each role
         self.records = Records(run_dir, config, make_sinks(config, run_dir.path, self.say))
         self.state.sessions += 1
-        self._session_started = self._waits_since = time.monotonic()
+        self._session_started = self._waits = time.monotonic()
         self._started = self._session_started - self.state.elapsed_seconds
         self._first_steps = FirstSteps(
             self.metrics,
@@ -178,7 +178,7 @@ class Session:
     def wait_for(self, text: str) -> None:
         """Show what the run waits for; empty when all is there."""
         if not self.waiting_for:
-            self._waits_since = time.monotonic()
+            self._waits = time.monotonic()
         self.waiting_for = text
 
     def fail(self, text: str) -> None:
@@ -238,6 +238,7 @@ class Session:
     def _write_evaluations(self) -> None:
         for evaluation in self.metrics.take_evaluations():
             self.records.line(self.metrics.evaluation_line(evaluation, self.elapsed_seconds))
+        self.records.episodes(self.metrics, self.elapsed_seconds)
 
     def save_state(self) -> None:
         """Write the state from which a later session resumes, beside the loop."""
@@ -333,8 +334,7 @@ class Session:
         target = figures["replay/samples_per_insert_target"] or resolved(replay.samples_per_insert)
         figures["replay/samples_per_insert_target"] = target
         done, remaining = progress(run, metrics.counts(), self._trained_seconds())
-        waiting = f"{self.waiting_for}, {time.monotonic() - self._waits_since:.0f} s"
-        waiting = waiting if self.waiting_for else ""
+        waiting = self.waiting_for and f"{self.waiting_for}, {time.monotonic() - self._waits:.0f} s"
         return Snapshot(
             run_dir=self.run_dir.shown,
             env=self.spec.id,

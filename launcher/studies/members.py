@@ -74,7 +74,7 @@ class Member:
         if self.code is None:
             self.code = self._process.poll()
             if self.code == -signal.SIGTERM:
-                # It was told again when it had done all, and its handlers were gone.
+                # The signal came again when it had done all, and its handlers were gone.
                 self.code = EXIT_INTERRUPTED
             if self._told_at is not None and time.monotonic() >= self._told_at:
                 self._told_at = None
