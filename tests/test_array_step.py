@@ -332,7 +332,8 @@ def test_a_dense_layer_has_the_values_and_gradients_of_torchs(batch: int):
     (result * outer).sum().backward()
     (torch.nn.functional.linear(inputs.double(), *wanted) * outer.double()).sum().backward()
     for one, other in zip(found, wanted, strict=True):
-        assert one.grad is not None and other.grad is not None
+        assert one.grad is not None
+        assert other.grad is not None
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-2)
 
 
