@@ -5,8 +5,9 @@
 From Gallici et al. 2025, "Simplifying Deep Temporal Difference Learning": algorithm 1, and the
 settings of appendix E for MinAtar. There are 128 environments, segments of 32 steps, Q(lambda)
 returns with lambda 0.65, and two epochs over each segment. The network is that of MinAtar's authors
-with layer norm, without a target network, and the optimizer RAdam. Epsilon falls from 1 to 0.05 in the first tenth of the training, and the step
-size to 0 over all of it. Batches have 256 transitions.
+with layer norm, without a target network, and the optimizer RAdam. Epsilon falls from 1 to 0.05 in
+the first tenth of the training, and the step size to 0 over all of it. Batches have 256
+transitions.
 
 It needs a Python with ``torch`` and ``minatar``, but nothing of this project except this folder. It
 prints lines of JSON, as the scripts of stable-baselines3 do.
