@@ -114,7 +114,7 @@ def _explored(
 
 
 def _may(values: NDArray[np.float32], actions: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell of one action for each row whether it is valid; a number that is no action is not."""
+    """Tell of one action for each row whether it is valid; other numbers are not."""
     exists = (actions >= 0) & (actions < values.shape[1])
     of_row = values[np.arange(len(values)), np.where(exists, actions, 0)]
     return exists & (of_row != -np.inf)
