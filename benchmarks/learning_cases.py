@@ -88,6 +88,7 @@ def cases() -> Iterator[Case]:
     yield parallel_placement()
     yield ablation()
     yield added_parts()
+    yield pqn_parts()
 
 
 def cartpole() -> Case:
@@ -313,23 +314,22 @@ def ablation() -> Case:
 def added_parts() -> Case:
     """Add each newer part to double DQN, at equal wall time.
 
-    The step size falls over the whole run, however many steps a part leaves time for. Discounted
-    returns of MinAtar's games stay below 45.
+    The step size falls over the whole run, however many steps a part leaves time for.
     """
     env = minatar_settings("MinAtar/Breakout-v1")
     shared = (*env, *falling(5e-4, 2e-5), *evaluated(20), *period(30))
-    bins = ("--set", "network.value_min=-5", "--set", "network.value_max=45")
     added = {
         "double DQN": (),
         "last layer as target": ("--set", "learner.target=last_layer"),
         "no target": ("--set", "learner.target=none"),
-        "HL-Gauss": ("--set", "network.distribution=hl_gauss", *bins),
+        "HL-Gauss": hl_gauss(),
         "Hadamax": ("--set", "network.kind=hadamax_small"),
         "spectral IMPALA": (
             *("--set", "network.kind=impala_spectral", "--set", "network.channels=16"),
             *("--set", "network.hidden=128"),
         ),
         "Munchausen": ("--set", "learner.munchausen=true"),
+        "lambda returns": ("--set", "actor.returns=lambda", "--set", "replay.capacity=20000"),
     }
     return Case(
         name="added-parts",
@@ -342,6 +342,49 @@ def added_parts() -> Case:
         needs=("minatar",),
         note="Only some of them have compiled steps; the others spend more time on each sample.",
     )
+
+
+def pqn_parts() -> Case:
+    """Change each part of the preset ``pqn``, at equal wall time.
+
+    Lambda returns need no target: that part is compared with three-step returns.
+    """
+    shared = (
+        *("--env", "MinAtar/Breakout-v1", *limited(), "--preset", "pqn"),
+        *("--set", "network.kind=conv", *evaluated(20), *period(30)),
+    )
+    three_steps = ("--set", "actor.returns=n_step")
+    plain = ("--set", "network.layer_norm=false", "--set", "network.layer_norm_convolutions=false")
+    hadamax = (
+        *("--set", "network.kind=hadamax_small"),
+        *("--set", "network.layer_norm_convolutions=false"),
+    )
+    changed = {
+        "pqn": (),
+        "three steps": three_steps,
+        "three steps and a target": (*three_steps, "--set", "learner.target=network"),
+        "no layer norm": plain,
+        "dueling": ("--set", "network.dueling=true"),
+        "HL-Gauss": (*hl_gauss(), "--set", "network.dueling=true"),
+        "Hadamax": hadamax,
+        "prioritized": ("--set", "replay.priority_exponent=0.6"),
+    }
+    return Case(
+        name="pqn-parts",
+        title="MinAtar/Breakout-v1: each part of the preset pqn changed",
+        measure="return",
+        seconds=240.0,
+        seeds=(1, 2, 3),
+        systems=tuple(System(name, (*shared, *part)) for name, part in changed.items()),
+        final_episodes=100,
+        needs=("minatar",),
+    )
+
+
+def hl_gauss() -> tuple[str, ...]:
+    """Learn by classification; discounted returns of MinAtar's games stay below 45."""
+    bins = ("--set", "network.value_min=-5", "--set", "network.value_max=45")
+    return ("--set", "network.distribution=hl_gauss", *bins)
 
 
 def placed(map_size: int, radii: str) -> tuple[str, ...]:

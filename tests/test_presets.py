@@ -55,6 +55,15 @@ def test_beyond_the_rainbow_learns_every_64_steps_and_renews_its_target_after_32
     assert config.learner.adam_epsilon == pytest.approx(0.005 / config.learner.batch_size, rel=2e-3)
 
 
+def test_pqn_samples_each_transition_twice_while_it_is_fresh():
+    config = preset("pqn")
+    assert (config.actor.returns, config.actor.trace_decay) == ("lambda", 0.65)
+    assert config.learner.target == "none"
+    assert config.replay.samples_per_insert == 2
+    rollout = (config.actor.envs_per_actor or 0) * (config.actor.segment_length or 0)
+    assert config.replay.capacity == 2 * rollout
+
+
 def test_every_file_is_a_preset_and_every_preset_a_file():
     assert {path.stem for path in FOLDER.glob("*.toml")} == set(PRESETS)
 

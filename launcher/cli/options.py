@@ -31,7 +31,7 @@ GROUPS = {
     "Sizes": ("mode", "actors", "envs_per_actor", "replays"),
     "Settings": ("preset", "config_file", "assignments", "trust"),
 }
-PRESETS = ("dqn", "apex", "rainbow", "btr", "placement")
+PRESETS = ("dqn", "apex", "rainbow", "btr", "pqn", "placement")
 DRIVEN = "driven"
 # What an environment learns best with, unless a person names a preset.
 PRESET_OF = {"pdqn/CirclePlacement-v0": "placement"}
