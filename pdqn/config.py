@@ -314,6 +314,9 @@ class NetworkConfig:
     )
     dueling: bool = setting(True, "separate value and advantage streams")
     layer_norm: bool = setting(False, "normalise hidden layers, which steadies large step sizes")
+    normalize: bool = setting(
+        False, "observed numbers less their running mean, over their running standard deviation"
+    )
     noisy: bool = setting(False, "noisy dense layers, which replace epsilon")
     noisy_sigma: float = setting(0.5, "initial scale of the noise", above=0, at_most=1_000_000)
     distribution: Literal["none", "categorical", "quantile"] = setting(

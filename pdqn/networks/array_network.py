@@ -304,9 +304,11 @@ def has_arrays(network: QNetwork) -> TypeGuard[FusedNetwork]:
     """Return whether ``ArrayNetwork`` can compute this network.
 
     It can if there are only dense layers without noise, single convolutions, and one value for each
-    action, in single precision and on the CPU.
+    action, in single precision and on the CPU. Nothing may be normalised.
     """
     if type(network) is not FusedNetwork or network.support is not None:
+        return False
+    if network.scaling is not None:
         return False
     if len(_encoders(network)) < len(network.encoders) or network.head.atoms > 1:
         return False
