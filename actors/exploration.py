@@ -86,36 +86,44 @@ def epsilon_greedy(
     every = np.arange(len(values))
     best = values.argmax(axis=1)
     actions = best.copy()
-    for i in np.flatnonzero(rng.random(len(values)) < epsilons):
-        valid = values[i] != -np.inf
-        if guide is not None and rng.random() < guide.share and _may(valid, guide.suggested[i]):
-            actions[i] = guide.suggested[i]
-        else:
-            actions[i] = _explored(values[i], np.flatnonzero(valid), rng, temperature)
+    explorers = np.flatnonzero(rng.random(len(values)) < epsilons)
+    if len(explorers):
+        tried = values[explorers]
+        explored = _explored(tried, rng, temperature)
+        if guide is not None:
+            suggested = guide.suggested[explorers]
+            follows = (rng.random(len(explorers)) < guide.share) & _may(tried, suggested)
+            explored = np.where(follows, suggested, explored)
+        actions[explorers] = explored
     # A final observation without a valid action is worth nothing and is never bootstrapped from.
     largest = np.nan_to_num(values[every, best], neginf=0.0)
     return Choice(actions, values[every, actions], largest)
 
 
 def _explored(
-    values: NDArray[np.float32],
-    valid: NDArray[np.intp],
-    rng: np.random.Generator,
-    temperature: float | None,
-) -> int:
-    """Draw a valid action, uniformly or with probability ~ exp(value / temperature)."""
-    if temperature is None:
-        return int(rng.choice(valid))
-    scaled = values[valid].astype(np.float64) / temperature
-    odds = np.exp(scaled - scaled.max()).cumsum()
-    if not np.isfinite(odds[-1]):  # the network has diverged
-        return int(rng.choice(valid))
-    drawn = np.searchsorted(odds, rng.random() * odds[-1], side="right")
-    return int(valid[min(drawn, len(valid) - 1)])  # rounding may carry it beyond the last
+    values: NDArray[np.float32], rng: np.random.Generator, temperature: float | None
+) -> NDArray[np.int64]:
+    """Draw a valid action of each row, uniformly or with probability ~ exp(value / temperature)."""
+    valid = values != -np.inf
+    odds = valid.astype(np.float64)
+    if temperature is not None:
+        scaled = values.astype(np.float64) / temperature
+        with np.errstate(invalid="ignore", over="ignore"):
+            by_value = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        # Rows of a network that has diverged stay uniform.
+        usable = np.isfinite(by_value.sum(axis=1))
+        odds[usable] = by_value[usable]
+    ends = odds.cumsum(axis=1)
+    # The first action whose end is beyond the point; rounding must not carry it to the last end.
+    points = np.minimum(rng.random(len(values)) * ends[:, -1], np.nextafter(ends[:, -1], 0.0))
+    return (ends > points[:, None]).argmax(axis=1)
 
 
-def _may(valid: NDArray[np.bool_], action: int) -> bool:
-    return 0 <= action < len(valid) and bool(valid[action])
+def _may(values: NDArray[np.float32], actions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell of one action for each row whether it exists and is valid."""
+    exists = (actions >= 0) & (actions < values.shape[1])
+    of_row = values[np.arange(len(values)), np.where(exists, actions, 0)]
+    return exists & (of_row != -np.inf)
 
 
 def masked_values(network: QNetwork, observation: Observation) -> NDArray[Any]:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class NStep:
-    """n-step targets of consecutive steps.
+class Targets:
+    """Targets of consecutive steps.
 
     Attributes:
         returns: float32[count].
-        discounts: float32[count], gamma^k, or 0 where the episode terminated within k steps.
+        discounts: float32[count], gamma^k, or 0 where the return needs no bootstrap.
         bootstrap: int32[count], index of the frame to bootstrap from; the transition's own frame
             where the discount is 0.
     """
@@ -27,7 +27,7 @@ class NStep:
 
 def n_step_targets(
     rewards: NDArray[np.float64], count: int, n: int, discount: float, *, terminated: bool
-) -> NStep:
+) -> Targets:
     """Compute targets of the first ``count`` steps of a run of consecutive steps of one episode.
 
     Args:
@@ -48,7 +48,7 @@ def n_step_targets(
         within_reach = slice(max(0, len(rewards) - n), None)
         discounts[within_reach] = 0.0
         bootstrap[within_reach] = start[within_reach]
-    return NStep(returns.astype(np.float32), discounts, bootstrap)
+    return Targets(returns.astype(np.float32), discounts, bootstrap)
 
 
 @lru_cache(maxsize=8)

@@ -21,10 +21,10 @@ from actors.exploration import (
     guidance_at,
     masked_values,
 )
-from actors.segments import Segment, SegmentRecorder
+from actors.segments import Segment, SegmentRecorder, recorder_for
 from pdqn import plain, seeds
 from pdqn.checks import MAX_NAME
-from pdqn.config import Config, resolved
+from pdqn.config import ActorConfig, Config, resolved
 from pdqn.messages import Episode
 from pdqn.networks import QNetwork, resample_noise
 from pdqn.policy import action_values
@@ -79,8 +79,8 @@ class Rollout:
             self._num_envs,
             failures_allowed=actor.environment_failures - 1,
             pause=pause,
-            # Returns, sums of n_step rewards, must fit into float32.
-            largest_reward=math.inf if actor.reward_clip else LARGEST / (2 * actor.n_step),
+            # Returns, sums of this many rewards, must fit into float32.
+            largest_reward=math.inf if actor.reward_clip else LARGEST / (2 * _most_rewards(actor)),
         )
         self._recorder = self._new_recorder()
         self._stacker = FrameStacker(spec, self._num_envs)
@@ -222,13 +222,7 @@ class Rollout:
         self._observation = self._stacker.reset(self._frames)
 
     def _new_recorder(self) -> SegmentRecorder:
-        return SegmentRecorder(
-            self._spec,
-            self._num_envs,
-            n_step=self._config.n_step,
-            discount=resolved(self._config.discount),
-            segment_length=resolved(self._config.segment_length),
-        )
+        return recorder_for(self._config, self._spec, self._num_envs)
 
     def flush(self) -> list[Segment]:
         """Return the recorded segments of unfinished episodes."""
@@ -260,18 +254,28 @@ class Rollout:
         failures = self._env.failures
         telemetry.count("environment_failures", failures - self._failures)
         self._failures = failures
+        if transition.metrics_dropped:
+            telemetry.count("figures_dropped", transition.metrics_dropped)
         self._scores += transition.rewards
         self._lengths += 1
         ended = transition.terminated | transition.truncated
         for env in np.flatnonzero(ended).tolist():
             headline = float(transition.headline[env])
             known = headline if np.isfinite(headline) else None
-            telemetry.episode(Episode(float(self._scores[env]), int(self._lengths[env]), known))
+            score, length = float(self._scores[env]), int(self._lengths[env])
+            telemetry.episode(Episode(score, length, known, transition.metrics.get(env)))
         for env, fault in transition.faults.items():
             _count(fault, telemetry)
             self._scores[env] = np.nan  # an episode that goes on after such a step has no score
         self._scores[transition.began] = 0.0
         self._lengths[transition.began] = 0
+
+
+def _most_rewards(actor: ActorConfig) -> int:
+    """Return the most rewards that one return sums up."""
+    if actor.returns == "lambda":
+        return resolved(actor.segment_length) + actor.lookahead
+    return actor.n_step
 
 
 def _count(fault: Fault, telemetry: Telemetry) -> None:

@@ -3,6 +3,9 @@
 Pure: no sockets, no clocks. The n-step return of the transition at step t is ``R = sum_{j<k}
 gamma^j r_{t+j}``. Here ``k = n``, or less at the end of the recording. The transition bootstraps
 with ``gamma^k`` from the frame at ``t + k``, and with 0 if the episode terminated there.
+
+A lambda return (``actors.lambda_returns``) has its bootstraps in it already: such a transition has
+the discount 0, and needs no later frame.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.n_step import n_step_targets
+from actors.lambda_returns import lambda_returns
+from actors.n_step import Targets, n_step_targets
+from pdqn.config import ActorConfig, resolved
 from pdqn.plain import check_alike
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock, compress_block
@@ -57,7 +62,18 @@ class SegmentRecorder:
     are stacked, up to K - 1 earlier frames precede them. Every stack is then complete within its
     segment.
 
+    Lambda returns reach to the end of their segment, whose last bootstrap is the value of the frame
+    after it. They repeat no frames but those of stacks.
+
     All environments share one ring of steps, long enough for all steps that are not cut yet.
+
+    Args:
+        spec: spec of the environment.
+        num_envs: E.
+        n_step: n of n-step returns; 1 with lambda returns, for the value of the frame after them.
+        discount: gamma.
+        segment_length: transitions after which a segment is cut.
+        trace_decay: lambda of lambda returns; None makes n-step returns.
     """
 
     _STATE = ("frames", "actions", "rewards", "chosen", "values", "step", "began", "first")
@@ -70,9 +86,13 @@ class SegmentRecorder:
         n_step: int,
         discount: float,
         segment_length: int,
+        trace_decay: float | None = None,
     ) -> None:
+        if trace_decay is not None and n_step != 1:
+            raise ValueError(f"lambda returns look 1 step ahead, not {n_step}")
         self._n_step = n_step
         self._discount = discount
+        self._trace_decay = trace_decay
         self._length = segment_length
         self._context = spec.frame_stack - 1
         self._rows = rows = self._context + segment_length + n_step
@@ -189,24 +209,24 @@ class SegmentRecorder:
             setattr(self, f"_{name}", state[name])
 
     def _cut(self, env: int, stop: int, *, terminated: bool) -> Segment:
-        """Cut the transitions up to the step ``stop``, with all recorded frames."""
+        """Cut the transitions up to the step ``stop``, with the frames that they need."""
         # Unless the episode ended, the last frame is only bootstrapped from: the reward that
         # followed it belongs to the next segment.
         horizon = self._step if terminated else self._step - 1
         start = self._start_of_frames(env)
-        frames = {name: self._read(a, env, start, self._step) for name, a in self._frames.items()}
+        last = self._step if self._trace_decay is None else stop
+        frames = {name: self._read(a, env, start, last) for name, a in self._frames.items()}
         values = self._read(self._values, env, int(self._first[env]), self._step)
         return self._segment(env, frames, values, stop, horizon, terminated=terminated)
 
     def _cut_truncated(
         self, env: int, final: Observation, final_value: NDArray[np.float32]
     ) -> Segment:
-        """Cut all transitions, with the frame after the last one."""
+        """Cut all transitions, with the frame after the last one if they bootstrap from it."""
         start = self._start_of_frames(env)
-        frames = {
-            name: np.concatenate([self._read(a, env, start, self._step), final[name]])
-            for name, a in self._frames.items()
-        }
+        frames = {name: self._read(a, env, start, self._step) for name, a in self._frames.items()}
+        if self._trace_decay is None:
+            frames = {name: np.concatenate([own, final[name]]) for name, own in frames.items()}
         first = int(self._first[env])
         values = np.append(self._read(self._values, env, first, self._step), final_value)
         return self._segment(env, frames, values, self._step, self._step, terminated=False)
@@ -235,7 +255,7 @@ class SegmentRecorder:
         context = first - self._start_of_frames(env)
         rewards = self._read(self._rewards, env, first, horizon)
         count = stop - first
-        target = n_step_targets(rewards, count, self._n_step, self._discount, terminated=terminated)
+        target = self._targets(rewards, values, count, terminated=terminated)
         expected = target.returns + target.discounts * values[target.bootstrap]
         columns: Columns = {
             "action": self._read(self._actions, env, first, stop),
@@ -252,6 +272,25 @@ class SegmentRecorder:
         self._first[env] = stop
         return segment
 
+    def _targets(
+        self,
+        rewards: NDArray[np.float64],
+        values: NDArray[np.float32],
+        count: int,
+        *,
+        terminated: bool,
+    ) -> Targets:
+        """Compute the targets of a segment's transitions."""
+        if self._trace_decay is None:
+            return n_step_targets(
+                rewards, count, self._n_step, self._discount, terminated=terminated
+            )
+        # Looking one step ahead, rewards end with the last transition.
+        returns = lambda_returns(
+            rewards, values, self._discount, self._trace_decay, terminated=terminated
+        )
+        return Targets(returns, np.zeros(count, np.float32), np.arange(count, dtype=np.int32))
+
     def _start_of_frames(self, env: int) -> int:
         """Return the step of a segment's first frame: up to K - 1 earlier with K stacked frames."""
         return max(int(self._began[env]), int(self._first[env]) - self._context)
@@ -263,6 +302,18 @@ class SegmentRecorder:
         if end <= self._rows:
             return ring[row:end, env].copy()
         return np.concatenate([ring[row:, env], ring[: end - self._rows, env]])
+
+
+def recorder_for(actor: ActorConfig, spec: EnvironmentSpec, num_envs: int) -> SegmentRecorder:
+    """Make the recorder that an actor's settings describe."""
+    return SegmentRecorder(
+        spec,
+        num_envs,
+        n_step=actor.lookahead,
+        discount=resolved(actor.discount),
+        segment_length=resolved(actor.segment_length),
+        trace_decay=actor.trace_decay if actor.returns == "lambda" else None,
+    )
 
 
 def join_segments(

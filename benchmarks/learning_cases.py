@@ -78,6 +78,8 @@ def cases() -> Iterator[Case]:
     for game in ("breakout", "asterix", "space-invaders"):
         yield minatar(game)
     yield atari()
+    for game in ("Pong", "Breakout"):
+        yield btr(game)
     for map_size in (64, 128):
         for radii in ("fixed", "random"):
             yield placement(map_size, radii)
@@ -85,6 +87,7 @@ def cases() -> Iterator[Case]:
     yield parallel_cartpole()
     yield parallel_placement()
     yield ablation()
+    yield added_parts()
 
 
 def cartpole() -> Case:
@@ -174,6 +177,30 @@ def atari() -> Case:
         over="environment_steps",
         needs=("ale_py",),
         note="No claim beyond the rates: minutes on a processor are too few for Atari.",
+    )
+
+
+def btr(game: str) -> Case:
+    """Play an Atari game for eight minutes on a GPU, by Beyond the Rainbow's settings."""
+    env_id = f"ALE/{game}-v5"
+    return Case(
+        name=f"btr-{game.lower()}",
+        title=f"{env_id}: Beyond the Rainbow for eight minutes on a GPU",
+        measure="return",
+        seconds=480.0,
+        seeds=(1,),
+        systems=(
+            System(
+                PDQN,
+                (
+                    *("--env", env_id, "--preset", "btr", "--set", "learner.device=cuda"),
+                    *(*evaluated(5), *period(60), *checkpoints(240)),
+                ),
+            ),
+        ),
+        final_episodes=10,
+        needs=("ale_py",),
+        note="It needs a machine with a GPU; without one, pdqn refuses learner.device = cuda.",
     )
 
 
@@ -283,6 +310,40 @@ def ablation() -> Case:
     )
 
 
+def added_parts() -> Case:
+    """Add each newer part to double DQN, at equal wall time.
+
+    The step size falls over the whole run, however many steps a part leaves time for. Discounted
+    returns of MinAtar's games stay below 45.
+    """
+    env = minatar_settings("MinAtar/Breakout-v1")
+    shared = (*env, *falling(5e-4, 2e-5), *evaluated(20), *period(30))
+    bins = ("--set", "network.value_min=-5", "--set", "network.value_max=45")
+    added = {
+        "double DQN": (),
+        "last layer as target": ("--set", "learner.target=last_layer"),
+        "no target": ("--set", "learner.target=none"),
+        "HL-Gauss": ("--set", "network.distribution=hl_gauss", *bins),
+        "Hadamax": ("--set", "network.kind=hadamax_small"),
+        "spectral IMPALA": (
+            *("--set", "network.kind=impala_spectral", "--set", "network.channels=16"),
+            *("--set", "network.hidden=128"),
+        ),
+        "Munchausen": ("--set", "learner.munchausen=true"),
+    }
+    return Case(
+        name="added-parts",
+        title="MinAtar/Breakout-v1: each newer part added to double DQN",
+        measure="return",
+        seconds=240.0,
+        seeds=(1, 2, 3),
+        systems=tuple(System(name, (*shared, *changed)) for name, changed in added.items()),
+        final_episodes=100,
+        needs=("minatar",),
+        note="Only some of them have compiled steps; the others spend more time on each sample.",
+    )
+
+
 def placed(map_size: int, radii: str) -> tuple[str, ...]:
     """Build the arguments for circle placement, the default environment of ``pdqn launch``."""
     return ("--env-arg", f"map_size={map_size}", "--env-arg", f"radii={radii}")
@@ -318,6 +379,14 @@ def decaying(first: float, final: float, learner_steps: int) -> tuple[str, ...]:
         *("--set", f"learner.learning_rate={first:g}"),
         *("--set", f"learner.learning_rate_final={final:g}"),
         *("--set", f"learner.learning_rate_decay_steps={learner_steps}"),
+    )
+
+
+def falling(first: float, final: float) -> tuple[str, ...]:
+    """Build a step size that falls linearly over the run, whatever its number of steps."""
+    return (
+        *("--set", f"learner.learning_rate={first:g}"),
+        *("--set", f"learner.learning_rate_final={final:g}"),
     )
 
 

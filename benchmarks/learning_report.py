@@ -31,7 +31,10 @@ END = "<!-- end of results -->"
 NOT_RUN = "not run yet"
 GREEDY = "exact_greedy"
 # Okabe and Ito's palette, which people with any colour blindness can tell apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00"),
+    *("#CC79A7", "#56B4E9", "#000000", "#F0E442"),
+)
 _HEAD = ("case", "system", "result", "seeds", "wall time", "commit", "command")
 _LABELS = {"environment_steps": "environment steps", "wall_seconds": "wall time, seconds"}
 

@@ -148,12 +148,16 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _moment(parts: Parts) -> dict[str, Any]:
     """Describe the moment to which a file belongs, and the settings of what it holds."""
     config, actor = parts.config, parts.config.actor
+    # Whenever that was done last: the journal does not say.
+    parts.replay.expire(parts.learner.learner_steps)
     meaning = [
         parts.spec.to_map(),
         config.run.env_args,
-        [actor.envs_per_actor, actor.n_step, actor.discount, actor.segment_length],
+        [actor.envs_per_actor, actor.lookahead, actor.discount, actor.segment_length],
         actor.reward_clip,
     ]
+    if actor.returns == "lambda":
+        meaning.append(actor.trace_decay)
     text = json.dumps(meaning, sort_keys=True, default=str)
     settings = hashlib.sha256(text.encode()).hexdigest()
     return {

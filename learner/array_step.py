@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learner import array_kernels as kernels
+from learner.losses import categorical_losses, gaussian_histogram, select
 from learner.objective import TensorBatch
 from pdqn.config import Config
 from pdqn.networks import QNetwork
@@ -48,7 +49,7 @@ def array_step_of(
     """Make the steps without autograd for a configuration; None where it has to be used.
 
     It is used in lower precision, in parts of batches, and compiled. A Munchausen bonus, the loss
-    of rollouts and networks that have no arrays need it also.
+    of rollouts, distributions of returns and networks that have no arrays need it also.
 
     Args:
         config: the run's.
@@ -60,7 +61,8 @@ def array_step_of(
     learner = config.learner
     whole = (learner.micro_batch_size or learner.batch_size) >= learner.batch_size
     adds = learner.munchausen or (spec.rollouts and learner.rollout_weight)
-    plain = not (learner.compile or adds) and learner.precision != "bfloat16"
+    spreads = config.network.distribution in ("categorical", "quantile")
+    plain = not (learner.compile or adds or spreads) and learner.precision != "bfloat16"
     if plain and whole and has_arrays(online) and has_arrays(target):
         return ArrayStep(config, online, target, gradients)
     return None
@@ -73,9 +75,14 @@ class ArrayStep:
         self, config: Config, online: FusedNetwork, target: FusedNetwork, gradients: Gradients
     ) -> None:
         self._config = config.learner
+        self._support = online.support
+        self._bounds = config.network.value_min, config.network.value_max
+        self._sigma = config.network.gauss_sigma
         self._prepare = online.prepare
         self._online = ArrayNetwork(online, gradients)
         self._target = ArrayNetwork(target)
+        # Only a whole target has features of its own, for which it sees the observations itself.
+        self._shares_features = config.learner.target != "network"
 
     @torch.inference_mode()
     def differentiate(self, batch: TensorBatch) -> Found:
@@ -83,6 +90,8 @@ class ArrayStep:
         count = len(batch)
         targets = batch.n_step_return.numpy().copy()
         values = self._values(batch, targets)
+        if self._support is not None:
+            return self._classify(batch, values, torch.from_numpy(targets), self._support)
         gradient = np.empty_like(values)
         priorities, losses = np.empty(count, np.float32), np.empty(count, np.float32)
         q_mean = kernels.huber_backward(
@@ -91,6 +100,24 @@ class ArrayStep:
         )  # fmt: skip
         self._online.backward(gradient)
         return Found(float(losses.sum()) / count, float(q_mean), priorities, losses)
+
+    def _classify(
+        self, batch: TensorBatch, values: Array, targets: Tensor, support: Tensor
+    ) -> Found:
+        """Do so by HL-Gauss: the logits of the actions taken learn histograms of the targets."""
+        count = len(batch)
+        aims = targets.clamp(*self._bounds)
+        histogram = gaussian_histogram(aims, support, self._sigma)
+        outputs = self._online.outputs[:count].unflatten(1, (-1, len(support)))
+        logits = select(outputs, batch.action)
+        losses = categorical_losses(logits, histogram) * batch.importance_weight
+        slopes = (logits.softmax(dim=1) - histogram) * (batch.importance_weight / count)[:, None]
+        gradient = torch.zeros_like(outputs)
+        gradient[torch.arange(count), batch.action] = slopes
+        self._online.backward(gradient.flatten(1).numpy())
+        chosen = select(torch.from_numpy(values), batch.action)
+        priorities = (aims - chosen).abs().numpy()
+        return Found(float(losses.mean()), float(chosen.mean()), priorities, losses.numpy())
 
     def _values(self, batch: TensorBatch, targets: Array) -> Array:
         """Compute the values of a batch's observations, and add to targets what is bootstrapped.
@@ -107,20 +134,33 @@ class ArrayStep:
         selects = len(rows) <= _MOST_SELECTED * count
         if selects:
             there = [part[rows] for part in there]
-        values = self._target.forward(*there)
-        ours, chooser = self._online, values
-        if self._config.double:
-            both = [np.concatenate(pair) for pair in zip(here, there, strict=True)]
-            found = ours.forward(*both)
-            chooser = found[count:]
-        else:
-            found = ours.forward(*here)
+        found, chooser, values = self._found(here, there)
         mask = batch.bootstrap_observation.get(ACTION_MASK)
         given = _NO_MASK if mask is None else mask.numpy()
         if not selects:
             chooser, values = chooser[rows], values[rows]
         kernels.add_bootstrapped(targets, discount, rows, chooser, values, given)
         return found[:count]
+
+    def _found(self, here: list[Array], there: list[Array]) -> tuple[Array, Array, Array]:
+        """Compute values of two batches of observations.
+
+        Returns:
+            The online network's values, those of ``here`` first; the values of ``there`` that
+            choose its actions, and those that value them.
+        """
+        learner, online = self._config, self._online
+        values = None if self._shares_features else self._target.forward(*there)
+        if values is not None and not learner.double:
+            return online.forward(*here), values, values
+        both = [np.concatenate(pair) for pair in zip(here, there, strict=True)]
+        found = online.forward(*both)
+        chooser = found[len(here[0]) :]
+        if learner.target == "none":
+            return found, chooser, chooser
+        if values is None:
+            values = self._target.last_layer_of(online, len(here[0]))
+        return found, chooser if learner.double else values, values
 
     def _inputs(self, observation: dict[str, Tensor]) -> list[Array]:
         return [part.numpy() for part in self._prepare(observation)]

@@ -16,6 +16,7 @@ from learner import array_kernels as kernels
 from learner.adam import FlatAdam, TorchAdam, flatten
 from learner.array_step import ArrayStep, array_step_of
 from learner.objective import Objective, TensorBatch
+from learner.targets import target_network
 from pdqn import seeds
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError, first_line
@@ -72,8 +73,9 @@ class Learner:
         self._replay = config.replay
         self._spec = spec
         self.online = build_network(spec, config.network).to(self.device)
-        self.target = build_network(spec, config.network).to(self.device).requires_grad_(False)
-        self.target.load_state_dict(self.online.state_dict())
+        self.target = target_network(
+            config, self.online, lambda: build_network(spec, config.network)
+        )
         self.online.train()
         self._optimizer, self._arrays, self._flat_target = self._descent(config)
         # To look for them in all modules takes as long as a step of Adam.
@@ -96,7 +98,8 @@ class Learner:
         parameters, epsilon = list(self.online.parameters()), config.learner.adam_epsilon
         if not (suits_flat(self.online) and suits_flat(self.target)):
             return TorchAdam(parameters, epsilon), None, None
-        flat_target = flatten(list(self.target.parameters()))
+        whole = config.learner.target == "network"  # else parameters would leave the shared memory
+        flat_target = flatten(list(self.target.parameters())) if whole else None
         optimizer = FlatAdam(parameters, epsilon)
         arrays = array_step_of(config, self._spec, self.online, self.target, optimizer.gradients)
         return optimizer, arrays, flat_target
@@ -135,7 +138,7 @@ class Learner:
         weights = importance_weights(sample.sampling_priority, self.importance_sampling_exponent)
         batch = TensorBatch(
             observation=self._observation(sample.observation),
-            bootstrap_observation=self._observation(sample.bootstrap_observation),
+            bootstrap_observation=self._bootstrap_observation(sample),
             action=_tensor(sample.action).long(),
             n_step_return=_tensor(sample.n_step_return),
             discount=_tensor(sample.discount),
@@ -163,8 +166,9 @@ class Learner:
             meanwhile()
             return self._step_on_arrays(self._arrays, batch)
         if self._noisy:
-            for network in (self.online, self.target):
-                resample_noise(network, self._noise)
+            resample_noise(self.online, self._noise)
+            if self.target is not self.online:
+                resample_noise(self.target, self._noise)
         if self._normalizes:
             self._observe(batch)
         figures, rows = self._accumulate(batch)
@@ -256,6 +260,8 @@ class Learner:
             torch.cuda.empty_cache()
 
     def _update_target(self) -> None:
+        if self.target is self.online:
+            return
         if self._config.target_update == "soft":
             self._follow(self._config.target_update_rate)
         elif self.learner_steps % self._config.target_update_period == 0:
@@ -269,7 +275,8 @@ class Learner:
             pairs = zip(self.online.parameters(), self.target.parameters(), strict=True)
             with torch.no_grad():
                 for ours, theirs in pairs:
-                    theirs.lerp_(ours, rate)
+                    if theirs is not ours:
+                        theirs.lerp_(ours, rate)
         if self._has_buffers:
             # Values that a network counts without learning them, as the means of a batch norm.
             for ours, theirs in zip(self.online.buffers(), self.target.buffers(), strict=True):
@@ -314,8 +321,9 @@ class Learner:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from the result of ``get_state``."""
-        self.online.load_state_dict(state["online"])
+        # In this order: what they have in common is the online network's.
         self.target.load_state_dict(state["target"])
+        self.online.load_state_dict(state["online"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.learner_steps = int(state["learner_steps"])
         torch.set_rng_state(state["torch_random_state"])
@@ -326,6 +334,12 @@ class Learner:
         self.online.load_state_dict(parameters)
         self.target.load_state_dict(parameters)
         self.learner_steps = learner_steps
+
+    def _bootstrap_observation(self, sample: Sample) -> dict[str, Tensor]:
+        """Unpack what a Sample bootstraps from; nothing if all of its returns are complete."""
+        if not sample.discount.any():
+            return {}
+        return self._observation(sample.bootstrap_observation)
 
     def _observation(self, packed: Observation) -> dict[str, Tensor]:
         return {name: _tensor(a) for name, a in self._spec.unpack(packed).items()}

@@ -100,13 +100,35 @@ def projected(returns: Tensor, probabilities: Tensor, support: Tensor) -> Tensor
 
 
 def categorical_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Compute the cross-entropy of each row, float[batch] (Bellemare et al. 2017, eq. 7).
+    """Compute the cross-entropy of each row, float[batch].
+
+    It is the loss of C51 (Bellemare et al. 2017, eq. 7) and of HL-Gauss (Farebrother et al. 2024).
 
     Args:
         logits: float[batch, atoms] of the actions taken; differentiable.
         target: float[batch, atoms], probabilities; not differentiable.
     """
     return -(target * logits.log_softmax(dim=1)).sum(dim=1)
+
+
+def gaussian_histogram(returns: Tensor, support: Tensor, sigma: float) -> Tensor:
+    """Spread each return over bins as a Gaussian around it (Farebrother et al. 2024, sec. 3.1).
+
+    A bin's probability is the Gaussian's mass between its ends, over the mass within all bins.
+
+    Args:
+        returns: float[batch]; those outside the bins count as their ends.
+        support: float[atoms], centres of the bins, evenly spaced and increasing.
+        sigma: standard deviation of the Gaussian, in widths of a bin.
+
+    Returns:
+        float[batch, atoms]; the sum of each row is 1.
+    """
+    width = (support[-1] - support[0]) / (len(support) - 1)
+    ends = torch.cat([support - width / 2, support[-1:] + width / 2])
+    inside = returns.clamp(ends[0], ends[-1])[:, None]
+    below = torch.special.ndtr((ends - inside) / (sigma * width))
+    return below.diff(dim=1) / (below[:, -1:] - below[:, :1])
 
 
 def quantile_losses(quantiles: Tensor, targets: Tensor, huber_delta: float) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from learner.losses import (
     best_actions,
     categorical_losses,
+    gaussian_histogram,
     hard_values,
     huber_losses,
     munchausen_bonus,
@@ -42,7 +43,7 @@ class TensorBatch:
 
     Attributes:
         observation: fields [batch, ...].
-        bootstrap_observation: fields [batch, ...].
+        bootstrap_observation: fields [batch, ...]; none if no transition bootstraps.
         action: int64[batch].
         n_step_return: float32[batch].
         discount: float32[batch].
@@ -153,10 +154,12 @@ class Objective:
 
     def __init__(self, config: Config, online: QNetwork, target: QNetwork) -> None:
         self._config = config.learner
-        self._kind = config.network.distribution
+        self._kind, self._sigma = config.network.distribution, config.network.gauss_sigma
         self._prepare = online.prepare  # without parameters: both networks share its result
-        self._online, self._target = _Function(config, online), _Function(config, target)
+        self._online = _Function(config, online)
+        self._target = self._online if target is online else _Function(config, target)
         self._support = online.support
+        self._bounds = config.network.value_min, config.network.value_max
         # Selecting rows would make a GPU wait, and would compile a network for another size. A
         # batch norm would normalise by the figures of a few transitions.
         normalises = any(isinstance(module, _BATCH_NORMS) for module in online.modules())
@@ -190,13 +193,17 @@ class Objective:
     def _losses(self, predicted: Tensor, target: Tensor) -> Tensor:
         if self._kind == "categorical":
             return categorical_losses(predicted, target)
+        if self._kind == "hl_gauss":
+            assert self._support is not None
+            histogram = gaussian_histogram(target[:, 0], self._support, self._sigma)
+            return categorical_losses(predicted, histogram)
         delta = self._config.huber_delta
         if self._kind == "quantile":
             return quantile_losses(predicted, target, delta)
         return huber_losses(predicted[:, 0], target[:, 0], delta)
 
     def _mean(self, target: Tensor) -> Tensor:
-        if self._support is None:
+        if self._support is None or self._kind == "hl_gauss":
             return target.mean(dim=1)
         return (target * self._support).sum(dim=1)  # autocast would round a product of matrices
 
@@ -205,6 +212,10 @@ class Objective:
         returns = (batch.n_step_return + bonus)[:, None]
         if self._support is None:
             return returns + self._discounted(batch)
+        if self._kind == "hl_gauss":
+            return (returns + self._discounted(batch)).clamp(*self._bounds)
+        if not batch.bootstrap_observation:
+            return projected(returns, torch.ones_like(returns), self._support)
         values, chooser, mask = self._bootstrap(batch)
         probabilities = select(values.distribution, best_actions(chooser, mask)).softmax(dim=1)
         valid = batch.discount if mask is None else batch.discount * mask.any(dim=1)
@@ -216,6 +227,8 @@ class Objective:
         On the CPU, it computes only the rows that are bootstrapped from: a return that reaches the
         end of its episode is known.
         """
+        if not batch.bootstrap_observation:
+            return torch.zeros_like(batch.n_step_return)[:, None]
         if not self._selects or batch.discount.all():
             return batch.discount[:, None] * self._following(batch)
         rows = batch.discount.nonzero()[:, 0]
@@ -229,17 +242,21 @@ class Objective:
     def _following(self, batch: TensorBatch) -> Tensor:
         """Compute the values of the bootstrap observations, float32[batch, k]."""
         values, chooser, mask = self._bootstrap(batch)
+        # The atoms of HL-Gauss classify the expected value, and do not say how returns spread.
+        outcomes = values.distribution if self._support is None else values.mean[:, :, None]
         if self._config.munchausen:
             temperature = self._config.munchausen_temperature
-            return soft_values(values.distribution, values.mean, mask, temperature)
-        return hard_values(values.distribution, chooser, mask)
+            return soft_values(outcomes, values.mean, mask, temperature)
+        return hard_values(outcomes, chooser, mask)
 
     def _bootstrap(self, batch: TensorBatch) -> tuple[_Values, Tensor, Tensor | None]:
         """Return the target network's values, the values that choose the action, and the mask."""
         prepared = self._prepare(batch.bootstrap_observation)
         values = self._target(prepared)
         chooser = values.mean
-        if self._config.double and not self._config.munchausen:  # a soft value chooses nothing
+        # A soft value chooses nothing, and without a target there is no second opinion.
+        chooses = self._config.double and not self._config.munchausen
+        if chooses and self._config.target != "none":
             chooser = self._online(prepared).mean
         return values, chooser, batch.bootstrap_observation.get(ACTION_MASK)
 

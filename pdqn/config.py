@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 
 from pdqn.seeds import MOST_HELD_OUT
+from pdqn.target import WORDS, parse_target
 
 Value = TypeVar("Value")
 
@@ -87,7 +88,18 @@ def memory_bytes(text: str, available_bytes: int = 10**12) -> int:
 
 # Atari's games are cut off after this many steps. An environment without a limit must also end.
 MAX_EPISODE_STEPS = 27_000
-NETWORK_KINDS = ("auto", "mlp", "conv", "nature", "impala", "spatial", "qmap")
+NETWORK_KINDS = (
+    "auto",
+    "mlp",
+    "conv",
+    "nature",
+    "impala",
+    "impala_spectral",
+    "hadamax",
+    "hadamax_small",
+    "spatial",
+    "qmap",
+)
 
 
 def network_kind(text: str) -> None:
@@ -118,17 +130,31 @@ class RunConfig:
     episodes: int | None = setting(None, "stop after this many episodes", at_least=1)
     steps: int | None = setting(None, "stop after this many environment steps", at_least=1)
     time_seconds: float | None = setting(None, "stop after this many seconds", above=0)
+    stop_at: str | None = setting(
+        None, "stop once a figure has this value", check=parse_target, words=WORDS
+    )
 
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """Actor processes: exploration, n-step returns, and the sending of transitions."""
+    """Actor processes: exploration, returns, and the sending of transitions."""
 
     count: int | None = setting(None, "local actor processes", at_least=0, at_most=10_000)
     envs_per_actor: int | None = setting(
         None, "environments that an actor steps as one batch", at_least=1, at_most=4096
     )
-    n_step: int = setting(3, "rewards summed before bootstrapping", at_least=1, at_most=64)
+    returns: Literal["n_step", "lambda"] = setting(
+        "n_step",
+        "the learner bootstraps after n_step rewards, or actors mix the returns of all lengths up "
+        "to a segment's end, by their own values",
+    )
+    n_step: int = setting(3, "rewards summed before bootstrapping (n_step)", at_least=1, at_most=64)
+    trace_decay: float = setting(
+        0.65,
+        "lambda: 0 bootstraps after one step, 1 at the end of the segment (lambda)",
+        at_least=0,
+        at_most=1,
+    )
     discount: float | None = setting(None, "gamma", at_least=0, at_most=1)
     epsilon_base: float = setting(
         0.4, "epsilon ladder: base^(1 + alpha i/(n-1))", at_least=0, at_most=1
@@ -183,6 +209,11 @@ class ActorConfig:
         None, "bytes of those batches; a larger batch goes alone", at_least=1
     )
 
+    @property
+    def lookahead(self) -> int:
+        """Steps after a transition's own that are recorded before its segment can be cut."""
+        return 1 if self.returns == "lambda" else self.n_step
+
 
 @dataclass(frozen=True)
 class ReplayConfig:
@@ -206,6 +237,12 @@ class ReplayConfig:
         "auto", "SampleBatches in memory shared with the learner where possible, or as messages"
     )
     min_size: int | None = setting(None, "transitions held before the first batch", at_least=1)
+    max_age: int = setting(
+        0,
+        "learner steps since the parameters that acted, beyond which a transition is not sampled; "
+        "0 sets no limit",
+        at_least=0,
+    )
     priority_exponent: float = setting(0.6, "0 samples uniformly", at_least=0, at_most=1)
     priority_max: float = setting(
         1000.0, "largest priority, as a multiple of the mean priority stored", at_least=1
@@ -268,6 +305,10 @@ class LearnerConfig:
         at_least=0,
     )
     double: bool = setting(True, "the online network selects, the target network evaluates")
+    target: Literal["network", "last_layer", "none"] = setting(
+        "network",
+        "target that values what follows: a copy of the network, of its last layer only, or none",
+    )
     target_update: Literal["periodic", "soft"] = setting(
         "periodic", "copy the online network from time to time, or follow it a little every step"
     )
@@ -298,7 +339,7 @@ class NetworkConfig:
         "auto",
         "architecture; auto chooses it by the observation",
         check=network_kind,
-        words="auto, mlp, conv, nature, impala, spatial, qmap, or package.module:factory",
+        words=f"{', '.join(NETWORK_KINDS)}, or package.module:factory",
     )
     images: Literal["space", "dtype"] = setting(
         "space",
@@ -317,17 +358,29 @@ class NetworkConfig:
     normalize: bool = setting(
         False, "observed numbers less their running mean, over their running standard deviation"
     )
+    layer_norm_convolutions: bool = setting(
+        False, "normalise the channels of every pixel after a convolution (conv, nature)"
+    )
     noisy: bool = setting(False, "noisy dense layers, which replace epsilon")
     noisy_sigma: float = setting(0.5, "initial scale of the noise", above=0, at_most=1_000_000)
-    distribution: Literal["none", "categorical", "quantile"] = setting(
-        "none", "learn the mean of the return, or its distribution (C51, quantile regression)"
+    distribution: Literal["none", "categorical", "quantile", "hl_gauss"] = setting(
+        "none",
+        "learn the mean of the return, its distribution (C51, quantile regression), or its mean by "
+        "classification (HL-Gauss)",
     )
-    atoms: int = setting(51, "atoms, or quantiles, of the distribution", at_least=2, at_most=1024)
+    atoms: int = setting(
+        51, "atoms, quantiles or bins of the distribution", at_least=2, at_most=1024
+    )
     value_min: float = setting(
-        -10.0, "return of the first atom (categorical)", at_least=-1e15, at_most=1e15
-    )
+        -10.0, "least return: of the first atom (categorical), the lower end of the first bin "
+        "(hl_gauss)", at_least=-1e15, at_most=1e15,
+    )  # fmt: skip
     value_max: float = setting(
-        10.0, "return of the last atom (categorical)", at_least=-1e15, at_most=1e15
+        10.0, "largest return: of the last atom (categorical), the upper end of the last bin "
+        "(hl_gauss)", at_least=-1e15, at_most=1e15,
+    )  # fmt: skip
+    gauss_sigma: float = setting(
+        0.75, "standard deviation of a target, in widths of a bin (hl_gauss)", above=0, at_most=1000
     )
     hidden: int | None = setting(None, "units of a hidden layer", at_least=1, at_most=65_536)
     layers: int | None = setting(None, "hidden layers", at_least=0, at_most=16)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# Parts of names that the environment gives: its headline metric, and each of its baselines.
+# Parts of names that the environment gives: its headline metric, and its baselines and metrics.
 HEADLINE, BASELINE = "HEADLINE", "NAME"
 
 Kind = Literal[
@@ -77,6 +77,8 @@ FIGURES = (
            "upper end of the ladder of epsilons"),
     Figure("rollout/guidance", "actor", "mean", "guidance", "probability",
            "probability that an exploring action follows the environment's suggestion"),
+    Figure("info/NAME", "actor", "episodes", "metrics", "",
+           "the environment's own info[\"metrics\"][NAME] at the end of the last 100 episodes"),
     # ---- train: of the newest learner steps ----
     Figure("train/loss", "learner", "recent_ratio", "loss_sum", "",
            "mean loss of the learner steps in the last ten seconds, without skipped ones",
@@ -133,6 +135,8 @@ FIGURES = (
            "new priorities of transitions that were overwritten meanwhile"),
     Figure("replay/priorities_clipped", "replay", "total", "priorities_clipped", "priorities",
            "priorities, of new transitions and of updates, lowered to replay.priority_max"),
+    Figure("replay/transitions_expired", "replay", "total", "transitions_expired", "transitions",
+           "stored transitions that became older than replay.max_age"),
     Figure("replay/requests_dropped", "replay", "total", "requests_dropped", "messages",
            "requests of the learner beyond the number that may wait"),
     Figure("replay/answers_undeliverable", "replay", "total", "answers_undeliverable", "messages",
@@ -238,7 +242,14 @@ def computed(headline: str | None) -> Iterator[Figure]:
     for figure in FIGURES:
         if figure.kind == "told" or (HEADLINE in figure.name and headline is None):
             continue
+        if BASELINE in figure.name:  # which names there are is known once episodes have ended
+            continue
         yield dataclasses.replace(figure, name=figure.name.replace(HEADLINE, headline or ""))
+
+
+def info_name(metric: str) -> str:
+    """Return the name of the figure of one of the environment's own metrics."""
+    return f"info/{metric}"
 
 
 def rollout_name(headline: str) -> str:

@@ -29,10 +29,12 @@ def compiled(function: Function) -> Function: ...
 
 
 @overload
-def compiled(*, reassociates: bool) -> Callable[[Function], Function]: ...
+def compiled(
+    *, reassociates: bool = ..., borrows: bool = ...
+) -> Callable[[Function], Function]: ...
 
 
-def compiled(function: Any = None, *, reassociates: bool = False) -> Any:
+def compiled(function: Any = None, *, reassociates: bool = False, borrows: bool = False) -> Any:
     """Have numba compile a function at its first call, without Python's global lock.
 
     The machine code is cached beside the source, or else in this user's cache, if either can be
@@ -42,16 +44,20 @@ def compiled(function: Any = None, *, reassociates: bool = False) -> Any:
         function: the function.
         reassociates: sums may be taken in another order, and divisions by zero give infinities.
             Only such loops use a processor's vectors. The order is the same in every run.
+        borrows: the function makes no arrays, so that it need not count references to those that
+            it is given. Where small functions take tuples of arrays, counting is most of the time.
     """
     if function is None:
-        return functools.partial(_compiled, reassociates=reassociates)
-    return _compiled(function, reassociates=reassociates)
+        return functools.partial(_compiled, reassociates=reassociates, borrows=borrows)
+    return _compiled(function, reassociates=reassociates, borrows=borrows)
 
 
-def _compiled(function: Callable[..., Any], *, reassociates: bool) -> Any:
+def _compiled(function: Callable[..., Any], *, reassociates: bool, borrows: bool) -> Any:
     options: dict[str, Any] = (
         {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"} if reassociates else {}
     )
+    if borrows:
+        options["_nrt"] = False  # numba marks functions of its own in this way
     dispatcher: Any = njit(nogil=True, **options)(function)
     folder = _folder_for(Path(inspect.getfile(function)).parent)
     if folder is None or _settings.DISABLE_JIT:

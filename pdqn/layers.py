@@ -25,6 +25,7 @@ LARGEST_INTEGER = (1 << 63) - 1  # the largest that messages and other readers o
 _MOST_SHOWN = 500  # characters of a value that is refused
 _WHOLE = re.compile(r"([+-]?\d+(?:\.\d+)?(?:[eE]\+?\d{1,2})?)([kKMGT]?)", re.ASCII)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_OF_TIME = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MOST_DIGITS = 25  # so that a decimal holds all of them
 _OF_SERVICE = re.compile(r"_SERVICE_(HOST|PORT\w*)|_PORT_\d+_(TCP|UDP|SCTP)\w*")
 
@@ -223,6 +224,23 @@ def whole_number(text: str) -> int:
     if number != number.to_integral_value():
         raise ValueError(f"{text!r:.80} is not a whole number")
     return int(number)
+
+
+def seconds_of(text: str) -> float:
+    """Read a duration: a number of seconds, or a number with a unit: 90s, 10m, 2h, 1d.
+
+    Raises:
+        ValueError: the text is not a duration.
+    """
+    plain = text.strip().lower()
+    number = plain[:-1] if plain[-1:] in _OF_TIME else plain
+    try:
+        seconds = float(number) * _OF_TIME.get(plain[-1:], 1.0)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a duration; write 90s, 10m, 2h or 1d") from None
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{text!r}; expected a finite time above zero: 90s, 10m, 2h or 1d")
+    return seconds
 
 
 def settings() -> Iterable[tuple[str, Any, str, str]]:

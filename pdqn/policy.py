@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pdqn.casting import as_array, as_mask, shown
-from pdqn.errors import UsageError
+from pdqn.errors import UsageError, first_line
 from pdqn.model import Model, load_model
 from pdqn.model_head import BEST_MODEL, FINAL_MODEL
 from pdqn.networks import QNetwork
@@ -57,55 +57,92 @@ def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
 
 
 class Policy:
-    """A trained policy that acts greedily in one environment.
+    """A trained policy that acts greedily, in one environment or in a batch of them.
+
+    An observation is one of the environment's: an array, a list, a number, or a Dict or Tuple.
+    Arrays with one axis more, in front, are a batch of observations, as a vector environment gives.
+
+    Args:
+        model: the network and a description of its environment.
+        device: device that computes, such as ``cpu`` or ``cuda``.
 
     Attributes:
         model: the network and a description of its environment.
+
+    Raises:
+        UsageError: the device cannot be used.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, device: str = "cpu") -> None:
         self.model = model
+        self._compute = _computing(model.network, device)
         self._stacker = FrameStacker(model.spec, 1)
-        self._began = True
+        self._began = np.ones(1, bool)
 
-    def reset(self) -> None:
-        """Begin an episode: if frames are stacked, forget the earlier ones."""
-        self._began = True
+    def reset(self, index: ArrayLike | None = None) -> None:
+        """Begin episodes: if frames are stacked, forget the earlier ones.
 
-    def act(self, observation: Any, action_mask: ArrayLike | None = None) -> int:
+        Args:
+            index: episodes of a batch that begin with the next observation, by their indices or as
+                bool[batch]. By default all begin, and the batch may have another size.
+
+        Raises:
+            ValueError: the last batch has no such index.
+        """
+        if index is None:
+            self._began[:] = True
+            return
+        which = np.asarray(index)
+        if which.size == 0:
+            return
+        try:
+            self._began[which] = True
+        except IndexError:
+            raise ValueError(
+                f"reset({shown(index)}): the last batch had {len(self._began)} observations"
+            ) from None
+
+    def act(self, observation: Any, action_mask: ArrayLike | None = None) -> Any:
         """Choose the best action, in the environment's own numbering.
 
         Args:
-            observation: an observation as the environment returns it: an array, a list, a number,
-                or a Dict or Tuple. Values outside of a Box's bounds are taken, as in training.
+            observation: an observation as the environment returns it, or a batch of them. Values
+                outside of a Box's bounds are taken, as in training.
             action_mask: ``info["action_mask"]`` of an environment that provides it, 0 and 1
-                [num_actions].
+                [num_actions], or [batch, num_actions].
+
+        Returns:
+            int, or int64[batch] for a batch.
 
         Raises:
             ValueError: the observation or the mask does not fit the policy's environment. Such are
-                floats for whole numbers, unknown categories, and values that are not finite.
+                floats for whole numbers, unknown categories, and values that are not finite. Or
+                frames are stacked, and the size of the batch changes without a ``reset``.
         """
-        values = self.values(observation, action_mask)
-        return int(values.argmax()) + self.model.spec.first_action
+        best = self.values(observation, action_mask).argmax(axis=-1) + self.model.spec.first_action
+        return int(best) if best.ndim == 0 else best
 
     def values(self, observation: Any, action_mask: ArrayLike | None = None) -> NDArray[np.float32]:
-        """Compute Q of every action, float32[num_actions]; -inf for invalid actions.
+        """Compute Q of every action, float32[num_actions], or float32[batch, num_actions].
 
-        Like ``act``, it treats the observation as the next one of its episode.
+        It is -inf for invalid actions. Like ``act``, this treats the observation as the next one of
+        its episode.
 
         Raises:
             ValueError: see ``act``.
         """
         given = dict(named_parts(observation))
+        batch = self._batch_of(given)
         if action_mask is not None:
             given[ACTION_MASK] = action_mask
-        mask = self._mask(given)
+        mask = self._mask(given, batch)
         if mask is not None:
             given[ACTION_MASK] = mask
-        stacked = self._stacker.push(self._frame(given), np.array([self._began]))
-        self._began = False
-        values = action_values(self.model.network, stacked)[0]
-        return values if mask is None else np.where(mask, values, np.float32(-np.inf))
+        stacked = self._stack(self._frame(given, batch), batch or 1)
+        values = self._compute(stacked)
+        if mask is not None:
+            values = np.where(mask, values, np.float32(-np.inf))
+        return values if batch is not None else values[0]
 
     def search(self, env: Any, method: str) -> NDArray[np.int64]:
         """Plan a whole episode by a search in which the policy takes part.
@@ -125,36 +162,60 @@ class Policy:
                 policy is not of circle placement without overlaps.
             ResetNeeded: the environment was not reset just before.
         """
-        values = search_values(self.model, env, "Policy.search")
+        values = search_values(self.model, env, "Policy.search", self._compute)
         return env.unwrapped.search(method, values)
 
-    def _mask(self, given: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+    def _batch_of(self, given: Mapping[str, Any]) -> int | None:
+        """Return the number of observations; None for a single one."""
+        for field in self.model.spec.fields:
+            shape = [*getattr(given.get(field.name), "shape", ())]
+            if len(shape) == len(field.shape) + 1 and shape[0] > 0:
+                return int(shape[0])
+        return None
+
+    def _stack(self, frame: Observation, count: int) -> Observation:
+        """Add frames to the stacks of their episodes."""
+        if count != len(self._began):
+            if self.model.spec.frame_stack > 1 and not self._began.all():
+                raise ValueError(
+                    f"the batch has {count} observations, and the one before had "
+                    f"{len(self._began)}: frames are stacked, so call reset() first"
+                )
+            self._stacker = FrameStacker(self.model.spec, count)
+            self._began = np.ones(count, bool)
+        stacked = self._stacker.push(frame, self._began)
+        self._began = np.zeros(count, bool)
+        return stacked
+
+    def _mask(self, given: Mapping[str, Any], batch: int | None) -> NDArray[np.bool_] | None:
         if ACTION_MASK not in given:
             return None
         mask, actions = as_mask(given[ACTION_MASK]), self.model.spec.num_actions
-        if mask.shape != (actions,):
-            raise ValueError(f"the action mask has the shape {list(mask.shape)}, not [{actions}]")
-        if not mask.any():
+        wanted = (actions,) if batch is None else (batch, actions)
+        if mask.shape != wanted:
+            raise ValueError(f"the action mask has the shape {list(mask.shape)}, not {[*wanted]}")
+        if not mask.any(axis=-1).all():
             raise ValueError("the action mask leaves no action")
         return mask
 
-    def _frame(self, given: Mapping[str, Any]) -> Observation:
-        """Make a batch of one from the environment's fields."""
+    def _frame(self, given: Mapping[str, Any], batch: int | None) -> Observation:
+        """Make a batch of the environment's fields."""
         fields = self.model.spec.fields
-        told = {f.name: f.blank(1)[0] for f in fields if f.name in ROLLOUT_FIELDS}
-        given = {**told, **given}
-        if missing := {field.name for field in fields} - given.keys():
+        told = {f.name: f.blank(batch or 1) for f in fields if f.name in ROLLOUT_FIELDS}
+        if missing := {field.name for field in fields} - {*told, *given}:
             has, lacks = (", ".join(sorted(names)) for names in (given, missing))
             raise ValueError(f"the observation has {has}; {self.model.spec.id} needs {lacks}")
-        return {field.name: self._array(field, given)[None] for field in fields}
+        arrays = {f.name: self._array(f, given, batch) for f in fields if f.name in given}
+        return told | (arrays if batch is not None else {n: a[None] for n, a in arrays.items()})
 
-    def _array(self, field: FieldSpec, given: Mapping[str, Any]) -> NDArray[Any]:
+    def _array(self, field: FieldSpec, given: Mapping[str, Any], batch: int | None) -> NDArray[Any]:
         """Convert a field without changing its values."""
         values = given[field.name]
+        shape = field.shape if batch is None else (batch, *field.shape)
         try:
-            array = as_array(values, "bool" if field.binary else field.dtype, field.shape)
+            array = as_array(values, "bool" if field.binary else field.dtype, shape)
         except ValueError as error:
-            needed = f"{self.model.spec.id} needs {field.dtype} {list(field.shape)}"
+            needed = f"{self.model.spec.id} needs {field.dtype} {[*shape]}"
             raise ValueError(f"{field.name}: {error}; {needed}") from None
         if not field.is_known(array):
             pairs = zip(field.start, field.categories, strict=True)
@@ -165,8 +226,38 @@ class Policy:
         return array
 
 
+Compute = Callable[[Observation], NDArray[np.float32]]
+
+
+def _computing(network: QNetwork, device: str) -> Compute:
+    """Return the function from a batch of observations to Q, on a device.
+
+    Raises:
+        UsageError: the device cannot be used.
+    """
+    try:
+        where = torch.device(device)
+        network.to(where)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch raises any of these
+        raise UsageError(f"device {device!r}: {first_line(error)}") from None
+    if where.type == "cpu":
+        return partial(action_values, network)
+    return partial(_values_on, network, where)
+
+
+def _values_on(
+    network: QNetwork, device: torch.device, observation: Observation
+) -> NDArray[np.float32]:
+    """Compute Q of a batch as ``action_values`` does, on another device than the CPU."""
+    with torch.inference_mode():
+        tensors = {name: _as_tensor(array).to(device) for name, array in observation.items()}
+        values = network(*network.prepare(tensors)).float().cpu().numpy()
+    mask = observation.get(ACTION_MASK)
+    return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
+
+
 def search_values(
-    model: Model, env: Any, setting: str
+    model: Model, env: Any, setting: str, compute: Compute | None = None
 ) -> Callable[[Observation], NDArray[np.float32]]:
     """Return Q of the observations that a search of an environment gives.
 
@@ -174,6 +265,7 @@ def search_values(
         model: the policy.
         env: the environment.
         setting: name of the option or function, for the error.
+        compute: function from a batch of observations to Q; by default the network's on the CPU.
 
     Raises:
         UsageError: the policy cannot take part in a search there.
@@ -196,7 +288,7 @@ def search_values(
             f"{setting}: the policy has {spec.num_actions} actions, the environment "
             f"{inner.action_space.n}"
         )
-    return partial(action_values, model.network)
+    return compute or partial(action_values, model.network)
 
 
 def named_parts(observation: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -212,7 +304,9 @@ def named_parts(observation: Any, prefix: str = "") -> Iterator[tuple[str, Any]]
         yield from named_parts(part, f"{prefix}{key}.")
 
 
-def load_policy(run: str | Path, *, best: bool = False, trust: bool = False) -> Policy:
+def load_policy(
+    run: str | Path, *, best: bool = False, trust: bool = False, device: str = "cpu"
+) -> Policy:
     """Load the policy that a run has learned.
 
     Args:
@@ -220,13 +314,15 @@ def load_policy(run: str | Path, *, best: bool = False, trust: bool = False) -> 
         best: load a run's best-evaluated parameters instead of its last ones.
         trust: import the module of a custom network that another person's file names. In a run
             directory of your own this is not needed.
+        device: device that computes, such as ``cpu`` or ``cuda``.
 
     Raises:
-        UsageError: the file does not exist or is not a model, or ``best`` is given with a file.
+        UsageError: the file does not exist or is not a model, or ``best`` is given with a file. Or
+            the device cannot be used.
         NotTrustedError: the file names code, and ``trust`` is False. It is a ``UsageError``.
     """
     allowed = EVERYTHING if trust else Trust(ways=IN_PYTHON)
-    return Policy(load_model(model_path(Path(run), best=best), allowed))
+    return Policy(load_model(model_path(Path(run), best=best), allowed), device)
 
 
 def model_path(run: Path, *, best: bool = False) -> Path:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pdqn.episodes import MAX_METRIC_VALUES
 from pdqn.messages import (
     MAX_ACTIVITY,
     MAX_EPISODES,
@@ -40,6 +41,7 @@ class Telemetry:
         self.ended: tuple[int, ...] = ()
         self.take_spans: Callable[[], tuple[Span, ...]] = tuple
         self._episodes: list[Episode] = []
+        self._metric_values = 0
         self._evaluation: Evaluation | None = None
         self._notes: list[tuple[str, str]] = []
 
@@ -55,8 +57,16 @@ class Telemetry:
         self.gauges[name] = float(value)
 
     def episode(self, episode: Episode) -> None:
-        """Add a finished episode; a report drops and counts details beyond ``MAX_EPISODES``."""
+        """Add a finished episode; a report drops and counts details beyond ``MAX_EPISODES``.
+
+        It drops and counts own metrics beyond ``MAX_METRIC_VALUES``.
+        """
         self.count("episodes")
+        if episode.metrics is not None:
+            self._metric_values += len(episode.metrics)
+            if self._metric_values > MAX_METRIC_VALUES:
+                self.count("figures_dropped", len(episode.metrics))
+                episode = episode._replace(metrics=None)
         figures = [episode.score, 0.0 if episode.headline is None else episode.headline]
         if len(self._episodes) < MAX_EPISODES and all(map(math.isfinite, figures)):
             self._episodes.append(episode)
@@ -95,6 +105,6 @@ class Telemetry:
             ended=self.ended,
             spans=self.take_spans(),
         )
-        self._episodes, self._notes = [], []
+        self._episodes, self._notes, self._metric_values = [], [], 0
         self._evaluation = None
         return report

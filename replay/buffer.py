@@ -31,6 +31,7 @@ from pdqn.errors import UsageError
 from pdqn.jit import compiled
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.wire import HISTORY, FrameBlock
+from replay.ages import Ages
 from replay.priorities import PriorityScale
 from replay.samples import (
     Sample,
@@ -82,12 +83,14 @@ class PrioritizedBuffer:
             ``PriorityScale``.
         first_key: key of the first transition. A restarted replay continues above the keys that it
             gave out before, since updates for those may still arrive.
+        complete_returns: whether no transition bootstraps, so that samples need no second frame.
 
     Attributes:
         capacity: largest number of transitions held.
         store: the store; its ``cursor`` is the place of the next frames.
         rng: source of randomness.
-        ignored_evicted: number of priority updates for keys that are not, or never were, alive.
+        ignored_evicted: number of priority updates for keys that are not, or never were, alive, or
+            that have expired.
         ignored_invalid: number of updates of live keys to priorities that are negative or not
             finite.
     """
@@ -103,6 +106,7 @@ class PrioritizedBuffer:
         minimum_priority: float = 1e-6,
         priority_max: float = math.inf,
         first_key: int = 0,
+        complete_returns: bool = False,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"a buffer for {capacity} transitions")
@@ -117,11 +121,13 @@ class PrioritizedBuffer:
         self.store = store
         self._scale = PriorityScale(priority_exponent, minimum_priority, priority_max)
         self.rng = rng
+        self._complete = complete_returns
         self._rows = np.empty(capacity, TRANSITION)
         self._history = np.empty(store.frame_capacity if spec.frame_stack > 1 else 0, np.uint8)
         self._tree = SumTree(capacity)
-        # Transitions and frames of each batch held.
-        self._batches: deque[tuple[int, int]] = deque()
+        # Transitions, frames and parameter version of each batch held.
+        self._batches: deque[tuple[int, int, int]] = deque()
+        self._ages = Ages()
         self._oldest_key = self._next_key = first_key
 
     @property
@@ -156,8 +162,8 @@ class PrioritizedBuffer:
 
     @property
     def mean_priority(self) -> float | None:
-        """Mean of the live transitions' priority^priority_exponent; None if there are none."""
-        return self._tree.total / self.size if self.size else None
+        """Mean of priority^priority_exponent over what can be sampled; None if nothing can."""
+        return self._tree.total / young if (young := self.size - self._ages.expired) else None
 
     @property
     def priorities_clipped(self) -> int:
@@ -211,8 +217,10 @@ class PrioritizedBuffer:
         rows["observation_frame"] = columns["observation_index"] + np.int64(first_frame)
         rows["bootstrap_frame"] = columns["bootstrap_index"] + np.int64(first_frame)
         rows["parameter_version"] = parameter_version
-        self._batches.append((transitions, frames))
-        return self._add(rows)
+        self._batches.append((transitions, frames, parameter_version))
+        keys = self._add(rows)
+        self._ages.add(parameter_version, keys)
+        return keys
 
     def sample(self, batch_size: int) -> Sample:
         """Draw a sample into new memory; see ``sample_into``."""
@@ -242,13 +250,11 @@ class PrioritizedBuffer:
         out.discount[:] = rows["discount"]
         out.parameter_version[:] = rows["parameter_version"]
         out.sampling_priority[:] = self._tree.get(slots)
+        wanted = [*self._wanted(rows["observation_frame"], out.observation)]
+        if not self._complete or rows["discount"].any():
+            wanted += self._wanted(rows["bootstrap_frame"], out.bootstrap_observation)
         # In one call, since both frames of a transition are usually in the same block.
-        self.store.gather(
-            [
-                *self._wanted(rows["observation_frame"], out.observation),
-                *self._wanted(rows["bootstrap_frame"], out.bootstrap_observation),
-            ]
-        )
+        self.store.gather(wanted)
 
     def update_priorities(
         self,
@@ -276,6 +282,10 @@ class PrioritizedBuffer:
         )
         self.ignored_evicted += len(keys) - live
         self.ignored_invalid += live - len(valid)
+        if self._ages.expired:
+            young = self._tree.get(slots) > 0
+            self.ignored_evicted += len(slots) - int(np.count_nonzero(young))
+            slots, valid = slots[young], valid[young]
         mean = self.mean_priority if mean_priority is None else mean_priority
         valid = self._scale.clip(valid, mean)
         self._rows["priority"][slots] = valid
@@ -328,33 +338,21 @@ class PrioritizedBuffer:
             AssertionError: they do not.
         """
         self.store.check_valid()
-        batches = np.array(self._batches, np.int64).reshape(-1, 2)
-        assert (batches >= 1).all(), "a batch is empty"
-        assert batches[:, 0].sum() == self.size <= self.capacity, "batches and keys differ"
-        assert batches[:, 1].sum() == self.frame_count, "batches and frames differ"
-        live = self.store.live_frames
-        first_frames = live.start + np.cumsum(batches[:, 1]) - batches[:, 1]
-        lowest = np.repeat(first_frames, batches[:, 0])
-        beyond = np.repeat(first_frames + batches[:, 1], batches[:, 0])
-        for name in ("observation_frame", "bootstrap_frame"):
-            pointers = read_ring(self._rows[name], self._oldest_key, self.size)
-            assert (pointers >= lowest).all(), f"{name} lies before its batch"
-            assert (pointers < beyond).all(), f"{name} lies after its batch"
-        if self._spec.frame_stack > 1:
-            history = read_ring(self._history, live.start, len(live))
-            reach = np.arange(live.start, live.stop) - history
-            assert (reach >= np.repeat(first_frames, batches[:, 1])).all(), "a stack is cut off"
-            assert (history < self._spec.frame_stack).all(), "a stack is too long"
-        self._check_priorities()
+        _check_batches(self)
+        _check_priorities(self)
 
-    def _check_priorities(self) -> None:
-        self._tree.check_valid()
-        scaled = np.zeros(self.capacity)
-        live_slots = np.arange(self._oldest_key, self._next_key) % self.capacity
-        scaled[live_slots] = self._scale.scaled(self.priorities())
-        in_tree = self._tree.get(np.arange(self.capacity))
-        assert ((in_tree > 0) == (scaled > 0)).all(), "an evicted transition can be sampled"
-        assert np.allclose(in_tree, scaled, rtol=1e-12, atol=0), "the sum tree has other priorities"
+    def expire(self, oldest_version: int) -> int:
+        """Sample no transitions of older parameters from now on; return their number.
+
+        Args:
+            oldest_version: learner steps of the oldest parameters that are young enough.
+        """
+        ranges = self._ages.expire(oldest_version)
+        for keys in ranges:
+            self._clear(keys)
+        while self._batches and self._ages.has_expired(self._batches[0][2], self._oldest_key):
+            self._evict()
+        return sum(map(len, ranges))
 
     def make_room(self, transitions: int, blocks: Sequence[FrameBlock]) -> None:
         """Evict the oldest batches until another one fits, as ``insert`` does by itself.
@@ -382,11 +380,20 @@ class PrioritizedBuffer:
         """Evict the oldest batches until there is room for another."""
         first = self._oldest_key
         while self.size + transitions > self.capacity or not self.store.has_room(blocks):
-            evicted, frames = self._batches.popleft()
-            self.store.evict(frames)
-            self._oldest_key += evicted
-        for start, stop in slot_ranges(first, self._oldest_key - first, self.capacity):
+            self._evict()
+        self._clear(range(first, self._oldest_key))
+
+    def _clear(self, keys: range) -> None:
+        """Take transitions out of the tree."""
+        for start, stop in slot_ranges(keys.start, len(keys), self.capacity):
             self._tree.clear_range(start, stop)
+
+    def _evict(self) -> None:
+        """Evict the oldest batch; its transitions remain in the tree."""
+        evicted, frames, version = self._batches.popleft()
+        self.store.evict(frames)
+        self._ages.remove(version, range(self._oldest_key, self._oldest_key + evicted))
+        self._oldest_key += evicted
 
     def _add(self, rows: NDArray[Any]) -> range:
         """Add live transitions after the newest."""
@@ -406,14 +413,52 @@ class PrioritizedBuffer:
     def _wanted(self, frames: NDArray[np.int64], out: Observation) -> Iterator[Wanted]:
         """Yield requests for the frames, int64[n], or for the stacks that end with them."""
         for stack, names in self._fields_of_stack.items():
-            yield Wanted(self._stacked(frames, stack), {name: out[name] for name in names})
+            numbers = _stacked(frames, stack, self._history)
+            yield Wanted(numbers, {name: out[name] for name in names})
 
-    def _stacked(self, frames: NDArray[np.int64], stack: int) -> NDArray[np.int64]:
-        """Return the frames of stacks that end with ``frames``, int64[n, stack]; [n] for 1."""
-        if stack == 1:
-            return frames
-        history = self._history.take(frames % len(self._history))
-        return frames[:, None] - np.minimum(history[:, None], np.arange(stack - 1, -1, -1))
+
+def _check_batches(buffer: PrioritizedBuffer) -> None:
+    """Assert that transitions point into the frames of their own batch.
+
+    Raises:
+        AssertionError: they do not.
+    """
+    first_key, size = buffer.evicted, buffer.size
+    batches = np.array(buffer._batches, np.int64).reshape(-1, 3)[:, :2]
+    assert (batches >= 1).all(), "a batch is empty"
+    assert batches[:, 0].sum() == size <= buffer.capacity, "batches and keys differ"
+    assert batches[:, 1].sum() == buffer.frame_count, "batches and frames differ"
+    live = buffer.store.live_frames
+    first_frames = live.start + np.cumsum(batches[:, 1]) - batches[:, 1]
+    lowest = np.repeat(first_frames, batches[:, 0])
+    beyond = np.repeat(first_frames + batches[:, 1], batches[:, 0])
+    for name in ("observation_frame", "bootstrap_frame"):
+        pointers = read_ring(buffer._rows[name], first_key, size)
+        assert (pointers >= lowest).all(), f"{name} lies before its batch"
+        assert (pointers < beyond).all(), f"{name} lies after its batch"
+    if buffer._spec.frame_stack > 1:
+        history = read_ring(buffer._history, live.start, len(live))
+        reach = np.arange(live.start, live.stop) - history
+        assert (reach >= np.repeat(first_frames, batches[:, 1])).all(), "a stack is cut off"
+        assert (history < buffer._spec.frame_stack).all(), "a stack is too long"
+
+
+def _check_priorities(buffer: PrioritizedBuffer) -> None:
+    """Assert that exactly what is alive and young enough can be sampled, by its priority.
+
+    Raises:
+        AssertionError: it cannot.
+    """
+    buffer._tree.check_valid()
+    young = np.array([k for keys in buffer._ages.young_keys() for k in keys], np.int64)
+    assert len(young) + buffer._ages.expired == buffer.size, "ages and batches differ"
+    scaled = np.zeros(buffer.capacity)
+    scaled[young % buffer.capacity] = buffer._scale.scaled(
+        buffer._rows["priority"][young % buffer.capacity]
+    )
+    in_tree = buffer._tree.get(np.arange(buffer.capacity))
+    assert ((in_tree > 0) == (scaled > 0)).all(), "an evicted transition can be sampled"
+    assert np.allclose(in_tree, scaled, rtol=1e-12, atol=0), "the sum tree has other priorities"
 
 
 def stored_batch(
@@ -427,7 +472,7 @@ def stored_batch(
         first_key: key of its first transition.
         first_frame: number of its first frame.
     """
-    transitions, frames = buffer._batches[place]
+    transitions, frames, version = buffer._batches[place]
     rows = read_ring(buffer._rows, first_key, transitions)
     columns = {name: rows[name] for name in ("action", "n_step_return", "discount", "priority")}
     for name in ("observation", "bootstrap"):
@@ -436,7 +481,15 @@ def stored_batch(
     if buffer._spec.frame_stack > 1:
         columns[HISTORY] = read_ring(buffer._history, first_frame, frames)
     blocks = buffer.store.blocks(first_frame, frames)
-    return StoredBatch(columns, blocks, int(rows["parameter_version"][0]))
+    return StoredBatch(columns, blocks, version)
+
+
+def evict_before(buffer: PrioritizedBuffer, key: int) -> None:
+    """Evict the oldest batches of a buffer, all of whose keys are below this one."""
+    first = buffer.evicted
+    while buffer._batches and buffer.evicted + buffer._batches[0][0] <= key:
+        buffer._evict()
+    buffer._clear(range(first, buffer.evicted))
 
 
 def make_store(
@@ -485,6 +538,22 @@ def _stratified_points(
     return points.reshape(-1, batches).T.ravel()
 
 
+def _stacked(
+    frames: NDArray[np.int64], stack: int, history: NDArray[np.uint8]
+) -> NDArray[np.int64]:
+    """Return the frames of stacks that end with ``frames``, int64[n, stack]; [n] for 1.
+
+    Args:
+        frames: int64[n], numbers of frames.
+        stack: frames of a stack.
+        history: ring of the numbers of earlier frames that belong to a frame's stack.
+    """
+    if stack == 1:
+        return frames
+    earlier = history.take(frames % len(history))
+    return frames[:, None] - np.minimum(earlier[:, None], np.arange(stack - 1, -1, -1))
+
+
 @compiled
 def _accepted(keys, priorities, oldest, beyond, capacity):
     """Return slots int64[m] and priorities float32[m] of valid updates, and the count of live keys.
@@ -529,4 +598,5 @@ def make_buffer(
         rng=seeds.generator(config.run.seed, "replay", shard, incarnation),
         # Updates for keys of another incarnation must not hit transitions of this one.
         first_key=incarnation << 40,
+        complete_returns=config.actor.returns == "lambda",
     )

@@ -142,7 +142,9 @@ def journal_folder(welcome: Welcome, own_folder: str) -> Path | None:
 def kind_of(spec: EnvironmentSpec, config: Config) -> str:
     """Return a text that is equal for runs whose transitions mean the same."""
     actor = config.actor
-    meaning = [spec.to_map(), actor.n_step, actor.discount, actor.reward_clip]
+    meaning = [spec.to_map(), actor.lookahead, actor.discount, actor.reward_clip]
+    if actor.returns == "lambda":
+        meaning += ["lambda", actor.trace_decay]
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 

@@ -71,10 +71,11 @@ class Insertion:
         spec: spec of the environment.
         buffer: the buffer that takes the transitions.
         telemetry: telemetry that counts them.
+        max_age: ``replay.max_age``; 0 for no limit.
         warn: function that gets a description of each refusal.
 
     Attributes:
-        learner_steps: last known learner steps, for the policy lag of inserted transitions.
+        learner_steps: last known learner steps, from which the age of transitions is counted.
     """
 
     def __init__(
@@ -82,21 +83,31 @@ class Insertion:
         spec: EnvironmentSpec,
         buffer: PrioritizedBuffer,
         telemetry: Telemetry,
+        max_age: int,
         warn: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._spec = spec
         self._buffer = buffer
+        self._max_age = max_age
         self._telemetry = telemetry
         self._warn = warn
         self.learner_steps = 0
 
-    def make_room(self, count: int, blocks: Sequence[FrameBlock]) -> bool:
-        """Make room for checked transitions; refuse them, and return False, if none is enough.
+    def make_room(self, count: int, blocks: Sequence[FrameBlock], version: int) -> bool:
+        """Make room for checked transitions; refuse them, and return False, if there is none.
+
+        Those that are too old to be sampled get none.
 
         Args:
             count: number of transitions.
             blocks: their frames.
+            version: learner steps of the parameters that acted.
         """
+        age = self.learner_steps - version
+        if self._max_age and age > self._max_age:
+            text = f"{count} transitions are {age} learner steps old"
+            self.refuse("too old", f"too old: {text}, at most {self._max_age} may be", count)
+            return False
         try:
             self._buffer.make_room(count, blocks)
         except ValueError as error:
@@ -118,6 +129,12 @@ class Insertion:
         self._telemetry.count("policy_lag_sum", lag * count)
         self._telemetry.count("transitions_received", count)
         return count
+
+    def expire(self) -> None:
+        """Stop sampling transitions that have become too old, and count them."""
+        if self._max_age:
+            expired = self._buffer.expire(self.learner_steps - self._max_age)
+            self._telemetry.count("transitions_expired", expired)
 
     def check(self, columns: Columns, blocks: Sequence[FrameBlock]) -> bool:
         """Check transitions that did not come in a message; refuse them, and return False, if bad.
@@ -167,6 +184,7 @@ class Intake:
         seal: the secret of which the run's tickets are made.
         name_of: names the holder of a public key for a person.
         keeper: the journal's, which gets each batch before it is inserted.
+        max_age: ``replay.max_age``; 0 for no limit.
     """
 
     def __init__(
@@ -179,6 +197,7 @@ class Intake:
         seal: bytes,
         name_of: Callable[[str], str],
         keeper: Keeper,
+        max_age: int = 0,
     ) -> None:
         self._spec = spec
         self._run = run
@@ -188,15 +207,17 @@ class Intake:
         self._tickets = TicketCheck(seal)
         self._name_of = name_of
         self._warn = partial(BoundedWarning(), "rejected a message: %s")
-        self._insertion = Insertion(spec, buffer, telemetry, self._warn)
+        self._insertion = Insertion(spec, buffer, telemetry, max_age, self._warn)
 
     def expected(self, stream: Stream) -> int:
         """Return the stream's next sequence number; ``UNKNOWN`` if it has never sent one."""
         return self._sequences.expected(stream)
 
     def set_learner_steps(self, steps: int) -> None:
-        """Set the learner steps from which the policy lag of new transitions is counted."""
-        self._insertion.learner_steps = steps
+        """Set the learner steps from which the age of transitions is counted."""
+        if steps != self._insertion.learner_steps:
+            self._insertion.learner_steps = steps
+            self._insertion.expire()
 
     def take(self, data: memoryview | bytes, user: str = "") -> tuple[int, Stream | None]:
         """Insert one encoded TransitionBatch.
@@ -226,7 +247,7 @@ class Intake:
             return 0, None
         if not is_new:
             return 0, stream
-        if not self._insertion.make_room(batch.count, batch.blocks):
+        if not self._insertion.make_room(batch.count, batch.blocks, batch.parameter_version):
             self._keeper.refuse(stream, batch.sequence, batch.count, batch.made)
             return 0, stream
         self._keeper.store(batch, data)

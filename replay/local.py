@@ -55,7 +55,7 @@ class LocalReplay:
 
     Attributes:
         buffer: the stored transitions.
-        limiter: the limiter; ask it for permission, but insert and sample here.
+        limiter: the limiter.
 
     Raises:
         RunError: another process keeps the journal.
@@ -71,7 +71,9 @@ class LocalReplay:
         )
         self.buffer = self._contents.buffer
         self.limiter = self._contents.limiter.limiter
-        self._insertion = Insertion(welcome.spec, self.buffer, telemetry)
+        self._insertion = Insertion(
+            welcome.spec, self.buffer, telemetry, welcome.config.replay.max_age
+        )
         telemetry.take_spans = self._contents.accounts.take
         self._stream = (0, welcome.incarnation)
         self._sequence = self._made = 0
@@ -95,7 +97,7 @@ class LocalReplay:
             columns: columns of a TransitionBatch.
             blocks: frames of the batch.
             version: learner steps of the parameters that acted.
-            learner_steps: learner steps now, for the policy lag.
+            learner_steps: learner steps now, from which the age is counted.
         """
         count, sequence = len(columns["action"]), self._sequence
         self._sequence += 1
@@ -103,7 +105,7 @@ class LocalReplay:
         self._contents.sequences.put(self._stream, self._sequence)
         self._insertion.learner_steps = learner_steps
         inserts = self._insertion.check(columns, blocks)
-        if not (inserts and self._insertion.make_room(count, blocks)):
+        if not (inserts and self._insertion.make_room(count, blocks, version)):
             self._keeper.refuse(self._stream, sequence, count, self._made)
             return
         batch = self._batch(sequence, columns, blocks, version)
@@ -111,8 +113,23 @@ class LocalReplay:
         self._contents.limiter.count_inserted(self._insertion.insert(columns, blocks, version))
         self._keeper.owe(self._stream, self._sequence)
 
+    def can_sample(self, count: int, learner_steps: int) -> bool:
+        """Return whether transitions may be drawn now, of those that are not too old.
+
+        Args:
+            count: number of transitions.
+            learner_steps: learner steps now, from which their age is counted.
+        """
+        self.expire(learner_steps)
+        return self.buffer.size > 0 and self.limiter.can_sample(count)
+
+    def expire(self, learner_steps: int) -> None:
+        """Stop sampling transitions that are too old at a learner step."""
+        self._insertion.learner_steps = learner_steps
+        self._insertion.expire()
+
     def sample_into(self, sample: Sample) -> None:
-        """Draw transitions; ask the limiter first."""
+        """Draw transitions; ask ``can_sample`` first."""
         self.buffer.sample_into(sample)
         self._contents.limiter.count_sampled(sample.count)
         self._telemetry.count("samples", sample.count)

@@ -53,7 +53,8 @@ class Slabs:
             if tracker is None or tracker.done:
                 del self._kept[index]
                 return slab
-        return np.empty(self._nbytes, np.uint8)
+        # Zeros, because not all of its columns may be written.
+        return np.zeros(self._nbytes, np.uint8)
 
     def give(self, slab: NDArray[np.uint8], tracker: zmq.MessageTracker | None) -> None:
         """Give back a slab that is free once the tracker is done."""

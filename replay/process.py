@@ -102,6 +102,7 @@ class ReplayServer:
             welcome.seal,
             lambda user: name_of(link.pulse.clients, user),
             self._keeper,
+            config.replay.max_age,
         )
         self._blocked = BlockedTime(link.telemetry)
         self._context, self._welcome = context, welcome

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pdqn import plain
 from pdqn.specs import EnvironmentSpec
 from pdqn.wire import TransitionBatch, WireError, decode_transitions
+from replay.buffer import evict_before
 from replay.contents import Contents
 from replay.journal import (
     Damage,
@@ -255,6 +256,9 @@ class _Recovery:
 
     def _set_priorities(self, latest: Latest) -> None:
         if latest.snapshot is not None:
+            if not self._result.renumbered:
+                # What had become too old is gone, although there would be room for it.
+                evict_before(self._buffer, latest.snapshot.oldest_key)
             for first, priorities in self._moves.of_snapshot(latest.snapshot):
                 self._buffer.set_priorities(first, priorities)
         for update in latest.updates:

@@ -69,7 +69,8 @@ class Sample:
     Attributes:
         keys: int64[B], for ``PrioritizedBuffer.update_priorities``; one may occur repeatedly.
         observation: stored_dtype[B, *stored_stacked_shape] of each field.
-        bootstrap_observation: the same n steps later; meaningless where discount is 0.
+        bootstrap_observation: the same n steps later; meaningless where discount is 0, and not
+            written if all returns are complete.
         action: int32[B].
         n_step_return: float32[B].
         discount: float32[B], gamma^n x (not terminated).

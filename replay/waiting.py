@@ -28,8 +28,8 @@ _GROWTH_SHARE, _GROWTH_BYTES = 1 / 256, 128
 
 
 def segment_transitions(config: Config) -> int:
-    """Return the most transitions of a segment: a full one that ends an episode has n more."""
-    return resolved(config.actor.segment_length) + config.actor.n_step
+    """Return the most transitions of a segment: a full one may end an episode later."""
+    return resolved(config.actor.segment_length) + config.actor.lookahead
 
 
 def segment_frames(spec: EnvironmentSpec, config: Config) -> int:
@@ -111,6 +111,6 @@ def _most_extra_frames(spec: EnvironmentSpec, config: Config) -> float:
     episode has the frame after it. What is left of an episode at the end of a run may be short and
     have the frames of a stack.
     """
-    n_step, earlier = config.actor.n_step, spec.frame_stack - 1
+    n_step, earlier = config.actor.lookahead, spec.frame_stack - 1
     cut = (earlier + n_step) / resolved(config.actor.segment_length)
     return max(1.0, cut, (earlier + 1) / max(1, n_step - 1))

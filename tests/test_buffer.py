@@ -162,6 +162,8 @@ class TwinBuffer:
         self.next_key = next_key
         self.batches: list[tuple[Batch, dict[int, dict[str, Any]]]] = []
         self.priorities: dict[int, float] = {}
+        self.expired: set[int] = set()
+        self.oldest_version = 0
         self.ignored_evicted = 0
         self.ignored_invalid = 0
 
@@ -199,13 +201,26 @@ class TwinBuffer:
     def drop_oldest(self) -> None:
         for key in self.batches.pop(0)[1]:
             del self.priorities[key]
+            self.expired.discard(key)
+
+    def expire(self, oldest_version: int) -> int:
+        self.oldest_version = oldest_version
+        before = len(self.expired)
+        for key, row in self.transitions.items():
+            if row["parameter_version"] < oldest_version:
+                self.expired.add(key)
+        found = len(self.expired) - before
+        while self.batches and self.expired.issuperset(self.batches[0][1]):
+            self.drop_oldest()
+        return found
 
     def update_priorities(self, updates: list[tuple[int, float]]) -> int:
         applied = 0
         for key, priority in updates:
-            if key not in self.priorities:
+            valid = 0 <= priority < np.inf
+            if key not in self.priorities or (valid and key in self.expired):
                 self.ignored_evicted += 1
-            elif not 0 <= priority < np.inf:
+            elif not valid:
                 self.ignored_invalid += 1
             else:
                 self.priorities[key] = priority
@@ -253,7 +268,7 @@ class BufferAndTwin(RuleBasedStateMachine):
         segments=st.lists(st.integers(1, 6), min_size=1, max_size=3),
         blocks=st.integers(1, 3),
         seed=st.integers(0, 2**32),
-        parameter_version=st.integers(0, 2**40),
+        parameter_version=st.sampled_from([0, 1, 2, 3, 2**40]),
     )
     def insert(
         self,
@@ -307,6 +322,7 @@ class BufferAndTwin(RuleBasedStateMachine):
         assert len(keys) == batch_size
         transitions = self.twin.transitions
         assert rows_of(sample) == [transitions[key] for key in keys]
+        assert self.twin.expired.isdisjoint(keys)
         alpha = self.arguments["priority_exponent"]
         expected = [max(self.twin.priorities[key], 1e-6) ** alpha for key in keys]
         np.testing.assert_allclose(sample.sampling_priority, expected, rtol=1e-12)
@@ -323,14 +339,26 @@ class BufferAndTwin(RuleBasedStateMachine):
         applied = self.buffer.update_priorities(keys, priorities)
         assert applied == self.twin.update_priorities(updates)
 
+    @rule(oldest_version=st.integers(1, 3))
+    def expire(self, oldest_version: int) -> None:
+        expired = self.buffer.expire(oldest_version)
+        assert expired == self.twin.expire(oldest_version)
+        young = [p for key, p in self.twin.priorities.items() if key not in self.twin.expired]
+        alpha = self.arguments["priority_exponent"]
+        scaled = [max(priority, 1e-6) ** alpha for priority in young]
+        expected = pytest.approx(np.mean(scaled), rel=1e-9) if scaled else None
+        assert self.buffer.mean_priority == expected
+
     @rule(more=st.integers(0, 5))
     def continue_in_another_buffer(self, more: int) -> None:
+        self.expire(self.twin.oldest_version)
         former = self.buffer
         self.buffer = buffer_of(former.capacity + more, seed=1, **self.arguments)
         self.buffer.begin_at(former.evicted, getattr(former.store, "_tail", 0))
         for batch, rows in self.twin.batches:
             insert(self.buffer, batch, next(iter(rows.values()))["parameter_version"])
         self.buffer.set_priorities(former.evicted, former.priorities())
+        self.buffer.expire(self.twin.oldest_version)
         assert self.buffer.total_priority == pytest.approx(former.total_priority, rel=1e-12)
         former.close()
         self.twin.ignored_evicted = self.twin.ignored_invalid = 0
@@ -719,3 +747,23 @@ def test_check_valid_sees_a_damaged_buffer():
     buffer._rows["priority"][2] += 1
     with pytest.raises(AssertionError, match="other priorities"):
         buffer.check_valid()
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_complete_returns_are_sampled_without_a_second_frame(kind: str):
+    batch = random_batch(6, [6])
+    batch.columns["discount"][:] = 0.0
+    layout = SampleLayout(SPEC, 4)
+    samples = []
+    for complete in (True, False):
+        buffer = buffer_of(100, kind=kind, complete_returns=complete)
+        insert(buffer, batch)
+        samples.append(layout.view(bytearray(layout.nbytes)))
+        buffer.sample_into(samples[-1])
+        buffer.close()
+    without, both = samples
+    np.testing.assert_array_equal(without.keys, both.keys)
+    for name in FIELDS:
+        np.testing.assert_array_equal(without.observation[name], both.observation[name])
+        assert not without.bootstrap_observation[name].any()
+    assert both.bootstrap_observation["map"].any()

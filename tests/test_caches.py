@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numba.core.errors import NumbaError
 
 from pdqn.caches import keep_caches_private, may_write, own_cache
 from pdqn.jit import _settings, compiled
@@ -255,3 +257,21 @@ def test_everything_is_imported_where_nothing_can_be_written():
         check=False,
     )
     assert done.stdout == "imported [0, 1, 2, 1, 0]\n", done.stderr
+
+
+def test_functions_that_borrow_arrays_may_not_make_any():
+    @compiled(borrows=True)
+    def first_of(arrays: Any, wanted: float) -> int:
+        for i in range(len(arrays[0])):
+            if arrays[0][i] == wanted:
+                return arrays[1][i]
+        return -1
+
+    @compiled(borrows=True)
+    def of_new_array(arrays: Any) -> float:
+        return np.empty(len(arrays))[0]
+
+    arrays = (np.ones(2), np.arange(2))
+    assert (first_of(arrays, 1.0), first_of(arrays, 3.0)) == (0, -1)
+    with pytest.raises(NumbaError, match="array passed into"):
+        of_new_array(arrays)

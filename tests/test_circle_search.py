@@ -24,7 +24,14 @@ from actors.circle_placement.completion import (
 from actors.circle_placement.environment import CirclePlacementEnv
 from actors.circle_placement.problem import Problem
 from actors.circle_placement.search import Budget, Placement, beam_search, solve
-from actors.circle_placement.tables import NEVER, Tables, make_tables, tables_of, unpacked
+from actors.circle_placement.tables import (
+    NEVER,
+    Tables,
+    make_tables,
+    sort_block,
+    tables_of,
+    unpacked,
+)
 
 PROBLEMS = [
     Problem.parse(32, "fixed", False),
@@ -197,6 +204,8 @@ def test_blocks_hold_each_allowed_centre_once_and_are_in_order():
         tables, naive = make_tables(weights, radii, **rules), Naive(weights, radii, rules)
         for kind, radius in enumerate(tables.kind_radii.tolist()):
             length = int(tables.lengths[kind])
+            for rank in range(length):
+                sort_block(tables, kind, rank)
             held = tables.values[kind, :length] > NEVER
             packed = tables.centres[kind, :length][held]
             cells = {tuple(map(int, unpacked(centre))) for centre in packed}
@@ -206,8 +215,25 @@ def test_blocks_hold_each_allowed_centre_once_and_are_in_order():
             }  # fmt: skip
             assert len(packed) == len(cells)
             assert cells == valid
-            tops = tables.values[kind, :length, 0].tolist()
+            tops = tables.tops[kind, :length].tolist()
             assert all(a >= b for a, b in pairwise(tops))
+            assert tables.values[kind, :length, 0].tolist() == tops
+            values = tables.values[kind, :length]
+            assert (values[:, 1:] <= values[:, :-1]).all()
+
+
+def test_tables_in_the_memory_of_others_are_the_same_tables():
+    rng = np.random.default_rng(2)
+    spare, shared = None, 0
+    for radii in ([6, 4, 2], [5, 3, 1], [5, 3], [4, 2]):
+        weights = rng.random((40, 33))
+        fresh = make_tables(weights, radii)
+        tables = make_tables(weights, radii, spare=spare)
+        shared += spare is not None and tables.sums is spare.sums
+        assert solve(tables, steps=300).coverage == solve(fresh, steps=300).coverage
+        assert np.array_equal(tables.sums, fresh.sums)
+        spare = tables
+    assert shared == 2
 
 
 def test_a_block_is_blocked_or_free_only_if_all_its_centres_are():

@@ -539,6 +539,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "--episodes": (["--episodes", "100000"], "run.episodes", 100_000),
     "--steps": (["--steps", "500"], "run.steps", 500),
     "--time": (["--time", "2m"], "run.time_seconds", 120.0),
+    "--stop-at": (["--stop-at", "evaluation=1e9"], "run.stop_at", "evaluation=1e9"),
     "--seed": (["--seed", "11"], "run.seed", 11),
     "--set": (["--set", "learner.batch_size=16"], "learner.batch_size", 16),
     "--set again": (["--set", "evaluation.enabled=false"], "evaluation.enabled", False),

@@ -25,6 +25,7 @@ from pdqn.layers import (
     read_toml,
     settings,
 )
+from pdqn.target import parse_target
 
 GB = 10**9
 SECTIONS = {
@@ -261,6 +262,8 @@ def valid_values(kind: Any, bounds: Any) -> st.SearchStrategy[Any]:
         return st.booleans()
     if bounds["check"] is network_kind:
         return st.sampled_from([*NETWORK_KINDS, "my_package.networks:make"])
+    if bounds["check"] is parse_target:
+        return st.sampled_from(["return=475", "train/loss <= 1e-3", "eval/coverage=0.5"])
     if bounds["check"] is not None:
         amounts = ["8GB", "500 MB", "25%", "8000000000", "100%"]
         paths = bounds["check"] is absolute_path

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learner.losses import (
     categorical_losses,
+    gaussian_histogram,
     log_policy,
     munchausen_bonus,
     projected,
@@ -82,6 +83,48 @@ def naive_projection(returns: np.ndarray, weights: np.ndarray, support: np.ndarr
             if above != below:
                 result[row, above] += weights[row, j] * (position - below)
     return result
+
+
+class TestHistogram:
+    """Bins from 0 to 3, sigma 0.75 of a width, by tables of the normal distribution."""
+
+    centres = torch.tensor([0.5, 1.5, 2.5])
+
+    def test_a_return_in_the_middle_as_computed_by_hand(self):
+        # The ends lie 2 and 2/3 sigma from 1.5: Phi is 0.02275, 0.25249, 0.74751 and 0.97725.
+        found = gaussian_histogram(torch.tensor([1.5]), self.centres, 0.75)
+        side, middle = 0.22974 / 0.95450, 0.49502 / 0.95450
+        assert found[0].tolist() == pytest.approx([side, middle, side], abs=1e-4)
+
+    def test_a_return_beyond_the_bins_counts_as_their_end(self):
+        # From 3, the ends lie 4, 8/3, 4/3 and 0 sigma below: Phi is 0.00003, 0.00383, 0.09121, 0.5.
+        found = gaussian_histogram(torch.tensor([7.0, -9.0]), self.centres, 0.75)
+        wanted = [0.0038 / 0.49997, 0.08738 / 0.49997, 0.40879 / 0.49997]
+        assert found[0].tolist() == pytest.approx(wanted, abs=1e-4)
+        assert found[1].tolist() == pytest.approx(wanted[::-1], abs=1e-4)
+
+    def test_the_mean_of_a_histogram_is_its_return(self):
+        support = torch.linspace(-9.9, 9.9, 100)  # bins of 0.2
+        returns = torch.linspace(-9, 9, 61)
+        found = gaussian_histogram(returns, support, 0.75)
+        torch.testing.assert_close(found.sum(dim=1), torch.ones(61))
+        torch.testing.assert_close(found @ support, returns, atol=2e-4, rtol=0)
+
+    def test_its_bins_divide_the_range_of_returns(self):
+        config = small(distribution="hl_gauss", atoms=4, value_min=-2.0, value_max=6.0)
+        network = build_network(SPEC, config)
+        assert network.support is not None
+        assert network.support.tolist() == [-1.0, 1.0, 3.0, 5.0]
+
+    def test_logits_that_learn_a_return_expect_it(self):
+        logits = torch.zeros(1, 3, requires_grad=True)
+        target = gaussian_histogram(torch.tensor([1.2]), self.centres, 0.75)
+        optimizer = torch.optim.Adam([logits], lr=0.1)
+        for _ in range(300):
+            optimizer.zero_grad()
+            categorical_losses(logits, target).sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(logits.softmax(dim=1), target, atol=1e-3, rtol=0)
 
 
 def test_the_cross_entropy_of_equal_logits_is_the_logarithm_of_their_number():
@@ -156,7 +199,7 @@ class TestHeads:
     def test_the_mean_of_quantiles_is_their_mean(self):
         assert expected(floats([1.0, 2.0, 6.0])[:, None], None).tolist() == [[3.0]]
 
-    @pytest.mark.parametrize("kind", ["categorical", "quantile"])
+    @pytest.mark.parametrize("kind", ["categorical", "quantile", "hl_gauss"])
     @pytest.mark.parametrize("dueling", [True, False])
     def test_values_are_the_means_of_the_distribution(self, kind: str, dueling: bool):
         network = build_network(SPEC, small(distribution=kind, atoms=7, dueling=dueling))

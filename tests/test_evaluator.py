@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 import signal
@@ -357,6 +358,9 @@ def test_an_environment_for_a_main_thread_is_evaluated_and_costs_no_process(
 ):
     monkeypatch.setattr("actors.baselines.Apart", lambda *_: pytest.fail("it has no baselines"))
     before = signal.getsignal(signal.SIGALRM)
+    # A test before this one may have used asyncio.run, after which a main thread has no loop.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     try:
         args = {"kind": kind}
         notes, evaluations = evaluated(
@@ -364,6 +368,8 @@ def test_an_environment_for_a_main_thread_is_evaluated_and_costs_no_process(
         )
     finally:
         signal.signal(signal.SIGALRM, before)
+        asyncio.set_event_loop(None)
+        loop.close()
     assert [e["episodes"] for e in evaluations] == [3]
     assert notes == []
     assert (tmp_path / BEST_MODEL).is_file()

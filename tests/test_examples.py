@@ -76,6 +76,17 @@ def test_a_program_plays_with_a_trained_policy(run: Run):
     assert names == [f"episode {seed}" for seed in range(3)]
 
 
+def test_a_program_trains_until_its_target_and_evaluates(run: Run, monkeypatch: pytest.MonkeyPatch):
+    small = {"RUN__MODE": "single", "REPLAY__MIN_SIZE": "64", "EVALUATION__PERIOD_SECONDS": "0.1",
+             "EVALUATION__EPISODES": "1", "SYSTEM__PICTURES": "false"}  # fmt: skip
+    for name, value in small.items():
+        monkeypatch.setenv(f"PDQN_{name}", value)
+    (train,) = commands("train_from_python.py")
+    printed = run([*train, "evaluation=1"])
+    assert "ended by stop_at\n" in printed
+    assert printed.endswith("over 20 episodes\n")
+
+
 class StoppedError(Exception):
     """The end of an example that otherwise runs until somebody stops it."""
 

@@ -51,6 +51,7 @@ def test_the_learner_steps_are_those_that_were_measured():
     "changes",
     [
         {"actor": {"n_step": 3}},
+        {"actor": {"returns": "lambda"}},
         {"actor": {"exploration": "uniform"}},
         {"network": {"kind": "conv"}},
         {"run": {"env_args": {"overlap": "true"}}},

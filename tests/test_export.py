@@ -13,8 +13,12 @@ import torch
 from test_load_policy import offset, saved
 
 from launcher.results.export import example_fields, export_onnx
+from pdqn.config import Config, NetworkConfig
 from pdqn.errors import UsageError
-from pdqn.model import load_model
+from pdqn.model import load_model, save_model
+from pdqn.networks import build_network
+from pdqn.policy import action_values
+from pdqn.specs import EnvironmentSpec, FieldSpec
 
 __all__ = ["offset"]
 
@@ -59,6 +63,22 @@ def test_the_file_gives_the_networks_values_for_any_batch_size(
             tensors = {name: torch.from_numpy(array) for name, array in fields.items()}
             expected = network(*network.prepare(tensors)).numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pooling_that_onnx_does_not_have_is_written_in_other_words(tmp_path: Path):
+    side = 84
+    config = NetworkConfig(kind="impala_spectral", channels=4, distribution="hl_gauss")
+    fields = (FieldSpec("observation", (side, side, 2), "uint8"),)
+    spec = EnvironmentSpec("test/Images-v0", fields, 3)
+    network = build_network(spec, config)
+    save_model(tmp_path / "m.pth", Config(network=config), spec, network, 1)
+    export_onnx(tmp_path / "m.pth", tmp_path / "policy.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "policy.onnx"))
+    images = np.random.default_rng(0).integers(0, 256, (3, side, side, 2), np.uint8)
+    (found,) = session.run(["values"], {"observation": images})
+    np.testing.assert_allclose(
+        found, action_values(network, {"observation": images}), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_q_map_is_refused_with_what_to_use(tmp_path: Path):

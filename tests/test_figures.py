@@ -10,11 +10,12 @@ from test_console import SHOWN, lines_of, snapshot
 from test_metrics import evaluation_of
 
 from launcher.console.lines import progress_line
+from launcher.metrics.counters import MemberKey
 from launcher.metrics.ledger import Balance
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import in_unit
 from pdqn.figures import BASELINE, BY_NAME, FIGURES, HEADLINE, Figure, computed, find
-from pdqn.messages import Evaluation
+from pdqn.messages import Episode, Evaluation, Report
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +48,10 @@ def is_of_evaluation(figure: Figure) -> bool:
 
 
 def test_a_line_of_metrics_has_every_figure_that_no_evaluation_tells() -> None:
-    line = RunMetrics("coverage").line(1.0, capacity=50)
+    metrics = RunMetrics("coverage")
+    episodes = (Episode(1.0, 1, 0.5, {"random": 1.0}),)  # a metric of the environment's own
+    metrics.ingest(MemberKey("actor", 0, 0), Report(episodes=episodes), 1.0)
+    line = metrics.line(1.0, capacity=50)
     expected = {named(figure.name) for figure in FIGURES if not is_of_evaluation(figure)}
     assert set(line) == expected
 

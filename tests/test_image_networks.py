@@ -23,7 +23,7 @@ from pdqn.layers import build, of_run
 from pdqn.networks import QNetwork, build_network, network_sizes
 from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN
 from pdqn.networks.fused import FusedNetwork
-from pdqn.networks.images import as_image
+from pdqn.networks.images import Image, as_image
 from pdqn.networks.readings import Reading, readings
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from replay.samples import Sample
@@ -52,6 +52,12 @@ def fused(spec: EnvironmentSpec, **changes: Any) -> FusedNetwork:
     return network
 
 
+def image_of(field: FieldSpec) -> Image:
+    image = as_image(field)
+    assert image is not None
+    return image
+
+
 def parameters(network: QNetwork) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -76,6 +82,20 @@ class TestChoice:
         network = fused(spec_of(GRID, FieldSpec("screen", (84, 84), "uint8")))
         assert [type(e) for e in network.encoders] == [Convolutions, NatureCNN]
 
+    @pytest.mark.parametrize("kind", ["impala", "impala_spectral"])
+    def test_layers_that_are_never_normalised_are_named(self, kind: str):
+        words = rf"layer_norm_convolutions = true: a network of kind {kind} has no such layers"
+        with pytest.raises(UsageError, match=words):
+            fused(spec_of(GRID), kind=kind, layer_norm_convolutions=True)
+
+    def test_every_pixel_is_normalised_over_its_channels(self):
+        encoder = Convolutions(image_of(GRID), 5, normalised=True)
+        images = torch.randn(2, 4, 10, 10)
+        plain = encoder.first(images)
+        spread = plain.var(dim=1, correction=0, keepdim=True)
+        wanted = (plain - plain.mean(dim=1, keepdim=True)) / (spread + 1e-5).sqrt()
+        torch.testing.assert_close(encoder(images), wanted.relu().flatten(1), atol=1e-5, rtol=1e-4)
+
     def test_the_kind_that_is_asked_for_is_taken(self):
         assert isinstance(fused(spec_of(SCREEN), kind="impala").encoders[0], ImpalaResNet)
         assert len(fused(spec_of(GRID), kind="mlp").encoders) == 0
@@ -85,6 +105,7 @@ class TestChoice:
         [
             ((SPEED,), "conv", r"kind = conv needs an image of at least 8 x 8; .*speed \[2\]"),
             ((GRID,), "nature", r"kind = nature needs an image of at least 36 x 36"),
+            ((GRID,), "hadamax", r"kind = hadamax needs an image of at least 36 x 36"),
         ],
     )
     def test_a_kind_that_does_not_fit_is_refused(self, fields: Any, kind: str, words: str):
@@ -294,8 +315,11 @@ class TestImages:
         convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
         assert len(convolutions) == 15
 
-    @pytest.mark.parametrize("kind", ["conv", "nature", "impala", "mlp"])
-    @pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+    @pytest.mark.parametrize(
+        "kind",
+        ["conv", "nature", "impala", "mlp", "impala_spectral", "hadamax", "hadamax_small"],
+    )
+    @pytest.mark.parametrize("distribution", ["none", "categorical", "quantile", "hl_gauss"])
     def test_every_kind_gives_a_value_for_every_action(self, kind: str, distribution: Any):
         spec = spec_of(FieldSpec("observation", (36, 40, 3), "uint8", stack=2), SPEED)
         sizes = {"hidden": 8} if kind == "mlp" else {"hidden": 8, "channels": 4}

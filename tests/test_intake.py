@@ -31,14 +31,14 @@ FOREIGN = "refused/actors-1: a batch in another actor's name"
 class Door:
     """An intake, its telemetry and a count of what is in its buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_age: int = 0) -> None:
         self.telemetry = Telemetry()
         self._buffer = make_buffer(CONFIG, SPEC)
         named, sequences = NAMES.__getitem__, Sequences(4)
         contents = Contents(self._buffer, ShardLimiter(RateLimiter(1.0, 4.0, 8, 4)), sequences, 0)
         keeper = Keeper(contents, self.telemetry)
         self.intake = Intake(
-            SPEC, "the-run", self._buffer, self.telemetry, sequences, SEAL, named, keeper
+            SPEC, "the-run", self._buffer, self.telemetry, sequences, SEAL, named, keeper, max_age
         )
 
     @property
@@ -54,13 +54,22 @@ def door() -> Door:
     return Door()
 
 
-def batch(sequence: int, actor: int, ticket: bytes, incarnation: int = 0, action: int = 1) -> bytes:
+def batch(
+    sequence: int,
+    actor: int,
+    ticket: bytes,
+    incarnation: int = 0,
+    action: int = 1,
+    version: int = 0,
+) -> bytes:
     columns = {name: np.zeros(4, dtype) for name, dtype in wire.TRANSITION_COLUMNS.items()}
     columns["priority"] += 1
     columns["action"] += action
     block = wire.compress_block({"observation": np.zeros((1, 2), np.float32)}, SPEC)
     return wire.encode_transitions(
-        wire.TransitionBatch("the-run", actor, incarnation, sequence, 0, columns, [block], ticket)
+        wire.TransitionBatch(
+            "the-run", actor, incarnation, sequence, version, columns, [block], ticket
+        )
     )
 
 
@@ -130,3 +139,37 @@ def test_only_so_many_streams_are_remembered(door: Door, monkeypatch: pytest.Mon
     for actor in (0, 1, 2, 0):
         assert door.intake.take(batch(0, actor, ticket_of(SEAL, actor, 0, GPU)), GPU)[0] == 4
     assert len(door.intake._tickets._verified) == 2
+
+
+# ---- age ----
+
+
+def test_a_batch_that_is_too_old_is_settled_and_not_stored():
+    door, ticket = Door(max_age=10), ticket_of(SEAL, 3, 0, GPU)
+    door.intake.set_learner_steps(30)
+    assert door.intake.take(batch(0, 3, ticket, version=20), GPU) == (4, (3, 0))
+    assert door.intake.take(batch(1, 3, ticket, version=19), GPU) == (0, (3, 0))
+    assert door.intake.expected((3, 0)) == 2
+    assert (door.size, door.count("transitions_refused")) == (4, 4)
+    assert door.count("rejected/too old") == 1
+    (_, said) = next(note for note in door.telemetry.report().notes)
+    assert "4 transitions are 11 learner steps old, at most 10 may be" in said
+
+
+def test_what_becomes_too_old_in_the_buffer_is_counted_and_evicted():
+    door, ticket = Door(max_age=10), ticket_of(SEAL, 3, 0, GPU)
+    for sequence, version in enumerate((20, 26, 22)):
+        door.intake.take(batch(sequence, 3, ticket, version=version), GPU)
+    door.intake.set_learner_steps(30)
+    assert (door.size, door.count("transitions_expired")) == (12, 0)
+    door.intake.set_learner_steps(33)  # the third batch waits behind the second, and is not drawn
+    assert (door.size, door.count("transitions_expired")) == (8, 8)
+    door.intake.set_learner_steps(37)
+    assert (door.size, door.count("transitions_expired")) == (0, 12)
+
+
+def test_without_a_limit_nothing_is_too_old(door: Door):
+    door.intake.set_learner_steps(1 << 40)
+    assert door.intake.take(batch(0, 3, ticket_of(SEAL, 3, 0, GPU)), GPU) == (4, (3, 0))
+    door.intake.set_learner_steps(1 << 41)
+    assert (door.size, door.count("transitions_expired")) == (4, 0)

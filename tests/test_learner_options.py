@@ -109,7 +109,7 @@ def test_batches_are_normalised_by_all_of_their_transitions(
 
 COMBINATIONS = [
     (distribution, dict(zip(("double", "munchausen", "dueling", "noisy"), flags, strict=True)))
-    for distribution in ("none", "categorical", "quantile")
+    for distribution in ("none", "categorical", "quantile", "hl_gauss")
     for flags in itertools.product((False, True), repeat=4)
     if not (distribution == "categorical" and flags[1])
 ]
@@ -137,7 +137,7 @@ def test_every_combination_learns_from_a_batch(precision: str, distribution: str
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile", "hl_gauss"])
 def test_repeated_steps_on_one_batch_reduce_its_errors(distribution: str):
     learner = Learner(config_of({"target_update_period": 10**6}, distribution=distribution), SPEC)
     sample = sample_of()
@@ -147,7 +147,7 @@ def test_repeated_steps_on_one_batch_reduce_its_errors(distribution: str):
     assert learn(learner, sample).priorities.mean() < 0.5 * first
 
 
-@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile", "hl_gauss"])
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
 def test_parts_of_a_batch_make_the_step_of_the_whole(distribution: str, micro_batch_size: int):
     whole = Learner(config_of(distribution=distribution), SPEC)
@@ -358,6 +358,10 @@ def test_a_restored_noisy_learner_goes_on_exactly_as_the_first_one():
             {"learner": {"munchausen": True}, "network": {"distribution": "categorical"}},
             "munchausen = true with",
         ),
+        (
+            {"learner": {"munchausen": True}, "actor": {"returns": "lambda"}},
+            "munchausen = true with actor.returns = lambda",
+        ),
         ({"learner": {"micro_batch_size": 65}}, "micro_batch_size = 65, but learner.batch_size"),
         (
             {"network": {"noisy": True}, "actor": {"exploration": "boltzmann"}},
@@ -431,3 +435,30 @@ def test_a_compiled_learner_takes_the_steps_of_a_plain_one(
         for seed in range(2):
             one, other = learn(plain, sample_of(seed)), learn(compiled, sample_of(seed))
             np.testing.assert_allclose(one.priorities, other.priorities, atol=tolerance)
+
+
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("settings", [{}, {"double": False}, {"micro_batch_size": 4}])
+def test_complete_returns_are_learned_without_target_and_next_observations(
+    monkeypatch: pytest.MonkeyPatch, distribution: str, settings: dict[str, Any]
+):
+    config = config_of(settings, distribution=distribution, atoms=11)
+    sample = sample_of()
+    sample.discount[:] = 0.0
+    looking = Learner(config, SPEC)
+    monkeypatch.setattr(
+        looking, "_bootstrap_observation", lambda s: looking._observation(s.bootstrap_observation)
+    )
+    expected = learn(looking, sample)
+    # Any pass over these would make the loss NaN.
+    sample.bootstrap_observation["observation"][:] = np.nan
+    learner = Learner(config, SPEC)
+    with torch.no_grad():
+        for parameter in learner.target.parameters():
+            parameter.fill_(torch.nan)
+    found = learn(learner, sample)
+    assert not found.skipped
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    np.testing.assert_allclose(found.priorities, expected.priorities, rtol=1e-5)
+    for name, values in parameters(looking).items():
+        torch.testing.assert_close(parameters(learner)[name], values)

@@ -6,6 +6,7 @@ The twins are loops in NumPy over rows, actions and atoms, on the outputs of the
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ SPEC = EnvironmentSpec(
     ACTIONS,
 )
 SUPPORT = np.linspace(-4.0, 4.0, 9)
+SIGMA = 0.6
 DELTA, EXPONENT, ALPHA, TEMPERATURE, CLIP = 0.5, 0.7, 0.8, 0.4, -0.6
 FIXED = {
     "learner": {
@@ -52,6 +54,7 @@ FIXED = {
         "atoms": len(SUPPORT),
         "value_min": SUPPORT[0],
         "value_max": SUPPORT[-1],
+        "gauss_sigma": SIGMA,
     },
     "replay": {
         "importance_sampling_exponent": EXPONENT,
@@ -157,6 +160,18 @@ def projection(ret: float, discount: float, probabilities: Array) -> Array:
     return found
 
 
+def histogram(value: float) -> Array:
+    """Spread a return by the formula of Farebrother et al. (2024), for bins from -4 to 4."""
+
+    def below(end: float) -> float:
+        return 0.5 * (1 + math.erf((end - value) / (SIGMA * width * math.sqrt(2))))
+
+    ends = np.linspace(SUPPORT[0], SUPPORT[-1], len(SUPPORT) + 1)
+    width = ends[1] - ends[0]
+    masses = [below(high) - below(low) for low, high in itertools.pairwise(ends)]
+    return np.array(masses) / (below(ends[-1]) - below(ends[0]))
+
+
 def huber(error: float) -> float:
     return 0.5 * error**2 if abs(error) < DELTA else DELTA * (abs(error) - 0.5 * DELTA)
 
@@ -171,7 +186,9 @@ def loss_of(kind: str, ours: Array, target: Array) -> tuple[float, Array]:
     if kind == "none":
         error = ours[0] - target[0]
         return huber(error), np.array([slope(error)])
-    if kind == "categorical":
+    if kind == "hl_gauss":
+        target = histogram(target[0])
+    if kind in ("categorical", "hl_gauss"):
         return -float(target @ np.log(softmax(ours))), softmax(ours) - target
     loss, slopes = 0.0, np.zeros(len(ours))
     for i, quantile in enumerate(ours):
@@ -185,8 +202,16 @@ def loss_of(kind: str, ours: Array, target: Array) -> tuple[float, Array]:
 def twin(learner: Learner, sample: Sample, kind: str, double: bool, munchausen: bool) -> Any:
     """Return (loss, mean Q, priorities, gradient by the online network's atoms) of a batch."""
 
+    half = (SUPPORT[-1] - SUPPORT[0]) / len(SUPPORT) / 2
+    centres = np.linspace(SUPPORT[0] + half, SUPPORT[-1] - half, len(SUPPORT))
+
     def mean(atoms: Array) -> float:
+        if kind == "hl_gauss":
+            return float(softmax(atoms) @ centres)
         return float(softmax(atoms) @ SUPPORT if kind == "categorical" else atoms.mean())
+
+    def outcomes(atoms: Array) -> Array:
+        return np.array([mean(atoms)]) if kind == "hl_gauss" else atoms
 
     def atoms_of(network: QNetwork, observation: Observation) -> Array:
         return put_out(network, observation).detach().numpy().astype(np.float64)
@@ -207,18 +232,20 @@ def twin(learner: Learner, sample: Sample, kind: str, double: bool, munchausen: 
             ret += ALPHA * max(TEMPERATURE * log_policy(q, valid_in(now)[row])[action], CLIP)
             q = np.array([mean(theirs_next[row, a]) for a in range(ACTIONS)])
             for a, log_pi in log_policy(q, valid).items():
-                soft = theirs_next[row, a] - TEMPERATURE * log_pi
+                soft = outcomes(theirs_next[row, a]) - TEMPERATURE * log_pi
                 worth = worth + math.exp(log_pi) * soft
         elif valid.any():
             chooser = ours_next if double else theirs_next
             best = max(np.flatnonzero(valid), key=lambda a: mean(chooser[row, a]))
-            worth = theirs_next[row, best]
+            worth = outcomes(theirs_next[row, best])
         if kind == "categorical":
             going_on = worth if valid.any() else np.zeros(len(SUPPORT))
             target = projection(ret, discount if valid.any() else 0.0, softmax(going_on))
             aim = float(target @ SUPPORT)
         else:
             target = ret + discount * worth
+            if kind == "hl_gauss":
+                target = target.clip(SUPPORT[0], SUPPORT[-1])
             aim = target.mean()
         found, slopes = loss_of(kind, ours[row, action], target)
         loss += weights[row] * found / ROWS
@@ -234,24 +261,34 @@ def twin(learner: Learner, sample: Sample, kind: str, double: bool, munchausen: 
 @pytest.mark.parametrize("noisy", [False, True])
 @pytest.mark.parametrize("micro_batch_size", [8, 3])
 @pytest.mark.parametrize(
-    ("kind", "double", "munchausen"),
+    ("kind", "double", "munchausen", "target"),
     [
-        ("none", False, False),
-        ("none", True, False),
-        ("none", False, True),
-        ("categorical", False, False),
-        ("categorical", True, False),
-        ("quantile", False, False),
-        ("quantile", True, False),
-        ("quantile", False, True),
+        ("none", False, False, "network"),
+        ("none", True, False, "network"),
+        ("none", False, True, "network"),
+        ("none", False, False, "last_layer"),
+        ("none", True, False, "last_layer"),
+        ("none", True, False, "none"),
+        ("none", False, True, "none"),
+        ("categorical", False, False, "network"),
+        ("categorical", True, False, "network"),
+        ("categorical", True, False, "last_layer"),
+        ("quantile", False, False, "network"),
+        ("quantile", True, False, "network"),
+        ("quantile", False, True, "network"),
+        ("quantile", False, True, "none"),
+        ("hl_gauss", True, False, "network"),
+        ("hl_gauss", False, True, "last_layer"),
+        ("hl_gauss", True, False, "none"),
     ],
 )
 def test_a_step_has_the_loss_the_priorities_and_the_gradient_of_a_naive_twin(
-    kind: str, double: bool, munchausen: bool, micro_batch_size: int, noisy: bool
+    kind: str, double: bool, munchausen: bool, target: str, micro_batch_size: int, noisy: bool
 ):
     learner = scattered(
         learner_of(
             {"distribution": kind, "noisy": noisy},
+            target=target,
             double=double,
             munchausen=munchausen,
             micro_batch_size=micro_batch_size,
@@ -273,7 +310,7 @@ def test_a_step_has_the_loss_the_priorities_and_the_gradient_of_a_naive_twin(
             torch.testing.assert_close(parameter.grad, slope, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("kind", ["none", "categorical", "quantile", "hl_gauss"])
 def test_going_on_without_a_valid_action_aims_at_the_return_alone(kind: str):
     sample = sample_of(
         discount=np.full(ROWS, 0.9, np.float32),
@@ -393,8 +430,22 @@ PERIODIC = {"target_update_period": 2}
         ({}, {**PERIODIC, "micro_batch_size": 3}),
         ({}, {**PERIODIC, "learning_rate_final": 1e-3, "learning_rate_decay_steps": 5}),
         ({"noisy": True}, PERIODIC),
+        ({}, {**PERIODIC, "target": "last_layer"}),
+        ({"distribution": "hl_gauss"}, {"target": "last_layer", "target_update": "soft"}),
+        ({}, {"target": "none"}),
     ],
-    ids=["soft", "categorical", "quantile", "munchausen", "micro-batches", "decaying", "noisy"],
+    ids=[
+        "soft",
+        "categorical",
+        "quantile",
+        "munchausen",
+        "micro-batches",
+        "decaying",
+        "noisy",
+        "last layer",
+        "soft last layer",
+        "no target",
+    ],
 )
 def test_a_learner_that_is_restored_goes_on_bit_for_bit(
     tmp_path: Path, network: dict[str, Any], changes: dict[str, Any]

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
 from pdqn.model import load_model, read_model, save_model
 from pdqn.networks import build_network
-from pdqn.policy import Policy, greedy, named_parts
+from pdqn.policy import Policy, _values_on, greedy, named_parts
 from pdqn.specs import EnvironmentSpec
 from pdqn.trust import EVERYTHING
 
@@ -300,6 +301,84 @@ def test_the_best_parameters_are_had_by_asking(tmp_path: Path):
         match=r"final_model\.pth is a model file; only a run directory has a best model$",
     ):
         pdqn.load_policy(tmp_path / "final_model.pth", best=True)
+
+
+@pytest.mark.parametrize("frame_stack", [1, 3])
+def test_a_batch_is_played_as_each_of_its_episodes_alone(tmp_path: Path, frame_stack: int):
+    saved(tmp_path / "m.pth", "CartPole-v1", frame_stack=frame_stack)
+    together = pdqn.load_policy(tmp_path / "m.pth")
+    frames = np.random.default_rng(1).normal(size=(6, 4, 4)).astype(np.float32)
+    begins = {2: [1], 4: [True, False, False, True]}  # by indices, or by marks
+    found = []
+    for step, frame in enumerate(frames):
+        together.reset(begins.get(step, []))
+        found.append(together.values(frame))
+    wanted = np.zeros_like(found)
+    for index in range(4):
+        alone = pdqn.load_policy(tmp_path / "m.pth")
+        for step, frame in enumerate(frames):
+            if (step, index) in ((2, 1), (4, 0), (4, 3)):
+                alone.reset()
+            wanted[step, index] = alone.values(frame[index])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    together.reset()
+    actions = together.act(frames[0])
+    assert (actions.dtype, actions.tolist()) == (np.int64, wanted[0].argmax(axis=1).tolist())
+
+
+def test_a_batch_has_a_mask_for_each_observation_and_keeps_its_size_within_episodes(
+    tmp_path: Path,
+):
+    saved(tmp_path / "m.pth", "CartPole-v1", frame_stack=2)
+    policy = pdqn.load_policy(tmp_path / "m.pth")
+    batch = np.zeros((3, 4), np.float32)
+    assert policy.act(batch, [[1, 0], [0, 1], [1, 0]]).tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"the shape \[2\], not \[3, 2\]"):
+        policy.act(batch, [1, 0])
+    with pytest.raises(ValueError, match="leaves no action"):
+        policy.act(batch, [[1, 0], [0, 0], [1, 0]])
+    with pytest.raises(ValueError, match="the batch has 2 observations, and the one before had 3"):
+        policy.act(batch[:2])
+    with pytest.raises(ValueError, match=r"reset\(7\): the last batch had 3 observations"):
+        policy.reset(7)
+    policy.reset()
+    assert policy.values(batch[:2]).shape == (2, 2)
+    policy.reset()
+    assert policy.act(batch[0]) in (0, 1)  # one observation is not a batch of one
+    policy.reset()
+    assert policy.act(batch[:1]).shape == (1,)
+
+
+def test_batches_of_nested_observations_are_as_vector_environments_give_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "offset_environment", sys.modules[__name__])
+    saved(tmp_path / "m.pth", "offset_environment:offset")
+    policy = pdqn.load_policy(tmp_path / "m.pth", trust=True)
+    envs = gymnasium.vector.SyncVectorEnv([offset, offset])
+    observation, info = envs.reset()
+    values = policy.values(observation, np.stack(info["action_mask"]))
+    assert np.isfinite(values).tolist() == [[False, True, False]] * 2
+    assert policy.act(observation, np.stack(info["action_mask"])).tolist() == [6, 6]
+
+
+def test_another_device_computes_the_same_and_one_that_is_not_there_is_named(tmp_path: Path):
+    saved(tmp_path / "m.pth", "CartPole-v1")
+    cpu = pdqn.load_policy(tmp_path / "m.pth")
+    batch = np.random.default_rng(2).normal(size=(5, 4)).astype(np.float32)
+    mask = np.array([[1, 0]] * 5)
+    # Its values are read back as from a GPU.
+    other = Policy(load_model(tmp_path / "m.pth"), "cuda" if torch.cuda.is_available() else "cpu")
+    on_device = partial(
+        _values_on, other.model.network, next(other.model.network.parameters()).device
+    )
+    np.testing.assert_allclose(on_device({"observation": batch}), cpu.values(batch), rtol=1e-4)
+    np.testing.assert_allclose(other.values(batch, mask), cpu.values(batch, mask), rtol=1e-4)
+    with pytest.raises(UsageError, match="device 'nonsense'"):
+        pdqn.load_policy(tmp_path / "m.pth", device="nonsense")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="device 'cuda': "):
+            pdqn.load_policy(tmp_path / "m.pth", device="cuda")
 
 
 PROGRAM = """

@@ -40,7 +40,7 @@ from launcher.plan.plan import (
 from launcher.plan.report import as_json, report
 from launcher.plan.storage import COMPRESSED_SAFETY, Storage
 from launcher.prediction.model import PARALLEL_SHARE, actors_for, threads_worth
-from pdqn.config import Config, NetworkConfig
+from pdqn.config import ActorConfig, Config, NetworkConfig
 from pdqn.errors import RunError, UsageError
 from pdqn.layers import build
 from pdqn.networks import network_sizes
@@ -95,8 +95,8 @@ def configured(**sections: Mapping[str, Any]) -> Config:
     ("cores", "mode", "mode_with_gpu", "actors"),
     [
         (1, "single", "single", 1),
-        (2, "parallel", "parallel", 1),
-        (4, "parallel", "parallel", 3),
+        (2, "parallel", "parallel", 2),
+        (4, "parallel", "parallel", 4),
         (16, "parallel", "parallel", 15),
         (64, "parallel", "ultra", 60),
         (128, "parallel", "ultra", 120),
@@ -181,6 +181,19 @@ def test_the_tolerance_lets_the_learner_prefetch() -> None:
 def test_segments_are_long_enough_for_the_n_steps_they_end_with() -> None:
     sized = plan(machine(), configured(actor={"n_step": 10}), PLACEMENT)
     assert sized.config.actor.segment_length == 40
+
+
+def test_lambda_returns_have_segments_of_their_own_and_batches_by_the_number_of_environments():
+    def sized(spec: EnvironmentSpec = CART_POLE, **actor: Any) -> ActorConfig:
+        given = configured(actor={"returns": "lambda", "n_step": 9, **actor})
+        return plan(machine(), given, spec).config.actor
+
+    assert (sized().segment_length, sized().batch_transitions) == (32, 64)
+    many = sized(envs_per_actor=128)
+    assert (many.segment_length, many.batch_transitions) == (32, 512)
+    # Of deep stacks, frames are repeated in front of each segment.
+    assert sized(CART_POLE.stacked(17)).segment_length == 64
+    assert sized(segment_length=8).segment_length == 8
 
 
 @pytest.mark.parametrize(
@@ -348,7 +361,7 @@ def test_single_has_one_actor() -> None:
 
 def test_more_actors_than_cores_are_warned_about() -> None:
     sized = plan(machine(4), configured(actor={"count": 50}), CART_POLE)
-    assert "--actors 3" in sized.warnings[0]
+    assert "--actors 4" in sized.warnings[0]
     assert sized.errors == []
 
 
@@ -405,8 +418,8 @@ def test_what_else_is_wrong_is_said_with_its_fix() -> None:
     assert sized.errors == ["missing Python packages: python -m pip install rich"]
 
 
-def test_actors_leave_cores_to_the_other_roles() -> None:
-    assert [actors_for(cores) for cores in (1, 2, 3, 32, 33, 96)] == [1, 1, 2, 30, 31, 90]
+def test_actors_leave_one_core_in_sixteen_to_the_other_roles() -> None:
+    assert [actors_for(cores) for cores in (1, 2, 3, 32, 33, 96)] == [1, 2, 3, 30, 31, 90]
 
 
 # ---- the buffer ----

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 
 from launcher.metrics.counters import Counters
 from launcher.metrics.metrics import MemberKey, RunMetrics
@@ -429,6 +429,7 @@ def test_the_summary_adds_up():
         transitions_refused=2,
         spans=[(0, 0, 0, 150, 1), (0, 0, 158, 190, 1)],
         priorities_clipped=3,
+        transitions_expired=7,
         samples=720,
         policy_lag_sum=90,
         bytes_received=9000,
@@ -468,6 +469,7 @@ def test_the_summary_adds_up():
         "unsent": 4,
     }
     assert summary["priorities_clipped"] == 3
+    assert summary["transitions_expired"] == 7
     assert summary["bytes_per_transition"] == {"wire": 50.0, "stored": 100.0}
 
 

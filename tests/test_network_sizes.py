@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from actors.environments.describe import describe_environment
-from pdqn.config import NetworkConfig
+from pdqn.config import NETWORK_KINDS, NetworkConfig
 from pdqn.networks import build_network, network_sizes
 from pdqn.networks.counting import parameter_bytes
+from pdqn.networks.sizes import NOT_NORMALISED
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, FieldSpec
 
 VECTOR = FieldSpec("position", (5,), "float32")
@@ -38,13 +39,15 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"noisy": True, "layer_norm": True, "dueling": True},
     {"distribution": "categorical", "atoms": 11, "dueling": True},
     {"distribution": "quantile", "atoms": 7, "hidden": 24, "layers": 3},
+    {"distribution": "hl_gauss", "atoms": 9, "layer_norm": True},
 )
+NORMALISED: dict[str, Any] = {"layer_norm": True, "layer_norm_convolutions": True}
 KINDS = {
     "vector": ("auto", "mlp"),
-    "grid": ("auto", "conv", "impala", "mlp"),
-    "screen": ("auto", "nature", "conv", "impala"),
-    "stack": ("auto", "impala"),
-    "both": ("auto", "nature", "impala"),
+    "grid": ("auto", "conv", "impala", "mlp", "impala_spectral", "hadamax_small"),
+    "screen": ("auto", "nature", "conv", "impala", "impala_spectral", "hadamax", "hadamax_small"),
+    "stack": ("auto", "impala", "impala_spectral"),
+    "both": ("auto", "nature", "impala", "hadamax"),
     "board": ("auto", "spatial", "conv", "mlp"),
     "large board": ("auto", "spatial"),
 }
@@ -59,7 +62,8 @@ def built_bytes(spec: EnvironmentSpec, config: NetworkConfig) -> int:
 )
 def test_the_bytes_of_a_network_are_known_before_it_is_built(name: str, kind: str):
     spec = SPECS[name]
-    for options in OPTIONS:
+    takes = network_sizes(spec, NetworkConfig(kind=kind)).kind not in NOT_NORMALISED
+    for options in (*OPTIONS, *([NORMALISED] if takes else [])):
         config = NetworkConfig(kind=kind, **options)
         expected = parameter_bytes(spec, network_sizes(spec, config))
         assert built_bytes(spec, config) == expected, options
@@ -81,7 +85,7 @@ def test_every_kind_is_among_them():
         for name, several in KINDS.items()
         for kind in several
     }
-    assert kinds == {"mlp", "conv", "nature", "impala", "spatial"}
+    assert kinds == set(NETWORK_KINDS) - {"auto", "qmap"}
 
 
 def test_a_size_needs_no_torch():

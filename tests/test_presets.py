@@ -45,6 +45,16 @@ def test_rainbow_begins_after_as_many_frames_and_corrects_its_sampling_as_slowly
     assert learner_steps * 4 * frames_per_step == 200_000_000
 
 
+def test_beyond_the_rainbow_learns_every_64_steps_and_renews_its_target_after_32000():
+    config = preset("btr")
+    samples_per_insert = config.replay.samples_per_insert
+    assert samples_per_insert is not None
+    steps_per_batch = config.learner.batch_size / samples_per_insert
+    assert steps_per_batch == 64
+    assert config.learner.target_update_period * steps_per_batch == 32_000
+    assert config.learner.adam_epsilon == pytest.approx(0.005 / config.learner.batch_size, rel=2e-3)
+
+
 def test_every_file_is_a_preset_and_every_preset_a_file():
     assert {path.stem for path in FOLDER.glob("*.toml")} == set(PRESETS)
 

@@ -40,6 +40,7 @@ from replay.keeper import Keeper
 from replay.process import ReplayServer
 from replay.samples import (
     Sample,
+    SampleLayout,
     SampleRequest,
     SlotLayout,
     decode_answer,
@@ -571,6 +572,34 @@ def test_the_limiter_blocks_samples_until_there_are_inserts(either_way: Bench):
     assert bench.total("samples_blocked_seconds") > 0
     bench.send(sender)
     assert bench.until(lambda: client.receive(0.01, 0)) is not None
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0])
+def test_samples_are_young_and_where_none_is_left_inserts_are_not_blocked(
+    make_bench: Callable[..., Bench], exponent: float
+):
+    bench = make_bench(max_age=10, priority_exponent=exponent, samples_per_insert=2.0)
+    sender, dealer = bench.sender(), bench.dealer()
+    for version in (0, 8, 0):
+        bench.send(sender, version=version, priority=np.full(BATCH, 1 + version, np.float32))
+    bench.flush(sender)
+    dealer.ask(1, learner_steps=11)
+    ((_, slab),) = bench.until(dealer.answers)
+    assert (SampleLayout(SPEC, BATCH).view(slab).parameter_version == 8).all()
+    # Updates of priorities do not bring back what is too old.
+    dealer.ask(2, learner_steps=11, keys=np.arange(12), priorities=np.full(12, 9, np.float32))
+    ((_, slab),) = bench.until(dealer.answers)
+    assert (SampleLayout(SPEC, BATCH).view(slab).parameter_version == 8).all()
+    bench.until(lambda: bench.total("transitions_expired") == 8)
+    bench.send(sender, version=9)  # now more samples are due than actors may be ahead
+    bench.send(sender, version=9)
+    dealer.ask(3, learner_steps=30)
+    bench.until(lambda: bench.total("transitions_expired") == 16)
+    bench.until(lambda: bench.total("transitions_refused") == 4)  # the one that had to wait
+    bench.send(sender, version=30)
+    bench.flush(sender)
+    ((_, slab),) = bench.until(dealer.answers)
+    assert (SampleLayout(SPEC, BATCH).view(slab).parameter_version == 30).all()
 
 
 def test_how_long_the_present_block_lasts_is_told(bench: Bench):

@@ -240,7 +240,7 @@ def test_an_action_that_is_not_told_and_a_state_without_any_count_nothing():
     np.testing.assert_allclose(rollout_losses(values, returns, told), [0.05, 0.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile", "hl_gauss"])
 def test_the_learner_takes_the_values_of_actions_from_rollouts(distribution: str):
     settings = {"learning_rate": 1e-2, "device": "cpu", "precision": "float32", "batch_size": 8}
     network = {"hidden": 16, "layers": 1, "distribution": distribution, "kind": "mlp"}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.n_step import NStep, n_step_targets
+from actors.n_step import Targets, n_step_targets
 from actors.segments import Segment, SegmentRecorder, join_segments
 from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.wire import TRANSITION_COLUMNS, TransitionBatch, decode_transitions, encode_transitions
@@ -28,7 +28,7 @@ SPEC = EnvironmentSpec(
 GAMMA = 0.9
 
 
-def targets(count: int, n: int, *, terminated: bool) -> NStep:
+def targets(count: int, n: int, *, terminated: bool) -> Targets:
     """Compute the n-step targets of the rewards 1, 10, 100 with gamma 0.5."""
     return n_step_targets(np.array([1.0, 10, 100]), count, n, 0.5, terminated=terminated)
 

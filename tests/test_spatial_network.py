@@ -59,7 +59,7 @@ class TestChoice:
 
 
 @pytest.mark.parametrize("shape", [(8, 9), (33, 40), (65, 70, 2), (2, 66, 64)])
-@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile"])
+@pytest.mark.parametrize("distribution", ["none", "categorical", "quantile", "hl_gauss"])
 @pytest.mark.parametrize("dueling", [True, False])
 def test_images_of_any_sides_have_a_value_for_every_pixel(
     shape: tuple[int, ...], distribution: str, dueling: bool

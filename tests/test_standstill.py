@@ -138,15 +138,22 @@ def sampled_next(config: Config, directory: Path) -> tuple[Any, ...]:
     return buffer.total_priority, tree, samples
 
 
+FRESH = {"actor": {"returns": "lambda"}, "replay": {"max_age": 12}}
+
+
 @pytest.mark.parametrize(
-    ("run", "end", "stops"),
-    [({"env": "CartPole-v1"}, 900, (300, 612)), (PLACEMENT, 600, (100, 333))],
-    ids=["cartpole", "placement"],
+    ("run", "end", "stops", "sections"),
+    [
+        ({"env": "CartPole-v1"}, 900, (300, 612), {}),
+        (PLACEMENT, 600, (100, 333), {}),
+        ({"env": "CartPole-v1"}, 600, (300,), FRESH),
+    ],
+    ids=["cartpole", "placement", "fresh"],
 )
 def test_a_run_that_was_stopped_and_resumed_is_equal_to_one_that_was_not(
-    tmp_path: Path, run: dict[str, Any], end: int, stops: tuple[int, ...]
+    tmp_path: Path, run: dict[str, Any], end: int, stops: tuple[int, ...], sections: dict[str, Any]
 ):
-    config = config_with(run)
+    config = config_with(run, **sections)
     run_to(config, tmp_path / "whole", end)
     for steps in stops:
         run_to(config, tmp_path / "parts", steps)
@@ -155,6 +162,7 @@ def test_a_run_that_was_stopped_and_resumed_is_equal_to_one_that_was_not(
     assert "goes on with the episodes that were in progress" in said
     whole, parts = (everything_in(tmp_path / name) for name in ("whole", "parts"))
     assert whole["summary"]["learner_steps"] > 50
+    assert bool(whole["summary"]["transitions_expired"]) == bool(sections)
     assert_equal(whole, parts)
     first, second = (sampled_next(config, tmp_path / name) for name in ("whole", "parts"))
     assert first == second

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.circle_placement.completion import best_centre, loss_at
+from actors.circle_placement.completion import best_centre, loss_at, overwrite
 from actors.circle_placement.kernels import SEARCH_STREAM, drawn, seeded
-from actors.circle_placement.tables import ABSENT, NEVER, Tables, unpacked
+from actors.circle_placement.tables import ABSENT, NEVER, Tables, sort_block, unpacked
 from pdqn.jit import compiled
 
 _SHIFTS, _SWAPS, _JUMPS = 0.70, 0.80, 0.88  # shares of moves, cumulated; the rest push
@@ -27,6 +27,7 @@ class Walk(NamedTuple):
     best_columns: NDArray[np.int64]  # [K]
     best_weight: NDArray[np.float64]  # [1]
     random: NDArray[np.uint64]  # [2]
+    moved: NDArray[np.int64]  # [E + 1, 3]: a push's circles, and the centres that they had
 
 
 def begin_walk(
@@ -35,12 +36,20 @@ def begin_walk(
     """Begin an annealing at a placement of this weight."""
     bits = np.array(seeded(np.uint64(seed), SEARCH_STREAM), np.uint64)
     weights = np.full(1, weight)
+    moved = np.empty((_MOST_EJECTED + 1, 3), np.int64)
     return Walk(
-        rows.copy(), columns.copy(), weights, rows.copy(), columns.copy(), weights.copy(), bits
+        rows.copy(),
+        columns.copy(),
+        weights,
+        rows.copy(),
+        columns.copy(),
+        weights.copy(),
+        bits,
+        moved,
     )
 
 
-@compiled
+@compiled(borrows=True)
 def anneal(tables, walk, moves, temperature):
     """Try a number of moves; an unfavourable one is taken with the Metropolis probability.
 
@@ -72,23 +81,24 @@ def anneal(tables, walk, moves, temperature):
             _push(tables, walk, placed, circle, x, y, least)
         if walk.weight[0] > walk.best_weight[0]:
             walk.best_weight[0] = walk.weight[0]
-            walk.best_rows[:], walk.best_columns[:] = walk.rows, walk.columns
+            overwrite(walk.best_rows, walk.rows)
+            overwrite(walk.best_columns, walk.columns)
 
 
-@compiled
+@compiled(borrows=True)
 def _uniform(random):
     """Return a float64 uniform over [0, 1), and advance the generator, uint64[2]."""
     bits, random[0], random[1] = drawn(random[0], random[1])
     return np.float64(bits >> np.uint64(11)) * _UNIT
 
 
-@compiled
+@compiled(borrows=True)
 def _below(random, limit):
     """Return an int64 uniform over 0..limit - 1."""
     return int(_uniform(random) * limit)
 
 
-@compiled
+@compiled(borrows=True)
 def _near(tables, walk, circle, reach):
     """Return a random cell within a square around a circle's centre, clipped to the map."""
     height, width = tables.weights.shape
@@ -97,16 +107,17 @@ def _near(tables, walk, circle, reach):
     return min(max(x, 0), height - 1), min(max(y, 0), width - 1)
 
 
-@compiled
+@compiled(borrows=True)
 def _good_place(tables, walk, circle):
     """Return a random centre that is heavy on the empty map."""
     kind = tables.kinds[circle]
     share = _uniform(walk.random)
     rank = int(tables.lengths[kind] * share * share * share)
+    sort_block(tables, kind, rank)
     return unpacked(tables.centres[kind, rank, 0])
 
 
-@compiled
+@compiled(borrows=True)
 def _lift(tables, walk, placed, circle):
     """Take a circle away; return the weight that is lost with it."""
     x, y, kind = walk.rows[circle], walk.columns[circle], tables.kinds[circle]
@@ -115,7 +126,7 @@ def _lift(tables, walk, placed, circle):
     return tables.sums[kind, x, y] - loss
 
 
-@compiled
+@compiled(borrows=True)
 def _drop(tables, walk, placed, circle, x, y):
     """Place an absent circle if it is valid there; return the weight that it adds, or -1."""
     kind = tables.kinds[circle]
@@ -128,7 +139,7 @@ def _drop(tables, walk, placed, circle, x, y):
     return tables.sums[kind, x, y] - loss
 
 
-@compiled
+@compiled(borrows=True)
 def _shift(tables, walk, placed, circle, least):
     """Move a circle a little, if at least the weight ``least`` remains."""
     lot = _uniform(walk.random)
@@ -146,7 +157,7 @@ def _shift(tables, walk, placed, circle, least):
         walk.weight[0] += added - lifted
 
 
-@compiled
+@compiled(borrows=True)
 def _swap(tables, walk, placed, circle, least):
     """Exchange the centres of two circles, if at least the weight ``least`` remains."""
     other = _below(walk.random, placed)
@@ -166,7 +177,7 @@ def _swap(tables, walk, placed, circle, least):
     walk.rows[other], walk.columns[other] = other_x, other_y
 
 
-@compiled
+@compiled(borrows=True)
 def _push(tables, walk, placed, circle, x, y, least):
     """Move a circle, and place smaller ones that are in its way greedily elsewhere.
 
@@ -175,7 +186,7 @@ def _push(tables, walk, placed, circle, x, y, least):
     kind, apart = tables.kinds[circle], tables.apart[tables.kinds[circle]]
     if tables.sums[kind, x, y] == NEVER:
         return
-    moved = np.empty((_MOST_EJECTED + 1, 3), np.int64)
+    moved = walk.moved
     moved[0, 0], moved[0, 1], moved[0, 2] = circle, walk.rows[circle], walk.columns[circle]
     count = 1
     for other in range(placed):
@@ -189,12 +200,12 @@ def _push(tables, walk, placed, circle, x, y, least):
     weight, hoped = walk.weight[0], 0.0
     for i in range(count):
         weight -= _lift(tables, walk, placed, moved[i, 0])
-        hoped += tables.values[tables.kinds[moved[i, 0]], 0, 0] if i else 0.0
+        hoped += tables.tops[tables.kinds[moved[i, 0]], 0] if i else 0.0
     weight += _drop(tables, walk, placed, circle, x, y)
     for i in range(1, count):
         ejected = moved[i, 0]
         other_kind = tables.kinds[ejected]
-        hoped -= tables.values[other_kind, 0, 0]
+        hoped -= tables.tops[other_kind, 0]
         # No centre below this weight can make the move good enough.
         needed = least - weight - hoped
         value, centre = best_centre(tables, walk.rows, walk.columns, other_kind, 0, needed)

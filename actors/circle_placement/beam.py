@@ -17,10 +17,11 @@ from actors.circle_placement.completion import (
     best_centre,
     best_of_block,
     loss_at,
+    overwrite,
     state_of_block,
 )
 from actors.circle_placement.kernels import GOLDEN, mixed
-from actors.circle_placement.tables import ABSENT, NEVER, Tables, unpacked
+from actors.circle_placement.tables import ABSENT, NEVER, Tables, sort_block, unpacked
 from pdqn.jit import compiled
 
 _CELLS_EACH = 16  # centres to choose from, for each one that is chosen
@@ -83,11 +84,20 @@ def make_children(count: int) -> Children:
     )  # fmt: skip
 
 
-@compiled
+@compiled(borrows=True)
+def _first_kind(tables, circle):
+    """Return the lowest kind of the circles from ``circle`` on, of which there is one."""
+    first = tables.kinds[circle]
+    for other in range(circle + 1, len(tables.kinds)):
+        first = min(first, tables.kinds[other])
+    return first
+
+
+@compiled(borrows=True)
 def fill_lists(tables, nodes, node, circle):
     """Fill the lists of a node up for the circles from ``circle`` on."""
     rows, columns = nodes.rows[node], nodes.columns[node]
-    for kind in range(tables.kinds[circle:].min(), len(tables.kind_radii)):
+    for kind in range(_first_kind(tables, circle), len(tables.kind_radii)):
         listed, blocks = nodes.lists[node, kind], tables.blocks[kind]
         count, rank = nodes.lengths[node, kind], nodes.ends[node, kind]
         while count < len(listed) and rank < tables.lengths[kind]:
@@ -99,7 +109,7 @@ def fill_lists(tables, nodes, node, circle):
         nodes.lengths[node, kind], nodes.ends[node, kind] = count, rank
 
 
-@compiled
+@compiled(borrows=True)
 def complete_from_lists(tables, nodes, node, known, rows, columns, start):
     """Place the circles from ``start`` on greedily, in place; return the weight that they add.
 
@@ -115,11 +125,11 @@ def complete_from_lists(tables, nodes, node, known, rows, columns, start):
     added = 0.0
     for circle in range(start, len(rows)):
         kind = tables.kinds[circle]
-        listed, blocks, values = nodes.lists[node, kind], tables.blocks[kind], tables.values[kind]
+        listed, blocks, tops = nodes.lists[node, kind], tables.blocks[kind], tables.tops[kind]
         best, centre, is_over = -1.0, np.int64(-1), False
         for i in range(nodes.lengths[node, kind]):
             rank = listed[i]
-            if values[rank, 0] < best:
+            if tops[rank] < best:
                 is_over = True
                 break
             state = state_of_block(tables, rows, columns, kind, blocks[rank], known, circle)
@@ -153,14 +163,17 @@ def candidates(tables, nodes, node, circle, spacing, chosen):
     centres, values = np.empty(room, np.int64), np.empty(room)
     count = 0
     for rank in nodes.lists[node, kind, : nodes.lengths[node, kind]]:
-        for i in range(tables.values.shape[2]):
-            value = tables.values[kind, rank, i]
-            if value == NEVER or count == room:
+        if count == room:
+            break
+        sort_block(tables, kind, rank)
+        block_centres, block_values = tables.centres[kind, rank], tables.values[kind, rank]
+        for i in range(len(block_values)):
+            if block_values[i] == NEVER or count == room:
                 break
-            x, y = unpacked(tables.centres[kind, rank, i])
+            x, y = unpacked(block_centres[i])
             loss = loss_at(tables, rows, columns, kind, x, y, 0, circle)
             if loss >= 0.0:
-                centres[count], values[count] = tables.centres[kind, rank, i], loss - value
+                centres[count], values[count] = block_centres[i], loss - block_values[i]
                 count += 1
     chosen[0] = best_centre(tables, rows, columns, kind, 0, 0.0)[1]
     found = 0 if chosen[0] < 0 else 1
@@ -173,7 +186,7 @@ def candidates(tables, nodes, node, circle, spacing, chosen):
     return found
 
 
-@compiled
+@compiled(borrows=True)
 def _is_apart(chosen, found, centre, spacing):
     """Return whether a centre is further than ``spacing``, squared, from all chosen ones."""
     x, y = unpacked(centre)
@@ -208,7 +221,7 @@ def expand(tables, nodes, live, circle, breadth, spacing, coarse, children, best
     return count
 
 
-@compiled
+@compiled(borrows=True)
 def value_children(tables, nodes, node, circle, chosen, coarse, children, first, best):
     """Value the children of one node by their completions.
 
@@ -223,7 +236,7 @@ def value_children(tables, nodes, node, circle, chosen, coarse, children, first,
         first: see ``children``.
         best: ``Best``, improved in place.
     """
-    kind, rows, columns = tables.kinds[circle], nodes.rows[node].copy(), nodes.columns[node].copy()
+    kind, rows, columns = tables.kinds[circle], nodes.rows[node], nodes.columns[node]
     for i in range(len(chosen)):
         x, y = unpacked(chosen[i])
         loss = loss_at(tables, rows, columns, kind, x, y, 0, circle)
@@ -234,7 +247,8 @@ def value_children(tables, nodes, node, circle, chosen, coarse, children, first,
         )
         if completed > best.weight[0]:
             best.weight[0] = completed
-            best.rows[:], best.columns[:] = rows, columns
+            overwrite(best.rows, rows)
+            overwrite(best.columns, columns)
         rows[circle:] = ABSENT
         columns[circle:] = ABSENT
         child = first + i
@@ -276,16 +290,16 @@ def advance(tables, nodes, following, circle, children, count, width):
     return live
 
 
-@compiled
+@compiled(borrows=True)
 def _place(tables, nodes, node, following, target, circle, centre):
     """Copy a node with one circle more, and shorten its lists by what that circle blocks."""
-    following.rows[target] = nodes.rows[node]
-    following.columns[target] = nodes.columns[node]
     rows, columns = following.rows[target], following.columns[target]
+    overwrite(rows, nodes.rows[node])
+    overwrite(columns, nodes.columns[node])
     rows[circle], columns[circle] = unpacked(centre)
     if circle + 1 == len(rows):
         return
-    for kind in range(tables.kinds[circle + 1 :].min(), len(tables.kind_radii)):
+    for kind in range(_first_kind(tables, circle + 1), len(tables.kind_radii)):
         kept, blocks = following.lists[target, kind], tables.blocks[kind]
         count = 0
         for rank in nodes.lists[node, kind, : nodes.lengths[node, kind]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.circle_placement.tables import ABSENT, NEVER, Tables, unpacked
+from actors.circle_placement.tables import ABSENT, NEVER, Tables, sort_block, unpacked
 from pdqn.jit import compiled
 
 FREE, PARTLY, BLOCKED = 0, 1, 2
@@ -35,7 +35,14 @@ def centres_of(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[n
     return np.stack([rows[:placed], columns[:placed]], axis=1)
 
 
-@compiled
+@compiled(borrows=True)
+def overwrite(target, source):
+    """Copy an array [n] into another; an assignment of slices would make an array between them."""
+    for i in range(len(target)):
+        target[i] = source[i]
+
+
+@compiled(borrows=True)
 def loss_at(tables, rows, columns, kind, x, y, first, end):
     """Return the weight of cells that a circle shares by touching others; -1 if it is invalid.
 
@@ -49,7 +56,8 @@ def loss_at(tables, rows, columns, kind, x, y, first, end):
         first: the first circle to compare with, up to ``end`` - 1.
         end: see ``first``. The circle itself must be absent, or not among them.
     """
-    apart = tables.apart[kind]
+    apart, radius = tables.apart[kind], tables.kind_radii[kind]
+    radii, weights = tables.radii, tables.weights
     loss = 0.0
     for other in range(first, end):
         dx, dy = rows[other] - x, columns[other] - y
@@ -57,20 +65,26 @@ def loss_at(tables, rows, columns, kind, x, y, first, end):
         if squared <= apart[other]:
             if squared < apart[other]:
                 return -1.0
-            loss += _shared(tables, x, y, dx, dy, tables.kind_radii[kind], tables.radii[other])
+            both = radius + radii[other]
+            if _share_a_cell(dx, dy, radius, both):
+                loss += weights[x + dx * radius // both, y + dy * radius // both]
     return loss
 
 
-@compiled
-def _shared(tables, x, y, dx, dy, radius, other):
-    """Return the weight of the cell that two discs share, whose centres are (dx, dy) apart."""
-    both = radius + other
-    if dx * dx + dy * dy != both * both or dx * radius % both or dy * radius % both:
-        return 0.0
-    return tables.weights[x + dx * radius // both, y + dy * radius // both]
+@compiled(borrows=True)
+def _share_a_cell(dx, dy, radius, both):
+    """Return whether two discs touch in the middle of a cell.
+
+    Args:
+        dx: rows from the centre of the first to that of the second.
+        dy: columns from the one to the other.
+        radius: of the first disc.
+        both: sum of both radii.
+    """
+    return dx * dx + dy * dy == both * both and dx * radius % both == 0 and dy * radius % both == 0
 
 
-@compiled
+@compiled(borrows=True)
 def state_of_block(tables, rows, columns, kind, block, first, end):
     """Return whether circles leave a block of centres FREE, or PARTLY so, or have BLOCKED it.
 
@@ -97,7 +111,7 @@ def state_of_block(tables, rows, columns, kind, block, first, end):
     return state
 
 
-@compiled
+@compiled(borrows=True)
 def best_of_block(tables, rows, columns, kind, rank, best, centre):
     """Return the better of (best, centre) and the heaviest free centre of a block.
 
@@ -110,6 +124,7 @@ def best_of_block(tables, rows, columns, kind, rank, best, centre):
         best: weight of the best centre so far.
         centre: that centre, packed; -1 for none.
     """
+    sort_block(tables, kind, rank)
     centres, values = tables.centres[kind, rank], tables.values[kind, rank]
     for i in range(len(values)):
         value = values[i]
@@ -125,7 +140,7 @@ def best_of_block(tables, rows, columns, kind, rank, best, centre):
     return best, centre
 
 
-@compiled
+@compiled(borrows=True)
 def best_centre(tables, rows, columns, kind, start, needed):
     """Find exact greedy's centre of a circle beside all that are placed.
 
@@ -141,15 +156,16 @@ def best_centre(tables, rows, columns, kind, start, needed):
         The weight and the packed centre; (-1, -1) without such a centre.
     """
     best, centre = -1.0, np.int64(-1)
-    blocks, values = tables.blocks[kind], tables.values[kind]
+    blocks, tops = tables.blocks[kind], tables.tops[kind]
     for rank in range(start, tables.lengths[kind]):
-        top = values[rank, 0]
+        top = tops[rank]
         if top < best or top < needed:
             break
         state = state_of_block(tables, rows, columns, kind, blocks[rank], 0, len(rows))
         if state == BLOCKED:
             continue
         if state == FREE:
+            sort_block(tables, kind, rank)
             first = np.int64(tables.centres[kind, rank, 0])
             if top > best or (top == best and first < centre):
                 best, centre = top, first
@@ -158,7 +174,7 @@ def best_centre(tables, rows, columns, kind, start, needed):
     return best, centre
 
 
-@compiled
+@compiled(borrows=True)
 def complete(tables, rows, columns, start):
     """Place the circles from ``start`` on greedily, in place; return the weight that they add."""
     added = 0.0
@@ -171,7 +187,7 @@ def complete(tables, rows, columns, start):
     return added
 
 
-@compiled
+@compiled(borrows=True)
 def weight_of(tables, rows, columns):
     """Return the weight that a placement collects; -1 if it is invalid."""
     weight = 0.0

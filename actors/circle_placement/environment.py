@@ -102,7 +102,7 @@ class EpisodeBatch:
         self.map_seeds[b] = map_seed
         self.ends[b] = GOING_ON
         if self._trials is not None:
-            self._trials.start(b, self.tables(b))
+            self._trials.start(b, map_seed, self._instance(b))
 
     def place(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
         """Place the next circle of every episode.
@@ -177,9 +177,12 @@ class EpisodeBatch:
 
     def tables(self, b: int) -> Tables:
         """Make the tables of episode b's map, on which nothing is placed yet."""
+        return tables_of(self.problem, int(self.map_seeds[b]), self._instance(b))
+
+    def _instance(self, b: int) -> Instance:
+        """Return episode b's map, on which nothing is placed yet, and its circles."""
         part = self.episodes
-        instance = Instance(part.weights[b], part.radii[b], int(part.counts[b]))
-        return tables_of(self.problem, int(self.map_seeds[b]), instance)
+        return Instance(part.weights[b], part.radii[b], int(part.counts[b]))
 
     def roll_out(self, chosen: NDArray[np.bool_]) -> Infos:
         """Try other centres in some episodes; return the infos of all, without their marks.

@@ -19,7 +19,7 @@ from actors.circle_placement.completion import absent, centres_of, complete, wei
 from actors.circle_placement.tables import Tables
 
 _BEAM_SHARE = 0.5  # of the limit
-_STEPS_PER_SECOND = 1.5e6  # of a processor of 2024; only the number of annealings follows from it
+_STEPS_PER_SECOND = 8e6  # of a processor of 2024; only the number of annealings follows from it
 _STEPS_PER_CIRCLE = 3  # a circle that is placed greedily costs as much time as 3 annealing moves
 LIST_LENGTH = 256  # blocks that a node of a beam keeps for a radius
 _LARGEST_WIDTH = 2000

@@ -27,7 +27,8 @@ class Tables(NamedTuple):
     """One map of H x W cells with K circles of D different radii, as kernels take it.
 
     A centre is packed into an int32: row * 65,536 + column. Centres form square blocks, B for a
-    radius, of S cells. Walks in search of the heaviest free centre pass over whole blocks.
+    radius, of S cells. Walks in search of the heaviest free centre pass over whole blocks. They
+    look into few of them, so that a block's centres are sorted when they are first needed.
     """
 
     weights: NDArray[np.float64]  # [H, W]: 0 in cells that no circle may cover
@@ -36,8 +37,10 @@ class Tables(NamedTuple):
     kind_radii: NDArray[np.int64]  # [D]: largest first
     sums: NDArray[np.float64]  # [D, H, W]: disc sums; NEVER where the centre is not allowed
     blocks: NDArray[np.int32]  # [D, B]: packed first cells, by the heaviest centre of the block
-    centres: NDArray[np.int32]  # [D, B, S]: allowed centres of a block, heaviest first
-    values: NDArray[np.float64]  # [D, B, S]: their disc sums; NEVER after the last
+    tops: NDArray[np.float64]  # [D, B]: largest disc sum of a block; NEVER after the last
+    centres: NDArray[np.int32]  # [D, B, S]: see ``sort_block``
+    values: NDArray[np.float64]  # [D, B, S]: see ``sort_block``
+    are_sorted: NDArray[np.bool_]  # [D, B]: blocks whose centres and values are there
     lengths: NDArray[np.int64]  # [D]: blocks with an allowed centre
     apart: NDArray[np.int64]  # [D, K]: least squared distance between centres
     side: int  # of a block, in cells
@@ -52,6 +55,7 @@ def make_tables(
     allowed: Mapping[int, NDArray[np.bool_]] | None = None,
     placed: ArrayLike = (),
     gap: float = 0.0,
+    spare: Tables | None = None,
 ) -> Tables:
     """Make the tables of a map.
 
@@ -63,6 +67,8 @@ def make_tables(
         placed: whole numbers [P, 3], row, column and radius of circles that are there already. What
             they cover is collected, and counts towards the total only.
         gap: least distance in cells between the rims of two circles, 0 or more.
+        spare: tables that nobody needs any more. Their memory is used again where it is of the
+            right size: fresh pages take longer than the tables.
 
     Raises:
         ValueError: an argument breaks these rules.
@@ -73,38 +79,47 @@ def make_tables(
     total = float(grid.sum())
     for row, column, radius in existing.tolist():
         _clear(grid, row, column, radius)
-    tables = _empty_tables(grid, circles, total, gap)
-    is_allowed = np.empty(grid.shape, np.bool_)
+    tables = _empty_tables(grid, circles, total, gap, spare)
+    is_any_blocked = bool(blocked.any())
     for d, radius in enumerate(tables.kind_radii.tolist()):
-        is_allowed[:] = True if allowed is None or radius not in allowed else allowed[radius]
-        if blocked.any():
-            is_allowed &= _free(blocked, radius)
+        sums = tables.sums[d]
+        fill_disc_sums(grid, radius * radius, radius, sums)
+        if allowed is not None and radius in allowed:
+            sums[~allowed[radius]] = NEVER
+        if is_any_blocked:
+            sums[~_free(blocked, radius)] = NEVER
         for row, column, other in existing.tolist():
-            _forbid(is_allowed, row, column, least_squared(radius, other, gap))
-        fill_disc_sums(grid, radius * radius, radius, tables.sums[d])
-        tables.sums[d][~is_allowed] = NEVER
-        tables.lengths[d] = _sort_blocks(
-            tables.sums[d], tables.side, tables.blocks[d], tables.centres[d], tables.values[d]
-        )
+            _forbid(sums, row, column, least_squared(radius, other, gap))
+    tops = np.empty_like(tables.tops)
+    _fill_tops(tables, tops)
+    _order_blocks(tables, tops, _nearly_in_order(tops))
     return tables
 
 
-def tables_of(problem: Problem, seed: int, instance: Instance | None = None) -> Tables:
+def tables_of(
+    problem: Problem, seed: int, instance: Instance | None = None, spare: Tables | None = None
+) -> Tables:
     """Make the tables of a problem's map.
 
     Args:
         problem: one in which circles may not overlap.
         seed: seed of the map.
         instance: that map and its circles, if they are known; None generates them.
+        spare: see ``make_tables``.
     """
     instance, fits = instance or problem.instance(seed), problem.fits_of(seed)
     radii = instance.radii[: instance.num_circles]
     allowed = {int(radius): fits >= radius for radius in radii} if len(fits) else None
-    return make_tables(instance.weights, radii, allowed=allowed, gap=float(problem.spacing))
+    gap = float(problem.spacing)
+    return make_tables(instance.weights, radii, allowed=allowed, gap=gap, spare=spare)
 
 
 def _empty_tables(
-    grid: NDArray[np.float64], circles: NDArray[np.int64], total: float, gap: float
+    grid: NDArray[np.float64],
+    circles: NDArray[np.int64],
+    total: float,
+    gap: float,
+    spare: Tables | None,
 ) -> Tables:
     """Allocate the tables of a map."""
     ascending, kinds = np.unique(-circles, return_inverse=True)
@@ -114,15 +129,23 @@ def _empty_tables(
     side = _side_of_blocks(max(grid.shape))
     num_blocks = -(-grid.shape[0] // side) * -(-grid.shape[1] // side)
     apart = [[least_squared(a, b, gap) for b in circles.tolist()] for a in kind_radii.tolist()]
+    if spare is None or spare.sums.shape != (count, *grid.shape):
+        sums = np.empty((count, *grid.shape))
+        centres = np.empty((count, num_blocks, side * side), np.int32)
+        values = np.empty((count, num_blocks, side * side))
+    else:
+        sums, centres, values = spare.sums, spare.centres, spare.values
     return Tables(
         weights=grid,
         radii=circles,
         kinds=kinds.reshape(-1).astype(np.int64),
         kind_radii=kind_radii,
-        sums=np.empty((count, *grid.shape)),
+        sums=sums,
         blocks=np.zeros((count, num_blocks), np.int32),
-        centres=np.zeros((count, num_blocks, side * side), np.int32),
-        values=np.full((count, num_blocks, side * side), NEVER),
+        tops=np.full((count, num_blocks), NEVER),
+        centres=centres,
+        values=values,
+        are_sorted=np.zeros((count, num_blocks), np.bool_),
         lengths=np.zeros(count, np.int64),
         apart=np.array(apart, np.int64).reshape(count, len(circles)),
         side=side,
@@ -142,13 +165,13 @@ def _side_of_blocks(map_side: int) -> int:
     return 2 if map_side < 96 else 4 if map_side < 384 else 8
 
 
-@compiled
+@compiled(borrows=True)
 def packed(x, y):
     """Return a centre of this row and column as one number."""
     return (x << _COLUMN_BITS) | y
 
 
-@compiled
+@compiled(borrows=True)
 def unpacked(centre):
     """Return row and column of a packed centre."""
     return np.int64(centre) >> _COLUMN_BITS, np.int64(centre) & _COLUMN
@@ -189,38 +212,84 @@ def fill_disc_sums(grid, squared_radius, margin, sums):
                 row[y] += upper[y] - lower[y]
 
 
-@compiled
-def _sort_blocks(sums, side, blocks, centres, values):
-    """Fill the blocks of one radius, heaviest first; return the number with an allowed centre.
+@compiled(borrows=True)
+def _fill_tops(tables, tops):
+    """Fill tops, float64[D, B], with the largest disc sums of blocks, in the order of the map."""
+    height, width = tables.weights.shape
+    for kind in range(len(tops)):
+        number = 0
+        for x in range(0, height, tables.side):
+            for y in range(0, width, tables.side):
+                top = NEVER
+                for i in range(x, min(height, x + tables.side)):
+                    for j in range(y, min(width, y + tables.side)):
+                        top = max(top, tables.sums[kind, i, j])
+                tops[kind, number] = top
+                number += 1
+
+
+def _nearly_in_order(tops: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the numbers of blocks, int64[D, B], heaviest first but for the last bits of tops.
+
+    Numpy sorts whole numbers in a fraction of the time that it takes to sort by other numbers. Here
+    a block's number takes the place of its top's last bits.
+    """
+    last_bits = (1 << int(tops.shape[1]).bit_length()) - 1
+    keys = ~np.maximum(tops, 0.0).view(np.int64) & np.iinfo(np.int64).max
+    keys[tops == NEVER] = np.iinfo(np.int64).max
+    keys &= ~last_bits
+    keys |= np.arange(tops.shape[1])
+    keys.sort(axis=1)
+    return keys & last_bits
+
+
+@compiled(borrows=True)
+def _order_blocks(tables, tops, numbers):
+    """Fill blocks, tops and lengths of tables, heaviest blocks first, lowest among equals.
 
     Args:
-        sums: float64[H, W], NEVER where a centre is not allowed.
-        side: of a block, in cells.
-        blocks: int32[B], overwritten: packed first cells.
-        centres: int32[B, S], overwritten: packed, heaviest first, lowest among equals.
-        values: float64[B, S], overwritten: their disc sums; NEVER after the last.
+        tables: ``Tables``.
+        tops: float64[D, B], of blocks in the order of the map.
+        numbers: int64[D, B], of blocks in nearly the right order.
     """
-    height, width = sums.shape
-    found = np.empty(len(blocks), np.int32)
-    tops = np.empty(len(blocks))
-    count = 0
-    for x in range(0, height, side):
-        for y in range(0, width, side):
-            top = NEVER
-            for i in range(x, min(height, x + side)):
-                for j in range(y, min(width, y + side)):
-                    top = max(top, sums[i, j])
-            if top > NEVER:
-                found[count], tops[count] = packed(x, y), -top
-                count += 1
-    ranks = np.argsort(tops[:count], kind="mergesort")
-    for rank in range(count):
-        blocks[rank] = found[ranks[rank]]
-        _sort_block(sums, side, blocks[rank], centres[rank], values[rank])
-    return count
+    in_row = -(-tables.weights.shape[1] // tables.side)
+    for kind in range(len(tops)):
+        count = 0
+        for rank in range(numbers.shape[1]):
+            number = numbers[kind, rank]
+            top = tops[kind, number]
+            if top == NEVER:
+                continue
+            at = count
+            while at > 0 and tables.tops[kind, at - 1] < top:
+                tables.tops[kind, at] = tables.tops[kind, at - 1]
+                tables.blocks[kind, at] = tables.blocks[kind, at - 1]
+                at -= 1
+            row, column = number // in_row, number % in_row
+            tables.tops[kind, at] = top
+            tables.blocks[kind, at] = packed(row * tables.side, column * tables.side)
+            count += 1
+        tables.lengths[kind] = count
 
 
-@compiled
+@compiled(borrows=True)
+def sort_block(tables, kind, rank):
+    """Fill a block's centres and values, heaviest first, unless that has been done.
+
+    Centres are packed, the lowest first among equals; values are NEVER after the last.
+
+    Args:
+        tables: ``Tables``, changed in place.
+        kind: index of the radius.
+        rank: the block's place in the order.
+    """
+    if not tables.are_sorted[kind, rank]:
+        tables.are_sorted[kind, rank] = True
+        centres, values = tables.centres[kind, rank], tables.values[kind, rank]
+        _sort_block(tables.sums[kind], tables.side, tables.blocks[kind, rank], centres, values)
+
+
+@compiled(borrows=True)
 def _sort_block(sums, side, block, centres, values):
     """Fill one block's centres, int32[S], and their sums, heaviest first."""
     first_x, first_y = unpacked(block)
@@ -236,6 +305,7 @@ def _sort_block(sums, side, block, centres, values):
                 at -= 1
             values[at], centres[at] = value, packed(x, y)
             count += 1
+    centres[count:], values[count:] = 0, NEVER
 
 
 def _checked(
@@ -275,10 +345,10 @@ def _clear(grid: NDArray[np.float64], row: int, column: int, radius: int) -> Non
     grid[part][within] = 0.0
 
 
-def _forbid(allowed: NDArray[np.bool_], row: int, column: int, least: int) -> None:
+def _forbid(sums: NDArray[np.float64], row: int, column: int, least: int) -> None:
     """Forbid the centres that are nearer to a cell than the root of ``least``."""
-    part, within = _disc(allowed.shape, row, column, least - 1)
-    allowed[part][within] = False
+    part, within = _disc(sums.shape, row, column, least - 1)
+    sums[part][within] = NEVER
 
 
 def _free(blocked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:

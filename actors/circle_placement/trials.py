@@ -20,8 +20,8 @@ from actors.circle_placement.beam import (
 )
 from actors.circle_placement.completion import loss_at
 from actors.circle_placement.kernels import TRIAL_STREAM, below, drawn, seeded
-from actors.circle_placement.problem import Problem, parse_whole
-from actors.circle_placement.tables import ABSENT, NEVER, Tables, unpacked
+from actors.circle_placement.problem import Instance, Problem, parse_whole
+from actors.circle_placement.tables import ABSENT, NEVER, Tables, sort_block, tables_of, unpacked
 from pdqn.errors import UsageError
 from pdqn.jit import compiled
 
@@ -71,14 +71,18 @@ class Trials:
         if problem.overlap:
             raise UsageError("rollouts need circles that do not overlap; leave out overlap=true")
         self.count = count
+        self._problem = problem
         self._spacing = int((_SPACING * problem.map_size) ** 2)
         self._episodes: list[tuple[Tables, Nodes] | None] = [None] * num_envs
         self._children = make_children(count)
         none = np.empty(0, np.int64)
         self._best = Best(np.full(1, np.inf), none, none)  # nothing is better, or kept
 
-    def start(self, b: int, tables: Tables) -> None:
-        """Start episode b on the map of these tables."""
+    def start(self, b: int, map_seed: int, instance: Instance) -> None:
+        """Start episode b on a map."""
+        before = self._episodes[b]
+        spare = before[0] if before else None
+        tables = tables_of(self._problem, map_seed, instance, spare)
         self._episodes[b] = tables, make_nodes(tables, 1, _LIST_LENGTH)
 
     def of(
@@ -141,12 +145,14 @@ def _try_out(tables, nodes, circle, spacing, seed, heavy, actions, children, bes
         share = below(bits, _STEPS) / _STEPS
         rank = int(tables.lengths[kind] * share * share)  # rather a heavy one
         bits, s0, s1 = drawn(s0, s1)
-        i = below(bits, tables.values.shape[2])
-        if tables.values[kind, rank, i] == NEVER:
+        sort_block(tables, kind, rank)
+        centres, values = tables.centres[kind, rank], tables.values[kind, rank]
+        i = below(bits, len(values))
+        if values[i] == NEVER:
             continue
-        x, y = unpacked(tables.centres[kind, rank, i])
+        x, y = unpacked(centres[i])
         if loss_at(tables, rows, columns, kind, x, y, 0, circle) >= 0.0:
-            chosen[count] = tables.centres[kind, rank, i]
+            chosen[count] = centres[i]
             count += 1
     value_children(tables, nodes, 0, circle, chosen[:count], 1, children, 0, best)
     for i in range(count):

@@ -23,9 +23,9 @@ from actors.circle_placement.search import solve
 from actors.circle_placement.tables import Tables, tables_of
 from pdqn import caches
 
-_ONE_SECOND = 1_500_000  # steps that take about a second
+_ONE_SECOND = 8_000_000  # steps that take about a second
 _TO_GUIDE = 50_000  # steps of a search that is good enough to guide the bound
-_VERSION = 1  # of both methods: kept values of another one are not used
+_VERSION = 2  # of both methods: kept values of another one are not used
 
 Scores = dict[str, NDArray[np.float64]]
 

@@ -17,7 +17,14 @@ from typing import Any
 
 import gymnasium
 
-from actors.environments.infos import FAILED, SUGGESTED, no_number
+from actors.environments.infos import (
+    FAILED,
+    METRICS,
+    METRICS_DROPPED,
+    SUGGESTED,
+    no_number,
+    own_metrics,
+)
 from actors.environments.interface import is_number, number, shown
 from actors.environments.states import set_state, state_of
 from pdqn import seeds
@@ -173,8 +180,8 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         check: function of an observation and of whether it is an episode's last. It raises if no
             policy could act on the observation or learn from it.
         headline: key of the info that must hold a number, if it holds anything; None for no key.
-            Of all other keys only the suggestion is kept: a batch cannot hold values whose shape or
-            type differs between environments.
+            Of all other keys only the suggestion is kept, and the metrics of an episode's end. A
+            batch cannot hold values whose shape or type differs between environments.
         rests: whether it rests after an episode. It then shows the episode's first observation
             until it is reset with a seed.
     """
@@ -243,7 +250,9 @@ class GuardedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._last, reward, terminated, truncated, info = self.env.step(action)
             if not terminated:
                 self._check(self._last, truncated)
-            told = self._read(info)
+            told: dict[str, Any] = self._read(info)
+            if (terminated or truncated) and (given := info.get(METRICS)) is not None:
+                told[METRICS], told[METRICS_DROPPED] = own_metrics(given)
         except Interrupted:
             raise
         except RAISED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.environments.interface import InterfaceError, is_number, number, shown
+from pdqn.episodes import MAX_METRIC_NAME, MAX_METRICS
+from pdqn.text import is_printable
 
-SUGGESTED = "suggested_action"
+SUGGESTED, METRICS = "suggested_action", "metrics"
 # gymnasium's batches, or pdqn's guard, put something else under these keys.
-FAILED = "environment_failed"
+FAILED, METRICS_DROPPED = "environment_failed", "environment_metrics_dropped"
 RESERVED = ("final_info", "final_obs", FAILED)
 
 
@@ -26,6 +29,60 @@ def headlines(infos: Mapping[str, Any], name: str, num_envs: int) -> NDArray[np.
     if odd:
         raise no_number(name, odd)
     return values
+
+
+def own_metrics(given: Any) -> tuple[dict[str, float], int]:
+    """Read ``info["metrics"]`` of one environment at the end of an episode.
+
+    Returns:
+        Finite numbers by name, at most ``MAX_METRICS``. Then the number of values left out: of
+        another kind, with another name than a short text, or beyond that.
+    """
+    told: dict[str, float] = {}
+    try:
+        items = list(given.items())
+    except Exception:  # noqa: BLE001 - of any object that is not a mapping
+        return told, 1
+    for name, value in items:
+        is_name = isinstance(name, str) and is_printable(name) and not name.startswith("_")
+        if is_name and 0 < len(name) <= MAX_METRIC_NAME and len(told) < MAX_METRICS:
+            number_given = number(value) if is_number(value) else math.nan
+            if math.isfinite(number_given):
+                told[name] = number_given
+    return told, len(items) - len(told)
+
+
+def final_metrics(
+    infos: Mapping[str, Any], ended: NDArray[np.bool_]
+) -> tuple[dict[int, dict[str, float]], int]:
+    """Read the own metrics of the episodes of a batch that have just ended.
+
+    Args:
+        infos: those of the step.
+        ended: bool[num_envs], whether an episode ended.
+
+    Returns:
+        the metrics by the index of the environment, and the number of those left out.
+    """
+    final = infos.get("final_info", {}) if ended.any() else {}
+    if (given := final.get(METRICS)) is None:
+        return {}, 0
+    if not isinstance(given, Mapping):
+        return {}, 1
+    by_guards, _ = _numbers(final, METRICS_DROPPED, len(ended))
+    columns, dropped = {}, int(np.nansum(by_guards))
+    for name in given:
+        if isinstance(name, str) and not name.startswith("_"):
+            columns[name], odd = _numbers(given, name, len(ended))
+            dropped += bool(odd)
+    found: dict[int, dict[str, float]] = {}
+    for env in np.flatnonzero(ended).tolist():
+        row = {name: values[env] for name, values in columns.items() if not np.isnan(values[env])}
+        told, left_out = own_metrics(row)
+        dropped += left_out
+        if told:
+            found[env] = told
+    return found, dropped
 
 
 def no_number(name: str, text: str) -> InterfaceError:

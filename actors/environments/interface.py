@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -34,6 +35,8 @@ _LIBRARIES = ("gymnasium", "numpy", *PACKAGES)
 _SHOWN_CHARACTERS = 60
 # Every step looks at these. Unions of types, and abstract ones such as Mapping alone, are slower.
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
+_USUAL_NUMBERS = frozenset({float, int, bool, np.float64, np.float32, np.int64, np.bool_})
+_TRUTHS = frozenset({bool, np.bool_})
 _SEQUENCES = (tuple, list)
 _MAPPINGS = (dict, Mapping)
 
@@ -62,9 +65,21 @@ class CheckedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         observation, *others = step_result(self.env, self.env.step(action))
         return (self._copied("step", observation), *others)  # pyright: ignore[reportReturnType]
 
+    @cached_property
+    def _space(self) -> gymnasium.Space[Any]:
+        """The space of observations, for which gymnasium's wrappers ask each other."""
+        return self.observation_space
+
     def _copied(self, method: str, observation: Any) -> Any:
+        space = self._space
+        if (
+            type(observation) is np.ndarray
+            and observation.dtype == space.dtype
+            and observation.shape == space.shape
+        ):
+            return observation.copy()  # nearly always
         try:
-            return _copied(observation, self.observation_space)
+            return _copied(observation, space)
         except InterfaceError as error:
             raise InterfaceError(f"{error}: {_given_by(self.env, method, 'observation')}") from None
 
@@ -102,6 +117,13 @@ def step_result(env: Any, result: Any) -> tuple[Any, float, bool, bool, Any]:
             said += " (observation, reward, done, info): the old gym interface"
         raise _fault(env, "step", said, _STEP)
     observation, reward, terminated, truncated, info = result
+    if (
+        type(reward) in _USUAL_NUMBERS
+        and type(terminated) in _TRUTHS
+        and type(truncated) in _TRUTHS
+        and type(info) is dict
+    ):
+        return observation, float(reward), bool(terminated), bool(truncated), info
     if not isinstance(info, _MAPPINGS):
         raise _fault(env, "step", f"gave {shown(info)} as its info", f"{_STEP}, {_DICT}")
     if not is_number(reward):

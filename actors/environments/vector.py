@@ -2,7 +2,7 @@
 
 There is one autoreset mode, ``SAME_STEP``. The observation after a finished episode is the first of
 the next one, and the final observation is kept separately. Environments with a native batch in this
-mode use it. gymnasium's SyncVectorEnv steps all others one after another, each with its own guard.
+mode use it. All others are stepped one after another, each with its own guard.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from actors.environments.beside import made_beside
@@ -32,11 +32,12 @@ from actors.environments.guard import (
     close_quietly,
 )
 from actors.environments.guest import Guest
-from actors.environments.infos import checked_scores, headlines, suggestions
+from actors.environments.infos import checked_scores, final_metrics, headlines, suggestions
 from actors.environments.interface import CheckedEnvironment, InterfaceError
 from actors.environments.making import Makers, baselines_of, makers
 from actors.environments.masks import with_mask_observed
 from actors.environments.rollouts import with_rollouts_observed
+from actors.environments.serial import SerialBatch
 from actors.environments.states import at_states, set_state, state_of
 from pdqn.casting import as_array, as_mask, is_binary
 from pdqn.seeds import rebuilt_seed
@@ -69,6 +70,8 @@ class Transition:
         faults: what was not finite in this step, by the index of its environment. Such a step is
             neither terminated nor truncated: records of its episode end with the observation
             before it. Numbers that are not finite are replaced in ``observation``.
+        metrics: the environment's own metrics at the end of an episode, by its index.
+        metrics_dropped: number of those that are not finite numbers, or too many.
         suggested: int64[num_envs], an expert's next action (``info["suggested_action"]``), -1 where
             there is none; None if the environment suggests nothing.
     """
@@ -83,6 +86,8 @@ class Transition:
     suggested: NDArray[np.int64] | None
     began: NDArray[np.bool_]
     faults: Mapping[int, Fault] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[int, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    metrics_dropped: int = 0
 
     @property
     def spoilt(self) -> NDArray[np.bool_]:
@@ -137,7 +142,13 @@ class VectorEnvironment:
         self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
         self._backoff = Backoff(pause)
-        self._checked = [f for f in spec.fields if f.categories or f.binary]
+        # What is a bool is 0 or 1; a mask must also admit an action.
+        self._checked = [
+            field
+            for field in spec.fields
+            if field.categories
+            or (field.binary and (field.dtype != "bool" or field.name == ACTION_MASK))
+        ]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
         self._finite = FiniteCheck(spec, largest_reward)
@@ -240,6 +251,7 @@ class VectorEnvironment:
         rewards = np.asarray(given, np.float64)
         named, unusable = self._batch(observation)
         cut = np.flatnonzero(truncated & ~terminated)
+        metrics, dropped = final_metrics(infos, ended)
         final, of_final = self._final(infos, cut)
         transition = Transition(
             observation=named,
@@ -251,6 +263,8 @@ class VectorEnvironment:
             failed=failed,
             suggested=self.suggested,
             began=ended | failed,
+            metrics=metrics,
+            metrics_dropped=dropped,
         )
         of_rewards, before = self._finite.rewards(rewards), self.unusable
         if unusable or of_final or of_rewards or before:
@@ -349,9 +363,7 @@ class VectorEnvironment:
             self._env = native
             return
         self._guarded = made_beside(self.spec.id, self._guard, self.num_envs)
-        self._env = SyncVectorEnv(
-            [partial(_given, env) for env in self._guarded], autoreset_mode=AutoresetMode.SAME_STEP
-        )
+        self._env = SerialBatch(self._guarded)
 
     def _guard(self) -> GuardedEnvironment:
         """Make a guarded environment for stepping one after another."""
@@ -518,7 +530,3 @@ def _fitting(values: Any, field: FieldSpec, count: int) -> NDArray[Any]:
         return as_array(values, field.dtype, shape)
     except ValueError as error:
         raise ValueError(f"the {field.name} is outside of its space: {error}") from error
-
-
-def _given(env: GuardedEnvironment) -> GuardedEnvironment:
-    return env

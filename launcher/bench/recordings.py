@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from actors.environments.describe import describe_environment
 from actors.environments.vector import VectorEnvironment
 from actors.evaluation import random_act
-from actors.segments import Segment, SegmentRecorder
+from actors.segments import Segment, recorder_for
 from launcher.terminal import echo
-from pdqn.config import Config, resolved
+from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.specs import EnvironmentSpec, FieldSpec, Observation
 
@@ -51,13 +51,7 @@ class Recording:
 
     def segments(self, config: Config) -> Iterator[list[Segment]]:
         """Record the steps over and over, as an actor does; yield the segments cut at each step."""
-        recorder = SegmentRecorder(
-            self.spec,
-            self.num_envs,
-            n_step=config.actor.n_step,
-            discount=resolved(config.actor.discount),
-            segment_length=resolved(config.actor.segment_length),
-        )
+        recorder = recorder_for(config.actor, self.spec, self.num_envs)
         values = np.zeros(self.num_envs, np.float32)
         truncated = np.zeros(self.num_envs, np.bool_)
         while True:

@@ -19,6 +19,7 @@ from launcher.cli.help import GroupedCommand
 from launcher.cli.options import (
     GROUPS,
     PATH,
+    ConsoleKind,
     Count,
     DaskOptions,
     Duration,
@@ -114,7 +115,7 @@ _DASK = ("dask", "dask_python", "dask_slots", "dask_pins")
 )
 @click.option(
     "--console",
-    type=click.Choice(["auto", "rich", "plain", "json", "off"]),
+    type=ConsoleKind(["auto", "rich", "plain", "json", "off"]),
     default="auto",
     help="live view; auto: rich on a terminal, else plain lines",
 )
@@ -192,7 +193,7 @@ def launch(
         if console in ("auto", "rich"):
             stack.enter_context(status_line.showing("reads the settings"))
         past = _past(resume, run_dir)
-        config = configuration_of(options, past)
+        config = configuration_of({**options, "console": console}, past)
         helpers = stack.enter_context(_helpers(config, not check_only and not dask.dask))
         access, cluster = stack.enter_context(_opened(hosts, dask))
         from launcher.run import launch as running

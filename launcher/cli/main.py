@@ -24,6 +24,7 @@ from launcher.interrupts import Ended, end_at_once
 from launcher.leaving import leave
 from launcher.terminal import echo
 from pdqn.caches import keep_caches_private
+from pdqn.driver.child import WITHIN
 from pdqn.errors import Interrupted, RunError, UsageError, type_and_first_line
 from pdqn.process import PrintableFormatter
 
@@ -32,6 +33,7 @@ _THREADS_SECONDS, _END_SECONDS = 2.0, 4.0
 
 def run_program() -> None:
     """Run a command as a process of its own, which ends with it whatever an environment left."""
+    os.environ[WITHIN] = "1"  # whatever this process imports and starts must not start a run
     try:
         main()
     except SystemExit as end:

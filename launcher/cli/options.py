@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -22,16 +23,16 @@ from pdqn.trust import read_settings
 if TYPE_CHECKING:
     from launcher.run.resume import PastRun
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DEFAULT_SECONDS = 600.0
 # Headings of the help for what says what to run, and the options under them.
 GROUPS = {
     "What to train": ("env", "env_args", "seed"),
-    "When to end": ("episodes", "steps", "seconds"),
+    "When to end": ("episodes", "steps", "seconds", "stop_at"),
     "Sizes": ("mode", "actors", "envs_per_actor", "replays"),
     "Settings": ("preset", "config_file", "assignments", "trust"),
 }
-PRESETS = ("dqn", "apex", "rainbow", "placement")
+PRESETS = ("dqn", "apex", "rainbow", "btr", "placement")
+DRIVEN = "driven"
 # What an environment learns best with, unless a person names a preset.
 PRESET_OF = {"pdqn/CirclePlacement-v0": "placement"}
 
@@ -54,6 +55,14 @@ class NamedPath(click.Path):
 PATH = NamedPath(path_type=Path)
 
 
+class ConsoleKind(click.Choice[str]):
+    """A kind of console; ``driven`` is for ``pdqn.driver`` alone, so the help leaves it out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the kind."""
+        return value if value == DRIVEN else super().convert(value, param, ctx)
+
+
 class Duration(click.ParamType[float]):
     """A number of seconds, or a number with a unit: 90s, 10m, 2h, 1d."""
 
@@ -65,18 +74,10 @@ class Duration(click.ParamType[float]):
         """Return the number of seconds."""
         if isinstance(value, float):
             return value
-        text = str(value).strip().lower()
-        scale = _UNITS.get(text[-1:], 1.0)
-        number = text[:-1] if text[-1:] in _UNITS else text
         try:
-            seconds = float(number) * scale
-        except ValueError:
-            self.fail(f"{value!r} is not a duration; write 90s, 10m, 2h or 1d", param, ctx)
-        if not 0 < seconds < float("inf"):
-            self.fail(
-                f"{value!r}; expected a finite time above zero: 90s, 10m, 2h or 1d", param, ctx
-            )
-        return seconds
+            return configuration.seconds_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Whole(click.types.IntParamType):
@@ -214,6 +215,20 @@ def on_dask(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _limits() -> list[Callable[..., Any]]:
+    """List the options that say when a run is to end."""
+    return [
+        click.option("--episodes", type=Whole(), help="end after this many episodes"),
+        click.option("--steps", type=Whole(), help="end after this many environment steps"),
+        click.option("--time", "seconds", type=Duration(), help="end after this long: 90s, 10m"),
+        click.option(
+            "--stop-at",
+            metavar="FIGURE=VALUE",
+            help="end once a figure has this value: return=475, evaluation=475, train/loss<=0.01",
+        ),
+    ]
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what to run; several commands share them."""
     options = [
@@ -240,9 +255,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["auto", "single", "parallel", "ultra"]),
             help="preset of sizes  [default: auto, chosen for the machine]",
         ),
-        click.option("--episodes", type=Whole(), help="end after this many episodes"),
-        click.option("--steps", type=Whole(), help="end after this many environment steps"),
-        click.option("--time", "seconds", type=Duration(), help="end after this long: 90s, 10m"),
+        *_limits(),
         click.option("--seed", type=Whole(), help="seed of the whole run  [default: 0]"),
         click.option(
             "--preset",
@@ -320,7 +333,23 @@ def _layers_of(options: Mapping[str, Any]) -> list[Authored]:
     layers.append(("environment variable", configuration.from_environment(os.environ), True))
     layers.append(("--set", configuration.from_assignments(options["assignments"]), True))
     layers.append(("option", _option_layer(options), True))
+    if options.get("console") == DRIVEN:
+        layers += [(name, layer, True) for name, layer in _read_given(sys.stdin)]
     return layers
+
+
+def _read_given(stream: TextIO) -> list[tuple[str, configuration.Layer]]:
+    """Read the settings with which a program drives this run: a line of named layers.
+
+    Raises:
+        UsageError: it is another line, as of a person who types.
+    """
+    try:
+        return [(str(name), dict(layer)) for name, layer in json.loads(stream.readline())]
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--console {DRIVEN}: standard input begins with another line ({error})"
+        ) from None
 
 
 def _check_preset(layers: Sequence[Authored]) -> None:
@@ -339,6 +368,7 @@ def _option_layer(options: Mapping[str, Any]) -> configuration.Layer:
         ("run", "episodes"): "episodes",
         ("run", "steps"): "steps",
         ("run", "time_seconds"): "seconds",
+        ("run", "stop_at"): "stop_at",
         ("run", "seed"): "seed",
         ("actor", "count"): "actors",
         ("actor", "envs_per_actor"): "envs_per_actor",

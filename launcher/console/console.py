@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TextIO
 
 from rich.console import RenderableType
@@ -32,7 +32,7 @@ from launcher.numbers import duration, plural
 from launcher.terminal import Printable, echo, terminal
 from pdqn.text import printable
 
-Kind = Literal["auto", "rich", "plain", "json", "off"]
+Kind = Literal["auto", "rich", "plain", "json", "off", "driven"]
 Clock = Callable[[], float]
 
 _FRAME_SECONDS = 0.25
@@ -56,7 +56,7 @@ class Console(Protocol):
         """Show an event, such as a restart; none is lost while somebody reads."""
         ...
 
-    def pressed(self) -> str:
+    def pressed(self) -> Sequence[str]:
         """Return the keys that a person has pressed since the last call."""
         ...
 
@@ -79,7 +79,8 @@ def make_console(
     """Make the console of this kind on this stream.
 
     Args:
-        kind: auto is rich on a terminal that can show it, and plain anywhere else.
+        kind: auto is rich on a terminal that can show it, and plain anywhere else; driven takes
+            orders from standard input.
         stream: where to draw; with ``off``, errors go to standard error.
         interval_seconds: time between two lines of plain and json.
         clock: monotonic seconds.
@@ -93,6 +94,10 @@ def make_console(
         return PlainConsole(stream, interval_seconds, clock)
     if kind == "json":
         return JsonConsole(stream, interval_seconds, clock)
+    if kind == "driven":
+        from launcher.console.driven import make_driven  # it is made of the console of lines here
+
+        return make_driven(stream, clock)
     return SilentConsole()
 
 
@@ -146,7 +151,7 @@ class _LineConsole:
         if self._clock() >= self._due or snapshot.stage != self._stage:
             self._write_latest()
 
-    def pressed(self) -> str:
+    def pressed(self) -> Sequence[str]:
         """Return nothing: lines are for files and programs."""
         return ""
 

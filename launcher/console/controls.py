@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from launcher.console.keyboard import MORE
@@ -33,7 +33,7 @@ class Controls:
 
 def keys_of(
     controls: Controls, pause: Callable[[], bool], say: Callable[[str], None]
-) -> Mapping[str, Callable[[], object]]:
+) -> dict[str, Callable[[], object]]:
     """Return what each key does, beside those for the end and for help.
 
     Args:

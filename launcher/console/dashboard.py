@@ -317,7 +317,7 @@ def _panel_rows(snapshot: Snapshot, width: int, height: int) -> list[Lines]:
     # Lists of unknown length share the additional lines of a higher terminal.
     limit = 4 + max(0, height - _LOW) // (2 if width >= _WIDE else 4)
     panels = [
-        ("learning", "", _learning(snapshot, widths[0] - 4)),
+        ("learning", "", _learning(snapshot, widths[0] - 4, limit + 2)),
         ("throughput", "", _throughput(snapshot, widths[1] - 4)),
         ("evaluation", _evaluation_note(snapshot), _evaluation(snapshot, widths[-2] - 4, limit)),
         ("roles", "cpu  memory", _roles(snapshot, widths[-1] - 4, limit)),
@@ -339,7 +339,7 @@ def _panel_row(panels: Sequence[tuple[str, str, Lines]], widths: Sequence[int]) 
     )
 
 
-def _learning(snapshot: Snapshot, inner: int) -> Lines:
+def _learning(snapshot: Snapshot, inner: int, limit: int) -> Lines:
     rows = [
         ("return", "rollout/ep_rew_mean"),
         ("length", "rollout/ep_len_mean"),
@@ -349,6 +349,7 @@ def _learning(snapshot: Snapshot, inner: int) -> Lines:
     ]
     if snapshot.headline_figure:
         rows.insert(0, (str(snapshot.headline), snapshot.headline_figure))
+    rows += snapshot.own_figures[: max(0, limit - len(rows))]
     return [
         _measure(label, snapshot.text(name), _history(snapshot, name), inner)
         for label, name in rows

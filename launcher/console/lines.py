@@ -27,6 +27,23 @@ def progress_line(snapshot: Snapshot) -> str:
     return printable("  ".join(part for part in _parts(snapshot) if part))
 
 
+def brief_line(snapshot: Snapshot) -> str:
+    """Format what a person looks at most often as one short line."""
+    return printable("  ".join(part for part in _brief_parts(snapshot) if part))
+
+
+def _brief_parts(snapshot: Snapshot) -> Iterator[str]:
+    yield f"[{duration(snapshot.elapsed_seconds)}]"
+    yield "" if snapshot.stage == "running" else snapshot.stage
+    yield f"waits for {snapshot.waiting_for}" if snapshot.waiting_for else ""
+    if snapshot.progress is not None:
+        yield f"{percent(snapshot.progress)}, {duration(snapshot.remaining_seconds)} left"
+    yield _counted(snapshot, "episodes", "episodes", "actor/episodes_per_second")
+    yield _counted(snapshot, "steps", "environment_steps", "time/fps")
+    yield next(_learning_parts(snapshot), "")
+    yield _evaluation_part(snapshot)
+
+
 def _parts(snapshot: Snapshot) -> Iterator[str]:
     yield f"[{duration(snapshot.elapsed_seconds)}]"
     yield "" if snapshot.stage == "running" else snapshot.stage
@@ -75,6 +92,7 @@ def _learning_parts(snapshot: Snapshot) -> Iterator[str]:
         ("loss", "train/loss"),
         ("q", "train/q_mean"),
         ("epsilon", "rollout/exploration_rate"),
+        *snapshot.own_figures,
     ]
     for label, name in rows:
         if snapshot.value(name) is not None:

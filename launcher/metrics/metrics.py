@@ -46,11 +46,10 @@ class RunMetrics:
         self.ledger = Ledger()
         self._gauges = Gauges()
         self._episodes = RecentEpisodes()
+        self._drawn = [name for name, figure in self._figures.items() if figure.drawn]
         self.new_episodes = NewEpisodes()
         self._history: dict[str, deque[float]] = {
-            name: deque(maxlen=_HISTORY_POINTS)
-            for name, figure in self._figures.items()
-            if figure.drawn
+            name: deque(maxlen=_HISTORY_POINTS) for name in self._drawn
         }
         self._first_step: float | None = None
         self._last_step: float | None = None
@@ -102,7 +101,7 @@ class RunMetrics:
             self._learner_steps = int(max(0.0, min(LARGEST, steps)))
         for episode in report.episodes:
             if max(abs(episode.score), abs(episode.headline or 0.0)) <= LARGEST_REAL:
-                self._episodes.add(*episode)
+                self.counters.drop(key.role, self._episodes.add(episode))
                 self.new_episodes.add(key.index, episode)
             else:
                 self.counters.drop(key.role, 1)
@@ -125,10 +124,12 @@ class RunMetrics:
         """Mark the present, about once a second."""
         self.counters.mark(now)
         self._gauges.refresh()
-        for name, values in self._history.items():
-            value = self._compute(self._figures[name])
+        for name in self._drawn:
+            value, values = self._compute(self._figures[name]), self._history[name]
             if value is not None:
                 values.append(value)
+        for name, value in self._own().items():
+            self._history.setdefault(name, deque(maxlen=_HISTORY_POINTS)).append(value)
 
     def counted(self, key: MemberKey) -> Mapping[str, float]:
         """The counters of one incarnation, as it reported them last."""
@@ -164,7 +165,12 @@ class RunMetrics:
 
         Gauges over several members are as of the last tick, or as a member last came or went.
         """
-        return {name: self._compute(figure) for name, figure in self._figures.items()}
+        known = {name: self._compute(figure) for name, figure in self._figures.items()}
+        return known | self._own()
+
+    def _own(self) -> dict[str, float]:
+        """Return the figures of the environment's own metrics, by name."""
+        return {figures.info_name(name): v for name, v in self._episodes.metrics().items()}
 
     def _compute(self, figure: Figure) -> float | None:
         role, source, counters = figure.role, figure.source, self.counters
@@ -318,7 +324,8 @@ class RunMetrics:
             "policy_lag_mean": self.value("learner/policy_lag"),
             "environment": {
                 "return_mean": self.value("rollout/ep_rew_mean"),
-                "metrics": {} if headline is None else {self._headline: headline},
+                "metrics": ({} if headline is None else {self._headline: headline})
+                | self._episodes.metrics(),
             },
             "eval": None if self.evaluation is None else _summary_of(self.evaluation),
             "refused": self.counters.refused(),
@@ -326,6 +333,7 @@ class RunMetrics:
             "environment_failures": self.value("actor/environment_failures"),
             "steps_not_finite": self.counters.starting_with("actor", "not_finite/"),
             "priorities_clipped": self.value("replay/priorities_clipped"),
+            "transitions_expired": self.value("replay/transitions_expired"),
             "transitions": {
                 **self.ledger.balance()._asdict(),
                 "duplicate": int(self.total("replay", "transitions_duplicate")),

@@ -19,7 +19,7 @@ from launcher.metrics.roster import (
 )
 from launcher.numbers import in_unit
 from pdqn.checks import as_prose, as_tuple, check_finite, check_whole, refusal
-from pdqn.figures import find, rollout_name
+from pdqn.figures import find, info_name, rollout_name
 from pdqn.messages import Kinds, Message, Over
 from pdqn.text import printable
 from pdqn.wire import WireError
@@ -165,6 +165,16 @@ class Snapshot:
         name = self.headline and rollout_name(self.headline)
         return name if name and self.value(name) is not None else None
 
+    @property
+    def own_figures(self) -> list[tuple[str, str]]:
+        """The environment's own metrics that are known: each name, and its figure's."""
+        prefix = info_name("")
+        return [
+            (name.removeprefix(prefix), name)
+            for name, value in self.figures.items()
+            if name.startswith(prefix) and value is not None
+        ]
+
     def to_map(self) -> dict[str, Any]:
         """Return plain data for a process that watches; None for numbers that are not finite."""
         return {
@@ -192,7 +202,9 @@ class Snapshot:
             progress=as_number_or_none(values["progress"]),
             remaining_seconds=as_number_or_none(values["remaining_seconds"]),
             headline=as_text_or_none(values["headline"]),
-            figures={as_text(n): as_number_or_none(v) for n, v in values["figures"].items()},
+            figures={
+                printable(as_text(n)): as_number_or_none(v) for n, v in values["figures"].items()
+            },
             evaluation=None if evaluation is None else EvaluationView.from_map(evaluation),
             members=tuple(map(MemberView.from_map, values["members"])),
             groups=tuple(map(MemberGroup.from_map, values["groups"])),

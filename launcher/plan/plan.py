@@ -22,7 +22,7 @@ from launcher.plan.machine import (
 from launcher.plan.memory import GB, LAUNCHER_BYTES, MB, REPLAY_BYTES, Estimates, window_for
 from launcher.plan.storage import COMPRESSED_HEADROOM, STORES, Storage, Store
 from launcher.prediction.model import PARALLEL_SHARE, actors_for, threads_worth
-from pdqn.config import Config, memory_bytes, resolved
+from pdqn.config import ActorConfig, Config, memory_bytes, resolved
 from pdqn.errors import UsageError
 from pdqn.networks.readings import readings
 from pdqn.networks.sizes import network_sizes
@@ -44,6 +44,9 @@ ULTRA_ENVS_PER_ACTOR = {"small": 32, "large": 16}
 # bytes. Stacked frames are repeated more: segments then grow by whole steps of this length, until
 # the repeated frames are less than the share.
 SEGMENT_LENGTH, REPEATED_SHARE = 16, 0.15
+# Lambda returns end with their segment (Gallici et al. 2025 use 32 steps for MinAtar and Atari).
+# Many environments complete them at once: a message for each would cost replay more than sampling.
+LAMBDA_SEGMENT_LENGTH, LAMBDA_BATCH_SHARE = 32, 1 / 8
 # Messages with more raw bytes than about this would not save anything on the wire.
 BATCH_BYTES = 256_000
 BATCH_TRANSITIONS_MIN, BATCH_TRANSITIONS_MAX = 16, 64
@@ -306,11 +309,9 @@ def _plan_actors(draft: _Draft, mode: Mode) -> int:
     if here and (draft.config.actor.count or 0) > draft.machine.cores:
         envs //= 2  # actors take turns: memory is scarce, not time
     draft.settle("actor", "envs_per_actor", envs)
-    length = _segment_length(draft.config.actor.n_step, spec.frame_stack)
+    length = _segment_length(draft.config.actor, spec.frame_stack)
     draft.settle("actor", "segment_length", length)
-    fitting = BATCH_BYTES // max(1, spec.observation_bytes)
-    batch = min(BATCH_TRANSITIONS_MAX, max(BATCH_TRANSITIONS_MIN, fitting))
-    draft.settle("actor", "batch_transitions", batch)
+    draft.settle("actor", "batch_transitions", _batch_transitions(draft))
     _check_segment(draft)
     draft.settle("actor", "discount", _discount(spec))
     is_atari = spec.id.startswith(ATARI_NAMESPACE)
@@ -351,8 +352,22 @@ def _is_screen(field: FieldSpec) -> bool:
     return field.dtype == "uint8" and len(sides) == 2 and min(sides) >= SCREEN_SIDE_MIN
 
 
-def _segment_length(n_step: int, frame_stack: int) -> int:
+def _batch_transitions(draft: _Draft) -> int:
+    """Choose the transitions that an actor gathers before it sends them."""
+    actor, most = draft.config.actor, BATCH_TRANSITIONS_MAX
+    if actor.returns == "lambda":
+        # All that the environments record in a segment's time is as old as one another.
+        together = resolved(actor.envs_per_actor) * resolved(actor.segment_length)
+        most = max(most, int(LAMBDA_BATCH_SHARE * together))
+    fitting = BATCH_BYTES // max(1, draft.spec.observation_bytes)
+    return min(most, max(BATCH_TRANSITIONS_MIN, fitting))
+
+
+def _segment_length(actor: ActorConfig, frame_stack: int) -> int:
     """Choose a segment's transitions; it repeats n_step + frame_stack - 1 frames of another one."""
+    if actor.returns == "lambda":
+        return max(LAMBDA_SEGMENT_LENGTH, 4 * (frame_stack - 1))
+    n_step = actor.n_step
     if frame_stack == 1:
         # The buffer makes room for a quarter more frames than transitions.
         return max(SEGMENT_LENGTH, 4 * n_step)
@@ -364,7 +379,7 @@ def _check_segment(draft: _Draft) -> None:
     """Refuse segments that are larger than a message may be."""
     actor, spec = draft.config.actor, draft.spec
     length = resolved(actor.segment_length)
-    frames = length + actor.n_step + spec.frame_stack
+    frames = length + actor.lookahead + spec.frame_stack
     if frames * spec.observation_bytes > MAX_TRANSITION_BYTES:
         draft.errors.append(
             f"actor.segment_length = {length}: {frames} frames of {size(spec.observation_bytes)} "
@@ -394,7 +409,7 @@ def _plan_actor_count(draft: _Draft, mode: Mode, each_bytes: int) -> int:
     if count > cores and "actor" not in draft.elsewhere:
         draft.warnings.append(
             f"actor.count = {count} on {plural(cores, 'core')}: actors will take turns; "
-            f"--actors {actors_for(cores)} leaves room for the other roles"
+            f"--actors {actors_for(cores)} keeps them as busy"
         )
     return count
 
@@ -508,8 +523,8 @@ def _plan_limiter(draft: _Draft, mode: Mode) -> None:
 def _check_batch_fits(draft: _Draft, mode: Mode) -> None:
     """Refuse a shard that is too small for what actors send at once."""
     actor, replay = draft.config.actor, draft.config.replay
-    # An episode that ends when its segment is full adds its last n steps to it.
-    most = resolved(actor.segment_length) + actor.n_step
+    # An episode that ends when its segment is full adds its last steps to it.
+    most = resolved(actor.segment_length) + actor.lookahead
     smaller = "actor.segment_length"
     if mode != "single":  # segments are gathered until there are enough
         most += resolved(actor.batch_transitions) - 1
@@ -583,7 +598,7 @@ def _storage(draft: _Draft, measured: float | None) -> Storage:
         return Storage(draft.spec, shards, measured)
     length = draft.config.actor.segment_length
     assert length is not None  # the actors are planned
-    repeated = draft.config.actor.n_step + draft.spec.frame_stack - 1
+    repeated = draft.config.actor.lookahead + draft.spec.frame_stack - 1
     return Storage(draft.spec, shards, draft.spec.observation_bytes * (1 + repeated / length))
 
 

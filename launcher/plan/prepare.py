@@ -12,11 +12,12 @@ from launcher.plan.inspector import Here, Inspector
 from launcher.plan.machine import Machine, detect
 from launcher.plan.plan import Plan
 from launcher.prediction.expectation import at_start
-from pdqn.config import Config, NetworkConfig
+from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.networks.counting import parameter_bytes
 from pdqn.networks.sizes import check_network, network_sizes
 from pdqn.specs import EnvironmentSpec
+from pdqn.target import WORDS, lacks_figure, parse_target
 
 
 def prepare(
@@ -40,11 +41,11 @@ def prepare(
     examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
     given, config = config, _without_repetition(config, examined)
-    parameters = _parameter_bytes(spec, config.network, inspector)
+    parameters = _parameter_bytes(spec, config, inspector)
     if config.evaluation.env_args:
         _check_evaluation(config, spec, inspector)
     check_combinations(config)
-    _check_guidance(config, examined)
+    _check_against(examined, config)
     here = detect()
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
     size = float(spec.observation_bytes)
@@ -82,6 +83,12 @@ def _without_repetition(config: Config, examined: Examination) -> Config:
     )
 
 
+def _check_against(examined: Examination, config: Config) -> None:
+    """Refuse settings that need what this environment does not have."""
+    _check_guidance(config, examined)
+    _check_stop(config, examined.spec)
+
+
 def _check_guidance(config: Config, examined: Examination) -> None:
     """Refuse to follow an expert who says nothing, or nothing that is an action."""
     if not (config.actor.guidance or config.actor.guidance_final):
@@ -101,15 +108,30 @@ def _check_guidance(config: Config, examined: Examination) -> None:
         )
 
 
-def _parameter_bytes(
-    spec: EnvironmentSpec, network: NetworkConfig, inspector: Inspector | Here
-) -> int:
+def _check_stop(config: Config, spec: EnvironmentSpec) -> None:
+    """Refuse an aim that the environment cannot reach, because it has no such figure."""
+    text = config.run.stop_at
+    if text is not None and lacks_figure(parse_target(text), spec.headline_metric):
+        raise UsageError(f"--stop-at {text}: {spec.id} has no such figure; expected {WORDS}")
+
+
+def _parameter_bytes(spec: EnvironmentSpec, config: Config, inspector: Inspector | Here) -> int:
     """Return the size of a network's parameters, and refuse what no network could be built of."""
-    sized = network_sizes(spec, network)
+    sized = network_sizes(spec, config.network)
     check_network(spec, sized)
+    _check_target(config, sized.kind)
     if ":" in sized.kind:
-        return inspector.measure_network(spec, network)
+        return inspector.measure_network(spec, config.network)
     return parameter_bytes(spec, sized)
+
+
+def _check_target(config: Config, kind: str) -> None:
+    """Refuse the last layer as a target where it is not known which layer that is."""
+    if config.learner.target == "last_layer" and (":" in kind or kind == "qmap"):
+        raise UsageError(
+            f"learner.target = last_layer: a network of kind {kind} does not tell which layer is "
+            "its last; use network or none"
+        )
 
 
 def _check_evaluation(config: Config, spec: EnvironmentSpec, inspector: Inspector | Here) -> None:
@@ -163,6 +185,11 @@ def check_combinations(config: Config) -> None:
         raise UsageError(
             "learner.munchausen = true with network.distribution = categorical: the entropy moves "
             "every action's atoms by a different amount; use quantile or none"
+        )
+    if learner.munchausen and config.actor.returns == "lambda":
+        raise UsageError(
+            "learner.munchausen = true with actor.returns = lambda: actors make these returns "
+            "without its bonus; use actor.returns = n_step, or leave munchausen out"
         )
     micro = learner.micro_batch_size
     if micro is not None and micro > learner.batch_size:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.environments.vector import VectorEnvironment
-from actors.segments import Segment, SegmentRecorder, join_segments
+from actors.segments import Segment, SegmentRecorder, join_segments, recorder_for
 from pdqn import seeds
-from pdqn.config import Config, resolved
+from pdqn.config import Config
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 
 _MOST_SECONDS = 1.0
@@ -54,13 +54,7 @@ def measuring(config: Config, spec: EnvironmentSpec) -> Iterator[float]:
 def _play(config: Config, environment: VectorEnvironment) -> list[Segment]:
     seed, actor = config.run.seed, config.actor
     rng = seeds.generator(seed, "probe")
-    recorder = SegmentRecorder(
-        environment.spec,
-        1,
-        n_step=actor.n_step,
-        discount=resolved(actor.discount),
-        segment_length=resolved(actor.segment_length),
-    )
+    recorder = recorder_for(actor, environment.spec, 1)
     observation = environment.reset(seeds.environment_seeds(seed, 0, 1, 0))
     segments: list[Segment] = []
     deadline = time.monotonic() + _MOST_SECONDS

@@ -152,6 +152,8 @@ _REPORTED = (
     ("replay", "samples_per_insert"),
     ("replay", "samples_per_insert_tolerance"),
     ("network", "kind"),
+    ("network", "distribution"),
+    ("learner", "target"),
     ("learner", "device"),
     ("learner", "precision"),
     ("learner", "threads"),

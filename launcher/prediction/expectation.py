@@ -58,7 +58,8 @@ def steps_above_greedy(config: Config, spec: EnvironmentSpec) -> int | None:
     overlaps = str(env_args.get("overlap", False)).lower() not in ("false", "0", "no", "")
     if not spec.circle_placement or overlaps or config.network.kind != "qmap":
         return None
-    if actor.n_step < _LONG_RETURNS or actor.exploration != "boltzmann":
+    long = actor.returns == "n_step" and actor.n_step >= _LONG_RETURNS
+    if not long or actor.exploration != "boltzmann":
         return None
     radii = str(env_args.get("radii", "fixed"))
     samples = SAMPLES_TOLD if spec.rollouts and config.learner.rollout_weight else SAMPLES_FIXED

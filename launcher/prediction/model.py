@@ -210,8 +210,11 @@ def threads_worth(parallel_share: float, most: int) -> int:
 
 
 def actors_for(cores: int) -> int:
-    """Return the number of actors for these cores; one core in sixteen is for the other roles."""
-    return max(1, cores - max(1, cores // CORES_PER_OTHER_CORE))
+    """Return the number of actors for these cores; one core in sixteen is for the other roles.
+
+    On fewer cores, actors use the time that the other roles leave, for these take precedence.
+    """
+    return max(1, cores - cores // CORES_PER_OTHER_CORE)
 
 
 def replays_worth(costs: Costs, layout: Layout) -> int:

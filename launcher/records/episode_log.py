@@ -24,8 +24,9 @@ def rows(finished: Sequence[Finished], seconds: float, steps: int, left_out: int
     """
     stamp = f"{seconds:.3f},{steps}"
     lines = [
-        f"{stamp},{actor},{score:.9g},{length},{'' if headline is None else f'{headline:.9g}'}\n"
-        for actor, (score, length, headline) in finished
+        f"{stamp},{each.actor},{each.episode.score:.9g},{each.episode.length},"
+        f"{'' if each.episode.headline is None else f'{each.episode.headline:.9g}'}\n"
+        for each in finished
     ]
     return "".join(lines) + (f"# {left_out} episodes were left out here\n" if left_out else "")
 

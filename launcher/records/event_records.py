@@ -9,14 +9,14 @@ from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.plugins.hparams.api_pb2 import Experiment
+from tensorboard.plugins.hparams.api_pb2 import Experiment  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.plugins.hparams.metadata import (
     EXPERIMENT_TAG,
     PLUGIN_DATA_VERSION,
     PLUGIN_NAME,
     SESSION_START_INFO_TAG,
 )
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 _VERSION = "brain.Event:2"

@@ -11,6 +11,7 @@ from typing import Any
 from launcher.console.console import Console
 from launcher.console.controls import Controls, keys_of
 from launcher.interrupts import Interrupts
+from launcher.metrics.goal import Goal
 from launcher.metrics.limits import limit_reached, progress
 from launcher.metrics.metrics import RunMetrics
 from launcher.metrics.roster import Roster
@@ -74,6 +75,7 @@ class Session:
         self.state = RunState() if state is None else state
         self.state.circle_placement = spec.circle_placement
         self.metrics = RunMetrics(spec.headline_metric)
+        self._goal = Goal(config.run.stop_at, spec.headline_metric)
         if self.state.metrics:
             self.metrics.set_state(self.state.metrics)
         self._steps_before = self.metrics.learner_steps()
@@ -155,7 +157,7 @@ class Session:
 
     def take(self, controls: Controls) -> None:
         """Let a person's keys change the run through these controls."""
-        self.controls = keys_of(controls, self.pause, self.say)
+        self.controls = keys_of(controls, self.pause, self.say) | {"finish": self._goal.finish}
 
     def start(self, end_now: Callable[[], None]) -> None:
         """Begin to show the run.
@@ -201,7 +203,8 @@ class Session:
             return "interrupted"
         if self.failure:
             return "failed"
-        return limit_reached(self.config.run, self.metrics.counts(), self._trained_seconds())
+        trained = self._trained_seconds()
+        return limit_reached(self.config.run, self.metrics.counts(), trained) or self._goal.reason
 
     def tick(self) -> bool:
         """Mark the present in the figures, once a second; return whether it was time to."""
@@ -210,6 +213,7 @@ class Session:
             return False
         self._next_tick = now + _TICK_SECONDS
         self.metrics.tick(now)
+        self._goal.look(self.metrics)
         return True
 
     def record(self) -> None:

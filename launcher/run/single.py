@@ -224,8 +224,10 @@ class SingleRun:
         batch_size = self._config.learner.batch_size
         telemetry = self._telemetry["learner"]
         # The clock or a person may end the run meanwhile: a wide tolerance allows many steps.
-        limiter = self._replay.limiter
-        while limiter.can_sample(batch_size) and not self._session.end_reason():
+        while (
+            self._replay.can_sample(batch_size, self._learner.learner_steps)
+            and not self._session.end_reason()
+        ):
             sample = self._sample
             self._replay.sample_into(sample)
             if self._follows_progress:

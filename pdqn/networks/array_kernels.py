@@ -181,21 +181,22 @@ def sum_rows(rows, total):
 
 @compiled
 def dueling(advantages, advantage_bias, common, common_bias, values):
-    """Compute common + advantage - mean advantage (Wang et al. 2016, eq. 9).
+    """Compute common + advantage - mean advantage (Wang et al. 2016, eq. 9), for every atom.
 
     Args:
-        advantages: [n, actions], without the bias.
-        advantage_bias: [actions].
-        common: [n, 1], without the bias.
-        common_bias: [1].
-        values: [n, actions], overwritten.
+        advantages: [n, actions * atoms], without the bias.
+        advantage_bias: [actions * atoms].
+        common: [n, atoms], without the bias.
+        common_bias: [atoms].
+        values: [n, actions * atoms], overwritten.
     """
-    actions = advantages.shape[1]
+    width, atoms = advantages.shape[1], common.shape[1]
     for i in range(advantages.shape[0]):
-        mean = np.float32(0.0)
-        for a in range(actions):
-            values[i, a] = advantages[i, a] + advantage_bias[a]
-            mean += values[i, a]
-        offset = common[i, 0] + common_bias[0] - mean / np.float32(actions)
-        for a in range(actions):
-            values[i, a] += offset
+        for k in range(atoms):
+            mean = np.float32(0.0)
+            for a in range(k, width, atoms):
+                values[i, a] = advantages[i, a] + advantage_bias[a]
+                mean += values[i, a]
+            offset = common[i, k] + common_bias[k] - mean / np.float32(width // atoms)
+            for a in range(k, width, atoms):
+                values[i, a] += offset

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pdqn.networks import array_kernels as kernels
 from pdqn.networks.encoders import Convolutions
 from pdqn.networks.fused import FusedNetwork
+from pdqn.networks.heads import expected
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.products import multiply
 
@@ -75,20 +76,52 @@ class Buffers:
         return Matrix(array[:count])
 
 
+class _Norm:
+    """A normalisation of rows with a rectifier behind it."""
+
+    def __init__(self, norm: nn.LayerNorm, gradients: Gradients) -> None:
+        self._gain = _Parameter(norm.weight, gradients)
+        self._shift = _Parameter(norm.bias, gradients)
+        self._epsilon = norm.eps
+        self._buffers = Buffers()
+        self._scales = _NOTHING
+
+    def forward(self, hidden: Array, bias: Array, output: Array) -> None:
+        """Fill output, [n, width], from hidden, which is replaced by the normalised rows."""
+        self._scales = self._buffers.get("scales", len(hidden))
+        kernels.normalise_relu(
+            hidden, bias, self._gain.array[0], self._shift.array[0], self._epsilon,
+            self._scales.array, output,
+        )  # fmt: skip
+
+    def backward(self, gradient: Array, output: Array, normal: Array, bias_gradient: Array) -> None:
+        """Fill the gradients of the parameters and of the bias.
+
+        Args:
+            gradient: [n, width], of the first n rows of the output; overwritten by that of hidden.
+            output: [n, width].
+            normal: [n, width], the normalised rows.
+            bias_gradient: [width], overwritten.
+        """
+        kernels.normalise_relu_backward(
+            gradient, output, normal, self._scales.array[: len(gradient)], self._gain.array[0],
+            bias_gradient, self._gain.gradient.array[0], self._shift.gradient.array[0],
+        )  # fmt: skip
+
+
+def _norm_of(module: nn.Module, gradients: Gradients) -> _Norm | None:
+    return _Norm(module, gradients) if isinstance(module, nn.LayerNorm) else None
+
+
 class _Dense:
     """A hidden layer: product, bias, normalisation if there is one, rectifier."""
 
     def __init__(self, layer: nn.Linear, norm: nn.Module, gradients: Gradients) -> None:
         self._weight = _Parameter(layer.weight, gradients)
         self._bias = _Parameter(layer.bias, gradients)
-        self._gain = self._shift = None
-        self._epsilon = 0.0
-        if isinstance(norm, nn.LayerNorm):
-            self._gain = _Parameter(norm.weight, gradients)
-            self._shift = _Parameter(norm.bias, gradients)
-            self._epsilon = norm.eps
+        self._norm = _norm_of(norm, gradients)
         self._buffers = Buffers()
-        self._inputs = self._hidden = self._scales = self._output = _NOTHING
+        self._inputs = self._hidden = self._output = _NOTHING
 
     def forward(self, inputs: Matrix) -> Matrix:
         """Compute [n, width] from [n, inputs]; the result is valid until the next call."""
@@ -97,16 +130,12 @@ class _Dense:
         multiply(inputs.tensor, self._weight.transposed, hidden.tensor)
         self._inputs, self._hidden = inputs, hidden
         bias = self._bias.array[0]
-        if self._gain is None or self._shift is None:
+        if self._norm is None:
             kernels.add_relu(hidden.array, bias)
             self._output = hidden
-            return hidden
-        self._output = self._buffers.get("output", count, width)
-        self._scales = self._buffers.get("scales", count)
-        kernels.normalise_relu(
-            hidden.array, bias, self._gain.array[0], self._shift.array[0], self._epsilon,
-            self._scales.array, self._output.array,
-        )  # fmt: skip
+        else:
+            self._output = self._buffers.get("output", count, width)
+            self._norm.forward(hidden.array, bias, self._output.array)
         return self._output
 
     def backward(self, gradient: Matrix, *, to_inputs: bool) -> Matrix:
@@ -118,14 +147,11 @@ class _Dense:
         """
         count = len(gradient.array)
         output, bias_gradient = self._output.array[:count], self._bias.gradient.array[0]
-        if self._gain is None or self._shift is None:
+        if self._norm is None:
             kernels.relu_backward(gradient.array, output, bias_gradient)
         else:
-            kernels.normalise_relu_backward(
-                gradient.array, output, self._hidden.array[:count], self._scales.array[:count],
-                self._gain.array[0], bias_gradient, self._gain.gradient.array[0],
-                self._shift.gradient.array[0],
-            )  # fmt: skip
+            hidden = self._hidden.array[:count]
+            self._norm.backward(gradient.array, output, hidden, bias_gradient)
         inputs = self._inputs.tensor[:count]
         multiply(gradient.tensor.t(), inputs, self._weight.gradient.tensor)
         if not to_inputs:
@@ -136,18 +162,21 @@ class _Dense:
 
 
 class _Convolution:
-    """The one convolution of ``Convolutions``, 3 x 3, with its rectifier."""
+    """The one convolution of ``Convolutions``, 3 x 3, with its normalisation and rectifier."""
 
     def __init__(self, module: Convolutions, gradients: Gradients) -> None:
         self._weight = _Parameter(module.first.weight, gradients)
         bias = module.first.bias
         assert bias is not None
         self._bias = _Parameter(bias, gradients)
+        self._norm = _norm_of(module.norm, gradients)
         self.features = module.features
         self._channels, self._inputs = self._weight.array.shape
         self._area = self.features // self._channels
         self._buffers = Buffers()
-        self._columns = _NOTHING
+        self._columns = self._places = _NOTHING
+        # What a layer without a normalisation adds to each place.
+        self._zeros = np.zeros(self._channels, np.float32)
 
     def forward(self, images: Array, features: Array) -> None:
         """Fill features, [n, channels * area], from images [n, inputs, H, W]."""
@@ -155,24 +184,36 @@ class _Convolution:
         self._columns = self._buffers.get("columns", rows, self._inputs)
         columns = self._columns.array.reshape(len(images), self._area, self._inputs)
         kernels.patches(images, columns)
-        places = self._buffers.get("places", rows, self._channels)
+        places = self._places = self._buffers.get("places", rows, self._channels)
         multiply(self._columns.tensor, self._weight.transposed, places.tensor)
-        kernels.places_to_features(places.array, self._bias.array[0], features)
+        bias = self._bias.array[0]
+        if self._norm is None:
+            kernels.places_to_features(places.array, bias, features)
+            return
+        output = self._buffers.get("output", rows, self._channels)
+        self._norm.forward(places.array, bias, output.array)
+        kernels.places_to_features(output.array, self._zeros, features)
 
     def backward(self, gradient: Array, features: Array) -> None:
         """Fill the gradients of the parameters from that of the first n rows of the features."""
         rows = len(gradient) * self._area
-        places = self._buffers.get("places", rows, self._channels)
         bias_gradient = self._bias.gradient.array[0]
-        kernels.features_to_places(gradient, features, bias_gradient, places.array)
+        slopes = self._buffers.get("slopes", rows, self._channels)
+        kernels.features_to_places(gradient, features, bias_gradient, slopes.array)
+        if self._norm is not None:
+            output = self._buffers.get("output", rows, self._channels)
+            self._norm.backward(
+                slopes.array, output.array, self._places.array[:rows], bias_gradient
+            )
         columns = self._columns.tensor[:rows]
-        multiply(places.tensor.t(), columns, self._weight.gradient.tensor)
+        multiply(slopes.tensor.t(), columns, self._weight.gradient.tensor)
 
 
 class _Head:
-    """The last layer, dueling or not."""
+    """The last layer, dueling or not, with one or more outputs (atoms) for each action."""
 
-    def __init__(self, module: Any, gradients: Gradients) -> None:
+    def __init__(self, module: Any, support: Tensor | None, gradients: Gradients) -> None:
+        self._atoms, self._support = module.atoms, support
         self._weight = _Parameter(module.advantage.weight, gradients)
         self._bias = _Parameter(module.advantage.bias, gradients)
         self._value = None
@@ -180,45 +221,51 @@ class _Head:
             value = module.value
             self._value = (_Parameter(value.weight, gradients), _Parameter(value.bias, gradients))
         self._buffers = Buffers()
-        self._inputs = _NOTHING
+        self._inputs = self.outputs = _NOTHING
 
     def forward(self, inputs: Matrix) -> Array:
         """Compute [n, actions] from [n, features]; the result is valid until the next call."""
         self._inputs = inputs
         count, bias = len(inputs.array), self._bias.array[0]
-        values = self._buffers.get("values", count, len(bias))
-        multiply(inputs.tensor, self._weight.transposed, values.tensor)
+        outputs = self.outputs = self._buffers.get("outputs", count, len(bias))
+        multiply(inputs.tensor, self._weight.transposed, outputs.tensor)
         if self._value is None:
-            values.array += bias
-            return values.array
-        weight, value_bias = self._value
-        common = self._buffers.get("common", count, 1)
-        multiply(inputs.tensor, weight.transposed, common.tensor)
-        kernels.dueling(values.array, bias, common.array, value_bias.array[0], values.array)
-        return values.array
+            outputs.array += bias
+        else:
+            weight, value_bias = self._value
+            common = self._buffers.get("common", count, self._atoms)
+            multiply(inputs.tensor, weight.transposed, common.tensor)
+            kernels.dueling(outputs.array, bias, common.array, value_bias.array[0], outputs.array)
+        if self._atoms == 1:
+            return outputs.array
+        return expected(outputs.tensor.unflatten(1, (-1, self._atoms)), self._support).numpy()
 
     def backward(self, gradient: Array) -> Matrix:
         """Fill the gradients of the parameters; return that of the inputs, [n, features].
 
         Args:
-            gradient: [n, actions], of the first n rows of the last values; overwritten.
+            gradient: [n, actions * atoms], of the first n rows of the last outputs; overwritten.
         """
         count = len(gradient)
         inputs = self._inputs.tensor[:count]
         behind = self._buffers.get("gradient", count, inputs.shape[1])
-        total = _NOTHING.array
+        total = _NOTHING
         if self._value is not None:
-            total = gradient.sum(axis=1, keepdims=True)
-            gradient -= total / np.float32(gradient.shape[1])
+            every = gradient.reshape(count, -1, self._atoms)
+            total = Matrix(every.sum(axis=1))
+            every -= (total.array / np.float32(every.shape[1]))[:, None]
         slopes = torch.from_numpy(gradient)
         multiply(slopes.t(), inputs, self._weight.gradient.tensor)
         kernels.sum_rows(gradient, self._bias.gradient.array[0])
         multiply(slopes, self._weight.tensor, behind.tensor)
         if self._value is not None:
             weight, bias = self._value
-            multiply(torch.from_numpy(total).t(), inputs, weight.gradient.tensor)
-            total.sum(axis=0, out=bias.gradient.array[0])
-            behind.array += total * weight.array
+            multiply(total.tensor.t(), inputs, weight.gradient.tensor)
+            total.array.sum(axis=0, out=bias.gradient.array[0])
+            if self._atoms == 1:
+                behind.array += total.array * weight.array
+            else:
+                behind.tensor.addmm_(total.tensor, weight.tensor)
         return behind
 
 
@@ -240,9 +287,9 @@ class ArrayNetwork:
             for layer, norm in zip(network.trunk, network.norms, strict=True)
             if isinstance(layer, nn.Linear)
         ]
-        self._head = _Head(network.head, wanted)
+        self._head = _Head(network.head, network.support, wanted)
         self._buffers = Buffers()
-        self._features = _NOTHING
+        self._features = self._hidden = _NOTHING
 
     def forward(self, *prepared: Array) -> Array:
         """Compute expected returns, [n, actions]; the result is valid until the next call.
@@ -253,13 +300,29 @@ class ArrayNetwork:
         hidden = self._fused(*prepared)
         for layer in self._layers:
             hidden = layer.forward(hidden)
+        self._hidden = hidden
         return self._head.forward(hidden)
+
+    def last_layer_of(self, other: ArrayNetwork, start: int) -> Array:
+        """Compute expected returns from another network's features, [n - start, actions].
+
+        Args:
+            other: network whose last forward pass had n rows.
+            start: first of these rows that is used.
+        """
+        return self._head.forward(Matrix(other._hidden.array[start:]))
+
+    @property
+    def outputs(self) -> Tensor:
+        """Outputs of the last forward pass, float32[n, actions * atoms]."""
+        return self._head.outputs.tensor
 
     def backward(self, gradient: Array) -> None:
         """Fill the gradients of all parameters.
 
         Args:
-            gradient: [n, actions], of the first n rows of the last forward pass; overwritten.
+            gradient: [n, actions * atoms], of the first n rows of the last forward pass's outputs;
+                overwritten.
         """
         behind = self._head.backward(gradient)
         last = len(self._layers) - 1
@@ -303,14 +366,12 @@ def _encoders(network: FusedNetwork) -> list[Convolutions]:
 def has_arrays(network: QNetwork) -> TypeGuard[FusedNetwork]:
     """Return whether ``ArrayNetwork`` can compute this network.
 
-    It can if there are only dense layers without noise, single convolutions, and one value for each
-    action, in single precision and on the CPU. Nothing may be normalised.
+    It can if there are only dense layers without noise and single convolutions, in single precision
+    and on the CPU. Nothing may be normalised.
     """
-    if type(network) is not FusedNetwork or network.support is not None:
+    if type(network) is not FusedNetwork or len(_encoders(network)) < len(network.encoders):
         return False
     if network.scaling is not None:
-        return False
-    if len(_encoders(network)) < len(network.encoders) or network.head.atoms > 1:
         return False
     dense = [*network.trunk, network.head.advantage]
     plain = all(type(layer) is nn.Linear for layer in dense)

@@ -51,12 +51,13 @@ def _build_own(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
         )
     support = network.support
     atoms = None if support is None else list(support.shape)
-    wanted = [config.atoms] if config.distribution == "categorical" else None
+    has_logits = config.distribution in ("categorical", "hl_gauss")
+    wanted = [config.atoms] if has_logits else None
     if atoms != wanted:
         raise UsageError(
             f"{where}: its support has the shape {atoms}, but network.distribution = "
             f"{config.distribution} needs {wanted}: the returns of the atoms if it is "
-            "categorical, else None"
+            "categorical or hl_gauss, else None"
         )
     if config.noisy and not noisy_layers(network):
         raise UsageError(

@@ -10,8 +10,17 @@ import itertools
 import math
 
 from pdqn.config import NetworkConfig, resolved
-from pdqn.networks.images import NATURE_SIDE_MIN, Image, flat_size, images, place_images
-from pdqn.networks.sizes import field_shape, qmap_block, spatial_block
+from pdqn.networks.images import Image, flat_size, images, place_images
+from pdqn.networks.sizes import (
+    HADAMAX_BLOCKS,
+    HADAMAX_SMALL_BLOCKS,
+    IMPALA_POOLED_SIDE,
+    field_shape,
+    hadamax_sides,
+    is_small,
+    qmap_block,
+    spatial_block,
+)
 from pdqn.specs import UNSEEN, EnvironmentSpec
 
 _FLOAT32_BYTES = 4
@@ -73,22 +82,45 @@ def _values_beside(seen: tuple[Image, ...], spec: EnvironmentSpec) -> int:
 def _encoder(image: Image, config: NetworkConfig) -> tuple[int, int]:
     """Return an encoder's parameters and features."""
     channels, sides = resolved(config.channels), (image.height, image.width)
-    if config.kind == "impala":
-        widths = [image.inputs, channels, 2 * channels, 2 * channels]
-        stages = (
-            _convolution(a, b, 3) + 4 * _convolution(b, b, 3) for a, b in itertools.pairwise(widths)
-        )
-        return sum(stages), widths[-1] * math.prod(-(-side // 8) for side in sides)
-    if config.kind == "nature" and image.side >= NATURE_SIDE_MIN:
+    small = is_small(image, config.kind)
+    if config.kind in ("impala", "impala_spectral"):
+        return _impala(image, channels, spectral=config.kind == "impala_spectral")
+    if config.kind in ("hadamax", "hadamax_small"):
+        return _hadamax(image, channels, small=small)
+    norms = 2 if config.layer_norm_convolutions else 0  # of each channel
+    if not small:
         count = (
             _convolution(image.inputs, channels, 8)
             + _convolution(channels, 2 * channels, 4)
             + _convolution(2 * channels, 2 * channels, 3)
         )
         rest = math.prod(((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in sides)
-        return count, 2 * channels * rest
+        return count + norms * 5 * channels, 2 * channels * rest
     features = channels * math.prod(side - 2 for side in sides)
-    return _convolution(image.inputs, channels, 3), features
+    return _convolution(image.inputs, channels, 3) + norms * channels, features
+
+
+def _impala(image: Image, channels: int, *, spectral: bool) -> tuple[int, int]:
+    widths = [image.inputs, channels, 2 * channels, 2 * channels]
+    stages = sum(
+        _convolution(a, b, 3) + 4 * _convolution(b, b, 3) for a, b in itertools.pairwise(widths)
+    )
+    sides = [-(-side // 8) for side in (image.height, image.width)]
+    if not spectral:
+        return stages, widths[-1] * math.prod(sides)
+    directions = 4 * sum(widths[1:])  # published beside the parameters
+    pooled = math.prod(min(side, IMPALA_POOLED_SIDE) for side in sides)
+    return stages + directions, widths[-1] * pooled
+
+
+def _hadamax(image: Image, channels: int, *, small: bool) -> tuple[int, int]:
+    shapes = HADAMAX_SMALL_BLOCKS if small else HADAMAX_BLOCKS
+    widths = [image.inputs, channels, *[2 * channels] * (len(shapes) - 1)]
+    blocks = sum(
+        2 * (_convolution(a, b, shape.side) + 2 * b)
+        for (a, b), shape in zip(itertools.pairwise(widths), shapes, strict=True)
+    )
+    return blocks, widths[-1] * math.prod(hadamax_sides(image, shapes))
 
 
 def _spatial(spec: EnvironmentSpec, config: NetworkConfig) -> int:

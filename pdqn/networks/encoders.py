@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from pdqn.config import NetworkConfig
 from pdqn.networks.images import Image, flat_size
+from pdqn.networks.sizes import IMPALA_POOLED_SIDE
+from pdqn.networks.spectral import SpectralConv2d
 from pdqn.specs import FieldSpec
 
 
@@ -60,20 +62,21 @@ def _flat(field: FieldSpec, values: Tensor) -> Tensor:
 class Convolutions(nn.Module):
     """One 3 x 3 convolution, for small grids such as MinAtar's (Young and Tian 2019)."""
 
-    def __init__(self, image: Image, channels: int) -> None:
+    def __init__(self, image: Image, channels: int, *, normalised: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(image.inputs, channels, 3)
+        self.norm = _norm(channels, normalised)
         self.features = channels * (image.height - 2) * (image.width - 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute [batch, features] from [batch, inputs, H, W]."""
-        return functional.relu(self.first(images)).flatten(1)
+        return functional.relu(_normalised(self.norm, self.first(images))).flatten(1)
 
 
 class NatureCNN(nn.Module):
     """Three convolutions (Mnih et al. 2015): 8 x 8 by 4, 4 x 4 by 2, 3 x 3 by 1."""
 
-    def __init__(self, image: Image, channels: int) -> None:
+    def __init__(self, image: Image, channels: int, *, normalised: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             [
@@ -82,42 +85,78 @@ class NatureCNN(nn.Module):
                 nn.Conv2d(2 * channels, 2 * channels, 3),
             ]
         )
+        widths = (channels, 2 * channels, 2 * channels)
+        self.norms = nn.ModuleList(_norm(width, normalised) for width in widths)
         sides = [((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in (image.height, image.width)]
         self.features = 2 * channels * math.prod(sides)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute [batch, features] from [batch, inputs, H, W]."""
-        for layer in self.layers:
-            images = functional.relu(layer(images))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            images = functional.relu(_normalised(norm, layer(images)))
         return images.flatten(1)
 
 
-class ImpalaResNet(nn.Module):
-    """The deep network of IMPALA (Espeholt et al. 2018, fig. 3): three residual stages."""
+def _norm(channels: int, normalised: bool) -> nn.Module:
+    return nn.LayerNorm(channels) if normalised else nn.Identity()
 
-    def __init__(self, image: Image, channels: int) -> None:
+
+def _normalised(norm: nn.Module, images: Tensor) -> Tensor:
+    """Normalise the channels of every pixel, as Gallici et al. (2024) do."""
+    if isinstance(norm, nn.Identity):
+        return images
+    return norm(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ImpalaResNet(nn.Module):
+    """The deep network of IMPALA (Espeholt et al. 2018, fig. 3): three residual stages.
+
+    With ``spectral``, it is the variant of Beyond the Rainbow (Clark et al. 2024). The weights of
+    residual convolutions have the spectral norm 1, and an adaptive max-pooling leaves 6 x 6
+    features of each channel, or fewer of small images.
+    """
+
+    def __init__(self, image: Image, channels: int, *, spectral: bool = False) -> None:
         super().__init__()
         widths = [image.inputs, channels, 2 * channels, 2 * channels]
-        self.stages = nn.ModuleList(_Stage(a, b) for a, b in itertools.pairwise(widths))
+        self.stages = nn.ModuleList(_Stage(a, b, spectral) for a, b in itertools.pairwise(widths))
         sides = [-(-side // 8) for side in (image.height, image.width)]  # halved three times
-        self.features = widths[-1] * math.prod(sides)
+        self._pooled = [min(side, IMPALA_POOLED_SIDE) for side in sides] if spectral else None
+        self.features = widths[-1] * math.prod(self._pooled or sides)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute [batch, features] from [batch, inputs, H, W]."""
         for stage in self.stages:
             images = stage(images)
+        if self._pooled is not None:
+            images = _pooled(images, self._pooled)
         return functional.relu(images).flatten(1)
+
+
+def _pooled(images: Tensor, sides: list[int]) -> Tensor:
+    """Divide images into rows and columns, as even as possible, and take the largest of each part.
+
+    ONNX has no operator for that: an exported or compiled network takes the largest window by
+    window.
+    """
+    if not torch.compiler.is_compiling():
+        return functional.adaptive_max_pool2d(images, sides)
+    for dim, parts in zip((2, 3), sides, strict=True):
+        side = images.shape[dim]
+        bounds = [(k * side // parts, -(-(k + 1) * side // parts)) for k in range(parts)]
+        windows = [images.narrow(dim, first, end - first).amax(dim) for first, end in bounds]
+        images = torch.stack(windows, dim)
+    return images
 
 
 class _Stage(nn.Module):
     """A convolution, a pooling that halves each side, and two residual blocks."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, spectral: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(outputs, outputs, 3, padding=1) for _ in range(2))
-            for _ in range(2)
+            nn.ModuleList(_residual(outputs, spectral) for _ in range(2)) for _ in range(2)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -128,3 +167,9 @@ class _Stage(nn.Module):
                 inner = layer(functional.relu(inner))
             hidden = hidden + inner
         return hidden
+
+
+def _residual(channels: int, spectral: bool) -> nn.Conv2d:
+    if spectral:
+        return SpectralConv2d(channels, channels)
+    return nn.Conv2d(channels, channels, 3, padding=1)

@@ -11,10 +11,12 @@ from torch.nn import functional
 
 from pdqn.config import NetworkConfig, resolved
 from pdqn.networks.encoders import Convolutions, FlatFields, ImpalaResNet, NatureCNN
+from pdqn.networks.hadamax import Hadamax
 from pdqn.networks.heads import Head, categorical_support, dense, expected
-from pdqn.networks.images import NATURE_SIDE_MIN, Image, images
+from pdqn.networks.images import Image, images
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.scaling import RunningScale
+from pdqn.networks.sizes import is_small
 from pdqn.specs import UNSEEN, EnvironmentSpec
 
 
@@ -24,6 +26,8 @@ class FusedNetwork(QNetwork):
     Without images it is a multilayer perceptron. The configuration may make the dense layers and
     the head noisy, but never the convolutions.
     """
+
+    last_layer = ("head",)
 
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         """Build the network for an environment; kind, hidden, layers and channels are resolved."""
@@ -43,6 +47,8 @@ class FusedNetwork(QNetwork):
         self.norms = nn.ModuleList(
             nn.LayerNorm(size) if config.layer_norm else nn.Identity() for size in sizes[1:]
         )
+        gated = config.kind in ("hadamax", "hadamax_small")
+        self._activation = functional.gelu if gated else functional.relu
         self.head = Head(sizes[-1], spec.num_actions, config)
         self.support = categorical_support(config)
 
@@ -72,14 +78,17 @@ class FusedNetwork(QNetwork):
         parts += rest if self.scaling is None else [self.scaling(values) for values in rest]
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         for layer, norm in zip(self.trunk, self.norms, strict=True):
-            hidden = functional.relu(norm(layer(hidden)))
+            hidden = self._activation(norm(layer(hidden)))
         return hidden
 
 
-def _encoder(image: Image, config: NetworkConfig) -> Convolutions | NatureCNN | ImpalaResNet:
-    channels = resolved(config.channels)
-    if config.kind == "impala":
-        return ImpalaResNet(image, channels)
-    if config.kind == "nature" and image.side >= NATURE_SIDE_MIN:
-        return NatureCNN(image, channels)
-    return Convolutions(image, channels)
+def _encoder(
+    image: Image, config: NetworkConfig
+) -> Convolutions | NatureCNN | ImpalaResNet | Hadamax:
+    channels, small = resolved(config.channels), is_small(image, config.kind)
+    if config.kind in ("impala", "impala_spectral"):
+        return ImpalaResNet(image, channels, spectral=config.kind == "impala_spectral")
+    if config.kind in ("hadamax", "hadamax_small"):
+        return Hadamax(image, channels, small=small)
+    encoder = Convolutions if small else NatureCNN
+    return encoder(image, channels, normalised=config.layer_norm_convolutions)

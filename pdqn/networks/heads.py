@@ -68,13 +68,19 @@ def outputs_per_action(config: NetworkConfig) -> int:
 
 
 def categorical_support(config: NetworkConfig) -> Tensor | None:
-    """List the returns that atoms represent (Bellemare et al. 2017, sec. 4), float32[atoms].
+    """List the returns that atoms represent, float32[atoms].
 
-    Returns None without a categorical distribution.
+    Those of a categorical distribution include the least and the largest return (Bellemare et al.
+    2017, sec. 4). Those of HL-Gauss are the centres of bins between the two (Farebrother et al.
+    2024, sec. 3). Returns None where outputs are not logits.
     """
-    if config.distribution != "categorical":
-        return None
-    return torch.linspace(config.value_min, config.value_max, config.atoms)
+    least, largest, atoms = config.value_min, config.value_max, config.atoms
+    if config.distribution == "categorical":
+        return torch.linspace(least, largest, atoms)
+    if config.distribution == "hl_gauss":
+        half = (largest - least) / (2 * atoms)
+        return torch.linspace(least + half, largest - half, atoms)
+    return None
 
 
 def expected(distribution: Tensor, support: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,11 +15,14 @@ class QNetwork(nn.Module):
     or bootstrap apply the masks; networks do not.
 
     Attributes:
-        support: float32[atoms], returns that the atoms of a categorical distribution represent;
-            None for other networks. It is a buffer, so it follows the network to its device.
+        support: float32[atoms], returns that atoms represent whose outputs are logits (categorical,
+            hl_gauss); None for other networks. It is a buffer, so it follows the network to its
+            device.
+        last_layer: names of the submodules that are its last layer; () if they are not known.
     """
 
     support: Tensor | None
+    last_layer: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class QNetwork(nn.Module):
     def distribution(self, *prepared: Tensor) -> Tensor:
         """Compute the distribution of the returns, float[batch, num_actions, atoms].
 
-        These are logits of the atoms for a categorical distribution, and values of the quantiles
-        for quantile regression (``network.distribution``).
+        These are logits of the atoms for a categorical distribution and HL-Gauss, and values of the
+        quantiles for quantile regression (``network.distribution``).
         """
         raise NotImplementedError

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pdqn.config import NetworkConfig, resolved
 from pdqn.networks.interface import QNetwork
+from pdqn.networks.products import dense
 from pdqn.networks.qmap_inputs import (
     PARTS,
     PLANES,
@@ -101,19 +102,10 @@ class QMap(QNetwork):
             actions: int64[batch].
             prepared: the result of ``prepare``.
         """
-        inputs = MapInputs(*prepared)
-        learned = self.learned(inputs)
-        size = math.isqrt(inputs.maps.shape[1])
-        interpolation = self._interpolation(size)
-        rows, columns = interpolation[actions // size], interpolation[actions % size]
-        weights = (rows[:, :, None] * columns[:, None, :]).flatten(1)
-        planes = (inputs.maps, inputs.rewards, inputs.valid)
-        here = torch.cat([plane.gather(1, actions[:, None]) for plane in planes], dim=1)
-        advantage = (weights * learned.advantage).sum(1) + (here * learned.direct).sum(1)
-        return here[:, 1] / REWARD_SCALE + inputs.heaviest * (learned.common + advantage)
+        return self.chosen_each(actions[:, None], *prepared)[:, 0]
 
     def chosen_each(self, actions: Tensor, *prepared: Tensor) -> Tensor:
-        """Compute the values of k actions each, [batch, k].
+        """Compute the values of k actions each, [batch, k], without those of all others.
 
         Args:
             actions: int64[batch, k].
@@ -121,7 +113,11 @@ class QMap(QNetwork):
         """
         inputs = MapInputs(*prepared)
         learned = self.learned(inputs)
-        advantage = self.cells(learned).flatten(1).gather(1, actions)
+        size = math.isqrt(inputs.maps.shape[1])
+        interpolation = self._interpolation(size)
+        rows, columns = interpolation[actions // size], interpolation[actions % size]
+        blocks = learned.advantage.unflatten(1, (interpolation.shape[1], -1))
+        advantage = ((rows @ blocks) * columns).sum(2)
         planes = (inputs.maps, inputs.rewards, inputs.valid)
         here = [plane.gather(1, actions) for plane in planes]
         for values, weight in zip(here, learned.direct.unbind(dim=1), strict=True):
@@ -178,7 +174,8 @@ class QMap(QNetwork):
     def _on_blocks(self, layer: nn.Conv2d, blocks: Tensor) -> Tensor:
         """Apply a convolution whose stride is its size: a dense layer for each block."""
         count = math.isqrt(blocks.shape[1])
-        result = functional.linear(blocks, layer.weight.flatten(1), layer.bias)
+        assert layer.bias is not None, "all of them are made with one"
+        result = dense(blocks, layer.weight.flatten(1), layer.bias)
         # The channels are last in memory, as the convolutions after this one want them.
         return result.view(len(blocks), count, count, -1).permute(0, 3, 1, 2)
 

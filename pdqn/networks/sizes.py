@@ -7,12 +7,37 @@ A plan needs these before anything is built. Importing torch takes longer than e
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from pdqn.config import NetworkConfig
 from pdqn.errors import UsageError
-from pdqn.networks.images import IMAGE_SIDE_MIN, NATURE_SIDE_MIN, images, place_images
+from pdqn.networks.images import IMAGE_SIDE_MIN, NATURE_SIDE_MIN, Image, images, place_images
 from pdqn.specs import ACTION_MASK, EnvironmentSpec
 
+
+class HadamaxBlock(NamedTuple):
+    """A block of a Hadamax encoder.
+
+    Attributes:
+        side: of its convolutions.
+        pool: side of its pooling.
+        stride: of its pooling.
+        padded: whether its convolutions keep the image's size.
+    """
+
+    side: int
+    pool: int
+    stride: int
+    padded: bool
+
+
+# Those of Kooi et al. (2025). Boards have one convolution as Young and Tian's (2019), pooled.
+HADAMAX_BLOCKS = (
+    HadamaxBlock(8, 4, 4, padded=True),
+    HadamaxBlock(4, 2, 2, padded=True),
+    HadamaxBlock(3, 3, 1, padded=True),
+)
+HADAMAX_SMALL_BLOCKS = (HadamaxBlock(3, 2, 2, padded=False),)
 QMAP_FIELDS = frozenset({"map", "radius", "radii", "placed", "progress", ACTION_MASK})
 # Map sizes are multiples of the larger block. Large maps have large discs, so coarse blocks
 # suffice.
@@ -20,6 +45,19 @@ _SMALL_BLOCK, _LARGE_BLOCK, _LARGE_MAP = 4, 8, 128
 # From this shorter side on, a block of the dilated convolutions is two or four pixels a side. A few
 # convolutions then see about as large a part of the image, in a fraction of the time.
 _BLOCK_SIDES = ((64, 4), (32, 2), (0, 1))
+# Side of the features of each channel (Clark et al. 2024), where the image has as many.
+IMPALA_POOLED_SIDE = 6
+# The shortest side of an image that a kind takes.
+_LEAST_SIDES = {
+    "conv": IMAGE_SIDE_MIN,
+    "impala": IMAGE_SIDE_MIN,
+    "impala_spectral": IMAGE_SIDE_MIN,
+    "hadamax_small": IMAGE_SIDE_MIN,
+    "hadamax": NATURE_SIDE_MIN,
+    "nature": NATURE_SIDE_MIN,
+}
+# Those whose convolutions are never normalised over their channels.
+NOT_NORMALISED = frozenset({"impala", "impala_spectral", "spatial", "qmap"})
 # Default sizes of each kind, None for sizes that it does not have. Those of the MLP are customary;
 # the others are from the papers.
 _SIZES: dict[str, dict[str, int | None]] = {
@@ -27,6 +65,9 @@ _SIZES: dict[str, dict[str, int | None]] = {
     "conv": {"hidden": 128, "layers": 1, "channels": 16},
     "nature": {"hidden": 512, "layers": 1, "channels": 32},
     "impala": {"hidden": 256, "layers": 1, "channels": 16},
+    "impala_spectral": {"hidden": 512, "layers": 1, "channels": 32},
+    "hadamax": {"hidden": 512, "layers": 1, "channels": 32},
+    "hadamax_small": {"hidden": 128, "layers": 1, "channels": 16},
     "spatial": {"hidden": 128, "layers": 4, "channels": 32},
     "qmap": {"hidden": None, "layers": None, "channels": 24},
 }
@@ -65,10 +106,16 @@ def check_network(spec: EnvironmentSpec, sized: NetworkConfig) -> None:
     Raises:
         UsageError: with the setting, its value, and what is accepted.
     """
-    if sized.distribution == "categorical" and sized.value_min >= sized.value_max:
+    bounded = sized.distribution in ("categorical", "hl_gauss")
+    if bounded and sized.value_min >= sized.value_max:
         raise UsageError(
             f"network.value_min = {sized.value_min:g} and value_max = {sized.value_max:g}: the "
             "first atom must lie below the last"
+        )
+    if sized.layer_norm_convolutions and sized.kind in NOT_NORMALISED:
+        raise UsageError(
+            f"network.layer_norm_convolutions = true: a network of kind {sized.kind} has no such "
+            "layers; use false, or network.kind = conv or nature"
         )
     _check_axis(spec, sized)
     _check_normalize(spec, sized)
@@ -84,6 +131,23 @@ def qmap_block(size: int) -> int:
 def spatial_block(side: int) -> int:
     """Return the side of a spatial network's blocks, in pixels, by the image's shorter side."""
     return next(block for least, block in _BLOCK_SIDES if side >= least)
+
+
+def hadamax_sides(image: Image, blocks: tuple[HadamaxBlock, ...]) -> list[int]:
+    """Return the height and width of a Hadamax encoder's features.
+
+    Each pooling divides both by its stride and rounds up.
+    """
+    sides = [image.height, image.width]
+    for block in blocks:
+        lost = 0 if block.padded else block.side - 1
+        sides = [-(-(side - lost) // block.stride) for side in sides]
+    return sides
+
+
+def is_small(image: Image, kind: str) -> bool:
+    """Return whether a network of this kind encodes an image as a board, with few layers."""
+    return image.side < NATURE_SIDE_MIN or kind in ("conv", "hadamax_small")
 
 
 def field_shape(spec: EnvironmentSpec, name: str) -> tuple[int, ...]:
@@ -113,7 +177,7 @@ def _kind(spec: EnvironmentSpec, config: NetworkConfig) -> str:
             f"network.kind = spatial needs images with a pixel for each of {spec.num_actions} "
             f"actions; {spec.id} has {_shapes(spec)}: use auto"
         )
-    least = {"conv": 8, "impala": 8, "nature": NATURE_SIDE_MIN}.get(config.kind)
+    least = _LEAST_SIDES.get(config.kind)
     if least is not None and max(sides, default=0) < least:
         raise UsageError(
             f"network.kind = {config.kind} needs an image of at least {least} x {least}; {spec.id} "

@@ -40,6 +40,8 @@ class SpatialNetwork(QNetwork):
     configuration may make the dense layers noisy or normalised, but never the convolutions.
     """
 
+    last_layer = ("advantage", "value")
+
     def __init__(self, spec: EnvironmentSpec, config: NetworkConfig) -> None:
         """Build the network for an environment; channels, hidden and layers are resolved."""
         super().__init__()
