@@ -109,9 +109,10 @@ def _prepare(cores: frozenset[int] | None) -> None:
 
 
 def is_complete(run_dir: Path) -> bool:
-    """Return whether a run came to its limit, and has nothing left to do."""
+    """Return whether a run came to its limit or its goal, and has nothing left to do."""
     summary = read_json(run_dir / SUMMARY)
-    return summary.get("exit_reason") in ("time", "steps", "episodes") and not summary.get("error")
+    ended = summary.get("exit_reason") not in (None, "interrupted", "failed")
+    return ended and not summary.get("error")
 
 
 def shares_of(cores: Sequence[int], parallel: int) -> list[frozenset[int]]:
