@@ -23,6 +23,9 @@ EXIT_INTERRUPTED = 130
 _FORWARD_SECONDS = 0.3
 _TURN_SECONDS = 0.1
 _PARENT_DIES = 1  # PR_SET_PDEATHSIG, from linux/prctl.h
+_LIBC = ctypes.CDLL(
+    None
+)  # loaded before a fork, in which another thread may hold the loader's lock
 
 
 class Member:
@@ -105,7 +108,7 @@ def _prepare(cores: frozenset[int] | None) -> None:
     """Confine the process to its cores, and have it end in order if the study is killed."""
     if cores is not None:
         os.sched_setaffinity(0, cores)
-    ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
+    _LIBC.prctl(_PARENT_DIES, signal.SIGTERM)
 
 
 def is_complete(run_dir: Path) -> bool:
