@@ -24,6 +24,12 @@ def epsilon_ladder(num: int, base: float = 0.4, alpha: float = 7.0) -> NDArray[n
     return base ** (1.0 + alpha * position)
 
 
+def epsilon_at(actor: ActorConfig, learner_steps: int) -> float:
+    """Return the epsilon of all environments, where it decays, at a learner step."""
+    steps = actor.epsilon_decay_steps
+    return linear(actor.epsilon_first, actor.epsilon_final, steps, learner_steps)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A policy's choice for a batch.
@@ -114,7 +120,7 @@ def _explored(
 
 
 def _may(values: NDArray[np.float32], actions: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell of one action for each row whether it is valid; other numbers are not."""
+    """Tell of one action for each row whether it exists and is valid."""
     exists = (actions >= 0) & (actions < values.shape[1])
     of_row = values[np.arange(len(values)), np.where(exists, actions, 0)]
     return exists & (of_row != -np.inf)
