@@ -119,7 +119,7 @@ def test_the_plan_fits_the_cores(
 
 def test_every_auto_setting_is_filled_in() -> None:
     # What is left goes without: limits, and a decay over the whole run.
-    limits = {"episodes", "steps", "time_seconds", "learning_rate_decay_steps"}
+    limits = {"episodes", "steps", "time_seconds", "stop_at", "learning_rate_decay_steps"}
     for spec in (PLACEMENT, ATARI, CART_POLE):
         sized = plan(machine(), Config(), spec)
         network = dataclasses.asdict(network_sizes(spec, NetworkConfig()))
