@@ -2,12 +2,11 @@
 
     python -m benchmarks.pqn --env MinAtar/Breakout-v1 --seed 1 --seconds 900
 
-From Gallici et al. 2025, "Simplifying Deep Temporal Difference Learning": algorithm 1, and the
-settings of appendix E for MinAtar. There are 128 environments, segments of 32 steps, Q(lambda)
-returns with lambda 0.65, and two epochs over each segment. The network is that of MinAtar's authors
-with layer norm, without a target network, and the optimizer RAdam. Epsilon falls from 1 to 0.05 in
-the first tenth of the training, and the step size to 0 over all of it. Batches have 256
-transitions.
+This is algorithm 1 of Gallici et al. 2025, "Simplifying Deep Temporal Difference Learning", with
+their settings for MinAtar. There are 128 environments, segments of 32 steps, Q(lambda) returns with
+lambda 0.65, and two epochs over each segment. The network is that of MinAtar's authors with layer
+norm, trained by RAdam without a target network. Epsilon falls from 1 to 0.05 in the first tenth of
+the training, and the step size to 0 over all of it. Batches have 256 transitions.
 
 It needs a Python with ``torch`` and ``minatar``, but nothing of this project except this folder. It
 prints lines of JSON, as the scripts of stable-baselines3 do.
@@ -149,7 +148,9 @@ class Training:
         torch.manual_seed(chosen.seed)
         self._rng = np.random.default_rng(chosen.seed)
         self._held_out = make(chosen.env)
-        self._shape = tuple(map(int, self._held_out.observation_space.shape or ()))
+        shape = self._held_out.observation_space.shape
+        assert shape is not None
+        self._shape = shape
         actions: Any = self._held_out.action_space
         self.network = Network(self._shape[-1], int(actions.n))
         self._optimizer = torch.optim.RAdam(self.network.parameters(), lr=STEP_SIZE)

@@ -85,7 +85,7 @@ class Learner:
         self.progress = 0.0
         self._objective = Objective(config, self.online, self.target)
         self._bfloat16 = config.learner.precision == "bfloat16"
-        self._noisy = config.network.noisy
+        self._noisy, self._normalizes = config.network.noisy, config.network.normalize
         self._noise = torch.Generator().manual_seed(seeds.torch_seed(config.run.seed, "noise"))
         self.micro_batch_size = config.learner.micro_batch_size or config.learner.batch_size
         self.out_of_memory = 0
@@ -169,6 +169,8 @@ class Learner:
             resample_noise(self.online, self._noise)
             if self.target is not self.online:
                 resample_noise(self.target, self._noise)
+        if self._normalizes:
+            self._observe(batch)
         figures, rows = self._accumulate(batch)
         norm = self._optimizer.clip(self._config.gradient_clip_norm)
         meanwhile()
@@ -180,6 +182,13 @@ class Learner:
         result = _result(priorities, losses, loss, q_mean, gradient_norm)
         self._finish(result)
         return result
+
+    def _observe(self, batch: TensorBatch) -> None:
+        """Take a batch into the statistics of both networks, which agree at every step."""
+        observation = batch.to(self.device).observation
+        self.online.observe(*self.online.prepare(observation))
+        for ours, theirs in zip(self.online.buffers(), self.target.buffers(), strict=True):
+            theirs.copy_(ours)
 
     def _step_on_arrays(self, arrays: ArrayStep, batch: TensorBatch) -> StepResult:
         """Take the same step without autograd."""

@@ -355,6 +355,9 @@ class NetworkConfig:
     )
     dueling: bool = setting(True, "separate value and advantage streams")
     layer_norm: bool = setting(False, "normalise hidden layers, which steadies large step sizes")
+    normalize: bool = setting(
+        False, "observed numbers less their running mean, over their running standard deviation"
+    )
     layer_norm_convolutions: bool = setting(
         False, "normalise the channels of every pixel after a convolution (conv, nature)"
     )

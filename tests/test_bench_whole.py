@@ -84,7 +84,9 @@ CALIBRATION = Calibration(
 
 
 def planned(cores: int = 2) -> Config:
-    return plan(machine(cores), configured(run={"mode": "parallel"}), CART_POLE).config
+    return plan(
+        machine(cores), configured(run={"mode": "parallel"}, actor={"count": 1}), CART_POLE
+    ).config
 
 
 # ---- from pieces to costs ----

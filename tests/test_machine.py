@@ -119,7 +119,7 @@ def test_the_plan_fits_the_cores(
 
 def test_every_auto_setting_is_filled_in() -> None:
     # What is left goes without: limits, and a decay over the whole run.
-    limits = {"episodes", "steps", "time_seconds", "learning_rate_decay_steps"}
+    limits = {"episodes", "steps", "time_seconds", "stop_at", "learning_rate_decay_steps"}
     for spec in (PLACEMENT, ATARI, CART_POLE):
         sized = plan(machine(), Config(), spec)
         network = dataclasses.asdict(network_sizes(spec, NetworkConfig()))
@@ -191,6 +191,18 @@ def test_lambda_returns_have_segments_of_their_own_and_batches_by_the_number_of_
     assert (sized().segment_length, sized().batch_transitions) == (32, 64)
     many = sized(envs_per_actor=128)
     assert (many.segment_length, many.batch_transitions) == (32, 512)
+    replay = {
+        "all": plan(machine(), configured(actor={"returns": "lambda"}), CART_POLE),
+        "aged": plan(
+            machine(), configured(actor={"returns": "lambda"}, replay={"max_age": 9}), CART_POLE
+        ),
+        "many": plan(
+            machine(), configured(actor={"returns": "lambda", "envs_per_actor": 128}), CART_POLE
+        ),
+    }
+    assert replay["all"].config.actor.count == 15
+    capacities = {name: sized.config.replay.capacity for name, sized in replay.items()}
+    assert capacities == {"all": 8192, "aged": 1_000_000, "many": 122_000}  # 2 x 15 x 128 x 32
     # Of deep stacks, frames are repeated in front of each segment.
     assert sized(CART_POLE.stacked(17)).segment_length == 64
     assert sized(segment_length=8).segment_length == 8

@@ -108,3 +108,12 @@ def test_a_size_that_is_given_counts():
         for hidden in (8, 64)
     )
     assert small < large
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vector", "mlp"), ("grid", "conv"), ("both", "auto")])
+def test_the_statistics_of_plain_numbers_count(name: str, kind: str):
+    spec = SPECS[name]
+    config = network_sizes(spec, NetworkConfig(kind=kind, normalize=True))
+    assert parameter_bytes(spec, config) == built_bytes(spec, config)
+    plain = dataclasses.replace(config, normalize=False)
+    assert parameter_bytes(spec, config) > parameter_bytes(spec, plain)

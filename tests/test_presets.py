@@ -74,9 +74,10 @@ def test_the_preset_for_placement_is_what_its_figures_were_measured_with_but_for
     sets = [value for option, value in pairs if option == "--set"]
     measured = build(("case", from_assignments(sets)))
     wanted = preset("placement")
-    # Two samples an insert and a number of decay steps fitted the machine of these figures.
+    # Other sizes and a number of decay steps fitted the machine of these figures.
     paced = {
-        "replay": {"samples_per_insert": 2.0},
+        "actor": {"envs_per_actor": 16},
+        "replay": {"samples_per_insert": 0.6},
         "learner": {"learning_rate_decay_steps": "auto"},
     }
     measured = build(("measured", measured.to_map()), ("pace", paced))

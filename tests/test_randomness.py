@@ -17,6 +17,7 @@ from actors.environments import randomness
 from actors.environments.describe import describe_environment
 from pdqn.layers import build
 from pdqn.messages import Welcome
+from pdqn.telemetry import Telemetry
 
 
 def drawn() -> list[float]:
@@ -71,7 +72,7 @@ class Stopped:
     """Everything that a role talks to; the run ends before the role's first step."""
 
     stopping, parameter_version = True, 0
-    telemetry: Any = None
+    telemetry: Any = Telemetry()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None

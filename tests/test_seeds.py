@@ -86,7 +86,7 @@ def test_a_run_is_complete_when_it_came_to_its_limit(tmp_path: Path):
     assert not is_complete(run)
     for reason, error, complete in (
         ("time", None, True), ("steps", None, True), ("interrupted", None, False),
-        ("failed", "no actor", False), ("time", "not saved", False),
+        ("stop_at", None, True), ("failed", "no actor", False), ("time", "not saved", False),
     ):  # fmt: skip
         ended(run, exit_reason=reason, error=error)
         assert is_complete(run) is complete

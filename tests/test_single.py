@@ -570,6 +570,7 @@ def test_a_run_whose_learner_could_not_save_fails_unless_its_newest_parameters_w
     is_rescued = rescued == 85
     session = session_of(config_of({"env": "CartPole-v1"}), tmp_path)
     session.metrics.ingest(MemberKey("learner", 0, 0), Report({}, {"learner_steps": 90.0}), 1.0)
+    session.metrics.ingest(MemberKey("actor", 0, 0), Report({"environment_steps": 9}, {}), 1.0)
     session.rescue = lambda: rescued
     assert session.conclude("steps", Roster.of([])) == (0 if is_rescued else 1)
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -142,13 +142,7 @@ class VectorEnvironment:
         self._record = FailureRecord(failures_allowed)  # for a native batch
         self._rests = rests
         self._backoff = Backoff(pause)
-        # What is a bool is 0 or 1; a mask must also admit an action.
-        self._checked = [
-            field
-            for field in spec.fields
-            if field.categories
-            or (field.binary and (field.dtype != "bool" or field.name == ACTION_MASK))
-        ]
+        self._checked = [field for field in spec.fields if _must_be_checked(field)]
         self._seeds = [0] * num_envs
         self._infos: Mapping[str, Any] = {}
         self._finite = FiniteCheck(spec, largest_reward)
@@ -489,6 +483,13 @@ def _headline(
     if name is None or not ended.any():
         return np.full(len(ended), np.nan)
     return np.where(ended, headlines(infos.get("final_info", {}), name, len(ended)), np.nan)
+
+
+def _must_be_checked(field: FieldSpec) -> bool:
+    """Tell whether values of a field's dtype may be none of its space."""
+    if field.name == ACTION_MASK:
+        return True  # some action must be valid
+    return bool(field.categories) or (field.binary and field.dtype != "bool")
 
 
 def _check(observation: Observation, fields: Sequence[FieldSpec], *, ended: bool = False) -> None:

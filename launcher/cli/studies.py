@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -97,7 +98,10 @@ def _launch_seeds(text: str, parallel: int, given: dict[str, Any], interrupts: I
     env = configuration_of(given).run.env
     options = without_options(sys.argv[2:], _NOT_SHARED)
     directory, console = given["run_dir"], given["console"]
-    return run_seeds(Seeds(seeds, tuple(options), directory, env, console, parallel), interrupts)
+    study = Seeds(seeds, tuple(options), directory, env, console, parallel)
+    shown = status_line.showing("starts the runs") if parallel > 1 else contextlib.nullcontext()
+    with shown:
+        return run_seeds(study, interrupts)
 
 
 def without_options(arguments: Sequence[str], names: Collection[str]) -> list[str]:

@@ -20,7 +20,7 @@ from launcher.plan.machine import (
     open_files_error,
 )
 from launcher.plan.memory import GB, LAUNCHER_BYTES, MB, REPLAY_BYTES, Estimates, window_for
-from launcher.plan.storage import COMPRESSED_HEADROOM, STORES, Storage, Store
+from launcher.plan.storage import COMPRESSED_HEADROOM, STORES, Storage, Store, wanted_capacity
 from launcher.prediction.model import PARALLEL_SHARE, actors_for, threads_worth
 from pdqn.config import ActorConfig, Config, memory_bytes, resolved
 from pdqn.errors import UsageError
@@ -174,7 +174,7 @@ def measures_frames(
     if spec.observation_bytes <= LARGE_OBSERVATION_BYTES or store == "dense":
         return False
     draft, *_ = _without_buffer(machine, config, spec, (), parameter_bytes)
-    wanted = config.replay.capacity or CAPACITY_MAX[draft.scale]
+    wanted = wanted_capacity(draft.config, CAPACITY_MAX[draft.scale])
     needed = Storage(spec, config.replay.shards).bytes_of("dense", wanted)
     return store == "compressed" or needed > _budget(draft)
 
@@ -551,7 +551,7 @@ def _plan_buffer(draft: _Draft, measured: float | None) -> None:
             f"replay joins from another host, and is sized for this one's {size(budget)}: set "
             "replay.memory to what that host has"
         )
-    wanted = config.replay.capacity or CAPACITY_MAX[draft.scale]
+    wanted = wanted_capacity(draft.config, CAPACITY_MAX[draft.scale])
     store = config.replay.store
     if store == "auto":
         store = _fitting_store(storage, wanted, budget)

@@ -6,6 +6,7 @@ import bisect
 from dataclasses import dataclass
 from typing import Literal
 
+from pdqn.config import Config, resolved
 from pdqn.specs import EnvironmentSpec
 from replay.sizes import compressed_bytes, dense_bytes
 
@@ -15,6 +16,8 @@ STORES: tuple[Store, ...] = ("dense", "compressed")
 # bytes than were measured, and gives the buffer up to twice as many where memory has room.
 COMPRESSED_SAFETY, COMPRESSED_HEADROOM = 1.25, 2
 CAPACITY_LIMIT = 10**10  # no machine has memory for more
+# Lambda returns grow old: the buffer has what all environments record in two segments' time.
+FRESH_SEGMENTS, FRESH_CAPACITY_MIN = 2, 8192
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,20 @@ class Storage:
         """Choose the store that holds more; on a tie dense, which costs no time to compress."""
         dense, compressed = (self.largest(store, room_bytes) for store in STORES)
         return "dense" if dense >= compressed else "compressed"
+
+
+def wanted_capacity(config: Config, most: int) -> int:
+    """Return the transitions that the buffers should hold, if memory has room for them.
+
+    Args:
+        config: the run's, with the sizes of its actors.
+        most: transitions that are enough for returns that do not grow old.
+    """
+    actor, replay = config.actor, config.replay
+    if replay.capacity is not None:
+        return replay.capacity
+    if actor.returns != "lambda" or replay.max_age:
+        return most
+    environments = max(1, actor.count or 0) * resolved(actor.envs_per_actor)
+    together = FRESH_SEGMENTS * environments * resolved(actor.segment_length)
+    return min(most, max(FRESH_CAPACITY_MIN, together))

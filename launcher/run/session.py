@@ -81,27 +81,24 @@ class Session:
         self._steps_before = self.metrics.learner_steps()
         self.console = console
         self.controls: Mapping[str, Callable[[], object]] = {}
-        self.stage, self.waiting_for = "starting", ""
-        self.insecure = insecure
+        self.stage, self.waiting_for, self.insecure = "starting", "", insecure
         self.failure: str | None = None
         self.restarts = self.state.restarts
         self._first_error: str | None = None
         self._shown_once, self._traced = set(_SHOWN_ONCE), False
-        self._evaluation_note = ""
         self._not_saved: dict[str, str] = {}  # the last such note of each role
         self.records = Records(run_dir, config, make_sinks(config, run_dir.path, self.say))
         self.state.sessions += 1
         self._session_started = self._waits = time.monotonic()
         self._started = self._session_started - self.state.elapsed_seconds
+        event = self.records.event
         self._first_steps = FirstSteps(
             self.metrics,
-            lambda name: self.records.event(
-                "first_step", text=name, seconds=round(self.session_seconds, 3)
-            ),
+            lambda name: event("first_step", text=name, seconds=round(self.session_seconds, 3)),
         )
         self._next_tick = self._next_line = self._next_console = self._next_watched = 0.0
         self._messages: deque[tuple[float, str]] = deque(maxlen=_MOST_MESSAGES)
-        self._said = 0
+        self._said, self._evaluation_note = 0, ""
 
     @property
     def elapsed_seconds(self) -> float:

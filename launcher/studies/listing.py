@@ -170,7 +170,7 @@ def _listed(
         differs,
         seconds,
         steps or 0.0,
-        1.0 if told.get("exit_reason") in ("time", "steps", "episodes")
+        1.0 if told.get("exit_reason") not in (None, "interrupted", "failed")
         else _number(snapshot.get("progress")),
         *_score(told, snapshot),
     )  # fmt: skip

@@ -23,6 +23,9 @@ EXIT_INTERRUPTED = 130
 _FORWARD_SECONDS = 0.3
 _TURN_SECONDS = 0.1
 _PARENT_DIES = 1  # PR_SET_PDEATHSIG, from linux/prctl.h
+_LIBC = ctypes.CDLL(
+    None
+)  # loaded before a fork, in which another thread may hold the loader's lock
 
 
 class Member:
@@ -105,13 +108,14 @@ def _prepare(cores: frozenset[int] | None) -> None:
     """Confine the process to its cores, and have it end in order if the study is killed."""
     if cores is not None:
         os.sched_setaffinity(0, cores)
-    ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGTERM)
+    _LIBC.prctl(_PARENT_DIES, signal.SIGTERM)
 
 
 def is_complete(run_dir: Path) -> bool:
-    """Return whether a run came to its limit, and has nothing left to do."""
+    """Return whether a run came to its limit or its goal, and has nothing left to do."""
     summary = read_json(run_dir / SUMMARY)
-    return summary.get("exit_reason") in ("time", "steps", "episodes") and not summary.get("error")
+    ended = summary.get("exit_reason") not in (None, "interrupted", "failed")
+    return ended and not summary.get("error")
 
 
 def shares_of(cores: Sequence[int], parallel: int) -> list[frozenset[int]]:

@@ -367,9 +367,11 @@ def has_arrays(network: QNetwork) -> TypeGuard[FusedNetwork]:
     """Return whether ``ArrayNetwork`` can compute this network.
 
     It can if there are only dense layers without noise and single convolutions, in single precision
-    and on the CPU.
+    and on the CPU. Nothing may be normalised.
     """
     if type(network) is not FusedNetwork or len(_encoders(network)) < len(network.encoders):
+        return False
+    if network.scaling is not None:
         return False
     dense = [*network.trunk, network.head.advantage]
     plain = all(type(layer) is nn.Linear for layer in dense)

@@ -58,7 +58,9 @@ def _fused(spec: EnvironmentSpec, config: NetworkConfig) -> int:
     sizes = [features, *[resolved(config.hidden)] * resolved(config.layers)]
     trunk = sum(_dense(a, b, config) for a, b in itertools.pairwise(sizes))
     norms = 2 * sum(sizes[1:]) if config.layer_norm else 0
-    return sum(count for count, _ in encoders) + trunk + norms + _head(sizes[-1], spec, config)
+    scaling = 2 * _values_beside(seen, spec) + 1 if config.normalize else 0
+    head = _head(sizes[-1], spec, config)
+    return sum(count for count, _ in encoders) + trunk + norms + scaling + head
 
 
 def _head(features: int, spec: EnvironmentSpec, config: NetworkConfig) -> int:

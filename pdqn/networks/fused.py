@@ -15,6 +15,7 @@ from pdqn.networks.hadamax import Hadamax
 from pdqn.networks.heads import Head, categorical_support, dense, expected
 from pdqn.networks.images import Image, images
 from pdqn.networks.interface import QNetwork
+from pdqn.networks.scaling import RunningScale
 from pdqn.networks.sizes import is_small
 from pdqn.specs import UNSEEN, EnvironmentSpec
 
@@ -35,6 +36,7 @@ class FusedNetwork(QNetwork):
         seen = {image.field.name for image in self._images} | UNSEEN
         rest = [field for field in spec.fields if field.name not in seen]
         self._flat = FlatFields(rest, config)
+        self.scaling = RunningScale(self._flat.size) if config.normalize else None
         encoders = [_encoder(image, config) for image in self._images]
         self.encoders = nn.ModuleList(encoders)
         inputs = self._flat.size + sum(encoder.features for encoder in encoders)
@@ -56,6 +58,11 @@ class FusedNetwork(QNetwork):
         rest = [self._flat.prepare(observation)] if self._flat.size else []
         return (*pictures, *rest)
 
+    def observe(self, *prepared: Tensor) -> None:
+        """Take a batch of the learner into the statistics of plain numbers."""
+        if self.scaling is not None:
+            self.scaling.observe(prepared[-1])
+
     def forward(self, *prepared: Tensor) -> Tensor:
         """Compute expected returns, float[batch, num_actions]."""
         return expected(self.distribution(*prepared), self.support)
@@ -67,7 +74,8 @@ class FusedNetwork(QNetwork):
     def _features(self, *prepared: Tensor) -> Tensor:
         count = len(self._images)
         parts = [e(images) for e, images in zip(self.encoders, prepared[:count], strict=True)]
-        parts += prepared[count:]
+        rest = prepared[count:]
+        parts += rest if self.scaling is None else [self.scaling(values) for values in rest]
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         for layer, norm in zip(self.trunk, self.norms, strict=True):
             hidden = self._activation(norm(layer(hidden)))

@@ -37,6 +37,16 @@ class QNetwork(nn.Module):
         """
         raise NotImplementedError
 
+    def observe(self, *prepared: Tensor) -> None:
+        """Take a batch of the learner into what the network keeps of its inputs; nothing here.
+
+        Only the learner's network is asked to, and only with ``network.normalize``. What it keeps
+        has to be in buffers.
+
+        Args:
+            prepared: the result of ``prepare``.
+        """
+
     def forward(self, *prepared: Tensor) -> Tensor:
         """Compute the actions' expected returns, float[batch, num_actions]."""
         raise NotImplementedError

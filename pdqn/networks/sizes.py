@@ -118,6 +118,7 @@ def check_network(spec: EnvironmentSpec, sized: NetworkConfig) -> None:
             "layers; use false, or network.kind = conv or nature"
         )
     _check_axis(spec, sized)
+    _check_normalize(spec, sized)
     if sized.kind == "qmap":
         _check_qmap(spec, sized)
 
@@ -198,6 +199,22 @@ def _check_axis(spec: EnvironmentSpec, config: NetworkConfig) -> None:
             f"network.channels_axis = {config.channels_axis}: with it, {spec.id} has no image of "
             f"at least {IMAGE_SIDE_MIN} x {IMAGE_SIDE_MIN} for a network of kind {config.kind}, "
             f"but {_shapes(spec)}; use auto"
+        )
+
+
+def _check_normalize(spec: EnvironmentSpec, config: NetworkConfig) -> None:
+    """Refuse to normalise where there are no plain numbers, or the network cannot."""
+    if not config.normalize:
+        return
+    if ":" in config.kind or config.kind in ("spatial", "qmap"):
+        raise UsageError(
+            f"network.normalize = true: a network of kind {config.kind} does not have it; use false"
+        )
+    seen = () if config.kind == "mlp" else images(spec, config)
+    if all(field.name in {image.field.name for image in seen} for field in spec.fields_to_act):
+        raise UsageError(
+            f"network.normalize = true: {spec.id} has no plain numbers, but {_shapes(spec)}; "
+            "images are divided by their largest value anyway"
         )
 
 
