@@ -273,7 +273,7 @@ class Session:
         self._write_line()
         # A run may stop at once, and then wait for its disk.
         self.console.update(self.snapshot(members))
-        if reason != "interrupted" and not self.metrics.counts()["environment_steps"]:
+        if reason != "interrupted" and not any(self.metrics.counts().values()):
             self.fail("nothing was learned: no environment took a step")
         answers = self._settle(reason)
         self.enter("done")
