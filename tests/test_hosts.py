@@ -174,9 +174,10 @@ QUICK = ["--set", "system.host_timeout_seconds=4"]
 @pytest.mark.timeout(300)  # ten processes of five hosts share the cores with other tests
 @pytest.mark.parametrize(
     ("options", "cut_seconds"),
-    [(QUICK, 6.0), pytest.param([], 20.0, marks=pytest.mark.slow)],
+    [(QUICK, 6.0), ([], 20.0)],
     ids=["quick", "twenty seconds"],
 )
+@pytest.mark.slow
 def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
     run: Run, options: list[str], cut_seconds: float
 ):
