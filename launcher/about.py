@@ -14,6 +14,7 @@ from typing import Any
 
 import pdqn
 from pdqn.errors import UsageError
+from pdqn.objects import parse_object
 from pdqn.text import printable
 
 ABOUT, ORIGIN = "about.json", "origin.json"
@@ -86,10 +87,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a small file that holds a JSON object; an empty one where it is missing or damaged."""
     try:
         with path.open("rb") as file:
-            value = json.loads(file.read(_MOST_FILE))
-    except (OSError, ValueError, RecursionError):
+            return parse_object(file.read(_MOST_FILE))
+    except OSError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def origin(machine: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 
 from pdqn.seeds import MOST_HELD_OUT
-from pdqn.target import WORDS, parse_target
+from pdqn.stop_at import WORDS, parse_target
 
 Value = TypeVar("Value")
 

@@ -25,7 +25,7 @@ from pdqn.layers import (
     read_toml,
     settings,
 )
-from pdqn.target import parse_target
+from pdqn.stop_at import parse_target
 
 GB = 10**9
 SECTIONS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.metrics.metrics import RunMetrics
 from pdqn.figures import find
-from pdqn.target import parse_target
+from pdqn.stop_at import parse_target
 
 # A mean over the last episodes counts once it is over all of these.
 _EPISODES = 100

@@ -17,7 +17,7 @@ from pdqn.errors import UsageError
 from pdqn.networks.counting import parameter_bytes
 from pdqn.networks.sizes import check_network, network_sizes
 from pdqn.specs import EnvironmentSpec
-from pdqn.target import WORDS, lacks_figure, parse_target
+from pdqn.stop_at import WORDS, lacks_figure, parse_target
 
 
 def prepare(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from launcher.rundir import EVENTS, STATE_FILE, SUMMARY
 from pdqn.atomic import replacing
 from pdqn.figures import BY_NAME, rollout_name
 from pdqn.gap import closed_text
+from pdqn.objects import map_in, parse_object
 from pdqn.text import printable
 
 Floats = NDArray[np.float64]
@@ -110,7 +110,7 @@ class Metrics:
 def read_metrics(run_dir: Path) -> Metrics:
     """Read what a run has written so far, without lines that were cut off."""
     lines, written = _read_lines(run_dir / "metrics.jsonl")
-    state = _map_in(read_object(run_dir / STATE_FILE), "metrics")
+    state = map_in(read_object(run_dir / STATE_FILE), "metrics")
     summary = read_object(run_dir / SUMMARY)
     recent = _list_in(state, "distribution") or written
     began = _first_step_seconds(run_dir / EVENTS)
@@ -121,7 +121,7 @@ def _first_step_seconds(path: Path) -> float:
     """Read from a run's events when its environments took their first step; 0 if not known."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         for line in itertools.islice(file, _MOST_EVENTS):
-            event = _object(line.decode("utf-8", "replace"))
+            event = parse_object(line.decode("utf-8", "replace"))
             if event.get("event") == "first_step" and event.get("text") == _X:
                 seconds: Any = event.get("seconds")
                 return float(seconds) if _is_finite(seconds) else 0.0
@@ -136,8 +136,8 @@ def _headline(state: dict[str, Any], summary: dict[str, Any]) -> str | None:
     """
     if "headline" in state:
         return state["headline"] if isinstance(state["headline"], str) else None
-    for told in (_map_in(state, "evaluation"), _map_in(summary, "environment")):
-        for name in _map_in(told, "metrics"):
+    for told in (map_in(state, "evaluation"), map_in(summary, "environment")):
+        for name in map_in(told, "metrics"):
             return name
     return None
 
@@ -446,7 +446,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[Any]]:
     recent: list[Any] = []
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
-            found = _object(line.decode("utf-8", "replace"))
+            found = parse_object(line.decode("utf-8", "replace"))
             recent = _list_in(found, _RECENT) or recent
             found.pop(_RECENT, None)
             if found:
@@ -458,24 +458,9 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[Any]]:
 def read_object(path: Path) -> dict[str, Any]:
     """Read a file that holds a JSON object; an empty one where it is missing or damaged."""
     try:
-        return _object(path.read_text(encoding="utf-8", errors="replace"))
+        return parse_object(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return {}
-
-
-def _object(text: str) -> dict[str, Any]:
-    """Parse the JSON object in a text; return an empty one if a kill has cut it off."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _map_in(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """The object of that name in an object; empty where there is none."""
-    found = values.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _list_in(value: Any, name: str) -> list[Any]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.about import read_about, read_json
+from launcher.about import ORIGIN, read_about, read_json
 from launcher.numbers import duration, number
 from launcher.rundir import CONFIGURED, METRICS, SNAPSHOT, SUMMARY, is_open
 from launcher.terminal import echo, echo_json
@@ -16,6 +16,7 @@ from pdqn.arguments import same
 from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import of_run, read_toml
+from pdqn.objects import map_in
 from pdqn.text import printable
 
 _DEEPEST = 3  # folders below the one that is listed
@@ -56,6 +57,14 @@ class Listed:
     score_name: str
     score: float | None
     score_error: float | None
+
+    @property
+    def score_text(self) -> str:
+        """The score with its name and standard error; ``-`` without any."""
+        if self.score is None:
+            return "-"
+        error = "" if self.score_error is None else f" ± {self.score_error:.2g}"
+        return f"{self.score_name} {number(self.score)}{error}"
 
 
 def list_runs(
@@ -148,14 +157,14 @@ def _listed(
     path: Path, directory: Path, settings: Settings, differing: set[tuple[str, str]]
 ) -> Listed:
     about, summary, lives = read_about(path), read_json(path / SUMMARY), is_open(path)
-    snapshot = _map(read_json(path / SNAPSHOT), "snapshot")
+    snapshot = map_in(read_json(path / SNAPSHOT), "snapshot")
     defaults = Config().to_map()
     differs = {
         f"{section}.{key}": settings[section, key]
         for section, key in sorted(differing & settings.keys())
         if not same(settings[section, key], defaults.get(section, {}).get(key))
     }
-    figures = _map(snapshot, "figures")
+    figures = map_in(snapshot, "figures")
     told = summary if summary and not lives else {}
     seconds = _number(told.get("wall_seconds")) or _number(snapshot.get("elapsed_seconds")) or 0.0
     steps = _number(told.get("environment_steps")) or _number(figures.get("environment_steps"))
@@ -170,8 +179,7 @@ def _listed(
         differs,
         seconds,
         steps or 0.0,
-        1.0 if told.get("exit_reason") not in (None, "interrupted", "failed")
-        else _number(snapshot.get("progress")),
+        1.0 if has_ended(told) else _number(snapshot.get("progress")),
         *_score(told, snapshot),
     )  # fmt: skip
 
@@ -186,19 +194,24 @@ def _state(summary: Mapping[str, Any], *, lives: bool) -> str:
     return "interrupted" if summary.get("exit_reason") == "interrupted" else "done"
 
 
+def has_ended(summary: Mapping[str, Any]) -> bool:
+    """Return whether the run of a summary came to its limit or its goal."""
+    return summary.get("exit_reason") not in (None, "interrupted", "failed")
+
+
 def _score(
     summary: Mapping[str, Any], snapshot: Mapping[str, Any]
 ) -> tuple[str, float | None, float | None]:
     """Return the name of the score, its newest value, and its standard error if evaluated."""
-    evaluation = _map(summary, "eval") or _map(snapshot, "evaluation")
-    metrics, errors = _map(evaluation, "metrics"), _map(evaluation, "errors")
+    evaluation = map_in(summary, "eval") or map_in(snapshot, "evaluation")
+    metrics, errors = map_in(evaluation, "metrics"), map_in(evaluation, "errors")
     for name, value in metrics.items():
         return printable(name)[:40], _number(value), _number(errors.get(name))
     if evaluation:
         score = _number(evaluation.get("return_mean"))
         return "return", score, _number(evaluation.get("return_error"))
-    trained = _map(summary, "environment").get("return_mean")
-    figures = _map(snapshot, "figures")
+    trained = map_in(summary, "environment").get("return_mean")
+    figures = map_in(snapshot, "figures")
     return "return", _number(trained) or _number(figures.get("rollout/ep_rew_mean")), None
 
 
@@ -212,35 +225,27 @@ def _lines(listed: Sequence[Listed]) -> Iterator[str]:
         rows.append([
             run.path, called, run.env, str(run.seed), printable(settings)[:120],
             run.state + progress, duration(run.seconds), number(run.environment_steps),
-            _scored(run),
+            run.score_text.removeprefix("return "),
         ])  # fmt: skip
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    for row in zip(*columns, strict=True):
+    return in_columns([*zip(*columns, strict=True)])
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a line for each row, with cells of a column below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
 
 
-def _scored(run: Listed) -> str:
-    if run.score is None:
-        return "-"
-    error = "" if run.score_error is None else f" ± {run.score_error:.2g}"
-    name = "" if run.score_name == "return" else f"{run.score_name} "
-    return f"{name}{number(run.score)}{error}"
-
-
 def _started(path: Path) -> float:
     """Return when a run was started, or when its first file was written."""
-    clock = _number(read_json(path / "origin.json").get("clock"))
+    clock = _number(read_json(path / ORIGIN).get("clock"))
     try:
         return clock or (path / METRICS).stat().st_ctime
     except OSError:
         return 0.0
-
-
-def _map(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = values.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _number(value: Any) -> float | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launcher.about import read_json
 from launcher.rundir import CONFIG, SUMMARY
+from launcher.studies.listing import has_ended
 from pdqn.errors import UsageError
 
 # What a member returns that a person has interrupted, so that its study ends as well.
@@ -114,8 +115,7 @@ def _prepare(cores: frozenset[int] | None) -> None:
 def is_complete(run_dir: Path) -> bool:
     """Return whether a run came to its limit or its goal, and has nothing left to do."""
     summary = read_json(run_dir / SUMMARY)
-    ended = summary.get("exit_reason") not in (None, "interrupted", "failed")
-    return ended and not summary.get("error")
+    return has_ended(summary) and not summary.get("error")
 
 
 def shares_of(cores: Sequence[int], parallel: int) -> list[frozenset[int]]:

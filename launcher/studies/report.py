@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.gap import closed_text
 from pdqn.layers import of_run, read_toml
+from pdqn.objects import map_in, parse_object
 
 _PICTURES = ("strategy.png",)
 _FILMS = ("*.gif", "*.webp")
@@ -62,7 +62,7 @@ def _overview(run_dirs: Sequence[Path], listed: Sequence[Listed]) -> Iterator[st
     yield table(
         [
             (run.name or Path(run.path).name, run.env, run.seed, run.state,
-             duration(run.seconds), number(run.environment_steps), _score(run))
+             duration(run.seconds), number(run.environment_steps), run.score_text)
             for run in listed
         ],
         head,
@@ -100,7 +100,7 @@ def _results(run: Listed, summary: Mapping[str, Any]) -> Iterator[str]:
         if summary.get(name):
             yield f'<p class="bad">{text(summary[name])}</p>'
     rows = [
-        ("score", _score(run)),
+        ("score", run.score_text),
         ("time", duration(run.seconds)),
         ("environment steps", number(run.environment_steps)),
     ]
@@ -121,26 +121,19 @@ def _results(run: Listed, summary: Mapping[str, Any]) -> Iterator[str]:
     yield table(rows)
 
 
-def _score(run: Listed) -> str:
-    if run.score is None:
-        return "-"
-    error = "" if run.score_error is None else f" ± {run.score_error:.2g}"
-    return f"{run.score_name} {number(run.score)}{error}"
-
-
 def _evaluation(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield the last evaluation beside its baselines."""
     found = summary.get("eval")
     if not isinstance(found, dict):
         return
     yield "<h3>Last evaluation</h3>"
-    name = next(iter(_map(found, "metrics")), None)
-    score: Any = _map(found, "metrics").get(name) if name else found.get("return_mean")
-    error: Any = _map(found, "errors").get(name) if name else found.get("return_error")
-    baselines = {k: v for k, v in _map(found, "baselines").items() if _is_number(v)}
+    name = next(iter(map_in(found, "metrics")), None)
+    score: Any = map_in(found, "metrics").get(name) if name else found.get("return_mean")
+    error: Any = map_in(found, "errors").get(name) if name else found.get("return_error")
+    baselines = {k: v for k, v in map_in(found, "baselines").items() if _is_number(v)}
     rows: list[tuple[object, ...]] = [("policy", _plus_minus(score, error), "")]
     for baseline, value in baselines.items():
-        pair: Any = _map(found, "differences").get(baseline)
+        pair: Any = map_in(found, "differences").get(baseline)
         paired = isinstance(pair, list | tuple) and len(pair) == 2
         difference = _plus_minus(*pair, sign="+") if paired else ""
         rows.append((str(baseline).replace("_", " "), number(value), difference))
@@ -202,7 +195,7 @@ def _origin(run_dir: Path) -> Iterator[str]:
     if not found:
         return
     yield "<h3>Machine</h3>"
-    machine = _map(found, "machine")
+    machine = map_in(found, "machine")
     rows: list[tuple[object, ...]] = []
     if _is_number(clock := found.get("clock")):
         rows.append(("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(clock))))
@@ -219,7 +212,9 @@ def _origin(run_dir: Path) -> Iterator[str]:
     gpus = machine.get("gpus")
     names = [g.get("name", "?") for g in gpus if isinstance(g, dict)] if gpus else []
     rows.append(("GPU", ", ".join(map(str, names)) or "none"))
-    versions = ", ".join(f"{name} {version}" for name, version in _map(machine, "versions").items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in map_in(machine, "versions").items()
+    )
     rows.append(("software", versions))
     yield table(rows)
 
@@ -232,7 +227,7 @@ def _events(run_dir: Path) -> Iterator[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _MOST_EVENT_BYTES))
         lines = file.read().decode("utf-8", "replace").splitlines()
-    events = [event for line in lines if (event := _event(line))]
+    events = [event for line in lines if (event := parse_object(line))]
     rows = [
         (duration(event.get("time_seconds")), event.get("event", "?"), _details(event))
         for event in events[-_MOST_EVENTS:]
@@ -243,22 +238,9 @@ def _events(run_dir: Path) -> Iterator[str]:
     yield folded(f"events{left_out}", table(rows, ("time", "event", "")))
 
 
-def _event(line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _details(event: Mapping[str, Any]) -> str:
     rest = {k: v for k, v in event.items() if k not in ("time_seconds", "clock", "event")}
     return ", ".join(f"{key} {value}" for key, value in rest.items())[:500]
-
-
-def _map(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = values.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _is_number(value: Any) -> bool:

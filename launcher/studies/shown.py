@@ -12,7 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from launcher.numbers import number, percent
 from launcher.results.training import BLUE, GREY, drawable, save_picture, ticks
-from launcher.studies.sweep import open_study, trial_directory
+from launcher.studies.listing import in_columns
+from launcher.studies.sweep import open_study, shown, trial_directory
 from launcher.terminal import echo
 from pdqn.text import printable
 
@@ -39,7 +40,7 @@ def show_sweep(directory: Path) -> int:
 
 
 def trial_lines(study: optuna.Study, directory: Path) -> Iterator[str]:
-    """Yield a line for each trial, in columns: those that came to their end first, the best first.
+    """Return a line for each trial, in columns: those that came to their end first, the best first.
 
     Args:
         study: the study.
@@ -56,15 +57,12 @@ def trial_lines(study: optuna.Study, directory: Path) -> Iterator[str]:
     for trial in sorted(trials, key=rank):
         last = max(trial.intermediate_values, default=None)
         value = trial.value if last is None else trial.intermediate_values[last]
-        settings = ", ".join(f"{name}={_shown(v)}" for name, v in trial.params.items())
+        settings = ", ".join(f"{name}={shown(v)}" for name, v in trial.params.items())
         run = str(trial_directory(directory, trial.number))
         rows.append(
             [str(trial.number), trial.state.name.lower(), number(value), printable(settings), run]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
+    return in_columns(rows)
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
@@ -103,7 +101,3 @@ def sweep_figure(study: optuna.Study, weights: dict[str, float]) -> Figure:
         axes.grid(visible=True, color="#DDDDDD", linewidth=0.7)
         axes.set_axisbelow(True)
     return figure
-
-
-def _shown(value: Any) -> str:
-    return number(value) if isinstance(value, float) else str(value)

@@ -135,8 +135,8 @@ class Study:
 
     def _start(self, trial: optuna.trial.Trial, share: frozenset[int] | None) -> _Running:
         run_dir = trial_directory(self.directory, trial.number)
-        shown = ", ".join(f"{name}={_shown(value)}" for name, value in trial.params.items())
-        echo(f"trial {trial.number}: {shown}")
+        chosen = ", ".join(f"{name}={shown(value)}" for name, value in trial.params.items())
+        echo(f"trial {trial.number}: {chosen}")
         options = [*self.sweep.options_of(trial.params), *self.options]
         options += memory_options(options, self.parallel)
         member = Member(f"trial {trial.number}", run_dir, options, "off", share)
@@ -278,5 +278,6 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return the value that a trial has chosen, as a person reads it."""
     return number(value) if isinstance(value, float) else str(value)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pdqn.objects import parse_object
 
 _EVALUATION = "eval/parameter_version"  # every evaluation's line has it, and no other
 
@@ -31,17 +32,10 @@ def read_lines(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], start
     end = content.rfind(b"\n") + 1
-    return [*_objects(content[:end].splitlines())], start + end
-
-
-def _objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            content = json.loads(line)
-        except ValueError:  # a disk that was full may have cut it
-            continue
-        if isinstance(content, dict):
-            yield content
+    # A disk that was full may have cut a line.
+    return [
+        found for line in content[:end].splitlines() if (found := parse_object(line))
+    ], start + end
 
 
 def is_evaluation(line: Mapping[str, Any]) -> bool:

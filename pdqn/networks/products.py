@@ -58,7 +58,7 @@ class _Dense(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Compute inputs @ weight.T + bias."""
         ctx.save_for_backward(inputs)
-        return _linear_of(inputs, weight, bias, "none", [], "")
+        return _linear(inputs, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
@@ -67,7 +67,7 @@ class _Dense(torch.autograd.Function):
         # Turned round and copied first, the product takes half the time.
         turned = gradients[0].flatten(0, -2).t().contiguous()
         rows = inputs.flatten(0, -2)
-        weight = _linear_of(turned, rows.t(), None, "none", [], "")
+        weight = _linear(turned, rows.t(), None, "none", [], "")
         return None, weight, turned.sum(dim=1)
 
 
@@ -83,10 +83,4 @@ def _onednn() -> torch._ops.OpOverload | None:
     return None if linear is None else linear.default
 
 
-def _linear_of(*arguments: Any) -> Tensor:
-    """Call oneDNN's product, which is there."""
-    assert _linear is not None, "the caller has made sure of it"
-    return _linear(*arguments)
-
-
-_linear = _onednn()
+_linear: Any = _onednn()

@@ -10,7 +10,7 @@ from launcher.metrics.metrics import RunMetrics
 from pdqn.errors import UsageError
 from pdqn.layers import build
 from pdqn.messages import Episode, Evaluation, Report
-from pdqn.target import lacks_figure, parse_target
+from pdqn.stop_at import lacks_figure, parse_target
 
 
 def reported(*scores: float, evaluation: float | None = None, loss: float = 0.0) -> RunMetrics:
