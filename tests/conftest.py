@@ -56,7 +56,7 @@ class Command:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         name = f"command-{len(list(directory.glob('command-*.out')))}"
-        self.directory = directory
+        self.directory, self.arguments = directory, arguments
         self._out = directory / f"{name}.out"
         self._err = directory / f"{name}.err"
         # Short, since sockets lie in it.
@@ -76,8 +76,10 @@ class Command:
     def __enter__(self) -> Command:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         ended = self.process.poll() is not None
+        if error is not None:
+            self._print_what_was_said(ended)
         left = self._await_the_end() if ended else self.members()
         for process in left:
             process.kill()
@@ -115,6 +117,15 @@ class Command:
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
         """Ctrl-C: the terminal sends SIGINT to the whole process group; or another signal."""
         os.killpg(self.process.pid, number)
+
+    def _print_what_was_said(self, ended: bool) -> None:
+        """Print what the command said: pytest shows it with the failure."""
+        print(f"$ pdqn {' '.join(self.arguments)}: {'ended' if ended else 'goes on'}")
+        events = list(self.directory.glob("**/events.jsonl"))
+        for path in (self._out, self._err, *events):
+            print(f"--- {path}\n{path.read_text(encoding='utf-8', errors='replace')[-6000:]}")
+        for process in self.members():
+            print(f"--- {process.pid} {processes.title(process)}")
 
     def _await_the_end(self) -> list[psutil.Process]:
         deadline = time.monotonic() + _LEAVE_SECONDS
