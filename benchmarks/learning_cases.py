@@ -206,17 +206,14 @@ def btr(game: str) -> Case:
 
 
 def placement(map_size: int, radii: str) -> Case:
-    """Train on circle placement, beside its baselines."""
-    # About the number of learner steps in twenty minutes on two cores.
-    learner_steps = {64: 14_000, 128: 8_000}[map_size]
-    settings = placement_settings(learner_steps, samples_per_insert=2)
+    """Train on circle placement as the plain command does, beside its baselines."""
     return Case(
         name=f"placement-{map_size}-{radii}",
         title=f"CirclePlacement {map_size} x {map_size}, {radii} radii: beside exact greedy",
         measure="baseline",
         seconds=1200.0,
         seeds=(1,),
-        systems=(System(PDQN, (*placed(map_size, radii), *settings, *period(60))),),
+        systems=(System(PDQN, (*placed(map_size, radii), *period(60))),),
         final_episodes=256,
     )
 
