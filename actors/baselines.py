@@ -1,9 +1,9 @@
 """The environment's own baselines, on the held-out seeds of a run's evaluations.
 
 They are an addition to an evaluation. If they fail, a note says so, and evaluations go on without.
-Bounds that no policy exceeds may take far longer, and no evaluation waits for them. The first one
-begins them in the background, and those after their end have them. Where an environment has no
-baselines, the second evaluation begins random episodes in the same way.
+Bounds that no policy exceeds, and slow searches, may take far longer. No evaluation waits for them:
+they begin one after the other in the background, and evaluations after their end have them. Where
+an environment has no baselines, the second evaluation begins random episodes in the same way.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 
 _SECONDS, _TURN_SECONDS = 600.0, 0.05
-_BOUNDS_SECONDS = 3600.0
+_LATER = ("bounds", "searches")
+_LATER_SECONDS = 3600.0
 _RANDOM_SECONDS = 300.0
-_BACKGROUND_NICENESS = 10  # below actors, which wait for none of this
+# Below actors, which wait for none of this; nobody's gap depends on a search, which takes longest.
+_NICENESS = {"random": 10, "bounds": 10, "searches": 19}
 
 Scores = dict[str, NDArray[np.float64]]
 
@@ -56,7 +58,8 @@ class Baselines:
         self._spec, self._env_args, self._held_out = spec, env_args, held_out
         self._telemetry = telemetry
         self.scores: Scores = {}
-        self._has_looked = self._is_pending = self._has_bounds = self._is_told = False
+        self._later: list[str] = []
+        self._has_looked = self._is_pending = self._is_told = False
 
     def begin(self, env: VectorEnvironment) -> None:
         """Look for baselines on an environment that is made in any case."""
@@ -64,7 +67,7 @@ class Baselines:
             self._has_looked = True
             try:
                 self._is_pending = env.has_baselines()
-                self._has_bounds = env.has_baselines("bounds")
+                self._later = [method for method in _LATER if env.has_baselines(method)]
             except Exception as error:  # noqa: BLE001 - environments raise anything
                 self._fail(RunError(type_and_first_line(error)))
 
@@ -122,7 +125,7 @@ class BaselinesApart(Baselines):
         self._run_seed, self._give_up = run_seed, give_up
         self._apart: Apart | None = None
         self._task: Task[Scores] | None = None
-        self._bounds: Task[Scores] | None = None
+        self._slow: Task[Scores] | None = None
         self._random: Task[Scores] | None = None
         self._evaluations = 0
 
@@ -135,22 +138,22 @@ class BaselinesApart(Baselines):
             self._task = self._apart.begin(_play_seeded, *arguments, seconds=_SECONDS)
 
     def wait(self) -> bool:
-        """Wait until they are known, or have failed; add the bounds once these are known."""
+        """Wait until they are known, or have failed; later on, add bounds and searches."""
         if not super().wait():
             return False
-        if self._has_bounds and not self._is_pending:
+        if self._later and not self._is_pending:
             try:
-                self._look_for_bounds()
+                self._look_for_later()
             except (RunError, UsageError) as error:
                 self._fail(error)
         self._evaluations += 1
-        if self._has_looked and not self.scores and self._task is None and not self._has_bounds:
+        if self._has_looked and not self.scores and self._task is None and not self._later:
             self._look_for_random()
         return True
 
     def close(self) -> None:
         """End their process."""
-        self._task = self._bounds = self._random = None
+        self._task = self._slow = self._random = None
         if self._apart is not None:
             self._apart.close()
             self._apart = None
@@ -170,16 +173,16 @@ class BaselinesApart(Baselines):
             self.close()
         return True
 
-    def _look_for_bounds(self) -> None:
-        """Begin the bounds, or take them over if they are known."""
-        if self._bounds is None:
-            self._apart = Apart("bounds")
-            arguments = (self._spec, self._env_args, self._held_out)
-            self._bounds = self._apart.begin(_bound, *arguments, seconds=_BOUNDS_SECONDS)
-        elif self._bounds.done():
-            self._has_bounds = False
+    def _look_for_later(self) -> None:
+        """Begin the bounds or searches, or take them over if they are known."""
+        if self._slow is None:
+            self._apart = Apart(self._later[0])
+            arguments = (self._spec, self._env_args, self._held_out, self._later[0])
+            self._slow = self._apart.begin(_play_later, *arguments, seconds=_LATER_SECONDS)
+        elif self._slow.done():
+            del self._later[0]
             try:
-                self.scores = {**self.scores, **self._bounds.result()}
+                self.scores = {**self.scores, **self._slow.result()}
             finally:
                 self.close()
 
@@ -213,17 +216,19 @@ def _play_seeded(
     return baseline_scores(spec, env_args, held_out)
 
 
-def _bound(spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]) -> Scores:
-    """Compute the bounds, and leave the processor to others."""
-    os.nice(_BACKGROUND_NICENESS)
-    return baseline_scores(spec, env_args, held_out, "bounds")
+def _play_later(
+    spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int], method: str
+) -> Scores:
+    """Compute bounds or searches, and leave the processor to others."""
+    os.nice(_NICENESS[method])
+    return baseline_scores(spec, env_args, held_out, method)
 
 
 def _at_random(
     run_seed: int, spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]
 ) -> Scores:
     """Score the random policy, and leave the processor to others; nothing if an episode fails."""
-    os.nice(_BACKGROUND_NICENESS)
+    os.nice(_NICENESS["random"])
     act = random_act(spec, seeds.generator(run_seed, "random baseline"))
     scores = play(act, spec, env_args, held_out)
     values = np.empty(0) if scores is None else scored(scores, spec)

@@ -79,7 +79,7 @@ class Command:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         ended = self.process.poll() is not None
         if error is not None:
-            self._print_what_was_said(ended)
+            self._show_what_was_said(ended)
         left = self._await_the_end() if ended else self.members()
         for process in left:
             process.kill()
@@ -118,14 +118,14 @@ class Command:
         """Ctrl-C: the terminal sends SIGINT to the whole process group; or another signal."""
         os.killpg(self.process.pid, number)
 
-    def _print_what_was_said(self, ended: bool) -> None:
+    def _show_what_was_said(self, ended: bool) -> None:
         """Print what the command said: pytest shows it with the failure."""
-        print(f"$ pdqn {' '.join(self.arguments)}: {'ended' if ended else 'goes on'}")
-        events = list(self.directory.glob("**/events.jsonl"))
-        for path in (self._out, self._err, *events):
-            print(f"--- {path}\n{path.read_text(encoding='utf-8', errors='replace')[-6000:]}")
+        sys.stdout.write(f"$ pdqn {' '.join(self.arguments)}: {'ended' if ended else 'goes on'}\n")
+        for path in (self._out, self._err, *self.directory.glob("**/events.jsonl")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            sys.stdout.write(f"--- {path}\n{text[-6000:]}\n")
         for process in self.members():
-            print(f"--- {process.pid} {processes.title(process)}")
+            sys.stdout.write(f"--- {process.pid} {processes.title(process)}\n")
 
     def _await_the_end(self) -> list[psutil.Process]:
         deadline = time.monotonic() + _LEAVE_SECONDS

@@ -308,7 +308,7 @@ def test_baselines_that_fail_cost_no_evaluation(baselines: str, words: str):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_no_evaluation_waits_for_bounds_and_later_ones_have_them_or_a_note(
+def test_no_evaluation_waits_for_bounds_and_searches_and_later_ones_have_them_or_a_note(
     tmp_path: Path, fails: bool
 ):
     path = tmp_path / "fails"
@@ -322,7 +322,7 @@ def test_no_evaluation_waits_for_bounds_and_later_ones_have_them_or_a_note(
     def is_over() -> bool:
         assert played.wait()
         notes.extend(telemetry.report().notes)
-        return bool(notes) or "dual_bound" in played.scores
+        return "annealing_1s" in played.scores
 
     with closing(played), closing(VectorEnvironment(spec, arguments, 1)) as env:
         played.begin(env)
@@ -330,6 +330,7 @@ def test_no_evaluation_waits_for_bounds_and_later_ones_have_them_or_a_note(
         assert played.scores.keys() == {"standing still"}
         wait_until(is_over)
         assert ("dual_bound" in played.scores) is not fails
+        assert played.scores["annealing_1s"].tolist() == [19.0] * 3, "it has the lowest priority"
         assert played.wait()
     if fails:
         check_told(notes, "ZeroDivisionError: of no bound")

@@ -44,6 +44,12 @@ def test_a_bound_is_not_the_nearest_baseline():
     assert nearest_of({"dual_bound": (-0.001, 0.0)}) is None
 
 
+def test_exact_greedy_is_compared_with_even_if_a_search_is_nearer():
+    differences = {"annealing_1s": (-0.001, 0.0), "exact_greedy": (0.002, 0.001)}
+    assert nearest_of(differences) == ("exact greedy", 0.002, 0.001)
+    assert nearest_of({"annealing_1s": (-0.001, 0.0)}) == ("annealing 1s", -0.001, 0.0)
+
+
 def test_the_summary_says_the_share():
     scores = {"return_mean": 0.45, "metrics": {"coverage": 0.45}, "baselines": KNOWN}
     rows = dict(summary_rows({"eval": scores}, None))

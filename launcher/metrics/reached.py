@@ -6,7 +6,7 @@ import math
 
 from launcher.metrics.snapshot import EvaluationView, nearest_of
 from launcher.numbers import number, uncertainty
-from pdqn.gap import FROM, closed_gap
+from pdqn.gap import closed_gap
 from pdqn.messages import Evaluation
 from pdqn.model_head import BEST_MODEL
 from pdqn.paired import is_above
@@ -18,8 +18,7 @@ def reached(evaluation: Evaluation) -> str:
     It is better or worse if the difference, paired by episode, is at least two standard errors from
     0. Empty if the environment has no baseline.
     """
-    pairs, greedy = evaluation.differences, FROM.replace(" ", "_")
-    nearest = nearest_of({greedy: pairs[greedy]} if greedy in pairs else pairs)
+    nearest = nearest_of(evaluation.differences)
     if nearest is None:
         return ""
     name, mean, error = nearest

@@ -20,6 +20,7 @@ from launcher.metrics.roster import (
 from launcher.numbers import in_unit
 from pdqn.checks import as_prose, as_tuple, check_finite, check_whole, refusal
 from pdqn.figures import find, info_name, rollout_name
+from pdqn.gap import FROM
 from pdqn.messages import Kinds, Message, Over
 from pdqn.text import printable
 from pdqn.wire import WireError
@@ -37,8 +38,9 @@ class EvaluationView:
         return_error: standard error of ``return_mean``.
         metrics: mean of the environment's headline metric, if it has one.
         baselines: mean score of the environment's baselines on the same seeds, by name in words.
-        nearest: name of the baseline with the nearest score, the policy's mean difference from it,
-            and the standard error, paired by seed. None without baselines.
+        nearest: name of the baseline to compare with, the policy's mean difference from it, and
+            the standard error, paired by seed. It is exact greedy, or else that of the nearest
+            score; None without baselines.
     """
 
     parameter_version: int
@@ -68,9 +70,10 @@ class EvaluationView:
 
 
 def nearest_of(differences: Mapping[str, Sequence[float]]) -> tuple[str, float, float] | None:
-    """Return the smallest difference from a baseline, as in ``EvaluationView.nearest``.
+    """Return the difference from the nearest baseline, as in ``EvaluationView.nearest``.
 
-    Bounds do not count: no policy is to be compared with them.
+    Exact greedy is the one to compare with where it is known. Bounds do not count: no policy is to
+    be compared with them.
 
     Args:
         differences: mean and standard error of the difference from each baseline.
@@ -78,7 +81,9 @@ def nearest_of(differences: Mapping[str, Sequence[float]]) -> tuple[str, float, 
     policies = {name: of for name, of in differences.items() if not name.endswith("_bound")}
     if not policies:
         return None
-    name, (mean, error) = min(policies.items(), key=lambda item: abs(item[1][0]))
+    greedy = FROM.replace(" ", "_")
+    asked = {greedy: policies[greedy]} if greedy in policies else policies
+    name, (mean, error) = min(asked.items(), key=lambda item: abs(item[1][0]))
     return name.replace("_", " "), mean, error
 
 
