@@ -99,7 +99,8 @@ def cartpole() -> Case:
     transitions are forgotten.
     """
     ours = (
-        *("--env", "CartPole-v1", "--set", "evaluation.period_seconds=2", *evaluated(10)),
+        *("--env", "CartPole-v1", "--preset", "none"),
+        *("--set", "evaluation.period_seconds=2", *evaluated(10)),
         *("--set", "actor.n_step=10", "--set", "network.layer_norm=true"),
         *("--set", "learner.target_update=soft", "--set", "learner.target_update_rate=0.1"),
         *("--set", "actor.epsilon_alpha=1", "--set", "replay.capacity=20000"),
@@ -243,7 +244,7 @@ def guidance() -> Case:
 def parallel_cartpole() -> Case:
     """Compare one process with many, at the same number of environment steps."""
     shared = (
-        *("--env", "CartPole-v1", "--steps", "40000"),
+        *("--env", "CartPole-v1", "--preset", "none", "--steps", "40000"),
         *("--set", "network.layer_norm=true", *decaying(1e-3, 1e-4, 5000)),
         *("--set", "learner.target_update=soft", "--set", "learner.target_update_rate=0.1"),
         *("--set", "replay.samples_per_insert=8", *evaluated(20), *period(2)),
@@ -410,7 +411,7 @@ def placement_settings(learner_steps: int, samples_per_insert: int) -> tuple[str
 def minatar_settings(env_id: str) -> tuple[str, ...]:
     """Build the settings of all games: MinAtar's network, normalised, and a slow target."""
     return (
-        *("--env", env_id, *limited(), "--set", "network.kind=conv"),
+        *("--env", env_id, *limited(), "--preset", "none", "--set", "network.kind=conv"),
         *("--set", "network.layer_norm=true", "--set", "learner.target_update_period=1000"),
         *("--set", "replay.samples_per_insert=8"),
     )
