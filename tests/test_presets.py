@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from test_machine import machine
 
 import launcher
 from benchmarks.learning_cases import placement
 from launcher.cli.commands import check
 from launcher.cli.options import PRESETS, configuration_of
-from launcher.plan.prepare import check_combinations
+from launcher.kinds import suited
+from launcher.plan.plan import Plan
+from launcher.plan.prepare import check_combinations, prepare
+from launcher.plan.report import as_json, report
 from pdqn.config import Config
+from pdqn.errors import UsageError
 from pdqn.layers import build, from_assignments, read_toml
+from pdqn.specs import EnvironmentSpec, FieldSpec
 
 FOLDER = Path(launcher.__file__).with_name("presets")
 
@@ -88,13 +96,53 @@ def test_the_preset_for_placement_is_what_its_figures_were_measured_with_but_for
     )
 
 
-# ---- the preset that suits an environment ----
+# ---- the preset that comes by itself ----
+
+
+def planned(*arguments: str) -> Plan:
+    """Make the plan of ``pdqn check`` with these arguments."""
+    with check.make_context("check", list(arguments)) as context:
+        asked = configuration_of(context.params)
+    return prepare(asked.config, given=asked.given)[2]
 
 
 def configured(*arguments: str) -> Config:
-    """Build the configuration of ``pdqn check`` with these arguments."""
-    with check.make_context("check", list(arguments)) as context:
-        return configuration_of(context.params)
+    """Return the configuration of these arguments before the plan fills it in."""
+    return planned(*arguments).before
+
+
+def spec_of(*fields: FieldSpec, name: str = "a/Task-v0") -> EnvironmentSpec:
+    return EnvironmentSpec(name, fields, 3)
+
+
+def box(*shape: int, dtype: str = "float32") -> FieldSpec:
+    return FieldSpec("observation", shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (spec_of(box(3), name="pdqn/CirclePlacement-v0"), "placement"),
+        (spec_of(box(4), name="CartPole-v1"), "vector"),
+        (spec_of(box(2)), "vector"),
+        (spec_of(box(6, dtype="float64"), FieldSpec("action_mask", (3,), "bool")), "vector"),
+        (spec_of(box(32)), "vector"),
+        (spec_of(box(33)), None),
+        (spec_of(box(128, dtype="uint8")), None),
+        (spec_of(FieldSpec("observation", (1,), "int64", categories=(16,), start=(0,))), None),
+        (spec_of(box(10, 10, 4, dtype="bool")), "pqn"),
+        (spec_of(box(9, 9, 3, dtype="uint8")), "pqn"),
+        (spec_of(box(7, 7, 3, dtype="uint8")), None),
+        (spec_of(box(4, 10, 10, dtype="uint8")), "pqn"),
+        (spec_of(box(84, 84, dtype="uint8")).stacked(4), None),
+        (spec_of(box(210, 160, 3, dtype="uint8")), None),
+    ],
+)
+def test_the_kind_of_observation_decides_which_preset_comes_by_itself(
+    spec: EnvironmentSpec, name: str | None
+):
+    found = suited(spec)
+    assert (found and found.name) == name
 
 
 def test_circle_placement_has_its_preset_without_being_asked():
@@ -103,7 +151,9 @@ def test_circle_placement_has_its_preset_without_being_asked():
     assert (given.actor.n_step, given.actor.exploration) == (15, "boltzmann")
 
 
-def test_what_a_person_says_wins_over_what_suits_the_environment(tmp_path: Path):
+def test_what_a_person_says_wins_over_what_suits_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     file = tmp_path / "own.toml"
     file.write_text("[actor]\nn_step = 5\n")
     assert configured("--config", str(file)).actor.n_step == 5
@@ -112,6 +162,9 @@ def test_what_a_person_says_wins_over_what_suits_the_environment(tmp_path: Path)
     told = configured("--env-arg", "map_size=64").run.env_args
     assert told == {"map_size": 64, "rollouts": "auto"}
     assert configured("--env-arg", "rollouts=0").run.env_args == {"rollouts": 0}
+    monkeypatch.setenv("PDQN_ACTOR__N_STEP", "6")
+    assert configured("--env", "CartPole-v1").actor.n_step == 6
+    assert configured("--env", "CartPole-v1").replay == preset("vector").replay
 
 
 def test_circle_placement_tells_of_other_placements_in_training_alone():
@@ -123,5 +176,82 @@ def test_circle_placement_tells_of_other_placements_in_training_alone():
     assert configured("--preset", "placement", "--env", "CartPole-v1").run.env_args == {}
 
 
-def test_other_environments_have_the_defaults():
-    assert configured("--env", "CartPole-v1").actor == Config().actor
+def test_a_vector_and_a_board_have_their_presets_and_say_so():
+    for env, name in (("CartPole-v1", "vector"), ("MinAtar/Breakout-v1", "pqn")):
+        plan, wanted = planned("--env", env), preset(name)
+        assert (plan.before.actor, plan.before.replay) == (wanted.actor, wanted.replay)
+        assert (plan.before.learner, plan.before.network) == (wanted.learner, wanted.network)
+        assert plan.preset.startswith(f"preset {name}, for ")
+        text = io.StringIO()
+        Console(width=200, file=text).print(report(machine(), plan))
+        assert plan.preset in text.getvalue()
+        assert as_json(machine(), plan)["plan"]["preset"] == plan.preset
+
+
+def test_the_machine_still_sizes_what_a_preset_leaves_open():
+    plan = planned("--env", "CartPole-v1")
+    assert plan.before.actor.count is None
+    assert plan.config.actor.count is not None
+
+
+def test_a_person_who_names_a_preset_gets_no_other():
+    plain = planned("--env", "CartPole-v1", "--preset", "none")
+    assert (plain.before.actor, plain.before.learner, plain.preset) == (
+        Config().actor,
+        Config().learner,
+        "",
+    )
+    assert planned("--env", "MinAtar/Breakout-v1", "--preset", "dqn").before.learner == (
+        preset("dqn").learner
+    )
+
+
+def test_a_setting_of_a_persons_takes_the_place_of_the_presets_and_the_run_says_so():
+    plan = planned("--env", "MinAtar/Breakout-v1", "--set", "learner.batch_size=32")
+    assert plan.before.learner.batch_size == 32
+    assert plan.before.learner.target == "none"
+    assert plan.preset.startswith("preset pqn, but for learner.batch_size, for ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("actor.n_step=1", "actor.n_step does nothing beside it"),
+        ("learner.target_update_period=100", "learner.target_update_period does nothing beside it"),
+        ("learner.munchausen=true", "munchausen = true with actor.returns = lambda"),
+        ("replay.capacity=1000", "min_size is 4096"),
+    ],
+)
+def test_a_preset_stands_aside_for_a_setting_that_does_not_go_with_it(setting: str, reason: str):
+    plan = planned("--env", "MinAtar/Breakout-v1", "--set", setting)
+    section, key = setting.partition("=")[0].split(".")
+    assert plan.before.learner.target == "network"
+    assert getattr(getattr(plan.before, section), key) != getattr(getattr(Config(), section), key)
+    assert plan.preset.startswith("no preset: pqn would be for small boards")
+    assert reason in plan.preset
+    assert not plan.errors
+
+
+def test_a_preset_whose_cause_a_person_overrides_does_not_stand_aside():
+    given = ("--set", "actor.returns=n_step", "--set", "actor.n_step=1")
+    plan = planned("--env", "MinAtar/Breakout-v1", *given)
+    assert (plan.before.actor.n_step, plan.before.learner.target) == (1, "none")
+
+
+def test_an_error_that_is_a_persons_own_is_told_as_without_a_preset():
+    setting = ("--set", "learner.micro_batch_size=1000")
+    told = []
+    for more in ((), ("--preset", "none")):
+        with pytest.raises(UsageError) as caught:
+            planned("--env", "CartPole-v1", *setting, *more)
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+    assert "micro_batch_size = 1000" in told[0]
+
+
+def test_a_configuration_that_sets_everything_has_no_preset_and_none_is_named(tmp_path: Path):
+    file = tmp_path / "config.toml"
+    file.write_text(Config().to_toml())
+    plan = planned("--config", str(file), "--env", "CartPole-v1")
+    assert plan.preset == ""
+    assert plan.before.actor == Config().actor

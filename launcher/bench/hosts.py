@@ -19,6 +19,7 @@ from actors.rollout import Identity, Rollout
 from actors.segments import Segment, join_segments
 from launcher.bench.saturation import Costs, limits
 from launcher.coordinator.coordinator import Coordinator
+from launcher.kinds import Names
 from launcher.metrics.metrics import RunMetrics
 from launcher.numbers import number, size
 from launcher.plan.inspector import Inspector
@@ -47,10 +48,17 @@ _MEMBERS = _REPORTS = 2000
 _TURN_SECONDS = 0.001  # so short that the coordinator does not wait to gather messages
 
 
-def bench_hosts(config: Config, seconds: float, host_actors: int, *, as_json: bool) -> int:
-    """Measure and print; return the exit code."""
+def bench_hosts(
+    config: Config,
+    seconds: float,
+    host_actors: int,
+    given: Names | None = None,
+    *,
+    as_json: bool,
+) -> int:
+    """Measure and print; return the exit code. ``given`` is as ``prepare`` takes it."""
     with Inspector(config.system) as inspector:
-        spec, _, plan = prepare(config, inspector=inspector)
+        spec, _, plan = prepare(config, inspector=inspector, given=given)
     costs = measure(plan.config, spec, seconds, host_actors)
     found = limits(costs)
     if as_json:

@@ -78,12 +78,14 @@ def bench(
     if ctx.invoked_subcommand is not None:
         _refuse_options(ctx)
         return 0
-    config = configuration_of(options)
+    asked = configuration_of(options)
     from launcher.bench.whole import overview
 
     gpu_seconds = None if gpu_sample_us is None else gpu_sample_us / 1e6
     with progress(lambda: "measures"):
-        return overview.bench(config, part_seconds, run_seconds, gpu_seconds, as_json=as_json)
+        return overview.bench(
+            asked.config, part_seconds, run_seconds, gpu_seconds, asked.given, as_json=as_json
+        )
 
 
 def _refuse_options(ctx: click.Context) -> None:
@@ -172,8 +174,10 @@ def bench_hosts(part_seconds: float, host_actors: int, as_json: bool, **options:
     pdqn bench hosts
     pdqn bench hosts --env CartPole-v1 --set learner.publish_seconds=5
     """
-    config = configuration_of(options)
+    asked = configuration_of(options)
     from launcher.bench import hosts as benchmark
 
     with progress(lambda: "measures what a transition costs"):
-        return benchmark.bench_hosts(config, part_seconds, host_actors, as_json=as_json)
+        return benchmark.bench_hosts(
+            asked.config, part_seconds, host_actors, asked.given, as_json=as_json
+        )

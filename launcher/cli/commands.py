@@ -193,13 +193,13 @@ def launch(
         if console in ("auto", "rich"):
             stack.enter_context(status_line.showing("reads the settings"))
         past = _past(resume, run_dir)
-        config = configuration_of({**options, "console": console}, past)
-        helpers = stack.enter_context(_helpers(config, not check_only and not dask.dask))
+        asked = configuration_of({**options, "console": console}, past)
+        helpers = stack.enter_context(_helpers(asked.config, not check_only and not dask.dask))
         access, cluster = stack.enter_context(_opened(hosts, dask))
         from launcher.run import launch as running
 
         return running.launch(
-            *(config, interrupts, *helpers),
+            *(asked.config, interrupts, *helpers, asked.given),
             past=past,
             run_dir=run_dir,
             console=console,
@@ -292,7 +292,8 @@ def check(
     pdqn check --actors 120 --dask tcp://scheduler:8786
     """
     dask = take(DaskOptions, options)
-    config = configuration_of(options)
+    asked = configuration_of(options)
+    config = asked.config
     if dask.dask is not None:
         from launcher.run import launch as running
 
@@ -302,7 +303,7 @@ def check(
     with progress(lambda: f"examines {config.run.env}"), _inspecting(config) as inspector:
         from launcher.run import launch as running
 
-        return running.check(config, as_json=as_json, inspector=inspector)
+        return running.check(config, asked.given, as_json=as_json, inspector=inspector)
 
 
 def _role_command(role: str, summary: str, more: str = "") -> None:

@@ -15,6 +15,7 @@ import click
 
 from launcher.cli import completing
 from launcher.cli.trusting import Authored, admit_configuration, trusting
+from launcher.kinds import NO_PRESET, PLACEMENT_ID, Names, read_preset
 from pdqn import layers as configuration
 from pdqn.config import Config
 from pdqn.errors import UsageError
@@ -31,10 +32,8 @@ GROUPS = {
     "Sizes": ("mode", "actors", "envs_per_actor", "replays"),
     "Settings": ("preset", "config_file", "assignments", "trust"),
 }
-PRESETS = ("dqn", "apex", "rainbow", "btr", "pqn", "placement")
+PRESETS = ("dqn", "apex", "rainbow", "btr", "pqn", "vector", "placement")
 DRIVEN = "driven"
-# What an environment learns best with, unless a person names a preset.
-PRESET_OF = {"pdqn/CirclePlacement-v0": "placement"}
 
 
 class NamedPath(click.Path):
@@ -259,8 +258,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=Whole(), help="seed of the whole run  [default: 0]"),
         click.option(
             "--preset",
-            type=click.Choice(PRESETS),
-            help="settings of a known algorithm or problem; the file and options override them",
+            type=click.Choice((*PRESETS, NO_PRESET)),
+            help="settings of a known algorithm or problem; the file and options override them  "
+            "[default: by the environment]",
         ),
         click.option("--config", "config_file", type=PATH, help="TOML file"),
         click.option(
@@ -278,7 +278,20 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) -> Config:
+@dataclass(frozen=True)
+class Asked:
+    """A configuration as a person asked for it.
+
+    Attributes:
+        config: what all layers give, without a preset that comes by itself.
+        given: the settings that the person set; None if no preset is to come by itself.
+    """
+
+    config: Config
+    given: Names | None
+
+
+def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) -> Asked:
     """Build the configuration from all layers that a person wrote, now or for a past run.
 
     Raises:
@@ -286,9 +299,10 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
     """
     authored = _layers_of(options)
     layers = [(name, layer) for name, layer, _ in authored]
+    given = {(section, key) for _, layer in layers for section in layer for key in layer[section]}
     if past is None:
         env = configuration.build(*layers).run.env
-        layers = [*_suited_to(env, options["preset"]), *layers]
+        layers = [*_arguments_of(env, options["preset"]), *layers]
     else:
         layers = past.layers(*layers)
         theirs = (past.configured, past.config.to_map())
@@ -299,34 +313,30 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
             ("default", {"run": {"time_seconds": _DEFAULT_SECONDS}}), *layers
         )
     admit_configuration(authored, config, trust=options["trust"])
-    return config
+    return Asked(config, None if past or options["preset"] else frozenset(given))
 
 
-def _suited_to(env: str, asked: str | None) -> list[tuple[str, configuration.Layer]]:
-    """Return the settings that an environment learns best with, if there is a preset for it.
+def _arguments_of(env: str, asked: str | None) -> list[tuple[str, configuration.Layer]]:
+    """Return the arguments with which circle placement's preset was measured.
+
+    They are not in the preset's file: other environments may take it, and not these arguments.
 
     Args:
         env: the environment.
-        asked: the preset that a person names. If it is another one, nothing is added to it.
+        asked: the preset that a person names; with another one there are no such arguments.
     """
-    name = PRESET_OF.get(env)
-    if name is None or asked not in (None, name):
+    if env != PLACEMENT_ID or asked not in (None, "placement"):
         return []
-    # Not in the preset's file: other environments may take the preset, and not this argument.
     told = {"run": {"env_args": {"rollouts": "auto"}}, "evaluation": {"env_args": {"rollouts": 0}}}
-    layers: list[tuple[str, configuration.Layer]] = [(f"preset {name}", told)]
-    return layers if asked else [*layers, (f"preset {name}", _preset(name))]
-
-
-def _preset(name: str) -> configuration.Layer:
-    return configuration.read_toml(Path(__file__).parents[1] / "presets" / f"{name}.toml")
+    return [("preset placement", told)]
 
 
 def _layers_of(options: Mapping[str, Any]) -> list[Authored]:
     """Read the layers that the options name, lowest first."""
     file, layers = options["config_file"], list[Authored]()
-    if options["preset"] is not None:
-        layers.append((f"preset {options['preset']}", _preset(options["preset"]), True))
+    preset = options["preset"]
+    if preset not in (None, NO_PRESET):
+        layers.append((f"preset {preset}", read_preset(preset), True))
     if file is not None:
         layers.append((f"file {file}", *read_settings(file)))
         _check_preset(layers)

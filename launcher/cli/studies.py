@@ -95,7 +95,7 @@ def _launch_seeds(text: str, parallel: int, given: dict[str, Any], interrupts: I
             option = f"--{name.replace('_', '-')}"
             with_what = f"--parallel {parallel}" if name in ("bind", "dask") else f"--seeds {text}"
             raise UsageError(f"{option} does not go with {with_what}")
-    env = configuration_of(given).run.env
+    env = configuration_of(given).config.run.env
     options = without_options(sys.argv[2:], _NOT_SHARED)
     directory, console = given["run_dir"], given["console"]
     study = Seeds(seeds, tuple(options), directory, env, console, parallel)

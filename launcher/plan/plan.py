@@ -97,6 +97,8 @@ class Plan:
         about: a sentence about the maps that the environment plays; empty without any.
         readings: how the network reads each field of an observation.
         expectation: a sentence about what the policy reaches and when; empty where nobody knows.
+        preset: a sentence about a preset that comes by itself, or stands aside; else empty.
+        before: the configuration with that preset, before the plan filled it in.
     """
 
     mode: Mode
@@ -115,6 +117,8 @@ class Plan:
     about: str = ""
     readings: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     expectation: str = ""
+    preset: str = ""
+    before: Config = dataclasses.field(default_factory=Config)
 
     @property
     def memory_bytes(self) -> int:

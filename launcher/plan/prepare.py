@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from actors.environments.examination import Examination
+from launcher.kinds import Names, stands_aside, suited, with_preset
 from launcher.plan import plan as planning
 from launcher.plan.disk import describe_journal
 from launcher.plan.inspector import Here, Inspector
@@ -25,6 +26,7 @@ def prepare(
     elsewhere: frozenset[str] = frozenset(),
     inspector: Inspector | Here | None = None,
     folder: Path | None = None,
+    given: Names | None = None,
 ) -> tuple[EnvironmentSpec, Machine, Plan]:
     """Fill in every automatic setting for this machine and environment, and check the whole.
 
@@ -33,6 +35,7 @@ def prepare(
         elsewhere: roles that will join from other hosts.
         inspector: looks at the environment; by default, this process does.
         folder: directory of the run; by default, one below the present directory.
+        given: the settings that the person set, if a preset may come by itself below them.
 
     Raises:
         UsageError: settings that cannot work on any machine.
@@ -40,6 +43,32 @@ def prepare(
     run, inspector = config.run, inspector or Here()
     examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
+    chosen = None if given is None else suited(spec)
+    if chosen is None:
+        return _fill_in(config, examined, spec, elsewhere, inspector, folder)
+    assert given is not None
+    fuller, sentence = with_preset(config, chosen, given)
+    try:
+        found = _fill_in(fuller, examined, spec, elsewhere, inspector, folder)
+        reason = "; ".join(found[2].errors)
+    except UsageError as error:
+        found, reason = None, str(error)
+    if found is None or (reason and fuller != config):
+        # Whatever is wrong without the preset too is the person's to know.
+        found = _fill_in(config, examined, spec, elsewhere, inspector, folder)
+        sentence = stands_aside(chosen, reason)
+    return found[0], found[1], dataclasses.replace(found[2], preset=sentence)
+
+
+def _fill_in(
+    config: Config,
+    examined: Examination,
+    spec: EnvironmentSpec,
+    elsewhere: frozenset[str],
+    inspector: Inspector | Here,
+    folder: Path | None,
+) -> tuple[EnvironmentSpec, Machine, Plan]:
+    """Fill in the settings for this machine and environment as they are, and check them."""
     given, config = config, _without_repetition(config, examined)
     parameters = _parameter_bytes(spec, config, inspector)
     if config.evaluation.env_args:
@@ -69,7 +98,7 @@ def prepare(
     state = no if examined.unsaved else yes
     expected = "" if "learner" in elsewhere else at_start(plan.config, spec)
     told = {"state": state, "about": examined.about, "expectation": expected}
-    return spec, here, dataclasses.replace(plan, **told)
+    return spec, here, dataclasses.replace(plan, **told, before=given)
 
 
 def _without_repetition(config: Config, examined: Examination) -> Config:

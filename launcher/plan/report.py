@@ -47,6 +47,7 @@ def as_json(machine: Machine, plan: Plan) -> dict[str, Any]:
         "plan": {
             "mode": plan.mode,
             "why": plan.why,
+            "preset": plan.preset,
             "chosen": plan.layer,
             "config": plan.config.to_map(),
             "memory": dict(plan.memory),
@@ -104,6 +105,8 @@ def _machine_table(machine: Machine) -> Table:
 def _plan_table(plan: Plan) -> Table:
     table = _table("plan")
     table.add_row("mode", f"{plan.mode} ({plan.why})")
+    if plan.preset:
+        table.add_row("settings", plan.preset)
     if plan.about:
         table.add_row("maps", plan.about)
     if plan.state:

@@ -16,6 +16,7 @@ from launcher.hosts.access import Access
 from launcher.hosts.dask.cluster import DaskCluster
 from launcher.hosts.dask.report import cluster_rows, cluster_table
 from launcher.interrupts import Interrupts
+from launcher.kinds import Names
 from launcher.numbers import duration
 from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Machine, raise_open_file_limit
@@ -42,6 +43,7 @@ def launch(
     interrupts: Interrupts,
     inspector: Inspector | None = None,
     forkserver: ForkServer | None = None,
+    given: Names | None = None,
     *,
     past: PastRun | None,
     run_dir: Path | None,
@@ -60,20 +62,19 @@ def launch(
     status_line.doing(f"looks at {config.run.env}, and plans the run")
     folder = past.path if past else run_dir
     with inspector or contextlib.nullcontext():
-        spec, here, plan = prepare(config, access.elsewhere, inspector, folder)
+        spec, here, plan = prepare(config, access.elsewhere, inspector, folder, given)
         begins, resolved = beginning.check(plan.config, spec, inspector), plan.config
     if past is not None:
         past.check(resolved)
     if check_only:
         return _print_check(here, plan, as_json=False)
-    status_line.end()
     _agree(plan, agreed)
     single = resolved.run.mode == "single"
     _check_mode(access, forkserver, single=single)
     interrupts.begun = True
-    directory, state = _open_directory(past, run_dir, spec.id, resolved.run.seed)
+    directory, state = _open_directory(past, run_dir, spec.id, plan)
     access = access.with_keys(directory.path)
-    beginning.write(directory, resolved, config, here, is_new=past is None)
+    beginning.write(directory, resolved, plan.before, here, is_new=past is None)
     # In mode single the environment is in this process, and has its standard streams.
     log = streams.apart(directory.log_path("actor", 0)) if single else contextlib.nullcontext()
     with log:
@@ -111,8 +112,9 @@ def _say_first(
 ) -> None:
     for warning in (*plan.warnings, *warnings):
         view.message(f"warning: {warning}")
-    if plan.about:
-        view.message(plan.about)
+    for text in (plan.preset, plan.about):
+        if text:
+            view.message(text)
     view.message(plan.replay)
     if begins:
         view.message(begins)
@@ -181,11 +183,11 @@ def on_cluster(config: Config, cluster: DaskCluster) -> Config:
 
 
 def _open_directory(
-    past: PastRun | None, run_dir: Path | None, env_id: str, seed: int
+    past: PastRun | None, run_dir: Path | None, env_id: str, plan: Plan
 ) -> tuple[RunDirectory, RunState]:
     if past is None:
-        path = run_dir or new_path(env_id, seed)
-        return RunDirectory(path), RunState()
+        path = run_dir or new_path(env_id, plan.config.run.seed)
+        return RunDirectory(path), RunState(preset=plan.preset)
     directory = RunDirectory(past.path, past.state.elapsed_seconds)
     # Read again: until now another process could have been running it.
     return directory, read_state(past.path)
@@ -207,16 +209,26 @@ def _tell_resumed(
     view.message(f"goes on after {duration(state.elapsed_seconds)} of training{what}")
 
 
-def check(config: Config, *, as_json: bool, inspector: Inspector | None = None) -> int:
-    """Print the machine and the plan; return the exit code."""
+def check(
+    config: Config,
+    given: Names | None = None,
+    *,
+    as_json: bool,
+    inspector: Inspector | None = None,
+) -> int:
+    """Print the machine and the plan; return the exit code.
+
+    ``given`` is as ``prepare`` takes it.
+    """
     check_sinks(config)
     with inspector or contextlib.nullcontext():
-        _, here, plan = prepare(config, inspector=inspector)
+        _, here, plan = prepare(config, inspector=inspector, given=given)
     return _print_check(here, plan, as_json=as_json)
 
 
 def _agree(plan: Plan, agreed: bool) -> None:
     """Refuse what cannot work; ask about what the plan advises against."""
+    status_line.end()
     if plan.errors:
         raise UsageError("; ".join(plan.errors))
     if plan.advises_against is None or agreed:

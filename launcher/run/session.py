@@ -31,6 +31,7 @@ from pdqn.specs import EnvironmentSpec
 _TICK_SECONDS = 1.0
 _CONSOLE_SECONDS = 0.25
 _MOST_MESSAGES, _MOST_CHARACTERS = 100, 10_000
+_ROLES = ("actor", "replay", "learner", "evaluator", "forkserver")
 _MOST_SHOWN = 500  # characters of a note
 _SHOWN_NOTES = {
     "out_of_memory", "memory", "checkpoint", "saved", "unheard", "left_out", "revoked", "journal",
@@ -369,16 +370,16 @@ class Session:
     def _summary(self, reason: str) -> dict[str, Any]:
         measured = self.metrics.summary()
         measured["environment"] = {"id": self.spec.id, **measured["environment"]}
-        roles = ("actor", "replay", "learner", "evaluator", "forkserver")
         return {
             "exit_reason": reason,
             "wall_seconds": self.elapsed_seconds,
             **measured,
             "actors": resolved(self.config.actor.count),
             "mode": self.config.run.mode,
+            "preset": self.state.preset,
             "insecure": self.insecure,
             "seed": self.config.run.seed,
-            "restarts": {role: self.restarts.get(role, 0) for role in roles},
+            "restarts": {role: self.restarts.get(role, 0) for role in _ROLES},
             "sessions": self.state.sessions,
             "error": self._error(),
             "warning": shortcoming(self.config, self.metrics, reason, self._evaluation_note),

@@ -34,6 +34,7 @@ class RunState:
             that is killed may have had up to that number.
         metrics: what ``RunMetrics.get_state`` gave.
         circle_placement: whether the environment is circle placement; None where nobody wrote it.
+        preset: a sentence about the preset that came by itself; empty without one.
     """
 
     sessions: int = 0
@@ -43,6 +44,7 @@ class RunState:
     incarnations: dict[tuple[str, int], int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     circle_placement: bool | None = None
+    preset: str = ""
     reserved: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,4 +124,5 @@ def _from_map(content: Mapping[str, Any]) -> RunState:
         incarnations={(str(role), int(i)): int(n) for role, i, n in content["incarnations"]},
         metrics=metrics,
         circle_placement=content.get("circle_placement"),
+        preset=str(content.get("preset", "")),
     )

@@ -13,6 +13,7 @@ from launcher.bench.whole.calibration import Calibration
 from launcher.bench.whole.costs import Pieces, layout_of, rows, shared_part
 from launcher.bench.whole.measured import Measured, measure_whole
 from launcher.bench.whole.trial import Trial
+from launcher.kinds import Names
 from launcher.numbers import in_unit, number, percent, plural, size
 from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Gpu, Machine
@@ -71,6 +72,7 @@ def bench(
     seconds: float,
     run_seconds: float,
     gpu_sample_seconds: float | None,
+    given: Names | None = None,
     *,
     as_json: bool,
 ) -> int:
@@ -81,16 +83,17 @@ def bench(
         seconds: length of each measurement.
         run_seconds: length of each real run; 0 for none.
         gpu_sample_seconds: time of a sampled transition on a GPU, if this machine has none.
+        given: the settings that the person set, as ``prepare`` takes them.
         as_json: whether to print JSON.
 
     Raises:
         UsageError: the configuration cannot run here.
     """
     with Inspector(config.system) as inspector:
-        spec, here, plan = prepare(config, inspector=inspector)
+        spec, here, plan = prepare(config, inspector=inspector, given=given)
     if plan.errors:
         raise UsageError("; ".join(plan.errors))
-    planned = plan.config
+    config, planned = plan.before, plan.config
     if planned.run.mode == "single":
         planned = _in_parallel(config, spec, here)
     others = [other_config(config, spec, here, *machine) for machine in _others()]
@@ -111,8 +114,7 @@ def bench(
     if as_json:
         echo_json(as_data(measured, places), indent=2)
         return 0
-    show(_cost_table(measured), "")
-    show(*_here_lines(measured), "")
+    show(_cost_table(measured), "", *_here_lines(measured), "")
     show(_places_table(places), "", *_notes(measured, places))
     return 0
 
