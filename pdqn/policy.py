@@ -41,6 +41,8 @@ def action_values(network: QNetwork, observation: Observation) -> NDArray[np.flo
             values = network(*prepared).numpy()
         else:
             values = arrays.forward(*(part.numpy() for part in prepared)).copy()
+        if network.return_scale is not None:
+            values = values * network.return_scale().numpy()
     mask = observation.get(ACTION_MASK)
     return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
 
@@ -251,7 +253,10 @@ def _values_on(
     """Compute Q of a batch as ``action_values`` does, on another device than the CPU."""
     with torch.inference_mode():
         tensors = {name: _as_tensor(array).to(device) for name, array in observation.items()}
-        values = network(*network.prepare(tensors)).float().cpu().numpy()
+        values = network(*network.prepare(tensors)).float()
+        if network.return_scale is not None:
+            values = values * network.return_scale()
+        values = values.cpu().numpy()
     mask = observation.get(ACTION_MASK)
     return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
 
