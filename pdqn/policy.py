@@ -63,6 +63,7 @@ class Policy:
 
     An observation is one of the environment's: an array, a list, a number, or a Dict or Tuple.
     Arrays with one axis more, in front, are a batch of observations, as a vector environment gives.
+    So is a list of observations.
 
     Args:
         model: the network and a description of its environment.
@@ -133,7 +134,7 @@ class Policy:
         Raises:
             ValueError: see ``act``.
         """
-        given = dict(named_parts(observation))
+        given = self._parts(observation)
         batch = self._batch_of(given)
         if action_mask is not None:
             given[ACTION_MASK] = action_mask
@@ -167,10 +168,29 @@ class Policy:
         values = search_values(self.model, env, "Policy.search", self._compute)
         return env.unwrapped.search(method, values)
 
+    def _parts(self, observation: Any) -> dict[str, Any]:
+        """Return the arrays of an observation by their fields' names; lists of them for a list."""
+        if not self._is_list_of_nested(observation):
+            return dict(named_parts(observation))
+        every = [dict(named_parts(each)) for each in observation]
+        parts = every[0].keys()
+        for index, each in enumerate(every):
+            if each.keys() != parts:
+                has, first = (", ".join(sorted(names)) for names in (each, parts))
+                raise ValueError(f"observation {index} of the batch has {has}, the first {first}")
+        return {name: [each[name] for each in every] for name in parts}
+
+    def _is_list_of_nested(self, observation: Any) -> bool:
+        """Return whether this is a list of Dicts or Tuples; tuples may also be rows of an array."""
+        if not isinstance(observation, list) or not observation:
+            return False
+        plain = any(field.name == PLAIN_FIELD for field in self.model.spec.fields)
+        return all(isinstance(each, Mapping if plain else Mapping | tuple) for each in observation)
+
     def _batch_of(self, given: Mapping[str, Any]) -> int | None:
         """Return the number of observations; None for a single one."""
         for field in self.model.spec.fields:
-            shape = [*getattr(given.get(field.name), "shape", ())]
+            shape = _shape_of(given.get(field.name))
             if len(shape) == len(field.shape) + 1 and shape[0] > 0:
                 return int(shape[0])
         return None
@@ -226,6 +246,16 @@ class Policy:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{field.name}: {shown(values)} is not finite")
         return array
+
+
+def _shape_of(values: Any) -> tuple[int, ...]:
+    """Return the shape of an array or of nested lists; () for anything else."""
+    if not isinstance(values, list):
+        return (*getattr(values, "shape", ()),)
+    try:
+        return np.shape(values)  # pyright: ignore[reportArgumentType] - any list
+    except Exception:  # noqa: BLE001 - lists of different lengths, and any object's own conversion
+        return ()
 
 
 Compute = Callable[[Observation], NDArray[np.float32]]
