@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actors.environments.beside import CrowdedError
 from actors.environments.vector import VectorEnvironment
 from pdqn.config import MAX_EPISODE_STEPS
+from pdqn.episodes import MAX_METRICS
 from pdqn.errors import RunError, UsageError, type_and_first_line
 from pdqn.specs import ACTION_MASK, EnvironmentSpec, Observation
 from pdqn.stacking import FrameStacker
@@ -37,12 +38,14 @@ class Scores:
         headline: float64[episodes], the environment's headline metric in the last step of each; NaN
             where the environment's info did not have it.
         cut: bool[episodes], whether the episode was cut off before its end.
+        own: object[episodes], the environment's own metrics at the end of each, by name.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     headline: NDArray[np.float64]
     cut: NDArray[np.bool_]
+    own: NDArray[np.object_]
 
     def part(self, which: slice | NDArray[np.bool_]) -> Scores:
         """Select episodes."""
@@ -183,6 +186,7 @@ def _play_batch(
     returns = np.zeros(env.num_envs)
     lengths = np.zeros(env.num_envs, np.int64)
     headline = np.full(env.num_envs, np.nan)
+    own = np.array([{} for _ in range(env.num_envs)], object)
     stacker = FrameStacker(env.spec, env.num_envs)
     failures = env.failures_each
     with _in_one_line(f"environment {env.spec.id} cannot be reset"):
@@ -203,11 +207,13 @@ def _play_batch(
         lengths[playing] += 1
         ended &= playing
         headline[ended] = transition.headline[ended]
+        for index in transition.metrics.keys() & set(np.flatnonzero(ended).tolist()):
+            own[index] = transition.metrics[index]
         playing &= ~(ended | void)
     if playing.any():
         with _in_one_line(f"the {env.spec.headline_metric} of {env.spec.id} cannot be read"):
             headline[playing] = env.present_headline()[playing]
-    return Scores(returns, lengths, headline, playing)
+    return Scores(returns, lengths, headline, playing, own)
 
 
 def scored(scores: Scores, spec: EnvironmentSpec) -> NDArray[np.float64]:
@@ -318,6 +324,32 @@ def describe(
         mean, error = _mean_and_error(compared[known])
         result |= {"metrics": {name: mean}, "errors": {name: error}}
     return result
+
+
+def describe_own(scores: Scores, spec: EnvironmentSpec) -> dict[str, dict[str, float]]:
+    """Summarise the environment's own metrics of an evaluation, as plain data.
+
+    Args:
+        scores: scores of the policy.
+        spec: spec of the environment.
+
+    Returns:
+        mean, standard error, and number of the episodes that tell it, for each metric. As in
+        training, a metric beyond the first ``MAX_METRICS`` is left out. So is one whose values are
+        too large for these.
+    """
+    values: dict[str, list[float]] = {}
+    for metrics in scores.part(_counted(scores, spec)).own:
+        for name, value in metrics.items():
+            if name in values or len(values) < MAX_METRICS:
+                values.setdefault(name, []).append(value)
+    described: dict[str, dict[str, float]] = {}
+    for name, told in values.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, error = _mean_and_error(np.array(told, np.float64))
+        if math.isfinite(mean) and math.isfinite(error):
+            described[name] = {"mean": mean, "error": error, "episodes": len(told)}
+    return described
 
 
 def _mean_and_error(values: NDArray[np.float64]) -> list[float]:

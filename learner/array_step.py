@@ -79,6 +79,7 @@ class ArrayStep:
         self._bounds = config.network.value_min, config.network.value_max
         self._sigma = config.network.gauss_sigma
         self._prepare = online.prepare
+        self._scale = online.return_scale
         self._online = ArrayNetwork(online, gradients)
         self._target = ArrayNetwork(target)
         # Only a whole target has features of its own, for which it sees the observations itself.
@@ -87,8 +88,17 @@ class ArrayStep:
     @torch.inference_mode()
     def differentiate(self, batch: TensorBatch) -> Found:
         """Compute the gradient of a batch, and its figures."""
+        if self._scale is None:
+            return self._differentiate(batch, batch.n_step_return.numpy().copy())
+        unit = self._scale().numpy()
+        found = self._differentiate(batch, batch.n_step_return.numpy() / unit)
+        # Values and errors are in the environment's units; losses are in the network's.
+        q_mean, priorities = found.q_mean * float(unit), found.priorities * unit
+        return found._replace(q_mean=q_mean, priorities=priorities)
+
+    def _differentiate(self, batch: TensorBatch, targets: Array) -> Found:
+        """Do so with what is rewarded in the network's units, to which what follows is added."""
         count = len(batch)
-        targets = batch.n_step_return.numpy().copy()
         values = self._values(batch, targets)
         if self._support is not None:
             return self._classify(batch, values, torch.from_numpy(targets), self._support)

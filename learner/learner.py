@@ -162,6 +162,7 @@ class Learner:
         Raises:
             RunError: the GPU runs out of memory with a single transition at a time.
         """
+        self._observe_returns(batch)
         if self._arrays is not None:
             meanwhile()
             return self._step_on_arrays(self._arrays, batch)
@@ -189,6 +190,13 @@ class Learner:
         self.online.observe(*self.online.prepare(observation))
         for ours, theirs in zip(self.online.buffers(), self.target.buffers(), strict=True):
             theirs.copy_(ours)
+
+    def _observe_returns(self, batch: TensorBatch) -> None:
+        """Take a batch into the unit of the online network's outputs, the only one that is used."""
+        scale = self.online.return_scale
+        if scale is not None:
+            figures = batch.n_step_return, batch.discount, batch.importance_weight
+            scale.observe(*(each.to(self.device) for each in figures))
 
     def _step_on_arrays(self, arrays: ArrayStep, batch: TensorBatch) -> StepResult:
         """Take the same step without autograd."""

@@ -3,6 +3,9 @@
 Priorities are absolute TD errors of the expected values, for every kind of loss. Actors send the
 same with new transitions, so old and new priorities are comparable. Under Munchausen this holds
 only roughly: actors do not compute the bonus or the soft value.
+
+With ``network.normalize_rewards``, losses are in units of the network's ``return_scale``, as its
+outputs are. Priorities and the expected returns that are reported are in the environment's.
 """
 
 from __future__ import annotations
@@ -159,6 +162,7 @@ class Objective:
         self._online = _Function(config, online)
         self._target = self._online if target is online else _Function(config, target)
         self._support = online.support
+        self._scale = online.return_scale
         self._bounds = config.network.value_min, config.network.value_max
         # Selecting rows would make a GPU wait, and would compile a network for another size. A
         # batch norm would normalise by the figures of a few transitions.
@@ -174,13 +178,14 @@ class Objective:
         others = None if rollouts is None else rollouts.actions
         ours, tried = self._online.chosen(prepared, batch.action, others)
         with torch.no_grad():
-            target = self._aim(batch, self._bonus(batch, prepared))
-            error = (self._mean(target) - ours.mean).abs()
+            unit = 1.0 if self._scale is None else self._scale()
+            target = self._aim(batch, batch.n_step_return / unit + self._bonus(batch, prepared))
+            error = (self._mean(target) - ours.mean).abs() * unit
         losses = self._losses(ours.distribution, target)
         if rollouts is not None:
-            found = rollout_losses(tried, rollouts.returns, rollouts.told)
+            found = rollout_losses(tried, rollouts.returns / unit, rollouts.told)
             losses = losses + self._config.rollout_weight * found
-        return Losses(losses, error, ours.mean.detach())
+        return Losses(losses, error, ours.mean.detach() * unit)
 
     def _rollouts(self, batch: TensorBatch) -> _Rollouts | None:
         """Return what the environment tells of other actions; None if that is not used."""
@@ -207,9 +212,14 @@ class Objective:
             return target.mean(dim=1)
         return (target * self._support).sum(dim=1)  # autocast would round a product of matrices
 
-    def _aim(self, batch: TensorBatch, bonus: Tensor | float) -> Tensor:
-        """Compute targets, float32[batch, k]: equally likely returns, or atoms' probabilities."""
-        returns = (batch.n_step_return + bonus)[:, None]
+    def _aim(self, batch: TensorBatch, rewarded: Tensor) -> Tensor:
+        """Compute targets, float32[batch, k]: equally likely returns, or atoms' probabilities.
+
+        Args:
+            batch: transitions.
+            rewarded: float32[batch], their returns up to what follows, in the network's units.
+        """
+        returns = rewarded[:, None]
         if self._support is None:
             return returns + self._discounted(batch)
         if self._kind == "hl_gauss":

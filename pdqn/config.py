@@ -358,6 +358,9 @@ class NetworkConfig:
     normalize: bool = setting(
         False, "observed numbers less their running mean, over their running standard deviation"
     )
+    normalize_rewards: bool = setting(
+        False, "learn values in units of the returns' running standard deviation"
+    )
     layer_norm_convolutions: bool = setting(
         False, "normalise the channels of every pixel after a convolution (conv, nature)"
     )

@@ -41,6 +41,8 @@ def action_values(network: QNetwork, observation: Observation) -> NDArray[np.flo
             values = network(*prepared).numpy()
         else:
             values = arrays.forward(*(part.numpy() for part in prepared)).copy()
+        if network.return_scale is not None:
+            values = values * network.return_scale().numpy()
     mask = observation.get(ACTION_MASK)
     return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
 
@@ -61,6 +63,7 @@ class Policy:
 
     An observation is one of the environment's: an array, a list, a number, or a Dict or Tuple.
     Arrays with one axis more, in front, are a batch of observations, as a vector environment gives.
+    So is a list of observations.
 
     Args:
         model: the network and a description of its environment.
@@ -131,7 +134,7 @@ class Policy:
         Raises:
             ValueError: see ``act``.
         """
-        given = dict(named_parts(observation))
+        given = self._parts(observation)
         batch = self._batch_of(given)
         if action_mask is not None:
             given[ACTION_MASK] = action_mask
@@ -165,10 +168,29 @@ class Policy:
         values = search_values(self.model, env, "Policy.search", self._compute)
         return env.unwrapped.search(method, values)
 
+    def _parts(self, observation: Any) -> dict[str, Any]:
+        """Return the arrays of an observation by their fields' names; lists of them for a list."""
+        if not self._is_list_of_nested(observation):
+            return dict(named_parts(observation))
+        every = [dict(named_parts(each)) for each in observation]
+        parts = every[0].keys()
+        for index, each in enumerate(every):
+            if each.keys() != parts:
+                has, first = (", ".join(sorted(names)) for names in (each, parts))
+                raise ValueError(f"observation {index} of the batch has {has}, the first {first}")
+        return {name: [each[name] for each in every] for name in parts}
+
+    def _is_list_of_nested(self, observation: Any) -> bool:
+        """Return whether this is a list of Dicts or Tuples; tuples may also be rows of an array."""
+        if not isinstance(observation, list) or not observation:
+            return False
+        plain = any(field.name == PLAIN_FIELD for field in self.model.spec.fields)
+        return all(isinstance(each, Mapping if plain else Mapping | tuple) for each in observation)
+
     def _batch_of(self, given: Mapping[str, Any]) -> int | None:
         """Return the number of observations; None for a single one."""
         for field in self.model.spec.fields:
-            shape = [*getattr(given.get(field.name), "shape", ())]
+            shape = _shape_of(given.get(field.name))
             if len(shape) == len(field.shape) + 1 and shape[0] > 0:
                 return int(shape[0])
         return None
@@ -226,6 +248,16 @@ class Policy:
         return array
 
 
+def _shape_of(values: Any) -> tuple[int, ...]:
+    """Return the shape of an array or of nested lists; () for anything else."""
+    if not isinstance(values, list):
+        return (*getattr(values, "shape", ()),)
+    try:
+        return np.shape(values)  # pyright: ignore[reportArgumentType] - any list
+    except Exception:  # noqa: BLE001 - lists of different lengths, and any object's own conversion
+        return ()
+
+
 Compute = Callable[[Observation], NDArray[np.float32]]
 
 
@@ -251,7 +283,10 @@ def _values_on(
     """Compute Q of a batch as ``action_values`` does, on another device than the CPU."""
     with torch.inference_mode():
         tensors = {name: _as_tensor(array).to(device) for name, array in observation.items()}
-        values = network(*network.prepare(tensors)).float().cpu().numpy()
+        values = network(*network.prepare(tensors)).float()
+        if network.return_scale is not None:
+            values = values * network.return_scale()
+        values = values.cpu().numpy()
     mask = observation.get(ACTION_MASK)
     return values if mask is None else np.where(mask.astype(bool), values, -np.inf)
 

@@ -48,6 +48,19 @@ class Noise(Car):
         return *super().step(action)[:4], {"metrics": "accuracy"}
 
 
+class Seeded(Car):
+    """Cars whose fuel is their seed; those of even seeds tell whether they crashed."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        self._fuel = -1 if seed is None else seed
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, Any]:
+        crashed = {} if self._fuel % 2 else {"crashed": self._fuel % 4 == 0}
+        huge = {"huge": 1e308, "broken": float("nan")}
+        return *super().step(action)[:4], {"metrics": {"fuel": self._fuel, **crashed, **huge}}
+
+
 class Cars(VectorEnv[Any, Any, Any]):
     """A batch of its own: episodes of three steps in which car i uses i units of fuel."""
 

@@ -32,6 +32,7 @@ from launcher.hosts.access import Access
 from launcher.hosts.dask.answers import WorkerDescription
 from launcher.hosts.dask.cluster import DaskCluster, Ending
 from launcher.run.launch import _warnings_of_access
+from launcher.studies.members import EXIT_INTERRUPTED
 from pdqn.errors import UsageError
 
 Eventually = Callable[..., Any]
@@ -424,3 +425,47 @@ def test_what_cannot_work_is_refused_in_a_line(
     assert command.stderr.startswith(f"pdqn: {said}")
     assert command.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_sweep_runs_its_trials_on_the_cluster_and_goes_on_there(
+    cluster: Cluster, pdqn_command: StartCommand, eventually: Eventually, tmp_path: Path
+):
+    pytest.importorskip("optuna", reason="needs pdqn[sweep]")
+    for name in ("a", "b"):
+        cluster.add(name)
+    text = """
+        env = "CartPole-v1"
+        trials = 4
+        pruner = "none"
+        options = ["--steps", "15000", "--actors", "2"]
+        [settings]
+        "evaluation.period_seconds" = 1
+        "evaluation.episodes" = 4
+        "replay.min_size" = 200
+        [search."actor.n_step"]
+        low = 1
+        high = 5
+    """
+    (tmp_path / "cartpole.toml").write_text(text, encoding="utf-8")
+    folder = tmp_path / "runs" / "sweeps" / "cartpole"
+    sweep = ("sweep", "cartpole.toml", "--dask", str(cluster.file))
+    with pdqn_command(*sweep, directory=tmp_path) as command:
+        eventually(lambda: cluster.actors() == 2, 100)
+        eventually((folder / "trial-0000" / "state.json").exists, 100)
+        command.interrupt()
+        assert command.wait() == EXIT_INTERRUPTED, command.stderr
+    eventually(lambda: not cluster.actors(), TIGHT)
+    with pdqn_command(*sweep, directory=tmp_path) as command:
+        # The trial that was interrupted is on the cluster again.
+        eventually(lambda: cluster.actors() == 2, 100)
+        assert not (folder / "trial-0001").exists()
+        assert command.wait(400) == 0, command.stderr
+    for index in range(4):
+        summary = json.loads((folder / f"trial-{index:04}" / "summary.json").read_text("utf-8"))
+        assert summary["exit_reason"] == "steps"
+        assert summary["transitions"]["lost"] == 0
+    with pdqn_command("sweep", "cartpole.toml", "--show", directory=tmp_path) as command:
+        assert command.wait() == 0, command.stderr
+    assert command.stdout.count(" complete ") == 4

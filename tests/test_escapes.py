@@ -285,6 +285,7 @@ def test_a_table_of_a_foreign_model_is_text_and_markup_is_not_obeyed(
         "return_error": 0.1, "metrics": {HOSTILE: 1.0}, "errors": {HOSTILE: 0.1},
         "baselines": {HOSTILE: 0.5}, "baseline_errors": {HOSTILE: 0.1},
         "differences": {HOSTILE: (0.5, 0.1)},
+        "info": {HOSTILE: {"mean": 1.0, "error": 0.1, "episodes": 3}},
     }  # fmt: skip
     text = printed(table(model, figures), monkeypatch)
     assert "[red]" in text.replace("\n", "")

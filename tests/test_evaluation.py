@@ -330,7 +330,8 @@ def array(*values: float) -> np.ndarray:
 
 
 def scores_of(returns: np.ndarray, lengths: np.ndarray, headline: np.ndarray, *cut: bool) -> Scores:
-    return Scores(returns, lengths, headline, np.array(cut or [False] * len(returns)))
+    own = np.array([{} for _ in returns], object)
+    return Scores(returns, lengths, headline, np.array(cut or [False] * len(returns)), own)
 
 
 class TestNumbers:

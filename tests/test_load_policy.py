@@ -26,10 +26,10 @@ from launcher.results.films import record_film
 from launcher.results.models import chosen_model
 from pdqn.config import Config, NetworkConfig, RunConfig
 from pdqn.errors import UsageError
-from pdqn.model import load_model, read_model, save_model
+from pdqn.model import Model, load_model, read_model, save_model
 from pdqn.networks import build_network
 from pdqn.policy import Policy, _values_on, greedy, named_parts
-from pdqn.specs import EnvironmentSpec
+from pdqn.specs import EnvironmentSpec, FieldSpec
 from pdqn.trust import EVERYTHING
 
 
@@ -221,7 +221,7 @@ def sight(monkeypatch: pytest.MonkeyPatch) -> None:
         (False, -1),
         (False, np.int64(1 << 40)),
         (False, None),
-        (False, [1]),
+        (False, [[1]]),
     ],
 )
 def test_what_is_not_of_the_space_is_refused(tmp_path: Path, picture: bool, given: Any):
@@ -360,6 +360,58 @@ def test_batches_of_nested_observations_are_as_vector_environments_give_them(
     values = policy.values(observation, np.stack(info["action_mask"]))
     assert np.isfinite(values).tolist() == [[False, True, False]] * 2
     assert policy.act(observation, np.stack(info["action_mask"])).tolist() == [6, 6]
+
+
+A, B = FieldSpec("a", (2,), "float32"), FieldSpec("b", (2, 2), "uint8")
+LISTED: dict[str, tuple[tuple[FieldSpec, ...], Any]] = {
+    "arrays": ((FieldSpec("observation", (2,), "float32"),), lambda a, b: a),
+    "lists": ((FieldSpec("observation", (2,), "float32"),), lambda a, b: a.tolist()),
+    "lists of tuples": (
+        (FieldSpec("observation", (2, 2), "uint8"),),
+        lambda a, b: [(*row,) for row in b.tolist()],
+    ),
+    "numbers": (
+        (FieldSpec("observation", (), "int64", categories=(9,), start=(0,)),),
+        lambda a, b: int(b[0, 0]),
+    ),
+    "dicts": ((A, B), lambda a, b: {"b": b, "a": a}),
+    "dicts of lists": (
+        (A, FieldSpec("observation", (2, 2), "uint8")),
+        lambda a, b: {"observation": b.tolist(), "a": a},
+    ),
+    "tuples": (
+        (FieldSpec("0", (2,), "float32"), FieldSpec("1.x", (2, 2), "uint8")),
+        lambda a, b: (a, {"x": b}),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LISTED)
+def test_a_list_of_observations_is_a_batch(kind: str):
+    fields, of = LISTED[kind]
+    spec = EnvironmentSpec("test/Listed-v0", fields, 3)
+    policy = Policy(Model(build_network(spec, NetworkConfig(hidden=8)).eval(), spec, {}, 0))
+    rng = np.random.default_rng(3)
+    rows = [(rng.normal(size=2).astype(np.float32), rng.integers(0, 9, (2, 2))) for _ in range(4)]
+    alone = [policy.values(of(a, b)) for a, b in rows]
+    assert [each.shape for each in alone] == [(3,)] * 4
+    together = policy.values([of(a, b) for a, b in rows])
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+    assert len({each.tobytes() for each in alone}) > 1
+
+
+def test_a_list_of_observations_that_differ_or_are_too_few_is_refused_in_a_line():
+    spec = EnvironmentSpec("test/Listed-v0", (A, B), 3)
+    policy = Policy(Model(build_network(spec, NetworkConfig(hidden=8)).eval(), spec, {}, 0))
+    whole = {"a": [1.0, 2.0], "b": [[1, 2], [3, 4]]}
+    for wrong, told in [
+        ([whole, {"a": [1.0, 2.0]}], "^observation 1 of the batch has a, the first a, b$"),
+        ([whole, {**whole, "a": [1.0]}], r"^a: \[.*\] is not an array; .* needs float32 \[2, 2\]$"),
+        ([whole, 3], "^the observation has observation; test/Listed-v0 needs a, b$"),
+        ([], "^the observation has observation; test/Listed-v0 needs a, b$"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            policy.act(wrong)
 
 
 def test_another_device_computes_the_same_and_one_that_is_not_there_is_named(tmp_path: Path):

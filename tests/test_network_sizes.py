@@ -117,3 +117,10 @@ def test_the_statistics_of_plain_numbers_count(name: str, kind: str):
     assert parameter_bytes(spec, config) == built_bytes(spec, config)
     plain = dataclasses.replace(config, normalize=False)
     assert parameter_bytes(spec, config) > parameter_bytes(spec, plain)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vector", "mlp"), ("board", "spatial")])
+def test_the_unit_of_the_outputs_counts(name: str, kind: str):
+    spec = SPECS[name]
+    config = network_sizes(spec, NetworkConfig(kind=kind, normalize_rewards=True))
+    assert parameter_bytes(spec, config) == built_bytes(spec, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,20 @@ from test_console import lines_of, snapshot
 
 from actors.environments.describe import describe_environment
 from actors.environments.infos import final_metrics, own_metrics
+from actors.evaluation import Scores, describe_own, play, random_act
 from actors.rollout import Identity, Rollout
 from launcher.console.lines import progress_line, summary_rows
+from launcher.evaluation.evaluate import Circumstances, evaluate
 from launcher.metrics.counters import MemberKey
 from launcher.metrics.metrics import RunMetrics
 from launcher.records.event_records import figures_record
 from launcher.records.sinks import _documentation, metric_name
+from launcher.results.models import Permission
+from pdqn.config import Config, RunConfig
 from pdqn.episodes import MAX_METRIC_VALUES, MAX_METRICS
 from pdqn.layers import build
 from pdqn.messages import Episode, Report, decode
+from pdqn.model import save_model
 from pdqn.networks import build_network
 from pdqn.telemetry import Telemetry
 from pdqn.wire import WireError
@@ -134,3 +140,55 @@ def test_every_view_shows_them():
     assert metric_name("info/fuel") == "pdqn_info_fuel"
     assert "end of the last 100 episodes" in _documentation("info/fuel")
     assert b"info/fuel" in figures_record({"info/fuel": 2.5}, 7)
+
+
+def test_an_evaluation_has_them_with_the_episodes_that_tell_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    spec = describe_environment("metric_environments:Seeded", {}, 1)
+    config = Config(run=RunConfig(env=spec.id))
+    save_model(tmp_path / "m.pth", config, spec, build_network(spec, config.network), 7)
+    differs = Circumstances(seed=10)  # episodes of the seeds 10 to 14
+    for as_json in (True, False):
+        evaluate(
+            tmp_path / "m.pth",
+            5,
+            as_json=as_json,
+            permission=Permission(everything=True),
+            differs=differs,
+        )
+    result, _, shown = capsys.readouterr().out.partition("\n")
+    info = json.loads(result)["info"]
+    assert set(info) == {"fuel", "crashed"}
+    assert info["fuel"] == {"mean": 12.0, "error": pytest.approx(0.5**0.5), "episodes": 5}
+    assert info["crashed"] == {
+        "mean": pytest.approx(1 / 3),
+        "error": pytest.approx(1 / 3),
+        "episodes": 3,
+    }
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    assert any("info/fuel" in row and "12.0000 ± 0.7071" in row for row in rows)
+    assert any("info/crashed in 3 episodes" in row and "0.3333" in row for row in rows)
+
+
+def test_an_episode_that_is_cut_has_not_told_them():
+    spec = describe_environment("metric_environments:Seeded", {}, 1)
+    scores = play(
+        random_act(spec, np.random.default_rng(0)),
+        spec,
+        {},
+        [1, 2, 3],
+        max_episode_steps=LENGTH - 1,
+    )
+    assert scores is not None
+    assert scores.cut.all()
+    assert describe_own(scores, spec) == {}
+
+
+def test_an_evaluation_has_as_many_names_as_an_episode():
+    spec = describe_environment("metric_environments:Seeded", {}, 1)
+    own = np.array([{f"m{first + i}": 1.0 for i in range(MAX_METRICS)} for first in (0, 5)], object)
+    counted = np.ones(2), np.ones(2, np.int64), np.full(2, np.nan), np.zeros(2, bool)
+    described = describe_own(Scores(*counted, own), spec)
+    assert list(described) == [f"m{i}" for i in range(MAX_METRICS)]
+    assert described["m5"]["episodes"] == 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_ls import ended, made
 
-from launcher.cli.studies import without_options
+from launcher.cli.studies import lasting_options, without_options
 from launcher.studies.listing import runs_below
 from launcher.studies.members import EXIT_INTERRUPTED, Member, is_complete, shares_of
 from launcher.studies.seeds import memory_options, parse_seeds, summary_lines
@@ -60,6 +60,37 @@ def test_a_member_gets_all_options_but_those_of_the_study():
     ]
     names = {"--seeds", "--run-dir", "--parallel"}
     assert without_options(given, names) == ["--env", "X", "--set", "a=--seeds"]
+
+
+def test_a_run_that_goes_on_gets_the_options_that_no_run_directory_holds(
+    tmp_path: Path, eventually: Callable[..., Any]
+):
+    given = ["--env", "X", "--dask", "tcp://s:8786", "--dask-pin=learner=gpu", "--set", "a=--yes",
+             "--no-replay", "--time", "9s", "--bind", "*"]  # fmt: skip
+    lasting = lasting_options(given)
+    assert lasting == [
+        "--dask",
+        "tcp://s:8786",
+        "--dask-pin=learner=gpu",
+        "--no-replay",
+        "--bind",
+        "*",
+    ]
+    script = tmp_path / "pdqn" / "__main__.py"
+    script.parent.mkdir()
+    script.write_text("import sys; print(*sys.argv[1:])", encoding="utf-8")
+    script.with_name("__init__.py").touch()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.toml").touch()
+    for name, begins in (
+        ("new", ["--run-dir", "new", *given]),
+        ("old", ["--resume", "old", *lasting]),
+    ):
+        with contextlib.chdir(tmp_path):
+            member = Member(name, Path(name), given, "off", lasting=lasting)
+            assert eventually(lambda found=member: found.look() is not None)
+        words = (tmp_path / f"{name}.out").read_text(encoding="utf-8").split()
+        assert words == ["launch", *begins, "--console", "off", "--interrupt-exit", "130"]
 
 
 def test_runs_at_the_same_time_share_cores_and_memory():
@@ -114,7 +145,8 @@ def test_ctrl_c_ends_the_study_and_the_same_command_goes_on(
     options = [*RUN, "--time", "8s", "--seeds", "1:3"]
     options += ["--parallel", "2"] if parallel == 2 else []
     with pdqn_command(*options, directory=tmp_path) as command:
-        eventually((tmp_path / "study" / f"seed{parallel}" / "state.json").exists, 60)
+        for seed in range(1, parallel + 1):  # that two begin together does not mean in this order
+            eventually((tmp_path / "study" / f"seed{seed}" / "state.json").exists, 60)
         command.interrupt()
         assert command.wait() == 130
         assert "the same command with --run-dir goes on" in command.stderr

@@ -97,11 +97,19 @@ class Runs:
         self.scores, self.codes = scores, list(codes)
         self.started: list[tuple[str, list[str]]] = []
         self.stopped: list[str] = []
+        self.lasting: list[str] = []
 
     def __call__(
-        self, name: str, run_dir: Path, options: list[str], console: str, share: Any
+        self,
+        name: str,
+        run_dir: Path,
+        options: list[str],
+        console: str,
+        share: Any,
+        lasting: Sequence[str],
     ) -> Runs.Run:
         self.started.append((name, options))
+        self.lasting = [*lasting]
         code = self.codes.pop(0) if self.codes else 0
         return Runs.Run(self, name, run_dir, self.scores(int(name.split()[1])), code)
 
@@ -161,7 +169,7 @@ def test_trials_run_until_there_are_enough_and_the_best_is_known(
     assert states(tmp_path / "s") == ["complete"] * 6
     assert [name for name, _ in runs.started] == [f"trial {index}" for index in range(6)]
     options = runs.started[0][1]
-    assert options[-2:] == ["--dask", "local"]
+    assert options[-2:] == runs.lasting == ["--dask", "local"]
     assert any(option.startswith("learner.learning_rate=") for option in options)
     assert open_study(tmp_path / "s").best_value == 15.0
     assert "best 15.0 (trial 5)" in capsys.readouterr().out

@@ -79,6 +79,12 @@ def studying(command: Callable[..., int]) -> Callable[..., int]:
 
 # Options of launch that are not for the runs of a study, and those that a study gives each run.
 _NOT_SHARED = {"--seeds", "--parallel", "--run-dir", "--interrupt-exit", "--console"}
+# Those that no run directory holds, without a value and with one: a run that goes on needs them.
+_LASTING_FLAGS = {"--insecure", "--no-learner", "--no-replay", "--force", "--yes"}
+_LASTING = {
+    "--bind", "--keys", "--advertise", "--port-range",
+    "--dask", "--dask-python", "--dask-slots", "--dask-pin",
+}  # fmt: skip
 
 
 def _launch_seeds(text: str, parallel: int, given: dict[str, Any], interrupts: Interrupts) -> int:
@@ -98,7 +104,8 @@ def _launch_seeds(text: str, parallel: int, given: dict[str, Any], interrupts: I
     env = configuration_of(given).config.run.env
     options = without_options(sys.argv[2:], _NOT_SHARED)
     directory, console = given["run_dir"], given["console"]
-    study = Seeds(seeds, tuple(options), directory, env, console, parallel)
+    lasting = tuple(lasting_options(options))
+    study = Seeds(seeds, tuple(options), directory, env, console, parallel, lasting)
     shown = status_line.showing("starts the runs") if parallel > 1 else contextlib.nullcontext()
     with shown:
         return run_seeds(study, interrupts)
@@ -117,6 +124,19 @@ def without_options(arguments: Sequence[str], names: Collection[str]) -> list[st
             skips = not equals
             continue
         kept.append(argument)
+    return kept
+
+
+def lasting_options(arguments: Sequence[str]) -> list[str]:
+    """Return those of a command's options that a run needs again when it goes on."""
+    kept: list[str] = []
+    takes = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        begins = name in _LASTING and not takes
+        if takes or begins or name in _LASTING_FLAGS:
+            kept.append(argument)
+        takes = begins and not equals
     return kept
 
 

@@ -21,6 +21,7 @@ from actors.evaluation import (
     Scores,
     baseline_scores,
     describe,
+    describe_own,
     play,
     random_act,
     scored,
@@ -204,6 +205,7 @@ def _scored(
     result = describe(scores, model.spec, beside)
     score = result["metrics"].get(model.spec.headline_metric, result["return_mean"])
     result["gap_closed"] = closed_gap(score, result["baselines"])
+    result["info"] = describe_own(scores, model.spec)
     return result | {"parameter_version": model.parameter_version}
 
 
@@ -264,6 +266,10 @@ def table(model: Model, result: dict[str, Any]) -> Table:
         drawn.add_row("greedy on Q / exact greedy", f"{score / reference:.1%}", "")
     if (share := closed_gap(score, result["baselines"])) is not None:
         drawn.add_row("share of the provable gap closed", f"{share:.1%}", "")
+    drawn.add_section()
+    for name, own in result["info"].items():
+        few = "" if own["episodes"] == result["episodes"] else f" in {own['episodes']} episodes"
+        drawn.add_row(f"info/{name}{few}", f"{own['mean']:.4f} ± {own['error']:.4f}", "")
     return drawn
 
 

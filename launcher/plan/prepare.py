@@ -220,6 +220,12 @@ def check_combinations(config: Config) -> None:
             "learner.munchausen = true with actor.returns = lambda: actors make these returns "
             "without its bonus; use actor.returns = n_step, or leave munchausen out"
         )
+    if network.normalize_rewards and config.actor.returns == "lambda":
+        raise UsageError(
+            "network.normalize_rewards = true with actor.returns = lambda: these returns contain "
+            "values, which their scale would follow; use actor.returns = n_step, or "
+            "normalize_rewards = false"
+        )
     micro = learner.micro_batch_size
     if micro is not None and micro > learner.batch_size:
         raise UsageError(

@@ -35,7 +35,9 @@ class _Values(nn.Module):
 
     def forward(self, *fields: Tensor) -> Tensor:
         observation = dict(zip(self._names, fields, strict=True))
-        return self._network(*self._network.prepare(observation))
+        values = self._network(*self._network.prepare(observation))
+        scale = self._network.return_scale
+        return values if scale is None else values * scale()
 
 
 def export_onnx(

@@ -38,6 +38,8 @@ class Member:
         options: options of ``pdqn launch`` for a new run.
         console: its console, ``off`` where its lines go into a file.
         cores: cores that it may use; None for all.
+        lasting: those of its options that no run directory holds, so that a run that goes on needs
+            them again, such as the Dask cluster.
 
     Attributes:
         code: its exit code; None while it runs.
@@ -50,12 +52,14 @@ class Member:
         options: Sequence[str],
         console: str,
         cores: frozenset[int] | None = None,
+        lasting: Sequence[str] = (),
     ) -> None:
         self.name, self.run_dir = name, run_dir
         self.code: int | None = None
         self._told_at: float | None = None
         goes_on = (run_dir / CONFIG).is_file()
-        where = ["--resume", str(run_dir)] if goes_on else ["--run-dir", str(run_dir), *options]
+        new = ["--run-dir", str(run_dir), *options]
+        where = ["--resume", str(run_dir), *lasting] if goes_on else new
         ending = ["--console", console, "--interrupt-exit", str(EXIT_INTERRUPTED)]
         self._log = None
         if console == "off":

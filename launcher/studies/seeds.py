@@ -44,6 +44,7 @@ class Seeds:
         env: environment, for the name of a new folder.
         console: kind of console for runs that come one after another.
         parallel: runs at the same time.
+        lasting: see ``Member``.
     """
 
     seeds: tuple[int, ...]
@@ -52,6 +53,7 @@ class Seeds:
     env: str
     console: str
     parallel: int = 1
+    lasting: tuple[str, ...] = ()
 
 
 def run_seeds(study: Seeds, interrupts: Interrupts) -> int:
@@ -108,7 +110,8 @@ def _start(study: Seeds, directory: Path, seed: int, share: frozenset[int] | Non
     echo(f"seed {seed}: {directory / f'seed{seed}'}", err=True)
     options = [*study.options, "--seed", str(seed), *memory_options(study.options, study.parallel)]
     console = study.console if study.parallel == 1 else "off"
-    return Member(f"seed {seed}", directory / f"seed{seed}", options, console, share)
+    run_dir = directory / f"seed{seed}"
+    return Member(f"seed {seed}", run_dir, options, console, share, study.lasting)
 
 
 def _end_of(member: Member, open_seeds: deque[int], *, alone: bool) -> int:

@@ -57,7 +57,7 @@ class Study:
     Attributes:
         sweep: the content of its file.
         directory: folder of the trials' runs and of the study's storage.
-        options: further options of all runs, from the command line.
+        options: further options of all runs, from the command line; no run directory holds them.
         parallel: trials at the same time.
     """
 
@@ -139,7 +139,7 @@ class Study:
         echo(f"trial {trial.number}: {chosen}")
         options = [*self.sweep.options_of(trial.params), *self.options]
         options += memory_options(options, self.parallel)
-        member = Member(f"trial {trial.number}", run_dir, options, "off", share)
+        member = Member(f"trial {trial.number}", run_dir, options, "off", share, self.options)
         status_line.doing(f"trial {trial.number} of {self.sweep.trials}")
         known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         return _Running(trial, member, share, len(known))

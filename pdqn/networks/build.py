@@ -13,6 +13,7 @@ from pdqn.networks.fused import FusedNetwork
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.noisy import noisy_layers
 from pdqn.networks.qmap import QMap
+from pdqn.networks.scaling import ReturnScale
 from pdqn.networks.sizes import check_network, network_sizes
 from pdqn.networks.spatial import SpatialNetwork
 from pdqn.specs import EnvironmentSpec
@@ -31,9 +32,15 @@ def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
         return _build_own(spec, sized).eval()
     if sized.kind == "qmap":
         return QMap(spec, sized).eval()
-    if sized.kind == "spatial":
-        return SpatialNetwork(spec, sized).eval()
-    return FusedNetwork(spec, sized).eval()
+    network = (SpatialNetwork if sized.kind == "spatial" else FusedNetwork)(spec, sized)
+    return _scaled(network, sized).eval()
+
+
+def _scaled(network: QNetwork, config: NetworkConfig) -> QNetwork:
+    """Give a network the unit of its outputs, if it has one."""
+    if config.normalize_rewards:
+        network.return_scale = ReturnScale()
+    return network
 
 
 # ---- a network of the user's own ----
@@ -42,7 +49,7 @@ def build_network(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
 def _build_own(spec: EnvironmentSpec, config: NetworkConfig) -> QNetwork:
     """Build a network with ``package.module:factory`` from (spec, config), and try it once."""
     where = f"network.kind = {config.kind}"
-    network = _call_factory(where, spec, config)
+    network = _scaled(_call_factory(where, spec, config), config)
     own = type(network).distribution
     if config.distribution != "none" and own is QNetwork.distribution:
         raise UsageError(

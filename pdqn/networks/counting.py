@@ -24,6 +24,7 @@ from pdqn.networks.sizes import (
 from pdqn.specs import UNSEEN, EnvironmentSpec
 
 _FLOAT32_BYTES = 4
+_RETURN_SCALE = 3  # figures of a ReturnScale
 _QMAP_PLANES, _QMAP_PARTS, _QMAP_LAYERS, _QMAP_CONDITION = 3, 3, 5, 64
 
 
@@ -35,7 +36,7 @@ def parameter_bytes(spec: EnvironmentSpec, sized: NetworkConfig) -> int:
         sized: as ``network_sizes`` fills it in, and not of a person's own kind.
     """
     count = {"qmap": _qmap, "spatial": _spatial}.get(sized.kind, _fused)
-    return _FLOAT32_BYTES * count(spec, sized)
+    return _FLOAT32_BYTES * (count(spec, sized) + (_RETURN_SCALE if sized.normalize_rewards else 0))
 
 
 def _dense(inputs: int, outputs: int, config: NetworkConfig) -> int:

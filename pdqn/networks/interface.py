@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from pdqn.networks.scaling import ReturnScale
+
 
 class QNetwork(nn.Module):
     """A network of two parts: ``prepare`` has no parameters, ``forward`` has all of them.
@@ -19,13 +21,17 @@ class QNetwork(nn.Module):
             hl_gauss); None for other networks. It is a buffer, so it follows the network to its
             device.
         last_layer: names of the submodules that are its last layer; () if they are not known.
+        return_scale: unit of the outputs in which actors and learner take them as values; None if
+            it is 1 (``network.normalize_rewards``). Whoever builds the network sets it.
     """
 
     support: Tensor | None
+    return_scale: ReturnScale | None
     last_layer: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
+        self.return_scale = None
         if not hasattr(type(self), "support"):  # a subclass may declare its own kind of support
             self.register_buffer("support", None, persistent=False)
 

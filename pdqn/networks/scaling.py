@@ -1,4 +1,4 @@
-"""Normalisation of plain numbers by their running mean and variance, which a network keeps."""
+"""Normalisation by running statistics that a network keeps: of plain numbers, and of returns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ _EPSILON = 1e-4
 _LARGEST = 10.0  # standard deviations
 # From then on the statistics follow the newest values, slowly enough for what was learned.
 _MOST_COUNTED = 1e6
+# Without a discount, returns of an environment that never terminates would have no bound.
+_LEAST_ENDING = 1e-4
 
 
 class RunningScale(nn.Module):
@@ -52,3 +54,59 @@ class RunningScale(nn.Module):
         self.variance.mul_(1 - share).add_(variance * share + apart**2 * share * (1 - share))
         self.mean.add_(apart * share)
         self.count.copy_(whole)
+
+
+class ReturnScale(nn.Module):
+    """The unit in which a network's outputs are values: the standard deviation of returns.
+
+    It is taken about zero, since a mean that is subtracted would change which actions are best. A
+    return is R_n + d x (what follows), with the discount d of what follows, 0 at an episode's end.
+    If successive rewards are uncorrelated, its mean square V is ``E[R_n^2] + E[d^2] V``, so
+
+        V = E[R_n^2] / (1 - E[d^2])
+
+    Nothing here depends on the values that are learned. The statistics are buffers, as those of
+    ``RunningScale``.
+
+    Attributes:
+        root: float32[], root mean square of the n-step returns.
+        following: float32[], mean square of the discounts of what follows.
+        count: float32[], number of transitions that they are of.
+    """
+
+    root: Tensor
+    following: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("root", "following", "count"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def forward(self) -> Tensor:
+        """Return the unit, float32[]; 1 before the first reward."""
+        unit = self.root * torch.rsqrt((1.0 - self.following).clamp(min=_LEAST_ENDING))
+        return torch.where(self.root > 0, unit, torch.ones_like(unit))
+
+    @torch.no_grad()
+    def observe(self, returns: Tensor, discounts: Tensor, weights: Tensor) -> None:
+        """Take a batch into the statistics.
+
+        Args:
+            returns: float32[batch], n-step returns in the environment's units.
+            discounts: float32[batch], of what follows.
+            weights: float32[batch], importance weights, which undo the choice by priority.
+        """
+        rows = float(len(returns))
+        shares = weights.double() / weights.double().sum()
+        square = (shares * returns.double().square()).sum()
+        following = (shares * discounts.double().square()).sum()
+        count = self.count.clamp(max=_MOST_COUNTED)
+        share = rows / (count + rows)
+        root = torch.lerp(self.root.double().square(), square, share.double()).sqrt().float()
+        # A batch with returns that are not finite is skipped, here as in the step.
+        usable = torch.isfinite(root)
+        found = torch.lerp(self.following, following.float(), share)
+        self.following.copy_(torch.where(usable, found, self.following))
+        self.count.copy_(torch.where(usable, count + rows, self.count))
+        self.root.copy_(torch.where(usable, root, self.root))

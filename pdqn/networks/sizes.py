@@ -230,6 +230,11 @@ def _check_qmap(spec: EnvironmentSpec, config: NetworkConfig) -> None:
             f"run.frame_stack = {spec.frame_stack}: the Q-map network takes single frames; "
             "accepted is 1, or network.kind = mlp"
         )
+    if config.normalize_rewards:
+        raise UsageError(
+            "network.normalize_rewards = true: the Q-map network's values begin with exact "
+            "rewards, which have their own unit; use false, or network.kind = mlp"
+        )
     size = field_shape(spec, "map")[0]
     if size % _LARGE_BLOCK:
         raise UsageError(f"map_size = {size}: the Q-map network needs a multiple of {_LARGE_BLOCK}")
