@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from rich.console import Console
 from test_machine import machine
 
 import launcher
-from benchmarks.learning_cases import placement
 from launcher.cli.commands import check
 from launcher.cli.options import PRESETS, configuration_of
 from launcher.kinds import suited
@@ -20,7 +18,7 @@ from launcher.plan.prepare import check_combinations, prepare
 from launcher.plan.report import as_json, report
 from pdqn.config import Config
 from pdqn.errors import UsageError
-from pdqn.layers import build, from_assignments, read_toml
+from pdqn.layers import build, read_toml
 from pdqn.specs import EnvironmentSpec, FieldSpec
 
 FOLDER = Path(launcher.__file__).with_name("presets")
@@ -74,26 +72,6 @@ def test_pqn_samples_each_transition_twice_while_it_is_fresh():
 
 def test_every_file_is_a_preset_and_every_preset_a_file():
     assert {path.stem for path in FOLDER.glob("*.toml")} == set(PRESETS)
-
-
-def test_the_preset_for_placement_is_what_its_figures_were_measured_with_but_for_their_pace():
-    arguments = placement(64, "fixed").systems[0].arguments
-    pairs = itertools.pairwise(arguments)
-    sets = [value for option, value in pairs if option == "--set"]
-    measured = build(("case", from_assignments(sets)))
-    wanted = preset("placement")
-    # Other sizes and a number of decay steps fitted the machine of these figures.
-    paced = {
-        "actor": {"envs_per_actor": 16},
-        "replay": {"samples_per_insert": 0.6},
-        "learner": {"learning_rate_decay_steps": "auto"},
-    }
-    measured = build(("measured", measured.to_map()), ("pace", paced))
-    assert (measured.actor, measured.replay, measured.learner) == (
-        wanted.actor,
-        wanted.replay,
-        wanted.learner,
-    )
 
 
 # ---- the preset that comes by itself ----

@@ -114,7 +114,7 @@ def test_a_run_begins_where_another_ended(
 ):
     run = [
         "launch", "--env", "CartPole-v1", "--mode", "single", "--console", "plain",
-        "--set", "network.hidden=8", "--set", "evaluation.enabled=false",
+        "--preset", "none", "--set", "network.hidden=8", "--set", "evaluation.enabled=false",
     ]  # fmt: skip
     model_file(tmp_path / "first.pth")
     options = ["--init-from", "first.pth", "--steps", "50", "--run-dir", "run"]
