@@ -8,7 +8,6 @@ an environment has no baselines, the second evaluation begins random episodes in
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from actors.evaluation import baseline_scores, play, random_act, scored, unplaye
 from pdqn import seeds
 from pdqn.apart import Apart, Task
 from pdqn.errors import RunError, UsageError, type_and_first_line
+from pdqn.process import leave_processor
 from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 
@@ -220,7 +220,7 @@ def _play_later(
     spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int], method: str
 ) -> Scores:
     """Compute bounds or searches, and leave the processor to others."""
-    os.nice(_NICENESS[method])
+    leave_processor(_NICENESS[method])
     return baseline_scores(spec, env_args, held_out, method)
 
 
@@ -228,7 +228,7 @@ def _at_random(
     run_seed: int, spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int]
 ) -> Scores:
     """Score the random policy, and leave the processor to others; nothing if an episode fails."""
-    os.nice(_NICENESS["random"])
+    leave_processor(_NICENESS["random"])
     act = random_act(spec, seeds.generator(run_seed, "random baseline"))
     scores = play(act, spec, env_args, held_out)
     values = np.empty(0) if scores is None else scored(scores, spec)

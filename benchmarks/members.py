@@ -194,7 +194,7 @@ def launcher(console: str) -> Iterator[tuple[psutil.Process, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
         command = [
-            sys.executable, "-m", "pdqn", "launch", "--env", "CartPole-v1",
+            sys.executable, "-m", "pdqn", "launch", "--env", "CartPole-v1", "--preset", "none",
             "--actors", "0", "--no-learner", "--no-replay", "--bind", "127.0.0.1",
             "--time", "1h", "--console", console, "--run-dir", str(directory),
             "--set", "system.pictures=false",

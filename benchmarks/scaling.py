@@ -136,6 +136,7 @@ def measure(actors: int, seconds: float, latency: float, settings: Sequence[str]
 
 def _command(actors: int, latency: float, settings: Sequence[str], directory: Path) -> list[str]:
     command = [sys.executable, "-m", "pdqn", "launch", "--env", "pdqn/Latency-v0"]
+    command += ["--preset", "none"]
     command += ["--env-arg", f"latency_seconds={latency}", "--console", "off"]
     command += ["--actors", str(actors), "--envs-per-actor", "1", "--time", "1h"]
     command += ["--run-dir", str(directory)]

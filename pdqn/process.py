@@ -52,6 +52,18 @@ class _Parent:
     line: int | None = None
 
 
+def leave_processor(niceness: int) -> None:
+    """Leave the processor to others from now on, by a niceness of 1 to 19.
+
+    Linux shares it among sessions before niceness counts within each (autogroup in sched(7)). A
+    process that leads a session of its own therefore lowers the session as well.
+    """
+    os.nice(niceness)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):  # not every system has this
+            Path("/proc/self/autogroup").write_text(str(niceness), "ascii")
+
+
 def end_with(line: int) -> None:
     """Have every watch from now on watch a descriptor, which becomes readable at the other's end.
 

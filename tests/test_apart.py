@@ -138,3 +138,19 @@ def test_a_place_is_a_persons_own_if_there_is_one():
     assert own_place([(python, 1), (package, 2), ("/my.py", 3)]) == f"{package}:2"
     assert own_place([(python, 1), (ours, 2)]) == f"{python}:1"
     assert own_place([]) == ""
+
+
+def test_it_leaves_the_processor_to_others_and_those_of_its_own_session_only():
+    code = (
+        "import os, pathlib; from pdqn.process import leave_processor\n"
+        "path = pathlib.Path('/proc/self/autogroup')\n"
+        "group = lambda: path.read_text().split()[-1] if path.exists() else 'none'\n"
+        "before = group(); leave_processor(7); print(os.nice(0), before, group())"
+    )
+    for leads in (True, False):
+        done = subprocess.run(
+            [sys.executable, "-c", code], start_new_session=leads, capture_output=True, check=True
+        )
+        own, before, after = done.stdout.decode().split()
+        assert int(own) == os.nice(0) + 7
+        assert after == (before if before == "none" or not leads else "7")

@@ -499,6 +499,7 @@ def remove(folder: Path) -> None:
             return
 
 
+@pytest.mark.slow
 def test_a_run_survives_without_its_folders_and_tells_at_its_end_what_it_could_not_save(
     pdqn_command: StartCommand, observe: Observe, tmp_path: Path
 ):

@@ -356,6 +356,7 @@ def lines_of(command: Command) -> list[dict[str, Any]]:
     return [json.loads(line) for line in command.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_in_one_process_keeps_its_place_its_signals_and_its_output(
     pdqn_command: StartCommand, tmp_path: Path, eventually: Any
 ):

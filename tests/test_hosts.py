@@ -230,6 +230,7 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
     )
 
 
+@pytest.mark.slow
 def test_actors_beside_the_launcher_share_a_connection_to_a_learner_elsewhere(run: Run):
     with (
         run.launch("--no-learner", "--actors", "2") as head,

@@ -97,6 +97,7 @@ def test_without_a_descriptor_nothing_is_measured_and_nothing_fails():
     assert result.stdout == "0 (0.0, 0)\n", result.stderr
 
 
+@pytest.mark.slow
 def test_an_environment_that_leaks_ends_its_actor_with_a_sentence_and_the_run_goes_on(
     pdqn_command: StartCommand, tmp_path: Path
 ):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pdqn.config import Config
 from pdqn.errors import UsageError
 from pdqn.layers import read_toml
 from pdqn.logs import LOG, keep_within
+from pdqn.process import leave_processor
 from pdqn.trust import NOTHING, Trust
 
 _NICENESS = 15
@@ -138,5 +138,5 @@ def _check_config(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(_NICENESS)
+    leave_processor(_NICENESS)
     draw_pictures(Path(sys.argv[1]), may_run(*sys.argv[2:4]))
