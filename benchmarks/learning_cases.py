@@ -120,7 +120,7 @@ def classic(env_id: str, threshold: float) -> Case:
         title=f"{env_id}: until the evaluated return stays at {threshold:g}",
         measure="threshold",
         threshold=threshold,
-        seconds=60.0,
+        seconds=30.0,
         seeds=(1, 2, 3, 4, 5),
         systems=(System(PDQN, ("--env", env_id, *evaluated(10))),),
         final_episodes=100,

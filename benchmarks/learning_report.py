@@ -142,7 +142,9 @@ def threshold_text(threshold: float, group: Sequence[Result]) -> str:
     if reached:
         words = f"{_median_text(times)}; {words}"
     first = [first_at(r.curve, threshold) for r in group]
-    return f"{words}; first evaluation there: {_median_text(first)}"
+    words += f"; first evaluation there: {_median_text(first)}"
+    played = all("evaluation" in r.final for r in group)
+    return f"{words}; after the run, {return_text(group)}" if played else words
 
 
 def _median_text(times: Sequence[float]) -> str:

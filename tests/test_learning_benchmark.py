@@ -183,6 +183,12 @@ def test_rows_name_result_seeds_wall_time_commit_and_command():
     assert rows[1][:3] == ["cartpole", SB3, learning_report.NOT_RUN]
 
 
+def test_a_row_says_what_the_policies_returned_after_runs_until_a_threshold():
+    played = replace(EXAMPLE, final={"evaluation": {"return_mean": 499.5}})
+    text = learning_report.threshold_text(475.0, [played, played])
+    assert text.endswith("(20.0 s to 20.0 s); after the run, return 499.5 ± 0 (499.5, 499.5)")
+
+
 def test_a_policy_is_shown_beside_exact_greedy():
     evaluation = {
         "return_mean": 0.495,

@@ -617,6 +617,8 @@ def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_say
         eventually(lambda: steps_in(run) > 0, 60)
         os.kill(command.process.pid, signal.SIGKILL)
         eventually(lambda: not command.members(), 20)
+    preset = "preset vector, but for replay.capacity, for "
+    assert preset in command.stdout
     newest, before = saved_steps(run)[:2]
     (run / "checkpoints" / f"step-{newest:09d}" / "learner.pth").write_bytes(b"damaged")
     counted = steps_in(run)
@@ -632,6 +634,7 @@ def test_a_run_that_was_killed_is_resumed_and_one_that_is_damaged_falls_back_say
     assert "with actor.count = 1" in command.stdout
     summary = json.loads((run / "summary.json").read_text())
     assert summary["sessions"] == 2
+    assert summary["preset"].startswith(preset), "a resumed run keeps it"
     assert summary["environment_steps"] > counted + 500
     events = read_lines(run / "events.jsonl")
     seeds = [event["text"] for event in events if event["event"] == "seeds"]

@@ -23,7 +23,8 @@ from benchmarks.chaos.run import Run
 
 _LEARN_SECONDS = 120.0
 _OPTIONS = (
-    "--env", "CartPole-v1", "--mode", "parallel", "--time", "10h", "--console", "json",
+    "--env", "CartPole-v1", "--preset", "none", "--mode", "parallel",
+    "--time", "10h", "--console", "json",
     "--set", "system.pictures=false", "--set", "system.restarts=1000",
     "--set", "system.telemetry_seconds=0.2", "--set", "system.metrics_seconds=0.5",
     "--set", "checkpoint.period_seconds=5",

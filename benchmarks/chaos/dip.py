@@ -21,7 +21,8 @@ _PATIENCE_SECONDS = 900.0
 _RETURN = "rollout/ep_rew_mean"
 _CASES = {"no kill": ("write", False), "journal": ("write", True), "no journal": ("off", True)}
 _OPTIONS = (
-    "--env", "CartPole-v1", "--mode", "parallel", "--time", "2h", "--console", "json",
+    "--env", "CartPole-v1", "--preset", "none", "--mode", "parallel",
+    "--time", "2h", "--console", "json",
     "--set", "system.pictures=false", "--set", "evaluation.enabled=false",
     "--set", "system.telemetry_seconds=0.2", "--set", "system.metrics_seconds=0.2",
 )  # fmt: skip

@@ -29,7 +29,8 @@ _SAMPLE_SECONDS = 2.0
 _VICTIMS = (*ROLES, "forkserver")
 _CONFIDENCE = 1.96
 _OPTIONS = (
-    "--env", "CartPole-v1", "--mode", "parallel", "--time", "24h", "--console", "json",
+    "--env", "CartPole-v1", "--preset", "none", "--mode", "parallel",
+    "--time", "24h", "--console", "json",
     "--set", "system.restarts=100000", "--set", "system.metrics_seconds=2",
     "--set", "checkpoint.period_seconds=20", "--set", "replay.capacity=50000",
 )  # fmt: skip
