@@ -197,6 +197,10 @@ def test_a_setting_of_a_persons_takes_the_place_of_the_presets_and_the_run_says_
         ("actor.n_step=1", "actor.n_step does nothing beside it"),
         ("learner.target_update_period=100", "learner.target_update_period does nothing beside it"),
         ("learner.munchausen=true", "munchausen = true with actor.returns = lambda"),
+        (
+            "network.normalize_rewards=true",
+            "normalize_rewards = true with actor.returns = lambda",
+        ),
         ("replay.capacity=1000", "min_size is 4096"),
     ],
 )

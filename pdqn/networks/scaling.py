@@ -69,44 +69,39 @@ class ReturnScale(nn.Module):
     ``RunningScale``.
 
     Attributes:
-        root: float32[], root mean square of the n-step returns.
-        following: float32[], mean square of the discounts of what follows.
+        roots: float32[2], root mean squares: of the n-step returns, and of the discounts of what
+            follows them.
         count: float32[], number of transitions that they are of.
     """
 
-    root: Tensor
-    following: Tensor
+    roots: Tensor
     count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("root", "following", "count"):
-            self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("roots", torch.zeros(2))
+        self.register_buffer("count", torch.zeros(()))
 
     def forward(self) -> Tensor:
         """Return the unit, float32[]; 1 before the first reward."""
-        unit = self.root * torch.rsqrt((1.0 - self.following).clamp(min=_LEAST_ENDING))
-        return torch.where(self.root > 0, unit, torch.ones_like(unit))
+        root, following = self.roots
+        unit = root * torch.rsqrt((1.0 - following**2).clamp(min=_LEAST_ENDING))
+        return torch.where(root > 0, unit, 1.0)
 
     @torch.no_grad()
     def observe(self, returns: Tensor, discounts: Tensor, weights: Tensor) -> None:
-        """Take a batch into the statistics.
+        """Take a batch into the statistics; one with numbers that are not finite is left out.
 
         Args:
             returns: float32[batch], n-step returns in the environment's units.
             discounts: float32[batch], of what follows.
             weights: float32[batch], importance weights, which undo the choice by priority.
         """
-        rows = float(len(returns))
-        shares = weights.double() / weights.double().sum()
-        square = (shares * returns.double().square()).sum()
-        following = (shares * discounts.double().square()).sum()
-        count = self.count.clamp(max=_MOST_COUNTED)
-        share = rows / (count + rows)
-        root = torch.lerp(self.root.double().square(), square, share.double()).sqrt().float()
-        # A batch with returns that are not finite is skipped, here as in the step.
-        usable = torch.isfinite(root)
-        found = torch.lerp(self.following, following.float(), share)
-        self.following.copy_(torch.where(usable, found, self.following))
-        self.count.copy_(torch.where(usable, count + rows, self.count))
-        self.root.copy_(torch.where(usable, root, self.root))
+        shares = (weights / weights.sum()).double()
+        squares = torch.stack([returns, discounts]).double().square() @ shares
+        whole = self.count.clamp(max=_MOST_COUNTED) + float(len(returns))
+        share = len(returns) / whole.double()
+        roots = torch.lerp(self.roots.double().square(), squares, share).sqrt().float()
+        usable = torch.isfinite(roots).all()
+        self.roots.copy_(torch.where(usable, roots, self.roots))
+        self.count.copy_(torch.where(usable, whole, self.count))
