@@ -113,7 +113,7 @@ def run_ours(
     command = "pdqn " + shlex.join(shown)
     final = final_figures(run_dir)
     if case.final_episodes:
-        asked = ["eval", "RUN", "--episodes", f"{case.final_episodes}", "--json"]
+        asked = ["eval", "RUN", "--episodes", f"{case.final_episodes}", "--quick", "--json"]
         command += "; pdqn " + shlex.join(asked)
         final["evaluation"] = evaluate(tools, run_dir, asked, folder)
     clock = next(e["clock"] - e["time_seconds"] for e in json_lines(run_dir / "events.jsonl"))
