@@ -42,13 +42,13 @@ def bounds(problem: Problem, seeds: Sequence[int]) -> Scores:
     """
     if problem.overlap:
         return {}
-    return {"dual_bound": np.array([_of_map(problem, _bound, seed) for seed in seeds])}
+    return {"dual_bound": _of_maps(problem, _bound, seeds)}
 
 
 def searches(problem: Problem, seeds: Sequence[int]) -> Scores:
     """Compute the coverage of a search of about a second a map, by the name ``annealing_1s``.
 
-    It is limited by steps, so the results are the same on every machine. All cores take part.
+    It is limited by steps, so the results are the same on every machine.
 
     Args:
         problem: the settings.
@@ -59,9 +59,7 @@ def searches(problem: Problem, seeds: Sequence[int]) -> Scores:
     """
     if problem.overlap:
         return {}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        found = threads.map(partial(_of_map, problem, _searched), seeds)
-        return {"annealing_1s": np.array(list(found))}
+    return {"annealing_1s": _of_maps(problem, _searched, seeds)}
 
 
 def _bound(tables: Tables) -> float:
@@ -70,6 +68,14 @@ def _bound(tables: Tables) -> float:
 
 def _searched(tables: Tables) -> float:
     return solve(tables, steps=_ONE_SECOND).coverage
+
+
+def _of_maps(
+    problem: Problem, compute: Callable[[Tables], float], seeds: Sequence[int]
+) -> NDArray[np.float64]:
+    """Compute a value of each map, on all cores; kernels let other threads run."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return np.array(list(threads.map(partial(_of_map, problem, compute), seeds)))
 
 
 def _of_map(problem: Problem, compute: Callable[[Tables], float], seed: int) -> float:
