@@ -102,10 +102,10 @@ def run_case(case: Case, chosen: argparse.Namespace) -> int:
         return 2
     work = chosen.runs or Path(tempfile.mkdtemp(prefix="learning-"))
     tools = Tools(chosen.pdqn.absolute(), chosen.peer_python.absolute(), work.absolute())
-    if problem := tools.missing(case):
+    systems = [s for s in case.systems if not chosen.systems or s.name in chosen.systems]
+    if problem := tools.missing(case, systems):
         print(f"{case.name}: {problem}")
         return 1
-    systems = [s for s in case.systems if not chosen.systems or s.name in chosen.systems]
     wanted = [(system, seed) for seed in chosen.seeds or case.seeds for system in systems]
     failures = sum(not run_one(case, system, seed, chosen, tools) for system, seed in wanted)
     if not failures and chosen.runs is None:

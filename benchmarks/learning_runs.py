@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,11 +60,11 @@ class Tools:
     peer_python: Path
     work: Path
 
-    def missing(self, case: Case) -> str | None:
-        """Name the missing requirements of a case in a sentence, or return None."""
+    def missing(self, case: Case, systems: Sequence[System]) -> str | None:
+        """Name what is missing for systems of a case in a sentence, or return None."""
         if not self.pdqn.is_file():
             return f"{self.pdqn} is not there; name the command with --pdqn"
-        if any(system.peer for system in case.systems) and not self.peer_python.is_file():
+        if any(system.peer for system in systems) and not self.peer_python.is_file():
             return f"{self.peer_python} is not there; docs/learning.md says how to make it"
         python = str(self.pdqn.with_name("python"))
         for module in case.needs:

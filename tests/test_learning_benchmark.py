@@ -274,12 +274,20 @@ def test_what_is_missing_for_a_case_is_named(tmp_path):
     case = replace(
         example_of("atari-breakout"), needs=("nowhere_to_be_found",), systems=(System("x", ()),)
     )
-    without_command = Tools(tmp_path / "pdqn", here, tmp_path).missing(case)
+    without_command = Tools(tmp_path / "pdqn", here, tmp_path).missing(case, case.systems)
     assert without_command is not None
     assert "--pdqn" in without_command
-    lacking = Tools(here.with_name("pdqn"), here, tmp_path).missing(case)
+    lacking = Tools(here.with_name("pdqn"), here, tmp_path).missing(case, case.systems)
     assert lacking is not None
     assert "nowhere_to_be_found" in lacking
+
+
+def test_the_peers_python_is_missed_only_where_a_peer_runs(tmp_path):
+    case = example_of("cartpole")
+    tools = Tools(Path(sys.executable), tmp_path / "nowhere", tmp_path)
+    ours, peer = case.systems
+    assert tools.missing(case, [ours]) is None
+    assert "nowhere is not there" in (tools.missing(case, [ours, peer]) or "")
 
 
 def test_a_result_that_is_there_is_not_made_again(tmp_path, capsys):

@@ -25,7 +25,7 @@ __all__ = ["actors"]
 def warm_up() -> None:
     """Step and act on the smallest scale; then keep all objects out of garbage collection."""
     torch.set_num_threads(1)
-    env_args = {"map_size": 16, "radii": (2, 1)}
+    env_args = {"map_size": 16, "radii": (2, 1), "rollouts": 2}
     spec = describe_environment(CIRCLE_PLACEMENT_ID, env_args)
     env = VectorEnvironment(spec, env_args, 2)
     observation = env.reset([0, 1])
