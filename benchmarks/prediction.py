@@ -171,7 +171,7 @@ def measured(environment: str, options: argparse.Namespace) -> Measured:
 
 def configured(case: Case) -> Config:
     """Return a case's settings; a ratio of 0 is left to the plan."""
-    env, env_args = _ENVIRONMENTS[case.environment]
+    env, env_args = _ENVIRONMENTS[case.environment][0], {**_ENVIRONMENTS[case.environment][1]}
     ratio = {"samples_per_insert": case.samples_per_insert} if case.samples_per_insert else {}
     settings = {
         "run": {"env": env, "env_args": env_args, "mode": "parallel"},
@@ -183,6 +183,7 @@ def configured(case: Case) -> Config:
     layers: list[tuple[str, Layer]] = [("case", settings)]
     if env == _PLACEMENT:  # as for pdqn launch
         layers.insert(0, ("preset", read_toml(_PRESET)))
+        env_args["rollouts"] = "auto"
     return build(*layers)
 
 

@@ -97,8 +97,7 @@ def with_preset(config: Config, chosen: Suited, given: Names) -> tuple[Config, s
         return config, stands_aside(chosen, f"{'.'.join(idle)} does nothing beside it")
     names = [(section, key) for section in preset for key in preset[section]]
     own = [".".join(name) for name in names if name in given]
-    # A whole configuration leaves out what is auto. No preset is to be mixed into it.
-    if all(name in given for name in names if _value(Config(), name) is not None):
+    if sets_all(chosen.name, given):  # no preset is to be mixed into a whole configuration
         return config, ""
     but = f", but for {', '.join(own)}" if own else ""
     read = build((f"preset {chosen.name}", preset))
@@ -108,6 +107,12 @@ def with_preset(config: Config, chosen: Suited, given: Names) -> tuple[Config, s
             part = dataclasses.replace(getattr(config, section), **changed)
             config = dataclasses.replace(config, **{section: part})
     return config, f"preset {chosen.name}{but}, for {chosen.why} (--preset {NO_PRESET} omits it)"
+
+
+def sets_all(preset: str, given: Names) -> bool:
+    """Return whether a person set all that a preset does, but for what a configuration omits: auto."""
+    names = [(section, key) for section, part in read_preset(preset).items() for key in part]
+    return all(name in given for name in names if _value(Config(), name) is not None)
 
 
 def stands_aside(chosen: Suited, reason: str) -> str:

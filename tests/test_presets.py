@@ -237,3 +237,18 @@ def test_a_configuration_that_sets_everything_has_no_preset_and_none_is_named(tm
     plan = planned("--config", str(file), "--env", "CartPole-v1")
     assert plan.preset == ""
     assert plan.before.actor == Config().actor
+
+
+@pytest.mark.parametrize("options", [(), ("--preset", "none"), ("--env-arg", "rollouts=0")])
+def test_a_run_of_circle_placement_is_the_same_again_by_its_configuration(
+    tmp_path: Path, options: tuple[str, ...]
+):
+    first = planned(*options).config
+    file = tmp_path / "config.toml"
+    file.write_text(first.to_toml())
+    again = planned("--config", str(file)).config
+    assert (again.run.env_args, again.evaluation.env_args) == (
+        first.run.env_args,
+        first.evaluation.env_args,
+    )
+    assert again.actor == first.actor

@@ -15,7 +15,7 @@ import click
 
 from launcher.cli import completing
 from launcher.cli.trusting import Authored, admit_configuration, trusting
-from launcher.kinds import NO_PRESET, PLACEMENT_ID, Names, read_preset
+from launcher.kinds import NO_PRESET, PLACEMENT_ID, Names, read_preset, sets_all
 from pdqn import layers as configuration
 from pdqn.config import Config
 from pdqn.errors import UsageError
@@ -302,7 +302,7 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
     given = {(section, key) for _, layer in layers for section in layer for key in layer[section]}
     if past is None:
         env = configuration.build(*layers).run.env
-        layers = [*_arguments_of(env, options["preset"]), *layers]
+        layers = [*_arguments_of(env, options["preset"], given), *layers]
     else:
         layers = past.layers(*layers)
         theirs = (past.configured, past.config.to_map())
@@ -316,7 +316,9 @@ def configuration_of(options: Mapping[str, Any], past: PastRun | None = None) ->
     return Asked(config, None if past or options["preset"] else frozenset(given))
 
 
-def _arguments_of(env: str, asked: str | None) -> list[tuple[str, configuration.Layer]]:
+def _arguments_of(
+    env: str, asked: str | None, given: Names
+) -> list[tuple[str, configuration.Layer]]:
     """Return the arguments with which circle placement's preset was measured.
 
     They are not in the preset's file: other environments may take it, and not these arguments.
@@ -324,8 +326,11 @@ def _arguments_of(env: str, asked: str | None) -> list[tuple[str, configuration.
     Args:
         env: the environment.
         asked: the preset that a person names; with another one there are no such arguments.
+        given: the settings that the person set; a whole configuration has its own arguments.
     """
     if env != PLACEMENT_ID or asked not in (None, "placement"):
+        return []
+    if asked is None and sets_all("placement", given):
         return []
     told = {"run": {"env_args": {"rollouts": "auto"}}, "evaluation": {"env_args": {"rollouts": 0}}}
     return [("preset placement", told)]
