@@ -110,7 +110,7 @@ def with_preset(config: Config, chosen: Suited, given: Names) -> tuple[Config, s
 
 
 def sets_all(preset: str, given: Names) -> bool:
-    """Return whether a person set all that a preset does, but for what a configuration omits: auto."""
+    """Return whether a person set all of a preset but what may be auto, as a whole file does."""
     names = [(section, key) for section, part in read_preset(preset).items() for key in part]
     return all(name in given for name in names if _value(Config(), name) is not None)
 
