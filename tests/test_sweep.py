@@ -257,6 +257,16 @@ def test_a_sweep_is_shown_with_its_best_trials_first_and_what_matters(
         show_sweep(tmp_path / "nothing")
 
 
+def test_a_sweep_whose_trials_score_alike_says_that_no_setting_matters_yet(
+    tmp_path: Path, quick: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    quick.setattr(sweeping, "Member", Runs(lambda _index: [5.0]))
+    assert Study(read(FILE), tmp_path).run(Interrupts()) == 0
+    capsys.readouterr()
+    assert show_sweep(tmp_path) == 0
+    assert "importance  not known: it takes three complete trials" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_of_real_runs_is_pruned_interrupted_and_resumed(

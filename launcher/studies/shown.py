@@ -35,6 +35,8 @@ def show_sweep(directory: Path) -> int:
     weights = importances(study)
     for name, share in weights.items():
         echo(f"importance  {percent(share):>4}  {name}")
+    if not weights:
+        echo("importance  not known: it takes three complete trials with different scores")
     echo(save_picture(sweep_figure(study, weights), directory / PICTURE, dpi=110))
     return 0
 
@@ -66,7 +68,7 @@ def trial_lines(study: optuna.Study, directory: Path) -> Iterator[str]:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the share of each setting in what decides the score; empty for too few trials."""
+    """Return each setting's share in what decides the score; empty if trials do not tell."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
@@ -95,7 +97,7 @@ def sweep_figure(study: optuna.Study, weights: dict[str, float]) -> Figure:
     left.legend(frameon=False)
     names = sorted(weights, key=lambda name: weights[name])
     right.barh([drawable(n) for n in names], [weights[n] for n in names], color=BLUE, height=0.6)
-    right.set(title="importance of each setting" if names else "importance: too few trials yet")
+    right.set(title="importance of each setting" if names else "importance: not known yet")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(visible=True, color="#DDDDDD", linewidth=0.7)
