@@ -150,6 +150,11 @@ def found(cluster: DaskCluster, count: int) -> list[str]:
     return list(cluster.workers) if len(cluster.workers) == count else []
 
 
+def registered(cluster: Cluster) -> int:
+    """Count the workers that the scheduler has registered so far."""
+    return cluster.file.with_name("dask-scheduler-0.log").read_text().count("Register worker")
+
+
 def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
@@ -205,8 +210,7 @@ def test_a_replay_whose_host_dies_is_started_on_another_with_its_contents(
     (tmp_path / "witness").mkdir()
     for name in ("a", "b", "c"):
         cluster.add(name)
-    log = cluster.file.with_name("dask-scheduler-0.log")
-    eventually(lambda: log.read_text().count("Register worker") == 3, TIGHT)
+    eventually(lambda: registered(cluster) == 3, TIGHT)
     shared = ("--set", f"replay.journal_dir={tmp_path}/shared")
     options = ("--dask", str(cluster.file), "--actors", "3", *shared)
     with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
@@ -235,6 +239,7 @@ def test_workers_that_die_and_come_change_where_the_roles_are_and_nothing_else(
 ):
     for name in ("a", "b", "c"):
         cluster.add(name)
+    eventually(lambda: registered(cluster) == 3, TIGHT)
     pin = ("--dask-pin", f"replay={socket.gethostname()}")  # as in pdqn check --dask
     options = ("--dask", str(cluster.file), "--actors", "4", *pin)
     with pdqn_command("launch", *RUN, *options, directory=tmp_path) as run:
