@@ -24,24 +24,24 @@ from typing import Any
 from launcher.bench.whole.costs import Factors, factors_of, layout_of
 from launcher.bench.whole.measured import Measured, measure_whole
 from launcher.bench.whole.trial import Trial, run_trial
+from launcher.kinds import read_preset
 from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Machine
 from launcher.plan.prepare import prepare
 from launcher.prediction.model import Layout, predict
 from pdqn.config import Config, resolved
 from pdqn.errors import RunError
-from pdqn.layers import Layer, build, read_toml
+from pdqn.layers import Layer, build
 from pdqn.specs import EnvironmentSpec
 
 _TARGET = 0.10
 # With few samples an insert bursts of the learner, and with many those of actors, blur a rate.
 _FEW_SAMPLES = 1.0
-_PRESET = Path(__file__).parents[1] / "launcher" / "presets" / "placement.toml"
 _PLACEMENT = "pdqn/CirclePlacement-v0"
 _ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "CartPole": ("CartPole-v1", {}),
-    "placement 64": (_PLACEMENT, {"map_size": 64}),
-    "placement 128": (_PLACEMENT, {}),
+    "placement 64": (_PLACEMENT, {"map_size": 64, "rollouts": "auto"}),
+    "placement 128": (_PLACEMENT, {"rollouts": "auto"}),
 }
 
 
@@ -171,7 +171,7 @@ def measured(environment: str, options: argparse.Namespace) -> Measured:
 
 def configured(case: Case) -> Config:
     """Return a case's settings; a ratio of 0 is left to the plan."""
-    env, env_args = _ENVIRONMENTS[case.environment][0], {**_ENVIRONMENTS[case.environment][1]}
+    env, env_args = _ENVIRONMENTS[case.environment]
     ratio = {"samples_per_insert": case.samples_per_insert} if case.samples_per_insert else {}
     settings = {
         "run": {"env": env, "env_args": env_args, "mode": "parallel"},
@@ -182,8 +182,7 @@ def configured(case: Case) -> Config:
     }
     layers: list[tuple[str, Layer]] = [("case", settings)]
     if env == _PLACEMENT:  # as for pdqn launch
-        layers.insert(0, ("preset", read_toml(_PRESET)))
-        env_args["rollouts"] = "auto"
+        layers.insert(0, ("preset", read_preset("placement")))
     return build(*layers)
 
 

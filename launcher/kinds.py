@@ -95,10 +95,10 @@ def with_preset(config: Config, chosen: Suited, given: Names) -> tuple[Config, s
     preset = read_preset(chosen.name)
     if idle := _idle(preset, given):
         return config, stands_aside(chosen, f"{'.'.join(idle)} does nothing beside it")
-    names = [(section, key) for section in preset for key in preset[section]]
-    own = [".".join(name) for name in names if name in given]
-    if sets_all(chosen.name, given):  # no preset is to be mixed into a whole configuration
+    if sets_all(preset, given):  # no preset is to be mixed into a whole configuration
         return config, ""
+    names = _names(preset)
+    own = [".".join(name) for name in names if name in given]
     but = f", but for {', '.join(own)}" if own else ""
     read = build((f"preset {chosen.name}", preset))
     for section, key in names:
@@ -109,10 +109,9 @@ def with_preset(config: Config, chosen: Suited, given: Names) -> tuple[Config, s
     return config, f"preset {chosen.name}{but}, for {chosen.why} (--preset {NO_PRESET} omits it)"
 
 
-def sets_all(preset: str, given: Names) -> bool:
+def sets_all(preset: Layer, given: Names) -> bool:
     """Return whether a person set all of a preset but what may be auto, as a whole file does."""
-    names = [(section, key) for section, part in read_preset(preset).items() for key in part]
-    return all(name in given for name in names if _value(Config(), name) is not None)
+    return all(name in given for name in _names(preset) if _value(Config(), name) is not None)
 
 
 def stands_aside(chosen: Suited, reason: str) -> str:
@@ -123,6 +122,10 @@ def stands_aside(chosen: Suited, reason: str) -> str:
 def read_preset(name: str) -> Layer:
     """Read the settings of a preset."""
     return read_toml(Path(__file__).with_name("presets") / f"{name}.toml")
+
+
+def _names(preset: Layer) -> list[tuple[str, str]]:
+    return [(section, key) for section, part in preset.items() for key in part]
 
 
 def _value(config: Config, name: tuple[str, str]) -> Any:

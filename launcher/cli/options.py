@@ -330,7 +330,7 @@ def _arguments_of(
     """
     if env != PLACEMENT_ID or asked not in (None, "placement"):
         return []
-    if asked is None and sets_all("placement", given):
+    if asked is None and sets_all(read_preset("placement"), given):
         return []
     told = {"run": {"env_args": {"rollouts": "auto"}}, "evaluation": {"env_args": {"rollouts": 0}}}
     return [("preset placement", told)]

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,31 +113,26 @@ def _launch_seeds(text: str, parallel: int, given: dict[str, Any], interrupts: I
 
 def without_options(arguments: Sequence[str], names: Collection[str]) -> list[str]:
     """Return a command's arguments without these options and their values."""
-    kept: list[str] = []
-    skips = False
-    for argument in arguments:
-        if skips:
-            skips = False
-            continue
-        name, equals, _ = argument.partition("=")
-        if name in names:
-            skips = not equals
-            continue
-        kept.append(argument)
-    return kept
+    return [argument for argument, is_theirs in _marked(arguments, names) if not is_theirs]
 
 
 def lasting_options(arguments: Sequence[str]) -> list[str]:
     """Return those of a command's options that a run needs again when it goes on."""
-    kept: list[str] = []
+    return [
+        argument
+        for argument, is_theirs in _marked(arguments, _LASTING)
+        if is_theirs or argument in _LASTING_FLAGS
+    ]
+
+
+def _marked(arguments: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each argument, and whether it is the name or the value of one of these options."""
     takes = False
     for argument in arguments:
         name, equals, _ = argument.partition("=")
-        begins = name in _LASTING and not takes
-        if takes or begins or name in _LASTING_FLAGS:
-            kept.append(argument)
+        begins = name in names and not takes
+        yield argument, takes or begins
         takes = begins and not equals
-    return kept
 
 
 def take_beginning(options: dict[str, Any], resume: Path | None) -> Beginning:

@@ -82,8 +82,8 @@ def nearest_of(differences: Mapping[str, Sequence[float]]) -> tuple[str, float, 
     if not policies:
         return None
     greedy = FROM.replace(" ", "_")
-    asked = {greedy: policies[greedy]} if greedy in policies else policies
-    name, (mean, error) = min(asked.items(), key=lambda item: abs(item[1][0]))
+    name = greedy if greedy in policies else min(policies, key=lambda name: abs(policies[name][0]))
+    mean, error = policies[name]
     return name.replace("_", " "), mean, error
 
 

@@ -69,7 +69,7 @@ def _fill_in(
     folder: Path | None,
 ) -> tuple[EnvironmentSpec, Machine, Plan]:
     """Fill in the settings for this machine and environment as they are, and check them."""
-    given, config = config, _without_repetition(config, examined)
+    before, config = config, _without_repetition(config, examined)
     parameters = _parameter_bytes(spec, config, inspector)
     if config.evaluation.env_args:
         _check_evaluation(config, spec, inspector)
@@ -87,7 +87,7 @@ def _fill_in(
                 f"{spec.id} ended or hung while its frames were measured: memory is planned as if "
                 "they could not be compressed"
             )
-    if config is not given:
+    if config is not before:
         plan.layer.setdefault("evaluation", {})["episodes"] = config.evaluation.episodes
     if "replay" not in elsewhere and not plan.errors:
         line, warning = describe_journal(plan.config, size, folder or Path.cwd())
@@ -98,7 +98,7 @@ def _fill_in(
     state = no if examined.unsaved else yes
     expected = "" if "learner" in elsewhere else at_start(plan.config, spec)
     told = {"state": state, "about": examined.about, "expectation": expected}
-    return spec, here, dataclasses.replace(plan, **told, before=given)
+    return spec, here, dataclasses.replace(plan, **told, before=before)
 
 
 def _without_repetition(config: Config, examined: Examination) -> Config:
