@@ -14,6 +14,7 @@ PDQN = "pdqn"
 SB3 = "stable-baselines3"
 MINATAR_STEPS = 10_000
 PARALLEL_ENVIRONMENTS = 32
+INPUT = "INPUT.npy"  # stands for the file that a case makes
 
 Measure = Literal["threshold", "return", "baseline", "curves", "throughput"]
 
@@ -51,6 +52,8 @@ class Case:
         final_episodes: greedy episodes of the final policy; 0 leaves them out.
         over: horizontal axis of the pictures.
         needs: modules that the environment's Python must have.
+        makes: module of a script that writes the file ``INPUT``, which arguments name; empty
+            without one.
         note: one sentence for the report.
     """
 
@@ -64,6 +67,7 @@ class Case:
     final_episodes: int = 0
     over: Literal["wall_seconds", "environment_steps"] = "wall_seconds"
     needs: tuple[str, ...] = ()
+    makes: str = ""
     note: str = ""
 
     def system(self, name: str) -> System:
@@ -85,6 +89,7 @@ def cases() -> Iterator[Case]:
     for map_size in (64, 128):
         for radii in ("fixed", "random"):
             yield placement(map_size, radii)
+    yield rectangles()
     yield guidance()
     yield parallel_cartpole()
     yield parallel_placement()
@@ -226,6 +231,22 @@ def placement(map_size: int, radii: str) -> Case:
         seeds=(1,),
         systems=(System(PDQN, (*placed(map_size, radii), *period(60))),),
         final_episodes=256,
+    )
+
+
+def rectangles() -> Case:
+    """Train on a person's own maps, which are rectangles, by the plain command."""
+    own = ("--env-arg", f"maps={INPUT}", "--env-arg", "radii=fixed")
+    return Case(
+        name="placement-rectangles",
+        title="CirclePlacement on own maps of 64 x 96, fixed radii: beside exact greedy",
+        measure="baseline",
+        seconds=1200.0,
+        seeds=(1,),
+        systems=(System(PDQN, (*own, *period(60))),),
+        final_episodes=256,
+        makes="benchmarks.rectangles",
+        note="A file of 2,048 maps, of which one in five is held out.",
     )
 
 

@@ -17,13 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning_cases import Case, System
+from benchmarks.learning_cases import INPUT, Case, System
 from benchmarks.learning_results import Result, baselines_of_metrics, curve_of_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 _START_AND_END_SECONDS = 300.0
 _EVALUATION_SECONDS = 1800.0
 _PEER_EVALUATIONS = 4.0  # a peer's clock stops while it evaluates, its process does not
+_MAKING_SECONDS = 300.0
 _STOP_SECONDS = 60.0
 _PROGRESS_SECONDS = 30.0
 _POLL_SECONDS = 0.5
@@ -104,13 +105,19 @@ def run_ours(
     shown = ["launch", *system.arguments, "--time", f"{seconds:g}s", "--seed", f"{seed}"]
     run_dir = folder / "run"
     metrics = run_dir / "metrics.jsonl"
+    made = folder / INPUT
+    if case.makes:
+        make(case.makes, made, tools)
+    given = [word.replace(INPUT, str(made)) for word in shown]
     launched, wall = wait_for(
-        [str(tools.pdqn), *shown, "--console", "plain", "--run-dir", str(run_dir)],
+        [str(tools.pdqn), *given, "--console", "plain", "--run-dir", str(run_dir)],
         folder / "launch.log",
         seconds + _START_AND_END_SECONDS,
         lambda: last_evaluation(json_lines(metrics)),
     )
     command = "pdqn " + shlex.join(shown)
+    if case.makes:
+        command = f"python -m {case.makes} {INPUT}; {command}"
     final = final_figures(run_dir)
     if case.final_episodes:
         asked = ["eval", "RUN", "--episodes", f"{case.final_episodes}", "--quick", "--json"]
@@ -121,6 +128,12 @@ def run_ours(
     curve = curve_of_metrics(lines, clock - launched)
     result = described(case, system, seed, command, wall, curve, final)
     return replace(result, baselines=baselines_of_metrics(lines))
+
+
+def make(module: str, path: Path, tools: Tools) -> None:
+    """Have a script write the input of a run."""
+    python = str(tools.pdqn.with_name("python"))
+    wait_for([python, "-m", module, str(path)], path.with_suffix(".log"), _MAKING_SECONDS, str)
 
 
 def evaluate(tools: Tools, run_dir: Path, asked: list[str], folder: Path) -> dict[str, Any]:

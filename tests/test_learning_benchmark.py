@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.circle_placement.maps import load_maps
 from benchmarks import learning, learning_report
-from benchmarks.learning_cases import PDQN, SB3, Case, System, cases
+from benchmarks.learning_cases import INPUT, PDQN, SB3, Case, System, cases
 from benchmarks.learning_results import (
     Result,
     above,
@@ -28,7 +29,14 @@ from benchmarks.learning_results import (
     stays_from,
     write,
 )
-from benchmarks.learning_runs import RunFailedError, Tools, json_lines, last_evaluation, wait_for
+from benchmarks.learning_runs import (
+    RunFailedError,
+    Tools,
+    json_lines,
+    last_evaluation,
+    make,
+    wait_for,
+)
 from launcher.cli.commands import cli
 from pdqn import layers
 
@@ -257,6 +265,14 @@ def test_a_failed_run_says_why_and_one_that_takes_too_long_is_ended(tmp_path):
     sleep = [sys.executable, "-c", code]
     with pytest.raises(RunFailedError, match="did not end within 0 s"):
         wait_for(sleep, tmp_path / "b.log", 0.1, str)
+
+
+def test_the_rectangles_of_a_case_are_maps_that_the_environment_takes(tmp_path):
+    tools = Tools(Path(sys.executable), tmp_path, tmp_path)
+    make(example_of("placement-rectangles").makes, tmp_path / INPUT, tools)
+    maps = load_maps(str(tmp_path / INPUT))
+    assert (maps.extent, maps.size, len(maps.names)) == ((64, 96), 96, 2048)
+    assert len(maps.held_out) > 256
 
 
 def test_progress_is_the_newest_whole_line(tmp_path):
