@@ -12,6 +12,7 @@ from typing import Literal
 
 PDQN = "pdqn"
 SB3 = "stable-baselines3"
+PQN = "PQN in one process"
 MINATAR_STEPS = 10_000
 PARALLEL_ENVIRONMENTS = 32
 INPUT = "INPUT.npy"  # stands for the file that a case makes
@@ -158,10 +159,11 @@ def cartpole_rates() -> Case:
 
 
 def minatar(game: str) -> Case:
-    """Play a MinAtar game for 15 minutes, beside stable-baselines3 with the same network."""
+    """Play a MinAtar game for 15 minutes by the plain command, beside two peers.
+
+    All have the same convolution and dense layer. PQN's scheme in one process has one core.
+    """
     env_id = f"MinAtar/{game.title().replace('-', '')}-v1"
-    # About the number of learner steps in fifteen minutes on two cores.
-    ours = (*minatar_settings(env_id), *decaying(5e-4, 2e-5, 200_000), *evaluated(20))
     return Case(
         name=f"minatar-{game}",
         title=f"{env_id}: return after equal wall time",
@@ -169,7 +171,8 @@ def minatar(game: str) -> Case:
         seconds=900.0,
         seeds=(1, 2, 3),
         systems=(
-            System(PDQN, (*ours, *period(30))),
+            System(PDQN, ("--env", env_id, *limited(), *evaluated(20), *period(30))),
+            System(PQN, ("--env", env_id), peer="benchmarks.pqn"),
             System(SB3, ("--env", env_id), peer="benchmarks.sb3_minatar"),
         ),
         final_episodes=100,
