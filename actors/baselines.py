@@ -35,13 +35,18 @@ Scores = dict[str, NDArray[np.float64]]
 
 
 class Baselines:
-    """Baselines that are played once, in this process.
+    """Baselines that are played in a process of their own, while this one stays in touch.
+
+    They may be slow: an environment plays whole episodes in one call. That process has a main
+    thread, which some environments need. An environment without baselines costs no process.
 
     Args:
         spec: spec of the environment.
         env_args: keyword arguments of the environment.
         held_out: seeds of the episodes.
         telemetry: takes a note if they fail.
+        run_seed: the run's seed.
+        give_up: called now and then; True gives up.
 
     Attributes:
         scores: float64[episodes] of each baseline by name; empty without any, and before they are
@@ -54,75 +59,15 @@ class Baselines:
         env_args: Mapping[str, Any],
         held_out: Sequence[int],
         telemetry: Telemetry,
-    ) -> None:
-        self._spec, self._env_args, self._held_out = spec, env_args, held_out
-        self._telemetry = telemetry
-        self.scores: Scores = {}
-        self._later: list[str] = []
-        self._has_looked = self._is_pending = self._is_told = False
-
-    def begin(self, env: VectorEnvironment) -> None:
-        """Look for baselines on an environment that is made in any case."""
-        if not self._has_looked:
-            self._has_looked = True
-            try:
-                self._is_pending = env.has_baselines()
-                self._later = [method for method in _LATER if env.has_baselines(method)]
-            except Exception as error:  # noqa: BLE001 - environments raise anything
-                self._fail(RunError(type_and_first_line(error)))
-
-    def wait(self) -> bool:
-        """Wait until they are known, or have failed; return False if the caller gives up."""
-        if not self._is_pending:
-            return True
-        try:
-            return self._play()
-        except (RunError, UsageError) as error:
-            self._fail(error)  # the next evaluation tries again
-            return True
-
-    def close(self) -> None:
-        """End what still plays."""
-
-    def _play(self) -> bool:
-        self._finish(baseline_scores(self._spec, self._env_args, self._held_out))
-        return True
-
-    def _finish(self, scores: Scores) -> None:
-        self.scores, self._is_pending = scores, False
-
-    def _fail(self, error: Exception) -> None:
-        if self._is_told:
-            return
-        self._is_told = True
-        text, what = str(error).partition("\n")[0], unplayed(self._spec)
-        text = text if text.startswith(what) else f"{what}: {text}"
-        self._telemetry.note("baselines", f"{text}; evaluations go on without them")
-
-
-class BaselinesApart(Baselines):
-    """Baselines that are played in a process of their own, while this one stays in touch.
-
-    They may be slow: an environment plays whole episodes in one call. That process has a main
-    thread, which some environments need. An environment without baselines costs no process.
-
-    Args:
-        run_seed: the run's seed.
-        give_up: called now and then; True gives up.
-    """
-
-    def __init__(
-        self,
-        spec: EnvironmentSpec,
-        env_args: Mapping[str, Any],
-        held_out: Sequence[int],
-        telemetry: Telemetry,
         *,
         run_seed: int,
         give_up: Callable[[], bool],
     ) -> None:
-        super().__init__(spec, env_args, held_out, telemetry)
-        self._run_seed, self._give_up = run_seed, give_up
+        self._spec, self._env_args, self._held_out = spec, env_args, held_out
+        self._telemetry, self._run_seed, self._give_up = telemetry, run_seed, give_up
+        self.scores: Scores = {}
+        self._later: list[str] = []
+        self._has_looked = self._is_pending = self._is_told = False
         self._apart: Apart | None = None
         self._task: Task[Scores] | None = None
         self._slow: Task[Scores] | None = None
@@ -130,22 +75,32 @@ class BaselinesApart(Baselines):
         self._evaluations = 0
 
     def begin(self, env: VectorEnvironment) -> None:
-        """Look for baselines, and begin to play them."""
-        super().begin(env)
+        """Look for baselines on an environment that is made in any case, and begin to play them."""
+        if not self._has_looked:
+            self._has_looked = True
+            try:
+                self._is_pending = env.has_baselines()
+                self._later = [method for method in _LATER if env.has_baselines(method)]
+            except Exception as error:  # noqa: BLE001 - environments raise anything
+                self._fail(RunError(type_and_first_line(error)))
         if self._is_pending and self._task is None:
             self._apart = Apart("baselines")
             arguments = (self._run_seed, self._spec, self._env_args, self._held_out)
             self._task = self._apart.begin(_play_seeded, *arguments, seconds=_SECONDS)
 
     def wait(self) -> bool:
-        """Wait until they are known, or have failed; later on, add bounds and searches."""
-        if not super().wait():
-            return False
-        if self._later and not self._is_pending:
-            try:
+        """Wait until they are known, or have failed; later on, add bounds and searches.
+
+        Returns:
+            False if the caller gives up.
+        """
+        try:
+            if self._is_pending and not self._play():
+                return False
+            if self._later and not self._is_pending:
                 self._look_for_later()
-            except (RunError, UsageError) as error:
-                self._fail(error)
+        except (RunError, UsageError) as error:
+            self._fail(error)
         self._evaluations += 1
         if self._has_looked and not self.scores and self._task is None and not self._later:
             self._look_for_random()
@@ -168,17 +123,27 @@ class BaselinesApart(Baselines):
         # Those that have hung once would hang again.
         self._is_pending = task.waited_seconds < _SECONDS
         try:
-            self._finish(task.result())
+            self.scores, self._is_pending = task.result(), False
         finally:
             self.close()
         return True
+
+    def _fail(self, error: Exception) -> None:
+        if self._is_told:
+            return
+        self._is_told = True
+        text, what = str(error).partition("\n")[0], unplayed(self._spec)
+        text = text if text.startswith(what) else f"{what}: {text}"
+        self._telemetry.note("baselines", f"{text}; evaluations go on without them")
 
     def _look_for_later(self) -> None:
         """Begin the bounds or searches, or take them over if they are known."""
         if self._slow is None:
             self._apart = Apart(self._later[0])
             arguments = (self._spec, self._env_args, self._held_out, self._later[0])
-            self._slow = self._apart.begin(_play_later, *arguments, seconds=_LATER_SECONDS)
+            self._slow = self._apart.begin(
+                _play_later, *arguments, _NICENESS[self._later[0]], seconds=_LATER_SECONDS
+            )
         elif self._slow.done():
             del self._later[0]
             try:
@@ -217,10 +182,14 @@ def _play_seeded(
 
 
 def _play_later(
-    spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int], method: str
+    spec: EnvironmentSpec,
+    env_args: Mapping[str, Any],
+    held_out: Sequence[int],
+    method: str,
+    niceness: int,
 ) -> Scores:
     """Compute bounds or searches, and leave the processor to others."""
-    leave_processor(_NICENESS[method])
+    leave_processor(niceness)
     return baseline_scores(spec, env_args, held_out, method)
 
 

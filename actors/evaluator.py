@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import zmq
 
-from actors.baselines import BaselinesApart
+from actors.baselines import Baselines
 from actors.environments import randomness
 from actors.follower import ParameterFollower
 from actors.greedy import GreedyEvaluation, held_out_seeds
@@ -49,7 +49,7 @@ class Evaluator:
         if not files.here:
             files.fetch(BEST_MODEL)
         config = welcome.config
-        self._baselines = BaselinesApart(
+        self._baselines = Baselines(
             welcome.spec,
             config.evaluation_env_args,
             held_out_seeds(config),
@@ -63,13 +63,13 @@ class Evaluator:
             self._network,
             files.path,
             link.telemetry,
+            self._baselines,
             give_up=self._interrupted,
             failed=lambda text, error: _log.error("%s", text, exc_info=error),
             may_keep=self._check_home,
             # The run's directory may be on another host.
             kept=lambda: files.push(BEST_MODEL),
             waiting=Heartbeat(link.poll, longest_making_seconds(config)),
-            baselines=self._baselines,
         )
         self._has_home = True
         self._began = -math.inf

@@ -34,14 +34,13 @@ class GreedyEvaluation:
         network: network that acts; the caller controls its noise and its parameters.
         folder: folder for the best parameters.
         telemetry: telemetry of the evaluator.
+        baselines: the environment's own ones.
         give_up: called at every step of the environments; True gives up.
         failed: called with a sentence and the error if a policy has no score.
         may_keep: called before the best parameters are saved; raises a RunError to prevent it.
         kept: called when the best parameters have been saved.
         waiting: context in which they are saved, which takes as long as the disk does, and in which
             environments are made.
-        baselines: the environment's own ones. By default this process plays them once, as soon as
-            a policy has a score.
     """
 
     def __init__(
@@ -51,13 +50,13 @@ class GreedyEvaluation:
         network: QNetwork,
         folder: Path,
         telemetry: Telemetry,
+        baselines: Baselines,
         *,
         give_up: Callable[[], bool],
         failed: Callable[[str, RunError], object],
         may_keep: Callable[[], object] = lambda: None,
         kept: Callable[[], object] = lambda: None,
         waiting: AbstractContextManager[object] | None = None,
-        baselines: Baselines | None = None,
     ) -> None:
         self._config, self._spec = config, spec
         self._network, self._telemetry = network, telemetry
@@ -67,9 +66,7 @@ class GreedyEvaluation:
         self._seeds = held_out_seeds(config)
         self._give_up, self._failed, self._kept = give_up, failed, kept
         self._may_keep, self._waiting = may_keep, waiting or nullcontext()
-        self._baselines = baselines or Baselines(
-            spec, config.evaluation_env_args, self._seeds, telemetry
-        )
+        self._baselines = baselines
 
     def evaluate(self, version: int) -> bool:
         """Evaluate the network's present parameters; False if given up before the end.

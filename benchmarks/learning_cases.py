@@ -7,7 +7,7 @@ After a change of a case here, its old result files still have the old commands:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 PDQN = "pdqn"
@@ -16,6 +16,8 @@ PQN = "PQN in one process"
 MINATAR_STEPS = 10_000
 PARALLEL_ENVIRONMENTS = 32
 INPUT = "INPUT.npy"  # stands for the file that a case makes
+# Transitions of 32 environments grow old in longer ones.
+SHORT_SEGMENTS = ("--set", "actor.segment_length=8", "--set", "actor.batch_transitions=16")
 
 Measure = Literal["threshold", "return", "baseline", "curves", "throughput"]
 
@@ -94,6 +96,8 @@ def cases() -> Iterator[Case]:
     yield guidance()
     yield parallel_cartpole()
     yield parallel_placement()
+    yield parallel_vector()
+    yield parallel_pqn()
     yield ablation()
     yield added_parts()
     yield pqn_parts()
@@ -294,16 +298,40 @@ def parallel_placement() -> Case:
     return parallel("parallel-placement64", title, shared, 900.0)
 
 
-def parallel(name: str, title: str, shared: tuple[str, ...], seconds: float) -> Case:
+def parallel_vector() -> Case:
+    """Compare on CartPole with the settings that come by themselves."""
+    shared = ("--env", "CartPole-v1", "--steps", "40000", *evaluated(20), *period(2))
+    title = "CartPole-v1 with the preset vector: one process and many"
+    return parallel("parallel-vector", title, shared, 300.0)
+
+
+def parallel_pqn() -> Case:
+    """Compare on a game of MinAtar with the settings that come by themselves."""
+    shared = (
+        *("--env", "MinAtar/Breakout-v1", *limited(), "--steps", "500000"),
+        *(*evaluated(20), *period(5)),
+    )
+    title = "MinAtar/Breakout-v1 with the preset pqn: one process and many"
+    case = parallel("parallel-pqn", title, shared, 600.0, environments=128, segments=())
+    return replace(case, needs=("minatar",))
+
+
+def parallel(
+    name: str,
+    title: str,
+    shared: tuple[str, ...],
+    seconds: float,
+    environments: int = PARALLEL_ENVIRONMENTS,
+    segments: tuple[str, ...] = SHORT_SEGMENTS,
+) -> Case:
     """Compare ``--mode single`` with 2, 8 and 32 actors at the same settings.
 
-    All of them step 32 environments. They therefore explore with the same ladder and hold the same
-    number of unfinished segments. These are short, because their transitions grow old meanwhile.
+    All of them step as many environments. They therefore explore with the same ladder and hold the
+    same number of unfinished segments.
     """
-    shared = (*shared, "--set", "actor.segment_length=8", "--set", "actor.batch_transitions=16")
 
     def sized(actors: int) -> tuple[str, ...]:
-        return (*shared, "--envs-per-actor", f"{PARALLEL_ENVIRONMENTS // actors}")
+        return (*shared, *segments, "--envs-per-actor", f"{environments // actors}")
 
     many = (System(f"{n} actors", (*sized(n), "--actors", f"{n}", "--yes")) for n in (2, 8, 32))
     return Case(

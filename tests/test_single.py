@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import wait_until
 from contents import all_of
 
 from actors.environments.describe import describe_environment
@@ -121,8 +122,13 @@ COMPRESSED = {"store": "compressed", "memory": "1000000", "decode_threads": 2}
     ids=["vector", "stacks", "compressed", "map"],
 )
 def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
-    tmp_path: Path, run: dict[str, Any], replay: dict[str, Any], read_lines: Any
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: dict[str, Any],
+    replay: dict[str, Any],
+    read_lines: Any,
 ):
+    monkeypatch.setattr("actors.baselines._LATER", ())  # the clock decides when these are known
     paths = [tmp_path / "first", tmp_path / "second"]
     # The step size follows how far the run is, which must not depend on when that is reported.
     config = config_of(run, replay, learning_rate_final=1e-5)
@@ -142,6 +148,14 @@ def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
         assert last[0] == last[1]
     losses = [session.metrics.total("learner", "loss_sum") for session in sessions]
     assert losses[0] == losses[1] > 0
+
+
+def test_bounds_are_computed_beside_it_and_the_summary_has_them(tmp_path: Path):
+    run = SingleRun(session_of(config_of({**PLACEMENT, "steps": 40}), tmp_path))
+    wait_until(lambda: run._evaluate() and "dual_bound" in run._baselines.scores)
+    assert run.execute() == 0
+    evaluated = json.loads((tmp_path / "summary.json").read_text())["eval"]
+    assert evaluated["baselines"]["dual_bound"] >= evaluated["return_mean"]
 
 
 class Careless(gymnasium.Env[Any, Any]):

@@ -1,7 +1,8 @@
 """Mode single: the same parts in one process, in lockstep and without sockets.
 
 Two runs with the same seed that end by steps or episodes have identical figures and parameters.
-What the clock decides may differ: which policies were evaluated, unless steps decide that.
+What the clock decides may differ: which policies were evaluated, unless steps decide that, and
+which evaluations have baselines that take long.
 This mode is the baseline against which the speed of many processes is measured.
 """
 
@@ -14,8 +15,9 @@ import uuid
 
 import torch
 
+from actors.baselines import Baselines
 from actors.environments import randomness
-from actors.greedy import GreedyEvaluation
+from actors.greedy import GreedyEvaluation, held_out_seeds
 from actors.rollout import Identity, Rollout
 from actors.segments import Segment, join_segments
 from launcher import standstill, streams
@@ -82,12 +84,21 @@ class SingleRun:
             config, spec, self._learner, self._replay, self._rollout, self._acting
         )
         self._torn = False
+        self._baselines = Baselines(
+            spec,
+            config.evaluation_env_args,
+            held_out_seeds(config),
+            self._telemetry["evaluator"],
+            run_seed=config.run.seed,
+            give_up=self._has_no_time,
+        )
         self._evaluation = GreedyEvaluation(
             config,
             spec,
             self._acting,
             session.run_dir.path,
             self._telemetry["evaluator"],
+            self._baselines,
             give_up=self._has_no_time,
             may_keep=self._check_directory,
             failed=lambda text, error: session.note_error(text, _trace(error)),
@@ -143,6 +154,7 @@ class SingleRun:
             # A fault of this program itself must not lose what was learned, and the terminal must
             # show it.
             session.console.stop()
+            self._baselines.close()
             self._save()
             session.records.flush(_FLUSH_SECONDS)
             raise
@@ -152,6 +164,7 @@ class SingleRun:
         if not session.is_hurried and not session.failure:
             self._evaluate()
         self._report()
+        self._baselines.close()
         self._replay.close()
         code = session.conclude(reason, self._members())
         # Last: what closes an environment may hang.
