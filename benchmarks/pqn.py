@@ -6,7 +6,7 @@ This is algorithm 1 of Gallici et al. 2025, "Simplifying Deep Temporal Differenc
 their settings for MinAtar. There are 128 environments, segments of 32 steps, Q(lambda) returns with
 lambda 0.65, and two epochs over each segment. The network is that of MinAtar's authors with layer
 norm, trained by RAdam without a target network. Epsilon falls from 1 to 0.05 in the first tenth of
-the training, and the step size to 0 over all of it. Batches have 256 transitions.
+the training, and the step size to 0 over all of it. Batches have 128 transitions.
 
 It needs a Python with ``torch`` and ``minatar``, but nothing of this project except this folder. It
 prints lines of JSON, as the scripts of stable-baselines3 do.
@@ -32,7 +32,7 @@ from torch import nn
 from benchmarks.learning_cases import MINATAR_STEPS
 
 HELD_OUT_SEED = 1_000_000
-ENVIRONMENTS, SEGMENT_STEPS, EPOCHS, BATCH = 128, 32, 2, 256
+ENVIRONMENTS, SEGMENT_STEPS, EPOCHS, BATCH = 128, 32, 2, 128
 GAMMA, LAMBDA = 0.99, 0.65
 STEP_SIZE, CLIP_NORM = 5e-4, 10.0
 EPSILON_FIRST, EPSILON_FINAL, EXPLORING_SHARE = 1.0, 0.05, 0.1
