@@ -84,25 +84,8 @@ class SingleRun:
             config, spec, self._learner, self._replay, self._rollout, self._acting
         )
         self._torn = False
-        self._baselines = Baselines(
-            spec,
-            config.evaluation_env_args,
-            held_out_seeds(config),
-            self._telemetry["evaluator"],
-            run_seed=config.run.seed,
-            give_up=self._has_no_time,
-        )
-        self._evaluation = GreedyEvaluation(
-            config,
-            spec,
-            self._acting,
-            session.run_dir.path,
-            self._telemetry["evaluator"],
-            self._baselines,
-            give_up=self._has_no_time,
-            may_keep=self._check_directory,
-            failed=lambda text, error: session.note_error(text, _trace(error)),
-        )
+        self._baselines = self._new_baselines()
+        self._evaluation = self._new_evaluation()
         self._counted_before, self._next_report = session.metrics.counts(), 0.0
         self._evaluated, self._evaluated_steps = _evaluated(session), self._learner.learner_steps
         self._memory = self._memory_limit()
@@ -113,6 +96,31 @@ class SingleRun:
                 samples_per_insert=lambda: self._replay.limiter.target,
                 set_samples_per_insert=self._set_samples_per_insert,
             )
+        )
+
+    def _new_baselines(self) -> Baselines:
+        config = self._config
+        return Baselines(
+            self._session.spec,
+            config.evaluation_env_args,
+            held_out_seeds(config),
+            self._telemetry["evaluator"],
+            run_seed=config.run.seed,
+            give_up=self._has_no_time,
+        )
+
+    def _new_evaluation(self) -> GreedyEvaluation:
+        session = self._session
+        return GreedyEvaluation(
+            self._config,
+            session.spec,
+            self._acting,
+            session.run_dir.path,
+            self._telemetry["evaluator"],
+            self._baselines,
+            give_up=self._has_no_time,
+            may_keep=self._check_directory,
+            failed=lambda text, error: session.note_error(text, _trace(error)),
         )
 
     @staticmethod
