@@ -141,9 +141,7 @@ class Baselines:
         if self._slow is None:
             self._apart = Apart(self._later[0])
             arguments = (self._spec, self._env_args, self._held_out, self._later[0])
-            self._slow = self._apart.begin(
-                _play_later, *arguments, _NICENESS[self._later[0]], seconds=_LATER_SECONDS
-            )
+            self._slow = self._apart.begin(_play_later, *arguments, seconds=_LATER_SECONDS)
         elif self._slow.done():
             del self._later[0]
             try:
@@ -182,14 +180,10 @@ def _play_seeded(
 
 
 def _play_later(
-    spec: EnvironmentSpec,
-    env_args: Mapping[str, Any],
-    held_out: Sequence[int],
-    method: str,
-    niceness: int,
+    spec: EnvironmentSpec, env_args: Mapping[str, Any], held_out: Sequence[int], method: str
 ) -> Scores:
     """Compute bounds or searches, and leave the processor to others."""
-    leave_processor(niceness)
+    leave_processor(_NICENESS[method])
     return baseline_scores(spec, env_args, held_out, method)
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 import zmq
 
-from actors.baselines import Baselines
 from actors.environments import randomness
 from actors.follower import ParameterFollower
-from actors.greedy import GreedyEvaluation, held_out_seeds
+from actors.greedy import GreedyEvaluation
 from pdqn.errors import RunError
 from pdqn.files import RunFiles
 from pdqn.heartbeat import Heartbeat, longest_making_seconds
@@ -41,29 +40,19 @@ class Evaluator:
     ) -> None:
         self._link, self._files = link, files
         self._welcome = welcome
-        run_seed = welcome.config.run.seed
-        randomness.seed(run_seed, "evaluator", welcome.index, welcome.incarnation)
+        randomness.seed(welcome.config.run.seed, "evaluator", welcome.index, welcome.incarnation)
         self._network = build_network(welcome.spec, welcome.config.network)
         self._follower = ParameterFollower(context, link, welcome.run, self._network)
         set_noise(self._network, False)
         if not files.here:
             files.fetch(BEST_MODEL)
         config = welcome.config
-        self._baselines = Baselines(
-            welcome.spec,
-            config.evaluation_env_args,
-            held_out_seeds(config),
-            link.telemetry,
-            run_seed=run_seed,
-            give_up=self._interrupted,
-        )
         self._evaluation = GreedyEvaluation(
             welcome.config,
             welcome.spec,
             self._network,
             files.path,
             link.telemetry,
-            self._baselines,
             give_up=self._interrupted,
             failed=lambda text, error: _log.error("%s", text, exc_info=error),
             may_keep=self._check_home,
@@ -95,7 +84,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Close the sockets, and end what plays the baselines."""
-        self._baselines.close()
+        self._evaluation.close()
         self._follower.close()
 
     def _is_due(self, version: int) -> bool:

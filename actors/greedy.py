@@ -34,7 +34,6 @@ class GreedyEvaluation:
         network: network that acts; the caller controls its noise and its parameters.
         folder: folder for the best parameters.
         telemetry: telemetry of the evaluator.
-        baselines: the environment's own ones.
         give_up: called at every step of the environments; True gives up.
         failed: called with a sentence and the error if a policy has no score.
         may_keep: called before the best parameters are saved; raises a RunError to prevent it.
@@ -50,7 +49,6 @@ class GreedyEvaluation:
         network: QNetwork,
         folder: Path,
         telemetry: Telemetry,
-        baselines: Baselines,
         *,
         give_up: Callable[[], bool],
         failed: Callable[[str, RunError], object],
@@ -66,7 +64,18 @@ class GreedyEvaluation:
         self._seeds = held_out_seeds(config)
         self._give_up, self._failed, self._kept = give_up, failed, kept
         self._may_keep, self._waiting = may_keep, waiting or nullcontext()
-        self._baselines = baselines
+        self._baselines = Baselines(
+            spec,
+            config.evaluation_env_args,
+            self._seeds,
+            telemetry,
+            run_seed=config.run.seed,
+            give_up=give_up,
+        )
+
+    def close(self) -> None:
+        """End what plays the environment's own baselines."""
+        self._baselines.close()
 
     def evaluate(self, version: int) -> bool:
         """Evaluate the network's present parameters; False if given up before the end.

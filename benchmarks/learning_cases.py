@@ -91,7 +91,7 @@ def cases() -> Iterator[Case]:
         yield btr(game)
     for map_size in (64, 128):
         for radii in ("fixed", "random"):
-            yield placement(map_size, radii)
+            yield squares(map_size, radii)
     yield rectangles()
     yield guidance()
     yield parallel_cartpole()
@@ -228,32 +228,30 @@ def btr(game: str) -> Case:
     )
 
 
-def placement(map_size: int, radii: str) -> Case:
-    """Train on circle placement as the plain command does, beside its baselines."""
-    return Case(
-        name=f"placement-{map_size}-{radii}",
-        title=f"CirclePlacement {map_size} x {map_size}, {radii} radii: beside exact greedy",
-        measure="baseline",
-        seconds=1200.0,
-        seeds=(1,),
-        systems=(System(PDQN, (*placed(map_size, radii), *period(60))),),
-        final_episodes=256,
-    )
+def squares(map_size: int, radii: str) -> Case:
+    """Train on generated maps."""
+    title = f"CirclePlacement {map_size} x {map_size}, {radii} radii"
+    return placement(f"{map_size}-{radii}", title, placed(map_size, radii))
 
 
 def rectangles() -> Case:
-    """Train on a person's own maps, which are rectangles, by the plain command."""
+    """Train on a person's own maps, which are rectangles."""
     own = ("--env-arg", f"maps={INPUT}", "--env-arg", "radii=fixed")
+    case = placement("rectangles", "CirclePlacement on own maps of 64 x 96, fixed radii", own)
+    note = "A file of 2,048 maps, of which one in five is held out."
+    return replace(case, makes="benchmarks.rectangles", note=note)
+
+
+def placement(name: str, title: str, maps: tuple[str, ...]) -> Case:
+    """Train on circle placement as the plain command does, beside its baselines."""
     return Case(
-        name="placement-rectangles",
-        title="CirclePlacement on own maps of 64 x 96, fixed radii: beside exact greedy",
+        name=f"placement-{name}",
+        title=f"{title}: beside exact greedy",
         measure="baseline",
         seconds=1200.0,
         seeds=(1,),
-        systems=(System(PDQN, (*own, *period(60))),),
+        systems=(System(PDQN, (*maps, *period(60))),),
         final_episodes=256,
-        makes="benchmarks.rectangles",
-        note="A file of 2,048 maps, of which one in five is held out.",
     )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from launcher.bench.whole.costs import Factors, factors_of, layout_of
 from launcher.bench.whole.measured import Measured, measure_whole
 from launcher.bench.whole.trial import Trial, run_trial
-from launcher.kinds import read_preset
+from launcher.kinds import PLACEMENT_ID, read_preset
 from launcher.plan.inspector import Inspector
 from launcher.plan.machine import Machine
 from launcher.plan.prepare import prepare
@@ -37,11 +37,10 @@ from pdqn.specs import EnvironmentSpec
 _TARGET = 0.10
 # With few samples an insert bursts of the learner, and with many those of actors, blur a rate.
 _FEW_SAMPLES = 1.0
-_PLACEMENT = "pdqn/CirclePlacement-v0"
 _ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "CartPole": ("CartPole-v1", {}),
-    "placement 64": (_PLACEMENT, {"map_size": 64, "rollouts": "auto"}),
-    "placement 128": (_PLACEMENT, {"rollouts": "auto"}),
+    "placement 64": (PLACEMENT_ID, {"map_size": 64, "rollouts": "auto"}),
+    "placement 128": (PLACEMENT_ID, {"rollouts": "auto"}),
 }
 
 
@@ -181,7 +180,7 @@ def configured(case: Case) -> Config:
         "evaluation": {"enabled": False},
     }
     layers: list[tuple[str, Layer]] = [("case", settings)]
-    if env == _PLACEMENT:  # as for pdqn launch
+    if env == PLACEMENT_ID:  # as for pdqn launch
         layers.insert(0, ("preset", read_preset("placement")))
     return build(*layers)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -32,7 +31,6 @@ from pdqn.messages import Pulse, Report, Welcome
 from pdqn.model import load_model, save_model
 from pdqn.model_head import BEST_MODEL
 from pdqn.networks import build_network
-from pdqn.specs import EnvironmentSpec
 from pdqn.telemetry import Telemetry
 
 MOODY = "pdqn-test/Moody-v0"
@@ -71,10 +69,6 @@ class Moody(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         return self.reset()[0], Moody.mood, True, False, {}
-
-
-def baselines_of(spec: EnvironmentSpec, telemetry: Telemetry, **arguments: Any) -> Baselines:
-    return Baselines(spec, arguments, range(3), telemetry, run_seed=0, give_up=lambda: False)
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +298,7 @@ def test_baselines_that_end_or_hang_are_told_once_and_evaluations_go_on_without(
 def test_baselines_that_fail_cost_no_evaluation(baselines: str, words: str):
     spec, telemetry = describe_environment(JUDGED, {}), Telemetry()
     arguments = {"baselines": baselines}
-    played = baselines_of(spec, telemetry, **arguments)
+    played = Baselines(spec, arguments, range(3), telemetry, run_seed=0, give_up=lambda: False)
     with closing(played), closing(VectorEnvironment(spec, arguments, 1)) as env:
         for _ in range(2):
             played.begin(env)
@@ -315,16 +309,14 @@ def test_baselines_that_fail_cost_no_evaluation(baselines: str, words: str):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_evaluation_waits_for_bounds_and_searches_and_later_ones_have_them_or_a_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+    tmp_path: Path, fails: bool
 ):
-    # The lowest priority is for runs: beside other programs, it may take minutes.
-    monkeypatch.setattr("actors.baselines._NICENESS", {"bounds": 1, "searches": 2})
     path = tmp_path / "fails"
     if fails:
         path.touch()
     spec, telemetry = describe_environment(JUDGED, {}), Telemetry()
     arguments = {"baselines": "bounded", "path": str(path)}
-    played = baselines_of(spec, telemetry, **arguments)
+    played = Baselines(spec, arguments, range(3), telemetry, run_seed=0, give_up=lambda: False)
     notes: list[Any] = []
 
     def is_over() -> bool:
@@ -338,8 +330,7 @@ def test_no_evaluation_waits_for_bounds_and_searches_and_later_ones_have_them_or
         assert played.scores.keys() == {"standing still"}
         wait_until(is_over)
         assert ("dual_bound" in played.scores) is not fails
-        niceness = min(os.nice(0) + 2, 19)
-        assert played.scores["annealing_1s"].tolist() == [niceness] * 3
+        assert played.scores["annealing_1s"].tolist() == [19.0] * 3, "it has the lowest priority"
         assert played.wait()
     if fails:
         check_told(notes, "ZeroDivisionError: of no bound")
@@ -349,7 +340,7 @@ def test_no_evaluation_waits_for_bounds_and_searches_and_later_ones_have_them_or
 
 def test_an_environment_without_baselines_is_played_at_random_from_the_second_evaluation_on():
     spec, telemetry = describe_environment("CartPole-v1", {}), Telemetry()
-    played = baselines_of(spec, telemetry)
+    played = Baselines(spec, {}, range(3), telemetry, run_seed=0, give_up=lambda: False)
     with closing(played), closing(VectorEnvironment(spec, {}, 1)) as env:
         played.begin(env)
         assert played.wait()
@@ -426,7 +417,6 @@ def test_episodes_cut_before_their_headline_are_told_and_no_policy_of_theirs_is_
     )
     evaluation = GreedyEvaluation(
         config, spec, build_network(spec, config.network), tmp_path, telemetry,
-        baselines_of(spec, telemetry),
         give_up=lambda: False, failed=lambda text, _: pytest.fail(text),
     )  # fmt: skip
     assert evaluation.evaluate(7)
@@ -531,7 +521,7 @@ def test_an_evaluation_is_reported_although_no_parameters_can_be_kept(tmp_path: 
     network = build_network(spec, config.network)
     evaluation = GreedyEvaluation(
         dataclasses.replace(config, run=dataclasses.replace(config.run, env="CartPole-v1")),
-        spec, network, tmp_path / "not there", telemetry, baselines_of(spec, telemetry),
+        spec, network, tmp_path / "not there", telemetry,
         give_up=lambda: False, failed=lambda text, _: pytest.fail(text),
     )  # fmt: skip
     assert evaluation.evaluate(7)

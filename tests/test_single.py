@@ -152,7 +152,7 @@ def test_two_runs_of_one_seed_are_identical_to_the_last_bit(
 
 def test_bounds_are_computed_beside_it_and_the_summary_has_them(tmp_path: Path):
     run = SingleRun(session_of(config_of({**PLACEMENT, "steps": 40}), tmp_path))
-    wait_until(lambda: run._evaluate() and "dual_bound" in run._baselines.scores)
+    wait_until(lambda: run._evaluate() and "dual_bound" in run._evaluation._baselines.scores)
     assert run.execute() == 0
     evaluated = json.loads((tmp_path / "summary.json").read_text())["eval"]
     assert evaluated["baselines"]["dual_bound"] >= evaluated["return_mean"]

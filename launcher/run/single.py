@@ -15,9 +15,8 @@ import uuid
 
 import torch
 
-from actors.baselines import Baselines
 from actors.environments import randomness
-from actors.greedy import GreedyEvaluation, held_out_seeds
+from actors.greedy import GreedyEvaluation
 from actors.rollout import Identity, Rollout
 from actors.segments import Segment, join_segments
 from launcher import standstill, streams
@@ -84,8 +83,16 @@ class SingleRun:
             config, spec, self._learner, self._replay, self._rollout, self._acting
         )
         self._torn = False
-        self._baselines = self._new_baselines()
-        self._evaluation = self._new_evaluation()
+        self._evaluation = GreedyEvaluation(
+            config,
+            spec,
+            self._acting,
+            session.run_dir.path,
+            self._telemetry["evaluator"],
+            give_up=self._has_no_time,
+            may_keep=self._check_directory,
+            failed=lambda text, error: session.note_error(text, _trace(error)),
+        )
         self._counted_before, self._next_report = session.metrics.counts(), 0.0
         self._evaluated, self._evaluated_steps = _evaluated(session), self._learner.learner_steps
         self._memory = self._memory_limit()
@@ -96,31 +103,6 @@ class SingleRun:
                 samples_per_insert=lambda: self._replay.limiter.target,
                 set_samples_per_insert=self._set_samples_per_insert,
             )
-        )
-
-    def _new_baselines(self) -> Baselines:
-        config = self._config
-        return Baselines(
-            self._session.spec,
-            config.evaluation_env_args,
-            held_out_seeds(config),
-            self._telemetry["evaluator"],
-            run_seed=config.run.seed,
-            give_up=self._has_no_time,
-        )
-
-    def _new_evaluation(self) -> GreedyEvaluation:
-        session = self._session
-        return GreedyEvaluation(
-            self._config,
-            session.spec,
-            self._acting,
-            session.run_dir.path,
-            self._telemetry["evaluator"],
-            self._baselines,
-            give_up=self._has_no_time,
-            may_keep=self._check_directory,
-            failed=lambda text, error: session.note_error(text, _trace(error)),
         )
 
     @staticmethod
@@ -162,7 +144,7 @@ class SingleRun:
             # A fault of this program itself must not lose what was learned, and the terminal must
             # show it.
             session.console.stop()
-            self._baselines.close()
+            self._evaluation.close()
             self._save()
             session.records.flush(_FLUSH_SECONDS)
             raise
@@ -172,7 +154,7 @@ class SingleRun:
         if not session.is_hurried and not session.failure:
             self._evaluate()
         self._report()
-        self._baselines.close()
+        self._evaluation.close()
         self._replay.close()
         code = session.conclude(reason, self._members())
         # Last: what closes an environment may hang.
