@@ -12,7 +12,8 @@ from actors.environments import randomness
 from actors.follower import ParameterFollower
 from actors.rollout import Identity, Rollout
 from actors.shipper import Shipper
-from pdqn.heartbeat import Heartbeat, longest_making_seconds
+from pdqn.config import resolved
+from pdqn.heartbeat import MAKES_ENVIRONMENTS, Heartbeat, longest_making_seconds
 from pdqn.link import CoordinatorLink, role
 from pdqn.messages import Welcome
 from pdqn.networks import QNetwork, build_network
@@ -33,8 +34,9 @@ def run_actor(
     torch.set_num_threads(1)
     # If processes outnumber cores, those that the others wait for take precedence.
     os.nice(_NICENESS)
-    keep_little_free_memory()
     with role("actor", address, index, log_path, network) as (context, link, welcome):
+        envs, spec = resolved(welcome.config.actor.envs_per_actor), welcome.spec
+        keep_little_free_memory(envs * spec.observation_bytes * spec.frame_stack)
         act(context, link, welcome)
 
 
@@ -78,7 +80,7 @@ def _make_rollout(
 ) -> Rollout:
     """Make the environments, which may take minutes, and keep in touch meanwhile."""
     heartbeat = Heartbeat(link.poll, longest_making_seconds(welcome.config))
-    link.telemetry.activity = "makes its environments"
+    link.telemetry.activity = MAKES_ENVIRONMENTS
     link.report()
     with heartbeat:
         pause = heartbeat.in_turn(link.wait)

@@ -42,6 +42,8 @@ class Suited:
 KNOWN = {PLACEMENT_ID: Suited("placement", "circle placement, on which it was measured")}
 _VECTOR = Suited("vector", "observations of a few numbers, as measured on classic control")
 _BOARD = Suited("pqn", "small boards, as measured on MinAtar")
+_SCREEN = Suited("atari", "screens of 84 x 84 on a CPU, as measured on Pong and Breakout")
+_SCREEN_SIDE = 84
 # With a setting of a preset, these do nothing.
 _IDLE = {
     ("actor", "returns", "lambda"): {("actor", "n_step")},
@@ -54,11 +56,14 @@ _IDLE = {
 }
 
 
-def suited(spec: EnvironmentSpec) -> Suited | None:
+def suited(spec: EnvironmentSpec, *, on_cpu: bool) -> Suited | None:
     """Return the preset for an environment; None where the plan's settings are the best known.
 
-    Nothing better than the plan's settings was measured for screens such as Atari's, and nothing at
-    all for other observations.
+    Nothing was measured for screens on a GPU, and nothing at all for other observations.
+
+    Args:
+        spec: the environment's.
+        on_cpu: whether the learner will compute on a CPU.
     """
     from pdqn.networks.sizes import network_sizes
     from pdqn.specs import UNSEEN
@@ -68,6 +73,8 @@ def suited(spec: EnvironmentSpec) -> Suited | None:
     kind = network_sizes(spec, NetworkConfig()).kind
     if kind == "conv":
         return _BOARD
+    if kind == "nature" and on_cpu and any(map(_is_screen, spec.fields)):
+        return _SCREEN
     seen = [field for field in spec.fields if field.name not in UNSEEN]
     numbers = sum(math.prod(field.shape) for field in seen)
     if kind == "mlp" and all(map(_is_vector, seen)) and numbers <= VECTOR_NUMBERS_MAX:
@@ -77,6 +84,11 @@ def suited(spec: EnvironmentSpec) -> Suited | None:
 
 def _is_vector(field: FieldSpec) -> bool:
     return field.dtype.startswith("float") and len(field.shape) < 2 and not field.categories
+
+
+def _is_screen(field: FieldSpec) -> bool:
+    sides = [side for side in field.shape if side >= _SCREEN_SIDE]
+    return field.dtype == "uint8" and sides == [_SCREEN_SIDE, _SCREEN_SIDE]
 
 
 def with_preset(config: Config, chosen: Suited, given: Names) -> tuple[Config, str]:

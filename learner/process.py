@@ -25,6 +25,7 @@ from pdqn.link import CoordinatorLink, role
 from pdqn.messages import LAST_SAVE, MAX_INDEX, Welcome
 from pdqn.model_head import FINAL_MODEL, INITIAL_MODEL
 from pdqn.parameters import ParameterPublisher, Parameters
+from pdqn.process import keep_freed_memory
 from pdqn.transport import Network
 from replay.client import SampleClient
 from replay.samples import Sample
@@ -255,6 +256,7 @@ def run_learner(
 ) -> None:
     """Run one learner process, from joining to leaving."""
     with role("learner", address, index, log_path, network) as (context, link, welcome):
+        keep_freed_memory()
         torch.set_num_threads(resolved(welcome.config.learner.threads))
         with closing(RunFiles(link, welcome)) as files:
             process = LearnerProcess(context, link, welcome, files)

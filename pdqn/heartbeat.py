@@ -12,6 +12,9 @@ from pdqn.config import Config
 
 # What a replay says that it does meanwhile; a run that ends waits for it.
 WAITS_FOR_DISK = "waits for the disk of its journal"
+# What a role says that it does while its environments are made. Native code that makes them may
+# hold Python's lock for minutes, and then no thread of the role is heard.
+MAKES_ENVIRONMENTS = "makes its environments"
 # Environments that take longer to make than this multiple of the silence that is allowed hang.
 _MAKING_MULTIPLE = 10
 _LATE_SECONDS = 1.0

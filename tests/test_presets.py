@@ -112,15 +112,25 @@ def box(*shape: int, dtype: str = "float32") -> FieldSpec:
         (spec_of(box(9, 9, 3, dtype="uint8")), "pqn"),
         (spec_of(box(7, 7, 3, dtype="uint8")), None),
         (spec_of(box(4, 10, 10, dtype="uint8")), "pqn"),
-        (spec_of(box(84, 84, dtype="uint8")).stacked(4), None),
+        (spec_of(box(84, 84, dtype="uint8")).stacked(4), "atari"),
+        (spec_of(box(84, 84, 4, dtype="uint8")), "atari"),
+        (spec_of(box(4, 84, 84, dtype="uint8")), "atari"),
+        (spec_of(box(84, 84)).stacked(4), None),
+        (spec_of(box(96, 96, 3, dtype="uint8")), None),
         (spec_of(box(210, 160, 3, dtype="uint8")), None),
     ],
 )
 def test_the_kind_of_observation_decides_which_preset_comes_by_itself(
     spec: EnvironmentSpec, name: str | None
 ):
-    found = suited(spec)
+    found = suited(spec, on_cpu=True)
     assert (found and found.name) == name
+
+
+def test_screens_have_a_preset_by_themselves_only_where_a_cpu_learns():
+    screen, board = box(84, 84, dtype="uint8"), box(10, 10, 4, dtype="bool")
+    assert suited(spec_of(screen).stacked(4), on_cpu=False) is None
+    assert suited(spec_of(board), on_cpu=False) == suited(spec_of(board), on_cpu=True)
 
 
 def test_circle_placement_has_its_preset_without_being_asked():

@@ -125,7 +125,9 @@ def test_a_limit_that_a_role_was_ended_for_is_doubled_and_its_setting_is_named(t
     console = Listening()
     session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, console)
     silent = {0: 31.0, 1: 5.0}
-    members = [SimpleNamespace(key=MemberKey("actor", i, 0), pid=1, agent="") for i in silent]
+    members = [
+        SimpleNamespace(key=MemberKey("actor", i, 0), pid=1, agent="", activity="") for i in silent
+    ]
     membership = SimpleNamespace(
         silent=lambda limit: [m for m in members if silent[m.key.index] > limit],
         silent_seconds=lambda member: silent[member.key.index],
@@ -151,6 +153,35 @@ def test_a_limit_that_a_role_was_ended_for_is_doubled_and_its_setting_is_named(t
         ends.look()
     assert killed == [0] * 6
     assert "its successor has 600 s" in console.said[-1]
+    session.run_dir.close()
+
+
+def test_one_that_said_it_makes_its_environments_may_be_silent_for_as_long_as_that_may_take(
+    tmp_path: Path,
+):
+    console = Listening()
+    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, console)
+    making = SimpleNamespace(
+        key=MemberKey("actor", 0, 0), pid=1, agent="", activity="makes its environments"
+    )
+    silent = 299.0
+    membership = SimpleNamespace(
+        silent=lambda limit: [making] if silent > limit else [],
+        silent_seconds=lambda member: silent,
+        silent_hosts=lambda limit: [],
+    )
+    killed: list[int] = []
+    coordinator: Any = SimpleNamespace(membership=membership, lost=lambda role, index: None)
+    supervisor: Any = SimpleNamespace(
+        slots=lambda: {("actor", 0): "alive"},
+        kill=lambda role, index, hung_seconds: killed.append(index),
+    )
+    ends = Ends(session, coordinator, supervisor)
+    ends.look()
+    assert killed == [], "native code may hold Python's lock, as ale-py's does for 128 games"
+    silent = 301.0
+    ends.look()
+    assert killed == [0]
     session.run_dir.close()
 
 

@@ -43,7 +43,8 @@ def prepare(
     run, inspector = config.run, inspector or Here()
     examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
-    chosen = None if given is None else suited(spec)
+    on_cpu = _learns_on_cpu(config, elsewhere)
+    chosen = None if given is None else suited(spec, on_cpu=on_cpu)
     if chosen is None:
         return _fill_in(config, examined, spec, elsewhere, inspector, folder)
     assert given is not None
@@ -58,6 +59,12 @@ def prepare(
         found = _fill_in(config, examined, spec, elsewhere, inspector, folder)
         sentence = stands_aside(chosen, reason)
     return found[0], found[1], dataclasses.replace(found[2], preset=sentence)
+
+
+def _learns_on_cpu(config: Config, elsewhere: frozenset[str]) -> bool:
+    device = config.learner.device
+    without = device == "cpu" or (device == "auto" and detect().learner_gpu is None)
+    return without and "learner" not in elsewhere
 
 
 def _fill_in(

@@ -9,6 +9,7 @@ from launcher.coordinator.membership import Event
 from launcher.hosts.supervisor import Ended, Supervisor
 from launcher.numbers import plural
 from launcher.run.session import Session
+from pdqn.heartbeat import MAKES_ENVIRONMENTS, longest_making_seconds
 
 _STANDSTILL_SECONDS = 300.0
 _MOST_SHOWN = 8
@@ -114,6 +115,8 @@ class Ends:
             key = member.key
             place = key.role, key.index
             limit = self._allowed_silence.get(place, setting)
+            if member.activity == MAKES_ENVIRONMENTS:
+                limit = max(limit, longest_making_seconds(self._config))
             if membership.silent_seconds(member) <= limit:
                 continue
             longer = max(limit, min(2 * limit, _LONGEST_SILENCE_SECONDS))

@@ -27,7 +27,7 @@ from pdqn.config import Config, resolved
 from pdqn.networks import build_network
 from pdqn.parameters import Parameters, matches
 from pdqn.policy import action_values
-from pdqn.process import keep_little_free_memory
+from pdqn.process import keep_freed_memory, keep_little_free_memory
 from pdqn.specs import EnvironmentSpec, Observation
 from pdqn.stacking import FrameStacker
 from pdqn.telemetry import Telemetry
@@ -105,8 +105,8 @@ class Learning:
 def measure_acting(config: Config, spec: EnvironmentSpec, seconds: float) -> Acting:
     """Measure an actor with the run's network, untrained, and its number of environments."""
     torch.set_num_threads(1)
-    keep_little_free_memory()  # as actors do
     envs = resolved(config.actor.envs_per_actor)
+    keep_little_free_memory(envs * spec.observation_bytes * spec.frame_stack)  # as actors do
     environment, wait, observation = _measure_environment(config, spec, envs, seconds)
     network = build_network(spec, config.network)
 
@@ -269,6 +269,7 @@ def measure_learning(
 ) -> Learning:
     """Measure the learner on samples of these messages."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as learners do
     buffer, sample = filled(config, spec, batches)
     learner = Learner(config, spec)
 
