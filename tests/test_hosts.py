@@ -231,6 +231,29 @@ def test_five_hosts_train_together_and_a_cut_cable_costs_no_role_for_good(
 
 
 @pytest.mark.slow
+def test_lambda_returns_of_two_hosts_reach_a_learner_elsewhere_through_two_replays(run: Run):
+    fresh = ["actor.returns=lambda", "learner.target=none", "network.layer_norm=true"]
+    settings = [word for setting in fresh for word in ("--set", setting)]
+    with (
+        run.launch("--no-learner", "--preset", "none", "--replays", "2", *settings) as head,
+        run.join("learner", "learner") as learner,
+        run.join("left", "actor", "--count", "2") as left,
+        run.join("right", "actor", "--count", "1") as right,
+    ):
+        run.seen.until(lambda: (run.seen.path / "events.jsonl").exists())
+        run.seen.until(lambda: run.seen.metric("learner_steps") > 300, 120.0)
+        run.seen.interrupt()
+        for other in (learner, left, right):
+            assert other.wait(20.0) == 0, other.stderr
+        assert head.process.returncode == 0
+    replays = {e["index"] for e in run.seen.events("joined") if e["role"] == "replay"}
+    assert replays == {0, 1}
+    transitions = run.seen.summary()["transitions"]
+    assert transitions["received"] > 0
+    assert transitions["lost"] == transitions["refused"] == 0
+
+
+@pytest.mark.slow
 def test_actors_beside_the_launcher_share_a_connection_to_a_learner_elsewhere(run: Run):
     with (
         run.launch("--no-learner", "--actors", "2") as head,

@@ -302,6 +302,18 @@ class TestImages:
         (prepared,) = fused(spec_of(field)).prepare({"observation": values})
         assert torch.equal(prepared, values)
 
+    @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+    def test_large_pictures_have_their_channels_last_in_memory_and_stay_as_they_were(
+        self, dtype: str
+    ):
+        field = FieldSpec("observation", (40, 36), dtype, scale=5.0, stack=3)
+        values = torch.randint(0, 256, (2, 3, 40, 36)).to(getattr(torch, dtype))
+        before = values.clone()
+        (prepared,) = fused(spec_of(field), images="space").prepare({"observation": values})
+        assert prepared.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(prepared, before.float() * (1.0 / 5.0))
+        assert torch.equal(values, before)
+
     def test_the_nature_network_has_the_papers_size(self):
         # Without dueling: 8224 + 32832 + 36928 + 1606144 + 2052 for four actions.
         assert parameters(fused(spec_of(SCREEN), dueling=False)) == 1_686_180

@@ -100,6 +100,22 @@ class TestGreedy:
         np.testing.assert_array_equal(masked_values(Table(), seen), best)
 
 
+def test_a_batch_that_is_computed_in_pieces_has_the_values_of_each_observation():
+    rows, size = 7, 1 << 18  # two observations of this size are a piece
+    values = np.random.default_rng(0).normal(size=(rows, size)).astype(np.float32)
+    mask = values > 0
+    seen: list[int] = []
+
+    class Pieces(Table):
+        def forward(self, *prepared: Tensor) -> Tensor:
+            seen.append(len(prepared[0]))
+            return prepared[0]
+
+    got = action_values(Pieces(), observation(values, mask))
+    np.testing.assert_array_equal(got, np.where(mask, values, -np.inf))
+    assert seen == [1, 2, 2, 2]
+
+
 class TestEpsilonGreedy:
     def test_epsilon_0_never_explores(self):
         rng = np.random.default_rng(0)
