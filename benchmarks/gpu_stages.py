@@ -314,14 +314,18 @@ def _graphed(network: str, batch: int, setting: Setting) -> dict[str, float]:
         "eager": before,
         "graph": after,
         "ratio": after / before,
-        "parameters_moved": _farthest(ours, first),
-        "parameter_difference": _farthest(ours, theirs),
+        "parameters_moved": _distance(ours, first),
+        "parameter_difference": _distance(ours, theirs),
     }
 
 
-def _farthest(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
-    """Return the largest difference of parameters."""
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+def _distance(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """Return the root mean square difference of parameters.
+
+    The largest one would tell of chance: rounding switches a unit whose sum is near 0 on or off.
+    """
+    squares = [(ours[name] - theirs[name]).double().square().flatten() for name in ours]
+    return float(torch.cat(squares).mean().sqrt())
 
 
 def rates(setting: Setting, findings: Findings) -> int:
