@@ -98,11 +98,14 @@ def test_a_role_that_hangs_writes_its_stacks_into_its_log_before_it_is_ended(
     role = named(eventually, "pdqn replay 0")
     eventually(lambda: catches_dump(role))
 
-    def waits_for_a_coordinator_that_does_not_exist() -> bool:
+    def stacks() -> str:
+        before = len(log.read_text("utf-8"))
         role.send_signal(DUMP)
-        return "in join" in log.read_text("utf-8")
+        # The main thread's outermost frame is the last.
+        eventually(lambda: "in <module>" in log.read_text("utf-8")[before:])
+        return log.read_text("utf-8")[before:]
 
-    eventually(waits_for_a_coordinator_that_does_not_exist)
+    eventually(lambda: "in join" in stacks())
     before = len(log.read_text("utf-8"))
 
     def ended_of_one_that_is_condemned_again_and_again() -> list[Ended]:
@@ -113,7 +116,7 @@ def test_a_role_that_hangs_writes_its_stacks_into_its_log_before_it_is_ended(
     assert ended == Ended("replay", 0, role.pid, "killed by SIGKILL", 0.5)
     text = log.read_text("utf-8")[before:]
     assert "Current thread" in text
-    assert "in join" in text
+    assert "in join" in text, "it waited for a coordinator that does not exist"
 
 
 def catches_dump(role: psutil.Process) -> bool:
@@ -121,68 +124,58 @@ def catches_dump(role: psutil.Process) -> bool:
     return int(status.partition("SigCgt:")[2].split()[0], 16) >> 11 & 1 == 1
 
 
+class Silence:
+    """A run whose actors have been silent for some seconds, and are doing something or nothing."""
+
+    def __init__(self, folder: Path, silent: dict[int, float], activity: str = "") -> None:
+        self.silent, self.killed = silent, list[int]()
+        members = [
+            SimpleNamespace(key=MemberKey("actor", i, 0), pid=1, agent="", activity=activity)
+            for i in silent
+        ]
+        membership = SimpleNamespace(
+            silent=lambda limit: [m for m in members if silent[m.key.index] > limit],
+            silent_seconds=lambda member: silent[member.key.index],
+            silent_hosts=lambda limit: [],
+        )
+        coordinator: Any = SimpleNamespace(membership=membership, lost=lambda role, index: None)
+        supervisor: Any = SimpleNamespace(
+            slots=lambda: {("actor", 0): "alive"},
+            kill=lambda role, index, hung_seconds: self.killed.append(index),
+        )
+        self.console = Listening()
+        self.session = session_of(config_of({"env": "CartPole-v1"}), folder, self.console)
+        self.ends = Ends(self.session, coordinator, supervisor)
+
+
 def test_a_limit_that_a_role_was_ended_for_is_doubled_and_its_setting_is_named(tmp_path: Path):
-    console = Listening()
-    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, console)
-    silent = {0: 31.0, 1: 5.0}
-    members = [
-        SimpleNamespace(key=MemberKey("actor", i, 0), pid=1, agent="", activity="") for i in silent
-    ]
-    membership = SimpleNamespace(
-        silent=lambda limit: [m for m in members if silent[m.key.index] > limit],
-        silent_seconds=lambda member: silent[member.key.index],
-        silent_hosts=lambda limit: [],
-    )
-    killed: list[int] = []
-    coordinator: Any = SimpleNamespace(membership=membership, lost=lambda role, index: None)
-    supervisor: Any = SimpleNamespace(
-        slots=lambda: {("actor", 0): "alive"},
-        kill=lambda role, index, hung_seconds: killed.append(index),
-    )
-    ends = Ends(session, coordinator, supervisor)
-    ends.look()
-    assert killed == [0]
-    (line,) = console.said
+    run = Silence(tmp_path, {0: 31.0, 1: 5.0})
+    run.ends.look()
+    assert run.killed == [0]
+    (line,) = run.console.said
     assert "actor 0: not heard for 30 s (system.heartbeat_timeout_seconds), is ended" in line
     assert "actor-0.log); its successor has 60 s" in line
-    silent[0] = 59.0
-    ends.look()
-    assert killed == [0], "the successor may be silent for longer"
+    run.silent[0] = 59.0
+    run.ends.look()
+    assert run.killed == [0], "the successor may be silent for longer"
     for seconds in (61.0, 121.0, 241.0, 481.0, 601.0):
-        silent[0] = seconds
-        ends.look()
-    assert killed == [0] * 6
-    assert "its successor has 600 s" in console.said[-1]
-    session.run_dir.close()
+        run.silent[0] = seconds
+        run.ends.look()
+    assert run.killed == [0] * 6
+    assert "its successor has 600 s" in run.console.said[-1]
+    run.session.run_dir.close()
 
 
 def test_one_that_said_it_makes_its_environments_may_be_silent_for_as_long_as_that_may_take(
     tmp_path: Path,
 ):
-    console = Listening()
-    session = session_of(config_of({"env": "CartPole-v1"}), tmp_path, console)
-    making = SimpleNamespace(
-        key=MemberKey("actor", 0, 0), pid=1, agent="", activity="makes its environments"
-    )
-    silent = 299.0
-    membership = SimpleNamespace(
-        silent=lambda limit: [making] if silent > limit else [],
-        silent_seconds=lambda member: silent,
-        silent_hosts=lambda limit: [],
-    )
-    killed: list[int] = []
-    coordinator: Any = SimpleNamespace(membership=membership, lost=lambda role, index: None)
-    supervisor: Any = SimpleNamespace(
-        slots=lambda: {("actor", 0): "alive"},
-        kill=lambda role, index, hung_seconds: killed.append(index),
-    )
-    ends = Ends(session, coordinator, supervisor)
-    ends.look()
-    assert killed == [], "native code may hold Python's lock, as ale-py's does for 128 games"
-    silent = 301.0
-    ends.look()
-    assert killed == [0]
-    session.run_dir.close()
+    run = Silence(tmp_path, {0: 299.0}, "makes its environments")
+    run.ends.look()
+    assert run.killed == [], "native code may hold Python's lock, as ale-py's does for 128 games"
+    run.silent[0] = 301.0
+    run.ends.look()
+    assert run.killed == [0]
+    run.session.run_dir.close()
 
 
 def test_a_run_that_all_actors_have_left_says_so_and_says_when_it_goes_on(tmp_path: Path):
