@@ -35,8 +35,7 @@ def run_actor(
     # If processes outnumber cores, those that the others wait for take precedence.
     os.nice(_NICENESS)
     with role("actor", address, index, log_path, network) as (context, link, welcome):
-        envs, spec = resolved(welcome.config.actor.envs_per_actor), welcome.spec
-        keep_little_free_memory(envs * spec.observation_bytes * spec.frame_stack)
+        keep_little_free_memory(welcome.spec, resolved(welcome.config.actor.envs_per_actor))
         act(context, link, welcome)
 
 

@@ -87,8 +87,11 @@ def _is_vector(field: FieldSpec) -> bool:
 
 
 def _is_screen(field: FieldSpec) -> bool:
-    sides = [side for side in field.shape if side >= _SCREEN_SIDE]
-    return field.dtype == "uint8" and sides == [_SCREEN_SIDE, _SCREEN_SIDE]
+    from pdqn.networks.images import as_image
+
+    image = as_image(field)
+    sides = image and (image.height, image.width)
+    return field.dtype == "uint8" and sides == (_SCREEN_SIDE, _SCREEN_SIDE)
 
 
 def with_preset(config: Config, chosen: Suited, given: Names) -> tuple[Config, str]:

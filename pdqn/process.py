@@ -15,12 +15,16 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import setproctitle
 
 from pdqn import handlers
 from pdqn.logs import OutputLog
 from pdqn.text import printable, printable_lines
+
+if TYPE_CHECKING:  # a role's process may begin without numpy
+    from pdqn.specs import EnvironmentSpec
 
 # The signal with which a supervisor asks a role to leave. It is not SIGTERM: `timeout`, systemd and
 # batch systems send that to a whole process group, and the launcher then ends the run in order.
@@ -169,16 +173,18 @@ def prepare(role: str, index: int | None, log_path: Path | None) -> ParentWatch:
     return ParentWatch(log)
 
 
-def keep_little_free_memory(batch_bytes: int) -> None:
+def keep_little_free_memory(spec: EnvironmentSpec, envs: int) -> None:
     """Make the allocator return large freed blocks to the system, for processes that are numerous.
 
     By default, glibc keeps up to 64 MB of them for reuse. With these bounds, an actor needs a sixth
     less memory and is as fast. A learner, whose blocks are larger, would be slower.
 
     Args:
-        batch_bytes: bytes of the observations of a step, which are freed and taken in each. A few
-            times as much is kept.
+        spec: the environment's.
+        envs: environments of this process. Each step takes and frees their observations, so that a
+            few times as much is kept.
     """
+    batch_bytes = envs * spec.observation_bytes * spec.frame_stack
     kept = min(max(2 << 20, 4 * batch_bytes), 1 << 30)
     _set_allocator(mmap_threshold=min(max(4 << 20, kept), 32 << 20), trim_threshold=kept)
 

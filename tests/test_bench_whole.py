@@ -309,7 +309,7 @@ def test_options_before_the_name_of_a_benchmark_are_refused_rather_than_ignored(
 def test_every_piece_of_a_small_run_has_a_cost(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stages, "_WARM_UP_SECONDS", 0.0)
     monkeypatch.setattr(stages, "_SLICE_SECONDS", 0.005)
-    monkeypatch.setattr(stages, "keep_little_free_memory", lambda _: None)
+    monkeypatch.setattr(stages, "keep_little_free_memory", lambda *_: None)
     monkeypatch.setattr(stages, "keep_freed_memory", lambda: None)
     run = {"env": "pdqn/CirclePlacement-v0", "env_args": {"map_size": 16, "radii": [3, 2, 1]}}
     learner = {"batch_size": 16, "threads": 1, "device": "cpu"}

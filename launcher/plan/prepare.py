@@ -43,32 +43,33 @@ def prepare(
     run, inspector = config.run, inspector or Here()
     examined = inspector.examine(run.env, run.env_args)
     spec = examined.spec.stacked(run.frame_stack or planning.frame_stack(examined.spec))
-    on_cpu = _learns_on_cpu(config, elsewhere)
+    here = detect()
+    on_cpu = "learner" not in elsewhere and _learns_on_cpu(config, here)
     chosen = None if given is None else suited(spec, on_cpu=on_cpu)
     if chosen is None:
-        return _fill_in(config, examined, spec, elsewhere, inspector, folder)
+        return _fill_in(config, here, examined, spec, elsewhere, inspector, folder)
     assert given is not None
     fuller, sentence = with_preset(config, chosen, given)
     try:
-        found = _fill_in(fuller, examined, spec, elsewhere, inspector, folder)
+        found = _fill_in(fuller, here, examined, spec, elsewhere, inspector, folder)
         reason = "; ".join(found[2].errors)
     except UsageError as error:
         found, reason = None, str(error)
     if found is None or (reason and fuller != config):
         # Whatever is wrong without the preset too is the person's to know.
-        found = _fill_in(config, examined, spec, elsewhere, inspector, folder)
+        found = _fill_in(config, here, examined, spec, elsewhere, inspector, folder)
         sentence = stands_aside(chosen, reason)
     return found[0], found[1], dataclasses.replace(found[2], preset=sentence)
 
 
-def _learns_on_cpu(config: Config, elsewhere: frozenset[str]) -> bool:
+def _learns_on_cpu(config: Config, here: Machine) -> bool:
     device = config.learner.device
-    without = device == "cpu" or (device == "auto" and detect().learner_gpu is None)
-    return without and "learner" not in elsewhere
+    return device == "cpu" or (device == "auto" and here.learner_gpu is None)
 
 
 def _fill_in(
     config: Config,
+    here: Machine,
     examined: Examination,
     spec: EnvironmentSpec,
     elsewhere: frozenset[str],
@@ -82,7 +83,6 @@ def _fill_in(
         _check_evaluation(config, spec, inspector)
     check_combinations(config)
     _check_against(examined, config)
-    here = detect()
     plan = planning.plan(here, config, spec, None, elsewhere, parameters)
     size = float(spec.observation_bytes)
     if planning.measures_frames(here, config, spec, parameters):

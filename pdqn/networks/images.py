@@ -70,7 +70,7 @@ class Image:
         """Convert a field's values [batch, *stacked_shape] to float32[batch, inputs, H, W].
 
         Pictures on a CPU have their channels last in memory, though not in shape: convolutions of
-        large ones then take half the time. The bytes are turned, before they become floats.
+        large ones then take a third less time. The bytes are turned, before they become floats.
         """
         import torch
 

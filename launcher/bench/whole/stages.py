@@ -106,7 +106,7 @@ def measure_acting(config: Config, spec: EnvironmentSpec, seconds: float) -> Act
     """Measure an actor with the run's network, untrained, and its number of environments."""
     torch.set_num_threads(1)
     envs = resolved(config.actor.envs_per_actor)
-    keep_little_free_memory(envs * spec.observation_bytes * spec.frame_stack)  # as actors do
+    keep_little_free_memory(spec, envs)  # as actors do
     environment, wait, observation = _measure_environment(config, spec, envs, seconds)
     network = build_network(spec, config.network)
 
