@@ -70,6 +70,10 @@ def test_pqn_samples_each_transition_twice_while_it_is_fresh():
     assert config.replay.capacity == 2 * rollout
 
 
+def test_pqn_squares_the_errors_of_any_return_of_a_small_board():
+    assert preset("pqn").learner.huber_delta >= 1e5
+
+
 def test_every_file_is_a_preset_and_every_preset_a_file():
     assert {path.stem for path in FOLDER.glob("*.toml")} == set(PRESETS)
 
