@@ -204,7 +204,8 @@ class TwinBuffer:
             self.expired.discard(key)
 
     def expire(self, oldest_version: int) -> int:
-        self.oldest_version = oldest_version
+        # What has expired stays so, even if a learner goes back to an earlier step.
+        self.oldest_version = max(self.oldest_version, oldest_version)
         before = len(self.expired)
         for key, row in self.transitions.items():
             if row["parameter_version"] < oldest_version:
