@@ -6,7 +6,7 @@ After a change of a case here, its old result files still have the old commands:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -100,7 +100,8 @@ def cases() -> Iterator[Case]:
     yield parallel_pqn()
     yield ablation()
     yield added_parts()
-    yield pqn_parts()
+    yield pqn_learning()
+    yield pqn_network()
 
 
 def cartpole() -> Case:
@@ -399,16 +400,29 @@ def added_parts() -> Case:
     )
 
 
-def pqn_parts() -> Case:
-    """Change each part of the preset ``pqn``, at equal wall time.
+def pqn_learning() -> Case:
+    """Change what the preset ``pqn`` learns from and how.
 
-    Lambda returns need no target: that part is compared with three-step returns.
+    Lambda returns need no target: that part is compared with three-step returns. Epsilon falls in
+    about a tenth of the learner steps, as in the paper.
     """
-    shared = (
-        *("--env", "MinAtar/Breakout-v1", *limited(), "--preset", "pqn"),
-        *("--set", "network.kind=conv", *evaluated(20), *period(30)),
-    )
     three_steps = ("--set", "actor.returns=n_step")
+    changed = {
+        "pqn": (),
+        "three steps": three_steps,
+        "three steps and a target": (*three_steps, "--set", "learner.target=network"),
+        "Huber loss": ("--set", "learner.huber_delta=1"),
+        "HL-Gauss": (*hl_gauss(), "--set", "network.dueling=true"),
+        "prioritized": ("--set", "replay.priority_exponent=0.6"),
+        "falling epsilon": (
+            *("--set", "actor.epsilon=decay", "--set", "actor.epsilon_decay_steps=3200"),
+        ),
+    }
+    return pqn_parts("pqn-learning", "each part of how the preset pqn learns changed", changed)
+
+
+def pqn_network() -> Case:
+    """Change the network of the preset ``pqn``."""
     plain = ("--set", "network.layer_norm=false", "--set", "network.layer_norm_convolutions=false")
     hadamax = (
         *("--set", "network.kind=hadamax_small"),
@@ -416,17 +430,22 @@ def pqn_parts() -> Case:
     )
     changed = {
         "pqn": (),
-        "three steps": three_steps,
-        "three steps and a target": (*three_steps, "--set", "learner.target=network"),
         "no layer norm": plain,
         "dueling": ("--set", "network.dueling=true"),
-        "HL-Gauss": (*hl_gauss(), "--set", "network.dueling=true"),
         "Hadamax": hadamax,
-        "prioritized": ("--set", "replay.priority_exponent=0.6"),
     }
+    return pqn_parts("pqn-network", "the network of the preset pqn changed", changed)
+
+
+def pqn_parts(name: str, title: str, changed: Mapping[str, tuple[str, ...]]) -> Case:
+    """Change parts of the preset ``pqn``, at equal wall time."""
+    shared = (
+        *("--env", "MinAtar/Breakout-v1", *limited(), "--preset", "pqn"),
+        *("--set", "network.kind=conv", *evaluated(20), *period(30)),
+    )
     return Case(
-        name="pqn-parts",
-        title="MinAtar/Breakout-v1: each part of the preset pqn changed",
+        name=name,
+        title=f"MinAtar/Breakout-v1: {title}",
         measure="return",
         seconds=240.0,
         seeds=(1, 2, 3),
