@@ -63,6 +63,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "hl_gauss": {"distribution": "hl_gauss", "atoms": 9, "value_min": -2.0, "value_max": 3.0},
     "hl_gauss, no dueling": {"distribution": "hl_gauss", "atoms": 9, "dueling": False},
 }
+GATED: dict[str, dict[str, Any]] = {
+    "hadamax": {"kind": "hadamax_small"},
+    "hadamax, layer norm": {"kind": "hadamax_small", "layer_norm": True, "channels": 5},
+}
 ACTING: dict[str, dict[str, Any]] = {
     **NETWORKS,
     "categorical": {"distribution": "categorical", "atoms": 7},
@@ -162,10 +166,11 @@ def step(learner: Learner, sample: Sample) -> Any:
         ("board", "all layers normalised", "last layer"),
         ("board", "no hidden layer", "last layer"),
         ("everything", "layer norm", "no target"),
+        *itertools.product(["board", "everything"], GATED, ["double", "no target"]),
     ],
 )
 def test_twelve_steps_are_those_of_torch(with_torch: Any, spec: str, network: str, settings: str):
-    config = config_of(LEARNERS[settings], **NETWORKS[network])
+    config = config_of(LEARNERS[settings], **{**NETWORKS, **GATED}[network])
     ours, theirs = Learner(config, SPECS[spec]), with_torch(config, SPECS[spec])
     assert ours._arrays is not None
     assert isinstance(theirs._optimizer, TorchAdam)
@@ -180,8 +185,9 @@ def test_twelve_steps_are_those_of_torch(with_torch: Any, spec: str, network: st
     assert_alike(ours, theirs, 2e-3)
 
 
-def test_the_first_gradient_differs_from_torchs_by_rounding_only(with_torch: Any):
-    config, spec = config_of({}, layer_norm=True, layers=2), SPECS["everything"]
+@pytest.mark.parametrize("kind", ["auto", "hadamax_small"])
+def test_the_first_gradient_differs_from_torchs_by_rounding_only(with_torch: Any, kind: str):
+    config, spec = config_of({}, layer_norm=True, layers=2, kind=kind), SPECS["everything"]
     ours, theirs = Learner(config, spec), with_torch(config, spec)
     for learner in (ours, theirs):
         step(learner, sample_of(spec, 0))
@@ -245,7 +251,7 @@ def test_a_state_that_was_taken_does_not_change_with_later_steps_once_it_is_copi
         ({}, {"distribution": "categorical"}),
         ({}, {"kind": "impala"}),
         ({"target": "none"}, {"kind": "impala_spectral"}),
-        ({"target": "last_layer"}, {"kind": "hadamax_small"}),
+        ({"target": "last_layer"}, {"kind": "impala"}),
     ],
 )
 def test_torch_takes_the_steps_that_are_not_for_arrays(
@@ -372,10 +378,12 @@ def network_of(name: str, **network: Any) -> QNetwork:
     return build_network(SPECS[name], config_of({}, **network).network)
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("kind", ACTING)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*itertools.product(SPECS, ACTING), *itertools.product(["board", "everything"], GATED)],
+)
 def test_values_of_actions_are_those_of_torch(name: str, kind: str):
-    network = network_of(name, **ACTING[kind])
+    network = network_of(name, **{**ACTING, **GATED}[kind])
     assert has_arrays(network)
     rng = np.random.default_rng(3)
     for count in (1, 8, 3, 40):

@@ -42,8 +42,8 @@ def relu_backward(gradient, output, bias_gradient):
 
 
 @compiled(reassociates=True)
-def normalise_relu(hidden, bias, gain, shift, epsilon, scales, output):
-    """Compute relu(gain * normalised(hidden + bias) + shift), where rows are normalised.
+def normalise(hidden, bias, gain, shift, epsilon, rectified, scales, output):
+    """Compute gain * normalised(hidden + bias) + shift, where rows are normalised.
 
     Args:
         hidden: [n, width], replaced by the normalised rows.
@@ -51,6 +51,7 @@ def normalise_relu(hidden, bias, gain, shift, epsilon, scales, output):
         gain: [width].
         shift: [width].
         epsilon: added to the variance.
+        rectified: whether a rectifier follows.
         scales: [n], overwritten by one over each row's standard deviation.
         output: [n, width], overwritten.
     """
@@ -70,14 +71,15 @@ def normalise_relu(hidden, bias, gain, shift, epsilon, scales, output):
         scales[i] = scale
         for j in range(width):
             row[j] *= scale
-            out[j] = _relu(row[j] * gain[j] + shift[j])
+            value = row[j] * gain[j] + shift[j]
+            out[j] = _relu(value) if rectified else value
 
 
 @compiled(reassociates=True)
-def normalise_relu_backward(
-    gradient, output, normal, scales, gain, bias_gradient, gain_gradient, shift_gradient
+def normalise_backward(
+    gradient, output, normal, scales, gain, rectified, bias_gradient, gain_gradient, shift_gradient
 ):
-    """Take a gradient back through ``normalise_relu``.
+    """Take a gradient back through ``normalise``.
 
     Args:
         gradient: [n, width], of the output; overwritten by that of the input.
@@ -85,6 +87,7 @@ def normalise_relu_backward(
         normal: [n, width], what that left in ``hidden``.
         scales: [n], of the forward pass.
         gain: [width].
+        rectified: whether a rectifier followed.
         bias_gradient: [width], overwritten.
         gain_gradient: [width], overwritten.
         shift_gradient: [width], overwritten.
@@ -95,7 +98,7 @@ def normalise_relu_backward(
         ours, out, row = gradient[i], output[i], normal[i]
         mean, along = np.float32(0.0), np.float32(0.0)
         for j in range(width):
-            value = np.float32(0.0) if out[j] <= 0 else ours[j]
+            value = np.float32(0.0) if rectified and out[j] <= 0 else ours[j]
             shift_gradient[j] += value
             gain_gradient[j] += value * row[j]
             value *= gain[j]
@@ -132,12 +135,11 @@ def patches(images, columns):
 
 
 @compiled
-def places_to_features(places, bias, features):
-    """Compute relu(places + bias) with channels first.
+def places_to_features(places, features):
+    """Put the channels of places first.
 
     Args:
         places: [n * area, channels].
-        bias: [channels].
         features: [n, channels * area], overwritten; may have any strides.
     """
     channels = places.shape[1]
@@ -145,29 +147,106 @@ def places_to_features(places, bias, features):
     for i in range(features.shape[0]):
         for c in range(channels):
             for p in range(area):
-                features[i, c * area + p] = _relu(places[i * area + p, c] + bias[c])
+                features[i, c * area + p] = places[i * area + p, c]
 
 
 @compiled
-def features_to_places(gradient, features, bias_gradient, places):
-    """Take a gradient back through ``places_to_features``.
+def features_to_places(features, places):
+    """Put the channels of features last: the reverse of ``places_to_features``.
 
     Args:
-        gradient: [n, channels * area], of the features.
-        features: [n, channels * area], of the forward pass.
-        bias_gradient: [channels], overwritten.
-        places: [n * area, channels], overwritten by the gradient.
+        features: [n, channels * area]; may have any strides.
+        places: [n * area, channels], overwritten.
     """
     channels = places.shape[1]
     area = features.shape[1] // channels
-    bias_gradient[:] = 0.0
     for i in range(features.shape[0]):
         for c in range(channels):
             for p in range(area):
-                k = c * area + p
-                value = np.float32(0.0) if features[i, k] <= 0 else gradient[i, k]
-                places[i * area + p, c] = value
-                bias_gradient[c] += value
+                places[i * area + p, c] = features[i, c * area + p]
+
+
+@compiled
+def _largest_products(first, second, rows, columns, largest, places):
+    """Fill the largest product of two branches in a window, and its place, for every channel.
+
+    Of equal products the first is taken, and what is not a number before all others, as in torch.
+
+    Args:
+        first: [height, width, channels], of one image.
+        second: likewise.
+        rows: of the window: its first, and the one behind its last.
+        columns: likewise.
+        largest: [channels], overwritten.
+        places: int32[channels], overwritten; y * width + x.
+    """
+    largest[:] = -np.inf
+    places[:] = rows[0] * first.shape[1] + columns[0]
+    for y in range(rows[0], rows[1]):
+        for x in range(columns[0], columns[1]):
+            one, other = first[y, x], second[y, x]
+            place = np.int32(y * first.shape[1] + x)
+            for c in range(len(largest)):
+                product = one[c] * other[c]
+                takes = product > largest[c] or product != product  # noqa: PLR0124 - not a number
+                largest[c] = product if takes else largest[c]
+                places[c] = place if takes else places[c]
+
+
+@compiled
+def gate_and_pool(first, second, side, features):
+    """Multiply two branches and take the largest product of each window, with channels first.
+
+    Args:
+        first: [n, height, width, channels].
+        second: likewise.
+        side: of the windows, which do not overlap; the last of a row or column may be smaller.
+        features: [n, channels * windows], overwritten; may have any strides.
+    """
+    count, height, width, channels = first.shape
+    windows = features.shape[1] // channels
+    largest, places = np.empty(channels, np.float32), np.empty(channels, np.int32)
+    for i in range(count):
+        w = 0
+        for top in range(0, height, side):
+            rows = (top, min(top + side, height))
+            for left in range(0, width, side):
+                columns = (left, min(left + side, width))
+                _largest_products(first[i], second[i], rows, columns, largest, places)
+                for c in range(channels):
+                    features[i, c * windows + w] = largest[c]
+                w += 1
+
+
+@compiled
+def gate_and_pool_backward(gradient, first, second, side, first_slopes, second_slopes):
+    """Take a gradient back through ``gate_and_pool``.
+
+    Args:
+        gradient: [n, channels * windows], of the features.
+        first: [n, height, width, channels].
+        second: likewise.
+        side: of the windows.
+        first_slopes: [n, height * width, channels], overwritten by the gradient of ``first``.
+        second_slopes: likewise, of ``second``.
+    """
+    count, height, width, channels = first.shape
+    windows = gradient.shape[1] // channels
+    largest, places = np.empty(channels, np.float32), np.empty(channels, np.int32)
+    first_slopes[:], second_slopes[:] = 0.0, 0.0
+    for i in range(count):
+        one, other = first[i].reshape(-1, channels), second[i].reshape(-1, channels)
+        w = 0
+        for top in range(0, height, side):
+            rows = (top, min(top + side, height))
+            for left in range(0, width, side):
+                columns = (left, min(left + side, width))
+                _largest_products(first[i], second[i], rows, columns, largest, places)
+                for c in range(channels):
+                    k, slope = places[c], gradient[i, c * windows + w]
+                    first_slopes[i, k, c] = slope * other[k, c]
+                    second_slopes[i, k, c] = slope * one[k, c]
+                w += 1
 
 
 @compiled

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pdqn.networks import array_kernels as kernels
 from pdqn.networks.encoders import Convolutions
 from pdqn.networks.fused import FusedNetwork
+from pdqn.networks.hadamax import Hadamax
 from pdqn.networks.heads import expected
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.products import multiply
@@ -77,21 +78,21 @@ class Buffers:
 
 
 class _Norm:
-    """A normalisation of rows with a rectifier behind it."""
+    """A normalisation of rows, with a rectifier behind it or without."""
 
-    def __init__(self, norm: nn.LayerNorm, gradients: Gradients) -> None:
+    def __init__(self, norm: nn.LayerNorm, gradients: Gradients, *, rectified: bool) -> None:
         self._gain = _Parameter(norm.weight, gradients)
         self._shift = _Parameter(norm.bias, gradients)
-        self._epsilon = norm.eps
+        self._epsilon, self._rectified = norm.eps, rectified
         self._buffers = Buffers()
         self._scales = _NOTHING
 
     def forward(self, hidden: Array, bias: Array, output: Array) -> None:
         """Fill output, [n, width], from hidden, which is replaced by the normalised rows."""
         self._scales = self._buffers.get("scales", len(hidden))
-        kernels.normalise_relu(
+        kernels.normalise(
             hidden, bias, self._gain.array[0], self._shift.array[0], self._epsilon,
-            self._scales.array, output,
+            self._rectified, self._scales.array, output,
         )  # fmt: skip
 
     def backward(self, gradient: Array, output: Array, normal: Array, bias_gradient: Array) -> None:
@@ -103,40 +104,98 @@ class _Norm:
             normal: [n, width], the normalised rows.
             bias_gradient: [width], overwritten.
         """
-        kernels.normalise_relu_backward(
+        kernels.normalise_backward(
             gradient, output, normal, self._scales.array[: len(gradient)], self._gain.array[0],
-            bias_gradient, self._gain.gradient.array[0], self._shift.gradient.array[0],
+            self._rectified, bias_gradient, self._gain.gradient.array[0],
+            self._shift.gradient.array[0],
         )  # fmt: skip
 
 
-def _norm_of(module: nn.Module, gradients: Gradients) -> _Norm | None:
-    return _Norm(module, gradients) if isinstance(module, nn.LayerNorm) else None
+def _norm_of(module: nn.Module, gradients: Gradients, *, rectified: bool) -> _Norm | None:
+    is_norm = isinstance(module, nn.LayerNorm)
+    return _Norm(module, gradients, rectified=rectified) if is_norm else None
+
+
+class _Activated:
+    """What follows a product: its bias, a normalisation if there is one, a rectifier or GELU."""
+
+    def __init__(
+        self, bias: Tensor | None, norm: nn.Module, gradients: Gradients, *, gelu: bool
+    ) -> None:
+        assert bias is not None
+        self._bias = _Parameter(bias, gradients)
+        self._norm = _norm_of(norm, gradients, rectified=not gelu)
+        self._gelu = gelu
+        self._buffers = Buffers()
+        self._hidden = self._before = self._output = _NOTHING
+
+    @property
+    def width(self) -> int:
+        """Values of a row."""
+        return self._bias.array.size
+
+    def hidden(self, count: int) -> Matrix:
+        """Return the matrix [count, width] for the product."""
+        self._hidden = self._buffers.get("hidden", count, self.width)
+        return self._hidden
+
+    def forward(self) -> Matrix:
+        """Compute [n, width] from the product; the result is valid until the next call."""
+        hidden, bias = self._hidden, self._bias.array[0]
+        count = len(hidden.array)
+        before = hidden
+        if self._norm is not None:
+            before = self._buffers.get("before", count, self.width)
+            self._norm.forward(hidden.array, bias, before.array)
+        elif self._gelu:
+            hidden.array += bias
+        else:
+            kernels.add_relu(hidden.array, bias)
+        self._before = self._output = before
+        if self._gelu:
+            self._output = self._buffers.get("output", count, self.width)
+            torch.ops.aten.gelu.out(before.tensor, out=self._output.tensor)
+        return self._output
+
+    def backward(self, gradient: Matrix) -> None:
+        """Fill the gradients of the parameters.
+
+        Args:
+            gradient: [n, width], of the first n rows of the last output; overwritten by that of the
+                product.
+        """
+        count = len(gradient.array)
+        before, bias_gradient = self._before.array[:count], self._bias.gradient.array[0]
+        if self._gelu:
+            torch.ops.aten.gelu_backward.grad_input(
+                gradient.tensor, self._before.tensor[:count], grad_input=gradient.tensor
+            )
+        if self._norm is not None:
+            normal = self._hidden.array[:count]
+            self._norm.backward(gradient.array, before, normal, bias_gradient)
+        elif self._gelu:
+            kernels.sum_rows(gradient.array, bias_gradient)
+        else:
+            kernels.relu_backward(gradient.array, before, bias_gradient)
 
 
 class _Dense:
-    """A hidden layer: product, bias, normalisation if there is one, rectifier."""
+    """A hidden layer, or a convolution of patches: a product and what follows it."""
 
-    def __init__(self, layer: nn.Linear, norm: nn.Module, gradients: Gradients) -> None:
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, norm: nn.Module, gradients: Gradients, *, gelu: bool
+    ) -> None:
         self._weight = _Parameter(layer.weight, gradients)
-        self._bias = _Parameter(layer.bias, gradients)
-        self._norm = _norm_of(norm, gradients)
+        self._activated = _Activated(layer.bias, norm, gradients, gelu=gelu)
         self._buffers = Buffers()
-        self._inputs = self._hidden = self._output = _NOTHING
+        self._inputs = _NOTHING
 
     def forward(self, inputs: Matrix) -> Matrix:
         """Compute [n, width] from [n, inputs]; the result is valid until the next call."""
-        count, width = len(inputs.array), self._bias.array.size
-        hidden = self._buffers.get("hidden", count, width)
+        self._inputs = inputs
+        hidden = self._activated.hidden(len(inputs.array))
         multiply(inputs.tensor, self._weight.transposed, hidden.tensor)
-        self._inputs, self._hidden = inputs, hidden
-        bias = self._bias.array[0]
-        if self._norm is None:
-            kernels.add_relu(hidden.array, bias)
-            self._output = hidden
-        else:
-            self._output = self._buffers.get("output", count, width)
-            self._norm.forward(hidden.array, bias, self._output.array)
-        return self._output
+        return self._activated.forward()
 
     def backward(self, gradient: Matrix, *, to_inputs: bool) -> Matrix:
         """Fill the gradients of the parameters; return that of the inputs, [n, inputs].
@@ -146,12 +205,7 @@ class _Dense:
             to_inputs: whether the gradient of the inputs is needed; else there is none.
         """
         count = len(gradient.array)
-        output, bias_gradient = self._output.array[:count], self._bias.gradient.array[0]
-        if self._norm is None:
-            kernels.relu_backward(gradient.array, output, bias_gradient)
-        else:
-            hidden = self._hidden.array[:count]
-            self._norm.backward(gradient.array, output, hidden, bias_gradient)
+        self._activated.backward(gradient)
         inputs = self._inputs.tensor[:count]
         multiply(gradient.tensor.t(), inputs, self._weight.gradient.tensor)
         if not to_inputs:
@@ -165,48 +219,62 @@ class _Convolution:
     """The one convolution of ``Convolutions``, 3 x 3, with its normalisation and rectifier."""
 
     def __init__(self, module: Convolutions, gradients: Gradients) -> None:
-        self._weight = _Parameter(module.first.weight, gradients)
-        bias = module.first.bias
-        assert bias is not None
-        self._bias = _Parameter(bias, gradients)
-        self._norm = _norm_of(module.norm, gradients)
+        self._layer = _Dense(module.first, module.norm, gradients, gelu=False)
         self.features = module.features
-        self._channels, self._inputs = self._weight.array.shape
-        self._area = self.features // self._channels
+        self._channels = module.first.out_channels
         self._buffers = Buffers()
-        self._columns = self._places = _NOTHING
-        # What a layer without a normalisation adds to each place.
-        self._zeros = np.zeros(self._channels, np.float32)
 
     def forward(self, images: Array, features: Array) -> None:
         """Fill features, [n, channels * area], from images [n, inputs, H, W]."""
-        rows = len(images) * self._area
-        self._columns = self._buffers.get("columns", rows, self._inputs)
-        columns = self._columns.array.reshape(len(images), self._area, self._inputs)
-        kernels.patches(images, columns)
-        places = self._places = self._buffers.get("places", rows, self._channels)
-        multiply(self._columns.tensor, self._weight.transposed, places.tensor)
-        bias = self._bias.array[0]
-        if self._norm is None:
-            kernels.places_to_features(places.array, bias, features)
-            return
-        output = self._buffers.get("output", rows, self._channels)
-        self._norm.forward(places.array, bias, output.array)
-        kernels.places_to_features(output.array, self._zeros, features)
+        places = self._layer.forward(_patches(images, self._buffers))
+        kernels.places_to_features(places.array, features)
 
-    def backward(self, gradient: Array, features: Array) -> None:
+    def backward(self, gradient: Array) -> None:
         """Fill the gradients of the parameters from that of the first n rows of the features."""
-        rows = len(gradient) * self._area
-        bias_gradient = self._bias.gradient.array[0]
+        rows = gradient.size // self._channels
         slopes = self._buffers.get("slopes", rows, self._channels)
-        kernels.features_to_places(gradient, features, bias_gradient, slopes.array)
-        if self._norm is not None:
-            output = self._buffers.get("output", rows, self._channels)
-            self._norm.backward(
-                slopes.array, output.array, self._places.array[:rows], bias_gradient
-            )
-        columns = self._columns.tensor[:rows]
-        multiply(slopes.tensor.t(), columns, self._weight.gradient.tensor)
+        kernels.features_to_places(gradient, slopes.array)
+        self._layer.backward(slopes, to_inputs=False)
+
+
+class _Gated:
+    """The one block of a small ``Hadamax``: two 3 x 3 convolutions, their product, a pooling."""
+
+    def __init__(self, module: Hadamax, gradients: Gradients) -> None:
+        (block,) = module.blocks
+        branches = (block.first, block.second)
+        self._branches = [_Dense(b.layer, b.norm, gradients, gelu=True) for b in branches]
+        self.features = module.features
+        self._channels, self._side = block.first.layer.out_channels, block.pool
+        self._buffers = Buffers()
+        self._outputs: list[Array] = []
+
+    def forward(self, images: Array, features: Array) -> None:
+        """Fill features, [n, channels * windows], from images [n, inputs, H, W]."""
+        patches = _patches(images, self._buffers)
+        shape = (len(images), images.shape[2] - 2, images.shape[3] - 2, self._channels)
+        self._outputs = [b.forward(patches).array.reshape(shape) for b in self._branches]
+        kernels.gate_and_pool(*self._outputs, self._side, features)
+
+    def backward(self, gradient: Array) -> None:
+        """Fill the gradients of the parameters from that of the first n rows of the features."""
+        count, channels = len(gradient), self._channels
+        outputs = [output[:count] for output in self._outputs]
+        rows = outputs[0].size // channels
+        slopes = [self._buffers.get(f"slopes{k}", rows, channels) for k in (0, 1)]
+        parts = [part.array.reshape(count, -1, channels) for part in slopes]
+        kernels.gate_and_pool_backward(gradient, *outputs, self._side, *parts)
+        for branch, part in zip(self._branches, slopes, strict=True):
+            branch.backward(part, to_inputs=False)
+
+
+def _patches(images: Array, buffers: Buffers) -> Matrix:
+    """Lay out all 3 x 3 patches of images as rows, [n * area, inputs * 9]."""
+    count, inputs, height, width = images.shape
+    area = (height - 2) * (width - 2)
+    patches = buffers.get("patches", count * area, inputs * 9)
+    kernels.patches(images, patches.array.reshape(count, area, inputs * 9))
+    return patches
 
 
 class _Head:
@@ -281,9 +349,12 @@ class ArrayNetwork:
 
     def __init__(self, network: FusedNetwork, gradients: Gradients | None = None) -> None:
         wanted = {} if gradients is None else gradients
-        self._encoders = [_Convolution(encoder, wanted) for encoder in _encoders(network)]
+        self._encoders = [
+            _Gated(encoder, wanted) if isinstance(encoder, Hadamax) else _Convolution(encoder, wanted)
+            for encoder in _encoders(network)
+        ]
         self._layers = [
-            _Dense(layer, norm, wanted)
+            _Dense(layer, norm, wanted, gelu=network.gelu)
             for layer, norm in zip(network.trunk, network.norms, strict=True)
             if isinstance(layer, nn.Linear)
         ]
@@ -331,7 +402,7 @@ class ArrayNetwork:
         start = 0
         for encoder in self._encoders:
             part = slice(start, start + encoder.features)
-            encoder.backward(behind.array[:, part], self._features.array[: len(gradient), part])
+            encoder.backward(behind.array[:, part])
             start = part.stop
 
     def _fused(self, *prepared: Array) -> Matrix:
@@ -359,15 +430,20 @@ def _as_matrix(values: Array) -> Array:
     return values.reshape(1, -1) if values.ndim == 1 else values.reshape(len(values), -1)
 
 
-def _encoders(network: FusedNetwork) -> list[Convolutions]:
-    return [encoder for encoder in network.encoders if isinstance(encoder, Convolutions)]
+def _encoders(network: FusedNetwork) -> list[Convolutions | Hadamax]:
+    """Return the encoders that arrays can compute."""
+    return [
+        encoder
+        for encoder in network.encoders
+        if isinstance(encoder, Convolutions) or (isinstance(encoder, Hadamax) and encoder.small)
+    ]
 
 
 def has_arrays(network: QNetwork) -> TypeGuard[FusedNetwork]:
     """Return whether ``ArrayNetwork`` can compute this network.
 
-    It can if there are only dense layers without noise and single convolutions, in single precision
-    and on the CPU. Nothing may be normalised.
+    It can if there are only dense layers without noise, single convolutions and small Hadamax
+    encoders, in single precision and on the CPU. Observations may not be normalised.
     """
     if type(network) is not FusedNetwork or len(_encoders(network)) < len(network.encoders):
         return False

@@ -47,8 +47,7 @@ class FusedNetwork(QNetwork):
         self.norms = nn.ModuleList(
             nn.LayerNorm(size) if config.layer_norm else nn.Identity() for size in sizes[1:]
         )
-        gated = config.kind in ("hadamax", "hadamax_small")
-        self._activation = functional.gelu if gated else functional.relu
+        self.gelu = config.kind in ("hadamax", "hadamax_small")
         self.head = Head(sizes[-1], spec.num_actions, config)
         self.support = categorical_support(config)
 
@@ -77,8 +76,9 @@ class FusedNetwork(QNetwork):
         rest = prepared[count:]
         parts += rest if self.scaling is None else [self.scaling(values) for values in rest]
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        activation = functional.gelu if self.gelu else functional.relu
         for layer, norm in zip(self.trunk, self.norms, strict=True):
-            hidden = self._activation(norm(layer(hidden)))
+            hidden = activation(norm(layer(hidden)))
         return hidden
 
 

@@ -40,6 +40,7 @@ class Hadamax(nn.Module):
             _Block(inputs, outputs, shape)
             for (inputs, outputs), shape in zip(itertools.pairwise(widths), shapes, strict=True)
         )
+        self.small = small
         self.features = widths[-1] * math.prod(hadamax_sides(image, shapes))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,13 +59,13 @@ class _Block(nn.Module):
         super().__init__()
         self.first = _Branch(inputs, outputs, shape)
         self.second = _Branch(inputs, outputs, shape)
-        self._pool, self._stride = shape.pool, shape.stride
+        self.pool, self._stride = shape.pool, shape.stride
 
     def forward(self, images: Tensor) -> Tensor:
         product = (self.first(images) * self.second(images)).permute(0, 3, 1, 2)
         # Without a stride, a pooling keeps the image's size.
-        border = self._pool // 2 if self._stride == 1 else 0
-        return functional.max_pool2d(product, self._pool, self._stride, border, ceil_mode=True)
+        border = self.pool // 2 if self._stride == 1 else 0
+        return functional.max_pool2d(product, self.pool, self._stride, border, ceil_mode=True)
 
 
 class _Branch(nn.Module):
