@@ -97,7 +97,7 @@ def cases() -> Iterator[Case]:
     yield parallel_cartpole()
     yield parallel_placement()
     yield parallel_vector()
-    yield parallel_pqn()
+    yield parallel_board()
     yield ablation()
     yield added_parts()
     yield pqn_learning()
@@ -166,7 +166,8 @@ def cartpole_rates() -> Case:
 def minatar(game: str) -> Case:
     """Play a MinAtar game for 15 minutes by the plain command, beside two peers.
 
-    All have the same convolution and dense layer. PQN's scheme in one process has one core.
+    The peers have the convolution and dense layer of MinAtar's authors. PQN's scheme in one process
+    has one core.
     """
     env_id = f"MinAtar/{game.title().replace('-', '')}-v1"
     return Case(
@@ -301,14 +302,14 @@ def parallel_vector() -> Case:
     return parallel("parallel-vector", title, shared, 300.0)
 
 
-def parallel_pqn() -> Case:
+def parallel_board() -> Case:
     """Compare on a game of MinAtar with the settings that come by themselves."""
     shared = (
         *("--env", "MinAtar/Breakout-v1", *limited(), "--steps", "500000"),
         *(*evaluated(20), *period(5)),
     )
-    title = "MinAtar/Breakout-v1 with the preset pqn: one process and many"
-    case = parallel("parallel-pqn", title, shared, 600.0, environments=128, segments=())
+    title = "MinAtar/Breakout-v1 with the preset board: one process and many"
+    case = parallel("parallel-board", title, shared, 600.0, environments=128, segments=())
     return replace(case, needs=("minatar",))
 
 

@@ -41,7 +41,7 @@ class Suited:
 
 KNOWN = {PLACEMENT_ID: Suited("placement", "circle placement, on which it was measured")}
 _VECTOR = Suited("vector", "observations of a few numbers, as measured on classic control")
-_BOARD = Suited("pqn", "small boards, as measured on MinAtar")
+_BOARD = Suited("board", "small boards, as measured on MinAtar")
 _SCREEN = Suited("atari", "screens of 84 x 84 on a CPU, as measured on Pong and Breakout")
 _SCREEN_SIDE = 84
 # With a setting of a preset, these do nothing.

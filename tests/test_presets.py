@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -61,8 +62,9 @@ def test_beyond_the_rainbow_learns_every_64_steps_and_renews_its_target_after_32
     assert config.learner.adam_epsilon == pytest.approx(0.005 / config.learner.batch_size, rel=2e-3)
 
 
-def test_pqn_samples_each_transition_twice_while_it_is_fresh():
-    config = preset("pqn")
+@pytest.mark.parametrize("name", ["pqn", "board"])
+def test_pqn_and_board_sample_each_transition_twice_while_it_is_fresh(name: str):
+    config = preset(name)
     assert (config.actor.returns, config.actor.trace_decay) == ("lambda", 0.65)
     assert config.learner.target == "none"
     assert config.replay.samples_per_insert == 2
@@ -70,8 +72,16 @@ def test_pqn_samples_each_transition_twice_while_it_is_fresh():
     assert config.replay.capacity == 2 * rollout
 
 
-def test_pqn_squares_the_errors_of_any_return_of_a_small_board():
-    assert preset("pqn").learner.huber_delta >= 1e5
+@pytest.mark.parametrize("name", ["pqn", "board"])
+def test_pqn_and_board_square_the_errors_of_any_return_of_a_small_board(name: str):
+    assert preset(name).learner.huber_delta >= 1e5
+
+
+def test_board_is_pqn_with_priorities_and_another_network():
+    board, pqn = preset("board"), preset("pqn")
+    assert (board.actor, board.learner) == (pqn.actor, pqn.learner)
+    assert board.replay == dataclasses.replace(pqn.replay, priority_exponent=0.6)
+    assert board.network == dataclasses.replace(pqn.network, kind="hadamax_small")
 
 
 def test_every_file_is_a_preset_and_every_preset_a_file():
@@ -112,10 +122,10 @@ def box(*shape: int, dtype: str = "float32") -> FieldSpec:
         (spec_of(box(33)), None),
         (spec_of(box(128, dtype="uint8")), None),
         (spec_of(FieldSpec("observation", (1,), "int64", categories=(16,), start=(0,))), None),
-        (spec_of(box(10, 10, 4, dtype="bool")), "pqn"),
-        (spec_of(box(9, 9, 3, dtype="uint8")), "pqn"),
+        (spec_of(box(10, 10, 4, dtype="bool")), "board"),
+        (spec_of(box(9, 9, 3, dtype="uint8")), "board"),
         (spec_of(box(7, 7, 3, dtype="uint8")), None),
-        (spec_of(box(4, 10, 10, dtype="uint8")), "pqn"),
+        (spec_of(box(4, 10, 10, dtype="uint8")), "board"),
         (spec_of(box(84, 84, dtype="uint8")).stacked(4), "atari"),
         (spec_of(box(84, 84, 4, dtype="uint8")), "atari"),
         (spec_of(box(4, 84, 84, dtype="uint8")), "atari"),
@@ -169,7 +179,7 @@ def test_circle_placement_tells_of_other_placements_in_training_alone():
 
 
 def test_a_vector_and_a_board_have_their_presets_and_say_so():
-    for env, name in (("CartPole-v1", "vector"), ("MinAtar/Breakout-v1", "pqn")):
+    for env, name in (("CartPole-v1", "vector"), ("MinAtar/Breakout-v1", "board")):
         plan, wanted = planned("--env", env), preset(name)
         assert (plan.before.actor, plan.before.replay) == (wanted.actor, wanted.replay)
         assert (plan.before.learner, plan.before.network) == (wanted.learner, wanted.network)
@@ -202,7 +212,7 @@ def test_a_setting_of_a_persons_takes_the_place_of_the_presets_and_the_run_says_
     plan = planned("--env", "MinAtar/Breakout-v1", "--set", "learner.batch_size=32")
     assert plan.before.learner.batch_size == 32
     assert plan.before.learner.target == "none"
-    assert plan.preset.startswith("preset pqn, but for learner.batch_size, for ")
+    assert plan.preset.startswith("preset board, but for learner.batch_size, for ")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +233,7 @@ def test_a_preset_stands_aside_for_a_setting_that_does_not_go_with_it(setting: s
     section, key = setting.partition("=")[0].split(".")
     assert plan.before.learner.target == "network"
     assert getattr(getattr(plan.before, section), key) != getattr(getattr(Config(), section), key)
-    assert plan.preset.startswith("no preset: pqn would be for small boards")
+    assert plan.preset.startswith("no preset: board would be for small boards")
     assert reason in plan.preset
     assert not plan.errors
 

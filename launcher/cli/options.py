@@ -32,7 +32,7 @@ GROUPS = {
     "Sizes": ("mode", "actors", "envs_per_actor", "replays"),
     "Settings": ("preset", "config_file", "assignments", "trust"),
 }
-PRESETS = ("dqn", "apex", "rainbow", "btr", "pqn", "vector", "placement", "atari")
+PRESETS = ("dqn", "apex", "rainbow", "btr", "pqn", "vector", "placement", "board", "atari")
 DRIVEN = "driven"
 
 

@@ -188,7 +188,7 @@ def _largest_products(first, second, rows, columns, largest, places):
             place = np.int32(y * first.shape[1] + x)
             for c in range(len(largest)):
                 product = one[c] * other[c]
-                takes = product > largest[c] or product != product  # noqa: PLR0124 - not a number
+                takes = product > largest[c] or np.isnan(product)
                 largest[c] = product if takes else largest[c]
                 places[c] = place if takes else places[c]
 

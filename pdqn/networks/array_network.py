@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pdqn.networks import array_kernels as kernels
 from pdqn.networks.encoders import Convolutions
 from pdqn.networks.fused import FusedNetwork
-from pdqn.networks.hadamax import Hadamax
+from pdqn.networks.hadamax import Hadamax, HadamaxLayer
 from pdqn.networks.heads import expected
 from pdqn.networks.interface import QNetwork
 from pdqn.networks.products import multiply
@@ -117,7 +117,7 @@ def _norm_of(module: nn.Module, gradients: Gradients, *, rectified: bool) -> _No
 
 
 class _Activated:
-    """What follows a product: its bias, a normalisation if there is one, a rectifier or GELU."""
+    """The end of a layer: the bias, a normalisation if there is one, a rectifier or GELU."""
 
     def __init__(
         self, bias: Tensor | None, norm: nn.Module, gradients: Gradients, *, gelu: bool
@@ -242,30 +242,38 @@ class _Gated:
 
     def __init__(self, module: Hadamax, gradients: Gradients) -> None:
         (block,) = module.blocks
-        branches = (block.first, block.second)
-        self._branches = [_Dense(b.layer, b.norm, gradients, gelu=True) for b in branches]
+        assert isinstance(block, HadamaxLayer)
+        first, second = block.first, block.second
+        self._first = _Dense(first.layer, first.norm, gradients, gelu=True)
+        self._second = _Dense(second.layer, second.norm, gradients, gelu=True)
         self.features = module.features
-        self._channels, self._side = block.first.layer.out_channels, block.pool
+        self._channels, self._side = first.layer.out_channels, block.pool
         self._buffers = Buffers()
-        self._outputs: list[Array] = []
+        self._outputs = (_NOTHING.array, _NOTHING.array)
 
     def forward(self, images: Array, features: Array) -> None:
         """Fill features, [n, channels * windows], from images [n, inputs, H, W]."""
         patches = _patches(images, self._buffers)
         shape = (len(images), images.shape[2] - 2, images.shape[3] - 2, self._channels)
-        self._outputs = [b.forward(patches).array.reshape(shape) for b in self._branches]
-        kernels.gate_and_pool(*self._outputs, self._side, features)
+        first = self._first.forward(patches).array.reshape(shape)
+        second = self._second.forward(patches).array.reshape(shape)
+        self._outputs = (first, second)
+        kernels.gate_and_pool(first, second, self._side, features)
 
     def backward(self, gradient: Array) -> None:
         """Fill the gradients of the parameters from that of the first n rows of the features."""
         count, channels = len(gradient), self._channels
-        outputs = [output[:count] for output in self._outputs]
-        rows = outputs[0].size // channels
-        slopes = [self._buffers.get(f"slopes{k}", rows, channels) for k in (0, 1)]
-        parts = [part.array.reshape(count, -1, channels) for part in slopes]
-        kernels.gate_and_pool_backward(gradient, *outputs, self._side, *parts)
-        for branch, part in zip(self._branches, slopes, strict=True):
-            branch.backward(part, to_inputs=False)
+        first, second = (output[:count] for output in self._outputs)
+        rows = first.size // channels
+        slopes = self._buffers.get("first", rows, channels)
+        others = self._buffers.get("second", rows, channels)
+        shape = (count, -1, channels)
+        kernels.gate_and_pool_backward(
+            gradient, first, second, self._side, slopes.array.reshape(shape),
+            others.array.reshape(shape),
+        )  # fmt: skip
+        self._first.backward(slopes, to_inputs=False)
+        self._second.backward(others, to_inputs=False)
 
 
 def _patches(images: Array, buffers: Buffers) -> Matrix:
@@ -349,10 +357,7 @@ class ArrayNetwork:
 
     def __init__(self, network: FusedNetwork, gradients: Gradients | None = None) -> None:
         wanted = {} if gradients is None else gradients
-        self._encoders = [
-            _Gated(encoder, wanted) if isinstance(encoder, Hadamax) else _Convolution(encoder, wanted)
-            for encoder in _encoders(network)
-        ]
+        self._encoders = [_encoder(encoder, wanted) for encoder in _encoders(network)]
         self._layers = [
             _Dense(layer, norm, wanted, gelu=network.gelu)
             for layer, norm in zip(network.trunk, network.norms, strict=True)
@@ -428,6 +433,12 @@ class ArrayNetwork:
 def _as_matrix(values: Array) -> Array:
     """View a parameter as a matrix: a vector as one row, a convolution's weights row by row."""
     return values.reshape(1, -1) if values.ndim == 1 else values.reshape(len(values), -1)
+
+
+def _encoder(encoder: Convolutions | Hadamax, gradients: Gradients) -> _Convolution | _Gated:
+    if isinstance(encoder, Hadamax):
+        return _Gated(encoder, gradients)
+    return _Convolution(encoder, gradients)
 
 
 def _encoders(network: FusedNetwork) -> list[Convolutions | Hadamax]:

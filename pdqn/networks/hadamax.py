@@ -37,7 +37,7 @@ class Hadamax(nn.Module):
         shapes = HADAMAX_SMALL_BLOCKS if small else HADAMAX_BLOCKS
         widths = [image.inputs, channels, *[2 * channels] * (len(shapes) - 1)]
         self.blocks = nn.ModuleList(
-            _Block(inputs, outputs, shape)
+            HadamaxLayer(inputs, outputs, shape)
             for (inputs, outputs), shape in zip(itertools.pairwise(widths), shapes, strict=True)
         )
         self.small = small
@@ -52,7 +52,7 @@ class Hadamax(nn.Module):
         return images.flatten(1)
 
 
-class _Block(nn.Module):
+class HadamaxLayer(nn.Module):
     """Two branches, their product, and a pooling."""
 
     def __init__(self, inputs: int, outputs: int, shape: HadamaxBlock) -> None:
@@ -62,6 +62,7 @@ class _Block(nn.Module):
         self.pool, self._stride = shape.pool, shape.stride
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute [batch, outputs, H / stride, W / stride] from [batch, inputs, H, W]."""
         product = (self.first(images) * self.second(images)).permute(0, 3, 1, 2)
         # Without a stride, a pooling keeps the image's size.
         border = self.pool // 2 if self._stride == 1 else 0
