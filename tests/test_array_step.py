@@ -166,7 +166,7 @@ def step(learner: Learner, sample: Sample) -> Any:
         ("board", "all layers normalised", "last layer"),
         ("board", "no hidden layer", "last layer"),
         ("everything", "layer norm", "no target"),
-        *itertools.product(["board", "everything"], GATED, ["double", "no target"]),
+        *itertools.product(["board", "everything"], GATED, ["double", "no target", "last layer"]),
     ],
 )
 def test_twelve_steps_are_those_of_torch(with_torch: Any, spec: str, network: str, settings: str):

@@ -167,7 +167,14 @@ def features_to_places(features, places):
 
 
 @compiled
-def _largest_products(first, second, rows, columns, largest, places):
+def _corners(height, width, side):
+    """Return the top and left of every window of an image, int64[windows, 2], row by row."""
+    corners = [(top, left) for top in range(0, height, side) for left in range(0, width, side)]
+    return np.array(corners)
+
+
+@compiled
+def _largest_products(first, second, corner, side, largest, places):
     """Fill the largest product of two branches in a window, and its place, for every channel.
 
     Of equal products the first is taken, and what is not a number before all others, as in torch.
@@ -175,17 +182,19 @@ def _largest_products(first, second, rows, columns, largest, places):
     Args:
         first: [height, width, channels], of one image.
         second: likewise.
-        rows: of the window: its first, and the one behind its last.
-        columns: likewise.
+        corner: the window's top and left.
+        side: of the windows, which do not overlap; the last of a row or column may be smaller.
         largest: [channels], overwritten.
         places: int32[channels], overwritten; y * width + x.
     """
+    height, width = first.shape[:2]
+    top, left = corner[0], corner[1]
     largest[:] = -np.inf
-    places[:] = rows[0] * first.shape[1] + columns[0]
-    for y in range(rows[0], rows[1]):
-        for x in range(columns[0], columns[1]):
+    places[:] = top * width + left
+    for y in range(top, min(top + side, height)):
+        for x in range(left, min(left + side, width)):
             one, other = first[y, x], second[y, x]
-            place = np.int32(y * first.shape[1] + x)
+            place = np.int32(y * width + x)
             for c in range(len(largest)):
                 product = one[c] * other[c]
                 takes = product > largest[c] or np.isnan(product)
@@ -200,22 +209,18 @@ def gate_and_pool(first, second, side, features):
     Args:
         first: [n, height, width, channels].
         second: likewise.
-        side: of the windows, which do not overlap; the last of a row or column may be smaller.
+        side: of the windows.
         features: [n, channels * windows], overwritten; may have any strides.
     """
     count, height, width, channels = first.shape
-    windows = features.shape[1] // channels
+    corners = _corners(height, width, side)
+    windows = len(corners)
     largest, places = np.empty(channels, np.float32), np.empty(channels, np.int32)
     for i in range(count):
-        w = 0
-        for top in range(0, height, side):
-            rows = (top, min(top + side, height))
-            for left in range(0, width, side):
-                columns = (left, min(left + side, width))
-                _largest_products(first[i], second[i], rows, columns, largest, places)
-                for c in range(channels):
-                    features[i, c * windows + w] = largest[c]
-                w += 1
+        for w in range(windows):
+            _largest_products(first[i], second[i], corners[w], side, largest, places)
+            for c in range(channels):
+                features[i, c * windows + w] = largest[c]
 
 
 @compiled
@@ -231,22 +236,18 @@ def gate_and_pool_backward(gradient, first, second, side, first_slopes, second_s
         second_slopes: likewise, of ``second``.
     """
     count, height, width, channels = first.shape
-    windows = gradient.shape[1] // channels
+    corners = _corners(height, width, side)
+    windows = len(corners)
     largest, places = np.empty(channels, np.float32), np.empty(channels, np.int32)
     first_slopes[:], second_slopes[:] = 0.0, 0.0
     for i in range(count):
         one, other = first[i].reshape(-1, channels), second[i].reshape(-1, channels)
-        w = 0
-        for top in range(0, height, side):
-            rows = (top, min(top + side, height))
-            for left in range(0, width, side):
-                columns = (left, min(left + side, width))
-                _largest_products(first[i], second[i], rows, columns, largest, places)
-                for c in range(channels):
-                    k, slope = places[c], gradient[i, c * windows + w]
-                    first_slopes[i, k, c] = slope * other[k, c]
-                    second_slopes[i, k, c] = slope * one[k, c]
-                w += 1
+        for w in range(windows):
+            _largest_products(first[i], second[i], corners[w], side, largest, places)
+            for c in range(channels):
+                k, slope = places[c], gradient[i, c * windows + w]
+                first_slopes[i, k, c] = slope * other[k, c]
+                second_slopes[i, k, c] = slope * one[k, c]
 
 
 @compiled

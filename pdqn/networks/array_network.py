@@ -111,11 +111,6 @@ class _Norm:
         )  # fmt: skip
 
 
-def _norm_of(module: nn.Module, gradients: Gradients, *, rectified: bool) -> _Norm | None:
-    is_norm = isinstance(module, nn.LayerNorm)
-    return _Norm(module, gradients, rectified=rectified) if is_norm else None
-
-
 class _Activated:
     """The end of a layer: the bias, a normalisation if there is one, a rectifier or GELU."""
 
@@ -124,7 +119,9 @@ class _Activated:
     ) -> None:
         assert bias is not None
         self._bias = _Parameter(bias, gradients)
-        self._norm = _norm_of(norm, gradients, rectified=not gelu)
+        self._norm = None
+        if isinstance(norm, nn.LayerNorm):
+            self._norm = _Norm(norm, gradients, rectified=not gelu)
         self._gelu = gelu
         self._buffers = Buffers()
         self._hidden = self._before = self._output = _NOTHING
