@@ -62,7 +62,7 @@ class HadamaxLayer(nn.Module):
         self.pool, self._stride = shape.pool, shape.stride
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute [batch, outputs, H / stride, W / stride] from [batch, inputs, H, W]."""
+        """Compute [batch, outputs, *sides] from [batch, inputs, H, W]; see ``hadamax_sides``."""
         product = (self.first(images) * self.second(images)).permute(0, 3, 1, 2)
         # Without a stride, a pooling keeps the image's size.
         border = self.pool // 2 if self._stride == 1 else 0
