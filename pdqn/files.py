@@ -5,7 +5,7 @@ directory of its own, and exchanges files with the coordinator in pieces. It pus
 it saves, and fetches those that it continues from.
 
 Only a few pieces may be unanswered at a time. This bounds the queues, and a role soon notices that
-nobody answers. Pieces lost with a connection are sent again over the next one.
+nobody answers. Pieces and requests lost with a connection are sent again over the next one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +39,7 @@ _LOST_SECONDS = 3.0
 _TRIES = 3
 
 Answer = TypeVar("Answer", Filed, Piece)
+Result = TypeVar("Result")
 
 
 class _LostError(RunError):
@@ -100,8 +102,7 @@ class RunFiles:
         offset = 0
         while True:
             wanted = Fetch(name, index, offset)
-            self._link.ask(wanted)
-            piece = self._fetched(wanted)
+            piece = self._insist(partial(self._fetch_once, wanted))
             if not piece.name:
                 return None
             target = self._target(name, piece.name)
@@ -126,10 +127,26 @@ class RunFiles:
     def _push(self, name: str) -> None:
         """Send a file; start again from its beginning if pieces of it were lost."""
         self._pushes += 1
+        self._insist(partial(self._push_once, name))
+
+    def _insist(self, attempt: Callable[[float], Result]) -> Result:
+        """Do what a lost connection undoes; again if it did, and at last without being impatient.
+
+        Args:
+            attempt: function of the time after which a request counts as lost.
+        """
         for _ in range(_TRIES - 1):
+            self._await_place()
             with suppress(_LostError):
-                return self._push_once(name, _LOST_SECONDS)
-        return self._push_once(name, math.inf)
+                return attempt(_LOST_SECONDS)
+        self._await_place()
+        return attempt(math.inf)
+
+    def _await_place(self) -> None:
+        """Wait until the coordinator knows this connection: it drops what it is asked before."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not self._link.has_place and time.monotonic() < end:
+            self._link.poll(0.1)
 
     def _push_once(self, name: str, lost_seconds: float) -> None:
         path = self.path / name
@@ -152,11 +169,13 @@ class RunFiles:
         if error := self._answer(Filed, is_wanted, lost_seconds).error:
             raise RunError(f"the run's host cannot take a file: {error}")
 
-    def _fetched(self, wanted: Fetch) -> Piece:
+    def _fetch_once(self, wanted: Fetch, lost_seconds: float) -> Piece:
+        self._link.ask(wanted)
+
         def is_wanted(answer: Piece) -> bool:
             return wanted == Fetch(answer.wanted, answer.index, answer.offset)
 
-        return self._answer(Piece, is_wanted)
+        return self._answer(Piece, is_wanted, lost_seconds)
 
     def _answer(
         self,
@@ -183,7 +202,7 @@ class RunFiles:
                     return answer
                 since = time.monotonic()  # it is still working through earlier requests
             if time.monotonic() - since - self._link.silent_seconds > lost_seconds:
-                raise _LostError("the run's host did not answer a piece of a file")
+                raise _LostError("the run's host did not answer a request")
         raise RunError(f"the run's host did not answer for {_PATIENCE_SECONDS:g} s")
 
 

@@ -80,6 +80,7 @@ class CoordinatorLink:
         pulse: the newest pulse.
         telemetry: figures for the next report.
         answers: the coordinator's answers to requests, oldest first.
+        has_place: whether the coordinator knows this connection, as far as it has said.
         reports: number of reports sent.
         revocations: how often keys were removed from the list of allowed keys.
     """
@@ -115,6 +116,7 @@ class CoordinatorLink:
         self._heard = self._listening.seconds
         self._serves: dict[str, str] = {}
         self._is_ready = False
+        self.has_place = True
         self.pulse = Pulse()
         self.telemetry = Telemetry()
         self.revocations = 0
@@ -372,11 +374,13 @@ class CoordinatorLink:
         elif isinstance(message, Piece | Filed):
             self.answers.append(message)
         elif isinstance(message, Unknown) and self._place is not None:
+            self.has_place = False
             self._rejoin(self._place)
         elif isinstance(message, Refuse):
             raise RunError(f"{self._shown} no longer has a place for this role: {message.reason}")
 
     def _follow(self, pulse: Pulse) -> None:
+        self.has_place = True  # a pulse is for members alone
         self.pulse, refused = admission.followed(pulse, self._network, self._address)
         self.telemetry.count("endpoints_refused", refused)
         if isinstance(self._context, Context):
