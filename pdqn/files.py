@@ -136,16 +136,17 @@ class RunFiles:
             attempt: function of the time after which a request counts as lost.
         """
         for _ in range(_TRIES - 1):
-            self._await_place()
             with suppress(_LostError):
                 return attempt(_LOST_SECONDS)
-        self._await_place()
+            self._await_place()
         return attempt(math.inf)
 
     def _await_place(self) -> None:
         """Wait until the coordinator knows this connection: it drops what it is asked before."""
         end = time.monotonic() + _PATIENCE_SECONDS
-        while not self._link.has_place and time.monotonic() < end:
+        while not self._link.has_place:
+            if time.monotonic() >= end:
+                raise RunError(f"the run's host gave no place back for {_PATIENCE_SECONDS:g} s")
             self._link.poll(0.1)
 
     def _push_once(self, name: str, lost_seconds: float) -> None:

@@ -17,6 +17,7 @@ import pytest
 import zmq
 
 from actors.environments.describe import describe_environment
+from launcher.coordinator.admission import Admission
 from launcher.coordinator.coordinator import Coordinator
 from launcher.coordinator.files import FileDesk, FileStore
 from launcher.hosts.access import open_run
@@ -398,6 +399,19 @@ def test_a_file_is_whole_although_the_connection_broke_while_it_was_fetched(
     assert learner.fetch(FINAL_MODEL) == learner.path / FINAL_MODEL
     assert (learner.path / FINAL_MODEL).read_bytes() == whole
     assert len(cable.ends) == 4, "there were two connections"
+    learner.close()
+
+
+def test_a_role_that_gets_no_place_back_gives_a_file_up(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Admission, "answer", lambda *_: "waits")
+    monkeypatch.setattr("pdqn.files._LOST_SECONDS", 0.05)
+    monkeypatch.setattr("pdqn.files._PATIENCE_SECONDS", 2.0)
+    learner = host.files("learner", host.cable(9 * PIECE_BYTES))
+    (learner.path / FINAL_MODEL).write_bytes(content(20 * PIECE_BYTES))
+    with pytest.raises(RunError, match=r"gave no place back for 2 s"):
+        learner.push(FINAL_MODEL)
     learner.close()
 
 
